@@ -1,0 +1,1 @@
+//! Content-addressed store: tables, manifests, checkpoints, locks.

@@ -1,0 +1,6 @@
+//! Image sources, the shards they are ingested into, and augmentation.
+
+pub mod augment;
+mod config;
+
+pub use config::*;

@@ -1,0 +1,33 @@
+//! `snclr`: declarative, cached, resumable pipelines for self-supervised visual pretraining.
+//!
+//! Data flows `spec -> plan -> stage -> artifact -> report`, and imports go one way, lowest layer first:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
+//! | [`dataset`] | one file per image source; shards; augmentation |
+//! | [`encoder`] | one file per encoder |
+//! | [`method`] | one file per self-supervised method, its queue, heads and loss |
+//! | [`train`] | the pretraining loop, schedules, optimisers, EMA, health metrics |
+//! | [`artifact`] | content-addressed store: tables, manifests, checkpoints, locks |
+//! | [`stage`] | the work of each stage, unaware of the plan |
+//! | [`spec`] | YAML to a located, schema-checked [`spec::Experiment`] |
+//! | [`plan`] | experiment to stage graph, keys and explanations |
+//! | [`run`] | drives a plan: cached, run, resumed |
+//! | [`report`] | artifacts to scores and comparisons |
+//! | [`cli`] | one file per command |
+//!
+//! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).
+
+pub mod artifact;
+pub mod cli;
+pub mod dataset;
+pub mod encoder;
+pub mod method;
+pub mod ops;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod spec;
+pub mod stage;
+pub mod train;

@@ -1,0 +1,94 @@
+//! The `method:`, `projector:` and `predictor:` sections of a spec.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The method and its settings. `name` selects it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum MethodConfig {
+    /// Soft Neighbors are Positive Supporters in Contrastive Visual Representation Learning (ICLR 2023).
+    Snclr(SnclrConfig),
+}
+
+/// SNCLR in the paper's notation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnclrConfig {
+    /// K, the number of nearest neighbours that support each view; 0 leaves InfoNCE.
+    pub k: usize,
+    /// Length of the FIFO queue of momentum projections that neighbours come from.
+    #[schemars(range(min = 1))]
+    pub queue_length: usize,
+    /// Scaling factor gamma of the positiveness: w_i = softmax_i / gamma.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.000001))]
+    pub gamma: f64,
+    /// Temperature tau of the logits.
+    #[schemars(range(min = 0.000001))]
+    pub tau: f64,
+    /// Where the positiveness comes from.
+    #[serde(default)]
+    pub attention: Attention,
+    /// Width of the attention's projections f1 and f2; the projector's output width by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub attention_dim: Option<usize>,
+    /// Stop the gradient through the positiveness.
+    #[serde(default)]
+    pub detach_w: bool,
+    /// Leave earlier copies of the same image out of its neighbours.
+    #[serde(default = "yes")]
+    pub exclude_self: bool,
+    /// Factor on the loss of each direction (MoCo-v3's release uses 2 tau; the paper's formula 1).
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.000001))]
+    pub loss_scale: f64,
+    /// Momentum of the exponential moving average at the start; it rises to 1 along a cosine.
+    #[serde(default = "default_momentum")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub momentum: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_momentum() -> f64 {
+    0.99
+}
+
+/// Where SNCLR's positiveness comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Attention {
+    /// Learned projections f1 and f2 (the paper).
+    #[default]
+    Learned,
+    /// Cosine of y1 and each neighbour (the authors' release).
+    Cosine,
+    /// 1/K for each neighbour (ablation).
+    Uniform,
+}
+
+/// A multi-layer perceptron: linear, batch norm and ReLU per hidden layer, then linear and batch norm without affine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MlpConfig {
+    /// Number of linear layers.
+    #[schemars(range(min = 1, max = 8))]
+    pub layers: usize,
+    /// Width of the hidden layers.
+    #[schemars(range(min = 1))]
+    pub hidden: usize,
+    /// Width of the output.
+    #[schemars(range(min = 1))]
+    pub output: usize,
+    /// Batch norm (without affine) behind the last linear layer.
+    #[serde(default = "yes")]
+    pub last_batch_norm: bool,
+}

@@ -1,0 +1,40 @@
+//! The scalar types that our operations compute in: f32 for work, f64 for checking.
+
+use dfdx::prelude::Dtype;
+
+/// A real scalar that dfdx tensors can hold.
+pub trait Real:
+    Dtype
+    + num_traits::Float
+    + num_traits::FromPrimitive
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + std::iter::Sum
+    + Send
+    + Sync
+    + 'static
+{
+    /// Nearest value to `x`.
+    fn of(x: f64) -> Self;
+    /// As f64.
+    fn as_f64(self) -> f64;
+}
+
+impl Real for f32 {
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn as_f64(self) -> f64 {
+        self as f64
+    }
+}
+
+impl Real for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn as_f64(self) -> f64 {
+        self
+    }
+}

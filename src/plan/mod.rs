@@ -1,0 +1,1 @@
+//! An experiment becomes a stage graph with keys and explanations.

@@ -1,0 +1,1 @@
+//! Artifacts become scores and comparisons.

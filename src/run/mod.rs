@@ -1,0 +1,1 @@
+//! Drives a plan: what is cached stays, what is pending runs, what was killed resumes.

@@ -1,0 +1,152 @@
+//! The `optimizer:`, `schedule:` and `precision:` sections of a spec.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Optimiser and its settings. `name` selects it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "name", rename_all = "lowercase")]
+pub enum OptimizerConfig {
+    /// Stochastic gradient descent with momentum; decays tensors of two or more axes.
+    Sgd(SgdConfig),
+    /// AdamW; decays every tensor.
+    Adamw(AdamwConfig),
+    /// LARS; tensors of one axis are neither decayed nor scaled.
+    Lars(LarsConfig),
+}
+
+/// How the learning rate follows from the base learning rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScaling {
+    /// learning rate = base_lr * batch_size / 256.
+    #[default]
+    Linear,
+    /// learning rate = base_lr.
+    None,
+}
+
+/// SGD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SgdConfig {
+    /// Learning rate before `lr_scaling`.
+    #[schemars(range(min = 0.0))]
+    pub base_lr: f64,
+    #[serde(default)]
+    pub lr_scaling: LrScaling,
+    /// Momentum.
+    #[serde(default = "nine_tenths")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub momentum: f64,
+    /// Weight decay.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+}
+
+/// AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdamwConfig {
+    /// Learning rate before `lr_scaling`.
+    #[schemars(range(min = 0.0))]
+    pub base_lr: f64,
+    #[serde(default)]
+    pub lr_scaling: LrScaling,
+    /// Decay rates of the first and second moment.
+    #[serde(default = "adam_betas")]
+    pub betas: [f64; 2],
+    /// Term added to the denominator.
+    #[serde(default = "adam_eps")]
+    pub eps: f64,
+    /// Weight decay.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+}
+
+/// LARS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LarsConfig {
+    /// Learning rate before `lr_scaling`.
+    #[schemars(range(min = 0.0))]
+    pub base_lr: f64,
+    #[serde(default)]
+    pub lr_scaling: LrScaling,
+    /// Momentum.
+    #[serde(default = "nine_tenths")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub momentum: f64,
+    /// Trust coefficient.
+    #[serde(default = "lars_eta")]
+    #[schemars(range(min = 0.0))]
+    pub eta: f64,
+    /// Weight decay.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+}
+
+fn nine_tenths() -> f64 {
+    0.9
+}
+
+fn adam_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+fn adam_eps() -> f64 {
+    1e-8
+}
+
+fn lars_eta() -> f64 {
+    1e-3
+}
+
+/// Learning rate over time: linear warm-up from 0, then half a cosine down to 0.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Length of the warm-up in epochs.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub warmup_epochs: f64,
+}
+
+/// Arithmetic of the encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+}
+
+/// Diagnostics of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HealthConfig {
+    /// A row of health metrics is kept every so many steps, from step 0 on.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1))]
+    pub every: usize,
+    /// Stop when the embeddings collapse.
+    #[serde(default = "yes")]
+    pub stop_on_collapse: bool,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        HealthConfig { every: ten(), stop_on_collapse: yes() }
+    }
+}
+
+fn ten() -> usize {
+    10
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,5 @@
+//! Pretraining: the loop, schedules, optimisers, EMA and health metrics.
+
+mod config;
+
+pub use config::*;
