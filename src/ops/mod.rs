@@ -1,5 +1,6 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
+pub mod arena;
 pub mod gemm;
 pub mod random;
 mod real;

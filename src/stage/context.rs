@@ -1,0 +1,61 @@
+//! What a stage may ask of whoever runs it: progress, interruption, checkpoints, warnings.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::artifact::Checkpoints;
+
+/// Where a stage reports how far it is. Implementations draw bars or print lines.
+pub trait Progress {
+    /// A piece of work begins: `total` units, when known, of `unit` (plural, e.g. "steps").
+    fn start(&self, total: Option<u64>, unit: &str);
+    /// `count` more units are done.
+    fn advance(&self, count: u64);
+    /// A short status beside the bar, e.g. "loss 5.21".
+    fn message(&self, text: &str);
+    /// A line that stays.
+    fn log(&self, text: &str);
+    /// A warning that stays and is repeated at the end of the run.
+    fn warn(&self, text: &str);
+}
+
+/// Set when the user asks to stop; stages poll it between steps.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Asks every stage to stop at its next safe point.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether someone asked.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What a stage gets from its surroundings.
+pub struct StageContext<'a> {
+    pub progress: &'a dyn Progress,
+    pub interrupt: &'a Interrupt,
+    pub checkpoints: &'a Checkpoints,
+    /// Longest time between two checkpoints.
+    pub checkpoint_interval: Duration,
+}
+
+/// Why a stage stopped before its end without having failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// The user asked.
+    #[error("interrupted in {stage} after step {step}; run the same command again to go on from there")]
+    Interrupted { stage: &'static str, step: u64 },
+    /// Training went wrong: NaN or collapse.
+    #[error("{0}")]
+    Diverged(String),
+}
