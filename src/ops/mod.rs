@@ -1,8 +1,18 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
 pub mod arena;
+pub mod batch_norm;
+pub mod buffers;
+pub mod conv2d;
 pub mod gemm;
+#[cfg(test)]
+pub mod golden;
+pub mod linear;
+pub mod normalize;
+pub mod pool;
 pub mod random;
 mod real;
+pub mod seam;
+pub mod simd;
 
 pub use real::Real;
