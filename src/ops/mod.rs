@@ -14,5 +14,6 @@ pub mod random;
 mod real;
 pub mod seam;
 pub mod simd;
+pub mod topk;
 
 pub use real::Real;
