@@ -7,6 +7,7 @@ pub mod embed;
 pub mod knn;
 pub mod linear_probe;
 pub mod pretrain;
+pub mod weights;
 
 pub use config::*;
 pub use context::*;

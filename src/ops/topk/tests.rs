@@ -1,10 +1,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand::RngExt;
-use safetensors::SafeTensors;
 
 use super::*;
-use crate::ops::random::{Purpose, stream};
+use crate::ops::{
+    golden::Golden,
+    random::{Purpose, stream},
+};
 
 fn random(n: usize, seed: u64) -> Vec<f64> {
     let mut rng = stream(seed, Purpose::Queue, 0, 0, 0);
@@ -21,7 +23,7 @@ fn naive(queries: &[f64], bank: &[f64], dim: usize, k: usize, out: impl Fn(usize
             .filter(|&(r, _)| !out(q, r))
             .map(|(r, row)| (query.iter().zip(row).map(|(a, b)| a * b).sum(), r))
             .collect();
-        rows.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        rows.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap().then(a.1.cmp(&b.1)));
         indices.extend(rows[..k].iter().map(|row| row.1));
     }
     indices
@@ -95,18 +97,12 @@ fn exclusion_is_asked_for_few_rows() {
 #[test]
 fn golden_topk() {
     for (case, k) in [("topk_small", 3), ("topk_large", 30)] {
-        let bytes = std::fs::read(format!("tests/golden/{case}.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let tensor = |name| file.tensor(name).unwrap();
-        let x: Vec<f64> =
-            tensor("in.x").data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect();
-        let words = |name| tensor(name).data().chunks_exact(8).map(|b| <[u8; 8]>::try_from(b).unwrap());
-        let columns = tensor("in.x").shape()[1];
+        let golden = Golden::load(case);
+        let n = golden.shape("in.x")[1];
         // Dot products with unit vectors are the entries themselves.
-        let unit: Vec<f64> =
-            (0..columns * columns).map(|i| if i / columns == i % columns { 1.0 } else { 0.0 }).collect();
-        let found = top_k(&x, &unit, columns, k, |_, _| false);
-        assert_eq!(found.indices, words("out.idx").map(|b| i64::from_le_bytes(b) as usize).collect::<Vec<_>>());
-        assert_eq!(found.scores, words("out.values").map(f64::from_le_bytes).collect::<Vec<_>>());
+        let unit: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect();
+        let found = top_k(&golden.get("in.x"), &unit, n, k, |_, _| false);
+        assert_eq!(found.indices.iter().map(|&i| i as i64).collect::<Vec<_>>(), golden.integers("out.idx"));
+        assert_eq!(found.scores, golden.get::<f64>("out.values"));
     }
 }
