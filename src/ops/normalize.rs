@@ -20,7 +20,8 @@ pub fn normalize_rows<E: Real>(x: &mut [E], dim: usize) {
     }
 }
 
-fn norm<E: Real>(row: &[E]) -> f64 {
+/// Length of a row, at least 1e-12.
+pub fn norm<E: Real>(row: &[E]) -> f64 {
     row.iter().map(|v| v.as_f64() * v.as_f64()).sum::<f64>().sqrt().max(EPS)
 }
 

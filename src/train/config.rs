@@ -3,6 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    dataset::augment::AugmentationsConfig,
+    encoder::EncoderConfig,
+    method::{MethodConfig, MlpConfig},
+};
+
 /// Optimiser and its settings. `name` selects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "name", rename_all = "lowercase")]
@@ -149,4 +155,21 @@ fn ten() -> usize {
 
 fn yes() -> bool {
     true
+}
+
+/// The sections of a spec that pretraining depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct PretrainConfig<'a> {
+    pub seed: u64,
+    pub augmentations: &'a AugmentationsConfig,
+    pub encoder: &'a EncoderConfig,
+    pub projector: &'a MlpConfig,
+    pub predictor: &'a MlpConfig,
+    pub method: &'a MethodConfig,
+    pub optimizer: &'a OptimizerConfig,
+    pub schedule: &'a ScheduleConfig,
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub precision: Precision,
+    pub health: &'a HealthConfig,
 }
