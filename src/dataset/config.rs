@@ -37,7 +37,7 @@ pub enum OnError {
 #[serde(untagged)]
 pub enum Paths {
     One(PathBuf),
-    Many(Vec<PathBuf>),
+    Many(#[schemars(length(min = 1))] Vec<PathBuf>),
 }
 
 impl Paths {

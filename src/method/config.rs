@@ -22,13 +22,13 @@ pub struct SnclrConfig {
     pub queue_length: usize,
     /// Scaling factor gamma of the positiveness: w_i = softmax_i / gamma.
     #[serde(default = "one")]
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma: f64,
     /// Form of the loss.
     #[serde(default)]
     pub objective: Objective,
     /// Temperature tau of the logits.
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub tau: f64,
     /// Where the positiveness comes from.
     #[serde(default)]
@@ -54,7 +54,7 @@ pub struct SnclrConfig {
     pub exclude_self: bool,
     /// Factor on the loss of each direction (MoCo-v3's release uses 2 tau; the paper's formula 1).
     #[serde(default = "one")]
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub loss_scale: f64,
     /// Momentum of the exponential moving average at the start; it rises to 1 along a cosine.
     #[serde(default = "default_momentum")]

@@ -62,9 +62,11 @@ pub struct AdamwConfig {
     pub lr_scaling: LrScaling,
     /// Decay rates of the first and second moment.
     #[serde(default = "adam_betas")]
+    #[schemars(extend("items" = { "type": "number", "minimum": 0, "exclusiveMaximum": 1 }))]
     pub betas: [f64; 2],
     /// Term added to the denominator.
     #[serde(default = "adam_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// Weight decay.
     #[serde(default)]
