@@ -1,1 +1,11 @@
-fn main() {}
+//! `snclr`: parse, call, report.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use snclr::cli;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    cli::run(cli).unwrap_or_else(|error| cli::report(&error))
+}

@@ -1,6 +1,141 @@
-//! One file per command.
+//! The command line: global options, one file per command, exit codes.
 
 pub mod compare;
 pub mod export;
+mod failure;
+pub mod plan;
+pub mod run;
+pub mod runs;
 pub mod schema;
 pub mod validate;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+pub use failure::report;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  failure
+    2  invalid usage or spec
+    3  work is pending (plan --check)
+    4  training diverged or collapsed
+  130  interrupted; the same command goes on from there";
+
+/// Declarative, cached, resumable pipelines for self-supervised visual pretraining.
+#[derive(Debug, Parser)]
+#[command(name = "snclr", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command, before or after its name.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Folder of artifacts, checkpoints and results
+    #[arg(long, global = true, value_name = "DIR", default_value = "runs", help_heading = "Global options")]
+    pub runs: PathBuf,
+    /// Worker threads; results do not depend on it [default: one per processor]
+    #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Global options")]
+    pub threads: Option<usize>,
+    /// Device that computes
+    #[arg(long, global = true, default_value = "cpu", value_parser = device, help_heading = "Global options")]
+    pub device: Device,
+    /// No progress, warnings and results only
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+/// Device that computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run what a spec describes; what is cached stays, what was interrupted goes on
+    Run(run::Args),
+    /// Show which stages of a spec are cached, and why the others have to run
+    Plan(plan::Args),
+    /// List finished runs
+    Runs(runs::Args),
+    /// Check specs; print every error at once
+    Validate(validate::Args),
+    /// Print the JSON Schema of specs
+    Schema(schema::Args),
+    /// Compare runs: what differs between their specs, and their scores
+    Compare(compare::Args),
+    /// Write the trained encoder as safetensors with torchvision names
+    Export(export::Args),
+}
+
+/// Runs a command.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Run(args) => run::run(args, &global),
+        Command::Plan(args) => plan::run(args, &global),
+        Command::Runs(args) => runs::run(args, &global),
+        Command::Validate(args) => validate::run(args),
+        Command::Schema(args) => schema::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Export(args) => export::run(args),
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1024".into()),
+    }
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "cpu" => Ok(Device::Cpu),
+        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => Err("this build has no CUDA support; use cpu".into()),
+        _ => Err("no such device; use cpu".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        for line in [["snclr", "--runs", "x", "runs"], ["snclr", "runs", "--runs", "x"]] {
+            assert_eq!(Cli::try_parse_from(line).unwrap().global.runs, PathBuf::from("x"));
+        }
+    }
+
+    #[test]
+    fn devices_and_threads_that_do_not_exist_are_refused() {
+        let error = |line: &[&str]| Cli::try_parse_from(line).unwrap_err().render().to_string();
+        let text = error(&["snclr", "runs", "--device", "cuda:0"]);
+        assert!(text.contains("invalid value 'cuda:0'") && text.contains("this build has no CUDA support"), "{text}");
+        assert!(error(&["snclr", "runs", "--device", "tpu"]).contains("no such device; use cpu"));
+        assert!(error(&["snclr", "runs", "--threads", "0"]).contains("expected a whole number from 1 to 1024"));
+    }
+}

@@ -24,6 +24,18 @@ pub trait Progress {
     fn warn(&self, text: &str);
 }
 
+/// Progress that nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _total: Option<u64>, _unit: &str) {}
+    fn advance(&self, _count: u64) {}
+    fn message(&self, _text: &str) {}
+    fn log(&self, _text: &str) {}
+    fn warn(&self, _text: &str) {}
+}
+
 /// Set when the user asks to stop; stages poll it between steps.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
@@ -50,11 +62,14 @@ pub struct StageContext<'a> {
 }
 
 /// Why a stage stopped before its end without having failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
-    /// The user asked.
+    /// The user asked, within a stage that keeps checkpoints.
     #[error("interrupted in {stage} after step {step}; run the same command again to go on from there")]
     Interrupted { stage: &'static str, step: u64 },
+    /// The user asked, before or within a stage that starts anew the next time.
+    #[error("interrupted at {stage}; run the same command again to go on with it")]
+    InterruptedAt { stage: &'static str },
     /// Training went wrong: NaN or collapse.
     #[error("{0}")]
     Diverged(String),

@@ -1,0 +1,250 @@
+//! Checkpoints of one unfinished stage: whole or not there, checked by hash, bound to the stage's key.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use anyhow::Context;
+use arrow::array::RecordBatch;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Key, atomic, hash, segment,
+    store::set_aside,
+    table::{self, TableFile},
+};
+
+/// A saved state: the number of steps behind it, and its tables.
+pub type State = (u64, BTreeMap<String, RecordBatch>);
+
+const MANIFEST: &str = "checkpoint.json";
+
+/// Checkpoints and metric segments of one unfinished stage, bound to its key. The holder of the stage's lock uses them.
+pub struct Checkpoints {
+    dir: PathBuf,
+    damaged: PathBuf,
+    label: String,
+    key: Key,
+    /// Number of this start of the stage, from 1.
+    attempt: u64,
+    warn: Box<dyn Fn(&str) + Send + Sync>,
+    files: Mutex<Files>,
+}
+
+#[derive(Default)]
+struct Files {
+    /// Segment files and the hashes of their bytes.
+    segments: BTreeMap<String, String>,
+    last_saved: Option<u64>,
+}
+
+/// `checkpoint.json`.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    key: Key,
+    step: u64,
+    /// Tables of the state -> hash of the file.
+    tables: BTreeMap<String, String>,
+    /// Segments written before it -> hash of the file: without their rows the metrics would have a gap.
+    segments: BTreeMap<String, String>,
+}
+
+impl Checkpoints {
+    /// Looks at what earlier attempts left in `dir`; what is damaged goes to `damaged`, with a word to `warn`.
+    pub(super) fn open(
+        dir: PathBuf,
+        damaged: PathBuf,
+        label: String,
+        key: Key,
+        warn: Box<dyn Fn(&str) + Send + Sync>,
+    ) -> anyhow::Result<Self> {
+        let mut segments = BTreeMap::new();
+        let mut attempt = 0;
+        for name in names(&dir)? {
+            if atomic::is_sibling(&name) {
+                // A killed attempt was writing or removing it.
+                let path = dir.join(&name);
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.with_context(|| format!("removing {}", path.display()))?;
+            } else if let Some(parts) = segment::parse(&name) {
+                attempt = attempt.max(parts.attempt);
+                let path = dir.join(&name);
+                let hash = hash::file(&path, |_| ()).with_context(|| format!("reading {}", path.display()))?;
+                segments.insert(name, hash);
+            } else if let Some((_, of)) = parse(&name) {
+                attempt = attempt.max(of);
+            }
+        }
+        let files = Mutex::new(Files { segments, last_saved: None });
+        Ok(Checkpoints { dir, damaged, label, key, attempt: attempt + 1, warn, files })
+    }
+
+    /// Saves the state after `step` steps; atomic; the two newest are kept. Segments of the steps before go first.
+    pub fn save(&self, step: u64, tables: &[(&str, RecordBatch)]) -> anyhow::Result<()> {
+        let mut files = self.files.lock().expect("no panics while held");
+        if files.last_saved == Some(step) {
+            return Ok(());
+        }
+        atomic::create_dir(&self.dir)?;
+        let target = self.dir.join(format!("checkpoint-{step:012}-{:04}", self.attempt));
+        let temporary = atomic::sibling(&target);
+        if let Err(error) = self.write(&temporary, step, tables, &files.segments) {
+            // On a full disk the half of it is in the way of everything else.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error.context(format!("saving the checkpoint after step {step}")));
+        }
+        atomic::rename(&temporary, &target)?;
+        files.last_saved = Some(step);
+        for name in self.newest_first()?.into_iter().skip(2) {
+            let old = self.dir.join(name);
+            let doomed = atomic::sibling(&old);
+            atomic::rename(&old, &doomed)?;
+            atomic::remove_dir(&doomed)?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        dir: &Path,
+        step: u64,
+        tables: &[(&str, RecordBatch)],
+        segments: &BTreeMap<String, String>,
+    ) -> anyhow::Result<()> {
+        atomic::remove_dir(dir)?;
+        atomic::create_dir(dir)?;
+        let mut hashes = BTreeMap::new();
+        for (name, batch) in tables {
+            let path = dir.join(format!("{name}.parquet"));
+            let mut file = TableFile::create(path, batch.schema(), table::uncompressed(&batch.schema()))?;
+            file.write(batch)?;
+            let twice = hashes.insert(name.to_string(), file.finish(|_| Vec::new())?.sha256).is_some();
+            anyhow::ensure!(!twice, "table {name:?} is given twice");
+        }
+        let manifest = Manifest { key: self.key.clone(), step, tables: hashes, segments: segments.clone() };
+        // Its own hash goes in front: the manifest is as easily damaged as what it vouches for.
+        let text = serde_json::to_string_pretty(&manifest)?;
+        atomic::write(&dir.join(MANIFEST), format!("{}\n{text}\n", hash::bytes(text.as_bytes())).as_bytes())
+    }
+
+    /// The newest state that is whole: its step and its tables. One that is not goes to `damaged/`, with a warning.
+    pub fn load(&self) -> anyhow::Result<Option<State>> {
+        let mut found = None;
+        for name in self.newest_first()? {
+            match self.read(&name) {
+                Ok(state) => {
+                    found = Some(state);
+                    break;
+                }
+                Err(what) => {
+                    let moved = set_aside(&self.damaged, &self.dir.join(&name), &format!("{}-{name}", self.label))?;
+                    (self.warn)(&format!(
+                        "damaged checkpoint of {}: {name}: {what}; moved to {}, going on from the one before",
+                        self.label,
+                        moved.display()
+                    ));
+                }
+            }
+        }
+        // Only now: as long as a checkpoint vouches for a segment, the loss of the segment must be noticed.
+        self.drop_damaged_segments()?;
+        Ok(found)
+    }
+
+    fn read(&self, name: &str) -> Result<State, String> {
+        let dir = self.dir.join(name);
+        let text = fs::read_to_string(dir.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let (sum, body) = text.split_once('\n').unwrap_or_default();
+        if hash::bytes(body.trim_end_matches('\n').as_bytes()) != sum {
+            return Err(format!("{MANIFEST}: does not match its checksum"));
+        }
+        let manifest: Manifest = serde_json::from_str(body).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        if manifest.key != self.key {
+            return Err(format!("belongs to key {}, not {}", manifest.key.short(), self.key.short()));
+        }
+        let known = &self.files.lock().expect("no panics while held").segments;
+        for (file, hash) in &manifest.segments {
+            match known.get(file) {
+                Some(found) if found == hash => {}
+                Some(_) => return Err(format!("{file}, written before it, does not match its hash")),
+                None => return Err(format!("{file}, written before it, is missing")),
+            }
+        }
+        let mut tables = BTreeMap::new();
+        for (name, hash) in manifest.tables {
+            let path = dir.join(format!("{name}.parquet"));
+            match hash::file(&path, |_| ()) {
+                Ok(found) if found == hash => {}
+                Ok(_) => return Err(format!("{name}.parquet: does not match its hash")),
+                Err(error) => return Err(format!("{name}.parquet: {error}")),
+            }
+            let (batch, _) = table::read_whole(&path, "").map_err(|error| format!("{error:#}"))?;
+            tables.insert(name, batch);
+        }
+        Ok((manifest.step, tables))
+    }
+
+    fn drop_damaged_segments(&self) -> anyhow::Result<()> {
+        let mut files = self.files.lock().expect("no panics while held");
+        for name in files.segments.keys().cloned().collect::<Vec<_>>() {
+            let path = self.dir.join(&name);
+            if let Err(error) = segment::read(&path, &self.key) {
+                let moved = set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?;
+                files.segments.remove(&name);
+                (self.warn)(&format!("damaged metrics of {}: {error:#}; moved to {}", self.label, moved.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a segment of metric rows (one int64 column is called `step`) that begins at `first_step`; atomic.
+    pub fn append_segment(&self, name: &str, first_step: u64, rows: &RecordBatch) -> anyhow::Result<()> {
+        let file = segment::file_name(name, self.attempt, first_step);
+        atomic::create_dir(&self.dir)?;
+        let hash = segment::write(&self.dir.join(&file), &self.key, self.attempt, rows)?;
+        self.files.lock().expect("no panics while held").segments.insert(file, hash);
+        Ok(())
+    }
+
+    /// All rows of the segments called `name` with step < `until`, one per step (the newest attempt's), in the order of steps.
+    /// None when there are none. Errors when a segment is damaged.
+    pub fn segments(&self, name: &str, until: u64) -> anyhow::Result<Option<RecordBatch>> {
+        let files = self.files.lock().expect("no panics while held");
+        let wanted = files.segments.keys().filter(|file| segment::parse(file).is_some_and(|parts| parts.name == name));
+        let batches = wanted.map(|file| segment::read(&self.dir.join(file), &self.key));
+        segment::merge(batches.collect::<anyhow::Result<Vec<_>>>()?, until)
+    }
+
+    /// Folder that belongs to the stage key; it is created by the first write.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn newest_first(&self) -> anyhow::Result<Vec<String>> {
+        let mut found: Vec<_> =
+            names(&self.dir)?.into_iter().filter_map(|name| parse(&name).map(|order| (order, name))).collect();
+        found.sort_by(|a, b| b.cmp(a));
+        Ok(found.into_iter().map(|(_, name)| name).collect())
+    }
+}
+
+/// Step and attempt of a checkpoint's folder.
+fn parse(name: &str) -> Option<(u64, u64)> {
+    let (step, attempt) = name.strip_prefix("checkpoint-")?.split_once('-')?;
+    Some((step.parse().ok()?, attempt.parse().ok()?))
+}
+
+/// Names in a folder; none when there is no folder.
+fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let named = || format!("listing {}", dir.display());
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => {
+            let names = entries.with_context(named)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            names.collect::<std::io::Result<_>>().with_context(named)
+        }
+    }
+}

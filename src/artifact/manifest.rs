@@ -1,0 +1,153 @@
+//! `manifest.json`: what an artifact is, what it came from, and the hash of each of its files.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Components, Key, Kind, hash};
+
+/// Version of the manifest and of the store's layout.
+const FORMAT: u32 = 1;
+
+/// Name of the file.
+pub const FILE: &str = "manifest.json";
+
+/// What an artifact is. Numbers are whole, so that reading and writing back gives the same text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format: u32,
+    /// Stage that made it.
+    pub stage: String,
+    /// Key of the stage.
+    pub key: Key,
+    /// Leaves that the key is the hash of.
+    pub components: Components,
+    /// Hash of the logical content of all content tables.
+    pub content: String,
+    /// Seconds since 1970 at the commit; for people.
+    pub created: u64,
+    /// How long the stage took, in milliseconds; for people.
+    pub milliseconds: u64,
+    /// Tables, in the order of their names.
+    pub files: Vec<FileEntry>,
+    /// Hash of this manifest's text with an empty checksum.
+    pub checksum: String,
+}
+
+/// One table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name of the table; the file is `<name>.parquet`.
+    pub name: String,
+    /// Whether its values are part of what the artifact is.
+    pub kind: Kind,
+    /// Number of rows.
+    pub rows: u64,
+    /// Hash of schema and values.
+    pub content: String,
+    /// Length of the file in bytes.
+    pub size: u64,
+    /// Hash of the file's bytes.
+    pub sha256: String,
+}
+
+impl FileEntry {
+    /// Name of the file.
+    pub fn file(&self) -> String {
+        format!("{}.parquet", self.name)
+    }
+}
+
+impl Manifest {
+    /// The manifest of an artifact that is complete but for its commit.
+    pub fn new(
+        stage: &str,
+        components: Components,
+        mut files: Vec<FileEntry>,
+        created: u64,
+        milliseconds: u64,
+    ) -> Self {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let content = content(&files);
+        let (stage, key) = (stage.to_owned(), components.key());
+        let checksum = String::new();
+        let mut manifest =
+            Manifest { format: FORMAT, stage, key, components, content, created, milliseconds, files, checksum };
+        manifest.checksum = hash::bytes(manifest.text().as_bytes());
+        manifest
+    }
+
+    /// The text of the file.
+    pub fn text(&self) -> String {
+        serde_json::to_string_pretty(self).expect("strings and whole numbers") + "\n"
+    }
+
+    /// Reads and checks the manifest in `dir`; the error says what is wrong with it.
+    pub fn read(dir: &Path) -> Result<Manifest, String> {
+        let text = fs::read(dir.join(FILE)).map_err(|error| format!("{FILE}: {error}"))?;
+        let mut manifest: Manifest = serde_json::from_slice(&text).map_err(|error| format!("{FILE}: {error}"))?;
+        if manifest.format != FORMAT {
+            return Err(format!("{FILE}: format {}, but this build writes format {FORMAT}", manifest.format));
+        }
+        let checksum = std::mem::take(&mut manifest.checksum);
+        if hash::bytes(manifest.text().as_bytes()) != checksum {
+            return Err(format!("{FILE}: does not match its checksum"));
+        }
+        manifest.checksum = checksum;
+        Ok(manifest)
+    }
+}
+
+/// The artifact's content hash: over names and content of its content tables.
+fn content(files: &[FileEntry]) -> String {
+    let mut text = String::new();
+    for file in files.iter().filter(|file| file.kind == Kind::Content) {
+        text += &format!("{:?} {}\n", file.name, file.content);
+    }
+    hash::bytes(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, kind: Kind, content: &str) -> FileEntry {
+        FileEntry { name: name.into(), kind, rows: 3, content: content.into(), size: 10, sha256: "ff".into() }
+    }
+
+    fn manifest(files: Vec<FileEntry>) -> Manifest {
+        let mut components = Components::default();
+        components.insert("tau", &serde_json::json!(0.07));
+        Manifest::new("knn", components, files, 1, 2)
+    }
+
+    #[test]
+    fn measurements_are_no_part_of_the_content() {
+        let content = |files| manifest(files).content;
+        let base = content(vec![entry("a", Kind::Content, "1"), entry("t", Kind::Measurement, "2")]);
+        assert_eq!(base, content(vec![entry("t", Kind::Measurement, "3"), entry("a", Kind::Content, "1")]));
+        assert_eq!(base, content(vec![entry("a", Kind::Content, "1")]));
+        assert_ne!(base, content(vec![entry("a", Kind::Content, "2")]));
+        assert_ne!(base, content(vec![entry("b", Kind::Content, "1")]));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed_unless_it_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = manifest(vec![entry("a", Kind::Content, "1")]);
+        let text = manifest.text().into_bytes();
+        for at in 0..text.len() {
+            let mut damaged = text.clone();
+            damaged[at] ^= 1 << (at % 7);
+            fs::write(dir.path().join(FILE), &damaged).unwrap();
+            if let Ok(read) = Manifest::read(dir.path()) {
+                assert_eq!(read, manifest, "byte {at}");
+            }
+        }
+        fs::write(dir.path().join(FILE), &text[..text.len() / 2]).unwrap();
+        assert!(Manifest::read(dir.path()).unwrap_err().starts_with("manifest.json: EOF while parsing"));
+        fs::write(dir.path().join(FILE), &text).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), manifest);
+    }
+}

@@ -1,0 +1,102 @@
+//! Metric segments: append-only Parquet files `<name>-<attempt>-<first step>.parquet` with an `attempt` column.
+
+use std::{fs, path::Path, sync::Arc};
+
+use anyhow::Context;
+use arrow::{
+    array::{AsArray, Int64Array, RecordBatch, UInt32Array},
+    compute::{concat_batches, take_record_batch},
+    datatypes::{DataType, Field, Int64Type, Schema},
+};
+
+use super::{
+    Key, atomic, content,
+    table::{self, TableFile},
+};
+
+const FOOTER: &str = "snclr.segment";
+
+/// What a segment's file name says.
+pub struct Parts<'a> {
+    pub name: &'a str,
+    pub attempt: u64,
+}
+
+/// Reads a file name; None when it is not a segment's.
+pub fn parse(file: &str) -> Option<Parts<'_>> {
+    let mut parts = file.strip_suffix(".parquet")?.rsplitn(3, '-');
+    let _first_step: u64 = parts.next()?.parse().ok()?;
+    let attempt = parts.next()?.parse().ok()?;
+    Some(Parts { name: parts.next()?, attempt })
+}
+
+/// The file name of a segment.
+pub fn file_name(name: &str, attempt: u64, first_step: u64) -> String {
+    format!("{name}-{attempt:04}-{first_step:012}.parquet")
+}
+
+/// Writes a segment; returns the hash of the file.
+pub fn write(path: &Path, key: &Key, attempt: u64, rows: &RecordBatch) -> anyhow::Result<String> {
+    let mut fields = rows.schema().fields().to_vec();
+    fields.push(Arc::new(Field::new("attempt", DataType::Int64, false)));
+    let mut columns = rows.columns().to_vec();
+    columns.push(Arc::new(Int64Array::from(vec![attempt as i64; rows.num_rows()])));
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+    let temporary = atomic::sibling(path);
+    let written = (|| {
+        let schema = batch.schema();
+        let mut file = TableFile::create(temporary.clone(), schema.clone(), table::compressed(&schema))?;
+        file.write(&batch)?;
+        file.finish(|content| vec![(FOOTER.to_owned(), vouch(key, content))])
+    })();
+    match written {
+        Ok(written) => {
+            atomic::rename(&temporary, path)?;
+            Ok(written.sha256)
+        }
+        Err(error) => {
+            let _ = fs::remove_file(&temporary);
+            Err(error)
+        }
+    }
+}
+
+/// What the footer says: the stage key that the rows belong to, and the hash of their content.
+fn vouch(key: &Key, content: &str) -> String {
+    format!("{key} {content}")
+}
+
+/// Reads a segment and checks its rows.
+pub fn read(path: &Path, key: &Key) -> anyhow::Result<RecordBatch> {
+    let (batch, footer) = table::read_whole(path, FOOTER)?;
+    let found = vouch(key, &content::of_batch(&batch)?);
+    anyhow::ensure!(
+        footer.as_deref() == Some(found.as_str()),
+        "{}: its rows do not match their hash, or belong to another stage key",
+        path.display()
+    );
+    Ok(batch)
+}
+
+/// Rows with step < `until`, one per step, in the order of steps; of several the newest attempt's, and of those the last.
+pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<RecordBatch>> {
+    let Some(first) = batches.first() else { return Ok(None) };
+    let all =
+        concat_batches(&first.schema(), &batches).context("metric segments of one name have different columns")?;
+    let column = |name: &str| {
+        let column = all.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+        column.with_context(|| format!("metric segments have no int64 column {name:?}"))
+    };
+    let (steps, attempts) = (column("step")?, column("attempt")?);
+    let mut order: Vec<u32> = (0..all.num_rows() as u32).collect();
+    order.retain(|&row| steps.value(row as usize) < until.min(i64::MAX as u64) as i64);
+    order.sort_by_key(|&row| (steps.value(row as usize), attempts.value(row as usize), row));
+    let last =
+        |i: usize| order.get(i + 1).is_none_or(|&next| steps.value(next as usize) != steps.value(order[i] as usize));
+    let rows: UInt32Array = (0..order.len()).filter(|&i| last(i)).map(|i| order[i]).collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let kept: Vec<usize> = (0..all.num_columns()).filter(|&i| all.schema().field(i).name() != "attempt").collect();
+    Ok(Some(take_record_batch(&all.project(&kept)?, &rows)?))
+}

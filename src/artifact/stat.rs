@@ -1,0 +1,162 @@
+//! Hashes of files seen before, trusted as long as size, times and inode stay the same. An accelerator: it never decides
+//! what a file's hash is, and may be deleted.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{atomic, lock};
+
+const HEADER: &str = "snclr file hashes 1";
+
+/// File systems stamp changes by a clock that ticks every few milliseconds: a change within the same tick as an earlier one
+/// leaves no trace. Hashes of files that changed this shortly before are not trusted.
+const TICK: i64 = 50_000_000;
+
+/// What tells, without reading a file, that it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    inode: u64,
+    /// Nanoseconds since 1970 of the last change to the bytes, and of the last change to bytes or attributes. The second
+    /// cannot be set back.
+    modified: i64,
+    changed: i64,
+}
+
+impl Stamp {
+    /// The stamp of a file.
+    pub fn of(metadata: &Metadata) -> Self {
+        Stamp {
+            size: metadata.size(),
+            inode: metadata.ino(),
+            modified: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+            changed: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
+        }
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+struct Entry {
+    stamp: Stamp,
+    recorded: i64,
+    hash: String,
+}
+
+/// Hashes by name.
+pub struct StatCache {
+    path: PathBuf,
+    entries: BTreeMap<String, Entry>,
+    changed: bool,
+}
+
+impl StatCache {
+    /// Reads the cache; one that is missing or unreadable is empty.
+    pub fn open(path: PathBuf) -> Self {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = text.lines();
+        let known = lines.next() == Some(HEADER);
+        let entries = if known { lines.filter_map(parse).collect() } else { BTreeMap::new() };
+        StatCache { path, entries, changed: false }
+    }
+
+    /// The hash of a file whose stamp is `stamp` now.
+    pub fn lookup(&self, name: &str, stamp: &Stamp) -> Option<&str> {
+        let entry = self.entries.get(name).filter(|entry| entry.stamp == *stamp)?;
+        (stamp.modified.max(stamp.changed) + TICK < entry.recorded).then_some(entry.hash.as_str())
+    }
+
+    /// Notes the hash of a file. `stamp` was taken before the file was read.
+    pub fn record(&mut self, name: &str, stamp: Stamp, hash: &str) {
+        let recorded = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+        self.entries.insert(name.to_owned(), Entry { stamp, recorded, hash: hash.to_owned() });
+        self.changed = true;
+    }
+
+    /// Writes the cache if there is news. Best effort: without it the files are hashed again.
+    pub fn save(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let Some((dir, name)) = self.path.parent().zip(self.path.file_name()) else { return };
+        let mut text = format!("{HEADER}\n");
+        for (name, Entry { stamp, recorded, hash }) in &self.entries {
+            let Stamp { size, inode, modified, changed } = stamp;
+            let name = serde_json::Value::from(name.as_str());
+            text += &format!("{size} {inode} {modified} {changed} {recorded} {hash} {name}\n");
+        }
+        // Of two writers one is enough.
+        let lock = lock::Lock::attempt(dir, &name.to_string_lossy());
+        if let Ok(lock::Attempt::Held(_lock)) = lock {
+            let _ = atomic::write(&self.path, text.as_bytes());
+        }
+    }
+
+    /// File it is kept in.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn parse(line: &str) -> Option<(String, Entry)> {
+    let mut words = line.splitn(7, ' ');
+    let mut next = || words.next();
+    let size = next()?.parse().ok()?;
+    let inode = next()?.parse().ok()?;
+    let modified = next()?.parse().ok()?;
+    let changed = next()?.parse().ok()?;
+    let recorded = next()?.parse().ok()?;
+    let hash = next()?.to_owned();
+    let name = serde_json::from_str(next()?).ok()?;
+    Some((name, Entry { stamp: Stamp { size, inode, modified, changed }, recorded, hash }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread::sleep, time::Duration};
+
+    use super::*;
+
+    fn stamp(path: &Path) -> Stamp {
+        Stamp::of(&fs::metadata(path).unwrap())
+    }
+
+    #[test]
+    fn a_hash_is_trusted_until_the_file_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, cache) = (dir.path().join("x"), dir.path().join("cache.tsv"));
+        fs::write(&file, "one").unwrap();
+        let mut first = StatCache::open(cache.clone());
+        first.record("a \"name\"\n", stamp(&file), "h");
+        assert_eq!(first.lookup("a \"name\"\n", &stamp(&file)), None, "changed too shortly before");
+        sleep(Duration::from_millis(80));
+        first.record("a \"name\"\n", stamp(&file), "h");
+        first.save();
+        let second = StatCache::open(cache.clone());
+        assert_eq!(second.lookup("a \"name\"\n", &stamp(&file)), Some("h"));
+        assert_eq!(second.lookup("b", &stamp(&file)), None);
+        // Same length, and the time of modification set back: the time of change tells.
+        let modified = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::write(&file, "two").unwrap();
+        fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+        assert_eq!(second.lookup("a \"name\"\n", &stamp(&file)), None);
+    }
+
+    #[test]
+    fn a_garbled_cache_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache.tsv");
+        for text in ["", "something else\n1 2 3 4 5 h \"x\"\n", "snclr file hashes 1\n1 2 x\n\u{0}\n"] {
+            fs::write(&path, text).unwrap();
+            assert!(StatCache::open(path.clone()).entries.is_empty());
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The store: finds, checks and commits artifacts by stage and key.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::Context;
+
+use super::{
+    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, atomic, hash,
+    lock::Attempt, manifest,
+};
+
+/// Artifacts up to this size are hashed whenever they are found; larger ones when their files' stamps changed.
+const ALWAYS_HASHED: u64 = 32 << 20;
+
+/// Bytes that one process hashes on account of [`ALWAYS_HASHED`], so that a run with nothing to do ends at once.
+const HASHED_IN_ALL: u64 = 64 << 20;
+
+/// Artifacts, checkpoints and locks under one root folder.
+pub struct Store {
+    root: PathBuf,
+    hashed: AtomicU64,
+    /// Artifacts that this process hashed or wrote.
+    verified: Mutex<HashSet<PathBuf>>,
+}
+
+/// What there is under a stage and key.
+#[derive(Debug)]
+pub enum Found {
+    Missing,
+    /// Something that is not what was committed; `what` names the file.
+    Damaged {
+        what: String,
+    },
+    Hit(Artifact),
+}
+
+impl Store {
+    /// The store under `root`. Nothing is created until something is written.
+    pub fn open(root: &Path) -> Store {
+        Store { root: root.to_owned(), hashed: AtomicU64::new(0), verified: Mutex::default() }
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn artifact_dir(&self, stage: &str, key: &Key) -> PathBuf {
+        self.root.join("store").join(stage).join(key.as_str())
+    }
+
+    fn staging_dir(&self, stage: &str, key: &Key) -> PathBuf {
+        self.root.join("store").join(stage).join(format!(".{key}.staging"))
+    }
+
+    fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
+        self.root.join("work").join(format!("{stage}-{key}"))
+    }
+
+    fn damaged_dir(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
+    /// Looks for an artifact and checks it, see the limits above.
+    pub fn find(&self, stage: &str, key: &Key) -> Found {
+        let dir = self.artifact_dir(stage, key);
+        if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Found::Missing;
+        }
+        let artifact = match self.read_manifest(stage, key) {
+            Ok(manifest) => Artifact::new(dir, manifest),
+            Err(what) => return Found::Damaged { what },
+        };
+        let size = artifact.size();
+        let small = size <= ALWAYS_HASHED && self.hashed.fetch_add(size, Ordering::Relaxed) + size <= HASHED_IN_ALL;
+        match self.check(&artifact, small, &mut |_| ()) {
+            Ok(()) => Found::Hit(artifact),
+            Err(what) => Found::Damaged { what },
+        }
+    }
+
+    /// Hashes every file of an artifact that is about to be read, unless this process did so before. `seen` hears of
+    /// bytes read. The error says what is wrong.
+    pub fn verify(&self, artifact: &Artifact, seen: &mut dyn FnMut(u64)) -> Result<(), String> {
+        match self.is_verified(artifact) {
+            true => Ok(()),
+            false => self.check(artifact, true, seen),
+        }
+    }
+
+    /// Whether this process hashed or wrote the artifact.
+    pub fn is_verified(&self, artifact: &Artifact) -> bool {
+        self.verified.lock().expect("no panics while held").contains(artifact.dir())
+    }
+
+    fn read_manifest(&self, stage: &str, key: &Key) -> Result<Manifest, String> {
+        let manifest = Manifest::read(&self.artifact_dir(stage, key))?;
+        let own = (manifest.stage.as_str(), &manifest.key);
+        match own == (stage, key) && manifest.components.key() == *key {
+            true => Ok(manifest),
+            false => Err(format!("{}: belongs to another stage or key", manifest::FILE)),
+        }
+    }
+
+    fn check(&self, artifact: &Artifact, hash_all: bool, seen: &mut dyn FnMut(u64)) -> Result<(), String> {
+        let mut stamps = self.stamps(artifact.stage(), artifact.stage_key());
+        for entry in &artifact.manifest().files {
+            let (file, path) = (entry.file(), artifact.dir().join(entry.file()));
+            let stamp = fs::metadata(&path).map(|metadata| Stamp::of(&metadata));
+            let stamp = stamp.map_err(|error| format!("{file}: {error}"))?;
+            if stamp.size() != entry.size {
+                return Err(format!("{file}: {} bytes instead of {}", stamp.size(), entry.size));
+            }
+            if !hash_all && stamps.lookup(&file, &stamp) == Some(&entry.sha256) {
+                continue;
+            }
+            let sha256 = hash::file(&path, &mut *seen).map_err(|error| format!("{file}: {error}"))?;
+            if sha256 != entry.sha256 {
+                return Err(format!("{file}: does not match its hash"));
+            }
+            if artifact.size() > ALWAYS_HASHED / 4 && stamps.lookup(&file, &stamp) != Some(&entry.sha256) {
+                stamps.record(&file, stamp, &sha256);
+            }
+        }
+        stamps.save();
+        if hash_all {
+            self.verified.lock().expect("no panics while held").insert(artifact.dir().to_owned());
+        }
+        Ok(())
+    }
+
+    fn stamps(&self, stage: &str, key: &Key) -> StatCache {
+        StatCache::open(self.root.join("cache").join(format!("{stage}-{key}.txt")))
+    }
+
+    /// Tries to take the lock of a stage and key, without waiting.
+    pub fn lock(&self, stage: &str, key: &Key) -> anyhow::Result<Attempt> {
+        Lock::attempt(&self.root.join("locks"), &format!("{stage}-{key}"))
+    }
+
+    /// Starts an artifact. The lock is that of the stage and the key of `components`.
+    pub fn begin(&self, lock: &Lock, stage: &str, components: Components) -> anyhow::Result<ArtifactWriter> {
+        let key = components.key();
+        assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        ArtifactWriter::new(stage, components, self.staging_dir(stage, &key))
+    }
+
+    /// Commits an artifact, then removes the stage's checkpoints. The lock is the one that it was started with.
+    pub fn commit(&self, lock: &Lock, writer: ArtifactWriter) -> anyhow::Result<Artifact> {
+        let (stage, key) = writer.identity();
+        assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        let dir = self.artifact_dir(&stage, &key);
+        let artifact = Artifact::new(dir.clone(), writer.commit(dir)?);
+        if artifact.size() > ALWAYS_HASHED / 4 {
+            let mut stamps = self.stamps(&stage, &key);
+            for entry in &artifact.manifest().files {
+                if let Ok(metadata) = fs::metadata(artifact.dir().join(entry.file())) {
+                    stamps.record(&entry.file(), Stamp::of(&metadata), &entry.sha256);
+                }
+            }
+            stamps.save();
+        }
+        self.verified.lock().expect("no panics while held").insert(artifact.dir().to_owned());
+        self.remove_work(&stage, &key)?;
+        Ok(artifact)
+    }
+
+    /// Makes an artifact in one go: lock, tables by `fill`, commit. Errors when someone else is making it.
+    pub fn build(
+        &self,
+        stage: &str,
+        components: Components,
+        fill: impl FnOnce(&mut ArtifactWriter) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Artifact> {
+        let Attempt::Held(lock) = self.lock(stage, &components.key())? else {
+            anyhow::bail!("another process is making this {stage} artifact");
+        };
+        let mut writer = self.begin(&lock, stage, components)?;
+        fill(&mut writer)?;
+        self.commit(&lock, writer)
+    }
+
+    /// Moves what lies under a stage and key out of the way; returns where to. The caller holds the lock.
+    pub fn set_aside(&self, lock: &Lock, stage: &str, key: &Key) -> anyhow::Result<PathBuf> {
+        assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        let dir = self.artifact_dir(stage, key);
+        self.verified.lock().expect("no panics while held").remove(&dir);
+        set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))
+    }
+
+    /// Checkpoints of a stage; `warn` hears of damage. The caller holds the lock.
+    pub fn checkpoints(
+        &self,
+        stage: &str,
+        key: &Key,
+        warn: impl Fn(&str) + Send + Sync + 'static,
+    ) -> anyhow::Result<Checkpoints> {
+        let (dir, label) = (self.work_dir(stage, key), format!("{stage}-{}", key.short()));
+        Checkpoints::open(dir, self.damaged_dir(), label, key.clone(), Box::new(warn))
+    }
+
+    /// Removes the checkpoints of a stage whose artifact is committed.
+    pub fn remove_work(&self, stage: &str, key: &Key) -> anyhow::Result<()> {
+        let dir = self.work_dir(stage, key);
+        if !dir.exists() {
+            return Ok(());
+        }
+        atomic::remove_dir(&dir)
+    }
+
+    /// Manifests of all artifacts of a stage that have one.
+    pub fn manifests(&self, stage: &str) -> Vec<Manifest> {
+        let entries = fs::read_dir(self.root.join("store").join(stage)).into_iter().flatten().flatten();
+        let keys = entries.filter_map(|entry| Key::parse(&entry.file_name().to_string_lossy()));
+        keys.filter_map(|key| self.read_manifest(stage, &key).ok()).collect()
+    }
+
+    /// Removes what killed processes left: staging folders, and checkpoints of committed artifacts. What someone works on
+    /// is locked and stays.
+    pub fn sweep(&self) -> anyhow::Result<()> {
+        for stage in fs::read_dir(self.root.join("store")).into_iter().flatten().flatten() {
+            let name = stage.file_name().to_string_lossy().into_owned();
+            for entry in fs::read_dir(stage.path()).into_iter().flatten().flatten() {
+                let file = entry.file_name().to_string_lossy().into_owned();
+                let key = file.strip_prefix('.').and_then(|file| file.strip_suffix(".staging")).and_then(Key::parse);
+                let Some(key) = key else { continue };
+                if let Attempt::Held(_lock) = self.lock(&name, &key)? {
+                    atomic::remove_dir(&entry.path())?;
+                }
+            }
+        }
+        for entry in fs::read_dir(self.root.join("work")).into_iter().flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let Some((stage, key)) = file.rsplit_once('-').and_then(|(s, k)| Some((s, Key::parse(k)?))) else {
+                continue;
+            };
+            if self.artifact_dir(stage, &key).join(manifest::FILE).exists()
+                && let Attempt::Held(_lock) = self.lock(stage, &key)?
+            {
+                self.remove_work(stage, &key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free.
+pub(super) fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<PathBuf> {
+    atomic::create_dir(damaged)?;
+    let free = |n: &u32| !damaged.join(format!("{label}-{n}")).exists();
+    let number = (1..).find(free).context("no free name")?;
+    let target = damaged.join(format!("{label}-{number}"));
+    atomic::rename(path, &target)?;
+    Ok(target)
+}

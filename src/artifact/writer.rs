@@ -1,0 +1,142 @@
+//! An artifact in the making: a hidden staging folder that becomes the artifact in one rename.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use parquet::file::properties::WriterProperties;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Components, FileEntry, Key, Manifest, atomic, manifest,
+    table::{self, TableFile},
+};
+
+/// Whether a table's values enter the artifact's content hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Enters the content hash: equal inputs must give equal values.
+    Content,
+    /// A wall-clock figure; kept and checked, but not part of what the artifact is.
+    Measurement,
+}
+
+/// An artifact in the making; dropped before its commit it leaves nothing behind.
+pub struct ArtifactWriter {
+    stage: String,
+    components: Components,
+    staging: PathBuf,
+    files: Vec<FileEntry>,
+    begun: Instant,
+    committed: bool,
+}
+
+impl ArtifactWriter {
+    /// Starts in an empty staging folder; the caller holds the stage's lock.
+    pub(super) fn new(stage: &str, components: Components, staging: PathBuf) -> anyhow::Result<Self> {
+        // Whoever left it there is dead: the lock is ours.
+        atomic::remove_dir(&staging)?;
+        atomic::create_dir(&staging)?;
+        let (stage, begun) = (stage.to_owned(), Instant::now());
+        Ok(ArtifactWriter { stage, components, staging, files: Vec::new(), begun, committed: false })
+    }
+
+    /// A new table, compressed.
+    pub fn table(&mut self, name: &str, schema: SchemaRef, kind: Kind) -> anyhow::Result<TableWriter<'_>> {
+        let properties = table::compressed(&schema);
+        self.table_with(name, schema, kind, properties)
+    }
+
+    /// A new table with the given Parquet settings. Names are made of letters, digits, `-` and `_`.
+    pub fn table_with(
+        &mut self,
+        name: &str,
+        schema: SchemaRef,
+        kind: Kind,
+        properties: WriterProperties,
+    ) -> anyhow::Result<TableWriter<'_>> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        anyhow::ensure!(!name.is_empty() && name.bytes().all(plain), "table name {name:?}: not a plain name");
+        anyhow::ensure!(self.files.iter().all(|file| file.name != name), "table {name:?} is written twice");
+        let path = self.staging.join(format!("{name}.parquet"));
+        let file = TableFile::create(path.clone(), schema, properties)?;
+        Ok(TableWriter { writer: self, file: Some(file), path, name: name.to_owned(), kind })
+    }
+
+    /// Stage and key.
+    pub(super) fn identity(&self) -> (String, Key) {
+        (self.stage.clone(), self.components.key())
+    }
+
+    /// Completes the artifact as `target`, which must not exist. After the rename it exists for good, before it not at all.
+    pub(super) fn commit(mut self, target: PathBuf) -> anyhow::Result<Manifest> {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let milliseconds = self.begun.elapsed().as_millis() as u64;
+        let (components, files) = (std::mem::take(&mut self.components), std::mem::take(&mut self.files));
+        let manifest = Manifest::new(&self.stage, components, files, created, milliseconds);
+        atomic::write(&self.staging.join(manifest::FILE), manifest.text().as_bytes())?;
+        atomic::rename(&self.staging, &target)
+            .with_context(|| format!("committing the artifact of stage {}", self.stage))?;
+        self.committed = true;
+        Ok(manifest)
+    }
+}
+
+impl Drop for ArtifactWriter {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: the next holder of the lock removes what stays.
+            let _ = fs::remove_dir_all(&self.staging);
+        }
+    }
+}
+
+/// A table in the making; dropped without [`TableWriter::finish`] it does not become part of the artifact.
+pub struct TableWriter<'a> {
+    writer: &'a mut ArtifactWriter,
+    file: Option<TableFile>,
+    path: PathBuf,
+    name: String,
+    kind: Kind,
+}
+
+impl TableWriter<'_> {
+    /// Appends rows; they have the table's schema.
+    pub fn write(&mut self, batch: &RecordBatch) -> anyhow::Result<()> {
+        self.file.as_mut().expect("open until finish").write(batch)
+    }
+
+    /// Bytes written so far, about.
+    pub fn bytes_written(&self) -> u64 {
+        self.file.as_ref().map_or(0, TableFile::bytes_written)
+    }
+
+    /// Completes the table.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        let written = self.file.take().expect("open until finish").finish(|_| Vec::new());
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                let _ = fs::remove_file(&self.path);
+                return Err(error);
+            }
+        };
+        let name = std::mem::take(&mut self.name);
+        let table::Written { rows, content, size, sha256 } = written;
+        self.writer.files.push(FileEntry { name, kind: self.kind, rows, content, size, sha256 });
+        Ok(())
+    }
+}
+
+impl Drop for TableWriter<'_> {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

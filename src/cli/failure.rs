@@ -1,0 +1,87 @@
+//! How a command that failed ends: what it prints and its exit code.
+
+use std::{io, io::Write, process::ExitCode};
+
+use crate::{spec::SpecErrors, stage::Stopped};
+
+/// Prints `error: …` with its causes to stderr; gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        // Whoever read our output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let _ = writeln!(io::stderr(), "{}", text(error));
+    ExitCode::from(code(error))
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Stopped>() {
+        Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => 130,
+        Some(Stopped::Diverged(_)) => 4,
+        None if error.downcast_ref::<SpecErrors>().is_some() => 2,
+        None => 1,
+    }
+}
+
+fn text(error: &anyhow::Error) -> String {
+    if let Some(errors) = error.downcast_ref::<SpecErrors>() {
+        // They come with a location each.
+        return errors.to_string();
+    }
+    if let Some(stopped @ (Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. })) = error.downcast_ref() {
+        return stopped.to_string();
+    }
+    let mut causes = error.chain().map(ToString::to_string);
+    let mut text = format!("error: {}", causes.next().unwrap_or_default());
+    let mut last = String::new();
+    for cause in causes {
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&cause) && cause != last {
+            text += &format!("\n  because: {cause}");
+        }
+        last = cause;
+    }
+    text
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(pipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    fn fail(error: impl Into<anyhow::Error>) -> anyhow::Error {
+        let result: anyhow::Result<()> = Err(error.into());
+        result.context("stage pretrain").unwrap_err()
+    }
+
+    #[test]
+    fn exit_codes_see_through_context() {
+        let interrupted = || Stopped::Interrupted { stage: "pretrain", step: 7 };
+        for (error, expected) in [
+            (fail(interrupted()), 130),
+            (fail(Stopped::InterruptedAt { stage: "knn" }), 130),
+            (fail(Stopped::Diverged("loss is NaN".into())), 4),
+            (fail(io::Error::other("disk")), 1),
+        ] {
+            assert_eq!(code(&error), expected);
+        }
+        assert_eq!(
+            text(&fail(interrupted())),
+            "interrupted in pretrain after step 7; run the same command again to go on from there"
+        );
+    }
+
+    #[test]
+    fn causes_follow_the_error_once_each() {
+        let error = fail(anyhow::anyhow!("no space left").context("writing x.parquet"));
+        assert_eq!(text(&error), "error: stage pretrain\n  because: writing x.parquet\n  because: no space left");
+    }
+}

@@ -1,0 +1,176 @@
+//! `snclr run`: brings a spec to its results.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde_json::json;
+
+use super::Global;
+use crate::{
+    artifact::Store,
+    plan::Planner,
+    run::{self, Driver, How, Mode, Outcome, Reporter, StageOutcome},
+    spec,
+    stage::Interrupt,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Spec of the experiment
+    pub spec: PathBuf,
+    /// Override a field of the spec; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print one JSON object, last and alone on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Longest time between two checkpoints
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub checkpoint_every: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds >= 0.0);
+    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "expected a number of seconds".into())
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let interrupt = Interrupt::default();
+    run::watch(&interrupt)?;
+    let store = Store::open(&global.runs);
+    let reporter = Arc::new(Reporter::new(Mode::detect(global.quiet)));
+    let planner = Planner::new(&store, &experiment, Path::new(""), &*reporter, &interrupt)?;
+    reporter.stage_ends();
+    let work = run::stage_work(&experiment);
+    let driver = Driver {
+        store: &store,
+        planner: &planner,
+        work: &*work,
+        reporter: reporter.clone(),
+        interrupt: &interrupt,
+        checkpoint_interval: args.checkpoint_every,
+        threads: global.threads,
+    };
+    let stages = driver.run()?;
+    let outcome = run::record(&store, &experiment, &stages)?;
+    let text = to_text(&stages, &outcome, &reporter.warnings());
+    if args.json {
+        if !global.quiet {
+            let _ = write!(std::io::stderr(), "{text}");
+        }
+        writeln!(std::io::stdout(), "{}", to_json(&stages, &outcome))?;
+    } else {
+        write!(std::io::stdout(), "{text}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> serde_json::Value {
+    let stage = |stage: &StageOutcome| {
+        json!({
+            "stage": stage.stage.name(),
+            "key": stage.artifact.key(),
+            "status": if stage.how == How::Ran { "ran" } else { "cached" },
+            "seconds": stage.seconds,
+        })
+    };
+    let stages: Vec<_> = stages.iter().map(stage).collect();
+    json!({ "run": outcome.record.run, "stages": stages, "metrics": outcome.metrics() })
+}
+
+fn to_text(stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> String {
+    let mut text = scores(outcome).map_or(String::new(), |table| table + "\n");
+    for note in &outcome.record.notes {
+        text += &format!("note: {note}\n");
+    }
+    for warning in warnings {
+        text += &format!("warning: {warning}\n");
+    }
+    text += &format!("results in {}\n", outcome.dir.display());
+    let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
+    text + &fact(ran, stages.len() - ran) + "\n"
+}
+
+fn fact(ran: usize, cached: usize) -> String {
+    match ran {
+        0 => format!("nothing to do: {cached} stages cached"),
+        1 => format!("ran 1 stage, {cached} cached"),
+        _ => format!("ran {ran} stages, {cached} cached"),
+    }
+}
+
+/// Top-1 of both evaluations beside their controls, in percent; None when there are none.
+fn scores(outcome: &Outcome) -> Option<String> {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["top-1 in %", "trained", "untrained", "shuffled labels"]);
+    let mut any = false;
+    for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
+        let mut row = vec![label.to_owned()];
+        for suffix in ["", "_random_init", "_shuffled_labels"] {
+            let value = outcome.metrics().get(&format!("{metric}{suffix}")).copied().flatten();
+            any |= value.is_some();
+            row.push(value.map_or("-".to_owned(), |value| format!("{:.1}", 100.0 * value)));
+        }
+        table.add_row(row);
+    }
+    for column in 1..4 {
+        table.column_mut(column)?.set_cell_alignment(CellAlignment::Right);
+    }
+    any.then(|| table.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::artifact::RunRecord;
+
+    fn outcome(metrics: &[(&str, f64)]) -> Outcome {
+        let metrics: BTreeMap<_, _> = metrics.iter().map(|(name, value)| (name.to_string(), Some(*value))).collect();
+        let (run, name) = ("quick-01234567".to_owned(), "quick".to_owned());
+        let record = RunRecord { run, name, created: 0, stages: vec![], metrics, notes: vec!["knn: no labels".into()] };
+        Outcome { record, dir: "runs/results/quick-01234567".into() }
+    }
+
+    #[test]
+    fn the_table_shows_scores_beside_their_controls() {
+        let scored = outcome(&[("linear/top1", 0.8234), ("linear/top1_random_init", 0.3), ("knn/top1", 0.75)]);
+        let expected = "\
+┌──────────────┬─────────┬───────────┬─────────────────┐
+│ top-1 in %   ┆ trained ┆ untrained ┆ shuffled labels │
+╞══════════════╪═════════╪═══════════╪═════════════════╡
+│ linear probe ┆    82.3 ┆      30.0 ┆               - │
+│ kNN          ┆    75.0 ┆         - ┆               - │
+└──────────────┴─────────┴───────────┴─────────────────┘
+note: knn: no labels
+warning: careful
+results in runs/results/quick-01234567
+nothing to do: 0 stages cached
+";
+        assert_eq!(to_text(&[], &scored, &["careful".into()]), expected);
+        assert_eq!(scores(&outcome(&[("train/images_per_second", 3.0)])), None);
+    }
+
+    #[test]
+    fn the_last_line_is_a_fact() {
+        assert_eq!(fact(0, 6), "nothing to do: 6 stages cached");
+        assert_eq!(fact(1, 5), "ran 1 stage, 5 cached");
+        assert_eq!(fact(6, 0), "ran 6 stages, 0 cached");
+    }
+
+    #[test]
+    fn checkpoint_times_are_seconds() {
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        assert!(seconds("-1").is_err() && seconds("nan").is_err() && seconds("soon").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! `snclr runs`: finished runs and their scores.
+
+use std::{io::Write, process::ExitCode};
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde_json::json;
+
+use super::Global;
+use crate::artifact::RunRecord;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let runs: Vec<_> = RunRecord::list(&global.runs)?.into_iter().map(|(_, record)| record).collect();
+    let text = match args.json {
+        true => to_json(&runs).to_string(),
+        false if runs.is_empty() => format!("no finished runs in {}", global.runs.display()),
+        false => to_text(&runs),
+    };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn to_json(runs: &[RunRecord]) -> serde_json::Value {
+    let run = |run: &RunRecord| json!({ "run": run.run, "name": run.name, "date": date(run.created), "metrics": run.metrics });
+    json!({ "runs": runs.iter().map(run).collect::<Vec<_>>() })
+}
+
+fn to_text(runs: &[RunRecord]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["run", "date (UTC)", "linear top-1", "kNN top-1", "kNN top-1 untrained"]);
+    for run in runs {
+        let mut row = vec![run.run.clone(), date(run.created).replace('T', " ").replace('Z', "")];
+        for metric in ["linear/top1", "knn/top1", "knn/top1_random_init"] {
+            let value = run.metrics.get(metric).copied().flatten();
+            row.push(value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value)));
+        }
+        table.add_row(row);
+    }
+    for column in 2..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+/// Date and time of so many seconds since 1970, in UTC, as ISO 8601.
+fn date(seconds: u64) -> String {
+    // Days since 1970 -> civil date, in years that begin in March, so that leap days come last
+    // (H. Hinnant, "chrono-compatible low-level date algorithms").
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = 400 * era + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_600, "2025-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn runs_are_listed_with_their_scores() {
+        let metrics = BTreeMap::from([("knn/top1".to_owned(), Some(0.5)), ("linear/top1".to_owned(), None)]);
+        let (run, name) = ("a-00000000".to_owned(), "a".to_owned());
+        let runs = [RunRecord { run, name, created: 86_400, stages: vec![], metrics, notes: vec![] }];
+        let text = to_text(&runs);
+        assert!(text.contains("│ a-00000000 ┆ 1970-01-02 00:00:00 ┆            - ┆    50.0 % ┆"), "{text}");
+        let expected = json!({"runs": [{"run": "a-00000000", "name": "a", "date": "1970-01-02T00:00:00Z",
+            "metrics": {"knn/top1": 0.5, "linear/top1": null}}]});
+        assert_eq!(to_json(&runs), expected);
+    }
+}

@@ -1,0 +1,202 @@
+//! The way through the stages: find, or wait, or run; verify what is read; rebuild what is damaged.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Once},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use super::progress::Reporter;
+use crate::{
+    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Store},
+    plan::{Planner, Stage, Status},
+    stage::{Interrupt, Progress, StageContext, Stopped},
+};
+
+/// The work of a stage: its inputs' artifacts by stage in, tables out.
+pub type Work<'a> =
+    dyn Fn(Stage, &BTreeMap<Stage, Artifact>, &mut ArtifactWriter, &StageContext) -> anyhow::Result<()> + 'a;
+
+/// Runs the stages of one plan.
+pub struct Driver<'a> {
+    pub store: &'a Store,
+    pub planner: &'a Planner<'a>,
+    pub work: &'a Work<'a>,
+    pub reporter: Arc<Reporter>,
+    pub interrupt: &'a Interrupt,
+    pub checkpoint_interval: Duration,
+    /// Worker threads; as many as there are processors when None.
+    pub threads: Option<usize>,
+}
+
+/// How a stage came by its artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It was there.
+    Cached,
+    /// The stage ran.
+    Ran,
+}
+
+/// A stage that has its artifact.
+#[derive(Clone, Debug)]
+pub struct StageOutcome {
+    pub stage: Stage,
+    pub how: How,
+    /// Wall-clock seconds of the stage, waiting included; next to nothing when it was cached.
+    pub seconds: f64,
+    pub artifact: Artifact,
+}
+
+impl Driver<'_> {
+    /// Brings every stage to its artifact, in order.
+    pub fn run(&self) -> anyhow::Result<Vec<StageOutcome>> {
+        let mut ran = BTreeMap::new();
+        'pass: loop {
+            let mut artifacts = BTreeMap::new();
+            let mut outcomes = Vec::new();
+            for stage in Stage::ALL {
+                let begun = Instant::now();
+                let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
+                    // An input that looked whole was not, and is out of the way now: from the start.
+                    continue 'pass;
+                };
+                if how == How::Ran {
+                    ran.insert(stage, begun.elapsed().as_secs_f64());
+                }
+                artifacts.insert(stage, artifact.clone());
+                let (how, seconds) = match ran.get(&stage) {
+                    Some(&seconds) => (How::Ran, seconds),
+                    None => (How::Cached, begun.elapsed().as_secs_f64()),
+                };
+                outcomes.push(StageOutcome { stage, how, seconds, artifact });
+            }
+            return Ok(outcomes);
+        }
+    }
+
+    /// One stage. None when one of its inputs is damaged; it has been moved out of the way.
+    fn stage(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>) -> anyhow::Result<Option<(Artifact, How)>> {
+        let planned = self.planner.resolve(stage, inputs);
+        let (key, components) = planned.identity.context("inputs come first")?;
+        if let Status::Cached(artifact) = planned.status {
+            self.reporter.stage_cached(stage.name(), key.short());
+            return Ok(Some((artifact, How::Cached)));
+        }
+        self.stop_if_asked(stage)?;
+        for (input, artifact) in stage.inputs().iter().map(|input| (*input, &inputs[input])) {
+            if let Err(what) = self.verify(artifact) {
+                let lock = self.lock(input, artifact.stage_key())?;
+                self.discard(&lock, input, artifact.stage_key(), &what)?;
+                return Ok(None);
+            }
+        }
+        let lock = self.lock(stage, &key)?;
+        match self.store.find(stage.name(), &key) {
+            Found::Hit(artifact) => {
+                // Whoever held the lock made it.
+                self.reporter.stage_cached(stage.name(), key.short());
+                return Ok(Some((artifact, How::Cached)));
+            }
+            Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,
+            Found::Missing => {}
+        }
+        self.reporter.stage_begins(stage.name(), &planned.reason);
+        let begun = Instant::now();
+        let artifact = self.make(&lock, stage, &key, components, inputs);
+        self.reporter.stage_ends();
+        let artifact = artifact?;
+        self.reporter.stage_ran(stage.name(), key.short(), begun.elapsed());
+        Ok(Some((artifact, How::Ran)))
+    }
+
+    fn make(
+        &self,
+        lock: &Lock,
+        stage: Stage,
+        key: &Key,
+        components: Components,
+        inputs: &BTreeMap<Stage, Artifact>,
+    ) -> anyhow::Result<Artifact> {
+        self.first_work()?;
+        let reporter = self.reporter.clone();
+        let checkpoints = self.store.checkpoints(stage.name(), key, move |text| reporter.warn(text))?;
+        let context = StageContext {
+            progress: &*self.reporter,
+            interrupt: self.interrupt,
+            checkpoints: &checkpoints,
+            checkpoint_interval: self.checkpoint_interval,
+        };
+        let mut writer = self.store.begin(lock, stage.name(), components)?;
+        (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
+        self.store.commit(lock, writer)
+    }
+
+    /// What is put off until there is work: a run with nothing to do starts no threads and looks into no folders.
+    fn first_work(&self) -> anyhow::Result<()> {
+        static ONCE: Once = Once::new();
+        let mut result = Ok(());
+        ONCE.call_once(|| {
+            if let Some(threads) = self.threads {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+                result = pool.with_context(|| format!("starting {threads} threads"));
+            }
+        });
+        result?;
+        self.store.sweep()
+    }
+
+    fn verify(&self, artifact: &Artifact) -> Result<(), String> {
+        if self.store.is_verified(artifact) {
+            return Ok(());
+        }
+        self.reporter.stage_begins(artifact.stage(), "checking it before it is read");
+        self.reporter.start(Some(artifact.size() >> 20), "MiB");
+        let mut done = 0;
+        let result = self.store.verify(artifact, &mut |n| {
+            self.reporter.advance(((done + n) >> 20) - (done >> 20));
+            done += n;
+        });
+        self.reporter.stage_ends();
+        result
+    }
+
+    fn discard(&self, lock: &Lock, stage: Stage, key: &Key, what: &str) -> anyhow::Result<()> {
+        let moved = self.store.set_aside(lock, stage.name(), key)?;
+        self.reporter.warn(&format!(
+            "damaged {stage} artifact {}: {what}; moved to {}, rebuilding it",
+            key.short(),
+            moved.display()
+        ));
+        Ok(())
+    }
+
+    /// Takes the lock of a stage, waiting for whoever has it.
+    fn lock(&self, stage: Stage, key: &Key) -> anyhow::Result<Lock> {
+        let mut told = None;
+        loop {
+            match self.store.lock(stage.name(), key)? {
+                Attempt::Held(lock) => return Ok(lock),
+                Attempt::Busy(holder) => {
+                    if told != Some(holder) && (told.is_none() || holder.is_some()) {
+                        let who = holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+                        self.reporter.log(&format!("{stage}: waiting for {who}, which works on the same stage"));
+                        told = Some(holder);
+                    }
+                    self.stop_if_asked(stage)?;
+                    sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn stop_if_asked(&self, stage: Stage) -> anyhow::Result<()> {
+        match self.interrupt.requested() {
+            true => Err(Stopped::InterruptedAt { stage: stage.name() }.into()),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Ctrl-C and SIGTERM: the first asks stages to stop at a safe point, the second ends the process.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use crate::stage::Interrupt;
+
+/// Exit code of an interrupted run.
+const INTERRUPTED: i32 = 130;
+
+/// Watches for signals from now on.
+pub fn watch(interrupt: &Interrupt) -> anyhow::Result<()> {
+    let interrupt = interrupt.clone();
+    ctrlc::set_handler(move || {
+        if interrupt.requested() {
+            std::process::exit(INTERRUPTED);
+        }
+        interrupt.request();
+        let _ = writeln!(std::io::stderr(), "stopping at the next safe point; once more to stop at once");
+    })
+    .context("watching for ctrl-C")
+}
