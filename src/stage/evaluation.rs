@@ -24,7 +24,7 @@ pub struct Evaluation {
 impl Evaluation {
     /// No scores, and why.
     pub fn skipped(why: String) -> Self {
-        Evaluation { notes: vec![("skipped".into(), why)], ..Evaluation::default() }
+        Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }
     }
 
     /// Adds a score.

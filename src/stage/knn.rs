@@ -83,7 +83,7 @@ fn evaluate(
                 progress.advance(count as u64);
                 go_on()
             })
-            .ok_or(Stopped::Interrupted { stage: "knn", step: 0 })
+            .ok_or(Stopped::InterruptedAt { stage: "knn" })
     };
     let top1 = |task: &Task, elected: &[(usize, f64)]| task.accuracy(|i, label| task.classes[elected[i].0] == label);
 
@@ -107,19 +107,19 @@ mod tests {
     use arrow::{array::AsArray, datatypes::Int64Type};
 
     use super::*;
-    use crate::stage::probe_data::{Silent, blobs, noise, unlabelled};
+    use crate::stage::probe_data::{Heard, blobs, noise, unlabelled};
 
     fn config(k: &[usize]) -> KnnConfig {
         KnnConfig { k: k.to_vec(), temperature: 0.07 }
     }
 
-    fn evaluate(k: &[usize], trained: SplitFeatures, control: SplitFeatures, progress: &Silent) -> Evaluation {
+    fn evaluate(k: &[usize], trained: SplitFeatures, control: SplitFeatures, progress: &Heard) -> Evaluation {
         super::evaluate(&config(k), 3, trained, control, progress, &|| true).unwrap()
     }
 
     #[test]
     fn separable_features_score_and_both_controls_are_near_chance() {
-        let progress = Silent::default();
+        let progress = Heard::default();
         let result = evaluate(&[5, 10], blobs(4, 400, 100), noise(4, 400, 100), &progress);
         assert!(result.get("knn/top1").unwrap() > 0.95);
         assert_eq!(result.get("knn/top1"), result.get("knn/top1_k5"));
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn more_neighbours_than_samples_are_clamped_with_a_warning() {
-        let progress = Silent::default();
+        let progress = Heard::default();
         let result = evaluate(&[200, 20, 200], blobs(2, 20, 10), noise(2, 20, 10), &progress);
         let text = "knn.k 200 exceeds the 20 labelled training samples; all of them vote";
         assert_eq!(progress.lines(), [text]);
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn without_labels_there_are_no_scores_but_a_reason() {
-        let progress = Silent::default();
+        let progress = Heard::default();
         let result = evaluate(&[5], unlabelled(blobs(2, 20, 10)), noise(2, 20, 10), &progress);
         assert_eq!(result, Evaluation::skipped("the train split has no labels".into()));
         assert_eq!(progress.lines(), ["knn: skipped, the train split has no labels"]);
@@ -159,8 +159,7 @@ mod tests {
 
     #[test]
     fn an_interruption_stops() {
-        let error =
-            super::evaluate(&config(&[5]), 3, blobs(2, 20, 10), noise(2, 20, 10), &Silent::default(), &|| false);
+        let error = super::evaluate(&config(&[5]), 3, blobs(2, 20, 10), noise(2, 20, 10), &Heard::default(), &|| false);
         assert!(error.unwrap_err().is::<Stopped>());
     }
 }

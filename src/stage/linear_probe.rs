@@ -138,7 +138,7 @@ fn fit(
     let mut step = 0;
     for epoch in 0..config.epochs {
         if !go_on() {
-            return Err(Stopped::Interrupted { stage: "linear_probe", step: step as u64 }.into());
+            return Err(Stopped::InterruptedAt { stage: "linear_probe" }.into());
         }
         let mut order: Vec<usize> = (0..n).collect();
         order.shuffle(&mut stream(seed, Purpose::ProbeShuffle, epoch as u64, 0, 0));
@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::stage::{
-        probe_data::{Silent, blobs, noise, unlabelled},
+        probe_data::{Heard, blobs, noise, unlabelled},
         weights::read_weights,
     };
 
@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn evaluate(config: &LinearProbeConfig, trained: SplitFeatures, control: SplitFeatures) -> Evaluation {
-        super::evaluate(config, 3, trained, control, &Silent::default(), &|| true).unwrap()
+        super::evaluate(config, 3, trained, control, &Heard::default(), &|| true).unwrap()
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         let top1 = |seed| {
             let config = LinearProbeConfig { epochs: 5, ..config() };
             let result =
-                super::evaluate(&config, seed, blobs(4, 200, 40), noise(4, 200, 40), &Silent::default(), &|| true);
+                super::evaluate(&config, seed, blobs(4, 200, 40), noise(4, 200, 40), &Heard::default(), &|| true);
             result.unwrap().get("linear/top1_shuffled_labels").unwrap()
         };
         let mean = (0..seeds).map(top1).sum::<f64>() / seeds as f64;
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn divergence_names_the_key_to_change() {
         let config = LinearProbeConfig { epochs: 50, batch_size: 64, base_lr: 1e30, weight_decay: 1.0, ..config() };
-        let error = super::evaluate(&config, 3, blobs(2, 64, 8), noise(2, 64, 8), &Silent::default(), &|| true);
+        let error = super::evaluate(&config, 3, blobs(2, 64, 8), noise(2, 64, 8), &Heard::default(), &|| true);
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("linear probe on trained features: the loss became"), "{text}");
         assert!(text.ends_with("lower linear_probe.base_lr"), "{text}");
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn without_labels_there_are_no_scores_but_a_reason() {
-        let progress = Silent::default();
+        let progress = Heard::default();
         let features = unlabelled(blobs(2, 20, 10));
         let result = super::evaluate(&config(), 3, features, noise(2, 20, 10), &progress, &|| true).unwrap();
         assert_eq!(result, Evaluation::skipped("the train split has no labels".into()));

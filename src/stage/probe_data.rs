@@ -41,18 +41,18 @@ fn make(classes: usize, train: usize, test: usize, signal: f32) -> SplitFeatures
     SplitFeatures { train: split(train, 1), test: split(test, 2) }
 }
 
-/// Draws nothing and remembers what was said.
+/// Remembers what was said.
 #[derive(Default)]
-pub struct Silent(RefCell<Vec<String>>);
+pub struct Heard(RefCell<Vec<String>>);
 
-impl Silent {
+impl Heard {
     /// All lines and warnings so far.
     pub fn lines(&self) -> Vec<String> {
         self.0.borrow().clone()
     }
 }
 
-impl Progress for Silent {
+impl Progress for Heard {
     fn start(&self, _total: Option<u64>, _unit: &str) {}
     fn advance(&self, _count: u64) {}
     fn message(&self, _text: &str) {}
