@@ -1,12 +1,49 @@
-//! `snclr export`: Writes the trained encoder as safetensors with torchvision names.
+//! `snclr export`: the trained encoder as safetensors with torchvision names.
 
-use std::process::ExitCode;
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
-/// Writes the trained encoder as safetensors with torchvision names.
+use anyhow::ensure;
+
+use super::Global;
+use crate::{
+    artifact::Store,
+    report::{self, safetensors::Head},
+};
+
+/// Write the trained encoder as safetensors with torchvision names
+///
+/// In Python: `torchvision.models.resnet18(num_classes=N).load_state_dict(safetensors.torch.load_file(FILE), strict=True)`,
+/// where N is the number of classes that this command prints. An encoder with `stem: cifar` needs `conv1` replaced by a 3x3
+/// convolution of stride 1 and `maxpool` by nn.Identity() first; its metadata in the file says so.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// A run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// File to write
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    pub output: PathBuf,
+    /// Classifier (fc) that goes with the encoder
+    #[arg(long, value_enum, default_value_t)]
+    pub head: Head,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    todo!()
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    ensure!(
+        args.output.extension().is_some_and(|extension| extension == "safetensors"),
+        "{}: the name must end in .safetensors, the only format there is",
+        args.output.display()
+    );
+    let run = report::find(&global.runs, &args.run)?;
+    let exported = report::safetensors::export(&Store::open(&global.runs), &run, args.head)?;
+    report::file::replace(&args.output, &exported.bytes)?;
+    let head = match exported.head {
+        None => "no classifier".to_owned(),
+        Some((classes, "probe")) => format!("the linear probe as classifier of {classes} classes"),
+        Some((classes, _)) => format!("zeros as classifier of {classes} classes"),
+    };
+    let (path, name) = (args.output.display(), &run.record.run);
+    writeln!(std::io::stdout(), "wrote {path}: {} tensors of {name}, {head}", exported.tensors)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -92,8 +92,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Runs(args) => runs::run(args, &global),
         Command::Validate(args) => validate::run(args),
         Command::Schema(args) => schema::run(args),
-        Command::Compare(args) => compare::run(args),
-        Command::Export(args) => export::run(args),
+        Command::Compare(args) => compare::run(args, &global),
+        Command::Export(args) => export::run(args, &global),
     }
 }
 

@@ -1,12 +1,127 @@
-//! `snclr validate`: Checks specs and prints every error at once.
+//! `snclr validate`: checks specs and prints every error at once, for people or as JSON.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::spec::{self, Place, SpecError, SpecErrors};
+
+/// Exit code of an invalid spec.
+const INVALID: u8 = 2;
 
 /// Checks specs and prints every error at once.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Specs to check
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Override a key before checking, e.g. `method.tau=0.1`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print one JSON object per spec on stdout
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    todo!()
+///
+/// # Errors
+/// When stdout cannot be written; invalid specs are exit code 2.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut is_valid = true;
+    let mut stdout = io::stdout().lock();
+    for path in &args.specs {
+        let result = spec::load(path, &args.set);
+        is_valid &= result.is_ok();
+        if args.json {
+            writeln!(stdout, "{}", report(path, result.as_ref().err())).context("cannot write to stdout")?;
+            continue;
+        }
+        match result {
+            Ok(_) => writeln!(stdout, "{}: ok", path.display()).context("cannot write to stdout")?,
+            Err(errors) => eprintln!("{errors}"),
+        }
+    }
+    Ok(if is_valid { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
+}
+
+/// The JSON object about one spec.
+fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
+    let list: Vec<Value> = errors.iter().flat_map(|e| &e.errors).map(|error| entry(path, error)).collect();
+    json!({"spec": path.display().to_string(), "valid": errors.is_none(), "errors": list})
+}
+
+/// `line` and `column` are null, and `override` is the text given to `--set`, where an override is at fault.
+fn entry(path: &Path, error: &SpecError) -> Value {
+    let (line, column, text) = match &error.place {
+        Some(Place::File { line, column }) => (Some(line), Some(column), None),
+        Some(Place::Set(text)) => (None, None, Some(text)),
+        None => (None, None, None),
+    };
+    json!({
+        "file": path.display().to_string(),
+        "line": line,
+        "column": column,
+        "override": text,
+        "key": error.key,
+        "message": error.problem.to_string(),
+        "found": error.problem.found(),
+        "allowed": error.problem.allowed(),
+        "suggestion": error.problem.suggestion(),
+        "help": error.problem.help(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_every_error_with_its_place() {
+        let path = Path::new("a.yaml");
+        let text = "name: a\nepochs: 0\n";
+        let errors = spec::load_text(path, text, &["seed=x".to_owned()]).unwrap_err();
+        let report = report(path, Some(&errors));
+        assert_eq!(report["spec"], "a.yaml");
+        assert_eq!(report["valid"], false);
+        let list = report["errors"].as_array().unwrap();
+        let find = |key: &str| list.iter().find(|entry| entry["key"] == key).unwrap();
+        assert_eq!(
+            *find("epochs"),
+            json!({
+                "file": "a.yaml", "line": 2, "column": 9, "override": null, "key": "epochs", "message": "out of range",
+                "found": "0", "allowed": ["a whole number, at least 1"], "suggestion": "1",
+                "help": "the nearest allowed value is 1",
+            })
+        );
+        assert_eq!(
+            *find("seed"),
+            json!({
+                "file": "a.yaml", "line": null, "column": null, "override": "seed=x", "key": "seed",
+                "message": "wrong type", "found": "\"x\"", "allowed": ["a whole number, at least 0"],
+                "suggestion": null, "help": null,
+            })
+        );
+        assert_eq!(find("encoder")["message"], "required key is missing");
+    }
+
+    #[test]
+    fn exit_codes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.yaml");
+        std::fs::write(&path, "name: a\n").unwrap();
+        let run_on = |path: &str| {
+            run(Args { specs: vec![path.into()], set: vec![], json: true })
+                .map(|code| code == ExitCode::SUCCESS)
+                .unwrap()
+        };
+        assert!(run_on(concat!(env!("CARGO_MANIFEST_DIR"), "/specs/quickstart.yaml")));
+        assert!(!run_on(path.to_str().unwrap()));
+        assert!(!run_on("no such file"));
+    }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::SplitName;
+
 /// Where the images come from. `format` selects the reader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "format", rename_all = "snake_case")]
@@ -37,7 +39,7 @@ pub enum OnError {
 #[serde(untagged)]
 pub enum Paths {
     One(PathBuf),
-    Many(Vec<PathBuf>),
+    Many(#[schemars(length(min = 1))] Vec<PathBuf>),
 }
 
 impl Paths {
@@ -87,6 +89,16 @@ pub struct FilesConfig {
     pub on_error: OnError,
 }
 
+impl FilesConfig {
+    /// Paths of a split; None where there is no such split.
+    pub fn of(&self, split: SplitName) -> Option<&Paths> {
+        match split {
+            SplitName::Train => Some(&self.train),
+            SplitName::Test => self.test.as_ref(),
+        }
+    }
+}
+
 /// Parquet files of the two splits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +119,16 @@ pub struct ParquetConfig {
     /// What to do with an image that cannot be read.
     #[serde(default)]
     pub on_error: OnError,
+}
+
+impl ParquetConfig {
+    /// Paths of a split; None where there is no such split.
+    pub fn of(&self, split: SplitName) -> Option<&Paths> {
+        match split {
+            SplitName::Train => Some(&self.train),
+            SplitName::Test => self.test.as_ref(),
+        }
+    }
 }
 
 /// IDX image and label files of the two splits.

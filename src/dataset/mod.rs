@@ -1,6 +1,22 @@
-//! Image sources, the shards they are ingested into, and augmentation.
+//! Image sources (one file per format), the shards they are ingested into, and augmentation; unaware of artifacts.
 
 pub mod augment;
+mod cifar10;
 mod config;
+mod decode;
+mod error;
+mod idx;
+mod image_folder;
+mod ingest;
+mod parquet;
+mod paths;
+mod sample;
+pub mod shard;
+mod source;
+mod synthetic;
 
 pub use config::*;
+pub use error::DataError;
+pub use sample::{ReadSummary, Sample, Skipped, SplitName};
+pub use shard::Split;
+pub use source::{SourceFile, count, read, source_files};

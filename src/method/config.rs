@@ -22,14 +22,20 @@ pub struct SnclrConfig {
     pub queue_length: usize,
     /// Scaling factor gamma of the positiveness: w_i = softmax_i / gamma.
     #[serde(default = "one")]
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma: f64,
+    /// Form of the loss.
+    #[serde(default)]
+    pub objective: Objective,
     /// Temperature tau of the logits.
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub tau: f64,
     /// Where the positiveness comes from.
     #[serde(default)]
     pub attention: Attention,
+    /// Feed unit vectors to f1 and f2, as the authors' release does.
+    #[serde(default = "yes")]
+    pub normalize_attention: bool,
     /// Width of the attention's projections f1 and f2; the projector's output width by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
@@ -37,12 +43,18 @@ pub struct SnclrConfig {
     /// Stop the gradient through the positiveness.
     #[serde(default)]
     pub detach_w: bool,
+    /// Set a positiveness of at most 1/K to zero, without renormalising (an option of the authors' release).
+    #[serde(default)]
+    pub threshold: bool,
+    /// What happens to a batch that reaches the end of the queue.
+    #[serde(default)]
+    pub queue_overflow: Overflow,
     /// Leave earlier copies of the same image out of its neighbours.
     #[serde(default = "yes")]
     pub exclude_self: bool,
     /// Factor on the loss of each direction (MoCo-v3's release uses 2 tau; the paper's formula 1).
     #[serde(default = "one")]
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub loss_scale: f64,
     /// Momentum of the exponential moving average at the start; it rises to 1 along a cosine.
     #[serde(default = "default_momentum")]
@@ -60,6 +72,28 @@ fn yes() -> bool {
 
 fn default_momentum() -> f64 {
     0.99
+}
+
+/// Form of SNCLR's loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Logarithm of the weighted sum over the positives (the paper).
+    #[default]
+    Paper,
+    /// Weighted sum of the positives' log-probabilities (the authors' release).
+    SoftCe,
+}
+
+/// What happens to a batch that reaches the end of the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overflow {
+    /// Go on at the start (first in, first out).
+    #[default]
+    Wrap,
+    /// Write the rows that fit and drop the rest (the authors' release).
+    Truncate,
 }
 
 /// Where SNCLR's positiveness comes from.

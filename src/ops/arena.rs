@@ -73,6 +73,13 @@ impl Layout {
         self.entries.len() - 1
     }
 
+    /// Appends all tensors of `other`, their names behind `prefix`.
+    pub fn extend(&mut self, prefix: &str, other: &Layout) {
+        for entry in &other.entries {
+            self.push(format!("{prefix}{}", entry.name), &entry.shape);
+        }
+    }
+
     /// Number of elements of the whole buffer.
     pub fn len(&self) -> usize {
         self.entries.last().map_or(0, |last| last.range().end)

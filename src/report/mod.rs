@@ -1,1 +1,43 @@
-//! Artifacts become scores and comparisons.
+//! Finished runs become comparisons and exports; one file per output format.
+
+pub mod comparison;
+pub mod csv;
+pub mod file;
+mod grid;
+pub mod json;
+pub mod markdown;
+pub mod parquet;
+pub mod runs;
+pub mod safetensors;
+pub mod table;
+
+pub use comparison::Comparison;
+pub use runs::{FindError, Run, find};
+
+/// How a comparison is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Table for a terminal.
+    Table,
+    Json,
+    Csv,
+    Markdown,
+}
+
+impl Format {
+    /// The text of `comparison`, ending in a line break.
+    ///
+    /// # Errors
+    /// When a value cannot be written in the format.
+    pub fn render(self, comparison: &Comparison) -> anyhow::Result<String> {
+        match self {
+            Format::Table => Ok(table::render(comparison)),
+            Format::Json => json::render(comparison),
+            Format::Csv => csv::render(comparison),
+            Format::Markdown => Ok(markdown::render(comparison)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod samples;

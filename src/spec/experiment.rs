@@ -14,6 +14,7 @@ use crate::{
 /// A self-supervised pretraining experiment with its evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "snclr experiment")]
 pub struct Experiment {
     /// Name of the experiment; the run's folder bears it.
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), extend("x-operational" = true))]

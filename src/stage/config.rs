@@ -52,11 +52,11 @@ impl Default for LinearProbeConfig {
 pub struct KnnConfig {
     /// Numbers of neighbours; `knn/top1` is the score of the first.
     #[serde(default = "knn_k")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(range(min = 1)), extend("uniqueItems" = true))]
     pub k: Vec<usize>,
     /// Temperature of the votes: a neighbour votes exp(cosine / temperature).
     #[serde(default = "knn_temperature")]
-    #[schemars(range(min = 0.000001))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
 }
 

@@ -1,9 +1,177 @@
 //! Data stage: streams a source into Parquet shards with a content hash per row.
 
-use super::StageContext;
-use crate::{artifact::ArtifactWriter, dataset::DataConfig};
+use std::{
+    iter::Peekable,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use anyhow::{Context, anyhow};
+use arrow::{
+    array::{Int64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema},
+};
+
+use super::{StageContext, Stopped};
+use crate::{
+    artifact::{ArtifactWriter, Kind},
+    dataset::{self, DataConfig, DataError, ReadSummary, Skipped, SplitName, shard},
+};
+
+/// Batches (of a few MB) that the reader may be ahead of the writer.
+const AHEAD: usize = 2;
+/// Skipped images that are named one by one; the table `skipped` lists all.
+const NAMED: usize = 5;
 
 /// Ingests both splits of `config`.
-pub fn run(_config: &DataConfig, _out: &mut ArtifactWriter, _context: &StageContext) -> anyhow::Result<()> {
-    todo!()
+///
+/// Tables: `train-00000`, … and `test-00000`, … ([`shard::schema`]), `classes` (label, name), `skipped` (split, name,
+/// reason).
+pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
+    let mut classes = Vec::new();
+    let mut skipped = Vec::new();
+    let mut written = 0;
+    for split in SplitName::ALL {
+        let Some(total) = dataset::count(config, split)? else { continue };
+        context.progress.start(Some(total), "images");
+        context.progress.message(split.as_str());
+        let summary = ingest(config, split, out, context, &mut written)?;
+        warn(split, &summary.skipped, context);
+        classes = same_classes(classes, summary.classes)?;
+        skipped.extend(summary.skipped.into_iter().map(|skipped| (split, skipped)));
+    }
+    write_classes(&classes, out)?;
+    write_skipped(&skipped, out)
+}
+
+/// Writes the shards of one split, reading ahead on a thread of its own.
+fn ingest(
+    config: &DataConfig,
+    split: SplitName,
+    out: &mut ArtifactWriter,
+    context: &StageContext,
+    written: &mut u64,
+) -> anyhow::Result<ReadSummary> {
+    thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let reader = scope.spawn(move || read(config, split, sender));
+        // The receiver ends with the writing: a reader that is still at work then stops.
+        let outcome = write_shards(receiver.into_iter().peekable(), split, out, context, written);
+        let summary = reader.join().map_err(|_| anyhow!("the reader of data.{split} panicked"))?;
+        outcome?;
+        summary
+    })
+}
+
+/// Reads the split and sends its rows, batch by batch.
+fn read(config: &DataConfig, split: SplitName, sender: SyncSender<RecordBatch>) -> anyhow::Result<ReadSummary> {
+    let mut batcher = shard::Batcher::default();
+    let send = |batch: Option<RecordBatch>| match batch {
+        Some(batch) => sender.send(batch).context("writing has stopped"),
+        None => Ok(()),
+    };
+    let summary = dataset::read(config, split, &mut |sample| send(batcher.push(sample)?))?;
+    send(batcher.finish()?)?;
+    Ok(summary)
+}
+
+fn write_shards(
+    mut batches: Peekable<impl Iterator<Item = RecordBatch>>,
+    split: SplitName,
+    out: &mut ArtifactWriter,
+    context: &StageContext,
+    written: &mut u64,
+) -> anyhow::Result<()> {
+    for number in 0.. {
+        if batches.peek().is_none() {
+            break;
+        }
+        let name = format!("{split}-{number:05}");
+        let mut table = out.table_with(&name, shard::schema(), Kind::Content, shard::properties())?;
+        shard::fill(&mut batches, shard::SHARD_BYTES, &mut |batch| {
+            if context.interrupt.requested() {
+                return Err(Stopped::Interrupted { stage: "data", step: *written }.into());
+            }
+            table.write(batch)?;
+            *written += batch.num_rows() as u64;
+            context.progress.advance(batch.num_rows() as u64);
+            Ok(())
+        })?;
+        table.finish()?;
+    }
+    Ok(())
+}
+
+fn warn(split: SplitName, skipped: &[Skipped], context: &StageContext) {
+    for Skipped { name, reason } in skipped.iter().take(NAMED) {
+        context.progress.warn(&format!("skipped `{name}`: {reason}"));
+    }
+    if skipped.len() > NAMED {
+        let more = skipped.len() - NAMED;
+        context.progress.warn(&format!("skipped {more} more images of data.{split}; the table `skipped` lists them"));
+    }
+}
+
+/// The class names of both splits; where one knows more classes (numbers seen, say), it goes on from the other.
+fn same_classes(train: Vec<String>, test: Vec<String>) -> Result<Vec<String>, DataError> {
+    if let Some(label) = train.iter().zip(&test).position(|(train, test)| train != test) {
+        let (train, test) = (train[label].clone(), test[label].clone());
+        return Err(DataError::ClassesDiffer { label, train, test });
+    }
+    Ok(if train.len() >= test.len() { train } else { test })
+}
+
+fn write_classes(classes: &[String], out: &mut ArtifactWriter) -> anyhow::Result<()> {
+    let fields = vec![Field::new("label", DataType::Int64, false), Field::new("name", DataType::Utf8, false)];
+    let schema = Arc::new(Schema::new(fields));
+    let labels = Int64Array::from_iter_values(0..classes.len() as i64);
+    let names = StringArray::from_iter_values(classes);
+    let rows = RecordBatch::try_new(schema.clone(), vec![Arc::new(labels), Arc::new(names)])?;
+    let mut table = out.table("classes", schema, Kind::Content)?;
+    table.write(&rows)?;
+    table.finish()
+}
+
+fn write_skipped(skipped: &[(SplitName, Skipped)], out: &mut ArtifactWriter) -> anyhow::Result<()> {
+    let fields = ["split", "name", "reason"].map(|name| Field::new(name, DataType::Utf8, false));
+    let schema = Arc::new(Schema::new(fields.to_vec()));
+    let splits = StringArray::from_iter_values(skipped.iter().map(|(split, _)| split.as_str()));
+    let names = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.name));
+    let reasons = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.reason));
+    let columns = vec![Arc::new(splits) as _, Arc::new(names) as _, Arc::new(reasons) as _];
+    let rows = RecordBatch::try_new(schema.clone(), columns)?;
+    let mut table = out.table("skipped", schema, Kind::Content)?;
+    table.write(&rows)?;
+    table.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| name.to_string()).collect()
+    }
+
+    #[test]
+    fn splits_agree_on_their_classes_or_say_where_not() {
+        assert_eq!(same_classes(names(&["a", "b"]), names(&[])).unwrap(), ["a", "b"]);
+        assert_eq!(same_classes(names(&["0"]), names(&["0", "1"])).unwrap(), ["0", "1"]);
+        let error = same_classes(names(&["a", "b"]), names(&["a", "c"])).unwrap_err();
+        assert_eq!(error.to_string(), "the splits disagree on class 1: `b` in data.train, `c` in data.test");
+    }
+
+    #[test]
+    fn a_reader_stops_when_the_writer_is_gone() {
+        let config = serde_json::json!({
+            "format": "synthetic", "classes": 2, "train_images": 1_000_000_000u64, "test_images": 1, "image_size": 16
+        });
+        let (sender, receiver) = sync_channel(AHEAD);
+        drop(receiver);
+        let error = read(&serde_json::from_value(config).unwrap(), SplitName::Train, sender).unwrap_err();
+        assert_eq!(error.to_string(), "writing has stopped");
+    }
 }

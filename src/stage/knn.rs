@@ -1,16 +1,165 @@
 //! kNN stage: a weighted nearest-neighbour classifier on frozen features.
 
-use super::{KnnConfig, StageContext};
-use crate::artifact::{Artifact, ArtifactWriter};
+use anyhow::ensure;
+
+use super::{
+    KnnConfig, Progress, StageContext, Stopped,
+    evaluation::{Evaluation, predictions_batch},
+    features::{self, SplitFeatures},
+    labelled::Task,
+    votes::Ballot,
+};
+use crate::{
+    artifact::{Artifact, ArtifactWriter},
+    ops::normalize::normalize_rows,
+};
 
 /// Scores the features of `trained`, beside the controls: `random_init` features, and shuffled labels.
+///
+/// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k). Without labels or a test split
+/// `scores` is empty and a note says why.
+///
+/// # Errors
+/// When the artifacts cannot be read or written, or the user interrupts.
 pub fn run(
-    _config: &KnnConfig,
-    _seed: u64,
-    _trained: &Artifact,
-    _random_init: &Artifact,
-    _out: &mut ArtifactWriter,
-    _context: &StageContext,
+    config: &KnnConfig,
+    seed: u64,
+    trained: &Artifact,
+    random_init: &Artifact,
+    out: &mut ArtifactWriter,
+    context: &StageContext,
 ) -> anyhow::Result<()> {
-    todo!()
+    let trained = features::read(trained.read(features::TABLE)?)?;
+    let random_init = features::read(random_init.read(features::TABLE)?)?;
+    let go_on = || !context.interrupt.requested();
+    evaluate(config, seed, trained, random_init, context.progress, &go_on)?.write(out)
+}
+
+fn evaluate(
+    config: &KnnConfig,
+    seed: u64,
+    trained: SplitFeatures,
+    random_init: SplitFeatures,
+    progress: &dyn Progress,
+    go_on: &dyn Fn() -> bool,
+) -> anyhow::Result<Evaluation> {
+    ensure!(!config.k.contains(&0), "knn.k holds 0; at least 1 neighbour must vote");
+    let (mut trained, mut random_init) = match (Task::new(trained), Task::new(random_init)) {
+        (Ok(trained), Ok(random_init)) => (trained, random_init),
+        (Err(why), _) | (_, Err(why)) => {
+            progress.log(&format!("knn: skipped, {why}"));
+            return Ok(Evaluation::skipped(why));
+        }
+    };
+    ensure!(
+        trained.train.ids == random_init.train.ids && trained.test.ids == random_init.test.ids,
+        "the features of the trained and of the untrained encoder are of different samples"
+    );
+    let mut result = Evaluation::default();
+    if trained.unlabelled > 0 {
+        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
+    }
+
+    let available = trained.targets.len();
+    let mut ks = config.k.clone();
+    let mut seen = std::collections::HashSet::new();
+    ks.retain(|&k| seen.insert(k));
+    for &k in ks.iter().filter(|&&k| k > available) {
+        let text = format!("knn.k {k} exceeds the {available} labelled training samples; all of them vote");
+        progress.warn(&text);
+        result.note("clamped", text);
+    }
+    let clamped: Vec<usize> = ks.iter().map(|&k| k.min(available)).collect();
+
+    for task in [&mut trained, &mut random_init] {
+        normalize_rows(&mut task.train.rows, task.dim);
+        normalize_rows(&mut task.test.rows, task.dim);
+    }
+    progress.start(Some(2 * trained.test.ids.len() as u64), "images");
+    let elect = |task: &Task, ks: &[usize], labellings: &[&[usize]]| {
+        let ballot = Ballot { ks, temperature: config.temperature, classes: task.classes.len() };
+        ballot
+            .elect(&task.train.rows, labellings, &task.test.rows, task.dim, |count| {
+                progress.advance(count as u64);
+                go_on()
+            })
+            .ok_or(Stopped::InterruptedAt { stage: "knn" })
+    };
+    let top1 = |task: &Task, elected: &[(usize, f64)]| task.accuracy(|i, label| task.classes[elected[i].0] == label);
+
+    let shuffled = trained.shuffled_targets(seed);
+    let elected = elect(&trained, &clamped, &[&trained.targets, &shuffled])?;
+    let control = elect(&random_init, &clamped[..1], &[&random_init.targets])?;
+    result.score("knn/top1", top1(&trained, &elected[0][0]));
+    for (k, elected) in ks.iter().zip(&elected[0]) {
+        result.score(format!("knn/top1_k{k}"), top1(&trained, elected));
+    }
+    result.score("knn/top1_random_init", top1(&random_init, &control[0][0]));
+    result.score("knn/top1_shuffled_labels", top1(&trained, &elected[1][0]));
+
+    let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&elected[0]).collect();
+    result.tables.push(("predictions", predictions_batch(&trained, &blocks)));
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{array::AsArray, datatypes::Int64Type};
+
+    use super::*;
+    use crate::stage::probe_data::{Heard, blobs, noise, unlabelled};
+
+    fn config(k: &[usize]) -> KnnConfig {
+        KnnConfig { k: k.to_vec(), temperature: 0.07 }
+    }
+
+    fn evaluate(k: &[usize], trained: SplitFeatures, control: SplitFeatures, progress: &Heard) -> Evaluation {
+        super::evaluate(&config(k), 3, trained, control, progress, &|| true).unwrap()
+    }
+
+    #[test]
+    fn separable_features_score_and_both_controls_are_near_chance() {
+        let progress = Heard::default();
+        let result = evaluate(&[5, 10], blobs(4, 400, 100), noise(4, 400, 100), &progress);
+        assert!(result.get("knn/top1").unwrap() > 0.95);
+        assert_eq!(result.get("knn/top1"), result.get("knn/top1_k5"));
+        assert!(result.get("knn/top1_k10").unwrap() > 0.95);
+        for control in ["knn/top1_random_init", "knn/top1_shuffled_labels"] {
+            assert!((0.1..0.45).contains(&result.get(control).unwrap()), "{control}: {:?}", result.scores);
+        }
+        assert_eq!(result.scores.len(), 5);
+        assert!(progress.lines().is_empty());
+
+        let (name, predictions) = &result.tables[0];
+        assert_eq!((*name, predictions.num_rows()), ("predictions", 200));
+        let column = |name| predictions.column_by_name(name).unwrap().as_primitive::<Int64Type>().values().to_vec();
+        let right = column("label").iter().zip(column("predicted")).take(100).filter(|(l, p)| **l == *p).count();
+        assert_eq!(right as f64 / 100.0, result.get("knn/top1").unwrap());
+        assert_eq!(column("k")[..100], [5; 100]);
+        assert_eq!(column("sample_id")[100..], (0..100).collect::<Vec<i64>>());
+    }
+
+    #[test]
+    fn more_neighbours_than_samples_are_clamped_with_a_warning() {
+        let progress = Heard::default();
+        let result = evaluate(&[200, 20, 200], blobs(2, 20, 10), noise(2, 20, 10), &progress);
+        let text = "knn.k 200 exceeds the 20 labelled training samples; all of them vote";
+        assert_eq!(progress.lines(), [text]);
+        assert_eq!(result.notes, [("clamped".to_owned(), text.to_owned())]);
+        assert_eq!(result.get("knn/top1_k200"), result.get("knn/top1_k20"));
+    }
+
+    #[test]
+    fn without_labels_there_are_no_scores_but_a_reason() {
+        let progress = Heard::default();
+        let result = evaluate(&[5], unlabelled(blobs(2, 20, 10)), noise(2, 20, 10), &progress);
+        assert_eq!(result, Evaluation::skipped("the train split has no labels".into()));
+        assert_eq!(progress.lines(), ["knn: skipped, the train split has no labels"]);
+    }
+
+    #[test]
+    fn an_interruption_stops() {
+        let error = super::evaluate(&config(&[5]), 3, blobs(2, 20, 10), noise(2, 20, 10), &Heard::default(), &|| false);
+        assert!(error.unwrap_err().is::<Stopped>());
+    }
 }

@@ -4,9 +4,18 @@ mod config;
 mod context;
 pub mod data;
 pub mod embed;
+mod evaluation;
+pub mod features;
 pub mod knn;
+mod labelled;
 pub mod linear_probe;
 pub mod pretrain;
+#[cfg(test)]
+mod probe_data;
+mod softmax;
+mod standardize;
+mod votes;
+pub mod weights;
 
 pub use config::*;
 pub use context::*;

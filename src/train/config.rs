@@ -3,6 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    dataset::augment::AugmentationsConfig,
+    encoder::EncoderConfig,
+    method::{MethodConfig, MlpConfig},
+};
+
 /// Optimiser and its settings. `name` selects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "name", rename_all = "lowercase")]
@@ -56,9 +62,11 @@ pub struct AdamwConfig {
     pub lr_scaling: LrScaling,
     /// Decay rates of the first and second moment.
     #[serde(default = "adam_betas")]
+    #[schemars(extend("items" = { "type": "number", "minimum": 0, "exclusiveMaximum": 1 }))]
     pub betas: [f64; 2],
     /// Term added to the denominator.
     #[serde(default = "adam_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// Weight decay.
     #[serde(default)]
@@ -149,4 +157,21 @@ fn ten() -> usize {
 
 fn yes() -> bool {
     true
+}
+
+/// The sections of a spec that pretraining depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct PretrainConfig<'a> {
+    pub seed: u64,
+    pub augmentations: &'a AugmentationsConfig,
+    pub encoder: &'a EncoderConfig,
+    pub projector: &'a MlpConfig,
+    pub predictor: &'a MlpConfig,
+    pub method: &'a MethodConfig,
+    pub optimizer: &'a OptimizerConfig,
+    pub schedule: &'a ScheduleConfig,
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub precision: Precision,
+    pub health: &'a HealthConfig,
 }

@@ -1,5 +1,22 @@
-//! Pretraining: the loop, schedules, optimisers, EMA and health metrics.
+//! Pretraining: one step, schedules, optimisers, EMA, batches and health metrics.
 
 mod config;
+mod ema;
+mod health;
+//mod loader;
+mod model;
+mod optimizer;
+mod schedule;
+mod trainer;
+mod warning;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::*;
+pub use health::Health;
+//pub use loader::Loader;
+pub use model::{Branch, Model};
+pub use schedule::learning_rates;
+pub use trainer::{Batch, StepRow, Trainer};
+pub use warning::Warning;

@@ -15,6 +15,7 @@ pub struct AugmentationsConfig {
     pub mean: [f32; 3],
     /// Per-channel standard deviation that is divided by (RGB, in [0, 1]); ImageNet's by default.
     #[serde(default = "imagenet_std")]
+    #[schemars(extend("items" = { "type": "number", "exclusiveMinimum": 0 }))]
     pub std: [f32; 3],
     /// First view.
     pub view1: ViewConfig,
@@ -145,5 +146,6 @@ pub struct EvalTransformConfig {
     /// Length in pixels that the shorter side is resized to before the centre crop; by default `size` up to 64 pixels
     /// and `size * 256 / 224` above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 8, max = 2048))]
     pub resize: Option<u32>,
 }

@@ -1,5 +1,22 @@
 //! Augmentation of one view of one image, with torchvision's semantics.
+//!
+//! Steps work on 8-bit planes and round where Pillow rounds. Random numbers come from the caller's stream alone, so a
+//! view is the same whatever the thread and the order.
 
+mod blur;
+mod color;
 mod config;
+mod crop;
+mod eval;
+#[cfg(test)]
+mod golden;
+mod hue;
+mod jitter;
+mod normalize;
+mod pipeline;
+mod planes;
+mod resize;
 
 pub use config::*;
+pub use eval::EvalTransform;
+pub use pipeline::Pipeline;

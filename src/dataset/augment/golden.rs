@@ -1,0 +1,110 @@
+//! Every deterministic step against Pillow's own output (tests/golden/augment/make_fixtures.py).
+
+use fast_image_resize::Resizer;
+use image::RgbImage;
+use safetensors::SafeTensors;
+
+use super::{
+    AugmentationsConfig, EvalTransform, EvalTransformConfig,
+    blur::{Buffers, gaussian_blur},
+    color,
+    crop::CropBox,
+    hue::hue,
+    planes::Planes,
+    resize::crop_resize,
+};
+
+const FIXTURES: &[u8] = include_bytes!("../../../tests/golden/augment/pillow.safetensors");
+
+fn load(name: &str) -> RgbImage {
+    let fixtures = SafeTensors::deserialize(FIXTURES).unwrap();
+    let tensor = fixtures.tensor(name).unwrap();
+    let shape = tensor.shape();
+    RgbImage::from_raw(shape[1] as u32, shape[0] as u32, tensor.data().to_vec()).unwrap()
+}
+
+/// Arguments and expected picture of each case of an operation.
+fn cases(operation: &str) -> Vec<(Vec<f64>, RgbImage)> {
+    let fixtures = SafeTensors::deserialize(FIXTURES).unwrap();
+    let names = fixtures.names();
+    let mut cases = Vec::new();
+    for (name, arguments) in names.iter().filter_map(|name| Some((name, name.strip_prefix(&format!("{operation}/"))?)))
+    {
+        let arguments = arguments.split(',').filter(|a| !a.is_empty()).map(|a| a.parse().unwrap()).collect();
+        cases.push((arguments, load(name)));
+    }
+    assert!(!cases.is_empty(), "no case of {operation}");
+    cases
+}
+
+/// Largest difference and its cases must stay within `tolerance`.
+fn check(what: &str, arguments: &[f64], found: &[u8], expected: &[u8], tolerance: u8) {
+    assert_eq!(found.len(), expected.len());
+    let most = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    let off = found.iter().zip(expected).filter(|(a, b)| a != b).count();
+    assert!(most <= tolerance, "{what} {arguments:?}: {off} of {} bytes differ, by {most} at most", found.len());
+}
+
+/// Runs a step on planes; it must equal Pillow's byte by byte.
+fn exact(operation: &str, picture: &str, step: impl Fn(&mut Planes, &[f64])) {
+    let image = load(picture);
+    for (arguments, expected) in cases(operation) {
+        let side = image.width() as usize;
+        let mut planes = Planes::default();
+        planes.load(&image, side, 0, 0, side);
+        step(&mut planes, &arguments);
+        let mut wanted = Planes::default();
+        wanted.load(&expected, side, 0, 0, side);
+        check(operation, &arguments, &planes.bytes, &wanted.bytes, 0);
+    }
+}
+
+#[test]
+fn enhancements_equal_pillow() {
+    exact("brightness", "small", |planes, a| color::brightness(planes, a[0] as f32));
+    exact("contrast", "small", |planes, a| color::contrast(planes, a[0] as f32));
+    exact("saturation", "small", |planes, a| color::saturation(planes, a[0] as f32));
+    exact("grayscale", "many", |planes, _| color::grayscale(planes));
+    exact("solarize", "small", |planes, a| color::solarize(planes, a[0] as u8));
+}
+
+#[test]
+fn hue_equals_pillow() {
+    exact("hue", "many", |planes, a| hue(planes, a[0]));
+}
+
+#[test]
+fn blur_equals_pillow() {
+    exact("gaussian_blur", "small", |planes, a| gaussian_blur(planes, a[0] as f32, &mut Buffers::default()));
+}
+
+/// One step of 255: the resizer's coefficients have 14 to 16 bits where Pillow's have 22.
+#[test]
+fn cropping_and_resizing_come_within_rounding_of_pillow() {
+    let image = load("wide");
+    for (arguments, expected) in cases("resize") {
+        let [left, top, width, height] = arguments[..] else { panic!("{arguments:?}") };
+        let part = CropBox { left: left as u32, top: top as u32, width: width as u32, height: height as u32 };
+        let mut out = Vec::new();
+        crop_resize(&image, part, (16, 16), &mut Resizer::new(), &mut out);
+        check("resize", &arguments, &out, &expected, 1);
+    }
+}
+
+#[test]
+fn evaluation_sees_the_centre() {
+    let view = serde_json::json!({ "random_resized_crop": {} });
+    let config = serde_json::json!({ "size": 16, "view1": view, "view2": view });
+    let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
+    let image = load("wide");
+    for (arguments, expected) in cases("eval") {
+        let [resize, size] = arguments[..] else { panic!("{arguments:?}") };
+        let eval = EvalTransformConfig { resize: Some(resize as u32) };
+        let config = AugmentationsConfig { size: size as u32, eval, ..config.clone() };
+        let mut out = vec![0.0; 3 * (size * size) as usize];
+        EvalTransform::new(&config).apply(&image, &mut out);
+        let byte = |(i, value): (usize, &f32)| ((value * config.std[i % 3] + config.mean[i % 3]) * 255.0).round() as u8;
+        let bytes: Vec<u8> = out.iter().enumerate().map(byte).collect();
+        check("eval", &arguments, &bytes, &expected, 1);
+    }
+}

@@ -1,0 +1,28 @@
+//! Bilinear resizing with antialiasing, as Pillow's `Image.resize(…, BILINEAR)` of a crop.
+
+use fast_image_resize::{
+    FilterType, ResizeAlg, ResizeOptions, Resizer,
+    images::{TypedCroppedImage, TypedImage, TypedImageRef},
+    pixels::U8x3,
+};
+use image::RgbImage;
+
+use super::crop::CropBox;
+
+/// Resizes a part of `image` to `width` x `height` interleaved RGB pixels in `out`. Pixels beyond the box have no share
+/// in the result: torchvision crops first.
+pub(super) fn crop_resize(
+    image: &RgbImage,
+    part: CropBox,
+    (width, height): (u32, u32),
+    resizer: &mut Resizer,
+    out: &mut Vec<u8>,
+) {
+    const FITS: &str = "the box lies within the image and the buffers match";
+    out.resize(3 * width as usize * height as usize, 0);
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw()).expect(FITS);
+    let part = TypedCroppedImage::from_ref(&source, part.left, part.top, part.width, part.height).expect(FITS);
+    let mut target = TypedImage::<U8x3>::from_buffer(width, height, out).expect(FITS);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    resizer.resize_typed(&part, &mut target, &options).expect(FITS);
+}

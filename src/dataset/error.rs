@@ -1,0 +1,64 @@
+//! What can be wrong with a user's images; each variant names the file, the image or the row.
+
+use std::path::PathBuf;
+
+use super::SplitName;
+
+/// An image source that cannot be ingested as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A path of the spec is not there.
+    #[error("data.{split}: no such file or folder: `{}`", path.display())]
+    Missing { split: SplitName, path: PathBuf },
+    /// A file or folder cannot be read.
+    #[error("cannot read `{}`: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    /// A folder where a file is expected, or the other way round.
+    #[error("data.{split}: `{}` is not a {expected}", path.display())]
+    WrongKind { split: SplitName, path: PathBuf, expected: &'static str },
+    /// A folder without any file of the format.
+    #[error("data.{split}: no {what} in `{}`", path.display())]
+    NothingFound { split: SplitName, path: PathBuf, what: &'static str },
+    /// A split that yields no image at all.
+    #[error("data.{split}: no images")]
+    NoImages { split: SplitName },
+    /// Every image of a split was skipped.
+    #[error("data.{split}: all {count} images were skipped; the first one was `{name}`: {reason}")]
+    AllSkipped { split: SplitName, count: usize, name: String, reason: String },
+    /// A class folder without images.
+    #[error("class folder `{}` holds no image (JPEG or PNG); remove it or fill it", path.display())]
+    EmptyClass { path: PathBuf },
+    /// A class folder of the test split that the training split lacks.
+    #[error("class folder `{}` has no counterpart in the training split; its classes are {}", path.display(), known.join(", "))]
+    UnknownClass { path: PathBuf, known: Vec<String> },
+    /// Class folders with images beside them.
+    #[error("`{}` lies beside class folders: put it into one of them, or keep all images in one folder for data without labels", path.display())]
+    Stray { path: PathBuf },
+    /// An image that does not decode.
+    #[error("cannot read image `{name}`: {reason} (`data.on_error: skip` leaves such images out)")]
+    Image { name: String, reason: String },
+    /// A file that ends early or goes on too long.
+    #[error("`{}` is {}: {expected} bytes expected, {found} found", path.display(), if found < expected { "truncated" } else { "too long" })]
+    Length { path: PathBuf, expected: u64, found: u64 },
+    /// A file of another format than the spec says.
+    #[error("`{}` is not {expected}: it begins with {found}", path.display())]
+    WrongMagic { path: PathBuf, expected: &'static str, found: String },
+    /// As many labels as images are needed.
+    #[error("`{}` holds {labels} labels, `{}` {images} images", label_path.display(), image_path.display())]
+    LabelCount { image_path: PathBuf, images: u64, label_path: PathBuf, labels: u64 },
+    /// A label that no class has.
+    #[error("label {label} of {name} is not in 0..{classes}")]
+    LabelRange { name: String, label: i64, classes: usize },
+    /// A Parquet file without the column that is needed.
+    #[error("`{}` has no column {wanted}; its columns are {}", path.display(), available.join(", "))]
+    MissingColumn { path: PathBuf, wanted: String, available: Vec<String> },
+    /// A Parquet column of another type than is needed.
+    #[error("column `{column}` of `{}` is of type {found}; {expected} expected", path.display())]
+    ColumnType { path: PathBuf, column: String, found: String, expected: &'static str },
+    /// The two splits number their classes differently.
+    #[error("the splits disagree on class {label}: `{train}` in data.train, `{test}` in data.test")]
+    ClassesDiffer { label: usize, train: String, test: String },
+    /// More generated classes than there are shapes and textures to tell apart.
+    #[error("data.classes is {found}; the generator can tell 2 to {most} classes apart")]
+    TooManyClasses { found: u32, most: u32 },
+}

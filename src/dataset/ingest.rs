@@ -1,0 +1,114 @@
+//! Turns the items of a source into samples, in parallel and in order, a bounded chunk at a time.
+
+use rayon::prelude::*;
+
+use super::{DataError, OnError, ReadSummary, Sample, Skipped, SplitName};
+
+/// A chunk ends at whichever comes first; together they bound memory whatever the size of the images.
+const CHUNK_ITEMS: usize = 1024;
+const CHUNK_BYTES: u64 = 32 << 20;
+
+/// What `read` hands samples to.
+pub(super) type Sink<'a> = dyn FnMut(Sample) -> anyhow::Result<()> + 'a;
+
+/// Passes what `work` makes of each item to `sink`, in the order of the items.
+///
+/// Items come with about how many bytes they will occupy. Where `work` fails, `on_error` decides; an item that fails by
+/// itself (the `Err` of the iterator) always ends the reading. A split without any sample left is an error.
+pub(super) fn ingest<T: Send>(
+    split: SplitName,
+    on_error: OnError,
+    items: impl IntoIterator<Item = Result<(u64, T), DataError>>,
+    work: impl Fn(T) -> Result<Sample, Skipped> + Sync,
+    sink: &mut Sink,
+) -> anyhow::Result<ReadSummary> {
+    let mut items = items.into_iter();
+    let mut summary = ReadSummary::default();
+    let mut passed = 0u64;
+    loop {
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while chunk.len() < CHUNK_ITEMS && bytes < CHUNK_BYTES {
+            let Some(item) = items.next() else { break };
+            let (size, item) = item?;
+            bytes += size;
+            chunk.push(item);
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        let done: Vec<_> = chunk.into_par_iter().map(&work).collect();
+        for result in done {
+            match (result, on_error) {
+                (Ok(sample), _) => {
+                    passed += 1;
+                    sink(sample)?;
+                }
+                (Err(Skipped { name, reason }), OnError::Fail) => return Err(DataError::Image { name, reason }.into()),
+                (Err(skipped), OnError::Skip) => summary.skipped.push(skipped),
+            }
+        }
+    }
+    match (passed, summary.skipped.first()) {
+        (0, None) => Err(DataError::NoImages { split }.into()),
+        (0, Some(Skipped { name, reason })) => {
+            let (name, reason) = (name.clone(), reason.clone());
+            Err(DataError::AllSkipped { split, count: summary.skipped.len(), name, reason }.into())
+        }
+        _ => Ok(summary),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(count: u64, on_error: OnError, bad: impl Fn(u64) -> bool + Sync) -> anyhow::Result<(Vec<i64>, ReadSummary)> {
+        let mut labels = Vec::new();
+        let work = |i: u64| match bad(i) {
+            true => Err(Skipped { name: format!("image {i}"), reason: "odd".into() }),
+            false => Ok(Sample { bytes: vec![], path: None, label: Some(i as i64) }),
+        };
+        let summary = ingest(SplitName::Train, on_error, (0..count).map(|i| Ok((1, i))), work, &mut |sample| {
+            labels.push(sample.label.unwrap());
+            Ok(())
+        })?;
+        Ok((labels, summary))
+    }
+
+    #[test]
+    fn order_holds_across_chunks_and_skipped_items_are_listed() {
+        let (labels, summary) = run(3000, OnError::Skip, |i| i % 1000 == 7).unwrap();
+        let expected: Vec<i64> = (0..3000).filter(|i| i % 1000 != 7).collect();
+        assert_eq!(labels, expected);
+        assert_eq!(
+            summary.skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+            ["image 7", "image 1007", "image 2007"]
+        );
+    }
+
+    #[test]
+    fn failures_name_the_first_bad_image_or_the_empty_split() {
+        let message = |r: anyhow::Result<_>| format!("{}", r.map(|_| ()).unwrap_err());
+        assert_eq!(
+            message(run(100, OnError::Fail, |i| i > 40)),
+            "cannot read image `image 41`: odd (`data.on_error: skip` leaves such images out)"
+        );
+        assert_eq!(message(run(0, OnError::Fail, |_| false)), "data.train: no images");
+        assert_eq!(
+            message(run(3, OnError::Skip, |_| true)),
+            "data.train: all 3 images were skipped; the first one was `image 0`: odd"
+        );
+    }
+
+    #[test]
+    fn an_error_of_the_sink_ends_the_reading() {
+        let mut seen = 0;
+        let work = |_| Ok(Sample { bytes: vec![], path: None, label: None });
+        let result = ingest(SplitName::Test, OnError::Fail, (0..5000).map(|i| Ok((1, i))), work, &mut |_| {
+            seen += 1;
+            anyhow::ensure!(seen < 10, "stop");
+            Ok(())
+        });
+        assert_eq!((result.unwrap_err().to_string().as_str(), seen), ("stop", 10));
+    }
+}

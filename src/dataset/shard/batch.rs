@@ -1,0 +1,110 @@
+//! Samples to rows of a shard.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use arrow::array::{
+    ArrayRef, BinaryArray, FixedSizeBinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray,
+};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::{image_fields, schema};
+use crate::dataset::Sample;
+
+/// A batch ends at whichever comes first.
+const BATCH_ROWS: usize = 4096;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// SHA-256 of a sample's label (a byte that says whether there is one, then eight bytes, little-endian) and its image.
+pub fn row_hash(bytes: &[u8], label: Option<i64>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update([label.is_some() as u8]);
+    hash.update(label.unwrap_or(0).to_le_bytes());
+    hash.update(bytes);
+    hash.finalize().into()
+}
+
+/// Collects the samples of a split and numbers them.
+#[derive(Default)]
+pub struct Batcher {
+    samples: Vec<Sample>,
+    bytes: usize,
+    next_id: i64,
+}
+
+impl Batcher {
+    /// Adds a sample; gives a batch when enough have gathered.
+    pub fn push(&mut self, sample: Sample) -> anyhow::Result<Option<RecordBatch>> {
+        self.bytes += sample.bytes.len();
+        self.samples.push(sample);
+        if self.samples.len() < BATCH_ROWS && self.bytes < BATCH_BYTES {
+            return Ok(None);
+        }
+        self.finish()
+    }
+
+    /// What is left; None when nothing is.
+    pub fn finish(&mut self) -> anyhow::Result<Option<RecordBatch>> {
+        let samples = std::mem::take(&mut self.samples);
+        self.bytes = 0;
+        if samples.is_empty() {
+            return Ok(None);
+        }
+        let first = self.next_id;
+        self.next_id += samples.len() as i64;
+        rows(first, &samples).map(Some)
+    }
+}
+
+fn rows(first_id: i64, samples: &[Sample]) -> anyhow::Result<RecordBatch> {
+    let hashes: Vec<_> = samples.par_iter().map(|sample| row_hash(&sample.bytes, sample.label)).collect();
+    let sizes: Result<Vec<_>, _> = samples.iter().map(|sample| i32::try_from(sample.bytes.len())).collect();
+    let sizes = sizes.context("an image of more than 2 GiB")?;
+    let bytes = BinaryArray::from_iter_values(samples.iter().map(|sample| &sample.bytes));
+    let paths: StringArray = samples.iter().map(|sample| sample.path.as_deref()).collect();
+    let image = StructArray::new(image_fields(), vec![Arc::new(bytes), Arc::new(paths)], None);
+    let labels: Int64Array = samples.iter().map(|sample| sample.label).collect();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(first_id..first_id + samples.len() as i64)),
+        Arc::new(image),
+        Arc::new(labels),
+        Arc::new(Int32Array::from(sizes)),
+        Arc::new(FixedSizeBinaryArray::try_from_iter(hashes.iter())?),
+    ];
+    Ok(RecordBatch::try_new(schema(), columns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::{array::AsArray, datatypes::Int64Type};
+
+    fn sample(size: usize, label: Option<i64>) -> Sample {
+        Sample { bytes: vec![7; size], path: None, label }
+    }
+
+    #[test]
+    fn a_hash_covers_image_and_label() {
+        let base = row_hash(b"abc", Some(0));
+        assert_eq!(base, row_hash(b"abc", Some(0)));
+        for other in [row_hash(b"abd", Some(0)), row_hash(b"abc", Some(1)), row_hash(b"abc", None)] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn batches_are_bounded_and_numbered_on() {
+        let mut batcher = Batcher::default();
+        let mut batches = Vec::new();
+        for i in 0..10 {
+            batches.extend(batcher.push(sample(1 << 20, Some(i))).unwrap());
+        }
+        batches.extend(batcher.finish().unwrap());
+        assert_eq!(batches.iter().map(|b| b.num_rows()).collect::<Vec<_>>(), [4, 4, 2]);
+        let ids: Vec<i64> =
+            batches.iter().flat_map(|b| b["sample_id"].as_primitive::<Int64Type>().values().to_vec()).collect();
+        assert_eq!(ids, (0..10).collect::<Vec<_>>());
+        assert!(batcher.finish().unwrap().is_none());
+    }
+}

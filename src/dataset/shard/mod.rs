@@ -1,0 +1,66 @@
+//! Shards: the Parquet files that images are ingested into, laid out so that one `pread` fetches one image.
+//!
+//! The column `image.bytes` is uncompressed, plain, and has one value per data page. A page is a Thrift header, the
+//! value's length (4 bytes) and the value, so the image is the last `bytes_size` bytes of the page that the offset
+//! index names. Any Parquet reader can read the files as well.
+
+mod batch;
+mod rotate;
+mod split;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use parquet::{
+    basic::{Compression, Encoding, ZstdLevel},
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
+};
+
+pub use batch::{Batcher, row_hash};
+pub use rotate::fill;
+pub use split::Split;
+
+/// Shards end before they are larger than this.
+pub const SHARD_BYTES: u64 = 256 << 20;
+/// Row groups end at about this many bytes; a writer holds one of them in memory.
+const ROW_GROUP_BYTES: usize = 16 << 20;
+
+/// Fields of the struct column `image`: Hugging Face's image schema.
+fn image_fields() -> Fields {
+    Fields::from(vec![Field::new("bytes", DataType::Binary, false), Field::new("path", DataType::Utf8, true)])
+}
+
+/// Schema of a shard. `sample_id` counts from 0 within the split, across its shards; `content_hash` is [`row_hash`].
+pub fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("sample_id", DataType::Int64, false),
+        Field::new("image", DataType::Struct(image_fields()), false),
+        Field::new("label", DataType::Int64, true),
+        Field::new("bytes_size", DataType::Int32, false),
+        Field::new("content_hash", DataType::FixedSizeBinary(32), false),
+    ]))
+}
+
+/// Parquet settings of a shard: what makes random access possible, and light compression for the rest.
+pub fn properties() -> WriterProperties {
+    let column = |parts: &[&str]| ColumnPath::new(parts.iter().map(|part| part.to_string()).collect());
+    let (bytes, hash) = (column(&["image", "bytes"]), column(&["content_hash"]));
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        // The writer looks at the limits of a page once per batch of values.
+        .set_write_batch_size(1)
+        .set_column_compression(bytes.clone(), Compression::UNCOMPRESSED)
+        .set_column_encoding(bytes.clone(), Encoding::PLAIN)
+        .set_column_dictionary_enabled(bytes.clone(), false)
+        .set_column_data_page_row_count_limit(bytes.clone(), 1)
+        .set_column_statistics_enabled(bytes, EnabledStatistics::None)
+        // Hashes neither repeat nor compress nor order.
+        .set_column_compression(hash.clone(), Compression::UNCOMPRESSED)
+        .set_column_dictionary_enabled(hash.clone(), false)
+        .set_column_statistics_enabled(hash, EnabledStatistics::None)
+        .build()
+}

@@ -1,0 +1,31 @@
+//! Where one shard ends and the next begins.
+
+use std::iter::Peekable;
+
+use arrow::array::{AsArray, RecordBatch};
+
+/// What a row takes in a shard beside its image: page header, offset index, hash and the other columns, rounded up.
+const ROW_OVERHEAD: u64 = 128;
+
+/// Writes batches until the shard holds about `limit` bytes, but at least one; false when there was none.
+///
+/// Bytes are counted from the rows, not from what the Parquet writer made of them: where shards end is part of an
+/// artifact's content and must not move with the writer's version.
+pub fn fill(
+    batches: &mut Peekable<impl Iterator<Item = RecordBatch>>,
+    limit: u64,
+    write: &mut dyn FnMut(&RecordBatch) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let mut bytes = 0;
+    while let Some(batch) = batches.next_if(|batch| bytes == 0 || bytes + size(batch) <= limit) {
+        bytes += size(&batch);
+        write(&batch)?;
+    }
+    Ok(bytes > 0)
+}
+
+fn size(batch: &RecordBatch) -> u64 {
+    let image = batch["image"].as_struct();
+    let bytes = image["bytes"].as_binary::<i32>().values().len() + image["path"].as_string::<i32>().values().len();
+    (bytes as u64) + batch.num_rows() as u64 * ROW_OVERHEAD
+}

@@ -1,0 +1,173 @@
+//! Random access to the samples of a split: offset, size and label per row in memory, images on disk.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{Int32Type, Int64Type},
+};
+use image::RgbImage;
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    },
+    basic::Compression,
+    file::metadata::{PageIndexPolicy, ParquetMetaData},
+};
+
+use crate::dataset::decode::decode;
+
+/// Files beyond this many are opened for each image: a process may have 1024 open files by default.
+const FILES_KEPT_OPEN: usize = 512;
+/// A plain value's length, little-endian, lies before it.
+const PREFIX: usize = 4;
+/// Bytes of a page before its value: Thrift header (about 20) and the value's length.
+const MOST_OVERHEAD: i64 = 64;
+/// Stands for a label that is missing.
+const NO_LABEL: i64 = i64::MIN;
+
+/// A split, open for reading from any number of threads.
+#[derive(Debug)]
+pub struct Split {
+    shards: Vec<Shard>,
+    rows: Vec<Row>,
+    labels: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Where the image's length lies in its shard; the image follows.
+    offset: u64,
+    size: u32,
+    shard: u32,
+}
+
+impl Split {
+    /// Opens the shards of a split, in the order of their numbers.
+    ///
+    /// Errors: files that are not shards or do not follow each other; they are named.
+    pub fn open(shards: &[PathBuf]) -> anyhow::Result<Split> {
+        let mut split = Split { shards: vec![], rows: vec![], labels: vec![] };
+        for path in shards {
+            split.add(path).with_context(|| format!("cannot open shard `{}`", path.display()))?;
+        }
+        Ok(split)
+    }
+
+    fn add(&mut self, path: &Path) -> anyhow::Result<()> {
+        let file = File::open(path)?;
+        let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Required);
+        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file.try_clone()?, options)?;
+        let pages = image_pages(builder.metadata())?;
+        let wanted = ["sample_id", "label", "bytes_size"];
+        let mask = ProjectionMask::columns(builder.parquet_schema(), wanted);
+        let mut pages = pages.into_iter();
+        for batch in builder.with_projection(mask).with_batch_size(8192).build()? {
+            let batch = batch?;
+            let [ids, labels, sizes] = wanted.map(|name| batch.column_by_name(name));
+            let (Some(ids), Some(labels), Some(sizes)) = (ids, labels, sizes) else { bail!("a column is missing") };
+            let ids = ids.as_primitive_opt::<Int64Type>().context("`sample_id` is not int64")?;
+            let labels = labels.as_primitive_opt::<Int64Type>().context("`label` is not int64")?;
+            let sizes = sizes.as_primitive_opt::<Int32Type>().context("`bytes_size` is not int32")?;
+            for i in 0..batch.num_rows() {
+                let row = self.rows.len();
+                ensure!(ids.value(i) == row as i64, "it begins or goes on with sample {}, not {row}", ids.value(i));
+                let page = pages.next().context("fewer pages than rows")?;
+                let (size, overhead) = (sizes.value(i), page.1 as i64 - sizes.value(i) as i64);
+                ensure!(
+                    size >= 0 && (PREFIX as i64..=MOST_OVERHEAD).contains(&overhead),
+                    "sample {row} has {size} bytes, its page {}",
+                    page.1
+                );
+                let offset = page.0 as u64 + overhead as u64 - PREFIX as u64;
+                self.rows.push(Row { offset, size: size as u32, shard: self.shards.len() as u32 });
+                self.labels.push(if labels.is_null(i) { NO_LABEL } else { labels.value(i) });
+            }
+        }
+        ensure!(pages.next().is_none(), "more pages than rows");
+        let keep = self.shards.len() < FILES_KEPT_OPEN;
+        self.shards.push(Shard { path: path.to_owned(), file: keep.then_some(file) });
+        Ok(())
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Label of sample `i`.
+    pub fn label(&self, i: usize) -> Option<i64> {
+        Some(self.labels[i]).filter(|&label| label != NO_LABEL)
+    }
+
+    /// All labels, or None if any is missing.
+    pub fn labels(&self) -> Option<Vec<i64>> {
+        (!self.labels.contains(&NO_LABEL)).then(|| self.labels.clone())
+    }
+
+    /// The encoded image of sample `i`.
+    pub fn encoded(&self, i: usize) -> anyhow::Result<Vec<u8>> {
+        let mut value = self.value(i)?;
+        value.drain(..PREFIX);
+        Ok(value)
+    }
+
+    /// Sample `i`, decoded.
+    pub fn image(&self, i: usize) -> anyhow::Result<RgbImage> {
+        decode(&self.value(i)?[PREFIX..]).map_err(|reason| {
+            let shard = &self.shards[self.rows[i].shard as usize].path;
+            anyhow::anyhow!("sample {i} of `{}` does not decode: {reason}", shard.display())
+        })
+    }
+
+    /// One read: the image behind its length, which must be the one that the row has.
+    fn value(&self, i: usize) -> anyhow::Result<Vec<u8>> {
+        let Row { offset, size, shard } = self.rows[i];
+        let Shard { path, file } = &self.shards[shard as usize];
+        let mut value = vec![0; PREFIX + size as usize];
+        let read = match file {
+            Some(file) => file.read_exact_at(&mut value, offset),
+            None => File::open(path).and_then(|file| file.read_exact_at(&mut value, offset)),
+        };
+        read.with_context(|| format!("cannot read sample {i} of `{}`", path.display()))?;
+        ensure!(
+            value[..PREFIX] == size.to_le_bytes(),
+            "sample {i} of `{}` is not where the index says",
+            path.display()
+        );
+        Ok(value)
+    }
+}
+
+/// Offset and size of the page of each image, in the order of the rows.
+fn image_pages(metadata: &ParquetMetaData) -> anyhow::Result<Vec<(i64, i32)>> {
+    let mut pages = Vec::with_capacity(metadata.file_metadata().num_rows() as usize);
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let is_image = |path: &[String]| path == ["image", "bytes"];
+        let found = group.columns().iter().position(|column| is_image(column.column_path().parts()));
+        let column = found.context("it has no column `image.bytes`")?;
+        ensure!(group.column(column).compression() == Compression::UNCOMPRESSED, "its images are compressed");
+        let index = metadata.page_index_for_row_group(number);
+        let locations = index.page_locations(column).context("it has no offset index")?;
+        ensure!(locations.len() as i64 == group.num_rows(), "its images share pages");
+        pages.extend(locations.iter().map(|page| (page.offset, page.compressed_page_size)));
+    }
+    Ok(pages)
+}

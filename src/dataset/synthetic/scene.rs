@@ -1,0 +1,87 @@
+//! One picture: background and clutter, the object that the class is about, noise over all.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use std::f32::consts::{PI, TAU};
+
+use super::{
+    canvas::{Canvas, Paint, mix},
+    shape::Shape,
+    texture::Texture,
+};
+
+/// Draws a picture of `size` x `size` pixels: RGB bytes, rows from the top.
+pub(super) fn draw((shape, texture): (Shape, Texture), size: usize, random: &mut ChaCha8Rng) -> Vec<u8> {
+    let (near, far) = (paint(random), paint(random));
+    let mut canvas = background(size, near, far, random);
+    for _ in 0..random.random_range(3..8) {
+        stroke(&mut canvas, random);
+    }
+    let behind = mix(near, far, 0.5);
+    object(&mut canvas, shape, texture, behind, random);
+    if random.random_bool(0.5) {
+        stroke(&mut canvas, random);
+    }
+    let strength = random.random_range(0.02..0.08f32);
+    // The sum of two uniform variables: close enough to a normal one, and the same on every machine.
+    canvas.into_bytes(|| strength * (random.random_range(-1.0..1.0f32) + random.random_range(-1.0..1.0f32)))
+}
+
+/// A gradient between two colours in a random direction.
+fn background(size: usize, near: Paint, far: Paint, random: &mut ChaCha8Rng) -> Canvas {
+    let (sin, cos) = random.random_range(0.0..TAU).sin_cos();
+    Canvas::new(size, |x, y| {
+        let along = ((x / size as f32 - 0.5) * cos + (y / size as f32 - 0.5) * sin) / 1.42 + 0.5;
+        mix(near, far, along)
+    })
+}
+
+/// A short bar anywhere: clutter that has edges of its own.
+fn stroke(canvas: &mut Canvas, random: &mut ChaCha8Rng) {
+    let side = canvas.size as f32;
+    let (cx, cy) = (random.random_range(0.0..side), random.random_range(0.0..side));
+    let (length, width) = (side * random.random_range(0.05..0.2), side * random.random_range(0.015..0.05));
+    let (sin, cos) = random.random_range(0.0..PI).sin_cos();
+    let colour = paint(random);
+    canvas.cover(cx, cy, length + width + 1.0, |x, y| {
+        let (along, across) = (x * cos + y * sin, y * cos - x * sin);
+        let outside = (along.abs() - length).max(across.abs() - width);
+        ((0.5 - outside).clamp(0.0, 1.0), colour)
+    });
+}
+
+/// The class: place, size, turn and colours are free.
+fn object(canvas: &mut Canvas, shape: Shape, texture: Texture, behind: Paint, random: &mut ChaCha8Rng) {
+    let side = canvas.size as f32;
+    let radius = side * random.random_range(0.24..0.4);
+    let mut place = || random.random_range(0.8 * radius..side - 0.8 * radius);
+    let (cx, cy) = (place(), place());
+    let (sin, cos) = random.random_range(0.0..TAU).sin_cos();
+    let (texture_sin, texture_cos) = random.random_range(0.0..TAU).sin_cos();
+    let period = side * random.random_range(0.12..0.2);
+    let (shift_x, shift_y, salt) = (random.random::<f32>(), random.random::<f32>(), random.random::<u32>());
+    let first = apart(behind, 0.35, random);
+    let second = apart(first, 0.5, random);
+    canvas.cover(cx, cy, 1.2 * radius + 1.0, |x, y| {
+        let outside = radius * shape.distance((x * cos + y * sin) / radius, (y * cos - x * sin) / radius);
+        let (u, v) = ((x * texture_cos + y * texture_sin) / period, (y * texture_cos - x * texture_sin) / period);
+        let share = texture.share(u + shift_x, v + shift_y, 1.0 / period, salt);
+        ((0.5 - outside).clamp(0.0, 1.0), mix(first, second, share))
+    });
+}
+
+/// Any colour.
+fn paint(random: &mut ChaCha8Rng) -> Paint {
+    std::array::from_fn(|_| random.random())
+}
+
+/// A colour whose luminance is at least `least` from that of `other`.
+fn apart(other: Paint, least: f32, random: &mut ChaCha8Rng) -> Paint {
+    let luminance = |p: Paint| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
+    loop {
+        let candidate = paint(random);
+        if (luminance(candidate) - luminance(other)).abs() >= least {
+            return candidate;
+        }
+    }
+}

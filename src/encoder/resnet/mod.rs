@@ -1,0 +1,96 @@
+//! Residual networks (He et al. 2016) as in torchvision: basic blocks for 18 and 34 layers, bottlenecks with the stride
+//! on the 3x3 convolution for 50.
+
+mod backward;
+mod block;
+mod forward;
+
+#[cfg(test)]
+mod tests;
+
+use rand_distr::{Distribution, StandardNormal};
+
+pub use forward::Saved;
+
+use super::{Arch, EncoderConfig, EncoderError, Stem};
+use crate::ops::{
+    Real,
+    arena::Layout,
+    random::{Purpose, stream},
+};
+use block::{Block, Builder, ConvBatchNorm};
+
+/// Whether a backward pass computes the gradient of the images.
+pub enum ImageGradient<'a, E> {
+    Skip,
+    Write(&'a mut [E]),
+}
+
+/// Structure of a residual network.
+#[derive(Clone, Debug)]
+pub struct ResNet {
+    pub(super) params: Layout,
+    pub(super) buffers: Layout,
+    pub(super) feature_dim: usize,
+    stem: ConvBatchNorm,
+    max_pool: bool,
+    blocks: Vec<Block>,
+}
+
+impl ResNet {
+    /// The network that `config` describes.
+    pub fn new(config: &EncoderConfig) -> Result<Self, EncoderError> {
+        let width = 64.0 * config.width_multiplier;
+        if width < 1.0 || width.fract() != 0.0 {
+            return Err(EncoderError::Width(config.width_multiplier));
+        }
+        let width = width as usize;
+        let (depths, bottleneck) = match config.arch {
+            Arch::Resnet18 => ([2, 2, 2, 2], false),
+            Arch::Resnet34 => ([3, 4, 6, 3], false),
+            Arch::Resnet50 => ([3, 4, 6, 3], true),
+        };
+        let mut builder = Builder::default();
+        let (kernel, stride) = match config.stem {
+            Stem::Imagenet => (7, 2),
+            Stem::Cifar => (3, 1),
+        };
+        let stem = builder.conv_batch_norm("conv1", "bn1", [3, width], kernel, stride);
+        let mut blocks = Vec::new();
+        let mut channels = width;
+        for (stage, depth) in depths.into_iter().enumerate() {
+            for index in 0..depth {
+                let name = format!("layer{}.{index}", stage + 1);
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let block = builder.block(&name, channels, width << stage, stride, bottleneck);
+                channels = block.output();
+                blocks.push(block);
+            }
+        }
+        let (params, buffers) = builder.finish();
+        let max_pool = config.stem == Stem::Imagenet;
+        Ok(Self { params, buffers, feature_dim: channels, stem, max_pool, blocks })
+    }
+
+    /// Convolutions from N(0, 2 / fan-out), batch norm at the identity (torchvision's defaults).
+    pub fn init<E: Real>(&self, seed: u64) -> (Vec<E>, Vec<E>) {
+        let mut params = vec![E::zero(); self.params.len()];
+        for (i, entry) in self.params.entries.iter().enumerate() {
+            match entry.shape[..] {
+                [out, _, kernel, _] => {
+                    let std = (2.0 / (out * kernel * kernel) as f64).sqrt();
+                    let mut random = stream(seed, Purpose::Init, i as u64, 0, 0);
+                    let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
+                    params[entry.range()].fill_with(|| E::of(draw() * std));
+                }
+                _ if entry.name.ends_with(".weight") => params[entry.range()].fill(E::one()),
+                _ => {}
+            }
+        }
+        let mut buffers = vec![E::zero(); self.buffers.len()];
+        for entry in self.buffers.entries.iter().filter(|e| e.name.ends_with(".running_var")) {
+            buffers[entry.range()].fill(E::one());
+        }
+        (params, buffers)
+    }
+}

@@ -1,0 +1,381 @@
+//! SNCLR: Soft Neighbors are Positive Supporters in Contrastive Visual Representation Learning (Ge et al., ICLR 2023).
+//!
+//! Notation of the paper: y1 = g(f(x1)) online projection, z1 = q(y1) online prediction, y2 momentum projection of the
+//! other view, NN(y2)_1..K its nearest rows of the queue C, NN(y2)_0 = y2, w_i the positiveness. N batch size, D width.
+
+use dfdx::prelude::*;
+
+use super::{
+    Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput,
+    mlp::init_linear,
+    queue::{Neighbours, Queue, TooFewNeighbours},
+};
+use crate::ops::{
+    Real,
+    arena::Layout,
+    backend::Backend,
+    leaves::Leaves,
+    linear::linear,
+    named::NamedTensor,
+    normalize::{normalize, normalize_rows},
+    seam::Matrix,
+};
+
+/// A matrix on a tape.
+type Traced<E, D> = Matrix<E, D, OwnedTape<E, D>>;
+
+/// The method's settings, its queue, and where f1 and f2 lie among the parameters.
+#[derive(Clone, Debug)]
+pub struct Snclr<E> {
+    config: SnclrConfig,
+    queue: Queue<E>,
+    /// Entries of f1 and f2 [attention width, D], when the attention is learned.
+    attention: Option<(usize, usize)>,
+}
+
+impl<E: Real> Snclr<E> {
+    /// Lays out the attention's parameters and fills the queue with random unit vectors. `dim` is D.
+    pub fn new(config: &SnclrConfig, dim: usize, seed: u64, params: &mut Layout) -> Self {
+        let learned = config.attention == Attention::Learned && config.k > 0;
+        let attention = learned.then(|| {
+            let width = config.attention_dim.unwrap_or(dim);
+            (params.push("attention.f1.weight", &[width, dim]), params.push("attention.f2.weight", &[width, dim]))
+        });
+        Self { config: config.clone(), queue: Queue::new(config.queue_length, dim, seed), attention }
+    }
+
+    /// Initial f1 and f2.
+    pub fn init(&self, seed: u64, layout: &Layout, params: &mut [E]) {
+        if let Some((f1, f2)) = self.attention {
+            init_linear(seed, layout, f1, params);
+            init_linear(seed, layout, f2, params);
+        }
+    }
+
+    /// What a checkpoint must hold beside the parameters.
+    pub fn state(&self) -> Vec<NamedTensor<E>> {
+        self.queue.state()
+    }
+
+    /// Takes over what [`Snclr::state`] gave.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
+        self.queue.restore(tensors);
+    }
+
+    /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss.
+    ///
+    /// # Errors
+    /// When the queue has too few rows of other images, or the device fails.
+    pub fn step<D: Backend<E>>(
+        &mut self,
+        input: StepInput<E, D>,
+        leaves: &Leaves<E, D>,
+    ) -> anyhow::Result<StepOutput<E, D>>
+    where
+        D::Err: Send + Sync,
+    {
+        let StepInput { y: [y1, y2], z: [z1, z2], momentum: [mut k1, mut k2], samples, labels } = input;
+        let dim = y1.shape().1;
+        let view2 = k2.clone();
+        normalize_rows(&mut k1, dim);
+        normalize_rows(&mut k2, dim);
+        let (near1, near2) = (self.look_up(&k1, samples)?, self.look_up(&k2, samples)?);
+        self.queue.enqueue(&view2, samples, labels, self.config.queue_overflow);
+
+        let (loss12, w12) = self.direction(z1, y1, &k2, &near2, leaves).map_err(device_error)?;
+        let (loss21, w21) = self.direction(z2, y2, &k1, &near1, leaves).map_err(device_error)?;
+        let neighbour_labels = [near2.labels, near1.labels].concat();
+        let positives = Positives { k: self.config.k, w: [w12, w21].concat(), neighbour_labels };
+        Ok(StepOutput { loss: loss12 + loss21, positives })
+    }
+
+    fn look_up(&self, y2: &[E], samples: &[i64]) -> Result<Neighbours<E>, TooFewNeighbours> {
+        self.queue.search(y2, self.config.k, self.config.exclude_self.then_some(samples))
+    }
+
+    /// The loss of one direction, and the positiveness [N, K].
+    ///
+    /// `z1` is on a tape; gradients also flow to `y1`, which must be the tensor that the tape of `z1` knows. `y2` [N, D]
+    /// and the neighbours have unit length and no gradient.
+    fn direction<D: Backend<E>>(
+        &self,
+        z1: Traced<E, D>,
+        y1: Matrix<E, D>,
+        y2: &[E],
+        neighbours: &Neighbours<E>,
+        leaves: &Leaves<E, D>,
+    ) -> Result<(Tensor<Rank0, E, D, OwnedTape<E, D>>, Vec<E>), D::Err> {
+        let device = z1.device().clone();
+        let (n, dim) = *z1.shape();
+        let k = neighbours.k;
+        let tau = E::of(self.config.tau);
+
+        // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
+        let candidates = interleave(y2, &neighbours.vectors, n, k, dim);
+        let candidates: Matrix<E, D> = device.try_tensor_from_vec(candidates, (n * (k + 1), dim))?;
+        let s = linear(normalize(z1)?, candidates)?.try_div(tau)?;
+        let (s, tape) = s.split_tape();
+        let all = s.clone().put_tape(tape).try_logsumexp::<(usize,), Axis<1>>()?;
+        // own [N, K+1]: the logits of a sample's own candidates.
+        let own_index: Tensor<(usize, usize), usize, D> =
+            device.try_tensor_from_vec((0..n * (k + 1)).collect(), (n, k + 1))?;
+        let own: Traced<E, D> = s.put_tape(OwnedTape::default()).try_gather(own_index)?;
+
+        let scale = E::of(self.config.loss_scale);
+        if k == 0 {
+            let own = own.try_logsumexp::<(usize,), Axis<1>>()?;
+            return Ok((all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(scale)?, Vec::new()));
+        }
+        let mut log_w = self.log_positiveness(y1, neighbours, leaves)?;
+        if self.config.threshold {
+            // exp of it is 0, and no infinity meets another
+            let (floor, never) = (E::of(-(k as f64).ln()), E::of(-1e30));
+            let drop = log_w.as_vec().into_iter().map(|l| if l > floor { E::zero() } else { never }).collect();
+            let drop: Matrix<E, D> = device.try_tensor_from_vec(drop, (n, k))?;
+            log_w = log_w.try_add(drop)?;
+        }
+        let w: Vec<E> = log_w.as_vec().into_iter().map(|l| l.exp()).collect();
+        let zero: Matrix<E, D> = device.try_zeros_like(&(n, 1usize))?;
+        let loss = match self.config.objective {
+            // -log( sum_j w_j exp(own_j) / sum exp(s) ), w_0 = 1
+            Objective::Paper => {
+                let log_w = (zero.put_tape(OwnedTape::default()), log_w).try_concat_along(Axis::<1>)?;
+                let log_w: Traced<E, D> = log_w.try_reshape_like(&(n, k + 1))?;
+                let positive = own.try_add(log_w)?.try_logsumexp::<(usize,), Axis<1>>()?;
+                all.try_sub(positive)?.try_mean::<Rank0, _>()?
+            }
+            // -sum_j w_j log( exp(own_j) / sum exp(s) ), w_0 = 1
+            Objective::SoftCe => {
+                let one = zero.try_add(E::one())?;
+                let weights = (one.put_tape(OwnedTape::default()), log_w.try_exp()?).try_concat_along(Axis::<1>)?;
+                let weights: Traced<E, D> = weights.try_reshape_like(&(n, k + 1))?;
+                let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
+                let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
+                total.try_mean::<Rank0, _>()?.try_negate()?
+            }
+        };
+        Ok((loss.try_mul(scale)?, w))
+    }
+
+    /// log w [N, K] with w_i = softmax_i( f1(y1) . f2(NN(y2)_i) ) / gamma.
+    fn log_positiveness<D: Backend<E>>(
+        &self,
+        y1: Matrix<E, D>,
+        neighbours: &Neighbours<E>,
+        leaves: &Leaves<E, D>,
+    ) -> Result<Traced<E, D>, D::Err> {
+        let device = y1.device().clone();
+        let ((n, dim), k) = (*y1.shape(), neighbours.k);
+        let traced = |x: Matrix<E, D>| x.put_tape(OwnedTape::default());
+        let log_gamma = E::of(self.config.gamma.ln());
+        if self.config.attention == Attention::Uniform {
+            let uniform: Matrix<E, D> = device.try_zeros_like(&(n, k))?;
+            return traced(uniform).try_sub(E::of((k as f64).ln()) + log_gamma);
+        }
+        let mut a = traced(y1);
+        let mut near = neighbours.vectors.clone();
+        if self.config.normalize_attention {
+            a = normalize(a)?;
+        } else {
+            for (row, norm) in near.chunks_exact_mut(dim).zip(&neighbours.norms) {
+                row.iter_mut().for_each(|v| *v *= *norm);
+            }
+        }
+        let near: Matrix<E, D> = device.try_tensor_from_vec(near, (n * k, dim))?;
+        let mut b = traced(near);
+        if let Some((f1, f2)) = self.attention {
+            a = linear(a, traced(leaves.matrix(f1)))?;
+            b = linear(b, traced(leaves.matrix(f2)))?;
+        }
+        let width = a.shape().1;
+        let b: Tensor<(usize, usize, usize), E, D, _> = b.try_reshape_like(&(n, k, width))?;
+        let a = a.try_broadcast_like::<_, Axis<1>>(&(n, k, width))?;
+        let score = a.try_mul(b)?.try_sum::<(usize, usize), Axis<2>>()?;
+        let log_w = score.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
+        Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
+    }
+}
+
+/// Rows NN_0 = y2, NN_1..K of sample 1, then of sample 2, ...: [N(K+1), D].
+fn interleave<E: Real>(y2: &[E], neighbours: &[E], n: usize, k: usize, dim: usize) -> Vec<E> {
+    let mut rows = Vec::with_capacity(n * (k + 1) * dim);
+    for i in 0..n {
+        rows.extend_from_slice(&y2[i * dim..(i + 1) * dim]);
+        rows.extend_from_slice(&neighbours[i * k * dim..(i + 1) * k * dim]);
+    }
+    rows
+}
+
+fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
+    anyhow::anyhow!("the device failed: {error:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        method::Overflow,
+        ops::golden::{Golden, assert_close, tolerance},
+    };
+
+    /// f32 logits of magnitude 10; PyTorch's own f32 run is off by up to 9e-7.
+    const F32: f64 = 5e-6;
+
+    fn config(k: usize, queue_length: usize, tau: f64) -> SnclrConfig {
+        SnclrConfig {
+            k,
+            queue_length,
+            gamma: 1.0,
+            objective: Objective::Paper,
+            tau,
+            attention: Attention::Learned,
+            normalize_attention: true,
+            attention_dim: None,
+            detach_w: false,
+            threshold: false,
+            queue_overflow: Overflow::Truncate,
+            exclude_self: false,
+            loss_scale: 1.0,
+            momentum: 0.99,
+        }
+    }
+
+    /// A method whose queue and attention are a golden case's.
+    fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<E>, Layout, Vec<E>) {
+        let mut layout = Layout::default();
+        let mut method = Snclr::<E>::new(config, 8, 0, &mut layout);
+        let rows = golden.get::<E>("in.queue");
+        let none = vec![-1; config.queue_length];
+        method.queue.enqueue(&rows, &none, &none, Overflow::Wrap);
+        let mut params = vec![E::nan(); layout.len()];
+        if let Some((f1, f2)) = method.attention {
+            params[layout.entries[f1].range()].copy_from_slice(&golden.get::<E>("in.f1"));
+            params[layout.entries[f2].range()].copy_from_slice(&golden.get::<E>("in.f2"));
+        }
+        (method, layout, params)
+    }
+
+    fn one_direction<E: Real>(case: &str, config: &SnclrConfig)
+    where
+        Cpu: Backend<E>,
+    {
+        let golden = Golden::load(case);
+        let close = |what: &str, actual: &[E], expected: &str| {
+            assert_close(&format!("{case} {what}"), actual, &golden.get::<E>(expected), tolerance::<E>(F32));
+        };
+        let (method, layout, params) = method::<E>(config, &golden);
+        let device = Cpu::default();
+        let leaves = Leaves::new(&device, &layout, &params, 0..layout.entries.len()).unwrap();
+        let matrix = |name: &str| -> Matrix<E, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+        let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
+        let mut y2 = golden.get::<E>("in.y2");
+        normalize_rows(&mut y2, 8);
+        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
+        let (loss, w) = method.direction(z1.leaky_trace(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+        close("loss", &[loss.array()], "out.loss");
+        close("w", &w, "out.w");
+        let mut gradients = loss.backward();
+        close("grad.z1", &gradients.get(&z1).as_vec(), "grad.z1");
+        gradients.try_alloc_for(&y1).unwrap();
+        close("grad.y1", &gradients.get(&y1).as_vec(), "grad.y1");
+        let mut totals = vec![E::zero(); params.len()];
+        leaves.add_gradients(&layout, &mut gradients, &mut totals).unwrap();
+        if let Some((f1, f2)) = method.attention {
+            close("grad.f1", &totals[layout.entries[f1].range()], "grad.f1");
+            close("grad.f2", &totals[layout.entries[f2].range()], "grad.f2");
+        }
+    }
+
+    #[test]
+    fn every_form_of_the_loss_agrees_with_the_reference() {
+        let paper = config(3, 32, 0.1);
+        let soft_ce = SnclrConfig { objective: Objective::SoftCe, attention: Attention::Cosine, ..config(3, 32, 0.2) };
+        for (case, config) in [
+            ("loss_paper", paper.clone()),
+            (
+                "loss_paper_gamma2_tau02_att5",
+                SnclrConfig { gamma: 2.0, tau: 0.2, attention_dim: Some(5), ..paper.clone() },
+            ),
+            ("loss_paper_rawatt", SnclrConfig { tau: 0.2, normalize_attention: false, ..paper.clone() }),
+            ("loss_paper_noproj", SnclrConfig { attention: Attention::Cosine, ..paper.clone() }),
+            ("loss_paper_detach", SnclrConfig { detach_w: true, ..paper.clone() }),
+            ("loss_soft_ce", soft_ce.clone()),
+            ("loss_soft_ce_scaled_tau01", SnclrConfig { tau: 0.1, loss_scale: 0.2, ..soft_ce.clone() }),
+            ("loss_soft_ce_threshold", SnclrConfig { threshold: true, ..soft_ce.clone() }),
+            ("loss_soft_ce_detach", SnclrConfig { detach_w: true, ..soft_ce.clone() }),
+        ] {
+            one_direction::<f64>(case, &config);
+            one_direction::<f32>(case, &config);
+        }
+    }
+
+    #[test]
+    fn both_directions_and_the_queue_agree_with_the_reference() {
+        let paper = config(3, 32, 0.2);
+        let soft_ce = SnclrConfig {
+            objective: Objective::SoftCe,
+            attention: Attention::Cosine,
+            loss_scale: 0.4,
+            ..config(3, 32, 0.2)
+        };
+        for (case, config) in [("symmetric_paper", paper), ("symmetric_soft_ce", soft_ce)] {
+            let golden = Golden::load(case);
+            let (mut method, layout, params) = method::<f64>(&config, &golden);
+            // Three rows short of its end, as in the reference.
+            method.queue = {
+                let bank = golden.get::<f64>("in.queue");
+                let mut queue = Queue::new(32, 8, 0);
+                queue.enqueue(&bank, &[-1; 32], &[-1; 32], Overflow::Wrap);
+                queue.enqueue(&bank[..29 * 8], &[-1; 29], &[-1; 29], Overflow::Wrap);
+                queue
+            };
+            let device = Cpu::default();
+            let leaves = Leaves::new(&device, &layout, &params, 0..layout.entries.len()).unwrap();
+            let matrix = |name: &str| -> Matrix<f64, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+            let (z, y) = (["in.z1", "in.z2"].map(matrix), ["in.y1", "in.y2"].map(matrix));
+            let input = StepInput {
+                y: y.clone(),
+                z: z.clone().map(|z| z.leaky_trace()),
+                momentum: ["in.k1", "in.k2"].map(|k| golden.get(k)),
+                samples: &[0, 1, 2, 3, 4, 5],
+                labels: &[-1; 6],
+            };
+            let output = method.step(input, &leaves).unwrap();
+            assert!((output.loss.array() - golden.scalar("out.loss")).abs() < 1e-10);
+            let mut gradients = output.loss.backward();
+            for (tensor, name) in z.iter().chain(&y).zip(["z1", "z2", "y1", "y2"]) {
+                let expected = golden.get(&format!("grad.{name}"));
+                assert_close(name, &gradients.get(tensor).as_vec(), &expected, 1e-10);
+            }
+            let mut totals = vec![0.0; params.len()];
+            leaves.add_gradients(&layout, &mut gradients, &mut totals).unwrap();
+            if let Some((f1, f2)) = method.attention {
+                assert_close("f1", &totals[layout.entries[f1].range()], &golden.get("grad.f1"), 1e-10);
+                assert_close("f2", &totals[layout.entries[f2].range()], &golden.get("grad.f2"), 1e-10);
+            }
+            let state = method.queue.state();
+            let crate::ops::named::Values::Real(bank) = &state[0].values else { unreachable!() };
+            let mut expected = golden.get::<f64>("out.queue_after");
+            normalize_rows(&mut expected, 8);
+            assert_close("queue", bank, &expected, 1e-12);
+        }
+    }
+
+    #[test]
+    fn without_neighbours_it_is_infonce() {
+        for (case, tau) in [("loss_infonce_tau01", 0.1), ("loss_infonce_tau02", 0.2)] {
+            let golden = Golden::load(case);
+            let method = Snclr::<f64>::new(&config(0, 4, tau), 8, 0, &mut Layout::default());
+            let device = Cpu::default();
+            let leaves = Leaves::new(&device, &Layout::default(), &[], 0..0).unwrap();
+            let z1: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.z1"), (6, 8));
+            let mut y2 = golden.get::<f64>("in.y2");
+            normalize_rows(&mut y2, 8);
+            let none = method.look_up(&y2, &[0; 6]).unwrap();
+            let (loss, w) = method.direction(z1.leaky_trace(), z1.clone(), &y2, &none, &leaves).unwrap();
+            assert!(w.is_empty());
+            assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
+            assert_close("grad.z1", &loss.backward().get(&z1).as_vec(), &golden.get("grad.z1"), 1e-12);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Batch normalisation over rows of channels [rows, channels], as kernels on slices and as a dfdx operation.
+//!
+//! In training, y = (x - mean) / sqrt(var + eps) * weight + bias with the batch's biased variance; running statistics
+//! move by 0.1 towards the batch's mean and unbiased variance (torch's convention).
+
+mod moments;
+mod op;
+#[cfg(test)]
+mod tests;
+
+pub use moments::{Moments, TileMoments};
+pub use op::{BatchNormKernel, RunningStatistics, batch_norm};
+
+use rayon::prelude::*;
+
+use super::{Real, simd::vectorized};
+
+/// Added to the variance.
+pub const EPS: f64 = 1e-5;
+/// Share of the batch in the running statistics.
+pub const MOMENTUM: f64 = 0.1;
+/// Rows per task of the element-wise passes, at most; fixed, since sums are taken per task.
+pub(crate) const CHUNK_ROWS: usize = 512;
+
+/// The affine map x * scale + shift per channel that a normalisation comes down to.
+#[derive(Clone, Debug)]
+pub struct Affine<E> {
+    pub scale: Vec<E>,
+    pub shift: Vec<E>,
+}
+
+impl<E: Real> Affine<E> {
+    /// Normalisation by `mean` and `inv_std`, then by `weight` and `bias` where there are any.
+    pub fn new(mean: &[E], inv_std: &[E], weight_bias: Option<(&[E], &[E])>) -> Self {
+        let channels = mean.len();
+        let weight = |c: usize| weight_bias.map_or(E::one(), |(w, _)| w[c]);
+        let bias = |c: usize| weight_bias.map_or(E::zero(), |(_, b)| b[c]);
+        let scale: Vec<E> = (0..channels).map(|c| inv_std[c] * weight(c)).collect();
+        let shift = (0..channels).map(|c| bias(c) - mean[c] * scale[c]).collect();
+        Self { scale, shift }
+    }
+
+    /// Normalisation by running statistics (eval mode).
+    pub fn eval(mean: &[E], var: &[E], weight_bias: Option<(&[E], &[E])>) -> Self {
+        Self::new(mean, &inv_std(var), weight_bias)
+    }
+}
+
+/// 1 / sqrt(var + eps).
+pub fn inv_std<E: Real>(var: &[E]) -> Vec<E> {
+    var.iter().map(|v| E::of(1.0 / (v.as_f64() + EPS).sqrt())).collect()
+}
+
+/// What is added to a normalised tensor before its ReLU.
+#[derive(Clone, Copy)]
+pub enum Residual<'a, E> {
+    None,
+    /// A tensor as it is.
+    Plain(&'a [E]),
+    /// A tensor that is itself still to be normalised (the shortcut's convolution).
+    Normalised(&'a [E], &'a Affine<E>),
+}
+
+/// out = relu(x * scale + shift + residual), or without the ReLU.
+pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
+    let channels = affine.scale.len();
+    let chunk = CHUNK_ROWS * channels;
+    let floor = if relu { E::zero() } else { E::neg_infinity() };
+    let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
+    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(|(i, (out, x))| {
+        let part = i * chunk..i * chunk + out.len();
+        let rows = out.chunks_exact_mut(channels).zip(x.chunks_exact(channels));
+        match residual {
+            Residual::None => vectorized(|| {
+                for (out, x) in rows {
+                    for c in 0..channels {
+                        let v = x[c] * scale[c] + shift[c];
+                        out[c] = if v < floor { floor } else { v }; // keeps a NaN, so that it is noticed
+                    }
+                }
+            }),
+            Residual::Plain(r) => {
+                let r = &r[part];
+                vectorized(|| {
+                    for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            let v = x[c] * scale[c] + shift[c] + r[c];
+                            out[c] = if v < floor { floor } else { v };
+                        }
+                    }
+                })
+            }
+            Residual::Normalised(r, affine) => {
+                let r = &r[part];
+                let (rscale, rshift) = (&affine.scale[..channels], &affine.shift[..channels]);
+                vectorized(|| {
+                    for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
+                        for c in 0..channels {
+                            let v = (x[c] * scale[c] + shift[c]) + (r[c] * rscale[c] + rshift[c]);
+                            out[c] = if v < floor { floor } else { v };
+                        }
+                    }
+                })
+            }
+        }
+    });
+}
+
+/// Sets the gradient of a ReLU's input from that of its output: g = 0 where the output is not positive.
+pub fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
+    g.par_chunks_mut(1 << 15).zip(output.par_chunks(1 << 15)).for_each(|(g, out)| {
+        vectorized(|| {
+            for (g, out) in g.iter_mut().zip(out) {
+                *g = if *out > E::zero() { *g } else { E::zero() };
+            }
+        });
+    });
+}
+
+/// Sums over the rows that the backward pass needs.
+#[derive(Clone, Debug)]
+pub struct BackwardSums<E> {
+    /// Sum of the output's gradient: the bias's gradient.
+    pub g: Vec<E>,
+    /// Sum of the output's gradient times the normalised input: the weight's gradient.
+    pub g_normalised: Vec<E>,
+}
+
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel.
+pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &[E]) -> BackwardSums<E> {
+    let channels = moments.mean.len();
+    let chunk = CHUNK_ROWS * channels;
+    let mean = &moments.mean[..channels];
+    let parts: Vec<Vec<E>> = x
+        .par_chunks(chunk)
+        .zip(g.par_chunks(chunk))
+        .map(|(x, g)| {
+            let mut sums = vec![E::zero(); 2 * channels];
+            let (sum, product) = sums.split_at_mut(channels);
+            vectorized(|| {
+                for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        sum[c] += g[c];
+                        product[c] += g[c] * (x[c] - mean[c]);
+                    }
+                }
+            });
+            sums
+        })
+        .collect();
+    let mut totals = vec![0.0f64; 2 * channels];
+    for part in &parts {
+        for (total, value) in totals.iter_mut().zip(part) {
+            *total += value.as_f64();
+        }
+    }
+    let g = totals[..channels].iter().map(|t| E::of(*t)).collect();
+    let product = totals[channels..].iter().zip(&moments.inv_std);
+    BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }
+}
+
+/// Turns the output's gradient `g` into the input's, in training mode and in place.
+pub fn backward_input<E: Real>(
+    x: &[E],
+    moments: &Moments<E>,
+    weight: Option<&[E]>,
+    sums: &BackwardSums<E>,
+    g: &mut [E],
+) {
+    let channels = moments.mean.len();
+    let rows = E::of((x.len() / channels) as f64);
+    // g <- w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + c per channel.
+    let mut a = vec![E::zero(); channels];
+    let mut b = vec![E::zero(); channels];
+    let mut d = vec![E::zero(); channels];
+    for c in 0..channels {
+        let (mean, inv_std) = (moments.mean[c], moments.inv_std[c]);
+        let factor = weight.map_or(E::one(), |w| w[c]) * inv_std;
+        let slope = sums.g_normalised[c] / rows * inv_std;
+        a[c] = factor;
+        b[c] = E::zero() - factor * slope;
+        d[c] = factor * (slope * mean - sums.g[c] / rows);
+    }
+    let chunk = CHUNK_ROWS * channels;
+    g.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(g, x)| {
+        let (a, b, d) = (&a[..channels], &b[..channels], &d[..channels]);
+        vectorized(|| {
+            for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                for c in 0..channels {
+                    g[c] = a[c] * g[c] + b[c] * x[c] + d[c];
+                }
+            }
+        });
+    });
+}

@@ -1,0 +1,112 @@
+//! Batch normalisation in training mode as a dfdx operation on [rows, channels].
+
+use dfdx::prelude::*;
+
+use super::{Affine, Moments, Residual, apply, backward_input, backward_sums};
+use crate::ops::{
+    Real,
+    seam::{Buffer, Matrix},
+};
+
+/// Running statistics that a forward pass in training mode moves.
+#[derive(Debug)]
+pub struct RunningStatistics<'a, E> {
+    pub mean: &'a mut [E],
+    pub var: &'a mut [E],
+}
+
+/// Learned weight and bias per channel.
+pub type WeightBias<E, D> = (Tensor<(usize,), E, D>, Tensor<(usize,), E, D>);
+
+/// The device's part of [`batch_norm`].
+pub trait BatchNormKernel<E: Dtype>: Device<E> {
+    /// The output, and what the backward pass needs of the batch's statistics.
+    fn batch_norm_forward(
+        &self,
+        x: &Matrix<E, Self>,
+        weight_bias: Option<&WeightBias<E, Self>>,
+        running: RunningStatistics<E>,
+    ) -> Result<(Matrix<E, Self>, Moments<E>), Self::Err>;
+
+    /// Adds to the gradients of x and, where there are any, of weight and bias.
+    fn batch_norm_backward(
+        &self,
+        x: &Matrix<E, Self>,
+        moments: &Moments<E>,
+        weight_bias: Option<&WeightBias<E, Self>>,
+        gy: &Buffer<E, Self>,
+        gradients: &mut Gradients<E, Self>,
+    ) -> Result<(), Self::Err>;
+}
+
+/// y = batch norm of x in training mode. Gradients flow to x and to `weight_bias` (which must be on no tape of its own).
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn batch_norm<E: Dtype, D: BatchNormKernel<E>, T: Tape<E, D>>(
+    x: Matrix<E, D, T>,
+    weight_bias: Option<WeightBias<E, D>>,
+    running: RunningStatistics<E>,
+) -> Result<Matrix<E, D, T>, D::Err> {
+    let (x, mut tape) = x.split_tape();
+    let (y, moments) = x.device().batch_norm_forward(&x, weight_bias.as_ref(), running)?;
+    let y_ghost = y.ghost();
+    tape.add_backward_op(move |gradients| {
+        let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
+        x.device().clone().batch_norm_backward(&x, &moments, weight_bias.as_ref(), &gy, gradients)
+    });
+    Ok(y.put_tape(tape))
+}
+
+impl<E: Real> BatchNormKernel<E> for Cpu
+where
+    Cpu: Device<E, Err = CpuError>,
+    Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
+{
+    fn batch_norm_forward(
+        &self,
+        x: &Matrix<E, Self>,
+        weight_bias: Option<&WeightBias<E, Self>>,
+        running: RunningStatistics<E>,
+    ) -> Result<(Matrix<E, Self>, Moments<E>), CpuError> {
+        let values = x.as_vec();
+        let moments = Moments::of(&values, x.shape().1);
+        moments.update_running(running.mean, running.var);
+        let weight_bias = weight_bias.map(|(w, b)| (w.as_vec(), b.as_vec()));
+        let affine = Affine::new(
+            &moments.mean,
+            &moments.inv_std,
+            weight_bias.as_ref().map(|(w, b)| (w.as_slice(), b.as_slice())),
+        );
+        let mut y = vec![E::zero(); values.len()];
+        apply(&values, &affine, Residual::None, false, &mut y);
+        Ok((self.try_tensor_from_vec(y, *x.shape())?, moments))
+    }
+
+    fn batch_norm_backward(
+        &self,
+        x: &Matrix<E, Self>,
+        moments: &Moments<E>,
+        weight_bias: Option<&WeightBias<E, Self>>,
+        gy: &Buffer<E, Self>,
+        gradients: &mut Gradients<E, Self>,
+    ) -> Result<(), CpuError> {
+        let values = x.as_vec();
+        let sums = backward_sums(&values, moments, gy);
+        let weight = weight_bias.map(|(w, _)| w.as_vec());
+        let mut gx = gy.to_vec();
+        backward_input(&values, moments, weight.as_deref(), &sums, &mut gx);
+        add(gradients.get_or_alloc_mut(x)?, &gx);
+        if let Some((weight, bias)) = weight_bias {
+            add(gradients.get_or_alloc_mut(weight)?, &sums.g_normalised);
+            add(gradients.get_or_alloc_mut(bias)?, &sums.g);
+        }
+        Ok(())
+    }
+}
+
+fn add<E: Real>(gradient: &mut [E], more: &[E]) {
+    for (g, m) in gradient.iter_mut().zip(more) {
+        *g += *m;
+    }
+}

@@ -1,0 +1,94 @@
+//! Gradients with respect to the input and to the weights.
+
+use rayon::prelude::*;
+
+use super::{Conv2d, Size};
+use crate::ops::{
+    Real,
+    gemm::{Matrix, Threads, gemm},
+};
+
+/// Parts of the batch whose weight gradients are summed apart, then in order.
+const WEIGHT_PARTS: usize = 16;
+
+impl Conv2d {
+    /// gx = conv^T(gy, weight) + beta gx, with `beta` 0 or 1.
+    ///
+    /// Shapes as in [`Conv2d::forward`]; `size` is the input's.
+    pub fn backward_data<E: Real>(&self, gy: &[E], size: Size, weight: &[E], beta: E, gx: &mut [E]) {
+        assert_eq!(gx.len(), size.pixels() * self.input);
+        let out = self.output_size(size);
+        if self.stride == 1 {
+            // The gradient of a convolution of stride 1 is a convolution with the mirrored weights.
+            let mirrored =
+                Conv2d { padding: self.kernel - 1 - self.padding, input: self.output, output: self.input, ..*self };
+            mirrored.forward(gy, out, &self.mirror(weight), beta, gx, None);
+            return;
+        }
+        if beta == E::zero() {
+            gx.fill(E::zero());
+        }
+        let weight = Matrix::new(weight, self.output, self.patch());
+        let one = Size { n: 1, ..size };
+        let rows = out.h * out.w;
+        gx.par_chunks_mut(size.h * size.w * self.input).zip(gy.par_chunks(rows * self.output)).for_each_init(
+            Vec::new,
+            |patches, (gx, gy)| {
+                patches.resize(rows * self.patch(), E::zero());
+                gemm(Matrix::new(gy, rows, self.output), weight, E::zero(), patches, Threads::One);
+                self.scatter(patches, one, 0..rows, gx);
+            },
+        );
+    }
+
+    /// gw += the weight gradient.
+    ///
+    /// Shapes as in [`Conv2d::forward`]; `size` is the input's.
+    pub fn backward_weight<E: Real>(&self, x: &[E], size: Size, gy: &[E], gw: &mut [E]) {
+        assert_eq!(gw.len(), self.weights());
+        let pixels = self.output_size(size).pixels();
+        assert_eq!(gy.len(), pixels * self.output);
+        let rows = self.tile_rows();
+        let add_tile = |first: usize, last: usize, patches: &mut Vec<E>, gw: &mut [E], threads| {
+            let gy = &gy[first * self.output..last * self.output];
+            let patches = self.patches(x, size, first..last, patches, threads);
+            gemm(Matrix::new(gy, last - first, self.output).t(), patches, E::one(), gw, threads);
+        };
+
+        if self.shares_product() {
+            let mut patches = Vec::new();
+            for first in (0..pixels).step_by(rows) {
+                add_tile(first, (first + rows).min(pixels), &mut patches, gw, Threads::All);
+            }
+            return;
+        }
+        let part = pixels.div_ceil(WEIGHT_PARTS).next_multiple_of(rows);
+        let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
+        sums.par_chunks_mut(gw.len()).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
+            let end = ((i + 1) * part).min(pixels);
+            for first in (i * part..end).step_by(rows) {
+                add_tile(first, (first + rows).min(end), patches, sum, Threads::One);
+            }
+        });
+        for sum in sums.chunks_exact(gw.len()) {
+            for (g, s) in gw.iter_mut().zip(sum) {
+                *g += *s;
+            }
+        }
+    }
+
+    /// Weights [in, kernel, kernel, out] of the convolution that computes the data gradient.
+    fn mirror<E: Real>(&self, weight: &[E]) -> Vec<E> {
+        let (area, input, output) = (self.kernel * self.kernel, self.input, self.output);
+        let mut mirrored = vec![E::zero(); weight.len()];
+        mirrored.par_chunks_mut(area * output).enumerate().for_each(|(i, row)| {
+            for (tap, row) in row.chunks_exact_mut(output).enumerate() {
+                let source = (area - 1 - tap) * input + i;
+                for (o, value) in row.iter_mut().enumerate() {
+                    *value = weight[o * area * input + source];
+                }
+            }
+        });
+        mirrored
+    }
+}

@@ -1,0 +1,85 @@
+//! Forward pass.
+
+use rayon::prelude::*;
+
+use super::{Conv2d, Size};
+use crate::ops::{
+    Real,
+    batch_norm::TileMoments,
+    gemm::{Matrix, Threads, gemm},
+};
+
+impl Conv2d {
+    /// y = conv(x, weight) + beta y. With `moments`, the output's mean and squared deviation per channel and tile are
+    /// taken while the tile is in the cache.
+    ///
+    /// Shapes: x [n, h, w, input], weight [output, kernel, kernel, input], y [n, h', w', output].
+    pub fn forward<E: Real>(
+        &self,
+        x: &[E],
+        size: Size,
+        weight: &[E],
+        beta: E,
+        y: &mut [E],
+        moments: Option<&mut TileMoments<E>>,
+    ) {
+        let pixels = self.output_size(size).pixels();
+        assert_eq!(x.len(), size.pixels() * self.input);
+        assert_eq!(weight.len(), self.weights());
+        assert_eq!(y.len(), pixels * self.output);
+        let rows = self.tile_rows();
+        let mut none = TileMoments::none();
+        let moments = moments.unwrap_or(&mut none);
+        moments.reset(pixels, rows, self.output);
+        let weight = Matrix::new(weight, self.output, self.patch()).t();
+        let tiles = y.chunks_mut(rows * self.output).enumerate();
+
+        if self.shares_product() {
+            let mut patches = Vec::new();
+            for (tile, y) in tiles {
+                let range = tile * rows..tile * rows + y.len() / self.output;
+                let a = self.patches(x, size, range, &mut patches, Threads::All);
+                gemm(a, weight, beta, y, Threads::All);
+            }
+            moments.of_tiles(y);
+            return;
+        }
+        y.par_chunks_mut(rows * self.output).zip(moments.par_tiles()).enumerate().for_each_init(
+            Vec::new,
+            |patches, (tile, (y, mut moments))| {
+                let range = tile * rows..tile * rows + y.len() / self.output;
+                let a = self.patches(x, size, range, patches, Threads::One);
+                gemm(a, weight, beta, y, Threads::One);
+                moments.of(y);
+            },
+        );
+    }
+
+    /// The patches of the output pixels `rows`: the input itself where the convolution is pointwise, else gathered
+    /// into `scratch`.
+    pub(super) fn patches<'a, E: Real>(
+        &self,
+        x: &'a [E],
+        size: Size,
+        rows: std::ops::Range<usize>,
+        scratch: &'a mut Vec<E>,
+        threads: Threads,
+    ) -> Matrix<'a, E> {
+        let patch = self.patch();
+        if self.is_pointwise() {
+            return Matrix::new(&x[rows.start * patch..rows.end * patch], rows.len(), patch);
+        }
+        scratch.resize(rows.len() * patch, E::zero());
+        match threads {
+            Threads::One => self.gather(x, size, rows.clone(), scratch),
+            Threads::All => {
+                let part = rows.len().div_ceil(16);
+                scratch.par_chunks_mut(part * patch).enumerate().for_each(|(i, patches)| {
+                    let first = rows.start + i * part;
+                    self.gather(x, size, first..first + patches.len() / patch, patches);
+                });
+            }
+        }
+        Matrix::new(scratch, rows.len(), patch)
+    }
+}

@@ -1,0 +1,72 @@
+//! Patches of output pixels: gathered from the input, or scattered back onto its gradient.
+
+use std::ops::Range;
+
+use super::{Conv2d, Size};
+use crate::ops::Real;
+
+impl Conv2d {
+    /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches` [rows, patch];
+    /// what the kernel reads outside the image is zero.
+    pub(super) fn gather<E: Real>(&self, x: &[E], size: Size, rows: Range<usize>, patches: &mut [E]) {
+        self.for_each_run(size, rows, |patch, at, source, len| {
+            let target = &mut patches[patch * self.patch() + at..][..len];
+            match source {
+                Some(source) => target.copy_from_slice(&x[source..][..len]),
+                None => target.fill(E::zero()),
+            }
+        });
+    }
+
+    /// Adds `patches` [rows, patch] of the output pixels `rows` onto the input gradient.
+    pub(super) fn scatter<E: Real>(&self, patches: &[E], size: Size, rows: Range<usize>, gx: &mut [E]) {
+        self.for_each_run(size, rows, |patch, at, source, len| {
+            if let Some(source) = source {
+                let from = &patches[patch * self.patch() + at..][..len];
+                for (g, p) in gx[source..][..len].iter_mut().zip(from) {
+                    *g += *p;
+                }
+            }
+        });
+    }
+
+    /// Walks the contiguous runs of each patch: calls `run(patch index, offset in the patch, offset in x or None for
+    /// padding, length)`. A kernel row inside the image is one run, since its pixels are neighbours in memory.
+    #[inline(always)]
+    fn for_each_run(&self, size: Size, rows: Range<usize>, mut run: impl FnMut(usize, usize, Option<usize>, usize)) {
+        let out = self.output_size(size);
+        let (k, c) = (self.kernel, self.input);
+        let mut image = rows.start / (out.h * out.w);
+        let mut oy = rows.start / out.w % out.h;
+        let mut ox = rows.start % out.w;
+        for patch in 0..rows.len() {
+            // Columns of the kernel that fall inside the image: left..right.
+            let x0 = (ox * self.stride) as isize - self.padding as isize;
+            let left = (-x0).clamp(0, k as isize) as usize;
+            let right = (size.w as isize - x0).clamp(left as isize, k as isize) as usize;
+            for ky in 0..k {
+                let at = ky * k * c;
+                let y = (oy * self.stride + ky) as isize - self.padding as isize;
+                if y < 0 || y >= size.h as isize || left == right {
+                    run(patch, at, None, k * c);
+                    continue;
+                }
+                if left > 0 {
+                    run(patch, at, None, left * c);
+                }
+                let first = (image * size.h + y as usize) * size.w + (x0 + left as isize) as usize;
+                run(patch, at + left * c, Some(first * c), (right - left) * c);
+                if right < k {
+                    run(patch, at + right * c, None, (k - right) * c);
+                }
+            }
+            ox += 1;
+            if ox == out.w {
+                (ox, oy) = (0, oy + 1);
+                if oy == out.h {
+                    (oy, image) = (0, image + 1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! 2-D convolution of channels-last images: forward, data gradient, weight gradient.
+//!
+//! Images are [n, height, width, channels], weights [out, height, width, in]. Patches are gathered a tile of output
+//! pixels at a time, small enough for the cache, and multiplied by the weights; no patch matrix of the whole batch exists.
+//! Tiles and the order of every sum are fixed by the shapes alone, so that the number of threads does not change a bit.
+
+mod backward;
+mod forward;
+mod gather;
+#[cfg(test)]
+mod tests;
+
+/// Number of images and their height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+}
+
+impl Size {
+    /// Number of pixels of all images.
+    pub fn pixels(&self) -> usize {
+        self.n * self.h * self.w
+    }
+}
+
+/// A convolution's geometry: square kernel, equal stride and zero padding on both axes, no bias, one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: usize,
+    /// Input channels.
+    pub input: usize,
+    /// Output channels.
+    pub output: usize,
+}
+
+/// Weights with at least so many elements no longer fit a core's cache beside a tile: then all threads share each product.
+const SHARED_PRODUCT: usize = 1 << 18;
+/// Elements of gathered patches per tile when each thread works on its own tile (256 KiB in f32).
+const TILE: usize = 1 << 16;
+/// Output pixels per tile when all threads share each product.
+const SHARED_TILE_ROWS: usize = 1024;
+
+impl Conv2d {
+    /// Number of images and height and width of the output.
+    pub fn output_size(&self, size: Size) -> Size {
+        let out = |x: usize| (x + 2 * self.padding - self.kernel) / self.stride + 1;
+        Size { n: size.n, h: out(size.h), w: out(size.w) }
+    }
+
+    /// Elements of one gathered patch.
+    pub fn patch(&self) -> usize {
+        self.kernel * self.kernel * self.input
+    }
+
+    /// Elements of the weights.
+    pub fn weights(&self) -> usize {
+        self.output * self.patch()
+    }
+
+    /// A 1x1 convolution of stride 1 reads its input as it lies.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1 && self.padding == 0
+    }
+
+    fn shares_product(&self) -> bool {
+        self.weights() >= SHARED_PRODUCT
+    }
+
+    /// Output pixels per tile.
+    pub fn tile_rows(&self) -> usize {
+        if self.shares_product() { SHARED_TILE_ROWS } else { (TILE / self.patch()).clamp(32, 1024) }
+    }
+}

@@ -1,0 +1,146 @@
+use super::{Conv2d, Size};
+use crate::ops::{
+    Real,
+    batch_norm::TileMoments,
+    golden::{Golden, assert_close, tolerance},
+};
+
+/// f32 sums of up to 147 products of magnitude 1 to 10; PyTorch's own f32 run is off by up to 9e-6.
+const F32: f64 = 2e-6;
+
+fn reference<E: Real>(case: &str, kernel: usize, stride: usize, padding: usize) {
+    let golden = Golden::load(case);
+    let [n, input, h, w] = golden.shape("in.x")[..] else { unreachable!() };
+    let output = golden.shape("in.weight")[0];
+    let conv = Conv2d { kernel, stride, padding, input, output };
+    let size = Size { n, h, w };
+    let x = golden.channels_last::<E>("in.x");
+    let weight = golden.channels_last::<E>("in.weight"); // OIHW to OHWI is the same permutation
+    let cot = golden.channels_last::<E>("in.cot");
+
+    let mut y = vec![E::nan(); conv.output_size(size).pixels() * output];
+    conv.forward(&x, size, &weight, E::zero(), &mut y, None);
+    assert_close("y", &y, &golden.channels_last("out.y"), tolerance::<E>(F32));
+    let mut gx = vec![E::nan(); x.len()];
+    conv.backward_data(&cot, size, &weight, E::zero(), &mut gx);
+    assert_close("gx", &gx, &golden.channels_last("grad.x"), tolerance::<E>(F32));
+    let first = gx.clone();
+    conv.backward_data(&cot, size, &weight, E::one(), &mut gx);
+    let twice: Vec<E> = first.iter().map(|g| *g + *g).collect();
+    assert_close("accumulated gx", &gx, &twice, tolerance::<E>(F32));
+    let mut gw = vec![E::zero(); weight.len()];
+    conv.backward_weight(&x, size, &cot, &mut gw);
+    assert_close("gw", &gw, &golden.channels_last("grad.weight"), tolerance::<E>(F32));
+}
+
+#[test]
+fn agrees_with_the_reference() {
+    for (case, kernel, stride, padding) in [
+        ("conv3x3_s1_p1", 3, 1, 1),
+        ("conv3x3_s2_p1", 3, 2, 1),
+        ("conv3x3_s2_p1_odd", 3, 2, 1),
+        ("conv1x1_s2_p0", 1, 2, 0),
+        ("conv7x7_s2_p3", 7, 2, 3),
+    ] {
+        reference::<f64>(case, kernel, stride, padding);
+        reference::<f32>(case, kernel, stride, padding);
+    }
+}
+
+fn ramp(n: usize, step: f64) -> Vec<f64> {
+    (0..n).map(|i| (i as f64 * step).sin()).collect()
+}
+
+/// Convolution by its definition.
+fn direct(conv: &Conv2d, x: &[f64], size: Size, weight: &[f64]) -> Vec<f64> {
+    let out = conv.output_size(size);
+    let mut y = Vec::new();
+    for i in 0..out.pixels() {
+        let (n, oy, ox) = (i / (out.h * out.w), i / out.w % out.h, i % out.w);
+        for o in 0..conv.output {
+            let mut sum = 0.0;
+            for (ky, kx) in (0..conv.kernel).flat_map(|ky| (0..conv.kernel).map(move |kx| (ky, kx))) {
+                let iy = (oy * conv.stride + ky).wrapping_sub(conv.padding);
+                let ix = (ox * conv.stride + kx).wrapping_sub(conv.padding);
+                if iy < size.h && ix < size.w {
+                    for c in 0..conv.input {
+                        let w = weight[((o * conv.kernel + ky) * conv.kernel + kx) * conv.input + c];
+                        sum += w * x[((n * size.h + iy) * size.w + ix) * conv.input + c];
+                    }
+                }
+            }
+            y.push(sum);
+        }
+    }
+    y
+}
+
+/// Shapes on both sides of every threshold: several tiles, ragged last tiles, pointwise, and weights so large that all
+/// threads share each product.
+const SHAPES: [(Conv2d, Size); 5] = [
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 8 }, Size { n: 7, h: 17, w: 19 }),
+    (Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 5 }, Size { n: 3, h: 21, w: 20 }),
+    (Conv2d { kernel: 3, stride: 2, padding: 1, input: 16, output: 12 }, Size { n: 5, h: 15, w: 18 }),
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 172, output: 170 }, Size { n: 2, h: 5, w: 4 }),
+    (Conv2d { kernel: 1, stride: 1, padding: 0, input: 520, output: 512 }, Size { n: 1, h: 34, w: 31 }),
+];
+
+#[test]
+fn tiled_shapes_agree_with_the_definition_and_with_each_other() {
+    for (conv, size) in SHAPES {
+        let x = ramp(size.pixels() * conv.input, 0.37);
+        let weight = ramp(conv.weights(), 0.11);
+        let expected = direct(&conv, &x, size, &weight);
+        let mut y = vec![f64::NAN; expected.len()];
+        let mut tiles = TileMoments::new();
+        conv.forward(&x, size, &weight, 0.0, &mut y, Some(&mut tiles));
+        assert_close("y", &y, &expected, 1e-12);
+        let moments = tiles.combine();
+        let rows = (expected.len() / conv.output) as f64;
+        for c in 0..conv.output {
+            let column = || expected.iter().skip(c).step_by(conv.output);
+            let mean = column().sum::<f64>() / rows;
+            let var = column().map(|v| (v - mean).powi(2)).sum::<f64>() / rows;
+            assert!((moments.mean[c] - mean).abs() < 1e-10 && (moments.var[c] - var).abs() < 1e-9 * var.max(1.0));
+        }
+        // The two gradients are the adjoints of a map that is linear in x and in the weights.
+        let cot = ramp(expected.len(), 0.23);
+        let along = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let inner = along(&expected, &cot);
+        let mut gx = vec![0.0; x.len()];
+        conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
+        assert!((along(&gx, &x) - inner).abs() < 1e-9 * inner.abs().max(1.0));
+        let mut gw = vec![0.0; weight.len()];
+        conv.backward_weight(&x, size, &cot, &mut gw);
+        assert!((along(&gw, &weight) - inner).abs() < 1e-9 * inner.abs().max(1.0));
+        for i in [0, x.len() / 3, x.len() - 1] {
+            let mut moved = x.clone();
+            moved[i] += 1.0;
+            let difference = along(&direct(&conv, &moved, size, &weight), &cot) - inner;
+            assert!((gx[i] - difference).abs() < 1e-8, "gx[{i}]: {} instead of {difference}", gx[i]);
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    for (conv, size) in SHAPES {
+        let to_f32 = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<_>>();
+        let x = to_f32(ramp(size.pixels() * conv.input, 0.37));
+        let weight = to_f32(ramp(conv.weights(), 0.11));
+        let cot = to_f32(ramp(conv.output_size(size).pixels() * conv.output, 0.23));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut y, mut gx, mut gw) = (cot.clone(), x.clone(), weight.clone());
+                conv.forward(&x, size, &weight, 0.0, &mut y, None);
+                conv.backward_data(&cot, size, &weight, 1.0, &mut gx);
+                conv.backward_weight(&x, size, &cot, &mut gw);
+                [y, gx, gw].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            })
+        };
+        let one = run(1);
+        assert_eq!(one, run(2));
+        assert_eq!(one, run(5));
+    }
+}

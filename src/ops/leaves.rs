@@ -1,0 +1,86 @@
+//! Leaf tensors on a device for parameters that live in a flat buffer, and the way back for their gradients.
+
+use std::ops::Range;
+
+use dfdx::prelude::*;
+
+use super::{Real, arena::Layout, seam::Matrix};
+
+/// One parameter on the device.
+#[derive(Clone, Debug)]
+enum Leaf<E: Dtype, D: Device<E>> {
+    Matrix(Matrix<E, D>),
+    Vector(Tensor<(usize,), E, D>),
+}
+
+/// The parameters of some entries of a layout, on a device.
+#[derive(Clone, Debug)]
+pub struct Leaves<E: Dtype, D: Device<E>> {
+    first: usize,
+    leaves: Vec<Leaf<E, D>>,
+}
+
+impl<E: Real, D: Device<E>> Leaves<E, D> {
+    /// Copies the entries `entries` of `params` to the device. They must have one or two axes.
+    ///
+    /// # Errors
+    /// The device's, when memory runs out.
+    pub fn new(device: &D, layout: &Layout, params: &[E], entries: Range<usize>) -> Result<Self, D::Err> {
+        let first = entries.start;
+        let mut leaves = Vec::with_capacity(entries.len());
+        for entry in &layout.entries[entries] {
+            let values = params[entry.range()].to_vec();
+            leaves.push(match entry.shape[..] {
+                [rows, columns] => Leaf::Matrix(device.try_tensor_from_vec(values, (rows, columns))?),
+                [len] => Leaf::Vector(device.try_tensor_from_vec(values, (len,))?),
+                _ => panic!("{} has neither one nor two axes", entry.name),
+            });
+        }
+        Ok(Self { first, leaves })
+    }
+
+    /// The matrix of an entry of the layout.
+    pub fn matrix(&self, entry: usize) -> Matrix<E, D> {
+        match &self.leaves[entry - self.first] {
+            Leaf::Matrix(matrix) => matrix.clone(),
+            Leaf::Vector(_) => panic!("entry {entry} is a vector"),
+        }
+    }
+
+    /// The vector of an entry of the layout.
+    pub fn vector(&self, entry: usize) -> Tensor<(usize,), E, D> {
+        match &self.leaves[entry - self.first] {
+            Leaf::Vector(vector) => vector.clone(),
+            Leaf::Matrix(_) => panic!("entry {entry} is a matrix"),
+        }
+    }
+
+    /// Adds the leaves' gradients to the flat buffer `totals`.
+    ///
+    /// # Errors
+    /// The device's, when memory runs out.
+    pub fn add_gradients(
+        &self,
+        layout: &Layout,
+        gradients: &mut Gradients<E, D>,
+        totals: &mut [E],
+    ) -> Result<(), D::Err> {
+        for (entry, leaf) in layout.entries[self.first..].iter().zip(&self.leaves) {
+            // A parameter that took no part has a gradient of zero.
+            let gradient = match leaf {
+                Leaf::Matrix(leaf) => {
+                    gradients.try_alloc_for(leaf)?;
+                    gradients.get(leaf).as_vec()
+                }
+                Leaf::Vector(leaf) => {
+                    gradients.try_alloc_for(leaf)?;
+                    gradients.get(leaf).as_vec()
+                }
+            };
+            for (total, g) in totals[entry.range()].iter_mut().zip(gradient) {
+                *total += g;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+//! Files for users: written beside their place, then renamed, so that nobody sees half of one.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+
+/// Puts `bytes` at `path`, creating folders as needed. The temporary sibling bears the process id: two commands may write
+/// one path at once, and the later rename wins.
+///
+/// # Errors
+/// When the disk does not take them; the path is named.
+pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let named = || format!("writing {}", path.display());
+    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(named)?;
+    }
+    let sibling = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    fs::write(&sibling, bytes).and_then(|()| fs::rename(&sibling, path)).with_context(named).inspect_err(|_| {
+        let _ = fs::remove_file(&sibling);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_replaced_and_nothing_else_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.csv");
+        replace(&path, b"old").unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        let error = replace(&path.join("c"), b"").unwrap_err().to_string();
+        assert_eq!(error, format!("writing {}", path.join("c").display()));
+    }
+}

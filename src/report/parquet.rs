@@ -1,0 +1,91 @@
+//! A comparison as Parquet in long form, for notebooks and later comparisons.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, Float64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema},
+};
+use parquet::arrow::ArrowWriter;
+use serde_json::Value;
+
+use super::{Comparison, grid::text};
+
+struct Row<'a> {
+    run: &'a str,
+    kind: &'static str,
+    key: &'a str,
+    value: Option<String>,
+    number: Option<f64>,
+}
+
+/// One row per run and leaf or score: `run`, `kind` (`spec` or `score`), `key`, `value` (text; null where the run does not
+/// have it), `number` (null where the value is none).
+///
+/// # Errors
+/// Never in memory; the writer's signature has them.
+pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
+    let mut rows: Vec<Row> = Vec::new();
+    for row in &comparison.spec {
+        for (run, value) in comparison.runs.iter().zip(&row.values) {
+            let (value, number) = (value.as_ref().map(text), value.as_ref().and_then(Value::as_f64));
+            rows.push(Row { run, kind: "spec", key: &row.key, value, number });
+        }
+    }
+    for row in &comparison.scores {
+        for (run, &number) in comparison.runs.iter().zip(&row.values) {
+            let value = number.map(|number| number.to_string());
+            rows.push(Row { run, kind: "score", key: &row.metric, value, number });
+        }
+    }
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("run", DataType::Utf8, false),
+        Field::new("kind", DataType::Utf8, false),
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, true),
+        Field::new("number", DataType::Float64, true),
+    ]));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.run))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.kind))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.key))),
+        Arc::new(StringArray::from_iter(rows.iter().map(|row| row.value.as_deref()))),
+        Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.number))),
+    ];
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, schema.clone(), None)?;
+    writer.write(&RecordBatch::try_new(schema, columns)?)?;
+    writer.close()?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{Array, AsArray},
+        datatypes::Float64Type,
+    };
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    use super::*;
+    use crate::report::samples::pair;
+
+    #[test]
+    fn every_cell_is_a_row() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), render(&Comparison::new(&pair())).unwrap()).unwrap();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file.reopen().unwrap()).unwrap().build().unwrap();
+        let batch = reader.map(Result::unwrap).next().unwrap();
+        assert_eq!(batch.num_rows(), 2 * (3 + 4));
+        let cell = |column: usize, row| batch.column(column).as_string::<i32>().value(row).to_owned();
+        let number = batch.column(4).as_primitive::<Float64Type>();
+        assert_eq!(
+            (cell(0, 1), cell(1, 1), cell(2, 1), cell(3, 1)),
+            ("release-1b1b1b1b".into(), "spec".into(), "method.tau".into(), "0.2".into())
+        );
+        assert_eq!(number.value(1), 0.2);
+        assert!(number.is_null(2) && cell(3, 2) == "[20,10]");
+        assert!(batch.column(3).is_null(4));
+        assert_eq!((cell(1, 6), cell(2, 6), number.value(6)), ("score".into(), "knn/top1".into(), 0.8764));
+    }
+}

@@ -1,0 +1,172 @@
+//! Finished runs: which one a command-line argument means, and what is in its folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::artifact::RunRecord;
+
+/// Name of the resolved spec in a run's folder.
+const SPEC: &str = "spec.yaml";
+
+/// Name of the file that makes a folder a run's.
+const RECORD: &str = "run.json";
+
+/// A finished run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub record: RunRecord,
+    /// The resolved spec.
+    pub spec: Value,
+}
+
+/// An argument that names no run.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    #[error("no finished runs in {}; `snclr run SPEC` makes one", .0.display())]
+    NoRuns(PathBuf),
+    #[error(
+        "no run, beginning of a run, spec name or path is called {argument:?} (runs in {}){}",
+        results.display(), nearest.as_ref().map(|nearest| format!("; did you mean {nearest:?}?")).unwrap_or_default()
+    )]
+    Unknown { argument: String, results: PathBuf, nearest: Option<String> },
+    #[error("{argument:?} is the beginning of several runs: {}; write more of it", runs.join(", "))]
+    Ambiguous { argument: String, runs: Vec<String> },
+    #[error("spec {name:?} ({}) has no finished run in {}; `snclr run {}` makes one", spec.display(), results.display(), spec.display())]
+    NotRun { spec: PathBuf, name: String, results: PathBuf },
+    #[error("{} is neither a run's folder (no run.json in it) nor a spec (no `name:` in it)", .0.display())]
+    NeitherRunNorSpec(PathBuf),
+}
+
+/// The run that `argument` means: a run's folder, a spec (its newest run), a run's name, a spec's name (its newest run),
+/// or the beginning of exactly one run's name; `root` is the runs root.
+///
+/// # Errors
+/// [`FindError`], or when a run's folder cannot be read.
+pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
+    let path = Path::new(argument);
+    if path.join(RECORD).is_file() {
+        return read(path);
+    }
+    let results = root.join("results");
+    let runs = RunRecord::list(root)?;
+    let newest = |name: &str| runs.iter().rfind(|(_, record)| record.name == name);
+    if path.is_file() {
+        let name = spec_name(path).ok_or_else(|| FindError::NeitherRunNorSpec(path.to_owned()))?;
+        let found = newest(&name).ok_or_else(|| FindError::NotRun { spec: path.to_owned(), name, results })?;
+        return read(&found.0);
+    }
+    let exact = runs.iter().find(|(_, record)| record.run == argument);
+    if let Some((dir, _)) = exact.or_else(|| newest(argument)) {
+        return read(dir);
+    }
+    let matching: Vec<_> = runs.iter().filter(|(_, record)| record.run.starts_with(argument)).collect();
+    let error = match matching[..] {
+        [(dir, _)] => return read(dir),
+        [] if path.exists() => FindError::NeitherRunNorSpec(path.to_owned()),
+        [] if runs.is_empty() => FindError::NoRuns(results),
+        [] => {
+            let names = runs.iter().flat_map(|(_, record)| [record.run.as_str(), record.name.as_str()]);
+            let nearest = nearest(argument, names).map(str::to_owned);
+            FindError::Unknown { argument: argument.to_owned(), results, nearest }
+        }
+        _ => {
+            let runs = matching.iter().map(|(_, record)| record.run.clone()).collect();
+            FindError::Ambiguous { argument: argument.to_owned(), runs }
+        }
+    };
+    Err(error.into())
+}
+
+fn read(dir: &Path) -> anyhow::Result<Run> {
+    let path = dir.join(SPEC);
+    let named = || format!("reading {}", path.display());
+    let spec = serde_yaml::from_slice(&fs::read(&path).with_context(named)?).with_context(named)?;
+    Ok(Run { record: RunRecord::read(dir)?, spec })
+}
+
+/// The `name` in a spec; nothing else of it is looked at, since a run's own spec is in its folder.
+fn spec_name(path: &Path) -> Option<String> {
+    let spec: Value = serde_yaml::from_slice(&fs::read(path).ok()?).ok()?;
+    Some(spec.get("name")?.as_str()?.to_owned())
+}
+
+/// The name that is nearest to `argument`, if any is near.
+fn nearest<'a>(argument: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(argument, name), name))
+        .filter(|(similarity, _)| *similarity > 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples::write_run;
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        write_run(root.path(), "cifar-11aa22bb", "cifar", 10, "name: cifar\nmethod: {tau: 0.1}\n", &[]);
+        write_run(root.path(), "cifar-11cc44dd", "cifar", 20, "name: cifar\nmethod: {tau: 0.2}\n", &[]);
+        write_run(root.path(), "quick-99ff00aa", "quick", 15, "name: quick\n", &[]);
+        root
+    }
+
+    fn error(root: &Path, argument: &str) -> String {
+        find(root, argument).unwrap_err().to_string().replace(&root.display().to_string(), "ROOT")
+    }
+
+    #[test]
+    fn a_run_goes_by_its_name_its_beginning_its_folder_its_specs_name_or_its_specs_path() {
+        let root = root();
+        let name = |argument: &str| find(root.path(), argument).unwrap().record.run;
+        assert_eq!(name("cifar-11aa22bb"), "cifar-11aa22bb");
+        assert_eq!(name("cifar-11a"), "cifar-11aa22bb");
+        assert_eq!(name("qu"), "quick-99ff00aa");
+        assert_eq!(name("cifar"), "cifar-11cc44dd");
+        let folder = root.path().join("results/cifar-11aa22bb");
+        assert_eq!(name(&folder.display().to_string()), "cifar-11aa22bb");
+        let spec = root.path().join("my.yaml");
+        fs::write(&spec, "# a comment\nname: cifar\nepochs: 3\n").unwrap();
+        assert_eq!(name(&spec.display().to_string()), "cifar-11cc44dd");
+        assert_eq!(find(root.path(), "cifar").unwrap().spec["method"]["tau"], 0.2);
+    }
+
+    #[test]
+    fn arguments_that_name_no_run_say_what_to_do() {
+        let root = root();
+        let (root, results) = (root.path(), "ROOT/results");
+        assert_eq!(
+            error(root, "quikc"),
+            format!(
+                "no run, beginning of a run, spec name or path is called \"quikc\" (runs in {results}); did you mean \"quick\"?"
+            )
+        );
+        assert_eq!(
+            error(root, "zzz"),
+            format!("no run, beginning of a run, spec name or path is called \"zzz\" (runs in {results})")
+        );
+        assert_eq!(
+            error(root, "cifar-11"),
+            "\"cifar-11\" is the beginning of several runs: cifar-11aa22bb, cifar-11cc44dd; write more of it"
+        );
+        fs::write(root.join("new.yaml"), "name: new\n").unwrap();
+        assert_eq!(
+            error(root, root.join("new.yaml").to_str().unwrap()),
+            format!(
+                "spec \"new\" (ROOT/new.yaml) has no finished run in {results}; `snclr run ROOT/new.yaml` makes one"
+            )
+        );
+        assert_eq!(
+            error(root, root.join("results").to_str().unwrap()),
+            "ROOT/results is neither a run's folder (no run.json in it) nor a spec (no `name:` in it)"
+        );
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(error(empty.path(), "x"), "no finished runs in ROOT/results; `snclr run SPEC` makes one");
+    }
+}

@@ -1,0 +1,214 @@
+//! The trained encoder of a run as safetensors, with torchvision's names: `load_state_dict(..., strict=True)` takes it.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, bail};
+use arrow::{array::AsArray, datatypes::Int64Type};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Map, Value};
+
+use super::Run;
+use crate::{
+    artifact::{Artifact, Found, Store},
+    stage::weights::{Tensor, read_weights, to_bytes},
+};
+
+/// Classes of torchvision's own classifier.
+const TORCHVISION_CLASSES: usize = 1000;
+
+/// What stands in the classifier's place. torchvision's networks have one, so that strict loading asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Head {
+    /// The linear probe's, which classifies the features as they are; zeros when the run has none
+    #[default]
+    Auto,
+    /// Zeros for 1000 classes, as many as torchvision's networks have by default
+    Zeros,
+    /// None: only the encoder
+    None,
+}
+
+/// An encoder ready to be written.
+pub struct Exported {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of classes of the classifier and where it comes from (`probe` or `zeros`).
+    pub head: Option<(usize, &'static str)>,
+}
+
+/// The encoder of `run`.
+///
+/// Beside the weights there is `num_batches_tracked` (0, int64) for each batch norm: torch has it, and does not read it
+/// when the norm's momentum is fixed. The header's metadata (all text) holds `format` = `pt`, the run, the encoder's
+/// `arch`, `width_multiplier` and `stem`, and how images have to be prepared (`size`, `mean`, `std`).
+///
+/// # Errors
+/// When the run's artifacts are gone or damaged.
+pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> {
+    let mut tensors = read_weights(stage(store, run, "pretrain")?.read("weights")?)?;
+    let (mut fc, mut labels) = (None, Vec::new());
+    if head == Head::Auto && run.record.stages.iter().any(|stage| stage.stage == "linear_probe") {
+        let probe = stage(store, run, "linear_probe")?;
+        if probe.tables().iter().any(|table| table == "classifier") {
+            fc = Some((read_weights(probe.read("classifier")?)?, "probe"));
+            labels = read_labels(&probe)?;
+        }
+    }
+    if head != Head::None && fc.is_none() {
+        fc = Some((zeros(&tensors)?, "zeros"));
+    }
+    let mut metadata = metadata(run);
+    let mut origin = None;
+    if let Some((fc, from)) = fc {
+        let classes = fc.iter().find(|tensor| tensor.0 == "fc.bias").map_or(0, |bias| bias.2.len());
+        origin = Some((classes, from));
+        metadata.insert("head".into(), from.into());
+        tensors.extend(fc);
+    }
+    if !labels.is_empty() {
+        metadata.insert("labels".into(), serde_json::to_string(&labels)?.into());
+    }
+    let (bytes, count) = serialize(&tensors, metadata)?;
+    Ok(Exported { bytes, tensors: count, head: origin })
+}
+
+/// The artifact of a stage of `run`, verified.
+fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
+    let named = &run.record.run;
+    let Some(record) = run.record.stages.iter().find(|stage| stage.stage == name) else {
+        bail!("run {named} has no stage {name}");
+    };
+    let again = format!("run its spec again (results/{named}/spec.yaml)");
+    match store.find(name, &record.key) {
+        Found::Hit(artifact) => {
+            let checked = store.verify(&artifact, &mut |_| ());
+            checked
+                .map_err(|what| anyhow::anyhow!("the {name} artifact of run {named} is damaged ({what}); {again}"))?;
+            Ok(artifact)
+        }
+        Found::Missing => bail!("the {name} artifact of run {named} is gone; {again}"),
+        Found::Damaged { what } => bail!("the {name} artifact of run {named} is damaged ({what}); {again}"),
+    }
+}
+
+fn read_labels(probe: &Artifact) -> anyhow::Result<Vec<i64>> {
+    let mut labels = Vec::new();
+    for batch in probe.read("classes")? {
+        let batch = batch?;
+        let column = batch.column_by_name("label").and_then(|column| column.as_primitive_opt::<Int64Type>());
+        labels.extend(column.context("table classes has no int64 column label")?.values());
+    }
+    Ok(labels)
+}
+
+/// A classifier that says nothing; its width is that of the last tensor's output, found at the last batch norm.
+fn zeros(tensors: &[Tensor]) -> anyhow::Result<Vec<Tensor>> {
+    let last = tensors.iter().rfind(|(name, shape, _)| name.starts_with("layer4.") && shape.len() == 1);
+    let dim = last.context("the weights hold no layer4")?.2.len();
+    Ok(vec![
+        ("fc.weight".into(), vec![TORCHVISION_CLASSES, dim], vec![0.0; TORCHVISION_CLASSES * dim]),
+        ("fc.bias".into(), vec![TORCHVISION_CLASSES], vec![0.0; TORCHVISION_CLASSES]),
+    ])
+}
+
+fn metadata(run: &Run) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    let mut put = |key: &str, value: Option<&Value>| {
+        if let Some(value) = value {
+            metadata.insert(key.into(), super::grid::text(value).into());
+        }
+    };
+    put("format", Some(&"pt".into()));
+    put("run", Some(&run.record.run.as_str().into()));
+    for key in ["arch", "width_multiplier", "stem"] {
+        put(key, run.spec["encoder"].get(key));
+    }
+    for key in ["size", "mean", "std"] {
+        put(key, run.spec["augmentations"].get(key));
+    }
+    metadata
+}
+
+/// The file and its number of tensors. Equal weights give equal bytes.
+fn serialize(tensors: &[Tensor], mut metadata: Map<String, Value>) -> anyhow::Result<(Vec<u8>, usize)> {
+    let named = |name: &String| format!("tensor {name}");
+    let data: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, shape, values)| (name.clone(), shape.clone(), Dtype::F32, to_bytes(values)))
+        .chain(tensors.iter().filter_map(|(name, ..)| {
+            let norm = name.strip_suffix(".running_mean")?;
+            Some((format!("{norm}.num_batches_tracked"), Vec::new(), Dtype::I64, 0i64.to_le_bytes().to_vec()))
+        }))
+        .collect();
+    let views = data
+        .iter()
+        .map(|(name, shape, dtype, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).with_context(|| named(name))?))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let bytes = safetensors::serialize(views, Some(HashMap::new()))?;
+
+    // The library takes metadata as a hash map, whose order changes from run to run; the header is written anew with ours.
+    let header_length = u64::from_le_bytes(bytes[..8].try_into()?) as usize;
+    let (header, values) = bytes[8..].split_at(header_length);
+    let mut header: Map<String, Value> = serde_json::from_slice(header)?;
+    metadata.sort_keys();
+    header.insert("__metadata__".into(), metadata.into());
+    let mut text = serde_json::to_vec(&header)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let bytes = [&(text.len() as u64).to_le_bytes(), text.as_slice(), values].concat();
+    Ok((bytes, data.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+    use crate::report::samples::run;
+
+    fn weights() -> Vec<Tensor> {
+        vec![
+            ("conv1.weight".into(), vec![2, 1, 1, 1], vec![1.5, -2.0]),
+            ("layer4.0.bn1.weight".into(), vec![3], vec![1.0, 2.0, 3.0]),
+            ("layer4.0.bn1.running_mean".into(), vec![3], vec![0.1, 0.2, 0.3]),
+        ]
+    }
+
+    #[test]
+    fn the_file_reads_back_with_torchs_extras_and_sorted_metadata() {
+        let spec = "encoder: {arch: resnet18, width_multiplier: 0.25, stem: cifar}\naugmentations: {size: 32, mean: [0.5, 0.5, 0.5]}";
+        let (bytes, count) = serialize(&weights(), metadata(&run("r-1", spec, &[]))).unwrap();
+        assert_eq!(bytes, serialize(&weights(), metadata(&run("r-1", spec, &[]))).unwrap().0);
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!((file.len(), count), (4, 4));
+        let conv = file.tensor("conv1.weight").unwrap();
+        assert_eq!(
+            (conv.dtype(), conv.shape(), conv.data()),
+            (Dtype::F32, &[2, 1, 1, 1][..], &to_bytes(&[1.5, -2.0])[..])
+        );
+        let tracked = file.tensor("layer4.0.bn1.num_batches_tracked").unwrap();
+        assert_eq!((tracked.dtype(), tracked.shape(), tracked.data()), (Dtype::I64, &[][..], &[0; 8][..]));
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let mut pairs: Vec<_> = header.metadata().clone().unwrap().into_iter().collect();
+        pairs.sort();
+        let expected = [
+            ("arch", "resnet18"),
+            ("format", "pt"),
+            ("mean", "[0.5,0.5,0.5]"),
+            ("run", "r-1"),
+            ("size", "32"),
+            ("stem", "cifar"),
+            ("width_multiplier", "0.25"),
+        ];
+        assert!(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected), "{pairs:?}");
+    }
+
+    #[test]
+    fn a_head_of_zeros_has_torchvisions_shape() {
+        let fc = zeros(&weights()).unwrap();
+        assert_eq!((fc[0].1.as_slice(), fc[1].1.as_slice()), (&[1000, 3][..], &[1000][..]));
+    }
+}

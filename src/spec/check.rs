@@ -1,0 +1,372 @@
+//! Validates a document against the JSON Schema and turns each violation into a problem that people can act on.
+
+use std::sync::LazyLock;
+
+use jsonschema::{ValidationError, Validator, error::ValidationErrorKind};
+use serde_json::Value;
+
+use super::{
+    describe::{describe, keys, range, show, type_name},
+    error::SpecError,
+    locate::Place,
+    problem::Problem,
+    read::Document,
+    schema::shared,
+    suggest,
+    walk::{Walker, lookup},
+};
+
+static VALIDATOR: LazyLock<Validator> =
+    LazyLock::new(|| jsonschema::draft202012::new(shared()).expect("the generated schema is valid"));
+
+/// Most keys of other sections that one message names.
+const MOST_ELSEWHERE: usize = 3;
+
+/// Every violation of the schema in `document`.
+pub fn violations(document: &Document) -> Vec<SpecError> {
+    let mut checker = Checker { walker: Walker { root: shared() }, document, errors: vec![] };
+    for error in VALIDATOR.iter_errors(&document.value) {
+        checker.violation(&error);
+    }
+    checker.drop_consequences();
+    checker.errors
+}
+
+struct Checker<'d> {
+    walker: Walker<'static>,
+    document: &'d Document,
+    errors: Vec<SpecError>,
+}
+
+impl<'d> Checker<'d> {
+    fn violation(&mut self, error: &ValidationError) {
+        let path = names(error.instance_path().as_str());
+        // The last name of the schema path is the keyword; the part of the schema is what holds it.
+        let keyword = error.schema_path().as_str();
+        let part =
+            keyword.rsplit_once('/').and_then(|(part, _)| self.walker.root.pointer(part)).unwrap_or(&Value::Null);
+        match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected } => {
+                for name in unexpected {
+                    self.unknown_key(&path, name, part);
+                }
+            }
+            ValidationErrorKind::Required { property } => {
+                self.missing_key(&path, property.as_str().unwrap_or_default(), part);
+            }
+            ValidationErrorKind::OneOfNotValid { context } | ValidationErrorKind::AnyOf { context } => {
+                self.alternatives(&path, part, context);
+            }
+            ValidationErrorKind::Type { .. }
+            | ValidationErrorKind::Enum { .. }
+            | ValidationErrorKind::Constant { .. } => {
+                self.wrong_value(&path, part);
+            }
+            ValidationErrorKind::Minimum { limit } | ValidationErrorKind::Maximum { limit } => {
+                self.out_of_range(&path, part, Some(limit));
+            }
+            ValidationErrorKind::ExclusiveMinimum { .. } | ValidationErrorKind::ExclusiveMaximum { .. } => {
+                self.out_of_range(&path, part, None);
+            }
+            ValidationErrorKind::MinItems { .. }
+            | ValidationErrorKind::MaxItems { .. }
+            | ValidationErrorKind::AdditionalItems { .. } => {
+                let problem = Problem::WrongLength { found: self.shown(&path), allowed: describe(self.walker, part) };
+                self.at_value(&path, problem);
+            }
+            ValidationErrorKind::UniqueItems => {
+                let problem = Problem::Repeated { found: self.shown(&path) };
+                self.at_value(&path, problem);
+            }
+            ValidationErrorKind::Pattern { .. } => {
+                let problem = Problem::BadName { found: self.shown(&path), nearest: valid_name(self.found(&path)) };
+                self.at_value(&path, problem);
+            }
+            _ => {
+                let problem = Problem::Other { reason: error.masked().to_string(), found: Some(self.shown(&path)) };
+                self.at_value(&path, problem);
+            }
+        }
+    }
+
+    /// The variant that the tag or the type selects is the one whose errors matter.
+    fn alternatives(&mut self, path: &[String], part: &'static Value, context: &[Vec<ValidationError>]) {
+        let found = self.found(path);
+        if let Some(index) = self.walker.chosen(part, found) {
+            context[index].iter().for_each(|error| self.violation(error));
+            return;
+        }
+        let Some(tagged) = self.walker.tagged(part) else { return self.wrong_value(path, part) };
+        if !found.is_object() {
+            return self.wrong_value(path, part);
+        }
+        let choices: Vec<&str> = tagged.variants.iter().map(|(name, _)| *name).collect();
+        let mut inside = path.to_vec();
+        inside.push(tagged.tag.to_owned());
+        match found.get(tagged.tag) {
+            Some(value) => {
+                let problem = unknown_value(value, &choices);
+                self.at_value(&inside, problem);
+            }
+            None => {
+                let allowed = choices.iter().map(|name| (*name).to_owned()).collect();
+                self.missing(path, tagged.tag, allowed, Some("it selects the other keys".to_owned()));
+                self.misnamed_tag(path, tagged.tag, &choices);
+            }
+        }
+    }
+
+    /// `method: {type: snclr}`: says that `type` is called `name` here. Other keys cannot be judged without the tag.
+    fn misnamed_tag(&mut self, path: &[String], tag: &str, choices: &[&str]) {
+        let Some(section) = self.found(path).as_object() else { return };
+        let is_tag = |name: &str, value: &Value| {
+            suggest::key_synonym(name, &[tag]).is_some()
+                && value.as_str().is_some_and(|text| suggest::value(text, choices).is_some())
+        };
+        let Some((name, value)) = section.iter().find(|(name, value)| is_tag(name, value)) else { return };
+        let problem = Problem::UnknownKey {
+            found: format!("{name}: {}", show(value)),
+            allowed: vec![tag.to_owned()],
+            nearest: vec![tag.to_owned()],
+            note: None,
+        };
+        self.at_key(path, name, problem);
+    }
+
+    fn unknown_key(&mut self, path: &[String], name: &str, part: &'static Value) {
+        let own = keys(part);
+        let own_names: Vec<&str> = own.iter().map(String::as_str).collect();
+        let value = self.found(path).get(name).unwrap_or(&Value::Null);
+        let mut note = None;
+        let mut nearest: Vec<String> = suggest::key_synonym(name, &own_names).map(str::to_owned).into_iter().collect();
+        if nearest.is_empty() {
+            note = self.belongs_to_variant(path, name);
+        }
+        if nearest.is_empty() && note.is_none() {
+            nearest = self.elsewhere(path, |last| last == name);
+        }
+        if nearest.is_empty() && note.is_none() {
+            nearest.extend(suggest::key_spelling(name, &own_names).map(str::to_owned));
+        }
+        if nearest.is_empty() && note.is_none() {
+            nearest = self.elsewhere(path, |last| suggest::key_synonym(name, &[last]).is_some());
+        }
+        let found = format!("{name}: {}", show(value));
+        self.at_key(path, name, Problem::UnknownKey { found, allowed: own, nearest, note });
+    }
+
+    /// `eta` under `optimizer` belongs to another variant than the one selected.
+    fn belongs_to_variant(&self, path: &[String], name: &str) -> Option<String> {
+        let tagged = self.walker.tagged(self.walker.at(path, &self.document.value)?)?;
+        let has = |part: &Value| part.get("properties").is_some_and(|properties| properties.get(name).is_some());
+        let owners: Vec<&str> = tagged.variants.iter().filter(|(_, part)| has(part)).map(|(owner, _)| *owner).collect();
+        if owners.is_empty() {
+            return None;
+        }
+        let here = self.found(path).get(tagged.tag).and_then(Value::as_str)?;
+        let tag = tagged.tag;
+        Some(format!(
+            "`{name}` belongs to `{tag}: {}`, and this section says `{tag}: {here}`; remove it, or change `{tag}`",
+            owners.join("` or `")
+        ))
+    }
+
+    /// Dotted keys of other sections whose last name is `wanted`.
+    fn elsewhere(&self, path: &[String], wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut all = self.walker.paths(&self.document.value);
+        all.retain(|other| {
+            let (last, parent) = other.split_last().expect("paths are not empty");
+            parent != path && wanted(last) && !is_tag(last)
+        });
+        // The shortest first: a key of a section is likelier meant than one deep inside.
+        all.sort_by_key(Vec::len);
+        all.truncate(MOST_ELSEWHERE);
+        all.into_iter().map(|path| path.join(".")).collect()
+    }
+
+    fn missing_key(&mut self, path: &[String], name: &str, part: &'static Value) {
+        let Some(property) = part.get("properties").and_then(|properties| properties.get(name)) else {
+            return self.missing(path, name, vec![], None);
+        };
+        let about = property.get("description").or_else(|| self.walker.deref(property).get("description"));
+        let about = about.and_then(Value::as_str).map(first_sentence);
+        self.missing(path, name, vec![describe(self.walker, property)], about);
+    }
+
+    fn missing(&mut self, path: &[String], name: &str, allowed: Vec<String>, about: Option<String>) {
+        let parent = path.join(".");
+        let key = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
+        let place = self.document.places.closest(path).key.clone();
+        let problem = Problem::MissingKey { name: name.to_owned(), parent, allowed, about };
+        self.push(place, key, problem);
+    }
+
+    fn wrong_value(&mut self, path: &[String], part: &'static Value) {
+        let found = self.found(path);
+        if let Some(choices) = self.walker.choices(part)
+            && (found.is_string() || found.is_number())
+        {
+            return self.at_value(path, unknown_value(found, &choices));
+        }
+        let problem = Problem::WrongType {
+            found: show(found),
+            allowed: describe(self.walker, part),
+            hint: self.hint(path, found, part),
+        };
+        self.at_value(path, problem);
+    }
+
+    /// What to write instead of a value of the wrong type.
+    fn hint(&self, path: &[String], found: &Value, part: &'static Value) -> Option<String> {
+        let Some(name) = path.last() else {
+            return Some("a spec consists of `key: value` lines".to_owned());
+        };
+        let wanted = type_name(self.walker.deref(part));
+        match (found, wanted) {
+            (Value::Null, _) => Some("give the key a value".to_owned()),
+            (Value::String(text), "integer" | "number") if text.parse::<f64>().is_ok() => {
+                Some(format!("remove the quotes: `{name}: {text}`"))
+            }
+            (Value::String(text), "boolean") => {
+                let flag = match text.to_lowercase().as_str() {
+                    "yes" | "on" | "y" => "true",
+                    "no" | "off" | "n" => "false",
+                    _ => return None,
+                };
+                Some(format!("write `{name}: {flag}`"))
+            }
+            (Value::Number(number), "integer") if number.is_f64() => Some("remove the fraction".to_owned()),
+            (Value::Number(_) | Value::String(_), "array") if takes_one(self.walker.deref(part)) => {
+                Some(format!("write a list: `{name}: [{}]`", show(found)))
+            }
+            (Value::String(text), _) => self.as_section(name, text, part),
+            _ => None,
+        }
+    }
+
+    /// `encoder: resnet18` was meant as `encoder: {arch: resnet18}`.
+    fn as_section(&self, name: &str, text: &str, part: &'static Value) -> Option<String> {
+        let sections = match self.walker.tagged(part) {
+            Some(tagged) => tagged.variants.into_iter().map(|(_, variant)| variant).collect(),
+            None => vec![self.walker.deref(part)],
+        };
+        for properties in sections.iter().filter_map(|section| section.get("properties")?.as_object()) {
+            for (key, property) in properties {
+                if let Some(value) = self.walker.choices(property).and_then(|choices| suggest::value(text, &choices)) {
+                    return Some(format!("write a section: `{name}: {{{key}: {value}}}`"));
+                }
+            }
+        }
+        None
+    }
+
+    fn out_of_range(&mut self, path: &[String], part: &'static Value, limit: Option<&Value>) {
+        let found = self.found(path);
+        let is_whole = type_name(part) == "integer";
+        let allowed = match range(part) {
+            Some(range) if found.as_f64().is_none_or(|x| x < f64::from(u32::MAX)) => range,
+            _ => format!("from {} to {}", show(&part["minimum"]), show(&part["maximum"])),
+        };
+        let noun = if is_whole { "a whole number" } else { "a number" };
+        let nearest = limit.map(|limit| match limit.as_f64() {
+            // The schema writes bounds of numbers as 0.0; people write 0.
+            Some(plain) if !limit.is_u64() => plain.to_string(),
+            _ => limit.to_string(),
+        });
+        let problem = Problem::OutOfRange { found: show(found), allowed: format!("{noun}, {allowed}"), nearest };
+        self.at_value(path, problem);
+    }
+
+    /// A key under another name is also missing under its own: one error says both.
+    fn drop_consequences(&mut self) {
+        let explained: Vec<String> = self
+            .errors
+            .iter()
+            .filter_map(|error| match &error.problem {
+                Problem::UnknownKey { nearest, note: None, .. } => {
+                    let parent = error.key.rsplit_once('.').map(|(parent, _)| format!("{parent}."));
+                    let nearest = nearest.first()?;
+                    Some(if nearest.contains('.') { nearest.clone() } else { parent.unwrap_or_default() + nearest })
+                }
+                _ => None,
+            })
+            .collect();
+        self.errors
+            .retain(|error| !(matches!(error.problem, Problem::MissingKey { .. }) && explained.contains(&error.key)));
+    }
+
+    fn found(&self, path: &[String]) -> &'d Value {
+        lookup(&self.document.value, path).unwrap_or(&Value::Null)
+    }
+
+    fn shown(&self, path: &[String]) -> String {
+        show(self.found(path))
+    }
+
+    fn at_value(&mut self, path: &[String], problem: Problem) {
+        let place = self.document.places.closest(path).value.clone();
+        self.push(place, path.join("."), problem);
+    }
+
+    fn at_key(&mut self, parent: &[String], name: &str, problem: Problem) {
+        let mut path = parent.to_vec();
+        path.push(name.to_owned());
+        let place = self.document.places.closest(&path).key.clone();
+        self.push(place, path.join("."), problem);
+    }
+
+    /// The first complaint about a value is the one that matters (its type before its bounds).
+    fn push(&mut self, place: Place, key: String, problem: Problem) {
+        if !self.errors.iter().any(|error| error.key == key) {
+            self.errors.push(SpecError { place: Some(place), key, problem });
+        }
+    }
+}
+
+fn unknown_value(found: &Value, choices: &[&str]) -> Problem {
+    let text = match found {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Problem::UnknownValue {
+        found: show(found),
+        allowed: choices.iter().map(|name| (*name).to_owned()).collect(),
+        nearest: suggest::value(&text, choices).map(str::to_owned),
+    }
+}
+
+/// Whether a list of one item is long enough.
+fn takes_one(list: &Value) -> bool {
+    list.get("minItems").and_then(Value::as_u64).is_none_or(|least| least <= 1)
+}
+
+/// The names in a JSON pointer.
+fn names(pointer: &str) -> Vec<String> {
+    pointer.split('/').skip(1).map(|name| name.replace("~1", "/").replace("~0", "~")).collect()
+}
+
+/// Names of tags mean something else in every section.
+fn is_tag(name: &str) -> bool {
+    name == "name" || name == "format"
+}
+
+fn valid_name(found: &Value) -> String {
+    let text = found.as_str().unwrap_or_default();
+    let replaced: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let name = replaced.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    if name.is_empty() { "experiment".to_owned() } else { name.to_owned() }
+}
+
+/// The first sentence of a doc comment, as the continuation of a sentence.
+fn first_sentence(text: &str) -> String {
+    let sentence = text.split_once(". ").map_or(text, |(first, _)| first).trim_end_matches('.');
+    let mut chars = sentence.chars();
+    match chars.next() {
+        // An abbreviation (EMA, K) keeps its capitals.
+        Some(first) if chars.clone().next().is_some_and(char::is_lowercase) || sentence.starts_with("A ") => {
+            first.to_lowercase().chain(chars).collect()
+        }
+        _ => sentence.to_owned(),
+    }
+}

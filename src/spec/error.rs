@@ -1,0 +1,82 @@
+//! The errors of a spec, all at once, each with its place; rendered for people here and for programs by `snclr validate --json`.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::{locate::Place, problem::Problem};
+
+/// One problem, where it is and which key it concerns.
+#[derive(Debug)]
+pub struct SpecError {
+    /// Where; None when the file as a whole is meant.
+    pub place: Option<Place>,
+    /// Dotted key; empty when the spec as a whole is meant.
+    pub key: String,
+    pub problem: Problem,
+}
+
+impl SpecError {
+    /// `specs/a.yaml:12:3` or `--set method.tau=x`.
+    fn location(&self, path: &Path) -> String {
+        match &self.place {
+            Some(place @ Place::File { .. }) => format!("{}:{place}", path.display()),
+            Some(place @ Place::Set(_)) => place.to_string(),
+            None => path.display().to_string(),
+        }
+    }
+
+    fn render(&self, path: &Path, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "error: {}: ", self.location(path))?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        writeln!(f, "{}", self.problem)?;
+        if let Some(found) = self.problem.found() {
+            writeln!(f, "  found:   {found}")?;
+        }
+        let allowed = self.problem.allowed();
+        if !allowed.is_empty() {
+            writeln!(f, "  allowed: {}", allowed.join(", "))?;
+        }
+        if let Some(help) = self.problem.help() {
+            writeln!(f, "  help:    {help}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that is wrong with one spec, in the order of the file, overrides last. `Display` is the whole text for
+/// the terminal, `error:` prefixes included.
+#[derive(Debug)]
+pub struct SpecErrors {
+    /// The spec's file, as it was given.
+    pub path: PathBuf,
+    /// Never empty.
+    pub errors: Vec<SpecError>,
+}
+
+impl SpecErrors {
+    pub(super) fn new(path: &Path, mut errors: Vec<SpecError>) -> Self {
+        errors.sort_by_key(|error| match error.place {
+            None => (0, 0, 0),
+            Some(Place::File { line, column }) => (1, line, column),
+            Some(Place::Set(_)) => (2, 0, 0),
+        });
+        SpecErrors { path: path.to_owned(), errors }
+    }
+}
+
+impl fmt::Display for SpecErrors {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for error in &self.errors {
+            error.render(&self.path, f)?;
+            writeln!(f)?;
+        }
+        let count = self.errors.len();
+        write!(f, "{}: {count} error{}", self.path.display(), if count == 1 { "" } else { "s" })
+    }
+}
+
+impl std::error::Error for SpecErrors {}

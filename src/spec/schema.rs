@@ -1,0 +1,114 @@
+//! The JSON Schema of specs, generated from the types; editors read the committed copy, validation this one.
+
+use std::sync::LazyLock;
+
+use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde_json::{Map, Number, Value};
+
+use super::Experiment;
+
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let generator = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(plain_numbers)).into_generator();
+    let mut rest = generator.into_root_schema_for::<Experiment>().to_value();
+    // What the schema is comes first, for whoever opens the file.
+    let mut schema = Map::new();
+    if let Some(map) = rest.as_object_mut() {
+        for key in ["$schema", "title", "description"] {
+            schema.extend(map.shift_remove_entry(key));
+        }
+        schema.append(map);
+    }
+    Value::Object(schema)
+});
+
+/// The JSON Schema (draft 2020-12) of an experiment; equal in every build of the same types.
+pub fn schema() -> Value {
+    SCHEMA.clone()
+}
+
+/// The schema as it is committed under `schemas/`: indented, with a last newline.
+pub fn schema_text() -> String {
+    format!("{:#}\n", *SCHEMA)
+}
+
+pub(super) fn shared() -> &'static Value {
+    &SCHEMA
+}
+
+/// Says integer widths as bounds, which validators know, instead of Rust's formats, which they do not; and writes
+/// defaults of single precision in as few digits as they need.
+fn plain_numbers(schema: &mut Schema) {
+    let Some(map) = schema.as_object_mut() else { return };
+    let largest = match map.get("format").and_then(Value::as_str) {
+        Some("uint" | "uint64") => Some(u64::MAX),
+        Some("uint32") => Some(u64::from(u32::MAX)),
+        Some("uint8") => Some(u64::from(u8::MAX)),
+        _ => None,
+    };
+    if let Some(largest) = largest {
+        map.entry("maximum").or_insert(Value::from(largest));
+    }
+    map.remove("format");
+    if let Some(default) = map.get_mut("default") {
+        shorten(default);
+    }
+}
+
+fn shorten(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let wide = number.as_f64().unwrap_or_default();
+            let narrow = wide as f32;
+            if f64::from(narrow) == wide
+                && let Some(short) = narrow.to_string().parse().ok().and_then(Number::from_f64)
+            {
+                *number = short;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(shorten),
+        Value::Object(map) => map.values_mut().for_each(shorten),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_names_draft_and_title() {
+        let schema = schema();
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        assert_eq!(schema["title"], "snclr experiment");
+        assert!(schema.get("$id").is_none());
+    }
+
+    #[test]
+    fn the_schema_is_a_schema() {
+        jsonschema::meta::validate(&schema()).unwrap();
+    }
+
+    #[test]
+    fn defaults_have_the_digits_that_were_written() {
+        let text = schema_text();
+        assert!(text.contains("0.485") && !text.contains("0.4850000"));
+        assert!(text.contains("0.07"));
+        assert!(!text.contains("\"format\": \"uint"));
+    }
+
+    /// Every section refuses keys that it does not know, or typing errors would pass in silence.
+    #[test]
+    fn every_section_is_closed() {
+        fn visit(part: &Value, at: &str) {
+            if let Some(map) = part.as_object() {
+                if map.contains_key("properties") {
+                    assert_eq!(map.get("additionalProperties"), Some(&Value::Bool(false)), "{at}");
+                }
+                map.iter().for_each(|(key, inner)| visit(inner, &format!("{at}/{key}")));
+            } else if let Some(items) = part.as_array() {
+                items.iter().enumerate().for_each(|(i, inner)| visit(inner, &format!("{at}/{i}")));
+            }
+        }
+        visit(&schema(), "");
+    }
+}

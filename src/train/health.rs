@@ -1,0 +1,121 @@
+//! Health of a run, from one step's projections: spread, rank, alignment, uniformity, positiveness.
+
+use nalgebra::DMatrix;
+
+use crate::{method::Positives, ops::Real};
+
+/// Health metrics of one step. y are the online projections at unit length.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Health {
+    /// Standard deviation of y per dimension, averaged, times sqrt(D): 1 on a uniformly covered sphere, 0 on collapse.
+    pub std: f64,
+    /// Exponential of the entropy of y's normalised singular values (Roy and Vetterli 2007): from 1 to min(N, D).
+    pub effective_rank: f64,
+    /// Mean squared distance between an image's two views (Wang and Isola 2020): lower is closer.
+    pub alignment: f64,
+    /// log of the mean of exp(-2 distance^2) over pairs of images (Wang and Isola 2020): lower is more spread out.
+    pub uniformity: f64,
+    /// Mean positiveness; NaN without neighbours.
+    pub mean_positiveness: f64,
+    /// Largest positiveness; NaN without neighbours.
+    pub max_positiveness: f64,
+    /// Share of neighbours with the image's own label; NaN without labels. A diagnostic: training never sees labels.
+    pub neighbour_agreement: f64,
+}
+
+impl Health {
+    /// Metrics of unit-length projections `y1`, `y2` [n, dim] of both views. `labels` are the samples', -1 where there
+    /// is none.
+    pub fn of<E: Real>(y1: &[E], y2: &[E], dim: usize, positives: &Positives<E>, labels: &[i64]) -> Self {
+        let n = y1.len() / dim;
+        let y = DMatrix::from_row_iterator(n, dim, y1.iter().map(|v| v.as_f64()));
+        let gram = &y * y.transpose();
+        let alignment = y1.iter().zip(y2).map(|(a, b)| (a.as_f64() - b.as_f64()).powi(2)).sum::<f64>() / n as f64;
+        let mean = |values: &[E]| values.iter().map(|v| v.as_f64()).sum::<f64>() / values.len() as f64;
+        Self {
+            std: spread(&y),
+            effective_rank: effective_rank(&y, &gram),
+            alignment,
+            uniformity: uniformity(&gram),
+            mean_positiveness: mean(&positives.w),
+            max_positiveness: positives.w.iter().map(|v| v.as_f64()).fold(f64::NAN, f64::max),
+            neighbour_agreement: agreement(positives, labels),
+        }
+    }
+
+    /// Whether all images are mapped to (nearly) one point or line.
+    pub fn is_collapsed(&self) -> bool {
+        self.std < 0.02 || self.effective_rank < 1.5
+    }
+}
+
+fn spread(y: &DMatrix<f64>) -> f64 {
+    let dim = y.ncols() as f64;
+    let std = y.column_iter().map(|column| column.variance().sqrt()).sum::<f64>() / dim;
+    std * dim.sqrt()
+}
+
+fn effective_rank(y: &DMatrix<f64>, gram: &DMatrix<f64>) -> f64 {
+    // The smaller of the two Gram matrices has the same singular values.
+    let eigenvalues =
+        if y.ncols() < y.nrows() { (y.transpose() * y).symmetric_eigenvalues() } else { gram.symmetric_eigenvalues() };
+    let singular: Vec<f64> = eigenvalues.iter().map(|e| e.max(0.0).sqrt()).collect();
+    let total: f64 = singular.iter().sum();
+    let entropy: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    entropy.exp()
+}
+
+fn uniformity(gram: &DMatrix<f64>) -> f64 {
+    let n = gram.nrows();
+    let mut sum = 0.0;
+    for i in 0..n {
+        for j in 0..i {
+            sum += (-2.0 * (2.0 - 2.0 * gram[(i, j)])).exp();
+        }
+    }
+    (sum / (n * (n - 1) / 2) as f64).ln()
+}
+
+fn agreement<E>(positives: &Positives<E>, labels: &[i64]) -> f64 {
+    let (mut same, mut known) = (0, 0);
+    for (row, near) in positives.neighbour_labels.chunks(positives.k.max(1)).enumerate() {
+        let own = labels[row % labels.len()];
+        for label in near.iter().filter(|label| **label >= 0 && own >= 0) {
+            known += 1;
+            same += usize::from(*label == own);
+        }
+    }
+    same as f64 / known as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn none() -> Positives<f64> {
+        Positives { k: 0, w: Vec::new(), neighbour_labels: Vec::new() }
+    }
+
+    #[test]
+    fn an_orthonormal_batch_has_full_rank_and_a_constant_one_is_collapsed() {
+        let identity: Vec<f64> = (0..16).map(|i| if i % 5 == 0 { 1.0 } else { 0.0 }).collect();
+        let health = Health::of(&identity, &identity, 4, &none(), &[-1; 4]);
+        assert!((health.effective_rank - 4.0).abs() < 1e-9);
+        assert_eq!(health.alignment, 0.0);
+        assert!((health.uniformity - -4.0).abs() < 1e-12); // all pairs at squared distance 2
+        assert!(!health.is_collapsed() && health.mean_positiveness.is_nan());
+        let constant = [0.5f64; 16];
+        let health = Health::of(&constant, &identity, 4, &none(), &[-1; 4]);
+        assert!(health.is_collapsed() && (health.effective_rank - 1.0).abs() < 1e-6);
+        assert!((health.alignment - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn agreement_counts_known_labels_only() {
+        let positives = Positives { k: 2, w: vec![0.25f64, 0.75, 0.5, 0.5], neighbour_labels: vec![1, 0, -1, 3] };
+        let y = [1.0, 0.0];
+        let health = Health::of(&y, &y, 1, &positives, &[1, 3]);
+        assert_eq!(health.neighbour_agreement, 2.0 / 3.0);
+        assert_eq!((health.mean_positiveness, health.max_positiveness), (0.5, 0.75));
+    }
+}

@@ -1,0 +1,85 @@
+//! `snclr compare`: every format on stdout, the Parquet file beside it, errors that name the nearest run.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+
+fn write_run(root: &Path, run: &str, name: &str, created: u64, tau: f64, top1: f64) {
+    let dir = root.join("results").join(run);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("spec.yaml"), format!("name: {name}\nseed: 1\nmethod:\n  tau: {tau}\n")).unwrap();
+    let record = json!({ "run": run, "name": name, "created": created, "stages": [], "metrics": { "knn/top1": top1 }, "notes": [] });
+    fs::write(dir.join("run.json"), record.to_string()).unwrap();
+}
+
+fn runs() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    write_run(root.path(), "warm-00000001", "warm", 1, 0.2, 0.5);
+    write_run(root.path(), "cold-00000002", "cold", 2, 0.1, 0.75);
+    root
+}
+
+fn compare(root: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_snclr"));
+    command.args(["compare", "--runs", root.to_str().unwrap()]).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[test]
+fn the_table_shows_what_differs_and_where_the_parquet_file_is() {
+    let root = runs();
+    let output = compare(root.path(), &["warm", "cold-0"]);
+    let expected = "\
+┌────────────┬───────────────┬───────────────┐
+│            ┆ warm-00000001 ┆ cold-00000002 │
+╞════════════╪═══════════════╪═══════════════╡
+│ method.tau ┆           0.2 ┆           0.1 │
+│ knn/top1   ┆       50.00 % ┆     * 75.00 % │
+└────────────┴───────────────┴───────────────┘
+* best
+";
+    assert_eq!(stdout(&output), expected);
+    let path = root.path().join("results/comparison.parquet");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("comparison written to {}\n", path.display()));
+    assert_eq!(&fs::read(&path).unwrap()[..4], b"PAR1");
+}
+
+#[test]
+fn formats_for_programs_and_documents() {
+    let root = runs();
+    let out = root.path().join("a/b.parquet");
+    let with = |format: &str| compare(root.path(), &["warm", "cold", format, "--out", out.to_str().unwrap()]);
+    let value: Value = serde_json::from_str(stdout(&with("--json"))).unwrap();
+    assert_eq!(value["scores"][0]["best"], json!(["cold-00000002"]));
+    assert_eq!(
+        stdout(&with("--csv")),
+        "kind,key,warm-00000001,cold-00000002\nspec,method.tau,0.2,0.1\nscore,knn/top1,0.5,0.75\n"
+    );
+    assert!(stdout(&with("--md")).contains("| knn/top1 | 50.00 % | **75.00 %** |"));
+    assert!(out.exists() && !root.path().join("results/comparison.parquet").exists());
+    assert_eq!(compare(root.path(), &["warm", "--csv", "--md"]).status.code(), Some(2));
+}
+
+#[test]
+fn an_unknown_run_is_an_error_that_names_the_nearest() {
+    let root = runs();
+    let output = compare(root.path(), &["warm", "clod"]);
+    assert_eq!(output.status.code(), Some(1));
+    let results = root.path().join("results");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!(
+            "error: no run, beginning of a run, spec name or path is called \"clod\" (runs in {}); did you mean \"cold\"?\n",
+            results.display()
+        )
+    );
+    assert!(output.stdout.is_empty() && !results.join("comparison.parquet").exists());
+}
