@@ -36,3 +36,6 @@ pub use record::{RunRecord, StageRecord};
 pub use stat::{Stamp, StatCache};
 pub use store::{Found, Store};
 pub use writer::{ArtifactWriter, Kind, TableWriter};
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,12 @@ pub fn explain(components: &Components, earlier: &[Manifest]) -> String {
 /// Names of the leaves in which two sets differ, in order.
 fn differences<'a>(old: &'a Components, new: &'a Components) -> Vec<&'a str> {
     let names: BTreeSet<_> = old.0.keys().chain(new.0.keys()).collect();
-    names.into_iter().filter(|name| old.0.get(*name) != new.0.get(*name)).map(String::as_str).collect()
+    // An empty section against one with fields: the fields say it all.
+    let empty = |name: &String| [old, new].iter().any(|side| side.0.get(name).is_some_and(|text| text == "{}"));
+    let filled =
+        |name: &String| names.iter().any(|other| other.strip_prefix(name.as_str()).is_some_and(|r| r.starts_with('.')));
+    let differs = |name: &&&String| old.0.get(**name) != new.0.get(**name) && !(empty(name) && filled(name));
+    names.iter().filter(differs).map(|name| name.as_str()).collect()
 }
 
 /// A leaf for people: no quotes, hashes cut short, 32-bit numbers without the digits that widening gave them.

@@ -94,4 +94,4 @@ impl Planned {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

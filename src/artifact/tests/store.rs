@@ -1,0 +1,232 @@
+//! Committing, finding and checking artifacts.
+
+use std::fs;
+
+use super::*;
+
+fn build(store: &Store, seed: u64) -> Artifact {
+    store
+        .build("knn", components(seed), |writer| {
+            write_table(writer, "scores", Kind::Content, &[numbers(&[1, 2]), numbers(&[3])])?;
+            write_table(writer, "shard-00001", Kind::Content, &[numbers(&[5])])?;
+            write_table(writer, "shard-00000", Kind::Content, &[numbers(&[4])])?;
+            write_table(writer, "timing", Kind::Measurement, &[numbers(&[seed as i64])])
+        })
+        .unwrap()
+}
+
+fn hit(store: &Store, seed: u64) -> Artifact {
+    match store.find("knn", &components(seed).key()) {
+        Found::Hit(artifact) => artifact,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn damage(store: &Store, seed: u64) -> String {
+    match store.find("knn", &components(seed).key()) {
+        Found::Damaged { what } => what,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_committed_is_found_and_read_back() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    assert!(matches!(store.find("knn", &components(1).key()), Found::Missing));
+    assert!(files(root.path()).is_empty(), "looking writes nothing");
+    build(&store, 1);
+
+    let artifact = hit(&Store::open(root.path()), 1);
+    assert_eq!((artifact.stage(), artifact.key()), ("knn", components(1).key().as_str()));
+    assert_eq!(artifact.tables(), ["scores", "shard-00000", "shard-00001", "timing"]);
+    let shards = artifact.tables_with_prefix("shard-");
+    assert_eq!(shards, [artifact.dir().join("shard-00000.parquet"), artifact.dir().join("shard-00001.parquet")]);
+    let rows: Vec<_> = artifact.read("scores").unwrap().map(Result::unwrap).collect();
+    assert_eq!(arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap(), numbers(&[1, 2, 3]));
+    let error = artifact.table_path("score").unwrap_err().to_string();
+    assert!(error.ends_with("has no table \"score\"; it has scores, shard-00000, shard-00001, timing"), "{error}");
+    assert!(matches!(store.find("knn", &components(2).key()), Found::Missing));
+    assert!(matches!(store.find("data", &components(1).key()), Found::Missing));
+}
+
+#[test]
+fn the_content_is_that_of_the_content_tables() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let content = |seed, batches: &[RecordBatch], time| {
+        let fill = |writer: &mut ArtifactWriter| {
+            write_table(writer, "timing", Kind::Measurement, &[numbers(&[time])])?;
+            write_table(writer, "scores", Kind::Content, batches)
+        };
+        store.build("knn", components(seed), fill).unwrap().content().to_owned()
+    };
+    let base = content(1, &[numbers(&[1, 2, 3])], 7);
+    assert_eq!(content(2, &[numbers(&[1]), numbers(&[2, 3])], 8), base, "neither batches nor measurements matter");
+    assert_ne!(content(3, &[numbers(&[1, 2, 4])], 7), base);
+}
+
+#[test]
+fn every_damage_is_found_and_named() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = build(&Store::open(root.path()), 1).dir().to_owned();
+    let whole = root.path().join("whole");
+    copy_dir(&dir, &whole);
+    let check = |expected: &str| {
+        let what = damage(&Store::open(root.path()), 1);
+        assert!(what.starts_with(expected), "{what}");
+        fs::remove_dir_all(&dir).unwrap();
+        copy_dir(&whole, &dir);
+        hit(&Store::open(root.path()), 1);
+    };
+    let table = dir.join("scores.parquet");
+    flip_a_byte(&table);
+    check("scores.parquet: does not match its hash");
+
+    let length = fs::metadata(&table).unwrap().len();
+    fs::File::options().write(true).open(&table).unwrap().set_len(length - 1).unwrap();
+    check(&format!("scores.parquet: {} bytes instead of {length}", length - 1));
+
+    fs::write(&table, "").unwrap();
+    check(&format!("scores.parquet: 0 bytes instead of {length}"));
+
+    fs::remove_file(dir.join("timing.parquet")).unwrap();
+    check("timing.parquet: No such file");
+
+    flip_a_byte(&dir.join("manifest.json"));
+    check("manifest.json: ");
+
+    fs::remove_file(dir.join("manifest.json")).unwrap();
+    check("manifest.json: No such file");
+
+    let other = build(&Store::open(root.path()), 2);
+    fs::copy(other.dir().join("manifest.json"), dir.join("manifest.json")).unwrap();
+    check("manifest.json: belongs to another stage or key");
+}
+
+#[test]
+fn a_damaged_artifact_makes_room_and_is_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    for round in 1..3 {
+        let artifact = build(&store, 1);
+        flip_a_byte(&artifact.dir().join("scores.parquet"));
+        assert!(store.verify(&artifact, &mut |_| ()).is_ok(), "this process wrote it");
+        assert!(Store::open(root.path()).verify(&artifact, &mut |_| ()).is_err());
+        let Attempt::Held(lock) = store.lock("knn", artifact.stage_key()).unwrap() else { panic!() };
+        let moved = store.set_aside(&lock, "knn", artifact.stage_key()).unwrap();
+        assert_eq!(moved, root.path().join(format!("damaged/knn-{}-{round}", artifact.stage_key().short())));
+        assert!(moved.join("scores.parquet").exists());
+        assert!(matches!(store.find("knn", artifact.stage_key()), Found::Missing));
+    }
+}
+
+#[test]
+fn large_artifacts_are_hashed_again_when_their_files_changed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let bytes = vec![7u8; 33 << 20];
+    let column = Arc::new(LargeBinaryArray::from(vec![&bytes[..]])) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("bytes", column)]).unwrap();
+    let artifact = store
+        .build("knn", components(1), |writer| {
+            let properties = super::super::table::uncompressed(&batch.schema());
+            let mut table = writer.table_with("weights", batch.schema(), Kind::Content, properties)?;
+            table.write(&batch)?;
+            table.finish()
+        })
+        .unwrap();
+    assert!(artifact.size() > 32 << 20);
+    std::thread::sleep(std::time::Duration::from_millis(80));
+    hit(&Store::open(root.path()), 1);
+    let file = artifact.dir().join("weights.parquet");
+    let modified = fs::metadata(&file).unwrap().modified().unwrap();
+    flip_a_byte(&file);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+    assert_eq!(damage(&Store::open(root.path()), 1), "weights.parquet: does not match its hash");
+    flip_a_byte(&file);
+    let found = hit(&Store::open(root.path()), 1);
+    assert_eq!(found.read("weights").unwrap().next().unwrap().unwrap(), batch);
+}
+
+#[test]
+fn a_writer_that_is_given_up_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let error = store
+        .build("knn", components(1), |writer| {
+            write_table(writer, "scores", Kind::Content, &[numbers(&[1])])?;
+            anyhow::bail!("disk full")
+        })
+        .unwrap_err();
+    assert_eq!(error.to_string(), "disk full");
+    assert!(files(root.path()).is_empty(), "{:?}", files(root.path()));
+}
+
+#[test]
+fn a_table_that_is_given_up_is_no_part_of_the_artifact() {
+    let root = tempfile::tempdir().unwrap();
+    let artifact = Store::open(root.path())
+        .build("knn", components(1), |writer| {
+            writer.table("lost", numbers(&[]).schema(), Kind::Content)?.write(&numbers(&[1]))?;
+            write_table(writer, "kept", Kind::Content, &[numbers(&[1])])?;
+            let twice = write_table(writer, "kept", Kind::Content, &[numbers(&[1])]).unwrap_err();
+            assert_eq!(twice.to_string(), "table \"kept\" is written twice");
+            let path = write_table(writer, "../escape", Kind::Content, &[numbers(&[1])]).unwrap_err();
+            assert_eq!(path.to_string(), "table name \"../escape\": not a plain name");
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(artifact.tables(), ["kept"]);
+    assert_eq!(files(artifact.dir()), ["kept.parquet", "manifest.json"]);
+}
+
+#[test]
+fn a_second_writer_of_the_same_key_is_turned_away() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let artifact = store
+        .build("knn", components(1), |writer| {
+            let error = Store::open(root.path()).build("knn", components(1), |_| Ok(())).unwrap_err();
+            assert_eq!(error.to_string(), "another process is making this knn artifact");
+            // Another key is none of its business.
+            Store::open(root.path()).build("knn", components(2), |_| Ok(()))?;
+            write_table(writer, "scores", Kind::Content, &[numbers(&[1])])
+        })
+        .unwrap();
+    assert_eq!(hit(&store, 1).content(), artifact.content());
+}
+
+#[test]
+fn a_half_written_artifact_is_never_a_hit_and_is_swept_away_when_its_writer_is_dead() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let artifact = build(&store, 1);
+    let (key, dir) = (artifact.stage_key().clone(), artifact.dir().to_owned());
+    let staging = dir.with_file_name(format!(".{key}.staging"));
+    let whole = root.path().join("whole");
+    copy_dir(&dir, &whole);
+    fs::remove_dir_all(&dir).unwrap();
+    // The states that a commit passes through: one file after the other, each one cut short first, the manifest last.
+    let order = ["scores.parquet", "shard-00000.parquet", "shard-00001.parquet", "timing.parquet", "manifest.json"];
+    for (count, half) in (0..=order.len()).flat_map(|count| [(count, false), (count, true)]) {
+        fs::create_dir_all(&staging).unwrap();
+        order[..count].iter().for_each(|file| drop(fs::copy(whole.join(file), staging.join(file)).unwrap()));
+        if let Some(file) = order.get(count).filter(|_| half) {
+            let bytes = fs::read(whole.join(file)).unwrap();
+            fs::write(staging.join(file), &bytes[..bytes.len() / 2]).unwrap();
+        }
+        assert!(matches!(store.find("knn", &key), Found::Missing), "{count} files");
+        assert!(store.manifests("knn").is_empty());
+        let Attempt::Held(lock) = store.lock("knn", &key).unwrap() else { panic!() };
+        Store::open(root.path()).sweep().unwrap();
+        assert!(staging.exists(), "its writer lives");
+        drop(lock);
+        store.sweep().unwrap();
+        assert!(!staging.exists());
+    }
+    // A new writer does not need the sweep.
+    fs::create_dir_all(&staging).unwrap();
+    fs::write(staging.join("left-over.parquet"), "x").unwrap();
+    assert_eq!(files(build(&store, 1).dir()).len(), 5);
+}

@@ -1,0 +1,130 @@
+//! A process that writes to the store is killed at random moments, again and again: what it leaves is always loadable, and
+//! the end is the same as without the kills.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    thread::sleep,
+    time::Duration,
+};
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use snclr::artifact::{Artifact, Attempt, Components, Found, Kind, Store};
+
+const ROOT: &str = "SNCLR_TEST_STORE";
+const STEPS: u64 = 12;
+
+fn components() -> Components {
+    let mut components = Components::default();
+    components.insert("stage", &"pretrain".into());
+    components
+}
+
+/// The state after a step follows from the state before, as in training: a lost or a doubled step would show at the end.
+fn next(state: &[u8], step: u64) -> Vec<u8> {
+    state.iter().enumerate().map(|(i, b)| b.wrapping_mul(31).wrapping_add((i as u64 + step) as u8)).collect()
+}
+
+fn state_batch(state: &[u8]) -> RecordBatch {
+    let column = Arc::new(LargeBinaryArray::from(vec![state])) as ArrayRef;
+    RecordBatch::try_from_iter([("bytes", column)]).unwrap()
+}
+
+fn row(step: u64, state: &[u8]) -> RecordBatch {
+    let sum: i64 = state.iter().map(|b| i64::from(*b)).sum();
+    RecordBatch::try_from_iter([
+        ("step", Arc::new(Int64Array::from(vec![step as i64])) as ArrayRef),
+        ("sum", Arc::new(Int64Array::from(vec![sum])) as ArrayRef),
+    ])
+    .unwrap()
+}
+
+/// What a stage does: goes on from the checkpoint, saves after every step, commits.
+fn stage(root: &Path) {
+    let store = Store::open(root);
+    let key = components().key();
+    let Attempt::Held(lock) = store.lock("pretrain", &key).unwrap() else { panic!("nobody else is there") };
+    store.sweep().unwrap();
+    match store.find("pretrain", &key) {
+        Found::Hit(_) => return,
+        Found::Damaged { what } => panic!("{what}"),
+        Found::Missing => {}
+    }
+    let checkpoints = store.checkpoints("pretrain", &key, |warning| panic!("{warning}")).unwrap();
+    let (begin, mut state) = match checkpoints.load().unwrap() {
+        Some((step, tables)) => (step, tables["state"].column(0).as_binary::<i64>().value(0).to_vec()),
+        None => (0, vec![1; 100_000]),
+    };
+    for step in begin..STEPS {
+        checkpoints.append_segment("metrics", step, &row(step, &state)).unwrap();
+        state = next(&state, step);
+        checkpoints.save(step + 1, &[("state", state_batch(&state))]).unwrap();
+    }
+    let mut writer = store.begin(&lock, "pretrain", components()).unwrap();
+    for (name, batch) in
+        [("state", state_batch(&state)), ("metrics", checkpoints.segments("metrics", STEPS).unwrap().unwrap())]
+    {
+        let mut table = writer.table(name, batch.schema(), Kind::Content).unwrap();
+        table.write(&batch).unwrap();
+        table.finish().unwrap();
+    }
+    store.commit(&lock, writer).unwrap();
+}
+
+fn artifact(root: &Path) -> Option<Artifact> {
+    match Store::open(root).find("pretrain", &components().key()) {
+        Found::Hit(artifact) => Some(artifact),
+        Found::Missing => None,
+        Found::Damaged { what } => panic!("{what}"),
+    }
+}
+
+/// Runs in a process of its own, started by the test below.
+#[test]
+fn child() {
+    if let Some(root) = std::env::var_os(ROOT) {
+        stage(Path::new(&root));
+    }
+}
+
+#[test]
+fn a_writer_that_is_killed_at_random_ends_as_one_that_is_not() {
+    let whole = tempfile::tempdir().unwrap();
+    stage(whole.path());
+    let expected = artifact(whole.path()).unwrap();
+    let metrics = expected.read("metrics").unwrap().next().unwrap().unwrap();
+    let steps = metrics.column(0).as_primitive::<Int64Type>();
+    assert_eq!((steps.len() as u64, steps.value(0)), (STEPS, 0));
+
+    let mut kills = 0;
+    for round in 0..6u64 {
+        let root = tempfile::tempdir().unwrap();
+        for attempt in 0u64.. {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "child", "--nocapture"])
+                .env(ROOT, root.path())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            // Moments spread over the whole life of the process; later attempts live longer, so that the end is reached.
+            sleep(Duration::from_micros((round * 7919 + attempt * 10_473) % 40_000 + attempt * 500));
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            match status.code() {
+                Some(code) => assert_eq!(code, 0, "the store was left in a state that cannot be gone on from"),
+                None => kills += 1,
+            }
+            if artifact(root.path()).is_some() {
+                break;
+            }
+        }
+        let found = artifact(root.path()).unwrap();
+        assert_eq!(found.content(), expected.content(), "round {round}");
+        stage(root.path());
+        assert_eq!(std::fs::read_dir(root.path().join("work")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(root.path().join("store/pretrain")).unwrap().count(), 1);
+    }
+    assert!(kills > 20, "the kills came too late: {kills}");
+}
