@@ -10,11 +10,13 @@ mod frozen;
 pub mod knn;
 mod labelled;
 pub mod linear_probe;
+mod metrics;
 pub mod pretrain;
 #[cfg(test)]
 mod probe_data;
 mod softmax;
 mod standardize;
+mod tensors;
 mod votes;
 pub mod weights;
 

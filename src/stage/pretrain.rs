@@ -1,37 +1,252 @@
-//! Pretrain stage: images to a trained encoder.
+//! Pretrain stage: images to a trained encoder, with checkpoints, metrics and a resume to the same bits.
 
-use super::StageContext;
-use crate::{
-    artifact::{Artifact, ArtifactWriter},
-    dataset::augment::AugmentationsConfig,
-    encoder::EncoderConfig,
-    method::{MethodConfig, MlpConfig},
-    train::{HealthConfig, OptimizerConfig, Precision, ScheduleConfig},
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-/// The sections of a spec that pretraining depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct PretrainConfig<'a> {
-    pub seed: u64,
-    pub augmentations: &'a AugmentationsConfig,
-    pub encoder: &'a EncoderConfig,
-    pub projector: &'a MlpConfig,
-    pub predictor: &'a MlpConfig,
-    pub method: &'a MethodConfig,
-    pub optimizer: &'a OptimizerConfig,
-    pub schedule: &'a ScheduleConfig,
-    pub epochs: usize,
-    pub batch_size: usize,
-    pub precision: Precision,
-    pub health: &'a HealthConfig,
-}
+use anyhow::{Context, ensure};
+use arrow::{
+    array::{AsArray, Float64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Float64Type, Schema},
+};
+
+use super::{
+    Interrupt, StageContext, Stopped,
+    metrics::{Timing, metrics_rows, metrics_schema, timing_rows, timing_schema},
+    tensors,
+    weights::{weights_batch, weights_schema},
+};
+pub use crate::train::PretrainConfig;
+use crate::{
+    artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
+    dataset::Split,
+    ops::named::NamedTensor,
+    train::{Loader, StepRow, Trainer, Warning, learning_rates},
+};
+
+/// Health rows in a row that must show a collapse before training stops.
+const COLLAPSED_ROWS: usize = 3;
 
 /// Trains the encoder on the training split of `data`.
+///
+/// # Errors
+/// [`Stopped::Interrupted`] when asked to stop, [`Stopped::Diverged`] on NaN or collapse; otherwise what failed.
 pub fn run(
-    _config: &PretrainConfig,
-    _data: &Artifact,
-    _out: &mut ArtifactWriter,
-    _context: &StageContext,
+    config: &PretrainConfig,
+    data: &Artifact,
+    out: &mut ArtifactWriter,
+    context: &StageContext,
 ) -> anyhow::Result<()> {
-    todo!()
+    let split = Arc::new(Split::open(&data.tables_with_prefix("train-"))?);
+    let (images, batch) = (split.len(), config.batch_size);
+    ensure!(
+        batch <= images,
+        "batch_size: {batch} is more than the {images} training images; use at most {images} (--set batch_size={images})"
+    );
+    let steps_per_epoch = (images / batch) as u64;
+    let total = steps_per_epoch * config.epochs as u64;
+    let mut trainer = Trainer::<f32>::new(config, steps_per_epoch)?;
+    announce(config, &trainer, images, total, context);
+
+    if let Some(state) = load_checkpoint(context.checkpoints)? {
+        trainer.restore(&state);
+        context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
+    }
+    let loader = Loader::start(split, config.augmentations, config.seed, batch, trainer.steps(), total);
+    let mut log = Log::new(trainer.steps());
+    let mut collapsed = 0;
+    context.progress.start(Some(total), "steps");
+    context.progress.advance(trainer.steps());
+
+    while trainer.steps() < total {
+        let start = Instant::now();
+        let views = loader.next()?;
+        let waited = start.elapsed();
+        let row = trainer.step(&views)?;
+        log.push(row, start.elapsed(), waited, batch);
+        context.progress.message(&format!("loss {:.4}", row.loss));
+        context.progress.advance(1);
+
+        if !row.loss.is_finite() {
+            let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
+            return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
+        }
+        if let Some(health) = row.health {
+            collapsed = if health.is_collapsed() { collapsed + 1 } else { 0 };
+            if collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
+                let (std, effective_rank) = (health.std, health.effective_rank);
+                return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, context));
+            }
+        }
+        if trainer.steps() < total && checkpoint_due(&log, context) {
+            log.save(&trainer, context.checkpoints)?;
+            stop_if_asked(context.interrupt, trainer.steps())?;
+        }
+    }
+    log.flush(context.checkpoints, total)?;
+    write(&trainer, context.checkpoints, total, batch, out)
+}
+
+/// Says what is about to happen.
+fn announce(config: &PretrainConfig, trainer: &Trainer<f32>, images: usize, total: u64, context: &StageContext) {
+    let (base, effective) = learning_rates(config.optimizer, config.batch_size);
+    context.progress.log(&format!(
+        "{images} images, {} epochs, {total} steps of {}; {} parameters; learning rate {effective} (base {base})",
+        config.epochs,
+        config.batch_size,
+        trainer.online().params.len(),
+    ));
+}
+
+fn diverged(warning: Warning, context: &StageContext) -> anyhow::Error {
+    context.progress.warn(&warning.to_string());
+    Stopped::Diverged(warning.to_string()).into()
+}
+
+fn checkpoint_due(log: &Log, context: &StageContext) -> bool {
+    context.interrupt.requested() || log.saved.elapsed() >= context.checkpoint_interval
+}
+
+fn stop_if_asked(interrupt: &Interrupt, step: u64) -> Result<(), Stopped> {
+    if interrupt.requested() { Err(Stopped::Interrupted { stage: "pretrain", step }) } else { Ok(()) }
+}
+
+fn load_checkpoint(checkpoints: &Checkpoints) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
+    let Some((_, tables)) = checkpoints.load()? else { return Ok(None) };
+    let state = tables.get("state").context("the checkpoint has no table `state`")?;
+    tensors::from_rows(state).map(Some)
+}
+
+/// Rows since the last checkpoint.
+struct Log {
+    first_step: u64,
+    rows: Vec<StepRow>,
+    timing: Vec<Timing>,
+    saved: Instant,
+}
+
+impl Log {
+    fn new(first_step: u64) -> Self {
+        Self { first_step, rows: Vec::new(), timing: Vec::new(), saved: Instant::now() }
+    }
+
+    fn push(&mut self, row: StepRow, elapsed: Duration, waited: Duration, batch: usize) {
+        self.rows.push(row);
+        let (seconds, waiting_seconds) = (elapsed.as_secs_f64(), waited.as_secs_f64());
+        let images_per_second = batch as f64 / seconds;
+        self.timing.push(Timing { step: row.step, seconds, waiting_seconds, images_per_second });
+    }
+
+    /// Metrics first, then the state: a state is never there without the metrics that led to it.
+    fn save(&mut self, trainer: &Trainer<f32>, checkpoints: &Checkpoints) -> anyhow::Result<()> {
+        self.flush(checkpoints, trainer.steps())?;
+        checkpoints.save(trainer.steps(), &[("state", tensors::to_rows(&trainer.state()))])
+    }
+
+    /// Appends the rows to the segments. `next_step` is the step that the next row will be of.
+    fn flush(&mut self, checkpoints: &Checkpoints, next_step: u64) -> anyhow::Result<()> {
+        if !self.rows.is_empty() {
+            checkpoints.append_segment("metrics", self.first_step, &metrics_rows(&self.rows))?;
+            checkpoints.append_segment("timing", self.first_step, &timing_rows(&self.timing))?;
+        }
+        *self = Log::new(next_step);
+        Ok(())
+    }
+}
+
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary.
+fn write(
+    trainer: &Trainer<f32>,
+    checkpoints: &Checkpoints,
+    total: u64,
+    batch: usize,
+    out: &mut ArtifactWriter,
+) -> anyhow::Result<()> {
+    let (model, online) = (trainer.model(), trainer.online());
+    let mut encoder = Vec::new();
+    let mut heads = Vec::new();
+    for (layout, values) in [(&model.params, &online.params), (&model.buffers, &online.buffers)] {
+        for entry in &layout.entries {
+            let values = entry.to_torch(&values[entry.range()]);
+            match entry.name.strip_prefix("encoder.") {
+                Some(name) => encoder.push((name.to_string(), entry.shape.clone(), values)),
+                None => heads.push((entry.name.clone(), entry.shape.clone(), values)),
+            }
+        }
+    }
+    let mut momentum = Vec::new();
+    let branch = trainer.momentum();
+    for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
+        for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
+            let values = entry.to_torch(&values[entry.range()]);
+            momentum.push((entry.name.clone(), entry.shape.clone(), values));
+        }
+    }
+    for (name, rows) in [("weights", &encoder), ("heads", &heads), ("momentum", &momentum)] {
+        let mut table = out.table(name, weights_schema(), Kind::Content)?;
+        table.write(&weights_batch(rows))?;
+        table.finish()?;
+    }
+    let mut table = out.table("queue", tensors::schema(), Kind::Content)?;
+    table.write(&tensors::to_rows(&model.method.state()))?;
+    table.finish()?;
+
+    let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));
+    let (metrics, timing) = (segments("metrics")?, segments("timing")?);
+    let mut table = out.table("metrics", metrics_schema(), Kind::Content)?;
+    table.write(&select(&metrics, &metrics_schema())?)?;
+    table.finish()?;
+    let mut table = out.table("timing", timing_schema(), Kind::Measurement)?;
+    table.write(&select(&timing, &timing_schema())?)?;
+    table.finish()?;
+    write_summary(&metrics, &timing, batch, out)
+}
+
+/// The columns of `schema`.
+fn select(batch: &RecordBatch, schema: &Schema) -> anyhow::Result<RecordBatch> {
+    let indices: Result<Vec<_>, _> = schema.fields().iter().map(|f| batch.schema().index_of(f.name())).collect();
+    Ok(batch.project(&indices?)?)
+}
+
+/// Writes what the report shows of the training.
+fn write_summary(
+    metrics: &RecordBatch,
+    timing: &RecordBatch,
+    batch: usize,
+    out: &mut ArtifactWriter,
+) -> anyhow::Result<()> {
+    let column = |batch: &RecordBatch, name: &str| -> Float64Array {
+        batch.column_by_name(name).expect("a column of the schema").as_primitive::<Float64Type>().clone()
+    };
+    let mut seconds: Vec<f64> = column(timing, "seconds").values().to_vec();
+    let total: f64 = seconds.iter().sum();
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let waiting: f64 = column(timing, "waiting_seconds").values().iter().sum();
+    let mut rows = vec![
+        ("train/images_per_second".to_string(), batch as f64 / median),
+        ("train/seconds".to_string(), total),
+        ("train/waiting_share".to_string(), waiting / total),
+        ("train/loss".to_string(), *column(metrics, "loss").values().last().expect("a run has steps")),
+    ];
+    for name in ["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"] {
+        if let Some(value) = column(metrics, name).iter().flatten().last() {
+            rows.push((format!("train/{name}"), value));
+        }
+    }
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("metric", DataType::Utf8, false),
+        Field::new("value", DataType::Float64, false),
+    ]));
+    let columns = RecordBatch::try_new(
+        schema.clone(),
+        vec![
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|(name, _)| name))),
+            Arc::new(Float64Array::from_iter_values(rows.iter().map(|(_, value)| *value))),
+        ],
+    )?;
+    let mut table = out.table("summary", schema, Kind::Measurement)?;
+    table.write(&columns)?;
+    table.finish()
 }

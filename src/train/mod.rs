@@ -3,7 +3,7 @@
 mod config;
 mod ema;
 mod health;
-//mod loader;
+mod loader;
 mod model;
 mod optimizer;
 mod schedule;
@@ -15,7 +15,7 @@ mod tests;
 
 pub use config::*;
 pub use health::Health;
-//pub use loader::Loader;
+pub use loader::Loader;
 pub use model::{Branch, Model};
 pub use schedule::learning_rates;
 pub use trainer::{Batch, StepRow, Trainer};

@@ -1,0 +1,73 @@
+//! Whole pretraining steps (augmentation excluded): `cargo bench --bench step [-- CASE...]`.
+//!
+//! `small`: ResNet-18 of width 16 on 32x32, batch 128; `resnet18`: the usual width; `resnet50`: 224x224, batch 8.
+
+use std::time::Instant;
+
+use snclr::{
+    spec::Experiment,
+    train::{Batch, PretrainConfig, Trainer},
+};
+
+const STEPS: usize = 5;
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    for (case, arch, width, stem, size, batch, queue, dim, hidden) in [
+        ("small", "resnet18", 0.25, "cifar", 32, 128, 16384, 128, 512),
+        ("resnet18", "resnet18", 1.0, "cifar", 32, 128, 16384, 128, 512),
+        ("resnet50", "resnet50", 1.0, "imagenet", 224, 8, 65536, 256, 4096),
+    ] {
+        if !asked.is_empty() && !asked.iter().any(|a| a == case) {
+            continue;
+        }
+        let view = serde_json::json!({"random_resized_crop": {}});
+        let spec: Experiment = serde_json::from_value(serde_json::json!({
+            "name": case,
+            "data": {"format": "synthetic", "classes": 2, "train_images": 1, "test_images": 1, "image_size": size},
+            "augmentations": {"size": size, "view1": view, "view2": view},
+            "encoder": {"arch": arch, "width_multiplier": width, "stem": stem},
+            "projector": {"layers": 3, "hidden": hidden, "output": dim},
+            "predictor": {"layers": 2, "hidden": hidden, "output": dim},
+            "method": {"name": "snclr", "k": 30, "queue_length": queue, "tau": 0.2, "exclude_self": false},
+            "optimizer": {"name": "lars", "base_lr": 0.1, "weight_decay": 1e-6},
+            "epochs": 100,
+            "batch_size": batch,
+            "health": {"every": 10},
+        }))
+        .expect("the case is a spec");
+        let config = PretrainConfig {
+            seed: 0,
+            augmentations: &spec.augmentations,
+            encoder: &spec.encoder,
+            projector: &spec.projector,
+            predictor: &spec.predictor,
+            method: &spec.method,
+            optimizer: &spec.optimizer,
+            schedule: &spec.schedule,
+            epochs: spec.epochs,
+            batch_size: batch,
+            precision: spec.precision,
+            health: &spec.health,
+        };
+        let mut trainer = Trainer::<f32>::new(&config, 100).expect("a trainer");
+        let view = |phase: f32| (0..batch * size * size * 3).map(|i| (i as f32 * 0.7 + phase).sin()).collect();
+        let batch_of_views = Batch {
+            samples: (0..batch as i64).collect(),
+            labels: vec![-1; batch],
+            views: [view(0.0), view(1.0)],
+            size,
+        };
+        trainer.step(&batch_of_views).expect("a step");
+        let mut seconds: Vec<f64> = (0..STEPS)
+            .map(|_| {
+                let start = Instant::now();
+                trainer.step(&batch_of_views).expect("a step");
+                start.elapsed().as_secs_f64()
+            })
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[STEPS / 2];
+        println!("{case}: {:.1} ms per step, {:.1} images/s (median of {STEPS})", median * 1e3, batch as f64 / median);
+    }
+}

@@ -1,0 +1,140 @@
+//! Drives the program in a scratch directory, as a user would.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A spec that runs through all stages in seconds.
+pub const TINY: &str = r#"
+name: tiny
+seed: 1
+data: {format: synthetic, classes: 4, train_images: 96, test_images: 40, image_size: 16}
+augmentations:
+  size: 16
+  view1: &view
+    random_resized_crop: {scale: [0.3, 1.0]}
+    color_jitter: {p: 0.8, brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1}
+    grayscale: {p: 0.2}
+    gaussian_blur: {p: 0.5}
+    horizontal_flip: {p: 0.5}
+  view2: *view
+encoder: {arch: resnet18, width_multiplier: 0.0625, stem: cifar}
+projector: {layers: 2, hidden: 32, output: 16}
+predictor: {layers: 2, hidden: 32, output: 16}
+method: {name: snclr, k: 3, queue_length: 64, tau: 0.2}
+optimizer: {name: sgd, base_lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
+schedule: {warmup_epochs: 1}
+epochs: 5
+batch_size: 16
+health: {every: 4}
+linear_probe: {epochs: 5, batch_size: 32}
+knn: {k: [5, 20]}
+"#;
+
+/// A scratch directory with a spec in it.
+pub struct Scratch {
+    dir: TempDir,
+}
+
+impl Scratch {
+    /// A directory that holds `tiny.yaml`.
+    pub fn new() -> Self {
+        let scratch = Self { dir: TempDir::new().expect("a scratch directory") };
+        scratch.write("tiny.yaml", TINY);
+        scratch
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("a file has a parent")).expect("a directory");
+        std::fs::write(path, text).expect("a file");
+    }
+
+    /// The program with `args` (separated by blanks), in the scratch directory.
+    pub fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_snclr"));
+        command.current_dir(self.dir.path()).args(args.split_whitespace());
+        command.env_remove("RUST_BACKTRACE").env_remove("NO_COLOR");
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, args: &str) -> Finished {
+        Finished::of(self.command(args).output().expect("the program starts"))
+    }
+
+    /// Runs the program; it must succeed, and its last line of output must be JSON, which is returned.
+    #[track_caller]
+    pub fn json(&self, args: &str) -> Value {
+        let finished = self.run(args);
+        assert_eq!(finished.code, 0, "{args}: {}", finished.stderr);
+        let last = finished.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(last).or_else(|_| serde_json::from_str(&finished.stdout)).unwrap_or_else(|error| {
+            panic!("{args} printed no JSON ({error}): {}", finished.stdout);
+        })
+    }
+
+    /// Content hash of each stage of the artifacts in `runs`, of the newest run.
+    pub fn contents(&self, runs: &str) -> BTreeMap<String, String> {
+        let results = self.path(runs).join("results");
+        let run = std::fs::read_dir(&results).expect("results").map(|e| e.expect("an entry").path());
+        let run = run.filter(|p| p.join("run.json").exists()).last().expect("a run");
+        let run = std::fs::read_to_string(run.join("run.json")).expect("run.json");
+        let run: Value = serde_json::from_str(&run).expect("JSON");
+        let stages = run["stages"].as_array().expect("stages");
+        stages.iter().map(|s| (text(&s["stage"]), text(&s["content"]))).collect()
+    }
+}
+
+/// A JSON string.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_string()
+}
+
+/// Status of each stage in the JSON of `plan` or `run`.
+pub fn statuses(json: &Value) -> BTreeMap<String, String> {
+    let stages = json["stages"].as_array().expect("stages");
+    stages.iter().map(|s| (text(&s["stage"]), text(&s["status"]))).collect()
+}
+
+/// A program that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Copies a folder.
+pub fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a copy");
+        }
+    }
+}
