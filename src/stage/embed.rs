@@ -1,11 +1,26 @@
 //! Embed stage: features of both splits from a frozen encoder in eval mode.
 
-use super::StageContext;
+use anyhow::{Context, ensure};
+use rayon::prelude::*;
+
+use super::{
+    StageContext, Stopped,
+    evaluation::text_batch,
+    features,
+    frozen::Frozen,
+    weights::{Tensor, read_weights},
+};
 use crate::{
-    artifact::{Artifact, ArtifactWriter},
-    dataset::augment::AugmentationsConfig,
+    artifact::{Artifact, ArtifactWriter, Kind},
+    dataset::{
+        Split, SplitName,
+        augment::{AugmentationsConfig, EvalTransform},
+    },
     encoder::EncoderConfig,
 };
+
+/// Pixels per forward pass: enough images to keep every core busy, few enough to keep activations small.
+const PIXELS: usize = 1 << 20;
 
 /// The sections of a spec that features depend on.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +39,156 @@ pub enum EncoderFrom<'a> {
 }
 
 /// Writes the features of every sample of `data`.
+///
+/// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and the same
+/// after the last image as before the first.
+///
+/// # Errors
+/// When the weights are not exactly the encoder's, an image cannot be read, a feature is not finite, the artifacts cannot
+/// be read or written, or the user interrupts.
 pub fn run(
-    _config: &EmbedConfig,
-    _data: &Artifact,
-    _encoder: EncoderFrom,
-    _out: &mut ArtifactWriter,
-    _context: &StageContext,
+    config: &EmbedConfig,
+    data: &Artifact,
+    encoder: EncoderFrom,
+    out: &mut ArtifactWriter,
+    context: &StageContext,
 ) -> anyhow::Result<()> {
-    todo!()
+    let (frozen, source) = match encoder {
+        EncoderFrom::Pretrained(artifact) => {
+            let weights: Vec<Tensor> = read_weights(artifact.read("weights")?)?;
+            (Frozen::load(config.encoder, &weights)?, "pretrained".to_owned())
+        }
+        EncoderFrom::RandomInit { seed } => {
+            (Frozen::random_init(config.encoder, seed)?, format!("initial ones of seed {seed}"))
+        }
+    };
+    let before = frozen.digest();
+    let mut splits = Vec::new();
+    for name in SplitName::ALL {
+        let shards = data.tables_with_prefix(&format!("{}-", name.as_str()));
+        if !shards.is_empty() {
+            splits.push((name, Split::open(&shards)?));
+        }
+    }
+    let total: usize = splits.iter().map(|(_, split)| split.len()).sum();
+    context.progress.start(Some(total as u64), "images");
+
+    let transform = EvalTransform::new(config.augmentations);
+    let size = config.augmentations.size as usize;
+    let mut table = out.table(features::TABLE, features::schema(frozen.dim()), Kind::Content)?;
+    for (name, split) in &splits {
+        let labels: Vec<Option<i64>> = (0..split.len()).map(|i| split.label(i)).collect();
+        let load = |i: usize, out: &mut [f32]| {
+            transform.apply(&split.image(i)?, out);
+            Ok(())
+        };
+        embed(&frozen, name.as_str(), &labels, size, load, |batch| {
+            table.write(batch)?;
+            context.progress.advance(batch.num_rows() as u64);
+            match context.interrupt.requested() {
+                true => Err(Stopped::InterruptedAt { stage: "embed" }.into()),
+                false => Ok(()),
+            }
+        })?;
+    }
+    table.finish()?;
+
+    let after = frozen.digest();
+    ensure!(before == after, "the encoder's weights changed while it was frozen");
+    let tensors = frozen.tensors();
+    let audit = [
+        ("weights", source),
+        ("key_coverage", format!("{tensors} tensors of {tensors}, none unexpected")),
+        ("mode", "eval: batch norm uses its running statistics".into()),
+        ("encoder_sha256_before", before),
+        ("encoder_sha256_after", after),
+    ]
+    .map(|(key, value)| (key.to_owned(), value));
+    let audit = text_batch("value", &audit);
+    let mut table = out.table("audit", audit.schema(), Kind::Content)?;
+    table.write(&audit)?;
+    table.finish()
+}
+
+/// Hands the features of a split to `sink`, batch by batch. `load(i, out)` puts sample i, normalised, into
+/// `out` [size, size, 3].
+fn embed(
+    frozen: &Frozen,
+    split: &str,
+    labels: &[Option<i64>],
+    size: usize,
+    load: impl Fn(usize, &mut [f32]) -> anyhow::Result<()> + Sync,
+    mut sink: impl FnMut(&arrow::array::RecordBatch) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let image = size * size * 3;
+    let per_batch = (PIXELS / (size * size)).clamp(8, 256);
+    let mut images = vec![0.0; per_batch * image];
+    for (first, labels) in (0..).step_by(per_batch).zip(labels.chunks(per_batch)) {
+        let images = &mut images[..labels.len() * image];
+        images
+            .par_chunks_mut(image)
+            .enumerate()
+            .try_for_each(|(i, out)| load(first + i, out).with_context(|| format!("{split} sample {}", first + i)))?;
+        let rows = frozen.features(images, labels.len(), size);
+        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
+            anyhow::bail!("{split} sample {}: a feature is {}", first + at / frozen.dim(), rows[at]);
+        }
+        sink(&features::batch(split, first, labels, rows, frozen.dim()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::{Arch, Stem};
+
+    fn frozen() -> Frozen {
+        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.0625, stem: Stem::Cifar };
+        Frozen::random_init(&config, 1).unwrap()
+    }
+
+    fn load(i: usize, out: &mut [f32]) -> anyhow::Result<()> {
+        out.iter_mut().enumerate().for_each(|(j, v)| *v = ((i * 31 + j) as f32 * 0.37).sin());
+        Ok(())
+    }
+
+    #[test]
+    fn every_sample_gets_its_own_features_across_batches() {
+        let (frozen, size, n) = (frozen(), 8, 300);
+        let labels: Vec<Option<i64>> = (0..n).map(|i| (i % 3 > 0).then_some(i % 3)).collect();
+        let mut batches = Vec::new();
+        embed(&frozen, "train", &labels, size, load, |batch| {
+            batches.push(batch.clone());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(batches.len(), 2);
+        let read = features::read(batches.into_iter().map(Ok)).unwrap().train;
+        assert_eq!((read.ids.len(), &read.labels), (n as usize, &labels));
+        for i in [0, 255, 256, 299] {
+            let mut image = vec![0.0; size * size * 3];
+            load(i, &mut image).unwrap();
+            let alone = frozen.features(&image, 1, size);
+            let (dim, row) = (frozen.dim(), &read.rows[i * frozen.dim()..]);
+            assert!(alone.iter().zip(&row[..dim]).all(|(a, b)| (a - b).abs() < 1e-5), "{i}");
+        }
+    }
+
+    #[test]
+    fn bad_images_and_bad_features_name_the_sample() {
+        let fails = |i: usize, out: &mut [f32]| match i {
+            5 => anyhow::bail!("not an image"),
+            i => load(i, out),
+        };
+        let error = embed(&frozen(), "test", &[None; 9], 8, fails, |_| Ok(())).unwrap_err();
+        assert_eq!(format!("{error:#}"), "test sample 5: not an image");
+
+        let infinite = |i: usize, out: &mut [f32]| {
+            out.fill(if i == 7 { f32::INFINITY } else { 0.5 });
+            Ok(())
+        };
+        let error = embed(&frozen(), "test", &[None; 9], 8, infinite, |_| Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with("test sample 7: a feature is "), "{error}");
+    }
 }

@@ -6,6 +6,7 @@ pub mod data;
 pub mod embed;
 mod evaluation;
 pub mod features;
+mod frozen;
 pub mod knn;
 mod labelled;
 pub mod linear_probe;

@@ -1,0 +1,196 @@
+//! A frozen encoder: structure and weights, checked to fit each other completely.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use super::weights::{Tensor, to_bytes};
+use crate::{
+    encoder::{Encoder, EncoderConfig},
+    ops::arena::{Entry, Layout},
+};
+
+/// An encoder that is not trained any further and always runs in eval mode (batch norm uses its running statistics).
+pub struct Frozen {
+    encoder: Encoder,
+    params: Vec<f32>,
+    buffers: Vec<f32>,
+}
+
+/// Weights that are not exactly those of the encoder.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the weights do not fit the encoder; nothing was computed\n  missing ({}): {}\n  unexpected ({}): {}\n  of another shape ({}): {}",
+    missing.len(), list(missing), unexpected.len(), list(unexpected), reshaped.len(), list(reshaped)
+)]
+pub struct CoverageError {
+    /// Tensors of the encoder that the weights lack.
+    pub missing: Vec<String>,
+    /// Tensors of the weights that the encoder lacks, or has once but the weights twice.
+    pub unexpected: Vec<String>,
+    /// Tensors of a shape that the encoder does not have, with both shapes.
+    pub reshaped: Vec<String>,
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+impl Frozen {
+    /// The encoder of `config` with `weights`, which must name each of its tensors once and nothing else.
+    ///
+    /// # Errors
+    /// [`CoverageError`], or when `config` describes no encoder.
+    pub fn load(config: &EncoderConfig, weights: &[Tensor]) -> anyhow::Result<Self> {
+        let encoder = Encoder::new(config)?;
+        let [params, buffers] = place([encoder.params(), encoder.buffers()], weights)?;
+        Ok(Frozen { encoder, params, buffers })
+    }
+
+    /// The encoder of `config` as pretraining with `seed` starts from.
+    ///
+    /// # Errors
+    /// When `config` describes no encoder.
+    pub fn random_init(config: &EncoderConfig, seed: u64) -> anyhow::Result<Self> {
+        let encoder = Encoder::new(config)?;
+        let (params, buffers) = encoder.init(seed);
+        Ok(Frozen { encoder, params, buffers })
+    }
+
+    /// Width of the features.
+    pub fn dim(&self) -> usize {
+        self.encoder.feature_dim()
+    }
+
+    /// Number of tensors.
+    pub fn tensors(&self) -> usize {
+        self.encoder.params().entries.len() + self.encoder.buffers().entries.len()
+    }
+
+    /// Features [n, dim] of normalised images [n, size, size, 3].
+    pub fn features(&self, images: &[f32], n: usize, size: usize) -> Vec<f32> {
+        self.encoder.forward_eval(&self.params, &self.buffers, images, n, size)
+    }
+
+    /// SHA-256, in hexadecimal, of every tensor's name, shape and little-endian bytes in torch's order.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        for (layout, values) in [(self.encoder.params(), &self.params), (self.encoder.buffers(), &self.buffers)] {
+            for entry in &layout.entries {
+                hasher.update(format!("{}{:?}", entry.name, entry.shape));
+                hasher.update(to_bytes(&entry.to_torch(&values[entry.range()])));
+            }
+        }
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The buffers that `layouts` describe, filled from `weights`.
+fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[Vec<f32>; N], CoverageError> {
+    let mut buffers = layouts.map(|layout| vec![0.0; layout.len()]);
+    let mut wanted: BTreeMap<&str, (usize, &Entry)> = BTreeMap::new();
+    for (i, layout) in layouts.iter().enumerate() {
+        wanted.extend(layout.entries.iter().map(|entry| (entry.name.as_str(), (i, entry))));
+    }
+    let (mut unexpected, mut reshaped) = (Vec::new(), Vec::new());
+    for (name, shape, values) in weights {
+        match wanted.remove(name.as_str()) {
+            None => unexpected.push(name.clone()),
+            Some((_, entry)) if entry.shape != *shape => {
+                reshaped.push(format!("{name} {shape:?} instead of {:?}", entry.shape));
+            }
+            Some((i, entry)) => buffers[i][entry.range()].copy_from_slice(&entry.from_torch(values)),
+        }
+    }
+    let missing: Vec<String> = layouts
+        .iter()
+        .flat_map(|layout| &layout.entries)
+        .filter(|entry| wanted.contains_key(entry.name.as_str()))
+        .map(|entry| entry.name.clone())
+        .collect();
+    if missing.is_empty() && unexpected.is_empty() && reshaped.is_empty() {
+        Ok(buffers)
+    } else {
+        Err(CoverageError { missing, unexpected, reshaped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        encoder::{Arch, Stem},
+        ops::golden::{Golden, assert_close},
+    };
+
+    fn layouts() -> [Layout; 2] {
+        let (mut params, mut buffers) = (Layout::default(), Layout::default());
+        params.push("conv1.weight", &[1, 2, 1, 2]);
+        params.push("bn1.weight", &[1]);
+        buffers.push("bn1.running_mean", &[1]);
+        [params, buffers]
+    }
+
+    fn tensor(name: &str, shape: &[usize], first: f32) -> Tensor {
+        let n: usize = shape.iter().product();
+        (name.into(), shape.to_vec(), (0..n).map(|i| first + i as f32).collect())
+    }
+
+    #[test]
+    fn complete_weights_are_placed_whatever_their_order() {
+        let [params, buffers] = &layouts();
+        let weights = [
+            tensor("bn1.running_mean", &[1], 9.0),
+            tensor("conv1.weight", &[1, 2, 1, 2], 0.0),
+            tensor("bn1.weight", &[1], 7.0),
+        ];
+        let placed = place([params, buffers], &weights).unwrap();
+        assert_eq!(placed, [vec![0.0, 2.0, 1.0, 3.0, 7.0], vec![9.0]]);
+    }
+
+    #[test]
+    fn anything_else_is_refused_by_name() {
+        let [params, buffers] = &layouts();
+        let weights = [
+            tensor("bn1.weight", &[1], 0.0),
+            tensor("bn1.weight", &[1], 0.0),
+            tensor("conv1.weight", &[1, 2, 2, 1], 0.0),
+            tensor("fc.weight", &[1, 1], 0.0),
+        ];
+        let error = place([params, buffers], &weights).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the weights do not fit the encoder; nothing was computed\n  \
+             missing (1): bn1.running_mean\n  \
+             unexpected (2): bn1.weight, fc.weight\n  \
+             of another shape (1): conv1.weight [1, 2, 2, 1] instead of [1, 2, 1, 2]"
+        );
+    }
+
+    #[test]
+    fn torchvisions_weights_give_torchvisions_features() {
+        let (golden, state) = (Golden::load("resnet18_w8_cifar"), Golden::load("resnet18_w8_cifar_state"));
+        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar };
+        let mut weights: Vec<Tensor> = Vec::new();
+        for name in state.names() {
+            if name.starts_with("fc.") || name.ends_with("num_batches_tracked") {
+                continue;
+            }
+            // Eval-mode outputs of the golden follow a training step that moved the running statistics.
+            let values = match name.contains(".running_") {
+                true => golden.get::<f32>(&format!("after.{name}")),
+                false => state.get::<f32>(&name),
+            };
+            weights.push((name.clone(), state.shape(&name), values));
+        }
+        let frozen = Frozen::load(&config, &weights).unwrap();
+        let before = frozen.digest();
+        let images = golden.channels_last::<f32>("in.x");
+        assert_close("features", &frozen.features(&images, 4, 32), &golden.get("out.eval_features"), 2e-5);
+        assert_eq!(before, frozen.digest());
+        weights.rotate_left(5);
+        assert_eq!(before, Frozen::load(&config, &weights).unwrap().digest());
+        weights[0].2[0] += 1.0;
+        assert_ne!(before, Frozen::load(&config, &weights).unwrap().digest());
+    }
+}
