@@ -268,11 +268,14 @@ fn the_commit_removes_them() {
     let checkpoints = scene.open();
     train(&checkpoints, 0, 10);
     let store = Store::open(scene.root.path());
-    store.build("pretrain", components(1), |_| Ok(())).unwrap();
+    let artifact = store.build("pretrain", components(1), |_| Ok(())).unwrap();
     assert!(!checkpoints.dir().exists());
     // Killed between the commit and the removal: the next run sweeps.
     train(&scene.open(), 0, 10);
     store.sweep().unwrap();
+    assert!(!checkpoints.dir().exists());
+    train(&scene.open(), 0, 10);
+    store.tidy(&artifact).unwrap();
     assert!(!checkpoints.dir().exists());
     // Those of a stage without an artifact stay.
     let other = store.checkpoints("pretrain", &components(2).key(), |_| ()).unwrap();
