@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, Int64Array, LargeBinaryArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use snclr::artifact::{Artifact, Attempt, Components, Found, Kind, Store};
 

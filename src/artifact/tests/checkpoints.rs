@@ -227,7 +227,9 @@ fn killed_between_any_two_operations_a_save_leaves_the_old_or_the_new_state() {
             fs::copy(new.join(segment), dir.join(segment)).unwrap();
             let temporary = dir.join(format!(".{target}.tmp"));
             fs::create_dir(&temporary).unwrap();
-            files[..count].iter().for_each(|f| drop(fs::copy(new.join(target).join(f), temporary.join(f)).unwrap()));
+            for file in &files[..count] {
+                fs::copy(new.join(target).join(file), temporary.join(file)).unwrap();
+            }
             if let Some(file) = files.get(count).filter(|_| cut) {
                 half(&new.join(target).join(file), &temporary.join(file));
             }
