@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, LargeBinaryArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, Int64Array, LargeBinaryArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use snclr::artifact::{Artifact, Attempt, Components, Found, Kind, Store};
 
@@ -48,7 +48,10 @@ fn stage(root: &Path) {
     let Attempt::Held(lock) = store.lock("pretrain", &key).unwrap() else { panic!("nobody else is there") };
     store.sweep().unwrap();
     match store.find("pretrain", &key) {
-        Found::Hit(_) => return,
+        Found::Hit(artifact) => {
+            drop(lock);
+            return store.tidy(&artifact).unwrap();
+        }
         Found::Damaged { what } => panic!("{what}"),
         Found::Missing => {}
     }

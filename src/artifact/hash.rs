@@ -41,7 +41,7 @@ mod tests {
     fn a_file_hashes_like_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let data: Vec<u8> = (0..700_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..700_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::fs::write(&path, &data).unwrap();
         let mut seen = 0;
         assert_eq!(file(&path, |n| seen += n).unwrap(), bytes(&data));

@@ -216,6 +216,17 @@ impl Store {
         atomic::remove_dir(&dir)
     }
 
+    /// Removes the checkpoints of a committed artifact whose writer was killed before it did so itself.
+    pub fn tidy(&self, artifact: &Artifact) -> anyhow::Result<()> {
+        let (stage, key) = (artifact.stage(), artifact.stage_key());
+        if self.work_dir(stage, key).exists()
+            && let Attempt::Held(_lock) = self.lock(stage, key)?
+        {
+            self.remove_work(stage, key)?;
+        }
+        Ok(())
+    }
+
     /// Manifests of all artifacts of a stage that have one.
     pub fn manifests(&self, stage: &str) -> Vec<Manifest> {
         let entries = fs::read_dir(self.root.join("store").join(stage)).into_iter().flatten().flatten();

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::{
     artifact::{Stamp, StatCache, hash},
-    dataset::DataConfig,
+    dataset::{self, DataConfig, SourceFile},
     stage::{Interrupt, Progress, Stopped},
 };
 
@@ -27,7 +27,7 @@ pub fn hashes(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<BTreeMap<String, String>> {
-    let files = files(config, base)?;
+    let files = dataset::source_files(config, base)?;
     if files.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -35,7 +35,7 @@ pub fn hashes(
     let mut roles = BTreeSet::new();
     let mut hashes = BTreeMap::new();
     let mut unknown = Vec::new();
-    for (role, path) in files {
+    for SourceFile { role, path } in files {
         // Two files may be called alike, e.g. in two folders that are both given.
         let role = (1..).map(|n| if n == 1 { role.clone() } else { format!("{role}#{n}") });
         let role = role.into_iter().find(|role| roles.insert(role.clone())).expect("numbers do not run out");
@@ -84,40 +84,4 @@ fn cache_path(config: &DataConfig, base: &Path, root: &Path) -> anyhow::Result<P
     let base = std::path::absolute(base)?;
     let name = hash::bytes(format!("{} {}", base.display(), serde_json::to_string(config)?).as_bytes());
     Ok(root.join("cache").join(format!("sources-{}.txt", &name[..16])))
-}
-
-/// Role and path of every source file, in order.
-fn files(config: &DataConfig, base: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let named: Vec<(&str, &[PathBuf])> = match config {
-        DataConfig::Synthetic(_) => return Ok(Vec::new()),
-        DataConfig::ImageFolder(c) | DataConfig::Cifar10(c) => {
-            let test = c.test.as_ref().map_or(&[][..], |paths| paths.as_slice());
-            vec![("train", c.train.as_slice()), ("test", test)]
-        }
-        DataConfig::Parquet(c) => {
-            let test = c.test.as_ref().map_or(&[][..], |paths| paths.as_slice());
-            vec![("train", c.train.as_slice()), ("test", test)]
-        }
-        DataConfig::Idx(c) => {
-            let optional = [("train_labels", &c.train_labels), ("test", &c.test), ("test_labels", &c.test_labels)];
-            let mut named = vec![("train", std::slice::from_ref(&c.train))];
-            named.extend(optional.into_iter().map(|(role, path)| (role, path.as_slice())));
-            named
-        }
-    };
-    let mut files = Vec::new();
-    for (split, paths) in named {
-        for path in paths {
-            let path = base.join(path);
-            for entry in walkdir::WalkDir::new(&path).follow_links(true).sort_by_file_name() {
-                let entry = entry.with_context(|| format!("reading {}", path.display()))?;
-                if entry.file_type().is_file() {
-                    let inner = entry.path().strip_prefix(&path).unwrap_or(Path::new(""));
-                    let name = if inner.as_os_str().is_empty() { Path::new(entry.file_name()) } else { inner };
-                    files.push((format!("{split}/{}", name.display()), entry.into_path()));
-                }
-            }
-        }
-    }
-    Ok(files)
 }

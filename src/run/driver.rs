@@ -83,6 +83,7 @@ impl Driver<'_> {
         let planned = self.planner.resolve(stage, inputs);
         let (key, components) = planned.identity.context("inputs come first")?;
         if let Status::Cached(artifact) = planned.status {
+            self.store.tidy(&artifact)?;
             self.reporter.stage_cached(stage.name(), key.short());
             return Ok(Some((artifact, How::Cached)));
         }

@@ -227,7 +227,9 @@ fn killed_between_any_two_operations_a_save_leaves_the_old_or_the_new_state() {
             fs::copy(new.join(segment), dir.join(segment)).unwrap();
             let temporary = dir.join(format!(".{target}.tmp"));
             fs::create_dir(&temporary).unwrap();
-            files[..count].iter().for_each(|f| drop(fs::copy(new.join(target).join(f), temporary.join(f)).unwrap()));
+            for file in &files[..count] {
+                fs::copy(new.join(target).join(file), temporary.join(file)).unwrap();
+            }
             if let Some(file) = files.get(count).filter(|_| cut) {
                 half(&new.join(target).join(file), &temporary.join(file));
             }
@@ -268,11 +270,14 @@ fn the_commit_removes_them() {
     let checkpoints = scene.open();
     train(&checkpoints, 0, 10);
     let store = Store::open(scene.root.path());
-    store.build("pretrain", components(1), |_| Ok(())).unwrap();
+    let artifact = store.build("pretrain", components(1), |_| Ok(())).unwrap();
     assert!(!checkpoints.dir().exists());
     // Killed between the commit and the removal: the next run sweeps.
     train(&scene.open(), 0, 10);
     store.sweep().unwrap();
+    assert!(!checkpoints.dir().exists());
+    train(&scene.open(), 0, 10);
+    store.tidy(&artifact).unwrap();
     assert!(!checkpoints.dir().exists());
     // Those of a stage without an artifact stay.
     let other = store.checkpoints("pretrain", &components(2).key(), |_| ()).unwrap();

@@ -211,7 +211,9 @@ fn a_half_written_artifact_is_never_a_hit_and_is_swept_away_when_its_writer_is_d
     let order = ["scores.parquet", "shard-00000.parquet", "shard-00001.parquet", "timing.parquet", "manifest.json"];
     for (count, half) in (0..=order.len()).flat_map(|count| [(count, false), (count, true)]) {
         fs::create_dir_all(&staging).unwrap();
-        order[..count].iter().for_each(|file| drop(fs::copy(whole.join(file), staging.join(file)).unwrap()));
+        for file in &order[..count] {
+            fs::copy(whole.join(file), staging.join(file)).unwrap();
+        }
         if let Some(file) = order.get(count).filter(|_| half) {
             let bytes = fs::read(whole.join(file)).unwrap();
             fs::write(staging.join(file), &bytes[..bytes.len() / 2]).unwrap();
