@@ -26,7 +26,7 @@ fn a_killed_run_ends_in_the_same_bits() {
     for round in 0..ROUNDS {
         let runs = format!("killed{round}");
         // Checkpoints at every opportunity, so that kills also hit while one is being written.
-        let args = format!("run tiny.yaml --runs {runs} --json --checkpoint-seconds 0 --threads {}", 1 + round % 3);
+        let args = format!("run tiny.yaml --runs {runs} --json --checkpoint-every 0 --threads {}", 1 + round % 3);
         for _ in 0..KILLS {
             let mut child = scratch.command(&args).stderr(std::process::Stdio::null()).spawn().expect("the program");
             sleep(whole.mul_f64(random.random_range(0.0..0.6)).max(Duration::from_millis(1)));

@@ -37,8 +37,8 @@ struct Metric {
 
 /// Writes the folder of a run, or finds it as it should be.
 pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -> anyhow::Result<Outcome> {
-    let leaves: String = stages.iter().filter(|s| Stage::LEAVES.contains(&s.stage)).map(|s| s.artifact.key()).collect();
-    let run = format!("{}-{}", experiment.name, &hash::bytes(leaves.as_bytes())[..8]);
+    let keys: String = stages.iter().map(|s| s.artifact.key()).collect();
+    let run = format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8]);
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {

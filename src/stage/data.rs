@@ -93,7 +93,7 @@ fn write_shards(
         let mut table = out.table_with(&name, shard::schema(), Kind::Content, shard::properties())?;
         shard::fill(&mut batches, shard::SHARD_BYTES, &mut |batch| {
             if context.interrupt.requested() {
-                return Err(Stopped::Interrupted { stage: "data", step: *written }.into());
+                return Err(Stopped::InterruptedAt { stage: "data" }.into());
             }
             table.write(batch)?;
             *written += batch.num_rows() as u64;

@@ -1,0 +1,52 @@
+//! Errors of usage: exit code 2 (or 1), the whole text on stderr, nothing on stdout.
+
+mod common;
+
+use common::Scratch;
+
+#[track_caller]
+fn fails(scratch: &Scratch, args: &str, code: i32, stderr: &str) {
+    let finished = scratch.run(args);
+    assert_eq!((finished.code, finished.stdout.as_str()), (code, ""), "{args}: {}", finished.stderr);
+    assert_eq!(finished.stderr, stderr, "{args}");
+}
+
+#[test]
+fn a_wrong_key_is_located_and_corrected() {
+    let scratch = Scratch::new();
+    scratch.write("wrong.yaml", common::TINY.replace("tau: 0.2", "temperature: 0.2"));
+    let finished = scratch.run("run wrong.yaml");
+    assert_eq!(finished.code, 2);
+    assert!(finished.stderr.starts_with("error: wrong.yaml:17:"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("did you mean `tau`?"), "{}", finished.stderr);
+    assert!(!scratch.path("runs").exists(), "a refused spec leaves nothing behind");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let finished = Scratch::new().run("run tiny.yaml --device cuda:0");
+    assert_eq!(finished.code, 2);
+    assert!(finished.stderr.contains("cuda:0") && finished.stderr.contains("cpu"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_missing_data_set_is_named() {
+    let scratch = Scratch::new();
+    scratch.write("files.yaml", {
+        let generated = "{format: synthetic, classes: 4, train_images: 96, test_images: 40, image_size: 16}";
+        common::TINY.replace(generated, "{format: image_folder, train: nowhere/train}")
+    });
+    let finished = scratch.run("run files.yaml");
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("nowhere/train"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_spec_that_is_not_there_is_named() {
+    fails(
+        &Scratch::new(),
+        "plan tinny.yaml",
+        2,
+        "error: tinny.yaml: cannot read the spec\n  found:   no such file\n  help:    did you mean `tiny.yaml`?\n\ntinny.yaml: 1 error\n",
+    );
+}
