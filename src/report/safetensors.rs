@@ -167,7 +167,10 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::report::samples::run;
+    use crate::{
+        encoder::{Arch, Encoder, EncoderConfig, Stem},
+        report::samples::run,
+    };
 
     fn weights() -> Vec<Tensor> {
         vec![
@@ -204,6 +207,28 @@ mod tests {
             ("width_multiplier", "0.25"),
         ];
         assert!(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected), "{pairs:?}");
+    }
+
+    #[test]
+    fn names_types_and_shapes_are_those_of_a_state_dict_from_torchvision() {
+        let bytes = std::fs::read("tests/golden/resnet18_w8_cifar_state.safetensors").unwrap();
+        let torchvisions = SafeTensors::deserialize(&bytes).unwrap();
+        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar };
+        let encoder = Encoder::new(&config).unwrap();
+        let entries = encoder.params().entries.iter().chain(&encoder.buffers().entries);
+        let mut weights: Vec<Tensor> =
+            entries.map(|entry| (entry.name.clone(), entry.shape.clone(), vec![0.5; entry.len()])).collect();
+        weights.push(("fc.weight".into(), vec![10, 64], vec![0.0; 640]));
+        weights.push(("fc.bias".into(), vec![10], vec![0.0; 10]));
+        let (bytes, _) = serialize(&weights, Map::new()).unwrap();
+        let ours = SafeTensors::deserialize(&bytes).unwrap();
+        let described = |file: &SafeTensors| {
+            let mut all: Vec<_> =
+                file.iter().map(|(name, view)| (name.to_owned(), view.dtype(), view.shape().to_vec())).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        assert_eq!(described(&ours), described(&torchvisions));
     }
 
     #[test]
