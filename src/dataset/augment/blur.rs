@@ -74,10 +74,11 @@ fn box_blur(from: &[u8], to: &mut [u8], side: usize, radius: f32, sums: &mut [u3
         for (y, out) in to.chunks_exact_mut(side).enumerate() {
             let y = y as isize;
             let (before, first, next) = (row(y - reach - 1), row(y - reach), row(y + reach + 1));
-            for i in 0..side {
-                let far = before[i] as u32 + next[i] as u32;
-                out[i] = ((sums[i] * weight + far * far_weight + (1 << 23)) >> 24) as u8;
-                sums[i] = sums[i] + next[i] as u32 - first[i] as u32;
+            for ((((sum, out), &before), &first), &next) in sums.iter_mut().zip(out).zip(before).zip(first).zip(next) {
+                let far = before as u32 + next as u32;
+                *out = ((*sum * weight + far * far_weight + (1 << 23)) >> 24) as u8;
+                // The sum never falls below what leaves it.
+                *sum = sum.wrapping_add(next as u32).wrapping_sub(first as u32);
             }
         }
     });

@@ -16,48 +16,49 @@ pub(super) fn hue(planes: &mut Planes, turns: f64) {
 }
 
 /// Pillow's `rgb2hsv`. Where it mixes single and double precision, so does this, and it rounds down as there.
+///
+/// No branches, so that the loop becomes vector code; for grey, whose hue is 0, the divisors are kept from 0.
 #[inline(always)]
 fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
-    if most == least {
-        return (0, 0, most);
-    }
     let range = (most - least) as f32;
-    let saturation = range / most as f32;
-    let [rc, gc, bc] = [r, g, b].map(|c| (most - c) as f32 / range);
-    let sector = if r == most {
-        bc - gc
-    } else if g == most {
-        (2.0 + rc as f64 - bc as f64) as f32
-    } else {
-        (4.0 + gc as f64 - rc as f64) as f32
-    };
+    let saturation = range / most.max(1) as f32;
+    let distance = |c: u8| (most - c) as f32 / range.max(1.0);
+    let (rc, gc, bc) = (distance(r), distance(g), distance(b));
+    let below_green = (2.0 + rc as f64 - bc as f64) as f32;
+    let below_blue = (4.0 + gc as f64 - rc as f64) as f32;
+    let sector = if g == most { below_green } else { below_blue };
+    let sector = if r == most { bc - gc } else { sector };
     // A turn is added first: the first sector begins below zero.
     let turned = sector as f64 / 6.0 + 1.0;
     let hue = (if turned >= 1.0 { turned - 1.0 } else { turned }) as f32;
-    ((hue as f64 * 255.0) as u8, (saturation as f64 * 255.0) as u8, most)
+    (byte(hue as f64 * 255.0), byte(saturation as f64 * 255.0), most)
 }
 
 /// Pillow's `hsv2rgb`.
 #[inline(always)]
 fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
-    if s == 0 {
-        return (v, v, v);
-    }
-    let sixths = h as f64 * 6.0 / 255.0;
-    let sector = sixths as u8;
-    let fraction = (sixths - sector as f64) as f32;
+    let sector = h as u32 * 6 / 255;
+    let fraction = (h as f64 * 6.0 / 255.0 - sector as f64) as f32;
     let (saturation, value) = ((s as f64 / 255.0) as f32, v as f64);
-    let round = |x: f64| (x + 0.5) as u8;
-    let p = round(value * (1.0 - saturation as f64));
-    let q = round(value * (1.0 - (saturation * fraction) as f64));
-    let t = round(value * (1.0 - saturation as f64 * (1.0 - fraction as f64)));
-    match sector % 6 {
-        0 => (v, t, p),
-        1 => (q, v, p),
-        2 => (p, v, t),
-        3 => (p, q, v),
-        4 => (t, p, v),
-        _ => (v, p, q),
-    }
+    let p = byte(value * (1.0 - saturation as f64) + 0.5);
+    let q = byte(value * (1.0 - (saturation * fraction) as f64) + 0.5);
+    let t = byte(value * (1.0 - saturation as f64 * (1.0 - fraction as f64)) + 0.5);
+    // The last hue, 255, is the first again.
+    let by_sector = |values: [u8; 6]| {
+        let mut chosen = values[0];
+        for (i, &value) in values.iter().enumerate() {
+            chosen = if sector == i as u32 { value } else { chosen };
+        }
+        chosen
+    };
+    (by_sector([v, q, p, p, t, v]), by_sector([t, v, v, q, p, p]), by_sector([p, p, t, v, v, q]))
+}
+
+/// Drops the fraction of a value from 0 to below 256.
+#[inline(always)]
+fn byte(value: f64) -> u8 {
+    debug_assert!((0.0..256.0).contains(&value));
+    // SAFETY: the value is finite and fits; a checked cast would keep the loop from becoming vector code.
+    unsafe { value.to_int_unchecked::<i32>() as u8 }
 }

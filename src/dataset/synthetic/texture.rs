@@ -1,9 +1,9 @@
 //! The textures: which of two paints a point of the plane gets, in units of the texture's period.
 
-/// A fill.
+/// A fill. There is no plain one: smooth areas would be each other's neighbours in raw pixels already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Texture {
-    Plain,
+    Ripples,
     Stripes,
     Checks,
     Dots,
@@ -11,11 +11,12 @@ pub(super) enum Texture {
 }
 
 impl Texture {
-    pub const ALL: [Texture; 5] = [Texture::Plain, Texture::Stripes, Texture::Checks, Texture::Dots, Texture::Speckle];
+    pub const ALL: [Texture; 5] =
+        [Texture::Ripples, Texture::Stripes, Texture::Checks, Texture::Dots, Texture::Speckle];
 
     pub fn name(self) -> &'static str {
         match self {
-            Texture::Plain => "plain",
+            Texture::Ripples => "rippled",
             Texture::Stripes => "striped",
             Texture::Checks => "checked",
             Texture::Dots => "dotted",
@@ -29,7 +30,8 @@ impl Texture {
         // Distance to the nearest change of stripes of width 0.5: negative in the odd ones.
         let stripe = |v: f32| ((v - v.floor()) - 0.5).abs() - 0.25;
         match self {
-            Texture::Plain => 0.0,
+            // Around a point near the middle of the shape.
+            Texture::Ripples => soft(stripe(x.hypot(y))),
             Texture::Stripes => soft(stripe(x)),
             Texture::Checks => {
                 let (a, b) = (soft(stripe(0.75 * x)), soft(stripe(0.75 * y)));
