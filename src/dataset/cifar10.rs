@@ -57,16 +57,16 @@ pub(super) fn read(
 ) -> anyhow::Result<ReadSummary> {
     let files = files(config, split, base)?;
     let items = files.iter().flat_map(|path| records(path));
-    let work = |(path, number, record): (&Path, usize, Vec<u8>)| {
+    let work = |Record { path, number, bytes }: Record| {
         let name = || format!("{} record {number}", path.display());
-        let label = record[0] as usize;
+        let label = bytes[0] as usize;
         if label >= CLASSES.len() {
             return Err(Skipped { name: name(), reason: format!("label {label} is not in 0..{}", CLASSES.len()) });
         }
         let mut pixels = vec![0; 3 * PLANE];
         for (i, pixel) in pixels.chunks_exact_mut(3).enumerate() {
             for (channel, value) in pixel.iter_mut().enumerate() {
-                *value = record[1 + channel * PLANE + i];
+                *value = bytes[1 + channel * PLANE + i];
             }
         }
         match encode_png(&pixels, SIDE as u32, SIDE as u32, ExtendedColorType::Rgb8) {
@@ -78,8 +78,15 @@ pub(super) fn read(
     Ok(ReadSummary { classes: CLASSES.map(String::from).to_vec(), ..summary })
 }
 
-/// The records of a file, numbered, with the bytes that each will occupy.
-fn records(path: &Path) -> impl Iterator<Item = Result<(u64, (&Path, usize, Vec<u8>)), DataError>> {
+/// A record as it lies in its file.
+struct Record<'a> {
+    path: &'a Path,
+    number: usize,
+    bytes: Vec<u8>,
+}
+
+/// The records of a file, with the bytes that each occupies.
+fn records(path: &Path) -> impl Iterator<Item = Result<(u64, Record<'_>), DataError>> {
     let (file, failed) = match File::open(path) {
         Ok(file) => (Some(BufReader::with_capacity(1 << 20, file)), None),
         Err(error) => (None, Some(Err(unreadable(path)(error)))),
@@ -87,9 +94,9 @@ fn records(path: &Path) -> impl Iterator<Item = Result<(u64, (&Path, usize, Vec<
     let records = file.into_iter().flat_map(move |mut file| {
         let length = file.get_ref().metadata().map_or(0, |m| m.len());
         (0..(length / RECORD as u64) as usize).map(move |number| {
-            let mut record = vec![0; RECORD];
-            file.read_exact(&mut record).map_err(unreadable(path))?;
-            Ok((RECORD as u64, (path, number, record)))
+            let mut bytes = vec![0; RECORD];
+            file.read_exact(&mut bytes).map_err(unreadable(path))?;
+            Ok((RECORD as u64, Record { path, number, bytes }))
         })
     });
     failed.into_iter().chain(records)

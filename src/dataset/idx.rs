@@ -209,8 +209,11 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// Reads what the two files hold: grey value of the last pixel and label per image, classes; or the error.
-    fn run(images: &[u8], labels: Option<&[u8]>) -> Result<(Vec<(u8, Option<i64>)>, usize), String> {
+    /// Grey value of an image's last pixel, and its label.
+    type Row = (u8, Option<i64>);
+
+    /// Reads what the two files hold: the images and the number of classes; or the error.
+    fn run(images: &[u8], labels: Option<&[u8]>) -> Result<(Vec<Row>, usize), String> {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("images"), images).unwrap();

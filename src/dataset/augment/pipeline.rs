@@ -65,3 +65,73 @@ impl Pipeline {
 fn happens(p: f32, random: &mut ChaCha8Rng) -> bool {
     random.random::<f64>() < p as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::random::{Purpose, stream};
+    use serde_json::{Value, json};
+
+    /// The whole of a square image goes through `steps`; mean 0 and deviation 1, so that values are bytes over 255.
+    fn pipeline(mut steps: Value) -> Pipeline {
+        steps["random_resized_crop"] = json!({ "scale": [1.0, 1.0], "ratio": [1.0, 1.0] });
+        let config = json!({ "size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "view1": steps, "view2": steps });
+        let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
+        Pipeline::new(&config.view1, &config)
+    }
+
+    fn image() -> RgbImage {
+        RgbImage::from_fn(16, 16, |x, y| image::Rgb([(x * 16) as u8, (y * 16) as u8, 200]))
+    }
+
+    fn view(pipeline: &Pipeline, sample: u64) -> Vec<f32> {
+        let mut out = vec![0.0; 16 * 16 * 3];
+        pipeline.apply(&image(), &mut stream(5, Purpose::Augment, 0, sample, 0), &mut out);
+        out
+    }
+
+    #[test]
+    fn without_steps_a_view_is_the_normalised_image() {
+        let plain = view(&pipeline(json!({})), 0);
+        let expected: Vec<f32> = image().iter().map(|&byte| byte as f32 / 255.0).collect();
+        assert_eq!(plain, expected);
+    }
+
+    #[test]
+    fn a_view_depends_on_its_stream_alone() {
+        let steps = json!({
+            "color_jitter": { "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1 },
+            "gaussian_blur": { "p": 0.5 }, "grayscale": { "p": 0.2 }, "horizontal_flip": { "p": 0.5 }
+        });
+        let pipeline = pipeline(steps);
+        let first = view(&pipeline, 7);
+        assert_ne!(first, view(&pipeline, 8));
+        // Whatever the thread and its buffers did before.
+        let elsewhere = std::thread::scope(|scope| scope.spawn(|| view(&pipeline, 7)).join().unwrap());
+        assert_eq!(first, elsewhere);
+        assert_eq!(first, view(&pipeline, 7));
+    }
+
+    /// How often a step with this probability changes the image, and that it does what its name says.
+    fn rate(steps: Value, is_right: impl Fn(&[f32]) -> bool) -> f64 {
+        let (pipeline, plain) = (pipeline(steps), view(&pipeline(json!({})), 0));
+        let changed: Vec<_> = (0..4000).map(|i| view(&pipeline, i)).filter(|v| *v != plain).collect();
+        assert!(changed.iter().all(|view| is_right(view)));
+        changed.len() as f64 / 4000.0
+    }
+
+    #[test]
+    fn steps_happen_as_often_as_their_probability_says() {
+        let (grey, byte) = (|v: &[f32]| v.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]), |b: u8| b as f32 / 255.0);
+        // 4000 draws: four standard deviations are 0.032 at most.
+        let near = |rate: f64, p: f64| assert!((rate - p).abs() < 0.032, "{rate} for {p}");
+        near(rate(json!({ "grayscale": { "p": 0.2 } }), grey), 0.2);
+        near(rate(json!({ "horizontal_flip": { "p": 0.5 } }), |v| v[0] == byte(240) && v[45] == 0.0), 0.5);
+        near(rate(json!({ "solarize": { "p": 0.3 } }), |v| v[2] == byte(55) && v[0] == 0.0), 0.3);
+        near(rate(json!({ "gaussian_blur": { "p": 0.6, "sigma": [1.0, 2.0] } }), |v| v[0] > 0.0), 0.6);
+        let jitter = json!({ "p": 0.8, "brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0 });
+        near(rate(json!({ "color_jitter": jitter }), |v| v[0] == 0.0), 0.8);
+        assert_eq!(rate(json!({ "grayscale": { "p": 0.0 } }), |_| false), 0.0);
+        assert_eq!(rate(json!({ "grayscale": { "p": 1.0 } }), grey), 1.0);
+    }
+}

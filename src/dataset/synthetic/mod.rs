@@ -49,8 +49,9 @@ pub(super) fn read(config: &SyntheticConfig, split: SplitName, sink: &mut Sink) 
     let bytes = 3 * size as u64 * size as u64;
     let items = (0..count(config, split)).map(|index| Ok((bytes, index)));
     let summary = ingest(split, OnError::Fail, items, work, sink)?;
-    let name = |label| match class(label) {
-        (shape, texture) => format!("{}-{}", texture.name(), shape.name()),
+    let name = |label| {
+        let (shape, texture) = class(label);
+        format!("{}-{}", texture.name(), shape.name())
     };
     Ok(ReadSummary { classes: (0..config.classes).map(name).collect(), ..summary })
 }
