@@ -96,7 +96,7 @@ mod tests {
             assert_eq!(samples.iter().filter(|s| s.label == Some(label)).count(), 4);
         }
         let mut names = read(&config, SplitName::Test, &mut |_| Ok(())).unwrap().classes;
-        assert_eq!((names[0].as_str(), names[1].as_str()), ("rippled-disc", "striped-square"));
+        assert_eq!((names[0].as_str(), names[1].as_str()), ("plain-disc", "striped-square"));
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 25);

@@ -1,9 +1,9 @@
 //! The textures: which of two paints a point of the plane gets, in units of the texture's period.
 
-/// A fill. There is no plain one: smooth areas would be each other's neighbours in raw pixels already.
+/// A fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Texture {
-    Ripples,
+    Plain,
     Stripes,
     Checks,
     Dots,
@@ -11,12 +11,11 @@ pub(super) enum Texture {
 }
 
 impl Texture {
-    pub const ALL: [Texture; 5] =
-        [Texture::Ripples, Texture::Stripes, Texture::Checks, Texture::Dots, Texture::Speckle];
+    pub const ALL: [Texture; 5] = [Texture::Plain, Texture::Stripes, Texture::Checks, Texture::Dots, Texture::Speckle];
 
     pub fn name(self) -> &'static str {
         match self {
-            Texture::Ripples => "rippled",
+            Texture::Plain => "plain",
             Texture::Stripes => "striped",
             Texture::Checks => "checked",
             Texture::Dots => "dotted",
@@ -30,8 +29,7 @@ impl Texture {
         // Distance to the nearest change of stripes of width 0.5: negative in the odd ones.
         let stripe = |v: f32| ((v - v.floor()) - 0.5).abs() - 0.25;
         match self {
-            // Around a point near the middle of the shape.
-            Texture::Ripples => soft(stripe(x.hypot(y))),
+            Texture::Plain => 0.0,
             Texture::Stripes => soft(stripe(x)),
             Texture::Checks => {
                 let (a, b) = (soft(stripe(0.75 * x)), soft(stripe(0.75 * y)));
