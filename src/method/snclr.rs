@@ -24,6 +24,9 @@ use crate::ops::{
 /// A matrix on a tape.
 type Traced<E, D> = Matrix<E, D, OwnedTape<E, D>>;
 
+/// A loss on a tape, and the positiveness [N, K] that went into it.
+type Loss<E, D> = (Tensor<Rank0, E, D, OwnedTape<E, D>>, Vec<E>);
+
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
 #[derive(Clone, Debug)]
 pub struct Snclr<E> {
@@ -104,7 +107,7 @@ impl<E: Real> Snclr<E> {
         y2: &[E],
         neighbours: &Neighbours<E>,
         leaves: &Leaves<E, D>,
-    ) -> Result<(Tensor<Rank0, E, D, OwnedTape<E, D>>, Vec<E>), D::Err> {
+    ) -> Result<Loss<E, D>, D::Err> {
         let device = z1.device().clone();
         let (n, dim) = *z1.shape();
         let k = neighbours.k;

@@ -18,15 +18,18 @@ pub struct RunningStatistics<'a, E> {
 /// Learned weight and bias per channel.
 pub type WeightBias<E, D> = (Tensor<(usize,), E, D>, Tensor<(usize,), E, D>);
 
+/// The output, and what the backward pass needs of the batch's statistics.
+pub type Normalised<E, D> = (Matrix<E, D>, Moments<E>);
+
 /// The device's part of [`batch_norm`].
 pub trait BatchNormKernel<E: Dtype>: Device<E> {
-    /// The output, and what the backward pass needs of the batch's statistics.
+    /// The normalised batch; running statistics move.
     fn batch_norm_forward(
         &self,
         x: &Matrix<E, Self>,
         weight_bias: Option<&WeightBias<E, Self>>,
         running: RunningStatistics<E>,
-    ) -> Result<(Matrix<E, Self>, Moments<E>), Self::Err>;
+    ) -> Result<Normalised<E, Self>, Self::Err>;
 
     /// Adds to the gradients of x and, where there are any, of weight and bias.
     fn batch_norm_backward(
