@@ -84,7 +84,7 @@ error: specs/a.yaml:21:6: method.k: a queue of 1024 has no 3000 neighbours
 
 error: specs/a.yaml:23:3: method.temperature: unknown key
   found:   temperature: 0.2
-  allowed: name, k, queue_length, gamma, tau, attention, attention_dim, detach_w, exclude_self, loss_scale, momentum
+  allowed: name, k, queue_length, gamma, objective, tau, attention, normalize_attention, attention_dim, detach_w, threshold, queue_overflow, exclude_self, loss_scale, momentum
   help:    did you mean `tau`?
 
 error: specs/a.yaml:26:12: optimizer.base_lr: wrong type
@@ -112,7 +112,7 @@ error: --set seed: there is no `=`
 
 error: --set method.queue_size=64: method.queue_size: unknown key
   found:   queue_size: 64
-  allowed: name, k, queue_length, gamma, tau, attention, attention_dim, detach_w, exclude_self, loss_scale, momentum
+  allowed: name, k, queue_length, gamma, objective, tau, attention, normalize_attention, attention_dim, detach_w, threshold, queue_overflow, exclude_self, loss_scale, momentum
   help:    did you mean `queue_length`?
 
 error: --set knn.k=5: knn.k: wrong type

@@ -47,6 +47,6 @@ fn a_spec_that_is_not_there_is_named() {
         &Scratch::new(),
         "plan tinny.yaml",
         2,
-        "error: tinny.yaml: cannot read the spec\n  found:   no such file\n  help:    did you mean `tiny.yaml`?\n\ntinny.yaml: 1 error\n",
+        "error: tinny.yaml: cannot be read: no such file or directory\n  help:    did you mean `tiny.yaml`?\n\ntinny.yaml: 1 error\n",
     );
 }

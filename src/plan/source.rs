@@ -81,7 +81,7 @@ fn hash_group(group: &[(String, PathBuf, Stamp)]) -> anyhow::Result<Vec<String>>
 
 /// One cache per data section and folder it is relative to: a look at a small data set does not read the hashes of a large one.
 fn cache_path(config: &DataConfig, base: &Path, root: &Path) -> anyhow::Result<PathBuf> {
-    let base = std::path::absolute(base)?;
+    let base = std::env::current_dir()?.join(base);
     let name = hash::bytes(format!("{} {}", base.display(), serde_json::to_string(config)?).as_bytes());
     Ok(root.join("cache").join(format!("sources-{}.txt", &name[..16])))
 }
