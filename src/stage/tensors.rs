@@ -62,14 +62,15 @@ pub fn from_rows(batch: &RecordBatch) -> anyhow::Result<Vec<NamedTensor<f32>>> {
         let (name, bytes) = (names.value(row), bytes.value(row));
         let shape = shapes.value(row);
         let shape = shape.as_primitive_opt::<Int64Type>().context("shape is not a list of int64")?;
-        let shape: Vec<usize> = shape.values().iter().map(|n| *n as usize).collect();
-        let elements: usize = shape.iter().product();
+        let shape: Option<Vec<usize>> = shape.values().iter().map(|n| usize::try_from(*n).ok()).collect();
+        let shape = shape.with_context(|| format!("tensor {name} has a negative size"))?;
         let (size, values) = match dtypes.value(row) {
             "f32" => (4, Values::Real(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())),
             "i64" => (8, Values::Integer(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())),
             other => bail!("tensor {name} has dtype {other}, expected f32 or i64"),
         };
-        ensure!(elements * size == bytes.len(), "tensor {name}: {} bytes do not fit shape {shape:?}", bytes.len());
+        let expected = shape.iter().try_fold(size, |product: usize, n| product.checked_mul(*n));
+        ensure!(expected == Some(bytes.len()), "tensor {name}: {} bytes do not fit shape {shape:?}", bytes.len());
         tensors.push(NamedTensor { name: name.into(), shape, values });
     }
     Ok(tensors)
