@@ -313,6 +313,39 @@ mod tests {
     }
 
     #[test]
+    fn gradients_agree_with_finite_differences() {
+        let golden = Golden::load("loss_paper");
+        let (method, layout, params) = method::<f64>(&config(3, 32, 0.1), &golden);
+        let mut y2 = golden.get::<f64>("in.y2");
+        normalize_rows(&mut y2, 8);
+        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
+        let device = Cpu::default();
+        // Everything that the loss depends on, in a row: z1, y1, f1 and f2.
+        let run = |all: &[f64]| {
+            let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
+            let (z1, y1) = (matrix(0), matrix(48));
+            let leaves = Leaves::new(&device, &layout, &all[96..], 0..layout.entries.len()).unwrap();
+            let (loss, _) = method.direction(z1.leaky_trace(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+            let value = loss.array();
+            let mut gradients = loss.backward();
+            let mut attention = vec![0.0; layout.len()];
+            leaves.add_gradients(&layout, &mut gradients, &mut attention).unwrap();
+            (value, [gradients.get(&z1).as_vec(), gradients.get(&y1).as_vec(), attention].concat())
+        };
+        let all = [golden.get::<f64>("in.z1"), golden.get("in.y1"), params].concat();
+        let (_, gradient) = run(&all);
+        for i in 0..all.len() {
+            let at = |step: f64| {
+                let mut moved = all.clone();
+                moved[i] += step;
+                run(&moved).0
+            };
+            let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!((gradient[i] - difference).abs() < 1e-8, "{i}: {} instead of {difference}", gradient[i]);
+        }
+    }
+
+    #[test]
     fn both_directions_and_the_queue_agree_with_the_reference() {
         let paper = config(3, 32, 0.2);
         let soft_ce = SnclrConfig {
