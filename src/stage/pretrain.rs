@@ -250,13 +250,13 @@ fn write_summary(
         ("train/waiting_share".to_string(), waiting / total),
         ("train/loss".to_string(), *column(metrics, "loss").values().last().expect("a run has steps")),
     ];
-    for (group, table, names) in [
-        ("train", metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"][..]),
-        ("positives", positiveness, &["effective_positives", "same_class_mass", "queue_age", "churn"][..]),
+    for (table, names) in [
+        (metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"][..]),
+        (positiveness, &["effective_positives", "same_class_mass", "queue_age", "churn"][..]),
     ] {
         for name in names {
             if let Some(value) = column(table, name).iter().flatten().last() {
-                rows.push((format!("{group}/{name}"), value));
+                rows.push((format!("train/{name}"), value));
             }
         }
     }
