@@ -144,10 +144,10 @@ impl Log {
     }
 
     fn push(&mut self, row: StepRow, elapsed: Duration, waited: Duration, batch: usize) {
-        self.rows.push(row);
         let (seconds, waiting_seconds) = (elapsed.as_secs_f64(), waited.as_secs_f64());
         let images_per_second = batch as f64 / seconds;
         self.timing.push(Timing { step: row.step, seconds, waiting_seconds, images_per_second });
+        self.rows.push(row);
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.

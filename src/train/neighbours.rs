@@ -98,7 +98,10 @@ mod tests {
             weight: 0.75,
             similarity: 0.9,
         };
-        assert_eq!(found, [first.clone(), Neighbour { rank: 1, sample: -1, label: -1, weight: 0.25, similarity: 0.8, ..first }]);
+        assert_eq!(
+            found,
+            [first.clone(), Neighbour { rank: 1, sample: -1, label: -1, weight: 0.25, similarity: 0.8, ..first }]
+        );
         assert!(watch.of(&Positives::<f64>::own_view(2), &[other, watch.samples[0]], &[7, 3]).is_empty());
     }
 }
