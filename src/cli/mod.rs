@@ -4,6 +4,7 @@ pub mod compare;
 pub mod export;
 mod failure;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;
@@ -79,6 +80,8 @@ pub enum Command {
     Schema(schema::Args),
     /// Compare runs: what differs between their specs, and their scores
     Compare(compare::Args),
+    /// Write an HTML report of a run, or a comparison of several
+    Report(report::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
 }
@@ -93,6 +96,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Validate(args) => validate::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Compare(args) => compare::run(args, &global),
+        Command::Report(args) => report::run(args, &global),
         Command::Export(args) => export::run(args, &global),
     }
 }

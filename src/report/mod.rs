@@ -1,9 +1,11 @@
 //! Finished runs become comparisons and exports; one file per output format.
 
+mod artifacts;
 pub mod comparison;
 pub mod csv;
 pub mod file;
 mod grid;
+pub mod html;
 pub mod json;
 pub mod markdown;
 pub mod parquet;

@@ -45,6 +45,11 @@ impl Watch {
         Self { samples }
     }
 
+    /// The images.
+    pub fn samples(&self) -> &[i64] {
+        &self.samples
+    }
+
     /// Neighbours of the watched images among `samples`, those of their first direction; none for methods that have no
     /// queue to look them up in.
     pub fn of<E: Real>(&self, positives: &Positives<E>, samples: &[i64], labels: &[i64]) -> Vec<Neighbour> {
