@@ -77,7 +77,8 @@ impl Table {
     /// Values of a float64 column, None for null; empty where there is no such column.
     pub fn reals(&self, name: &str) -> Vec<Option<f64>> {
         let column = |batch: &RecordBatch| -> Vec<Option<f64>> {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Float64Type>().cloned());
+            let column =
+                batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Float64Type>().cloned());
             column.map_or_else(Vec::new, |column| column.iter().collect())
         };
         self.0.iter().flat_map(column).collect()

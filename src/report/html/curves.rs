@@ -23,18 +23,66 @@ const CHARTS: [Chart; 16] = [
     ("Training", "metrics", "learning_rate", "Learning rate", "Warm-up, then a cosine to 0."),
     ("Training", "metrics", "momentum", "Momentum", "How much of the momentum branch stays in each step."),
     ("Training", "timing", "images_per_second", "Images per second", "Speed of training on this machine."),
-    ("Health", "metrics", "std", "Standard deviation", "Spread of the projections: 1 on a covered sphere, 0 on collapse."),
+    (
+        "Health",
+        "metrics",
+        "std",
+        "Standard deviation",
+        "Spread of the projections: 1 on a covered sphere, 0 on collapse.",
+    ),
     ("Health", "metrics", "effective_rank", "Effective rank", "How many directions the projections use."),
     ("Health", "metrics", "alignment", "Alignment", "Squared distance of an image's two views; lower is closer."),
-    ("Health", "metrics", "uniformity", "Uniformity", "Log of the mean closeness of image pairs; lower is more spread out."),
-    ("Positives", "positiveness", "effective_positives", "Effective positives", "How many positives of equal weight would be as spread out; 1 is the own other view alone."),
+    (
+        "Health",
+        "metrics",
+        "uniformity",
+        "Uniformity",
+        "Log of the mean closeness of image pairs; lower is more spread out.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "effective_positives",
+        "Effective positives",
+        "How many positives of equal weight would be as spread out; 1 is the own other view alone.",
+    ),
     ("Positives", "positiveness", "own_share", "Share of the own view", "Weight on the other view of the own image."),
-    ("Positives", "positiveness", "same_class_mass", "Weight on the own class", "Of the weight on all positives, the own view among them; labels are not used in training."),
-    ("Positives", "positiveness", "neighbour_same_class_mass", "Weight on the own class, neighbours alone", "The same without the own view."),
-    ("Positives", "positiveness", "label_agreement", "Neighbours of the own class", "Share of the neighbours, each counted alike."),
-    ("Positives", "metrics", "max_positiveness", "Largest positiveness", "The largest weight of a neighbour in the batch."),
+    (
+        "Positives",
+        "positiveness",
+        "same_class_mass",
+        "Weight on the own class",
+        "Of the weight on all positives, the own view among them; labels are not used in training.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "neighbour_same_class_mass",
+        "Weight on the own class, neighbours alone",
+        "The same without the own view.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "label_agreement",
+        "Neighbours of the own class",
+        "Share of the neighbours, each counted alike.",
+    ),
+    (
+        "Positives",
+        "metrics",
+        "max_positiveness",
+        "Largest positiveness",
+        "The largest weight of a neighbour in the batch.",
+    ),
     ("Positives", "positiveness", "queue_age", "Age of positives", "Steps since they entered the queue, weighted."),
-    ("Positives", "positiveness", "churn", "Churn", "Share of an image's neighbours that are new since it was last seen."),
+    (
+        "Positives",
+        "positiveness",
+        "churn",
+        "Churn",
+        "Share of an image's neighbours that are new since it was last seen.",
+    ),
 ];
 
 /// All charts of which some run has a point, with one series per run that has any.
@@ -46,7 +94,11 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     for run in runs {
         let artifact = artifacts::stage(store, run, "pretrain")?;
         let read = |name: &str| Table::read(&artifact, name);
-        tables.push([("metrics", read("metrics")?), ("positiveness", read("positiveness")?), ("timing", read("timing")?)]);
+        tables.push([
+            ("metrics", read("metrics")?),
+            ("positiveness", read("positiveness")?),
+            ("timing", read("timing")?),
+        ]);
     }
     let chart = |&(group, table, column, title, what): &Chart| {
         let series: Vec<Value> = tables
@@ -55,7 +107,8 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
             .filter_map(|(run, tables)| {
                 let of = |name: &str| &tables.iter().find(|table| table.0 == name).expect("one of three").1;
                 let points = thin(&points(of(table), column, of("metrics")));
-                let [x, y] = [0, 1].map(|axis| points.iter().map(|point| json!(short(point[axis]))).collect::<Vec<_>>());
+                let [x, y] =
+                    [0, 1].map(|axis| points.iter().map(|point| json!(short(point[axis]))).collect::<Vec<_>>());
                 (!points.is_empty()).then(|| json!({ "run": run, "x": x, "y": y }))
             })
             .collect();

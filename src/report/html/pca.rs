@@ -45,7 +45,8 @@ mod tests {
         // Along (0, 1, 0) more than along (1, 0, 0); the third coordinate is the same everywhere.
         let rows = [1.0, 0.0, 5.0, -1.0, 0.0, 5.0, 0.0, -4.0, 5.0, 0.5, 4.5, 5.0];
         let points = project(&rows, 3);
-        let farthest = |axis: usize| points.iter().map(|p| p[axis]).fold(0.0f64, |a, b| if b.abs() > a.abs() { b } else { a });
+        let farthest =
+            |axis: usize| points.iter().map(|p| p[axis]).fold(0.0f64, |a, b| if b.abs() > a.abs() { b } else { a });
         assert!(farthest(0) > 4.0 && farthest(1) > 0.9);
         assert!((points[2][0] - points[3][0]).abs() > 8.0);
         // Fewer vectors than dimensions: the other Gram matrix, the same distances.

@@ -64,7 +64,8 @@ mod tests {
         let mut sheet = Sheet::new(20, 48);
         for grey in [0, 100, 200] {
             // Wider than high: the sides are cut off.
-            let picture = RgbImage::from_fn(40, 16, |x, _| image::Rgb([if (12..28).contains(&x) { grey } else { 255 }; 3]));
+            let picture =
+                RgbImage::from_fn(40, 16, |x, _| image::Rgb([if (12..28).contains(&x) { grey } else { 255 }; 3]));
             sheet.add(&picture);
         }
         let json = sheet.to_json().unwrap();

@@ -75,9 +75,8 @@ fn similarities(rows: &[f32], dim: usize, n: usize) -> Vec<f32> {
     let conditional: Vec<Vec<f64>> = (0..n)
         .into_par_iter()
         .map(|i| {
-            let distance = |other: &&[f32]| -> f64 {
-                vectors[i].iter().zip(*other).map(|(a, b)| ((a - b) as f64).powi(2)).sum()
-            };
+            let distance =
+                |other: &&[f32]| -> f64 { vectors[i].iter().zip(*other).map(|(a, b)| ((a - b) as f64).powi(2)).sum() };
             neighbourhood(&vectors.iter().map(distance).collect::<Vec<_>>(), i, perplexity)
         })
         .collect();
@@ -87,7 +86,8 @@ fn similarities(rows: &[f32], dim: usize, n: usize) -> Vec<f32> {
 
 /// Softmax of -beta * distance without `own`, with the beta for which its entropy is log(perplexity).
 fn neighbourhood(distances: &[f64], own: usize, perplexity: f64) -> Vec<f64> {
-    let nearest = distances.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d).fold(f64::INFINITY, f64::min);
+    let nearest =
+        distances.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d).fold(f64::INFINITY, f64::min);
     let at = |beta: f64| {
         let mut p: Vec<f64> = distances.iter().map(|d| (-beta * (d - nearest)).exp()).collect();
         p[own] = 0.0;
@@ -120,7 +120,11 @@ mod tests {
 
     /// Three groups far from each other, 20 vectors each.
     fn groups() -> Vec<f32> {
-        (0..60).flat_map(|i: usize| (0..5).map(move |d| if d == i / 20 { 1.0 } else { ((i * 7 + d * 3) % 11) as f32 * 0.01 })).collect()
+        (0..60)
+            .flat_map(|i: usize| {
+                (0..5).map(move |d| if d == i / 20 { 1.0 } else { ((i * 7 + d * 3) % 11) as f32 * 0.01 })
+            })
+            .collect()
     }
 
     #[test]
@@ -130,7 +134,8 @@ mod tests {
         let points = project(&rows, 5, &start).unwrap();
         let distance = |a: usize, b: usize| (points[a][0] - points[b][0]).hypot(points[a][1] - points[b][1]);
         for i in 0..60 {
-            let nearest = (0..60).filter(|j| *j != i).min_by(|a, b| distance(i, *a).total_cmp(&distance(i, *b))).unwrap();
+            let nearest =
+                (0..60).filter(|j| *j != i).min_by(|a, b| distance(i, *a).total_cmp(&distance(i, *b))).unwrap();
             assert_eq!(nearest / 20, i / 20);
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();

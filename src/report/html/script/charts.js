@@ -29,7 +29,7 @@ function chart({ id, title, what, series }) {
     viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, class: "chart", id: `chart-${id}`,
     "aria-label": `${title} over epochs, ${last.join("; ")}. Left and right arrows read values.`,
   });
-  for (const y of ticks(y0, y1, 4)) {
+  for (const y of ticks(y0, y1, 6)) {
     drawing.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }),
       svg("text", { class: "tick", x: left - 5, y: py(y) + 4, "text-anchor": "end" }, figure(y)));
   }
