@@ -1,7 +1,6 @@
 
 // Building blocks. Text enters the document as text alone, so that no name can bring markup along.
 const data = JSON.parse(document.getElementById("data").textContent);
-const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 function build(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -28,7 +27,7 @@ function table(caption, header, rows, numeric = true) {
   const cell = (value, i) =>
     i === 0 ? html("th", { scope: "row" }, value) : html("td", { class: numeric ? "number" : null }, value);
   return html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    html("table", {}, html("caption", {}, caption),
+    html("table", { class: numeric ? null : "words" }, html("caption", {}, caption),
       html("thead", {}, html("tr", {}, header.map((name) => html("th", { scope: "col" }, name)))),
       html("tbody", {}, rows.map((row) => html("tr", {}, row.map(cell))))));
 }

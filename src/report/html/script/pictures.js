@@ -26,7 +26,7 @@ function neighbours() {
     const same = weight(m.neighbours.filter((n) => n.label !== null && n.label === query.label));
     const share = query.label === null || m.rest.count ? "" : ` · ${percent(same / total)} of the weight on its class`;
     return html("div", { class: "moment" },
-      html("h4", {}, `${i ? "Late" : "Early"}: epoch ${figure(m.epoch)}`, html("small", {}, share)),
+      html("h4", {}, `${i ? "Late" : "Early"}: epoch ${m.epoch.toFixed(1)}`, html("small", {}, share)),
       html("ol", {}, m.neighbours.map(cell(query))),
       m.rest.count ? html("p", {}, `and ${m.rest.count} more with a weight of ${figure(m.rest.weight)} together`) : null);
   };
