@@ -60,13 +60,12 @@ function chart({ id, title, what, series }) {
     showTip(...onScreen(drawing, px(x), top), html("strong", {}, `${title}, epoch ${figure(x)}`), ...lines);
   };
   const leave = () => { cursor.setAttribute("x1", -9); cursor.setAttribute("x2", -9); hideTip(); };
-  drawing.addEventListener("pointermove", (event) => {
+  byPointer(drawing, (event) => {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawing.getScreenCTM().inverse());
     const x = x0 + ((point.x - left) / (width - left - right)) * (x1 - x0);
     at = steps.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(steps[best] - x) ? i : best), 0);
     read();
-  });
-  drawing.addEventListener("pointerleave", leave);
+  }, leave);
   drawing.addEventListener("blur", leave);
   drawing.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];

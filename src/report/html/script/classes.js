@@ -7,7 +7,7 @@ function confusion({ labels, matrix, pairs, scores }) {
   const cell = (row, column) => {
     const share = matrix[row][column] / Math.max(1, scores[row][0]);
     return html("td", {
-      class: `heat${row === column ? " right" : ""}${share > 0.55 ? " full" : ""}`, style: `--share:${(100 * share).toFixed(1)}%`,
+      class: `heat${row === column ? " right" : ""}`, style: `--share:${(100 * share).toFixed(1)}%`,
       title: `${className(labels[row])} taken for ${className(labels[column])}: ${matrix[row][column]} (${percent(share)})`,
     }, matrix[row][column] || html("span", { class: "zero" }, "0"));
   };

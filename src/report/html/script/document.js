@@ -68,6 +68,13 @@ const hideTip = () => { tip.hidden = true; };
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 addEventListener("scroll", hideTip, { passive: true });
 
+/** A drawing that tells more under the pointer; what a finger asked for stays after it is lifted. */
+function byPointer(drawing, move, leave) {
+  drawing.addEventListener("pointermove", move);
+  drawing.addEventListener("pointerdown", move);
+  drawing.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });
+}
+
 /** Where a point of a drawing is on the screen. */
 function onScreen(drawing, x, y) {
   const point = new DOMPoint(x, y).matrixTransform(drawing.getScreenCTM());

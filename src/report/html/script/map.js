@@ -4,7 +4,7 @@ const MARKS = [
   "M-8 0a8 8 0 1 0 16 0a8 8 0 1 0-16 0", "M-7-7H7V7H-7Z", "M0-9L8.5 6.5H-8.5Z", "M0-10L8.5 0L0 10L-8.5 0Z",
   "M-9-3.5H-3.5V-9H3.5V-3.5H9V3.5H3.5V9H-3.5V3.5H-9Z",
 ];
-const colour = (i, n) => (n <= 10 ? `var(--class-${i})` : `hsl(${(i * 137.5) % 360} 65% var(--class-light))`);
+const colour = (i, n) => (n <= 10 ? `var(--class-${i})` : `light-dark(hsl(${(i * 137.5) % 360} 65% 40%), hsl(${(i * 137.5) % 360} 65% 68%))`);
 
 function map() {
   const { map, evaluations } = data.run;
@@ -16,20 +16,15 @@ function map() {
   const labels = [...new Set(map.labels)].sort((a, b) => (a ?? -1) - (b ?? -1));
   const kind = map.labels.map((label) => labels.indexOf(label));
   const drawing = svg("svg", {
-    viewBox: `-20 -20 ${map.extent + 40} ${map.extent + 40}`, role: "group", tabindex: 0, class: "map",
+    viewBox: `-20 -20 ${map.extent + 40} ${map.extent + 40}`, role: "img", tabindex: 0, class: "map",
     "aria-label": `Map of ${map.samples.length} test images. Arrow keys go from image to image.`,
   });
-  const marks = kind.map((k, i) => svg("path", { d: MARKS[k % MARKS.length], class: "mark", style: `--mark:${colour(k, labels.length)}`, "data-point": i },
-    svg("title", {}, describe(i))));
+  const marks = kind.map((k, i) => svg("path", { d: MARKS[k % MARKS.length], class: "mark", style: `--mark:${colour(k, labels.length)}`, "data-point": i }));
   const ring = svg("circle", { class: "ring", r: 15, visibility: "hidden" });
   drawing.append(...marks, ring);
   let points = map.projections[0].points;
   let chosen = new Set();
 
-  function describe(i) {
-    const guesses = evaluations.map((e, j) => [e.name, map.predicted[j][i]]).filter(([, guess]) => guess !== null);
-    return [`Image ${map.samples[i]}: ${className(map.labels[i])}`, ...guesses.map(([name, guess]) => `${name}: ${className(guess)}`)].join("; ");
-  }
   const shown = (i) => !chosen.size || chosen.has(kind[i]);
   function point(i) {
     ring.setAttribute("transform", `translate(${points[i]})`);
@@ -55,11 +50,11 @@ function map() {
   }, svg("svg", { viewBox: "-11 -11 22 22", class: "swatch small", "aria-hidden": "true" }, svg("path", { d: MARKS[k % MARKS.length], class: "mark", style: `--mark:${colour(k, labels.length)}` })), className(label))));
   const state = html("p", { class: "state", role: "status" });
 
-  drawing.addEventListener("pointermove", (event) => {
+  const pointer = (event) => {
     const i = event.target.closest?.("[data-point]")?.dataset.point;
     if (i === undefined) leave(); else point(current = Number(i));
-  });
-  drawing.addEventListener("pointerleave", leave);
+  };
+  byPointer(drawing, pointer, leave);
   drawing.addEventListener("blur", leave);
   let current = null;
   drawing.addEventListener("keydown", (event) => {

@@ -4,7 +4,7 @@ function neighbours() {
   const { queries, sheet: pictures } = data.run.neighbours;
   const title = "Neighbours, early and late";
   if (!queries.length) {
-    section("neighbours", title, html("p", {}, `Nothing to show: ${data.runs[0].method} has no queue of neighbours, or the watched images were in no batch.`));
+    section("neighbours", title, html("p", {}, `Nothing to show: ${data.runs[0].method} has no queue of neighbours, or the run was made before they were recorded.`));
     return;
   }
   const tile = sheet(pictures);
