@@ -17,8 +17,8 @@ function neighbours() {
     return html("li", { class: known ? (same ? "same" : "other") : null },
       picture,
       html("span", { class: "bar", "aria-hidden": "true" }, html("span", { style: `width:${(100 * n.weight) / most}%` })),
-      html("span", { class: "weight" }, `w ${figure(n.weight)}`),
-      html("span", { class: "label" }, known ? (same ? "✓ " : "✕ ") : "", n.sample === null ? "random" : className(n.label)));
+      html("span", { class: "weight" }, `w ${n.weight < 0.005 ? "< 0.01" : n.weight.toFixed(2)}`),
+      html("span", { class: "label" }, known ? (same ? "✓\u00a0" : "✕\u00a0") : "", n.sample === null ? "random" : className(n.label)));
   };
   const moment = (query) => (m, i) => {
     const weight = (list) => list.reduce((sum, n) => sum + n.weight, 0);
