@@ -14,7 +14,7 @@
 //! | [`spec`] | YAML to a located, schema-checked [`spec::Experiment`] |
 //! | [`plan`] | experiment to stage graph, keys and explanations |
 //! | [`run`] | drives a plan: cached, run, resumed |
-//! | [`report`] | artifacts to scores and comparisons |
+//! | [`report`] | artifacts to scores, comparisons and HTML pages |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).

@@ -5,7 +5,10 @@ use nalgebra::DMatrix;
 /// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points to where its farthest vector lies, so that
 /// no sign is left to chance.
 pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
-    let n = rows.len() / dim.max(1);
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let n = rows.len() / dim;
     let mut x = DMatrix::from_row_iterator(n, dim, rows.iter().map(|v| *v as f64));
     for mut column in x.column_iter_mut() {
         let mean = column.mean();
