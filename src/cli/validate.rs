@@ -60,12 +60,16 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
 /// `line` and `column` are null, and `override` is the text given to `--set`, where an override is at fault.
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
-        Some(Place::File { line, column }) => (Some(line), Some(column), None),
-        Some(Place::Set(text)) => (None, None, Some(text)),
+        Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),
+        Some(Place::Set(text) | Place::Sweep(text)) => (None, None, Some(text)),
         None => (None, None, None),
     };
+    let file = match &error.place {
+        Some(Place::File { file, .. }) => file,
+        _ => path,
+    };
     json!({
-        "file": path.display().to_string(),
+        "file": file.display().to_string(),
         "line": line,
         "column": column,
         "override": text,
