@@ -54,10 +54,15 @@ pub struct Point {
 }
 
 impl Point {
-    /// `method.tau=0.2, seed=1`.
+    /// The values for people: `method.tau=0.2, seed=1`.
     pub fn label(&self) -> String {
         let values = self.values.iter().map(|(key, value)| format!("{key}={}", sweep::plain(value)));
         values.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The values as a JSON object.
+    pub fn object(&self) -> Value {
+        Value::Object(self.values.iter().cloned().collect())
     }
 }
 

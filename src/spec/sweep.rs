@@ -84,7 +84,10 @@ impl Axis {
             return Err(Problem::Repeated { found });
         }
         // A mistake in the key is one for all values.
-        let keyed = |(value, node): (Value, Node)| (value, Node { key: place.clone(), ..node });
+        let keyed = |(value, mut node): (Value, Node)| {
+            node.key = place.clone();
+            (value, node)
+        };
         let values = values.into_iter().map(keyed).collect();
         Ok(Axis { key, names, place, values })
     }
@@ -154,8 +157,9 @@ pub fn combine(
             None => axes.push(axis),
         }
     }
+    let is_within = |axis: &Axis, outer: &Axis| outer.key != axis.key && is_inside(&axis.key, &outer.key);
     for axis in &axes {
-        if let Some(outer) = axes.iter().find(|outer| outer.key != axis.key && is_inside(&axis.key, &outer.key)) {
+        if let Some(outer) = axes.iter().find(|outer| is_within(axis, outer)) {
             errors.push(axis.wrong(Problem::Sweep {
                 reason: format!("`{}` is inside `{}`, which is swept too", axis.key, outer.key),
                 found: format!("{}, {}", outer.key, axis.key),
@@ -163,6 +167,12 @@ pub fn combine(
             }));
         }
     }
+    let outermost: Vec<String> = axes
+        .iter()
+        .filter(|axis| !axes.iter().any(|outer| is_within(axis, outer)))
+        .map(|axis| axis.key.clone())
+        .collect();
+    axes.retain(|axis| outermost.contains(&axis.key));
     let count = axes.iter().fold(1usize, |count, axis| count.saturating_mul(axis.values.len()));
     if count > MOST_POINTS {
         errors.push(
