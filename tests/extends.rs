@@ -45,7 +45,7 @@ fn a_spec_says_what_it_changes_and_the_run_keeps_the_whole() {
     assert_eq!(of("method.gamma")["source"], "default");
     assert_eq!(
         (of("epochs")["value"].clone(), &of("epochs")["source"]),
-        (whole["epochs"].clone(), &json!("./base/tiny.yaml:21"))
+        (whole["epochs"].clone(), &json!("./base/tiny.yaml:20"))
     );
 
     // The plan of the spec is that of the overrides, and what is kept extends nothing.
@@ -77,7 +77,7 @@ error: new.yaml:4:9: epochs: out of range
   allowed: a whole number, at least 1
   help:    the nearest allowed value is 1
 
-error: base/tiny.yaml:22:13: batch_size: out of range
+error: base/tiny.yaml:21:13: batch_size: out of range
   found:   1
   allowed: a whole number, at least 2
   help:    the nearest allowed value is 2
@@ -106,7 +106,7 @@ fn another_variant_starts_anew_and_null_takes_away_what_is_optional() {
         "\
 error: new.yaml:2:1: optimizer.base_lr: required key is missing
   allowed: a number, at least 0
-  help:    add `base_lr:` to `optimizer`: learning rate at its peak
+  help:    add `base_lr:` to `optimizer`: learning rate before `lr_scaling`; nothing of the base's `name: sgd` is kept
 
 error: new.yaml:3:9: epochs: wrong type
   found:   nothing
@@ -122,7 +122,7 @@ new.yaml: 2 errors
     let line = |start: &str| text.lines().find(|line| line.trim().starts_with(start)).unwrap_or_default().to_owned();
     assert_eq!(line("base_lr: 0.2"), format!("{:<44} # new.yaml:2", "  base_lr: 0.2"));
     assert!(line("weight_decay").ends_with("# default"), "the base's belongs to another optimiser: {text}");
-    assert!(line("warmup_epochs: 1").ends_with("# base/tiny.yaml:20"), "{text}");
+    assert!(line("warmup_epochs: 1").ends_with("# base/tiny.yaml:19"), "{text}");
 }
 
 #[test]

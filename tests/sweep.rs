@@ -184,7 +184,7 @@ fn a_point_that_fails_stops_the_rest_or_not() {
     let sweep = "run tiny.yaml --json --set schedule.warmup_epochs=0 --sweep optimizer.base_lr=1.0e+30,0.1";
     let stopped = scratch.run(sweep);
     assert_eq!(stopped.code, 4, "{}", stopped.stderr);
-    assert!(stopped.stderr.contains("error: point 1 of 2: optimizer.base_lr=1e30\n  because: "), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("error: point 1 of 2: optimizer.base_lr=1e+30\n  because: "), "{}", stopped.stderr);
     assert_eq!(all(&points(&stopped), "status"), ["diverged", "skipped"]);
 
     let going = scratch.run(&format!("{sweep} -k"));
@@ -193,7 +193,7 @@ fn a_point_that_fails_stops_the_rest_or_not() {
     assert_eq!(all(&ended, "status"), ["diverged", "ran"]);
     assert!(text(&ended[0]["error"]).contains("training diverged"), "{}", ended[0]["error"]);
     assert!(ended[0]["run"].is_null() && ended[1]["error"].is_null());
-    assert!(going.stderr.ends_with("ran 5 stages, 1 cached; 1 of 2 points done, 1 diverged\n"), "{}", going.stderr);
+    assert!(going.stderr.ends_with("1 of 2 points done (ran 5 stages, 1 cached), 1 diverged\n"), "{}", going.stderr);
 }
 
 #[test]

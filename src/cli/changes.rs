@@ -17,6 +17,9 @@ pub struct Changes {
 
 impl Changes {
     /// The points of the spec at `path`: one, unless it or the command line sweeps.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any point, at once.
     pub fn load(&self, path: &Path) -> Result<Points, SpecErrors> {
         spec::load_points(path, &spec::Changes { set: self.set.clone(), sweep: self.sweep.clone() })
     }

@@ -44,8 +44,11 @@ pub fn run(setting: &Setting, points: &[Point], args: &Args, quiet: bool) -> any
     })?;
     let mut text = format!("{}\n", table(points, &endings));
     let mut told = Vec::new();
-    for (ending, reporter) in endings.iter().zip(&reporters) {
-        let notes = ending.iter().flatten().flat_map(|finished| finished.outcome.record.notes.iter());
+    for (finished, reporter) in endings.iter().zip(&reporters).filter_map(|(ending, reporter)| {
+        // What a point that failed had to say stands beside its error.
+        Some((ending.as_ref()?.as_ref().ok()?, reporter))
+    }) {
+        let notes = finished.outcome.record.notes.iter();
         let lines = notes.map(|note| format!("note: {note}\n"));
         for line in lines.chain(reporter.warnings().iter().map(|warning| format!("warning: {warning}\n"))) {
             // What concerns many points is said once.
@@ -131,8 +134,11 @@ fn fact(endings: &[Ending]) -> String {
     if done == points && ran == 0 {
         return format!("nothing to do: {cached} stages of {points} points cached\n");
     }
-    let mut text =
-        format!("ran {ran} stage{}, {cached} cached; {done} of {points} points done", if ran == 1 { "" } else { "s" });
+    let count = format!("ran {ran} stage{}, {cached} cached", if ran == 1 { "" } else { "s" });
+    if done == points {
+        return format!("{count} in {points} points\n");
+    }
+    let mut text = format!("{done} of {points} points done ({count})");
     for what in ["failed", "diverged", "interrupted", "skipped"] {
         let count = endings.iter().filter(|ending| status(ending) == what).count();
         if count > 0 {

@@ -118,25 +118,29 @@ mod tests {
         assert_eq!(interval(&[0.0; 7]), (0.0, 0.0));
     }
 
+    fn one(first: &Predictions, second: &Predictions) -> Option<Paired> {
+        compare(std::slice::from_ref(first), std::slice::from_ref(second))
+    }
+
     #[test]
     fn runs_are_paired_by_sample_and_groups_are_averaged() {
         let first = predictions(&[true, true, false, false]);
         let second = predictions(&[true, true, true, true]);
-        let single = compare(&[first.clone()], &[second.clone()]).unwrap();
+        let single = one(&first, &second).unwrap();
         assert_eq!((single.samples, single.difference, single.p), (4, 0.5, Some(0.5)));
         let group = compare(&[first.clone(), second.clone()], &[second.clone(), second.clone()]).unwrap();
         assert_eq!((group.difference, group.p), (0.25, None));
         assert!(group.low >= 0.0 && group.high <= 0.5);
-        assert_eq!(compare(&[first.clone()], &[first.clone()]).unwrap().high, 0.0);
+        assert_eq!(one(&first, &first).unwrap().high, 0.0);
     }
 
     #[test]
     fn other_samples_are_not_compared() {
         let first = predictions(&[true, true]);
         let other = Predictions { split: vec!["y".into()], ..first.clone() };
-        assert_eq!(compare(&[first.clone()], &[other]), None);
-        assert_eq!(compare(&[first.clone()], &[predictions(&[true])]), None);
+        assert_eq!(one(&first, &other), None);
+        assert_eq!(one(&first, &predictions(&[true])), None);
         assert_eq!(compare(&[first], &[]), None);
-        assert_eq!(compare(&[predictions(&[])], &[predictions(&[])]), None);
+        assert_eq!(one(&predictions(&[]), &predictions(&[])), None);
     }
 }

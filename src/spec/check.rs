@@ -194,7 +194,13 @@ impl<'d> Checker<'d> {
             return self.missing(path, name, vec![], None);
         };
         let about = property.get("description").or_else(|| self.walker.deref(property).get("description"));
-        let about = about.and_then(Value::as_str).map(first_sentence);
+        let mut about = about.and_then(Value::as_str).map(first_sentence);
+        let section = path.join(".");
+        if let (Some(about), Some((_, base))) =
+            (&mut about, self.document.left_out.iter().rfind(|(s, _)| *s == section))
+        {
+            about.push_str(&format!("; nothing of the base's `{base}` is kept"));
+        }
         self.missing(path, name, vec![describe(self.walker, property)], about);
     }
 

@@ -115,15 +115,13 @@ fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points
     for text in &changes.sweep {
         match sweep::Axis::of_text(text) {
             Ok(axis) => given.push(axis),
-            Err(error) => errors.push(error),
+            Err(refused) => errors.extend(refused),
         }
     }
     let axes = sweep::combine(own.unwrap_or_default(), given, &changes.set, &document, &mut errors);
     let mut points = vec![];
     for point in sweep::points(&axes, &document) {
-        let checked = point
-            .map_err(|error| vec![error])
-            .and_then(|(values, document)| Ok(Point { values, loaded: checked(path, document)? }));
+        let checked = point.and_then(|(values, document)| Ok(Point { values, loaded: checked(path, document)? }));
         match checked {
             Ok(point) => points.push(point),
             Err(found) => {

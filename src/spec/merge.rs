@@ -9,12 +9,13 @@ use super::{locate::Node, overrides::is_inside, read::Document, schema::shared, 
 pub fn merge(base: Document, over: Document) -> Document {
     let walker = Walker { root: shared() };
     let mut merged = base;
-    let mut layer = Layer { walker, path: vec![], replaced: vec![] };
+    let mut layer = Layer { walker, path: vec![], replaced: vec![], left_out: vec![] };
     layer.lay(Some(walker.root), (&mut merged.value, &mut merged.places), (over.value, over.places));
     // An earlier complaint about a value that is now replaced is void.
-    let replaced = layer.replaced;
+    let Layer { replaced, left_out, .. } = layer;
     merged.errors.retain(|error| !replaced.iter().any(|section| is_inside(&error.key, section)));
     merged.errors.extend(over.errors);
+    merged.left_out.extend(left_out);
     merged
 }
 
@@ -22,13 +23,16 @@ struct Layer {
     walker: Walker<'static>,
     path: Vec<String>,
     replaced: Vec<String>,
+    left_out: Vec<(String, String)>,
 }
 
 impl Layer {
     /// `part` is what the schema says about the value; None where it says nothing.
     fn lay(&mut self, part: Option<&'static Value>, base: (&mut Value, &mut Node), over: (Value, Node)) {
         let ((value, places), (over, mut over_places)) = (base, over);
-        let is_another = part.is_some_and(|part| self.switches(part, value, &over));
+        let another = part.and_then(|part| self.switches(part, value, &over));
+        let is_another = another.is_some();
+        self.left_out.extend(another.map(|what| (self.path.join("."), what)));
         let section = part.and_then(|part| {
             self.walker.select(part, value).or_else(|| self.walker.select(part, &over))?.get("properties")
         });
@@ -52,9 +56,11 @@ impl Layer {
         }
     }
 
-    fn switches(&self, part: &'static Value, base: &Value, over: &Value) -> bool {
-        let Some(tagged) = self.walker.tagged(part) else { return false };
-        matches!((base.get(tagged.tag), over.get(tagged.tag)), (Some(base), Some(over)) if base != over)
+    /// What `base` is (`name: lars`), if `over` is another variant.
+    fn switches(&self, part: &'static Value, base: &Value, over: &Value) -> Option<String> {
+        let tag = self.walker.tagged(part)?.tag;
+        let (base, over) = (base.get(tag)?, over.get(tag)?);
+        (base != over).then(|| format!("{tag}: {}", base.as_str().unwrap_or_default()))
     }
 }
 
@@ -99,6 +105,7 @@ mod tests {
             "data": {"format": "idx", "train": "a", "test": "b"}});
         assert_eq!(document.value, expected);
         assert!(document.places.get(&["optimizer", "eta"].map(str::to_owned)).is_none());
+        assert_eq!(document.left_out, [("optimizer".to_owned(), "name: lars".to_owned())]);
     }
 
     #[test]

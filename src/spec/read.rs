@@ -18,6 +18,8 @@ pub struct Document {
     pub places: Node,
     /// Problems of single values, which the schema cannot see.
     pub errors: Vec<SpecError>,
+    /// Sections of bases that nothing is kept of, with what they were (`name: sgd`).
+    pub left_out: Vec<(String, String)>,
 }
 
 /// The text of the file at `path`.
@@ -95,7 +97,7 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
     if value.is_null() && errors.is_empty() {
         return Err(vec![SpecError { place: Some(places.value), key: String::new(), problem: Problem::Empty }]);
     }
-    Ok(Document { value, places, errors })
+    Ok(Document { value, places, errors, left_out: vec![] })
 }
 
 /// An override's value: any YAML.

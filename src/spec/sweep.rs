@@ -93,9 +93,9 @@ impl Axis {
     }
 
     /// The axis of a `--sweep` (`dotted.key=value,value`, each any YAML; or one YAML list of values).
-    pub fn of_text(text: &str) -> Result<Axis, SpecError> {
+    pub fn of_text(text: &str) -> Result<Axis, Vec<SpecError>> {
         let place = Place::Sweep(text.to_owned());
-        let fail = |key: &str, problem| SpecError { place: Some(place.clone()), key: key.to_owned(), problem };
+        let fail = |key: &str, problem| vec![SpecError { place: Some(place.clone()), key: key.to_owned(), problem }];
         let refuse =
             |key: &str, reason: String, hint: &str| fail(key, Problem::Override { reason, hint: hint.to_owned() });
         let Some((key, written)) = text.split_once('=') else {
@@ -191,12 +191,15 @@ pub fn combine(
     axes
 }
 
-/// Every combination of the axes' values, the last axis turning fastest: the values by key, and the document with them.
+/// Values by key, and the document with them.
+pub type Combination = (Vec<(String, Value)>, Document);
+
+/// Every combination of the axes' values, the last axis turning fastest.
 /// Without axes it is the document alone.
 pub fn points<'a>(
     axes: &'a [Axis],
     document: &'a Document,
-) -> impl Iterator<Item = Result<(Vec<(String, Value)>, Document), SpecError>> + 'a {
+) -> impl Iterator<Item = Result<Combination, Vec<SpecError>>> + 'a {
     let count: usize = axes.iter().map(|axis| axis.values.len()).product();
     (0..count).map(move |number| {
         let mut point = document.clone();
@@ -206,7 +209,7 @@ pub fn points<'a>(
             turns /= axis.values.len();
             let (value, node) = &axis.values[number / turns % axis.values.len()];
             overrides::put(&mut point, &axis.names, value.clone(), node.clone())
-                .map_err(|(reason, hint)| axis.wrong(Problem::Override { reason, hint: hint.to_owned() }))?;
+                .map_err(|(reason, hint)| vec![axis.wrong(Problem::Override { reason, hint: hint.to_owned() })])?;
             values.push((axis.key.clone(), value.clone()));
         }
         Ok((values, point))
@@ -251,7 +254,7 @@ mod tests {
         assert_eq!(of("knn.k=[20],[200, 10]"), [json!([20]), json!([200, 10])]);
         assert_eq!(of("schedule={warmup_epochs: 1},{}"), [json!({"warmup_epochs": 1}), json!({})]);
         assert_eq!(of("data.train=a/b.parquet,c"), [json!("a/b.parquet"), json!("c")]);
-        let fail = |text| told(&[Axis::of_text(text).err().unwrap()]).remove(0);
+        let fail = |text| told(&Axis::of_text(text).err().unwrap()).remove(0);
         assert_eq!(fail("seed"), "--sweep seed: : there is no `=`");
         assert_eq!(fail("seed="), "--sweep seed=: seed: there are no values");
         assert_eq!(fail("a..b=1"), "--sweep a..b=1: a..b: `a..b` is not a key");
