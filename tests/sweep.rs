@@ -199,24 +199,25 @@ fn a_point_that_fails_stops_the_rest_or_not() {
 #[test]
 fn an_interrupted_sweep_goes_on_where_it_stopped() {
     let scratch = scratch();
-    let sweep = "run tiny.yaml --set epochs=40 --sweep seed=1,2";
-    let mut child = scratch.command(sweep).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
-    let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
-    lines
-        .by_ref()
-        .find(|line| line.as_ref().is_ok_and(|l| l.contains("learning rate")))
-        .expect("training")
-        .expect("a line");
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
-    let rest: Vec<String> = lines.map_while(Result::ok).collect();
-    assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
-    let last = rest.last().expect("a last line");
-    assert!(last.starts_with("interrupted in pretrain") && last.contains("run the same command again"), "{last}");
+    for jobs in ["1", "2"] {
+        let sweep = format!("run tiny.yaml --set epochs=40 --sweep seed=1,2 --jobs {jobs} --runs runs{jobs}");
+        let mut child =
+            scratch.command(&sweep).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
+        let trains = |line: &Result<String, _>| line.as_ref().is_ok_and(|line| line.contains("learning rate"));
+        lines.by_ref().find(trains).expect("training").expect("a line");
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
+        let last = rest.last().expect("a last line");
+        assert!(last.starts_with("interrupted ") && last.contains("run the same command again"), "{last}");
 
-    let resumed = scratch.run(&format!("{sweep} --json"));
-    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
-    assert!(resumed.stderr.contains("resuming after step"), "{}", resumed.stderr);
-    assert_eq!(all(&points(&resumed), "status"), ["ran", "ran"]);
+        let resumed = scratch.run(&format!("{sweep} --json"));
+        assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+        assert!(resumed.stderr.contains("resuming after step"), "{}", resumed.stderr);
+        assert_eq!(all(&points(&resumed), "status"), ["ran", "ran"]);
+    }
+    assert_eq!(contents(&scratch, "runs1"), contents(&scratch, "runs2"));
 }
 
 #[test]
