@@ -1,5 +1,6 @@
 //! The command line: global options, one file per command, exit codes.
 
+mod changes;
 pub mod compare;
 pub mod export;
 mod failure;
@@ -7,6 +8,7 @@ pub mod plan;
 pub mod run;
 pub mod runs;
 pub mod schema;
+mod sweep;
 pub mod validate;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -84,6 +84,23 @@ impl<'a> Planner<'a> {
         }
         stages
     }
+
+    /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
+    /// work: its own where that is known, else one in which pending inputs stand for what will come of them.
+    pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
+        let mut contents: BTreeMap<Stage, String> = BTreeMap::new();
+        let mut prospects = Vec::new();
+        for planned in stages {
+            let key = self.leaves.components(planned.stage, |input| contents[&input].clone()).key();
+            let content = match &planned.status {
+                Status::Cached(artifact) => artifact.content().to_owned(),
+                Status::Pending => format!("whatever comes of {key}"),
+            };
+            contents.insert(planned.stage, content);
+            prospects.push(key);
+        }
+        prospects
+    }
 }
 
 impl Planned {

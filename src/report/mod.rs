@@ -4,15 +4,18 @@ pub mod comparison;
 pub mod csv;
 pub mod file;
 mod grid;
+pub mod group;
 pub mod json;
 pub mod markdown;
+pub mod paired;
 pub mod parquet;
+pub mod predictions;
 pub mod runs;
 pub mod safetensors;
 pub mod table;
 
 pub use comparison::Comparison;
-pub use runs::{FindError, Run, find};
+pub use runs::{FindError, Found, Run, find, find_all};
 
 /// How a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -183,7 +183,11 @@ impl Driver<'_> {
                 Attempt::Held(lock) => return Ok(lock),
                 Attempt::Busy(holder) => {
                     if told != Some(holder) && (told.is_none() || holder.is_some()) {
-                        let who = holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+                        let who = match holder {
+                            None => "another process".to_owned(),
+                            Some(pid) if pid == std::process::id() => "another point".to_owned(),
+                            Some(pid) => format!("process {pid}"),
+                        };
                         self.reporter.log(&format!("{stage}: waiting for {who}, which works on the same stage"));
                         told = Some(holder);
                     }

@@ -1,12 +1,16 @@
 //! Drives a plan: what is cached stays, what is pending runs, what was killed resumes.
 
 mod driver;
+mod execute;
+mod jobs;
 mod progress;
 mod results;
 mod signal;
 mod work;
 
 pub use driver::{Driver, How, StageOutcome, Work};
+pub use execute::{Finished, Setting};
+pub use jobs::{Jobs, is_interruption};
 pub use progress::{Mode, Reporter};
 pub use results::{Outcome, record};
 pub use signal::watch;

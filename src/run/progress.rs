@@ -39,6 +39,8 @@ impl Mode {
 /// Shows what goes on, and keeps the warnings.
 pub struct Reporter {
     mode: Mode,
+    /// In front of every line.
+    prefix: String,
     state: Mutex<State>,
 }
 
@@ -63,7 +65,13 @@ struct Work {
 impl Reporter {
     /// A reporter that has nothing to show yet.
     pub fn new(mode: Mode) -> Self {
-        Reporter { mode, state: Mutex::default() }
+        Reporter { mode, prefix: String::new(), state: Mutex::default() }
+    }
+
+    /// One of several reporters that print at once: plain lines instead of bars, each line with `prefix` in front.
+    pub fn beside_others(mode: Mode, prefix: String) -> Self {
+        let mode = if mode == Mode::Bars { Mode::Lines } else { mode };
+        Reporter { mode, prefix, state: Mutex::default() }
     }
 
     /// Warnings so far.
@@ -107,7 +115,7 @@ impl Reporter {
     /// A line on stderr, above the bar if there is one. Nobody may be listening: that is no error.
     fn print(&self, text: &str) {
         let state = self.state();
-        let print = || drop(writeln!(std::io::stderr(), "{text}"));
+        let print = || drop(writeln!(std::io::stderr(), "{}{text}", self.prefix));
         match state.work.as_ref().and_then(|work| work.bar.as_ref()) {
             Some(bar) => bar.suspend(print),
             None => print(),

@@ -8,11 +8,12 @@ use serde_json::Value;
 use super::{
     describe::{describe, keys, range, show, type_name},
     error::SpecError,
+    extends,
     locate::Place,
     problem::Problem,
     read::Document,
     schema::shared,
-    suggest,
+    suggest, sweep,
     walk::{Walker, lookup},
 };
 
@@ -134,7 +135,11 @@ impl<'d> Checker<'d> {
     }
 
     fn unknown_key(&mut self, path: &[String], name: &str, part: &'static Value) {
-        let own = keys(part);
+        let mut own = keys(part);
+        if path.is_empty() {
+            // Keys of a file, not of the experiment: they have been taken out before.
+            own.extend([extends::KEY, sweep::KEY].map(str::to_owned));
+        }
         let own_names: Vec<&str> = own.iter().map(String::as_str).collect();
         let value = self.found(path).get(name).unwrap_or(&Value::Null);
         let mut note = None;
@@ -189,7 +194,13 @@ impl<'d> Checker<'d> {
             return self.missing(path, name, vec![], None);
         };
         let about = property.get("description").or_else(|| self.walker.deref(property).get("description"));
-        let about = about.and_then(Value::as_str).map(first_sentence);
+        let mut about = about.and_then(Value::as_str).map(first_sentence);
+        let section = path.join(".");
+        if let (Some(about), Some((_, base))) =
+            (&mut about, self.document.left_out.iter().rfind(|(s, _)| *s == section))
+        {
+            about.push_str(&format!("; nothing of the base's `{base}` is kept"));
+        }
         self.missing(path, name, vec![describe(self.walker, property)], about);
     }
 
