@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use snclr::{
     spec::Experiment,
-    train::{Batch, PretrainConfig, Trainer},
+    train::{Batch, Crop, Trainer},
 };
 
 const STEPS: usize = 5;
@@ -36,28 +36,13 @@ fn main() {
             "health": {"every": 10},
         }))
         .expect("the case is a spec");
-        let config = PretrainConfig {
-            seed: 0,
-            augmentations: &spec.augmentations,
-            encoder: &spec.encoder,
-            projector: &spec.projector,
-            predictor: &spec.predictor,
-            method: &spec.method,
-            optimizer: &spec.optimizer,
-            schedule: &spec.schedule,
-            epochs: spec.epochs,
-            batch_size: batch,
-            precision: spec.precision,
-            health: &spec.health,
+        let mut trainer = Trainer::<f32>::new(&spec.pretrain(), 100, 50_000).expect("a trainer");
+        let crop = |phase: f32| {
+            let images = (0..batch * size * size * 3).map(|i| (i as f32 * 0.7 + phase).sin()).collect();
+            Crop { images, size }
         };
-        let mut trainer = Trainer::<f32>::new(&config, 100).expect("a trainer");
-        let view = |phase: f32| (0..batch * size * size * 3).map(|i| (i as f32 * 0.7 + phase).sin()).collect();
-        let batch_of_views = Batch {
-            samples: (0..batch as i64).collect(),
-            labels: vec![-1; batch],
-            views: [view(0.0), view(1.0)],
-            size,
-        };
+        let batch_of_views =
+            Batch { samples: (0..batch as i64).collect(), labels: vec![-1; batch], crops: vec![crop(0.0), crop(1.0)] };
         trainer.step(&batch_of_views).expect("a step");
         let mut seconds: Vec<f64> = (0..STEPS)
             .map(|_| {

@@ -55,7 +55,7 @@ fn the_committed_schema_is_the_one_of_the_types() {
 #[test]
 fn the_large_spec_has_the_papers_scale() {
     let experiment = load("resnet50.yaml", &[]).experiment;
-    let MethodConfig::Snclr(method) = &experiment.method;
+    let MethodConfig::Snclr(method) = &experiment.method else { panic!("the method is SNCLR") };
     assert_eq!((method.k, method.queue_length, method.tau, method.gamma), (30, 128_000, 0.2, 1.0));
     assert_eq!((experiment.batch_size, experiment.epochs, experiment.augmentations.size), (4096, 300, 224));
     assert!(
@@ -96,7 +96,7 @@ fn the_resolved_value_has_defaults_and_plain_digits_and_loads_again() {
 #[test]
 fn whole_numbers_may_be_written_as_floats() {
     let loaded = load("quickstart.yaml", &["method.queue_length=2e3", "seed=3.0", "method.tau=1"]);
-    let MethodConfig::Snclr(method) = &loaded.experiment.method;
+    let MethodConfig::Snclr(method) = &loaded.experiment.method else { panic!("the method is SNCLR") };
     assert_eq!(method.queue_length, 2000);
     assert_eq!(loaded.value["seed"].to_string(), "3");
     assert_eq!(loaded.value["method"]["tau"].to_string(), "1.0");

@@ -1,4 +1,4 @@
-//! Projector and predictor: linear layers (without bias), batch norm and ReLU, on dfdx tensors.
+//! Projector and predictor: linear layers, batch norm and ReLU, on dfdx tensors.
 
 use dfdx::prelude::*;
 use rand::RngExt;
@@ -24,6 +24,7 @@ pub struct Mlp {
 #[derive(Clone, Debug)]
 struct Layer {
     weight: usize,
+    bias: Option<usize>,
     norm: Option<Norm>,
     relu: bool,
 }
@@ -45,24 +46,29 @@ impl Mlp {
             let last = i + 1 == config.layers;
             let output = if last { config.output } else { config.hidden };
             let weight = params.push(format!("{prefix}{index}.weight"), &[output, width]);
-            let has_norm = !last || config.last_batch_norm;
+            let bias = config.bias.then(|| params.push(format!("{prefix}{index}.bias"), &[output]));
+            let (has_norm, affine) = match last {
+                false => (config.hidden_batch_norm, true),
+                true => (config.last_batch_norm, config.last_affine),
+            };
             let norm = has_norm.then(|| {
-                let name = format!("{prefix}{}", index + 1);
-                let weight_bias = (!last).then(|| {
+                index += 1;
+                let name = format!("{prefix}{index}");
+                let weight_bias = affine.then(|| {
                     (params.push(format!("{name}.weight"), &[output]), params.push(format!("{name}.bias"), &[output]))
                 });
                 let running_mean = buffers.push(format!("{name}.running_mean"), &[output]);
                 let running_var = buffers.push(format!("{name}.running_var"), &[output]);
                 Norm { weight_bias, running_mean, running_var }
             });
-            layers.push(Layer { weight, norm, relu: !last });
-            index += 3;
+            layers.push(Layer { weight, bias, norm, relu: !last });
+            index += 2;
             width = output;
         }
         Self { layers }
     }
 
-    /// Initial values: linear layers uniform in +-1/sqrt(inputs) (torch's default), batch norm at the identity.
+    /// Initial values: linear layers uniform in +-1/sqrt(inputs) (torch's default), biases zero, batch norm at the identity.
     pub fn init<E: Real>(&self, seed: u64, layouts: (&Layout, &Layout), params: &mut [E], buffers: &mut [E]) {
         for layer in &self.layers {
             init_linear(seed, layouts.0, layer.weight, params);
@@ -88,6 +94,11 @@ impl Mlp {
     ) -> Result<Matrix<E, D, T>, D::Err> {
         for layer in &self.layers {
             x = linear(x, leaves.matrix(layer.weight).put_tape(T::default()))?;
+            if let Some(bias) = layer.bias {
+                let shape = *x.shape();
+                let bias = leaves.vector(bias).put_tape(T::default());
+                x = x.try_add(bias.try_broadcast_like::<_, Axis<0>>(&shape)?)?;
+            }
             if let Some(norm) = &layer.norm {
                 let weight_bias = norm.weight_bias.map(|(w, b)| (leaves.vector(w), leaves.vector(b)));
                 let ranges = [norm.running_mean, norm.running_var].map(|i| layout.entries[i].range());
@@ -119,7 +130,7 @@ mod tests {
     fn agrees_with_the_reference() {
         let (golden, state) = (Golden::load("projector_mlp"), Golden::load("projector_mlp_state"));
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
-        let config = MlpConfig { layers: 3, hidden: 16, output: 8, last_batch_norm: true };
+        let config = MlpConfig::of_sizes(3, 16, 8);
         let mlp = Mlp::new("", 12, &config, &mut params, &mut buffers);
         let load = |layout: &Layout| layout.entries.iter().flat_map(|e| state.get::<f64>(&e.name)).collect::<Vec<_>>();
         let (values, mut statistics) = (load(&params), load(&buffers));
@@ -140,6 +151,54 @@ mod tests {
         for entry in &params.entries {
             let expected = golden.get(&format!("grad.{}", entry.name));
             assert_close(&entry.name, &totals[entry.range()], &expected, 1e-10);
+        }
+    }
+
+    #[test]
+    fn options_add_and_leave_out_layers_as_in_torchs_sequential() {
+        let names = |config: MlpConfig| {
+            let mut params = Layout::default();
+            Mlp::new("", 4, &config, &mut params, &mut Layout::default());
+            params.entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+        };
+        let usual = MlpConfig::of_sizes(2, 8, 4);
+        assert_eq!(names(usual.clone()), ["0.weight", "1.weight", "1.bias", "3.weight"]);
+        let plain = MlpConfig { bias: true, hidden_batch_norm: false, last_batch_norm: false, ..usual.clone() };
+        assert_eq!(names(plain), ["0.weight", "0.bias", "2.weight", "2.bias"]);
+        let affine = MlpConfig { last_affine: true, ..usual };
+        assert_eq!(names(affine), ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]);
+    }
+
+    #[test]
+    fn gradients_of_biases_agree_with_finite_differences() {
+        let (mut params, mut buffers) = (Layout::default(), Layout::default());
+        let config =
+            MlpConfig { bias: true, hidden_batch_norm: false, last_affine: true, ..MlpConfig::of_sizes(2, 5, 3) };
+        let mlp = Mlp::new("", 4, &config, &mut params, &mut buffers);
+        let (mut values, mut statistics) = (vec![0.1; params.len()], vec![0.0; buffers.len()]);
+        mlp.init(3, (&params, &buffers), &mut values, &mut statistics);
+        let device = Cpu::default();
+        let x: Vec<f64> = (0..24).map(|i| (i as f64 * 0.9).sin()).collect();
+        let mut run = |values: &[f64]| {
+            let leaves = Leaves::new(&device, &params, values, 0..params.entries.len()).unwrap();
+            let x: Matrix<f64, Cpu> = device.tensor_from_vec(x.clone(), (6, 4));
+            let y = mlp.forward(x.leaky_trace(), &leaves, &buffers, &mut statistics).unwrap();
+            let cot: Matrix<f64, Cpu> = device.tensor_from_vec((0..18).map(|i| (i as f64).cos()).collect(), (6, 3));
+            let loss = (y * cot).sum::<Rank0, _>();
+            let value = loss.array();
+            let mut totals = vec![0.0; values.len()];
+            leaves.add_gradients(&params, &mut loss.backward(), &mut totals).unwrap();
+            (value, totals)
+        };
+        let (_, gradients) = run(&values);
+        for (i, gradient) in gradients.iter().enumerate() {
+            let mut at = |step: f64| {
+                let mut moved = values.clone();
+                moved[i] += step;
+                run(&moved).0
+            };
+            let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!((gradient - difference).abs() < 1e-7, "{i}: {gradient} instead of {difference}");
         }
     }
 }

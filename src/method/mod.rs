@@ -1,51 +1,65 @@
 //! Self-supervised methods: heads, neighbour queue and loss, on encoder outputs. Unaware of encoders and data sets.
 
 mod config;
+mod infonce;
+mod logits;
 mod mlp;
+mod nnclr;
+mod positives;
 mod queue;
+mod sinkhorn;
 mod snclr;
-
-use dfdx::prelude::{OwnedTape, Rank0, Tensor};
+mod swav;
 
 pub use config::*;
 pub use mlp::Mlp;
+pub use positives::Positives;
 pub use queue::TooFewNeighbours;
 
-use crate::ops::{Real, arena::Layout, backend::Backend, leaves::Leaves, named::NamedTensor, seam::Matrix};
+use crate::ops::{
+    Real,
+    arena::Layout,
+    backend::Backend,
+    leaves::Leaves,
+    named::NamedTensor,
+    seam::{Matrix, TracedScalar},
+};
 
-/// What a method gets of one training step; both views, N samples, D the projector's output width.
+/// What a method gets of one training step: N samples, D the projector's output width. Crops are the two full views, then
+/// the small ones.
 pub struct StepInput<'a, E: Real, D: Backend<E>> {
-    /// Online projections y [N, D]; their gradient is taken from the tapes of `z`.
-    pub y: [Matrix<E, D>; 2],
-    /// Online predictions z = q(y) [N, D], each on the tape that leads back to its features.
-    pub z: [Matrix<E, D, OwnedTape<E, D>>; 2],
-    /// Projections of the momentum branch [N, D].
-    pub momentum: [Vec<E>; 2],
+    /// Number of the step.
+    pub step: u64,
+    /// Epochs before the step, with fraction.
+    pub epoch: f64,
+    /// Online projections y [N, D] of each crop.
+    pub y: Vec<Matrix<E, D>>,
+    /// Online predictions z = q(y) [N, D] of each crop; y itself where there is no predictor.
+    pub z: Vec<Matrix<E, D>>,
+    /// Projections [N, D] of both full views from the momentum branch, where there is one.
+    pub momentum: Option<[Vec<E>; 2]>,
     /// Index of each sample in the data set.
     pub samples: &'a [i64],
     /// Label of each sample, -1 where there is none; for diagnostics only.
     pub labels: &'a [i64],
+    /// Whether the positives are wanted in full.
+    pub diagnose: bool,
 }
 
 /// What comes out of a training step.
 pub struct StepOutput<E: Real, D: Backend<E>> {
-    pub loss: Tensor<Rank0, E, D, OwnedTape<E, D>>,
+    /// On a tape that leads back to the tensors y and z of the input and to the method's own parameters.
+    pub loss: TracedScalar<E, D>,
     pub positives: Positives<E>,
-}
-
-/// The soft positives of a step; rows are the samples of the first direction, then those of the second.
-#[derive(Clone, Debug)]
-pub struct Positives<E> {
-    pub k: usize,
-    /// Positiveness [2N, K].
-    pub w: Vec<E>,
-    /// Labels of the neighbours [2N, K], -1 where there is none.
-    pub neighbour_labels: Vec<i64>,
 }
 
 /// A method with its state.
 #[derive(Clone, Debug)]
 pub enum Method<E> {
+    Infonce(InfonceConfig),
+    Simclr(SimclrConfig),
+    Nnclr(nnclr::Nnclr<E>),
+    Swav(swav::Swav<E>),
     Snclr(snclr::Snclr<E>),
 }
 
@@ -53,6 +67,10 @@ impl<E: Real> Method<E> {
     /// Lays out the method's own parameters behind those already in `params`; `dim` is D.
     pub fn new(config: &MethodConfig, dim: usize, seed: u64, params: &mut Layout) -> Self {
         match config {
+            MethodConfig::Infonce(config) => Method::Infonce(config.clone()),
+            MethodConfig::Simclr(config) => Method::Simclr(config.clone()),
+            MethodConfig::Nnclr(config) => Method::Nnclr(nnclr::Nnclr::new(config, dim, seed)),
+            MethodConfig::Swav(config) => Method::Swav(swav::Swav::new(config, dim, seed, params)),
             MethodConfig::Snclr(config) => Method::Snclr(snclr::Snclr::new(config, dim, seed, params)),
         }
     }
@@ -60,13 +78,33 @@ impl<E: Real> Method<E> {
     /// Sets the initial values of the method's own parameters.
     pub fn init(&self, seed: u64, layout: &Layout, params: &mut [E]) {
         match self {
+            Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) => {}
+            Method::Swav(method) => method.init(seed, layout, params),
             Method::Snclr(method) => method.init(seed, layout, params),
+        }
+    }
+
+    /// Brings the method's own parameters into the form that a step wants.
+    pub fn before_step(&self, layout: &Layout, params: &mut [E]) {
+        if let Method::Swav(method) = self {
+            method.before_step(layout, params);
+        }
+    }
+
+    /// Whether the optimiser moves an entry of the parameters at this time.
+    pub fn trains(&self, entry: usize, epoch: f64) -> bool {
+        match self {
+            Method::Swav(method) => method.trains(entry, epoch),
+            Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) | Method::Snclr(_) => true,
         }
     }
 
     /// What a checkpoint must hold beside the parameters.
     pub fn state(&self) -> Vec<NamedTensor<E>> {
         match self {
+            Method::Infonce(_) | Method::Simclr(_) => Vec::new(),
+            Method::Nnclr(method) => method.state(),
+            Method::Swav(method) => method.state(),
             Method::Snclr(method) => method.state(),
         }
     }
@@ -74,6 +112,9 @@ impl<E: Real> Method<E> {
     /// Takes over what [`Method::state`] gave.
     pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
         match self {
+            Method::Infonce(_) | Method::Simclr(_) => {}
+            Method::Nnclr(method) => method.restore(tensors),
+            Method::Swav(method) => method.restore(tensors),
             Method::Snclr(method) => method.restore(tensors),
         }
     }
@@ -84,23 +125,22 @@ impl<E: Real> Method<E> {
     /// When the queue has too few rows of other images, or the device fails.
     pub fn step<D: Backend<E>>(
         &mut self,
-        input: StepInput<E, D>,
+        input: &StepInput<E, D>,
         leaves: &Leaves<E, D>,
     ) -> anyhow::Result<StepOutput<E, D>>
     where
         D::Err: Send + Sync,
     {
         match self {
+            Method::Infonce(config) => infonce::step(config, input),
+            Method::Simclr(config) => infonce::simclr_step(config, input),
+            Method::Nnclr(method) => method.step(input),
+            Method::Swav(method) => method.step(input, leaves),
             Method::Snclr(method) => method.step(input, leaves),
         }
     }
 }
 
-impl MethodConfig {
-    /// Momentum of the exponential moving average at the start of training.
-    pub fn momentum(&self) -> f64 {
-        match self {
-            MethodConfig::Snclr(config) => config.momentum,
-        }
-    }
+fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
+    anyhow::anyhow!("the device failed: {error:?}")
 }

@@ -3,12 +3,14 @@
 //! Notation of the paper: y1 = g(f(x1)) online projection, z1 = q(y1) online prediction, y2 momentum projection of the
 //! other view, NN(y2)_1..K its nearest rows of the queue C, NN(y2)_0 = y2, w_i the positiveness. N batch size, D width.
 
+use anyhow::Context;
 use dfdx::prelude::*;
 
 use super::{
-    Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput,
+    Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput, device_error,
+    logits::{contrast, each_view_predicted},
     mlp::init_linear,
-    queue::{Neighbours, Queue, TooFewNeighbours},
+    queue::{Neighbours, Origin, Queue, TooFewNeighbours},
 };
 use crate::ops::{
     Real,
@@ -18,14 +20,8 @@ use crate::ops::{
     linear::linear,
     named::NamedTensor,
     normalize::{normalize, normalize_rows},
-    seam::Matrix,
+    seam::{Matrix, Traced, TracedScalar, traced},
 };
-
-/// A matrix on a tape.
-type Traced<E, D> = Matrix<E, D, OwnedTape<E, D>>;
-
-/// A loss on a tape, and the positiveness [N, K] that went into it.
-type Loss<E, D> = (Tensor<Rank0, E, D, OwnedTape<E, D>>, Vec<E>);
 
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
 #[derive(Clone, Debug)]
@@ -44,7 +40,7 @@ impl<E: Real> Snclr<E> {
             let width = config.attention_dim.unwrap_or(dim);
             (params.push("attention.f1.weight", &[width, dim]), params.push("attention.f2.weight", &[width, dim]))
         });
-        Self { config: config.clone(), queue: Queue::new(config.queue_length, dim, seed), attention }
+        Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed), attention }
     }
 
     /// Initial f1 and f2.
@@ -65,68 +61,74 @@ impl<E: Real> Snclr<E> {
         self.queue.restore(tensors);
     }
 
-    /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss.
+    /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss; small crops predict the
+    /// candidates of both full views.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
     pub fn step<D: Backend<E>>(
         &mut self,
-        input: StepInput<E, D>,
+        input: &StepInput<E, D>,
         leaves: &Leaves<E, D>,
     ) -> anyhow::Result<StepOutput<E, D>>
     where
         D::Err: Send + Sync,
     {
-        let StepInput { y: [y1, y2], z: [z1, z2], momentum: [mut k1, mut k2], samples, labels } = input;
-        let dim = y1.shape().1;
+        let [mut k1, mut k2] = input.momentum.clone().context("SNCLR needs a momentum branch")?;
+        let (n, dim) = *input.y[0].shape();
         let view2 = k2.clone();
         normalize_rows(&mut k1, dim);
         normalize_rows(&mut k2, dim);
-        let (near1, near2) = (self.look_up(&k1, samples)?, self.look_up(&k2, samples)?);
-        self.queue.enqueue(&view2, samples, labels, self.config.queue_overflow);
+        let (near1, near2) = (self.look_up(&k1, input.samples)?, self.look_up(&k2, input.samples)?);
+        let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
+        self.queue.enqueue(&view2, origin, self.config.queue_overflow);
 
-        let (loss12, w12) = self.direction(z1, y1, &k2, &near2, leaves).map_err(device_error)?;
-        let (loss21, w21) = self.direction(z2, y2, &k1, &near1, leaves).map_err(device_error)?;
-        let neighbour_labels = [near2.labels, near1.labels].concat();
-        let positives = Positives { k: self.config.k, w: [w12, w21].concat(), neighbour_labels };
-        Ok(StepOutput { loss: loss12 + loss21, positives })
+        let (k, near) = ([k1, k2], [near1, near2]);
+        let mut w = [Vec::new(), Vec::new()];
+        let loss = each_view_predicted(input.z.len(), |source, target| {
+            let (z, y) = (input.z[source].clone(), input.y[source].clone());
+            let (loss, positiveness) = self.direction(z, y, &k[target], &near[target], leaves)?;
+            if source < 2 {
+                w[source] = positiveness;
+            }
+            Ok(loss)
+        });
+        let [near1, near2] = near;
+        let positives = match self.config.k {
+            0 => Positives::own_view(n),
+            _ => Positives::from_queue(E::one(), w.concat(), [near2, near1], input.step),
+        };
+        Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
     fn look_up(&self, y2: &[E], samples: &[i64]) -> Result<Neighbours<E>, TooFewNeighbours> {
         self.queue.search(y2, self.config.k, self.config.exclude_self.then_some(samples))
     }
 
-    /// The loss of one direction, and the positiveness [N, K].
+    /// The loss of one direction, and the positiveness [N, K] that went into it.
     ///
-    /// `z1` is on a tape; gradients also flow to `y1`, which must be the tensor that the tape of `z1` knows. `y2` [N, D]
-    /// and the neighbours have unit length and no gradient.
+    /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
     fn direction<D: Backend<E>>(
         &self,
-        z1: Traced<E, D>,
+        z1: Matrix<E, D>,
         y1: Matrix<E, D>,
         y2: &[E],
         neighbours: &Neighbours<E>,
         leaves: &Leaves<E, D>,
-    ) -> Result<Loss<E, D>, D::Err> {
+    ) -> Result<(TracedScalar<E, D>, Vec<E>), D::Err> {
         let device = z1.device().clone();
         let (n, dim) = *z1.shape();
         let k = neighbours.k;
-        let tau = E::of(self.config.tau);
 
         // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
+        // all [N] is the log of its sum of exp, own [N, K+1] the logits of a sample's own candidates.
         let candidates = interleave(y2, &neighbours.vectors, n, k, dim);
         let candidates: Matrix<E, D> = device.try_tensor_from_vec(candidates, (n * (k + 1), dim))?;
-        let s = linear(normalize(z1)?, candidates)?.try_div(tau)?;
-        let (s, tape) = s.split_tape();
-        let all = s.clone().put_tape(tape).try_logsumexp::<(usize,), Axis<1>>()?;
-        // own [N, K+1]: the logits of a sample's own candidates.
-        let own_index: Tensor<(usize, usize), usize, D> =
-            device.try_tensor_from_vec((0..n * (k + 1)).collect(), (n, k + 1))?;
-        let own: Traced<E, D> = s.put_tape(OwnedTape::default()).try_gather(own_index)?;
+        let (all, own) = contrast(normalize(traced(z1))?, candidates, k + 1, self.config.tau)?;
 
         let scale = E::of(self.config.loss_scale);
         if k == 0 {
-            let own = own.try_logsumexp::<(usize,), Axis<1>>()?;
+            let own = own.try_reshape_like(&(n,))?;
             return Ok((all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(scale)?, Vec::new()));
         }
         let mut log_w = self.log_positiveness(y1, neighbours, leaves)?;
@@ -142,7 +144,7 @@ impl<E: Real> Snclr<E> {
         let loss = match self.config.objective {
             // -log( sum_j w_j exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::Paper => {
-                let log_w = (zero.put_tape(OwnedTape::default()), log_w).try_concat_along(Axis::<1>)?;
+                let log_w = (traced(zero), log_w).try_concat_along(Axis::<1>)?;
                 let log_w: Traced<E, D> = log_w.try_reshape_like(&(n, k + 1))?;
                 let positive = own.try_add(log_w)?.try_logsumexp::<(usize,), Axis<1>>()?;
                 all.try_sub(positive)?.try_mean::<Rank0, _>()?
@@ -150,7 +152,7 @@ impl<E: Real> Snclr<E> {
             // -sum_j w_j log( exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::SoftCe => {
                 let one = zero.try_add(E::one())?;
-                let weights = (one.put_tape(OwnedTape::default()), log_w.try_exp()?).try_concat_along(Axis::<1>)?;
+                let weights = (traced(one), log_w.try_exp()?).try_concat_along(Axis::<1>)?;
                 let weights: Traced<E, D> = weights.try_reshape_like(&(n, k + 1))?;
                 let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
                 let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
@@ -169,7 +171,6 @@ impl<E: Real> Snclr<E> {
     ) -> Result<Traced<E, D>, D::Err> {
         let device = y1.device().clone();
         let ((n, dim), k) = (*y1.shape(), neighbours.k);
-        let traced = |x: Matrix<E, D>| x.put_tape(OwnedTape::default());
         let log_gamma = E::of(self.config.gamma.ln());
         if self.config.attention == Attention::Uniform {
             let uniform: Matrix<E, D> = device.try_zeros_like(&(n, k))?;
@@ -209,10 +210,6 @@ fn interleave<E: Real>(y2: &[E], neighbours: &[E], n: usize, k: usize, dim: usiz
     rows
 }
 
-fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
-    anyhow::anyhow!("the device failed: {error:?}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,13 +240,17 @@ mod tests {
         }
     }
 
+    /// Rows that came from no sample.
+    fn nobody(rows: usize) -> Origin<'static> {
+        Origin { samples: &[-1; 32][..rows], labels: &[-1; 32][..rows], step: 0 }
+    }
+
     /// A method whose queue and attention are a golden case's.
     fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<E>, Layout, Vec<E>) {
         let mut layout = Layout::default();
         let mut method = Snclr::<E>::new(config, 8, 0, &mut layout);
         let rows = golden.get::<E>("in.queue");
-        let none = vec![-1; config.queue_length];
-        method.queue.enqueue(&rows, &none, &none, Overflow::Wrap);
+        method.queue.enqueue(&rows, nobody(config.queue_length), Overflow::Wrap);
         let mut params = vec![E::nan(); layout.len()];
         if let Some((f1, f2)) = method.attention {
             params[layout.entries[f1].range()].copy_from_slice(&golden.get::<E>("in.f1"));
@@ -274,7 +275,7 @@ mod tests {
         let mut y2 = golden.get::<E>("in.y2");
         normalize_rows(&mut y2, 8);
         let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
-        let (loss, w) = method.direction(z1.leaky_trace(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
         close("loss", &[loss.array()], "out.loss");
         close("w", &w, "out.w");
         let mut gradients = loss.backward();
@@ -325,7 +326,7 @@ mod tests {
             let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
             let (z1, y1) = (matrix(0), matrix(48));
             let leaves = Leaves::new(&device, &layout, &all[96..], 0..layout.entries.len()).unwrap();
-            let (loss, _) = method.direction(z1.leaky_trace(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
             let mut attention = vec![0.0; layout.len()];
@@ -360,9 +361,9 @@ mod tests {
             // Three rows short of its end, as in the reference.
             method.queue = {
                 let bank = golden.get::<f64>("in.queue");
-                let mut queue = Queue::new(32, 8, 0);
-                queue.enqueue(&bank, &[-1; 32], &[-1; 32], Overflow::Wrap);
-                queue.enqueue(&bank[..29 * 8], &[-1; 29], &[-1; 29], Overflow::Wrap);
+                let mut queue = Queue::new("queue", 32, 8, 0);
+                queue.enqueue(&bank, nobody(32), Overflow::Wrap);
+                queue.enqueue(&bank[..29 * 8], nobody(29), Overflow::Wrap);
                 queue
             };
             let device = Cpu::default();
@@ -370,13 +371,16 @@ mod tests {
             let matrix = |name: &str| -> Matrix<f64, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
             let (z, y) = (["in.z1", "in.z2"].map(matrix), ["in.y1", "in.y2"].map(matrix));
             let input = StepInput {
-                y: y.clone(),
-                z: z.clone().map(|z| z.leaky_trace()),
-                momentum: ["in.k1", "in.k2"].map(|k| golden.get(k)),
+                step: 0,
+                epoch: 0.0,
+                y: y.to_vec(),
+                z: z.to_vec(),
+                momentum: Some(["in.k1", "in.k2"].map(|k| golden.get(k))),
                 samples: &[0, 1, 2, 3, 4, 5],
                 labels: &[-1; 6],
+                diagnose: true,
             };
-            let output = method.step(input, &leaves).unwrap();
+            let output = method.step(&input, &leaves).unwrap();
             assert!((output.loss.array() - golden.scalar("out.loss")).abs() < 1e-10);
             let mut gradients = output.loss.backward();
             for (tensor, name) in z.iter().chain(&y).zip(["z1", "z2", "y1", "y2"]) {
@@ -408,7 +412,7 @@ mod tests {
             let mut y2 = golden.get::<f64>("in.y2");
             normalize_rows(&mut y2, 8);
             let none = method.look_up(&y2, &[0; 6]).unwrap();
-            let (loss, w) = method.direction(z1.leaky_trace(), z1.clone(), &y2, &none, &leaves).unwrap();
+            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, &none, &leaves).unwrap();
             assert!(w.is_empty());
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(&z1).as_vec(), &golden.get("grad.z1"), 1e-12);

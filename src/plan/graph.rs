@@ -38,7 +38,7 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 1,
-            Stage::Pretrain => 1,
+            Stage::Pretrain => 2,
             Stage::Embed => 1,
             Stage::EmbedRandomInit => 1,
             Stage::LinearProbe => 1,
@@ -73,6 +73,7 @@ impl Stage {
                     "schedule",
                     "epochs",
                     "batch_size",
+                    "gradient_accumulation",
                     "precision",
                     "health",
                 ],

@@ -16,23 +16,7 @@ pub fn stage_work(experiment: &Experiment) -> Box<Work<'_>> {
     let embed_config = stage::embed::EmbedConfig { augmentations: &e.augmentations, encoder: &e.encoder };
     Box::new(move |stage, inputs: &BTreeMap<Stage, Artifact>, out, context| match stage {
         Stage::Data => stage::data::run(&e.data, out, context),
-        Stage::Pretrain => {
-            let config = stage::pretrain::PretrainConfig {
-                seed: e.seed,
-                augmentations: &e.augmentations,
-                encoder: &e.encoder,
-                projector: &e.projector,
-                predictor: &e.predictor,
-                method: &e.method,
-                optimizer: &e.optimizer,
-                schedule: &e.schedule,
-                epochs: e.epochs,
-                batch_size: e.batch_size,
-                precision: e.precision,
-                health: &e.health,
-            };
-            stage::pretrain::run(&config, &inputs[&Stage::Data], out, context)
-        }
+        Stage::Pretrain => stage::pretrain::run(&e.pretrain(), &inputs[&Stage::Data], out, context),
         Stage::Embed => {
             let from = EncoderFrom::Pretrained(&inputs[&Stage::Pretrain]);
             stage::embed::run(&embed_config, &inputs[&Stage::Data], from, out, context)

@@ -8,7 +8,7 @@ use crate::{
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     stage::{KnnConfig, LinearProbeConfig},
-    train::{HealthConfig, OptimizerConfig, Precision, ScheduleConfig},
+    train::{HealthConfig, OptimizerConfig, Precision, PretrainConfig, ScheduleConfig},
 };
 
 /// A self-supervised pretraining experiment with its evaluation.
@@ -34,8 +34,9 @@ pub struct Experiment {
     pub encoder: EncoderConfig,
     /// Head g on the encoder's features; both branches have one.
     pub projector: MlpConfig,
-    /// Head q on the online branch's projections.
-    pub predictor: MlpConfig,
+    /// Head q on the online branch's projections; without it projections are compared themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predictor: Option<MlpConfig>,
     /// Self-supervised method.
     pub method: MethodConfig,
     /// Optimiser.
@@ -49,6 +50,10 @@ pub struct Experiment {
     /// Images per step; the last incomplete batch of an epoch is left out.
     #[schemars(range(min = 2))]
     pub batch_size: usize,
+    /// Batches whose gradients are averaged in one step of the optimiser. Each batch is contrasted by itself.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub gradient_accumulation: usize,
     /// Arithmetic of the encoder.
     #[serde(default)]
     pub precision: Precision,
@@ -61,4 +66,29 @@ pub struct Experiment {
     /// Nearest-neighbour evaluation.
     #[serde(default)]
     pub knn: KnnConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Experiment {
+    /// What pretraining depends on.
+    pub fn pretrain(&self) -> PretrainConfig<'_> {
+        PretrainConfig {
+            seed: self.seed,
+            augmentations: &self.augmentations,
+            encoder: &self.encoder,
+            projector: &self.projector,
+            predictor: self.predictor.as_ref(),
+            method: &self.method,
+            optimizer: &self.optimizer,
+            schedule: &self.schedule,
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            gradient_accumulation: self.gradient_accumulation,
+            precision: self.precision,
+            health: &self.health,
+        }
+    }
 }

@@ -14,7 +14,7 @@ use super::{
 /// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     let mut facts = Facts { document, bad, errors: vec![] };
-    for rule in [neighbours, batch, warmup, sizes, crops, blur, knn, width, heads] {
+    for rule in [neighbours, batch, warmup, sizes, crops, blur, knn, width, heads, local_crops] {
         rule(&mut facts);
     }
     facts.errors
@@ -91,16 +91,30 @@ fn split(key: &str) -> Vec<String> {
 
 fn neighbours(facts: &mut Facts) {
     facts.at_most("method.k", "method.queue_length", |k, length| format!("a queue of {length} has no {k} neighbours"));
-    facts.at_most("batch_size", "method.queue_length", |batch, length| {
-        format!("a batch of {batch} does not fit into a queue of {length}")
-    });
+    // SwAV's queue may be left out.
+    if facts.number("method.queue_length").is_some_and(|length| length > 0.0) {
+        facts.at_most("batch_size", "method.queue_length", |batch, length| {
+            format!("a batch of {batch} does not fit into a queue of {length}")
+        });
+    }
 }
 
 fn batch(facts: &mut Facts) {
-    if facts.train_images().is_some() {
-        facts.at_most("batch_size", "data.train_images", |batch, images| {
-            format!("{images} training images do not fill a batch of {batch}")
-        });
+    if facts.train_images().is_none() {
+        return;
+    }
+    facts.at_most("batch_size", "data.train_images", |batch, images| {
+        format!("{images} training images do not fill a batch of {batch}")
+    });
+    let numbers = ["batch_size", "gradient_accumulation", "data.train_images"].map(|key| facts.number(key));
+    let [Some(batch), Some(batches), Some(images)] = numbers else { return };
+    if batches > 1.0 && batch <= images && batch * batches > images {
+        facts.report(
+            &["gradient_accumulation", "batch_size", "data.train_images"],
+            format!("{images} training images do not fill {batches} batches of {batch}"),
+            "gradient_accumulation * batch_size <= data.train_images",
+            format!("lower `gradient_accumulation` to {} or less", (images / batch).floor()),
+        );
     }
 }
 
@@ -121,7 +135,7 @@ fn sizes(facts: &mut Facts) {
     });
 }
 
-const VIEWS: [&str; 2] = ["augmentations.view1", "augmentations.view2"];
+const VIEWS: [&str; 3] = ["augmentations.view1", "augmentations.view2", "augmentations.local_crops.view"];
 
 fn crops(facts: &mut Facts) {
     for view in VIEWS {
@@ -178,7 +192,24 @@ fn width(facts: &mut Facts) {
     }
 }
 
+/// Methods that compare projections themselves.
+const WITHOUT_PREDICTOR: [&str; 2] = ["simclr", "swav"];
+
+fn method_name<'d>(facts: &Facts<'d>) -> Option<&'d str> {
+    facts.get("method.name")?.as_str()
+}
+
 fn heads(facts: &mut Facts) {
+    let has_predictor = facts.get("predictor").is_some_and(Value::is_object);
+    if let Some(name) = method_name(facts).filter(|name| has_predictor && WITHOUT_PREDICTOR.contains(name)) {
+        facts.report(
+            &["predictor", "method.name"],
+            format!("{name} has no predictor: it compares projections"),
+            "no `predictor` with simclr and swav",
+            "remove the section `predictor`".to_owned(),
+        );
+        return;
+    }
     let (Some(projection), Some(prediction)) = (facts.number("projector.output"), facts.number("predictor.output"))
     else {
         return;
@@ -189,6 +220,18 @@ fn heads(facts: &mut Facts) {
             format!("predictions of width {prediction} cannot be compared with projections of width {projection}"),
             "predictor.output == projector.output",
             format!("set `predictor.output` to {projection}"),
+        );
+    }
+}
+
+fn local_crops(facts: &mut Facts) {
+    let given = facts.get("augmentations.local_crops").is_some_and(Value::is_object);
+    if given && method_name(facts) == Some("simclr") {
+        facts.report(
+            &["augmentations.local_crops", "method.name"],
+            "SimCLR's loss is defined for two views of each image".to_owned(),
+            "no `local_crops` with simclr",
+            "remove the section `augmentations.local_crops`, or use another method, such as infonce".to_owned(),
         );
     }
 }

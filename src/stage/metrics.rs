@@ -1,4 +1,4 @@
-//! Tables of a training run: one row of metrics and one of timing per step.
+//! Tables of a training run: one row of metrics and one of timing per step, one of its positives every few steps.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 
-use crate::train::{Health, StepRow};
+use crate::train::{Health, Positiveness, StepRow};
 
-/// A health column's name and its value.
-type HealthColumn = (&'static str, fn(&Health) -> f64);
+/// A column's name and its value in a row of health metrics or of positives.
+type Column<T> = (&'static str, fn(&T) -> f64);
 
 /// NaN (there are no neighbours, no labels) becomes null.
-const HEALTH: [HealthColumn; 7] = [
+const HEALTH: [Column<Health>; 7] = [
     ("std", |h| h.std),
     ("effective_rank", |h| h.effective_rank),
     ("alignment", |h| h.alignment),
@@ -23,10 +23,23 @@ const HEALTH: [HealthColumn; 7] = [
     ("neighbour_agreement", |h| h.neighbour_agreement),
 ];
 
-/// Schema of the metrics; health columns are null on steps without health metrics.
+/// The same for every method; NaN becomes null.
+const POSITIVENESS: [Column<Positiveness>; 8] = [
+    ("positives", |p| p.positives),
+    ("effective_positives", |p| p.effective_positives),
+    ("own_share", |p| p.own_share),
+    ("same_class_mass", |p| p.same_class_mass),
+    ("neighbour_same_class_mass", |p| p.neighbour_same_class_mass),
+    ("label_agreement", |p| p.label_agreement),
+    ("queue_age", |p| p.queue_age),
+    ("churn", |p| p.churn),
+];
+
+/// Schema of the metrics; health columns are null on steps without health metrics, momentum without a momentum branch.
 pub fn metrics_schema() -> SchemaRef {
     let mut fields = vec![Field::new("step", DataType::Int64, false)];
-    fields.extend(["epoch", "loss", "learning_rate", "momentum"].map(|n| Field::new(n, DataType::Float64, false)));
+    fields.extend(["epoch", "loss", "learning_rate"].map(|n| Field::new(n, DataType::Float64, false)));
+    fields.push(Field::new("momentum", DataType::Float64, true));
     fields.extend(HEALTH.map(|(name, _)| Field::new(name, DataType::Float64, true)));
     Arc::new(Schema::new(fields))
 }
@@ -36,18 +49,38 @@ pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
     let column = |value: fn(&StepRow) -> f64| -> Arc<dyn Array> {
         Arc::new(Float64Array::from_iter_values(rows.iter().map(value)))
     };
+    let nullable = |value: &dyn Fn(&StepRow) -> Option<f64>| -> Arc<dyn Array> {
+        Arc::new(rows.iter().map(|r| value(r).filter(|v| !v.is_nan())).collect::<Float64Array>())
+    };
     let mut columns: Vec<Arc<dyn Array>> = vec![
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| r.step as i64))),
         column(|r| r.epoch),
         column(|r| r.loss),
         column(|r| r.learning_rate),
-        column(|r| r.momentum),
+        nullable(&|r| Some(r.momentum)),
     ];
-    for (_, value) in HEALTH {
-        let values = rows.iter().map(|r| r.health.as_ref().map(value).filter(|v| !v.is_nan()));
-        columns.push(Arc::new(values.collect::<Float64Array>()));
-    }
+    columns.extend(HEALTH.map(|(_, value)| nullable(&|r| r.diagnosis.as_ref().map(|(health, _)| value(health)))));
     RecordBatch::try_new(metrics_schema(), columns).expect("columns follow the schema")
+}
+
+/// Schema of the positives that a method used.
+pub fn positiveness_schema() -> SchemaRef {
+    let mut fields = vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Float64, false)];
+    fields.extend(POSITIVENESS.map(|(name, _)| Field::new(name, DataType::Float64, true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// Rows of positives; steps without a diagnosis have none.
+pub fn positiveness_rows(rows: &[StepRow]) -> RecordBatch {
+    let rows: Vec<_> = rows.iter().filter_map(|r| Some((r, &r.diagnosis.as_ref()?.1))).collect();
+    let mut columns: Vec<Arc<dyn Array>> = vec![
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|(r, _)| r.step as i64))),
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|(r, _)| r.epoch))),
+    ];
+    columns.extend(POSITIVENESS.map(|(_, value)| -> Arc<dyn Array> {
+        Arc::new(rows.iter().map(|(_, p)| Some(value(p)).filter(|v| !v.is_nan())).collect::<Float64Array>())
+    }));
+    RecordBatch::try_new(positiveness_schema(), columns).expect("columns follow the schema")
 }
 
 /// Wall-clock figures of one step.

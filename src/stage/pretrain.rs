@@ -13,7 +13,9 @@ use arrow::{
 
 use super::{
     Interrupt, StageContext, Stopped,
-    metrics::{Timing, metrics_rows, metrics_schema, timing_rows, timing_schema},
+    metrics::{
+        Timing, metrics_rows, metrics_schema, positiveness_rows, positiveness_schema, timing_rows, timing_schema,
+    },
     tensors,
     weights::{weights_batch, weights_schema},
 };
@@ -39,21 +41,30 @@ pub fn run(
     context: &StageContext,
 ) -> anyhow::Result<()> {
     let split = Arc::new(Split::open(&data.tables_with_prefix("train-"))?);
-    let (images, batch) = (split.len(), config.batch_size);
+    let (images, batch, accumulation) = (split.len(), config.batch_size, config.gradient_accumulation);
     ensure!(
         batch <= images,
         "batch_size: {batch} is more than the {images} training images; use at most {images} (--set batch_size={images})"
     );
-    let steps_per_epoch = (images / batch) as u64;
+    let per_update = batch * accumulation;
+    ensure!(
+        per_update <= images,
+        "gradient_accumulation: {accumulation} batches of {batch} are more than the {images} training images; \
+         use at most {} (--set gradient_accumulation={0})",
+        images / batch
+    );
+    // An epoch consists of whole updates, so that none is cut by its end.
+    let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
-    let mut trainer = Trainer::<f32>::new(config, steps_per_epoch)?;
+    let mut trainer = Trainer::<f32>::new(config, steps_per_epoch, images)?;
     announce(config, &trainer, images, total, context);
 
     if let Some(state) = load_checkpoint(context.checkpoints)? {
         trainer.restore(&state);
         context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
     }
-    let loader = Loader::start(split, config.augmentations, config.seed, batch, trainer.steps(), total);
+    let loader =
+        Loader::start(split, config.augmentations, config.seed, batch, steps_per_epoch, trainer.steps()..total);
     let mut log = Log::new(trainer.steps());
     let mut collapsed = 0;
     context.progress.start(Some(total), "steps");
@@ -72,14 +83,14 @@ pub fn run(
             let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
             return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
         }
-        if let Some(health) = row.health {
+        if let Some((health, _)) = row.diagnosis {
             collapsed = if health.is_collapsed() { collapsed + 1 } else { 0 };
             if collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
                 let (std, effective_rank) = (health.std, health.effective_rank);
                 return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, context));
             }
         }
-        if trainer.steps() < total && checkpoint_due(&log, context) {
+        if trainer.steps() < total && trainer.between_updates() && checkpoint_due(&log, context) {
             log.save(&trainer, context.checkpoints)?;
             stop_if_asked(context.interrupt, trainer.steps())?;
         }
@@ -90,7 +101,7 @@ pub fn run(
 
 /// Says what is about to happen.
 fn announce(config: &PretrainConfig, trainer: &Trainer<f32>, images: usize, total: u64, context: &StageContext) {
-    let (base, effective) = learning_rates(config.optimizer, config.batch_size);
+    let (base, effective) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
     context.progress.log(&format!(
         "{images} images, {} epochs, {total} steps of {}; {} parameters; learning rate {effective} (base {base})",
         config.epochs,
@@ -148,6 +159,7 @@ impl Log {
     fn flush(&mut self, checkpoints: &Checkpoints, next_step: u64) -> anyhow::Result<()> {
         if !self.rows.is_empty() {
             checkpoints.append_segment("metrics", self.first_step, &metrics_rows(&self.rows))?;
+            checkpoints.append_segment("positiveness", self.first_step, &positiveness_rows(&self.rows))?;
             checkpoints.append_segment("timing", self.first_step, &timing_rows(&self.timing))?;
         }
         *self = Log::new(next_step);
@@ -175,32 +187,40 @@ fn write(
             }
         }
     }
-    let mut momentum = Vec::new();
-    let branch = trainer.momentum();
-    for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
-        for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
-            let values = entry.to_torch(&values[entry.range()]);
-            momentum.push((entry.name.clone(), entry.shape.clone(), values));
+    let mut tables = vec![("weights", encoder), ("heads", heads)];
+    if let Some(branch) = trainer.momentum() {
+        let mut momentum = Vec::new();
+        for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
+            for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
+                let values = entry.to_torch(&values[entry.range()]);
+                momentum.push((entry.name.clone(), entry.shape.clone(), values));
+            }
         }
+        tables.push(("momentum", momentum));
     }
-    for (name, rows) in [("weights", &encoder), ("heads", &heads), ("momentum", &momentum)] {
+    for (name, rows) in &tables {
         let mut table = out.table(name, weights_schema(), Kind::Content)?;
         table.write(&weights_batch(rows))?;
         table.finish()?;
     }
+    // Empty for methods without a queue.
     let mut table = out.table("queue", tensors::schema(), Kind::Content)?;
     table.write(&tensors::to_rows(&model.method.state()))?;
     table.finish()?;
 
     let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));
-    let (metrics, timing) = (segments("metrics")?, segments("timing")?);
-    let mut table = out.table("metrics", metrics_schema(), Kind::Content)?;
-    table.write(&select(&metrics, &metrics_schema())?)?;
-    table.finish()?;
+    let (metrics, positiveness, timing) = (segments("metrics")?, segments("positiveness")?, segments("timing")?);
+    for (name, schema, rows) in
+        [("metrics", metrics_schema(), &metrics), ("positiveness", positiveness_schema(), &positiveness)]
+    {
+        let mut table = out.table(name, schema.clone(), Kind::Content)?;
+        table.write(&select(rows, &schema)?)?;
+        table.finish()?;
+    }
     let mut table = out.table("timing", timing_schema(), Kind::Measurement)?;
     table.write(&select(&timing, &timing_schema())?)?;
     table.finish()?;
-    write_summary(&metrics, &timing, batch, out)
+    write_summary([&metrics, &positiveness], &timing, batch, out)
 }
 
 /// The columns of `schema`.
@@ -211,7 +231,7 @@ fn select(batch: &RecordBatch, schema: &Schema) -> anyhow::Result<RecordBatch> {
 
 /// Writes what the report shows of the training.
 fn write_summary(
-    metrics: &RecordBatch,
+    [metrics, positiveness]: [&RecordBatch; 2],
     timing: &RecordBatch,
     batch: usize,
     out: &mut ArtifactWriter,
@@ -230,9 +250,14 @@ fn write_summary(
         ("train/waiting_share".to_string(), waiting / total),
         ("train/loss".to_string(), *column(metrics, "loss").values().last().expect("a run has steps")),
     ];
-    for name in ["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"] {
-        if let Some(value) = column(metrics, name).iter().flatten().last() {
-            rows.push((format!("train/{name}"), value));
+    for (table, names) in [
+        (metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"][..]),
+        (positiveness, &["effective_positives", "same_class_mass", "queue_age", "churn"][..]),
+    ] {
+        for name in names {
+            if let Some(value) = column(table, name).iter().flatten().last() {
+                rows.push((format!("train/{name}"), value));
+            }
         }
     }
     let schema = Arc::new(Schema::new(vec![

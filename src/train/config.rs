@@ -166,12 +166,14 @@ pub struct PretrainConfig<'a> {
     pub augmentations: &'a AugmentationsConfig,
     pub encoder: &'a EncoderConfig,
     pub projector: &'a MlpConfig,
-    pub predictor: &'a MlpConfig,
+    pub predictor: Option<&'a MlpConfig>,
     pub method: &'a MethodConfig,
     pub optimizer: &'a OptimizerConfig,
     pub schedule: &'a ScheduleConfig,
     pub epochs: usize,
     pub batch_size: usize,
+    /// Batches whose gradients are averaged in one step of the optimiser.
+    pub gradient_accumulation: usize,
     pub precision: Precision,
     pub health: &'a HealthConfig,
 }

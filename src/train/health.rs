@@ -24,9 +24,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Metrics of unit-length projections `y1`, `y2` [n, dim] of both views. `labels` are the samples', -1 where there
-    /// is none.
-    pub fn of<E: Real>(y1: &[E], y2: &[E], dim: usize, positives: &Positives<E>, labels: &[i64]) -> Self {
+    /// Metrics of unit-length projections `y1`, `y2` [n, dim] of both views.
+    pub fn of<E: Real>(y1: &[E], y2: &[E], dim: usize, positives: &Positives<E>, neighbour_agreement: f64) -> Self {
         let n = y1.len() / dim;
         let y = DMatrix::from_row_iterator(n, dim, y1.iter().map(|v| v.as_f64()));
         let gram = &y * y.transpose();
@@ -39,7 +38,7 @@ impl Health {
             uniformity: uniformity(&gram),
             mean_positiveness: mean(&positives.w),
             max_positiveness: positives.w.iter().map(|v| v.as_f64()).fold(f64::NAN, f64::max),
-            neighbour_agreement: agreement(positives, labels),
+            neighbour_agreement,
         }
     }
 
@@ -76,46 +75,29 @@ fn uniformity(gram: &DMatrix<f64>) -> f64 {
     (sum / (n * (n - 1) / 2) as f64).ln()
 }
 
-fn agreement<E>(positives: &Positives<E>, labels: &[i64]) -> f64 {
-    let (mut same, mut known) = (0, 0);
-    for (row, near) in positives.neighbour_labels.chunks(positives.k.max(1)).enumerate() {
-        let own = labels[row % labels.len()];
-        for label in near.iter().filter(|label| **label >= 0 && own >= 0) {
-            known += 1;
-            same += usize::from(*label == own);
-        }
-    }
-    same as f64 / known as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn none() -> Positives<f64> {
-        Positives { k: 0, w: Vec::new(), neighbour_labels: Vec::new() }
-    }
-
     #[test]
     fn an_orthonormal_batch_has_full_rank_and_a_constant_one_is_collapsed() {
         let identity: Vec<f64> = (0..16).map(|i| if i % 5 == 0 { 1.0 } else { 0.0 }).collect();
-        let health = Health::of(&identity, &identity, 4, &none(), &[-1; 4]);
+        let health = Health::of(&identity, &identity, 4, &Positives::own_view(4), f64::NAN);
         assert!((health.effective_rank - 4.0).abs() < 1e-9);
         assert_eq!(health.alignment, 0.0);
         assert!((health.uniformity - -4.0).abs() < 1e-12); // all pairs at squared distance 2
         assert!(!health.is_collapsed() && health.mean_positiveness.is_nan());
         let constant = [0.5f64; 16];
-        let health = Health::of(&constant, &identity, 4, &none(), &[-1; 4]);
+        let health = Health::of(&constant, &identity, 4, &Positives::own_view(4), f64::NAN);
         assert!(health.is_collapsed() && (health.effective_rank - 1.0).abs() < 1e-6);
         assert!((health.alignment - 1.0).abs() < 1e-12);
     }
 
     #[test]
-    fn agreement_counts_known_labels_only() {
-        let positives = Positives { k: 2, w: vec![0.25f64, 0.75, 0.5, 0.5], neighbour_labels: vec![1, 0, -1, 3] };
-        let y = [1.0, 0.0];
-        let health = Health::of(&y, &y, 1, &positives, &[1, 3]);
-        assert_eq!(health.neighbour_agreement, 2.0 / 3.0);
+    fn positiveness_is_that_of_other_images() {
+        let mut positives = Positives::own_view(1);
+        (positives.k, positives.w) = (2, vec![0.25f64, 0.75, 0.5, 0.5]);
+        let health = Health::of(&[1.0, 0.0], &[1.0, 0.0], 1, &positives, 0.5);
         assert_eq!((health.mean_positiveness, health.max_positiveness), (0.5, 0.75));
     }
 }

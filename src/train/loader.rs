@@ -1,6 +1,7 @@
 //! Batches of augmented views, made on rayon's workers ahead of the step that trains on them.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         mpsc::{Receiver, sync_channel},
@@ -12,7 +13,7 @@ use anyhow::Context;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
-use super::Batch;
+use super::{Batch, Crop};
 use crate::{
     dataset::{
         Split,
@@ -30,28 +31,26 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts making batches of the steps `first..last`. What a batch holds depends on `seed` and its step alone.
+    /// Starts making the batches of `steps`. What a batch holds depends on `seed` and its step alone.
     pub fn start(
         split: Arc<Split>,
         augmentations: &AugmentationsConfig,
         seed: u64,
         batch_size: usize,
-        first: u64,
-        last: u64,
+        steps_per_epoch: u64,
+        steps: Range<u64>,
     ) -> Self {
         let (sender, batches) = sync_channel(AHEAD);
-        let pipelines = [&augmentations.view1, &augmentations.view2].map(|view| Pipeline::new(view, augmentations));
-        let size = augmentations.size as usize;
-        let steps_per_epoch = (split.len() / batch_size) as u64;
+        let crops = crops(augmentations);
         thread::spawn(move || {
             let mut order = (u64::MAX, Vec::new());
-            for step in first..last {
+            for step in steps {
                 let (epoch, position) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
                 if order.0 != epoch {
                     order = (epoch, epoch_order(split.len(), seed, epoch));
                 }
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
-                let batch = make(&split, &pipelines, size, seed, epoch, samples);
+                let batch = make(&split, &crops, seed, epoch, samples);
                 // The receiver is gone when training has stopped.
                 if sender.send(batch).is_err() {
                     return;
@@ -77,27 +76,39 @@ fn epoch_order(len: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
-/// Augments both views of `samples`.
+/// The pipeline of each crop and its size in pixels: both full views, then the small crops.
+fn crops(config: &AugmentationsConfig) -> Vec<(Pipeline, usize)> {
+    let crop = |view, size: u32| (Pipeline::new(view, size, config), size as usize);
+    let mut crops = vec![crop(&config.view1, config.size), crop(&config.view2, config.size)];
+    if let Some(local) = &config.local_crops {
+        crops.extend((0..local.count).map(|_| crop(&local.view, local.size)));
+    }
+    crops
+}
+
+/// Augments every crop of `samples`.
 fn make(
     split: &Split,
-    pipelines: &[Pipeline; 2],
-    size: usize,
+    crops: &[(Pipeline, usize)],
     seed: u64,
     epoch: u64,
     samples: &[u32],
 ) -> anyhow::Result<Batch<f32>> {
-    let len = size * size * 3;
-    let mut views = [(); 2].map(|()| vec![0.0; samples.len() * len]);
-    let [view1, view2] = &mut views;
-    let targets = view1.par_chunks_mut(len).zip(view2.par_chunks_mut(len));
-    samples.par_iter().zip(targets).try_for_each(|(sample, (view1, view2))| {
+    let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; samples.len() * size * size * 3]).collect();
+    // The places of each sample's crops.
+    let mut places: Vec<Vec<&mut [f32]>> = samples.iter().map(|_| Vec::with_capacity(crops.len())).collect();
+    for (images, (_, size)) in images.iter_mut().zip(crops) {
+        places.iter_mut().zip(images.chunks_exact_mut(size * size * 3)).for_each(|(all, place)| all.push(place));
+    }
+    samples.par_iter().zip(places).try_for_each(|(sample, places)| {
         let image = split.image(*sample as usize)?;
-        for (view, (pipeline, target)) in pipelines.iter().zip([view1, view2]).enumerate() {
+        for (view, ((pipeline, _), place)) in crops.iter().zip(places).enumerate() {
             let mut random = stream(seed, Purpose::Augment, epoch, *sample as u64, view as u32);
-            pipeline.apply(&image, &mut random, target);
+            pipeline.apply(&image, &mut random, place);
         }
         anyhow::Ok(())
     })?;
+    let crops = images.into_iter().zip(crops).map(|(images, (_, size))| Crop { images, size: *size }).collect();
     let labels = samples.iter().map(|s| split.label(*s as usize).unwrap_or(-1)).collect();
-    Ok(Batch { samples: samples.iter().map(|s| *s as i64).collect(), labels, views, size })
+    Ok(Batch { samples: samples.iter().map(|s| *s as i64).collect(), labels, crops })
 }

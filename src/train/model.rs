@@ -14,7 +14,8 @@ use crate::{
 pub struct Model<E> {
     pub encoder: Encoder,
     pub projector: Mlp,
-    pub predictor: Mlp,
+    /// None where predictions are the projections themselves.
+    pub predictor: Option<Mlp>,
     pub method: Method<E>,
     /// Trainable tensors: `encoder.*`, `projector.*`, `predictor.*`, then the method's.
     pub params: Layout,
@@ -45,7 +46,7 @@ impl<E: Real> Model<E> {
         let projector = Mlp::new("projector.", features, config.projector, &mut params, &mut buffers);
         let shared = (params.entries.len(), buffers.entries.len());
         let dim = config.projector.output;
-        let predictor = Mlp::new("predictor.", dim, config.predictor, &mut params, &mut buffers);
+        let predictor = config.predictor.map(|config| Mlp::new("predictor.", dim, config, &mut params, &mut buffers));
         let method = Method::new(config.method, dim, config.seed, &mut params);
         Ok(Self { encoder, projector, predictor, method, params, buffers, shared })
     }
@@ -55,7 +56,7 @@ impl<E: Real> Model<E> {
         let (mut params, mut buffers) = self.encoder.init::<E>(seed);
         params.resize(self.params.len(), E::zero());
         buffers.resize(self.buffers.len(), E::zero());
-        for mlp in [&self.projector, &self.predictor] {
+        for mlp in [Some(&self.projector), self.predictor.as_ref()].into_iter().flatten() {
             mlp.init(seed, (&self.params, &self.buffers), &mut params, &mut buffers);
         }
         self.method.init(seed, &self.params, &mut params);
@@ -69,6 +70,11 @@ impl<E: Real> Model<E> {
             params: online.params[..end(&self.params, params)].to_vec(),
             buffers: online.buffers[..end(&self.buffers, buffers)].to_vec(),
         }
+    }
+
+    /// Whether the optimiser moves an entry of `params` at this time.
+    pub fn trains(&self, entry: usize, epoch: f64) -> bool {
+        self.method.trains(entry, epoch)
     }
 
     /// Entries of `params` behind the encoder's: heads and the method's own.

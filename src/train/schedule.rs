@@ -28,7 +28,7 @@ pub fn momentum_at(epoch: f64, start: f64, epochs: f64) -> f64 {
     1.0 - 0.5 * (1.0 + (PI * epoch / epochs).cos()) * (1.0 - start)
 }
 
-/// The learning rate before and after scaling with the batch size.
+/// The learning rate before and after scaling with the images per step of the optimiser.
 pub fn learning_rates(config: &OptimizerConfig, batch_size: usize) -> (f64, f64) {
     let (base, scaling) = match config {
         OptimizerConfig::Sgd(c) => (c.base_lr, c.lr_scaling),

@@ -1,10 +1,12 @@
 use dfdx::prelude::{Cpu, CpuError};
 
+use serde_json::{Value, json};
+
 use super::{trainer::Trainer, *};
 use crate::{
     dataset::augment::AugmentationsConfig,
-    encoder::{Arch, EncoderConfig, Stem},
-    method::{Attention, MethodConfig, MlpConfig, Objective, Overflow, SnclrConfig},
+    encoder::EncoderConfig,
+    method::{MethodConfig, MlpConfig},
     ops::{
         Real,
         backend::Backend,
@@ -14,53 +16,82 @@ use crate::{
     },
 };
 
+/// Prototypes of the reference's SwAV.
+const PROTOTYPES: usize = 5;
+
+/// Sections as a spec writes them.
+#[derive(serde::Deserialize)]
+struct PretrainSections {
+    augmentations: AugmentationsConfig,
+    encoder: EncoderConfig,
+    method: MethodConfig,
+    optimizer: OptimizerConfig,
+}
+
 /// The sections of the golden trajectories' spec.
 struct Sections {
     augmentations: AugmentationsConfig,
     encoder: EncoderConfig,
     projector: MlpConfig,
-    predictor: MlpConfig,
+    predictor: Option<MlpConfig>,
     method: MethodConfig,
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     health: HealthConfig,
+    gradient_accumulation: usize,
 }
 
 impl Sections {
-    fn new(k: usize, objective: Objective, attention: Attention) -> Self {
-        let view = serde_json::json!({"random_resized_crop": {}});
-        let augmentations = serde_json::json!({"size": 32, "view1": view, "view2": view});
+    /// The reference's settings with this `method:`.
+    fn new(method: Value) -> Self {
+        let read = |value: Value| -> PretrainSections { serde_json::from_value(value).unwrap() };
+        let view = json!({"random_resized_crop": {}});
+        let PretrainSections { augmentations, encoder, method, optimizer } = read(json!({
+            "augmentations": {"size": 32, "view1": view, "view2": view},
+            "encoder": {"arch": "resnet18", "width_multiplier": 0.125, "stem": "cifar"},
+            "method": method,
+            "optimizer": {
+                "name": "lars", "base_lr": 0.02, "lr_scaling": "none", "eta": 0.02, "weight_decay": 1e-4
+            },
+        }));
         Self {
-            augmentations: serde_json::from_value(augmentations).unwrap(),
-            encoder: EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar },
-            projector: MlpConfig { layers: 3, hidden: 32, output: 16, last_batch_norm: true },
-            predictor: MlpConfig { layers: 2, hidden: 32, output: 16, last_batch_norm: true },
-            method: MethodConfig::Snclr(SnclrConfig {
-                k,
-                queue_length: 20,
-                gamma: 1.0,
-                objective,
-                tau: 0.2,
-                attention,
-                normalize_attention: true,
-                attention_dim: None,
-                detach_w: false,
-                threshold: false,
-                queue_overflow: Overflow::Truncate,
-                exclude_self: false,
-                loss_scale: 0.4,
-                momentum: 0.9,
-            }),
-            optimizer: OptimizerConfig::Lars(LarsConfig {
-                base_lr: 0.02,
-                lr_scaling: LrScaling::None,
-                momentum: 0.9,
-                eta: 0.02,
-                weight_decay: 1e-4,
-            }),
+            augmentations,
+            encoder,
+            projector: MlpConfig::of_sizes(3, 32, 16),
+            predictor: Some(MlpConfig::of_sizes(2, 32, 16)),
+            method,
+            optimizer,
             schedule: ScheduleConfig::default(),
             health: HealthConfig::default(),
+            gradient_accumulation: 1,
         }
+    }
+
+    /// SNCLR with these further settings.
+    fn snclr(settings: Value) -> Self {
+        let mut method = json!({
+            "name": "snclr", "k": 3, "queue_length": 20, "tau": 0.2, "queue_overflow": "truncate",
+            "exclude_self": false, "loss_scale": 0.4, "momentum": 0.9
+        });
+        method.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        Self::new(method)
+    }
+
+    fn nnclr() -> Self {
+        Self::new(json!({
+            "name": "nnclr", "queue_length": 20, "tau": 0.2, "queue_overflow": "truncate", "exclude_self": false,
+            "loss_scale": 0.4, "momentum": 0.9, "anchor": "prediction", "look_up": "momentum"
+        }))
+    }
+
+    fn swav(settings: Value) -> Self {
+        let mut method = json!({"name": "swav", "prototypes": PROTOTYPES, "tau": 0.2, "freeze_prototypes_epochs": 0});
+        method.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        Self { predictor: None, ..Self::new(method) }
+    }
+
+    fn infonce() -> Self {
+        Self::new(json!({"name": "infonce", "tau": 0.2, "loss_scale": 0.4, "momentum": 0.9}))
     }
 
     fn config(&self) -> PretrainConfig<'_> {
@@ -69,15 +100,23 @@ impl Sections {
             augmentations: &self.augmentations,
             encoder: &self.encoder,
             projector: &self.projector,
-            predictor: &self.predictor,
+            predictor: self.predictor.as_ref(),
             method: &self.method,
             optimizer: &self.optimizer,
             schedule: &self.schedule,
             epochs: 1,
             batch_size: 8,
+            gradient_accumulation: self.gradient_accumulation,
             precision: Precision::F32,
             health: &self.health,
         }
+    }
+
+    fn trainer<E: Real>(&self) -> Trainer<E>
+    where
+        Cpu: Backend<E, Err = CpuError>,
+    {
+        Trainer::new(&self.config(), 3, 8).unwrap()
     }
 }
 
@@ -88,6 +127,7 @@ fn reference_name(branch: &str, name: &str) -> String {
         ("projector", rest) => format!("{branch}.1.{rest}"),
         ("predictor", _) => name.to_string(),
         ("attention", rest) => rest.to_string(),
+        ("prototypes", _) => "protos".to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -98,7 +138,7 @@ where
     Cpu: Backend<E, Err = CpuError>,
 {
     let state = Golden::load("traj_soft_ce_state");
-    let mut trainer = Trainer::<E>::new(&sections.config(), 3).unwrap();
+    let mut trainer = sections.trainer::<E>();
     let model = trainer.model();
     let values = |branch: &str, params: bool, len: usize| {
         let layout = if params { &model.params } else { &model.buffers };
@@ -106,7 +146,7 @@ where
         for entry in layout.entries.iter().filter(|e| e.range().end <= len) {
             let name = reference_name(branch, &entry.name);
             let torch = match name.as_str() {
-                "f1.weight" | "f2.weight" => case.get::<E>(&format!("in.{name}")),
+                "f1.weight" | "f2.weight" | "protos" => case.get::<E>(&format!("in.{name}")),
                 name => state.get::<E>(name),
             };
             values[entry.range()].copy_from_slice(&entry.from_torch(&torch));
@@ -114,13 +154,15 @@ where
         values
     };
     let flat = |name: &str, values: Vec<E>| NamedTensor::real(name, &[values.len()], values);
-    let (online, momentum) = (trainer.online(), trainer.momentum());
+    let online = trainer.online();
     let mut tensors = vec![
         flat("online.params", values("online", true, online.params.len())),
         flat("online.buffers", values("online", false, online.buffers.len())),
-        flat("momentum.params", values("momentum", true, momentum.params.len())),
-        flat("momentum.buffers", values("momentum", false, momentum.buffers.len())),
     ];
+    if let Some(momentum) = trainer.momentum() {
+        tensors.push(flat("momentum.params", values("momentum", true, momentum.params.len())));
+        tensors.push(flat("momentum.buffers", values("momentum", false, momentum.buffers.len())));
+    }
     // Unit length in f32, as the reference keeps it; the losses normalise it again in their own precision.
     let mut bank = state.get::<E>("queue.bank");
     normalize_rows(&mut bank, 16);
@@ -134,28 +176,18 @@ fn trajectory<E: Real>(case: &str, sections: &Sections, tolerance: f64)
 where
     Cpu: Backend<E, Err = CpuError>,
 {
-    let (golden, images) = (Golden::load(case), Golden::load("traj_soft_ce"));
+    let golden = Golden::load(case);
     let mut trainer = reference_trainer::<E>(sections, &golden);
-    let pixels = images.get::<E>("in.x");
-    let view = |step: usize, view: usize| {
-        let len = 8 * 3 * 32 * 32;
-        channels_last(&pixels[(step * 2 + view) * len..][..len], [8, 3, 32, 32])
-    };
     let mut losses = Vec::new();
     for (step, (lr, momentum)) in [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)].into_iter().enumerate() {
-        let batch =
-            Batch { samples: (0..8).collect(), labels: vec![-1; 8], views: [view(step, 0), view(step, 1)], size: 32 };
-        losses.push(trainer.step_at(&batch, 0.0, lr, momentum, true).unwrap().loss);
-        // Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
-        let state = trainer.state();
-        trainer = Trainer::new(&sections.config(), 3).unwrap();
-        trainer.restore(&state);
+        losses.push(trainer.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss);
+        trainer = restored(&trainer, sections);
     }
     assert_close(&format!("{case} losses"), &losses, &golden.get("out.losses"), tolerance);
-    let norm = |values: &[E]| values.iter().map(|v| v.as_f64().powi(2)).sum::<f64>().sqrt();
     let mut checked = 0;
     let model = trainer.model();
-    for (name, branch) in [("online", trainer.online()), ("momentum", trainer.momentum())] {
+    let branches = [("online", Some(trainer.online())), ("momentum", trainer.momentum())];
+    for (name, branch) in branches.into_iter().filter_map(|(name, branch)| Some((name, branch?))) {
         for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let reference = reference_name(name, &entry.name);
@@ -168,20 +200,56 @@ where
         }
     }
     let state = trainer.state();
-    let bank = state.iter().find(|t| t.name == "queue.bank").unwrap();
-    let Values::Real(bank) = &bank.values else { unreachable!() };
-    assert!((norm(bank) - golden.scalar("final_norm.queue.bank")).abs() < tolerance * 10.0);
-    let next = state.iter().find(|t| t.name == "queue.next").unwrap();
-    assert_eq!(next.values, Values::Integer(vec![golden.integers("out.ptr")[0]]));
-    assert_eq!(checked + 1, golden.names().iter().filter(|n| n.starts_with("final_norm.")).count(), "{case}");
+    if let Some(bank) = state.iter().find(|t| t.name == "queue.bank") {
+        let Values::Real(bank) = &bank.values else { unreachable!() };
+        assert!((norm(bank) - golden.scalar("final_norm.queue.bank")).abs() < tolerance * 10.0);
+        let next = state.iter().find(|t| t.name == "queue.next").unwrap();
+        assert_eq!(next.values, Values::Integer(vec![golden.integers("out.ptr")[0]]));
+    }
+    // The reference keeps parts that a method does not use.
+    let unused = |name: &&String| {
+        (trainer.momentum().is_none() && name.contains(".momentum."))
+            || (model.predictor.is_none() && name.contains(".predictor."))
+            || name.contains("queue")
+    };
+    let names = golden.names();
+    let expected = names.iter().filter(|name| name.starts_with("final_norm.") && !unused(name)).count();
+    assert_eq!(checked, expected, "{case}");
+}
+
+fn norm<E: Real>(values: &[E]) -> f64 {
+    values.iter().map(|v| v.as_f64().powi(2)).sum::<f64>().sqrt()
+}
+
+/// The images of one of the reference's three steps.
+fn reference_batch<E: Real>(step: usize) -> Batch<E> {
+    let pixels = Golden::load("traj_soft_ce").get::<E>("in.x");
+    let crop = |view: usize| {
+        let len = 8 * 3 * 32 * 32;
+        Crop { images: channels_last(&pixels[(step * 2 + view) * len..][..len], [8, 3, 32, 32]), size: 32 }
+    };
+    Batch { samples: (0..8).collect(), labels: vec![-1; 8], crops: vec![crop(0), crop(1)] }
+}
+
+/// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
+fn restored<E: Real>(trainer: &Trainer<E>, sections: &Sections) -> Trainer<E>
+where
+    Cpu: Backend<E, Err = CpuError>,
+{
+    let mut fresh = sections.trainer::<E>();
+    fresh.restore(&trainer.state());
+    fresh
 }
 
 #[test]
 fn trajectories_agree_with_the_reference_in_f64() {
     for (case, sections) in [
-        ("traj_paper", Sections::new(3, Objective::Paper, Attention::Learned)),
-        ("traj_soft_ce", Sections::new(3, Objective::SoftCe, Attention::Cosine)),
-        ("traj_infonce", Sections::new(0, Objective::Paper, Attention::Learned)),
+        ("traj_paper", Sections::snclr(json!({}))),
+        ("traj_soft_ce", Sections::snclr(json!({"objective": "soft_ce", "attention": "cosine"}))),
+        ("traj_infonce", Sections::snclr(json!({"k": 0}))),
+        ("traj_infonce", Sections::infonce()),
+        ("traj_nnclr", Sections::nnclr()),
+        ("traj_swav", Sections::swav(json!({}))),
     ] {
         trajectory::<f64>(case, &sections, 1e-9);
     }
@@ -191,9 +259,101 @@ fn trajectories_agree_with_the_reference_in_f64() {
 #[test]
 fn trajectories_agree_with_the_reference_in_f32() {
     for (case, sections) in [
-        ("traj_paper", Sections::new(3, Objective::Paper, Attention::Learned)),
-        ("traj_infonce", Sections::new(0, Objective::Paper, Attention::Learned)),
+        ("traj_paper", Sections::snclr(json!({}))),
+        ("traj_infonce", Sections::infonce()),
+        ("traj_nnclr", Sections::nnclr()),
+        ("traj_swav", Sections::swav(json!({}))),
     ] {
         trajectory::<f32>(case, &sections, 2e-3);
     }
+}
+
+/// Three steps from the seed's initial state.
+fn three_steps(sections: &Sections) -> Trainer<f32> {
+    let mut trainer = sections.trainer::<f32>();
+    for step in 0..3 {
+        trainer.step(&reference_batch(step)).unwrap();
+    }
+    trainer
+}
+
+#[test]
+fn snclr_without_neighbours_is_infonce_to_the_last_bit() {
+    for settings in [json!({"k": 0}), json!({"k": 0, "objective": "soft_ce", "attention": "cosine", "gamma": 2.0})] {
+        let (snclr, infonce) = (three_steps(&Sections::snclr(settings)), three_steps(&Sections::infonce()));
+        assert_eq!(snclr.online(), infonce.online());
+        assert_eq!(snclr.momentum(), infonce.momentum());
+    }
+}
+
+/// Every method with what it may have: a queue that fills up, a momentum branch, small crops.
+fn every_method() -> Vec<Sections> {
+    let mut all = vec![
+        Sections::snclr(json!({})),
+        Sections::infonce(),
+        Sections::nnclr(),
+        Sections::new(json!({"name": "nnclr", "queue_length": 20, "tau": 0.1})),
+        Sections::swav(json!({})),
+        Sections::swav(json!({"queue_length": 16, "freeze_prototypes_epochs": 0.4})),
+        Sections { predictor: None, ..Sections::new(json!({"name": "simclr", "tau": 0.2})) },
+    ];
+    all.push(Sections { gradient_accumulation: 3, ..Sections::snclr(json!({})) });
+    all
+}
+
+#[test]
+fn every_method_goes_on_from_its_state_to_the_same_bits() {
+    for sections in every_method() {
+        let whole = three_steps(&sections);
+        let mut parts = sections.trainer::<f32>();
+        for step in 0..3 {
+            parts.step(&reference_batch(step)).unwrap();
+            if parts.between_updates() {
+                parts = restored(&parts, &sections);
+            }
+        }
+        assert!(whole.online().params.iter().all(|p| p.is_finite()), "{:?}", sections.method);
+        assert_eq!(whole.state(), parts.state(), "{:?}", sections.method);
+    }
+}
+
+#[test]
+fn swav_moves_its_prototypes_once_they_are_free() {
+    let sections = Sections::swav(json!({"freeze_prototypes_epochs": 0.5}));
+    let mut trainer = sections.trainer::<f32>();
+    let prototypes = |trainer: &Trainer<f32>| {
+        let entry = trainer.model().params.entries.iter().find(|e| e.name == "prototypes.weight").unwrap();
+        trainer.online().params[entry.range()].to_vec()
+    };
+    // A third of the epoch per step. The learning rate of the first step is 0 only with a warm-up, and there is none.
+    let before = prototypes(&trainer);
+    trainer.step(&reference_batch(0)).unwrap();
+    let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(same(&prototypes(&trainer), &before));
+    trainer.step(&reference_batch(1)).unwrap();
+    assert!(same(&prototypes(&trainer), &before));
+    trainer.step(&reference_batch(2)).unwrap();
+    assert!(!same(&prototypes(&trainer), &before));
+}
+
+#[test]
+fn accumulated_batches_move_the_weights_by_their_mean_gradient() {
+    // Plain SGD without momentum: one update from two batches is the mean of the updates from each.
+    let sgd = json!({"name": "sgd", "base_lr": 0.1, "lr_scaling": "none", "momentum": 0.0});
+    let optimizer = || serde_json::from_value(sgd.clone()).unwrap();
+    let one = Sections { optimizer: optimizer(), ..Sections::infonce() };
+    let two = Sections { optimizer: optimizer(), gradient_accumulation: 2, ..Sections::infonce() };
+    let update = |sections: &Sections, steps: &[usize]| {
+        let mut trainer = sections.trainer::<f64>();
+        let before = trainer.online().params.clone();
+        for step in steps {
+            trainer.step_at(&reference_batch(*step), 0.0, 0.1, 0.9, false).unwrap();
+        }
+        let after = trainer.online().params.iter();
+        after.zip(before).map(|(after, before)| after - before).collect::<Vec<f64>>()
+    };
+    let (first, second) = (update(&one, &[0]), update(&one, &[1]));
+    let mean: Vec<f64> = first.iter().zip(&second).map(|(a, b)| (a + b) / 2.0).collect();
+    assert_close("update", &update(&two, &[0, 1]), &mean, 1e-9);
+    assert!(update(&two, &[0]).iter().all(|moved| *moved == 0.0));
 }

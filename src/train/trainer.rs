@@ -7,9 +7,11 @@ use super::{
     ema::ema,
     health::Health,
     optimizer::Optimizer,
+    positiveness::{Churn, Positiveness},
     schedule::{LrSchedule, learning_rates, momentum_at},
 };
 use crate::{
+    encoder::Saved,
     method::{StepInput, StepOutput},
     ops::{
         Real,
@@ -23,15 +25,22 @@ use crate::{
     },
 };
 
-/// Both views of a batch.
+/// The crops of a batch.
 #[derive(Clone, Debug)]
 pub struct Batch<E> {
     /// Index of each sample in the data set.
     pub samples: Vec<i64>,
     /// Label of each sample, -1 where there is none.
     pub labels: Vec<i64>,
-    /// Normalised images [n, size, size, 3] of each view.
-    pub views: [Vec<E>; 2],
+    /// Both full views, then the small crops.
+    pub crops: Vec<Crop<E>>,
+}
+
+/// One crop of every image of a batch.
+#[derive(Clone, Debug)]
+pub struct Crop<E> {
+    /// Normalised images [n, size, size, 3].
+    pub images: Vec<E>,
     /// Height and width in pixels.
     pub size: usize,
 }
@@ -44,10 +53,10 @@ pub struct StepRow {
     pub epoch: f64,
     pub loss: f64,
     pub learning_rate: f64,
-    /// EMA momentum.
+    /// EMA momentum; NaN without a momentum branch.
     pub momentum: f64,
     /// Every `health.every` steps.
-    pub health: Option<Health>,
+    pub diagnosis: Option<(Health, Positiveness)>,
 }
 
 /// A model in training.
@@ -55,48 +64,60 @@ pub struct Trainer<E: Real> {
     device: Cpu,
     model: Model<E>,
     online: Branch<E>,
-    momentum: Branch<E>,
+    /// The momentum branch and its momentum at the start, where the method has one.
+    momentum: Option<(Branch<E>, f64)>,
     gradients: Vec<E>,
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
+    churn: Churn,
     lr: LrSchedule,
-    momentum_start: f64,
     health_every: u64,
     steps_per_epoch: u64,
+    /// Steps whose gradients the optimiser takes together.
+    accumulation: u64,
     /// Steps taken.
     step: u64,
+}
+
+/// What the online branch makes of a crop.
+struct Online<E: Real> {
+    /// Features f(x), and what their backward pass needs.
+    h: Matrix<E, Cpu>,
+    saved: Saved<E>,
+    /// Projections g(h) and predictions q(y); the tape leads from z to h.
+    y: Matrix<E, Cpu>,
+    z: Matrix<E, Cpu>,
+    tape: OwnedTape<E, Cpu>,
 }
 
 impl<E: Real> Trainer<E>
 where
     Cpu: Backend<E, Err = CpuError>,
 {
-    /// A fresh trainer. An epoch has `steps_per_epoch` steps.
+    /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
     /// # Errors
     /// When the encoder's configuration names no network.
-    pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> anyhow::Result<Self> {
+    pub fn new(config: &PretrainConfig, steps_per_epoch: u64, images: usize) -> anyhow::Result<Self> {
         let model = Model::new(config)?;
         let online = model.init(config.seed);
-        Ok(Self::with(config, steps_per_epoch, model, online))
-    }
-
-    fn with(config: &PretrainConfig, steps_per_epoch: u64, model: Model<E>, online: Branch<E>) -> Self {
-        let (_, peak) = learning_rates(config.optimizer, config.batch_size);
-        Self {
+        let accumulation = config.gradient_accumulation as u64;
+        let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
+        Ok(Self {
             device: Cpu::default(),
-            momentum: model.momentum_branch(&online),
+            momentum: config.method.momentum().map(|start| (model.momentum_branch(&online), start)),
             gradients: vec![E::zero(); online.params.len()],
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
+            churn: Churn::new(images),
             lr: LrSchedule { peak, warmup_epochs: config.schedule.warmup_epochs, epochs: config.epochs as f64 },
-            momentum_start: config.method.momentum(),
             health_every: config.health.every as u64,
             steps_per_epoch,
+            accumulation,
             step: 0,
             model,
             online,
-        }
+        })
     }
 
     /// Steps taken.
@@ -114,9 +135,14 @@ where
         &self.online
     }
 
-    /// The momentum branch's values.
-    pub fn momentum(&self) -> &Branch<E> {
-        &self.momentum
+    /// The momentum branch's values, where there is one.
+    pub fn momentum(&self) -> Option<&Branch<E>> {
+        self.momentum.as_ref().map(|(branch, _)| branch)
+    }
+
+    /// Whether the optimiser has taken every gradient: only then is [`Trainer::state`] complete.
+    pub fn between_updates(&self) -> bool {
+        self.step.is_multiple_of(self.accumulation)
     }
 
     /// Trains on one batch at the schedules' learning rate and momentum.
@@ -124,10 +150,12 @@ where
     /// # Errors
     /// When the queue has too few rows of other images, or memory runs out.
     pub fn step(&mut self, batch: &Batch<E>) -> anyhow::Result<StepRow> {
-        let epoch = self.step as f64 / self.steps_per_epoch as f64;
-        let momentum = momentum_at(epoch, self.momentum_start, self.lr.epochs);
-        let with_health = self.step.is_multiple_of(self.health_every);
-        self.step_at(batch, epoch, self.lr.at(epoch), momentum, with_health)
+        // Steps that the optimiser takes together share one learning rate and one momentum.
+        let first = self.step / self.accumulation * self.accumulation;
+        let epoch = first as f64 / self.steps_per_epoch as f64;
+        let momentum = self.momentum.as_ref().map_or(f64::NAN, |(_, start)| momentum_at(epoch, *start, self.lr.epochs));
+        let diagnose = self.step.is_multiple_of(self.health_every);
+        self.step_at(batch, epoch, self.lr.at(epoch), momentum, diagnose)
     }
 
     pub(super) fn step_at(
@@ -136,94 +164,122 @@ where
         epoch: f64,
         learning_rate: f64,
         momentum: f64,
-        with_health: bool,
+        diagnose: bool,
     ) -> anyhow::Result<StepRow> {
         let Self { device, model, online, memory, .. } = self;
         let (n, dim) = (batch.samples.len(), model.encoder.feature_dim());
-        let size = Size { n, h: batch.size, w: batch.size };
         let (encoder_params, encoder_buffers) = model.encoder_len();
-        let [x1, x2] = &batch.views;
+        let size = |crop: &Crop<E>| Size { n, h: crop.size, w: crop.size };
+        let begins = self.step.is_multiple_of(self.accumulation);
+        if begins {
+            model.method.before_step(&model.params, &mut online.params);
+        }
 
-        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each view with its own statistics.
+        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics.
         let leaves = Leaves::new(device, &model.params, &online.params, model.head_entries())?;
-        let mut forward = |x: &[E]| {
+        let mut crops = Vec::with_capacity(batch.crops.len());
+        for crop in &batch.crops {
             let (params, buffers) = (&online.params[..encoder_params], &mut online.buffers[..encoder_buffers]);
-            model.encoder.forward_train(params, buffers, x, size, memory)
-        };
-        let ((h1, saved1), (h2, saved2)) = (forward(x1), forward(x2));
-        let h1: Matrix<E, Cpu> = device.try_tensor_from_vec(h1, (n, dim))?;
-        let h2: Matrix<E, Cpu> = device.try_tensor_from_vec(h2, (n, dim))?;
-        let mut project = |h: &Matrix<E, Cpu>| {
-            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.buffers)?;
-            Ok::<_, CpuError>(y.split_tape())
-        };
-        let ((y1, tape1), (y2, tape2)) = (project(&h1)?, project(&h2)?);
-        let mut predict = |y: &Matrix<E, Cpu>, tape| {
-            model.predictor.forward(y.clone().put_tape(tape), &leaves, &model.buffers, &mut online.buffers)
-        };
-        let (z1, z2) = (predict(&y1, tape1)?, predict(&y2, tape2)?);
-
-        // Momentum branch: moved towards the online one first, then k = g'(f'(x)).
-        let target = &mut self.momentum;
-        let shared = target.params.len();
-        ema(&mut target.params, &online.params[..shared], momentum);
-        let target_leaves = Leaves::new(device, &model.params, &target.params, model.momentum_head_entries())?;
-        let mut momentum_projection = |x: &[E]| {
-            let (params, buffers) = (&target.params[..encoder_params], &mut target.buffers[..encoder_buffers]);
-            let h = model.encoder.forward_momentum(params, buffers, x, size, memory);
+            let (h, saved) = model.encoder.forward_train(params, buffers, &crop.images, size(crop), memory);
             let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
-            let k = model.projector.forward(h, &target_leaves, &model.buffers, &mut target.buffers)?;
-            Ok::<_, CpuError>(k.as_vec())
-        };
-        let (k1, k2) = (momentum_projection(x1)?, momentum_projection(x2)?);
+            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.buffers)?;
+            let (y, tape) = y.split_tape();
+            let z = y.clone().put_tape(tape);
+            let (z, tape) = match &model.predictor {
+                Some(predictor) => predictor.forward(z, &leaves, &model.buffers, &mut online.buffers)?,
+                None => z,
+            }
+            .split_tape();
+            crops.push(Online { h, saved, y, z, tape });
+        }
+
+        // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
+        let mut keys = None;
+        if let Some((target, _)) = &mut self.momentum {
+            let shared = target.params.len();
+            if begins {
+                ema(&mut target.params, &online.params[..shared], momentum);
+            }
+            let leaves = Leaves::new(device, &model.params, &target.params, model.momentum_head_entries())?;
+            let mut project = |crop: &Crop<E>| {
+                let (params, buffers) = (&target.params[..encoder_params], &mut target.buffers[..encoder_buffers]);
+                let h = model.encoder.forward_momentum(params, buffers, &crop.images, size(crop), memory);
+                let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
+                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.buffers)?;
+                Ok::<_, CpuError>(k.as_vec())
+            };
+            keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
+        }
 
         // Loss and its gradient with respect to features and head parameters.
         let input = StepInput {
-            y: [y1.clone(), y2.clone()],
-            z: [z1, z2],
-            momentum: [k1, k2],
+            step: self.step,
+            epoch,
+            y: crops.iter().map(|crop| crop.y.clone()).collect(),
+            z: crops.iter().map(|crop| crop.z.clone()).collect(),
+            momentum: keys,
             samples: &batch.samples,
             labels: &batch.labels,
+            diagnose,
         };
-        let StepOutput { loss, positives } = model.method.step(input, &leaves)?;
+        let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
         let loss_value = loss.array().as_f64();
-        let mut gradients = loss.try_backward()?;
+        let (loss, mut tape) = loss.split_tape();
+        for crop in &mut crops {
+            tape = tape.merge(std::mem::take(&mut crop.tape));
+        }
+        let mut gradients = loss.put_tape(tape).try_backward()?;
 
         // Encoder backward, then the optimiser.
-        self.gradients.fill(E::zero());
-        leaves.add_gradients(&model.params, &mut gradients, &mut self.gradients)?;
-        for (x, h, saved) in [(x2, &h2, saved2), (x1, &h1, saved1)] {
-            let g_features = gradients.get(h).as_vec();
-            let (params, totals) = (&online.params[..encoder_params], &mut self.gradients[..encoder_params]);
-            model.encoder.backward(params, x, saved, &g_features, totals, memory);
+        if begins {
+            self.gradients.fill(E::zero());
         }
-        self.optimizer.step(&model.params, &mut online.params, &self.gradients, learning_rate);
+        leaves.add_gradients(&model.params, &mut gradients, &mut self.gradients)?;
+        for (crop, images) in crops.into_iter().zip(&batch.crops).rev() {
+            let g_features = gradients.get(&crop.h).as_vec();
+            let (params, totals) = (&online.params[..encoder_params], &mut self.gradients[..encoder_params]);
+            model.encoder.backward(params, &images.images, crop.saved, &g_features, totals, memory);
+        }
+        self.step += 1;
+        if self.step.is_multiple_of(self.accumulation) {
+            if self.accumulation > 1 {
+                let share = E::of(1.0 / self.accumulation as f64);
+                self.gradients.iter_mut().for_each(|g| *g *= share);
+            }
+            let trains = |entry| model.trains(entry, epoch);
+            self.optimizer.step(&model.params, &mut online.params, &self.gradients, learning_rate, trains);
+        }
 
-        let health = with_health.then(|| {
+        self.churn.update(&batch.samples, &positives.choices);
+        let diagnosis = diagnose.then(|| {
+            let dim = input.y[0].shape().1;
             let unit = |y: &Matrix<E, Cpu>| {
                 let mut y = y.as_vec();
-                normalize_rows(&mut y, y1.shape().1);
+                normalize_rows(&mut y, dim);
                 y
             };
-            Health::of(&unit(&y1), &unit(&y2), y1.shape().1, &positives, &batch.labels)
+            let figures = Positiveness::of(&positives, &batch.labels, self.churn.take());
+            let (y1, y2) = (unit(&input.y[0]), unit(&input.y[1]));
+            (Health::of(&y1, &y2, dim, &positives, figures.label_agreement), figures)
         });
-        let row = StepRow { step: self.step, epoch, loss: loss_value, learning_rate, momentum, health };
-        self.step += 1;
-        Ok(row)
+        Ok(StepRow { step: self.step - 1, epoch, loss: loss_value, learning_rate, momentum, diagnosis })
     }
 
-    /// Everything that training depends on from here on.
+    /// Everything that training depends on from here on, [between updates](Trainer::between_updates).
     pub fn state(&self) -> Vec<NamedTensor<E>> {
         let flat = |name: &str, values: &[E]| NamedTensor::real(name, &[values.len()], values.to_vec());
         let mut state = vec![
             NamedTensor::integer("step", &[1], vec![self.step as i64]),
             flat("online.params", &self.online.params),
             flat("online.buffers", &self.online.buffers),
-            flat("momentum.params", &self.momentum.params),
-            flat("momentum.buffers", &self.momentum.buffers),
         ];
+        if let Some((momentum, _)) = &self.momentum {
+            state.push(flat("momentum.params", &momentum.params));
+            state.push(flat("momentum.buffers", &momentum.buffers));
+        }
         state.extend(self.optimizer.state());
         state.extend(self.model.method.state());
+        state.extend(self.churn.state());
         state
     }
 
@@ -234,12 +290,20 @@ where
                 ("step", Values::Integer(step)) => self.step = step[0] as u64,
                 ("online.params", Values::Real(values)) => self.online.params.clone_from(values),
                 ("online.buffers", Values::Real(values)) => self.online.buffers.clone_from(values),
-                ("momentum.params", Values::Real(values)) => self.momentum.params.clone_from(values),
-                ("momentum.buffers", Values::Real(values)) => self.momentum.buffers.clone_from(values),
                 _ => {}
+            }
+        }
+        if let Some((momentum, _)) = &mut self.momentum {
+            for tensor in state {
+                match (tensor.name.as_str(), &tensor.values) {
+                    ("momentum.params", Values::Real(values)) => momentum.params.clone_from(values),
+                    ("momentum.buffers", Values::Real(values)) => momentum.buffers.clone_from(values),
+                    _ => {}
+                }
             }
         }
         self.optimizer.restore(state);
         self.model.method.restore(state);
+        self.churn.restore(state);
     }
 }

@@ -37,6 +37,39 @@ linear_probe: {epochs: 5, batch_size: 32}
 knn: {k: [5, 20]}
 "#;
 
+/// What every method needs in place of the lines of [`TINY`]: its name, its `method:` line, whether it has a predictor, and
+/// lines to add.
+pub const METHODS: [(&str, &str, bool, &str); 6] = [
+    ("snclr", "{name: snclr, k: 3, queue_length: 64, tau: 0.2}", true, ""),
+    ("infonce", "{name: infonce, tau: 0.2}", true, "gradient_accumulation: 2"),
+    ("simclr", "{name: simclr, tau: 0.2}", false, ""),
+    ("nnclr", "{name: nnclr, queue_length: 32, tau: 0.2}", true, ""),
+    ("swav", "{name: swav, prototypes: 24, queue_length: 16}", false, ""),
+    ("snclr-release", SNCLR_RELEASE, true, "gradient_accumulation: 3"),
+];
+
+const SNCLR_RELEASE: &str =
+    "{name: snclr, k: 3, queue_length: 64, tau: 0.2, objective: soft_ce, attention: cosine, queue_overflow: truncate}";
+
+/// [`TINY`] with another method; `small_crops` adds two small crops where the method allows it.
+pub fn tiny_with(method: (&str, &str, bool, &str), small_crops: bool) -> String {
+    let (name, settings, predictor, more) = method;
+    let lines = TINY.lines().filter(|line| predictor || !line.starts_with("predictor:")).map(|line| {
+        if line.starts_with("name:") {
+            format!("name: {name}")
+        } else if line.starts_with("method:") {
+            format!("method: {settings}")
+        } else if line.starts_with("  view2:") && small_crops && name != "simclr" {
+            format!(
+                "{line}\n  local_crops: {{count: 2, size: 8, view: {{random_resized_crop: {{scale: [0.1, 0.4]}}}}}}"
+            )
+        } else {
+            line.to_owned()
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n" + more + "\n"
+}
+
 /// A scratch directory with a spec in it.
 pub struct Scratch {
     dir: TempDir,

@@ -21,9 +21,26 @@ pub struct AugmentationsConfig {
     pub view1: ViewConfig,
     /// Second view.
     pub view2: ViewConfig,
+    /// Small crops beside both views (multi-crop); they predict the views and are predicted by none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_crops: Option<LocalCropsConfig>,
     /// How evaluation sees an image.
     #[serde(default)]
     pub eval: EvalTransformConfig,
+}
+
+/// Small crops of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalCropsConfig {
+    /// Crops per image.
+    #[schemars(range(min = 1, max = 32))]
+    pub count: u32,
+    /// Height and width in pixels.
+    #[schemars(range(min = 8, max = 1024))]
+    pub size: u32,
+    /// What each of them goes through.
+    pub view: ViewConfig,
 }
 
 fn imagenet_mean() -> [f32; 3] {
@@ -38,7 +55,7 @@ fn imagenet_std() -> [f32; 3] {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
-    /// Crop of random area and aspect ratio, resized to `augmentations.size` (bilinear, antialiased).
+    /// Crop of random area and aspect ratio, resized to the view's size (bilinear, antialiased).
     pub random_resized_crop: RandomResizedCropConfig,
     /// Random changes of brightness, contrast, saturation and hue, in random order.
     #[serde(default, skip_serializing_if = "Option::is_none")]

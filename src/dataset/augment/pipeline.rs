@@ -24,9 +24,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// `view` with the size and the normalisation of `config`.
-    pub fn new(view: &ViewConfig, config: &AugmentationsConfig) -> Pipeline {
-        Pipeline { view: view.clone(), size: config.size, normalize: Normalize::new(config) }
+    /// `view` at `size` pixels with the normalisation of `config`.
+    pub fn new(view: &ViewConfig, size: u32, config: &AugmentationsConfig) -> Pipeline {
+        Pipeline { view: view.clone(), size, normalize: Normalize::new(config) }
     }
 
     /// Writes a view of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
@@ -77,7 +77,7 @@ mod tests {
         steps["random_resized_crop"] = json!({ "scale": [1.0, 1.0], "ratio": [1.0, 1.0] });
         let config = json!({ "size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "view1": steps, "view2": steps });
         let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
-        Pipeline::new(&config.view1, &config)
+        Pipeline::new(&config.view1, config.size, &config)
     }
 
     fn image() -> RgbImage {

@@ -36,21 +36,28 @@ impl<E: Real> Optimizer<E> {
         Self { config: config.clone(), moments: vec![vec![E::zero(); len]; buffers], steps: 0 }
     }
 
-    /// Moves the parameters by one step at learning rate `lr`.
-    pub fn step(&mut self, layout: &Layout, params: &mut [E], gradients: &[E], lr: f64) {
+    /// Moves the parameters by one step at learning rate `lr`. Entries of the layout that `trains` refuses are left alone:
+    /// neither decay nor momentum moves them.
+    pub fn step(
+        &mut self,
+        layout: &Layout,
+        params: &mut [E],
+        gradients: &[E],
+        lr: f64,
+        trains: impl Fn(usize) -> bool,
+    ) {
         self.steps += 1;
         let steps = self.steps as i32;
+        let tensors = by_tensor(layout, params, gradients, &mut self.moments);
+        let tensors: Vec<_> = tensors.into_iter().enumerate().filter(|(i, _)| trains(*i)).map(|(_, t)| t).collect();
         match &self.config {
             OptimizerConfig::Sgd(config) => {
-                let tensors = by_tensor(layout, params, gradients, &mut self.moments);
                 tensors.into_par_iter().for_each(|tensor| sgd::step(config, lr, tensor));
             }
             OptimizerConfig::Adamw(config) => {
-                let tensors = by_tensor(layout, params, gradients, &mut self.moments);
                 tensors.into_par_iter().for_each(|tensor| adamw::step(config, lr, steps, tensor));
             }
             OptimizerConfig::Lars(config) => {
-                let tensors = by_tensor(layout, params, gradients, &mut self.moments);
                 tensors.into_par_iter().for_each(|tensor| lars::step(config, lr, tensor));
             }
         }

@@ -16,7 +16,7 @@ fn three_steps<E: Real>(golden: &Golden, config: &OptimizerConfig, lrs: [f64; 3]
     let mut params = load("in.");
     let mut optimizer = Optimizer::new(config, params.len());
     for (i, lr) in lrs.into_iter().enumerate() {
-        optimizer.step(&layout, &mut params, &load(&format!("in.grad{i}.")), lr);
+        optimizer.step(&layout, &mut params, &load(&format!("in.grad{i}.")), lr, |_| true);
         // State taken out and put into a fresh optimiser must go on as if nothing had happened.
         let state = optimizer.state();
         optimizer = Optimizer::new(config, params.len());
@@ -56,8 +56,20 @@ fn sgd_decays_weights_but_not_vectors() {
     layout.push("bias", &[1]);
     let mut params = vec![2.0f64, 2.0];
     let mut optimizer = Optimizer::new(&OptimizerConfig::Sgd(config), 2);
-    optimizer.step(&layout, &mut params, &[1.0, 1.0], 0.1);
+    optimizer.step(&layout, &mut params, &[1.0, 1.0], 0.1, |_| true);
     assert_close("first", &params, &[1.8, 1.9], 1e-12);
-    optimizer.step(&layout, &mut params, &[1.0, 1.0], 0.1);
+    optimizer.step(&layout, &mut params, &[1.0, 1.0], 0.1, |_| true);
     assert_close("second", &params, &[1.43, 1.71], 1e-12);
+}
+
+#[test]
+fn what_is_not_trained_stays() {
+    let mut layout = Layout::default();
+    layout.push("moves", &[1, 1]);
+    layout.push("stays", &[1, 1]);
+    let config = SgdConfig { base_lr: 1.0, lr_scaling: LrScaling::None, momentum: 0.9, weight_decay: 0.1 };
+    let mut optimizer = Optimizer::<f64>::new(&OptimizerConfig::Sgd(config), 2);
+    let mut params = [1.0, 1.0];
+    optimizer.step(&layout, &mut params, &[1.0, 1.0], 0.1, |entry| entry == 0);
+    assert!(params[0] < 1.0 && params[1] == 1.0);
 }

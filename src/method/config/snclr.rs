@@ -1,15 +1,9 @@
-//! The `method:`, `projector:` and `predictor:` sections of a spec.
+//! `method: {name: snclr}`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The method and its settings. `name` selects it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "name", rename_all = "snake_case")]
-pub enum MethodConfig {
-    /// Soft Neighbors are Positive Supporters in Contrastive Visual Representation Learning (ICLR 2023).
-    Snclr(SnclrConfig),
-}
+use super::{Overflow, default_momentum, one, yes};
 
 /// SNCLR in the paper's notation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,18 +56,6 @@ pub struct SnclrConfig {
     pub momentum: f64,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn default_momentum() -> f64 {
-    0.99
-}
-
 /// Form of SNCLR's loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -83,17 +65,6 @@ pub enum Objective {
     Paper,
     /// Weighted sum of the positives' log-probabilities (the authors' release).
     SoftCe,
-}
-
-/// What happens to a batch that reaches the end of the queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Overflow {
-    /// Go on at the start (first in, first out).
-    #[default]
-    Wrap,
-    /// Write the rows that fit and drop the rest (the authors' release).
-    Truncate,
 }
 
 /// Where SNCLR's positiveness comes from.
@@ -107,22 +78,4 @@ pub enum Attention {
     Cosine,
     /// 1/K for each neighbour (ablation).
     Uniform,
-}
-
-/// A multi-layer perceptron: linear, batch norm and ReLU per hidden layer, then linear and batch norm without affine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MlpConfig {
-    /// Number of linear layers.
-    #[schemars(range(min = 1, max = 8))]
-    pub layers: usize,
-    /// Width of the hidden layers.
-    #[schemars(range(min = 1))]
-    pub hidden: usize,
-    /// Width of the output.
-    #[schemars(range(min = 1))]
-    pub output: usize,
-    /// Batch norm (without affine) behind the last linear layer.
-    #[serde(default = "yes")]
-    pub last_batch_norm: bool,
 }

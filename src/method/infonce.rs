@@ -1,0 +1,154 @@
+//! InfoNCE: each view's prediction picks the other view of its image out of the batch.
+//!
+//! With a momentum branch it is MoCo-v3's loss (Chen et al., ICCV 2021); without one and with every other projection as
+//! a candidate it is SimCLR's (Chen et al., ICML 2020). z = q(y) online prediction, k momentum projection, N batch size.
+
+use anyhow::Context;
+use dfdx::prelude::*;
+
+use super::{
+    InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error,
+    logits::{contrast, each_view_predicted},
+};
+use crate::ops::{
+    Real,
+    backend::Backend,
+    linear::linear,
+    normalize::{normalize, normalize_rows},
+    seam::{Matrix, Traced, TracedScalar, traced},
+};
+
+/// A logit that no other notices: a projection is no candidate of itself.
+const NEVER: f64 = -1e9;
+
+/// One training step of InfoNCE, symmetrised; small crops predict both full views.
+///
+/// # Errors
+/// When the device fails.
+pub fn step<E: Real, D: Backend<E>>(config: &InfonceConfig, input: &StepInput<E, D>) -> anyhow::Result<StepOutput<E, D>>
+where
+    D::Err: Send + Sync,
+{
+    let momentum = input.momentum.as_ref().context("InfoNCE needs a momentum branch")?;
+    let dim = input.z[0].shape().1;
+    let targets = momentum.clone().map(|mut k| {
+        normalize_rows(&mut k, dim);
+        k
+    });
+    let loss = each_view_predicted(input.z.len(), |source, target| {
+        direction(config, input.z[source].clone(), &targets[target])
+    });
+    Ok(StepOutput { loss: loss.map_err(device_error)?, positives: Positives::own_view(input.samples.len()) })
+}
+
+/// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
+fn direction<E: Real, D: Backend<E>>(
+    config: &InfonceConfig,
+    z: Matrix<E, D>,
+    k: &[E],
+) -> Result<TracedScalar<E, D>, D::Err> {
+    let device = z.device().clone();
+    let k: Matrix<E, D> = device.try_tensor_from_vec(k.to_vec(), *z.shape())?;
+    let (all, own) = contrast(normalize(traced(z))?, k, 1, config.tau)?;
+    let n = all.shape().0;
+    let own = own.try_reshape_like(&(n,))?;
+    all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(E::of(config.loss_scale))
+}
+
+/// One training step of SimCLR: mean over all 2N projections of -log softmax over the 2N - 1 others.
+///
+/// # Errors
+/// When the device fails.
+pub fn simclr_step<E: Real, D: Backend<E>>(
+    config: &SimclrConfig,
+    input: &StepInput<E, D>,
+) -> anyhow::Result<StepOutput<E, D>>
+where
+    D::Err: Send + Sync,
+{
+    let loss = simclr_loss(config, input.z[0].clone(), input.z[1].clone()).map_err(device_error)?;
+    Ok(StepOutput { loss, positives: Positives::own_view(input.samples.len()) })
+}
+
+fn simclr_loss<E: Real, D: Backend<E>>(
+    config: &SimclrConfig,
+    z1: Matrix<E, D>,
+    z2: Matrix<E, D>,
+) -> Result<TracedScalar<E, D>, D::Err> {
+    let device = z1.device().clone();
+    let (n, dim) = *z1.shape();
+    let rows = 2 * n;
+    let both = (traced(z1), traced(z2)).try_concat_along(Axis::<0>)?.try_reshape_like(&(rows, dim))?;
+    let (both, tape) = normalize(both)?.split_tape();
+    let itself = (0..rows * rows).map(|i| if i % (rows + 1) == 0 { E::of(NEVER) } else { E::zero() }).collect();
+    let itself: Matrix<E, D> = device.try_tensor_from_vec(itself, (rows, rows))?;
+    let s = linear(both.clone().put_tape(tape), traced(both))?.try_div(E::of(config.tau))?.try_add(itself)?;
+    let (s, tape) = s.split_tape();
+    let all = s.clone().put_tape(tape).try_logsumexp::<(usize,), Axis<1>>()?;
+    let other_view = (0..rows).map(|i| (i + n) % rows).collect();
+    let other_view: Tensor<(usize, usize), usize, D> = device.try_tensor_from_vec(other_view, (rows, 1))?;
+    let own: Traced<E, D> = traced(s).try_gather(other_view)?;
+    let own = own.try_reshape_like(&(rows,))?;
+    all.try_sub(own)?.try_mean::<Rank0, _>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::golden::{Golden, assert_close};
+
+    fn matrix(golden: &Golden, name: &str) -> Matrix<f64, Cpu> {
+        Cpu::default().tensor_from_vec(golden.get(name), (6, 8))
+    }
+
+    #[test]
+    fn infonce_agrees_with_the_reference() {
+        for (case, tau) in [("loss_infonce_tau01", 0.1), ("loss_infonce_tau02", 0.2)] {
+            let golden = Golden::load(case);
+            let config = InfonceConfig { tau, loss_scale: 1.0, momentum: 0.99 };
+            let z = matrix(&golden, "in.z1");
+            let mut k = golden.get::<f64>("in.y2");
+            normalize_rows(&mut k, 8);
+            let loss = direction(&config, z.clone(), &k).unwrap();
+            assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
+            assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
+        }
+    }
+
+    #[test]
+    fn simclr_agrees_with_the_reference() {
+        let golden = Golden::load("loss_simclr");
+        let z = ["in.z1", "in.z2"].map(|name| matrix(&golden, name));
+        let loss = simclr_loss(&SimclrConfig { tau: 0.2 }, z[0].clone(), z[1].clone()).unwrap();
+        assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
+        let gradients = loss.backward();
+        for (z, name) in z.iter().zip(["grad.z1", "grad.z2"]) {
+            assert_close(name, &gradients.get(z).as_vec(), &golden.get(name), 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_small_crop_predicts_both_full_views_and_counts_as_much_as_they_do() {
+        let config = InfonceConfig { tau: 0.2, loss_scale: 1.0, momentum: 0.99 };
+        let golden = Golden::load("loss_simclr");
+        let [z1, z2] = ["in.z1", "in.z2"].map(|name| matrix(&golden, name));
+        let small = Golden::load("loss_infonce_tau01");
+        let (z3, momentum) = (matrix(&small, "in.z1"), [small.get("in.y2"), golden.get("in.z1")]);
+        let loss = |z: &[&Matrix<f64, Cpu>]| {
+            let input = StepInput {
+                step: 0,
+                epoch: 0.0,
+                y: Vec::new(),
+                z: z.iter().map(|z| (*z).clone()).collect(),
+                momentum: Some(momentum.clone()),
+                samples: &[0; 6],
+                labels: &[-1; 6],
+                diagnose: false,
+            };
+            step(&config, &input).unwrap().loss.array()
+        };
+        // Twice the small crop in place of both views: its predictions of view 1 and of view 2.
+        let expected = (loss(&[&z1, &z2]) + loss(&[&z3, &z3])) / 2.0;
+        assert!((loss(&[&z1, &z2, &z3]) - expected).abs() < 1e-12);
+    }
+}

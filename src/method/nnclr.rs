@@ -1,0 +1,167 @@
+//! NNCLR: With a Little Help from My Friends, Nearest-Neighbor Contrastive Learning (Dwibedi et al., ICCV 2021).
+//!
+//! Notation of the paper: z_i projection of a view, nn_i = NN(z_i, Q) the queue's nearest row, p_i = q(z) prediction of
+//! the other view. N batch size, D width. No gradient flows to nn.
+
+use anyhow::Context;
+use dfdx::prelude::*;
+
+use super::{
+    Anchor, LookUp, NnclrConfig, Positives, StepInput, StepOutput, device_error,
+    logits::{contrast, each_view_predicted},
+    queue::{Origin, Queue},
+};
+use crate::ops::{
+    Real,
+    backend::Backend,
+    named::NamedTensor,
+    normalize::{normalize, normalize_rows},
+    seam::{Matrix, TracedScalar, traced},
+};
+
+/// The method's settings and its queue Q.
+#[derive(Clone, Debug)]
+pub struct Nnclr<E> {
+    config: NnclrConfig,
+    queue: Queue<E>,
+}
+
+impl<E: Real> Nnclr<E> {
+    /// A queue of random unit vectors. `dim` is D.
+    pub fn new(config: &NnclrConfig, dim: usize, seed: u64) -> Self {
+        Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed) }
+    }
+
+    /// What a checkpoint must hold beside the parameters.
+    pub fn state(&self) -> Vec<NamedTensor<E>> {
+        self.queue.state()
+    }
+
+    /// Takes over what [`Nnclr::state`] gave.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
+        self.queue.restore(tensors);
+    }
+
+    /// One training step: both look-ups, then the enqueueing of one view, then the symmetrised loss; small crops predict
+    /// the neighbours of both full views.
+    ///
+    /// # Errors
+    /// When the queue has too few rows of other images, or the device fails.
+    pub fn step<D: Backend<E>>(&mut self, input: &StepInput<E, D>) -> anyhow::Result<StepOutput<E, D>>
+    where
+        D::Err: Send + Sync,
+    {
+        let dim = input.y[0].shape().1;
+        let (mut queries, enqueued) = match self.config.look_up {
+            LookUp::Online => ([input.y[0].as_vec(), input.y[1].as_vec()], 0),
+            LookUp::Momentum => (input.momentum.clone().context("the look-up needs a momentum branch")?, 1),
+        };
+        let rows = queries[enqueued].clone();
+        queries.iter_mut().for_each(|q| normalize_rows(q, dim));
+        let exclude = self.config.exclude_self.then_some(input.samples);
+        let (near1, near2) = (self.queue.search(&queries[0], 1, exclude)?, self.queue.search(&queries[1], 1, exclude)?);
+        let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
+        self.queue.enqueue(&rows, origin, self.config.queue_overflow);
+
+        let near = [near1, near2];
+        let loss = each_view_predicted(input.z.len(), |source, target| {
+            self.direction(&near[target].vectors, input.z[source].clone())
+        });
+        let w = vec![E::one(); 2 * input.samples.len()];
+        let [near1, near2] = near;
+        let positives = Positives::from_queue(E::zero(), w, [near2, near1], input.step);
+        Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
+    }
+
+    /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
+    fn direction<D: Backend<E>>(&self, nn: &[E], p: Matrix<E, D>) -> Result<TracedScalar<E, D>, D::Err> {
+        let device = p.device().clone();
+        let nn: Matrix<E, D> = device.try_tensor_from_vec(nn.to_vec(), *p.shape())?;
+        let p = normalize(traced(p))?;
+        let (all, own) = match self.config.anchor {
+            Anchor::Neighbour => contrast(traced(nn), p, 1, self.config.tau)?,
+            Anchor::Prediction => contrast(p, nn, 1, self.config.tau)?,
+        };
+        let n = all.shape().0;
+        let own = own.try_reshape_like(&(n,))?;
+        all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(E::of(self.config.loss_scale))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        method::Overflow,
+        ops::golden::{Golden, assert_close},
+    };
+
+    fn method(anchor: Anchor, look_up: LookUp, bank: &[f64]) -> Nnclr<f64> {
+        let config = NnclrConfig {
+            queue_length: 32,
+            tau: 0.1,
+            anchor,
+            look_up,
+            queue_overflow: Overflow::Wrap,
+            exclude_self: false,
+            loss_scale: 1.0,
+            momentum: 0.99,
+        };
+        let mut method = Nnclr::new(&config, 8, 0);
+        let origin = Origin { samples: &[-1; 32], labels: &[-1; 32], step: 0 };
+        method.queue.enqueue(bank, origin, Overflow::Wrap);
+        method
+    }
+
+    #[test]
+    fn both_layouts_of_the_loss_agree_with_the_reference() {
+        for (case, anchor) in [("loss_nnclr_anchor_nn", Anchor::Neighbour), ("loss_nnclr_anchor_z", Anchor::Prediction)]
+        {
+            let golden = Golden::load(case);
+            let method = method(anchor, LookUp::Momentum, &golden.get("in.queue"));
+            let mut queries = golden.get::<f64>("in.y2");
+            normalize_rows(&mut queries, 8);
+            let near = method.queue.search(&queries, 1, None).unwrap();
+            let mut expected = golden.get::<f64>("out.nn");
+            normalize_rows(&mut expected, 8);
+            assert_close("nn", &near.vectors, &expected, 1e-12);
+            let z: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.z1"), (6, 8));
+            let loss = method.direction(&near.vectors, z.clone()).unwrap();
+            assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
+            assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
+        }
+    }
+
+    #[test]
+    fn the_online_branch_looks_up_before_view_1_enters_the_queue() {
+        let golden = Golden::load("loss_nnclr_anchor_nn");
+        let mut method = method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue"));
+        let before = method.queue.clone();
+        let matrix = |name: &str| -> Matrix<f64, Cpu> { Cpu::default().tensor_from_vec(golden.get(name), (6, 8)) };
+        let y = vec![matrix("in.y2"), matrix("in.z1")];
+        let input = StepInput {
+            step: 3,
+            epoch: 0.0,
+            z: vec![matrix("in.z1"), matrix("in.y2")],
+            y,
+            momentum: None,
+            samples: &[0, 1, 2, 3, 4, 5],
+            labels: &[9; 6],
+            diagnose: true,
+        };
+        let output = method.step(&input).unwrap();
+        let queries = |i: usize| {
+            let mut rows = input.y[i].as_vec();
+            normalize_rows(&mut rows, 8);
+            before.search(&rows, 1, None).unwrap().vectors
+        };
+        let directions = [(queries(1), 0), (queries(0), 1)];
+        let expected: f64 =
+            directions.iter().map(|(nn, z)| method.direction(nn, input.z[*z].clone()).unwrap().array()).sum();
+        assert!((output.loss.array() - expected).abs() < 1e-12);
+        let mut view1 = input.y[0].as_vec();
+        normalize_rows(&mut view1, 8);
+        assert_eq!(method.queue.rows()[..6 * 8], view1);
+        assert_eq!((output.positives.own[0], output.positives.k), (0.0, 1));
+    }
+}

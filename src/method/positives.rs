@@ -1,0 +1,96 @@
+//! The positives that a step used, in one form for all methods, so that methods can be compared.
+
+use super::queue::Neighbours;
+use crate::ops::Real;
+
+/// The positives of a step. Rows are the samples of the first direction (view 1 predicts view 2), then those of the second.
+#[derive(Clone, Debug)]
+pub struct Positives<E> {
+    /// Positives of each row beside the other view of its own image.
+    pub k: usize,
+    /// Weight of the other view of the own image [2N].
+    pub own: Vec<E>,
+    /// Weights of the other positives [2N, K].
+    pub w: Vec<E>,
+    /// Labels of the other positives [2N, K], -1 where there is none.
+    pub labels: Vec<i64>,
+    /// Steps since each of the other positives entered the queue [2N, K], -1 for what was there from the start; empty where
+    /// positives come from no queue.
+    pub ages: Vec<i64>,
+    /// What identifies the choice of each row of the first direction [N, C], C may be 0: samples, or a prototype.
+    pub choices: Vec<i64>,
+}
+
+impl<E: Real> Positives<E> {
+    /// The other view of the own image alone (InfoNCE).
+    pub fn own_view(samples: usize) -> Self {
+        Self { own: vec![E::one(); 2 * samples], ..Self::empty() }
+    }
+
+    /// The own image with weight `own`, and rows of a queue with weights `w` [2N, K]; `near` of both directions.
+    pub fn from_queue(own: E, w: Vec<E>, near: [Neighbours<E>; 2], step: u64) -> Self {
+        let [first, second] = near;
+        let rows = w.len() / first.k;
+        let age = |entered: &i64| if *entered < 0 { -1 } else { step as i64 - entered };
+        Self {
+            k: first.k,
+            own: vec![own; rows],
+            w,
+            ages: first.steps.iter().chain(&second.steps).map(age).collect(),
+            labels: [first.labels, second.labels].concat(),
+            choices: first.samples,
+        }
+    }
+
+    /// Images whose codes q [N, P] share prototypes: the weight of image j for image i is the probability of going from i
+    /// to a prototype and from there to j, sum_p q_ip q_jp / sum_j' q_j'p. Left out unless `in_full`: it costs N^2 P.
+    pub fn from_codes(codes: [Vec<E>; 2], prototypes: usize, labels: &[i64], in_full: bool) -> Self {
+        let n = labels.len();
+        let nearest =
+            |q: &[E]| (0..q.len()).max_by(|a, b| q[*a].as_f64().total_cmp(&q[*b].as_f64())).unwrap_or(0) as i64;
+        let mut positives = Self { choices: codes[0].chunks(prototypes).map(nearest).collect(), ..Self::empty() };
+        if !in_full {
+            return positives;
+        }
+        positives.k = n - 1;
+        for q in &codes {
+            let mut used = vec![0.0; prototypes];
+            for row in q.chunks(prototypes) {
+                used.iter_mut().zip(row).for_each(|(sum, q)| *sum += q.as_f64());
+            }
+            for (i, row) in q.chunks(prototypes).enumerate() {
+                for (j, other) in q.chunks(prototypes).enumerate() {
+                    let shared = row.iter().zip(other).zip(&used).filter(|(_, used)| **used > 0.0);
+                    let weight = E::of(shared.map(|((a, b), used)| a.as_f64() * b.as_f64() / used).sum());
+                    if i == j {
+                        positives.own.push(weight);
+                    } else {
+                        positives.w.push(weight);
+                        positives.labels.push(labels[j]);
+                    }
+                }
+            }
+        }
+        positives
+    }
+
+    fn empty() -> Self {
+        Self { k: 0, own: Vec::new(), w: Vec::new(), labels: Vec::new(), ages: Vec::new(), choices: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_one_prototype_are_each_others_positives() {
+        // Images 0 and 1 share prototype 0, image 2 has prototype 1 for itself.
+        let code = vec![1.0f64, 0.0, 1.0, 0.0, 0.0, 1.0];
+        let positives = Positives::from_codes([code.clone(), code], 2, &[7, 8, 9], true);
+        assert_eq!((positives.k, &positives.own[..3]), (2, &[0.5, 0.5, 1.0][..]));
+        assert_eq!(positives.w[..6], [0.5, 0.0, 0.5, 0.0, 0.0, 0.0]);
+        assert_eq!(positives.labels[..6], [8, 9, 7, 9, 7, 8]);
+        assert_eq!(positives.choices, [0, 0, 1]);
+    }
+}

@@ -1,0 +1,76 @@
+//! Sinkhorn's normalisation: scores of samples and prototypes to an assignment that uses all prototypes alike.
+
+use rayon::prelude::*;
+
+use crate::ops::Real;
+
+/// Rows per piece of a column sum. Pieces are fixed, so that results do not depend on the number of threads.
+const ROWS: usize = 64;
+
+/// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose
+/// columns sum to about rows / columns: exp(scores / epsilon), then `iterations` times columns and rows in turn
+/// (Caron et al. 2020, appendix A).
+pub fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, epsilon: f64, iterations: usize) {
+    let rows = scores.len() / columns;
+    // Subtracting the maximum cancels in the first division.
+    let most = scores.iter().copied().fold(E::neg_infinity(), E::max);
+    let inverse = E::of(1.0 / epsilon);
+    scores.par_chunks_mut(columns).for_each(|row| row.iter_mut().for_each(|s| *s = ((*s - most) * inverse).exp()));
+    for _ in 0..iterations {
+        let factors: Vec<E> =
+            column_sums(scores, columns).into_iter().map(|sum| E::of(1.0 / (sum * columns as f64))).collect();
+        scores.par_chunks_mut(columns).for_each(|row| {
+            let mut sum = 0.0;
+            for (q, factor) in row.iter_mut().zip(&factors) {
+                *q *= *factor;
+                sum += q.as_f64();
+            }
+            let factor = E::of(1.0 / (sum * rows as f64));
+            row.iter_mut().for_each(|q| *q *= factor);
+        });
+    }
+    let rows = E::of(rows as f64);
+    scores.iter_mut().for_each(|q| *q *= rows);
+}
+
+fn column_sums<E: Real>(q: &[E], columns: usize) -> Vec<f64> {
+    let pieces: Vec<Vec<f64>> = q
+        .par_chunks(ROWS * columns)
+        .map(|rows| {
+            let mut sums = vec![0.0; columns];
+            for row in rows.chunks_exact(columns) {
+                sums.iter_mut().zip(row).for_each(|(sum, q)| *sum += q.as_f64());
+            }
+            sums
+        })
+        .collect();
+    let mut total = vec![0.0; columns];
+    for piece in pieces {
+        total.iter_mut().zip(piece).for_each(|(sum, more)| *sum += more);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_sum_to_one_and_prototypes_are_used_alike() {
+        let mut q: Vec<f64> = (0..300 * 5).map(|i| (i as f64 * 0.7).sin()).collect();
+        sinkhorn(&mut q, 5, 0.5, 50);
+        for row in q.chunks(5) {
+            assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        }
+        for sum in column_sums(&q, 5) {
+            assert!((sum - 60.0).abs() < 0.1, "{sum}");
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let mut q = [900.0f32, 0.0, 0.0, 900.0];
+        sinkhorn(&mut q, 2, 1.0, 3);
+        assert_eq!(q, [1.0, 0.0, 0.0, 1.0]);
+    }
+}

@@ -1,0 +1,78 @@
+//! Every method runs through the program, and says in one form which positives it used.
+
+mod common;
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::Float64Type,
+};
+use common::{METHODS, Scratch, tiny_with};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+/// The table of positives of the only run in `runs`.
+fn positiveness(scratch: &Scratch, runs: &str) -> RecordBatch {
+    let artifacts = std::fs::read_dir(scratch.path(runs).join("store/pretrain")).expect("artifacts");
+    let artifact = artifacts.map(|entry| entry.expect("an entry").path()).next().expect("one");
+    let file = std::fs::File::open(artifact.join("positiveness.parquet")).expect("the table");
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet").build().expect("a reader");
+    let batches: Vec<RecordBatch> = reader.map(|batch| batch.expect("a batch")).collect();
+    arrow::compute::concat_batches(&batches[0].schema(), &batches).expect("one table")
+}
+
+/// Last value of a column that is not null.
+fn last(table: &RecordBatch, name: &str) -> Option<f64> {
+    table.column_by_name(name).expect(name).as_primitive::<Float64Type>().iter().flatten().last()
+}
+
+#[test]
+fn every_method_runs_and_tells_its_positives_in_one_form() {
+    let scratch = Scratch::new();
+    let mut schemas = Vec::new();
+    for method in METHODS {
+        let name = method.0;
+        scratch.write("spec.yaml", tiny_with(method, true));
+        let json = scratch.json(&format!("run spec.yaml --runs {name} --json"));
+        let score = json["metrics"]["knn/top1"].as_f64().expect("a score");
+        assert!((0.0..=1.0).contains(&score), "{name}");
+        let table = positiveness(&scratch, name);
+        assert!(table.num_rows() > 1, "{name}");
+        let value = |column| last(&table, column);
+        match name {
+            "infonce" | "simclr" => {
+                assert_eq!((value("positives"), value("effective_positives")), (Some(1.0), Some(1.0)), "{name}");
+                assert_eq!((value("queue_age"), value("churn")), (None, None), "{name}");
+            }
+            "nnclr" => assert_eq!((value("positives"), value("own_share")), (Some(1.0), Some(0.0))),
+            "swav" => {
+                let effective = value("effective_positives").unwrap();
+                assert!((1.0..=16.0).contains(&effective), "{effective}");
+                assert!(value("churn").is_some() && value("queue_age").is_none());
+            }
+            _ => {
+                // With gamma 1 the own view has the weight of all K neighbours together.
+                assert_eq!(value("positives"), Some(4.0), "{name}");
+                assert!((value("own_share").unwrap() - 0.5).abs() < 1e-6, "{name}");
+                assert!(value("queue_age").unwrap() >= 1.0, "{name}");
+                assert!((0.0..=1.0).contains(&value("churn").unwrap()), "{name}");
+            }
+        }
+        assert!((0.0..=1.0).contains(&value("same_class_mass").unwrap()), "{name}");
+        schemas.push(table.schema());
+    }
+    assert!(schemas.iter().all(|schema| *schema == schemas[0]));
+}
+
+#[test]
+fn what_a_method_cannot_have_is_refused_with_a_reason() {
+    let scratch = Scratch::new();
+    let simclr = METHODS[2];
+    scratch.write("a.yaml", tiny_with((simclr.0, simclr.1, true, ""), false));
+    let finished = scratch.run("run a.yaml");
+    assert_eq!(finished.code, 2);
+    assert!(finished.stderr.contains("simclr has no predictor: it compares projections"), "{}", finished.stderr);
+    let crops = "augmentations.local_crops={count: 1, size: 8, view: {random_resized_crop: {}}}";
+    scratch.write("b.yaml", tiny_with(simclr, false));
+    let output = scratch.command("validate b.yaml --set").arg(crops).output().expect("the program");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("SimCLR's loss is defined for two views of each image"), "{stderr}");
+}
