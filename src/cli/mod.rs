@@ -17,6 +17,8 @@ use clap::Parser;
 
 pub use failure::report;
 
+use crate::run::Verbosity;
+
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done
@@ -51,6 +53,20 @@ pub struct Global {
     /// No progress, warnings and results only
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// More progress: the health of the embeddings as it is measured
+    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = "Global options")]
+    pub verbose: bool,
+}
+
+impl Global {
+    /// How much progress is told.
+    fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        }
+    }
 }
 
 /// Device that computes.

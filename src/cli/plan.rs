@@ -13,7 +13,7 @@ use super::{Global, changes::Changes};
 use crate::{
     artifact::{Key, Store},
     plan::{Planned, Planner},
-    run::{Mode, Reporter},
+    run::Reporter,
     spec::Point,
     stage::Interrupt,
 };
@@ -42,7 +42,7 @@ pub struct Args {
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let points = args.changes.load(&args.spec)?;
     let store = Store::open(&global.runs);
-    let reporter = Reporter::new(Mode::detect(global.quiet));
+    let reporter = Reporter::new(global.verbosity());
     let mut plans = Vec::new();
     for point in &points.points {
         let experiment = &point.loaded.experiment;

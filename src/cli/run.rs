@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Global, changes::Changes, sweep};
 use crate::{
     artifact::Store,
-    run::{self, Finished, How, Mode, Outcome, Reporter, Setting, StageOutcome},
+    run::{self, Finished, How, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::Experiment,
     stage::Interrupt,
 };
@@ -65,24 +65,24 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         planning: Mutex::default(),
     };
     match &points.points[..] {
-        [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.quiet),
-        points => sweep::run(&setting, points, &args, global.quiet),
+        [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
+        points => sweep::run(&setting, points, &args, global.verbosity()),
     }
 }
 
-fn run_one(setting: &Setting, experiment: &Experiment, json: bool, quiet: bool) -> anyhow::Result<ExitCode> {
-    let reporter = Arc::new(Reporter::new(Mode::detect(quiet)));
+fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
+    let reporter = Arc::new(Reporter::new(verbosity));
     let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
-    print(&to_text(&stages, &outcome, &reporter.warnings()), json.then(|| to_json(&stages, &outcome)), quiet)?;
+    print(&to_text(&stages, &outcome, &reporter.warnings()), json.then(|| to_json(&stages, &outcome)), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the text on stdout; or the JSON there, and the text on stderr.
-pub fn print(text: &str, json: Option<Value>, quiet: bool) -> anyhow::Result<()> {
+pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
     match json {
         None => write!(std::io::stdout(), "{text}")?,
         Some(json) => {
-            if !quiet {
+            if verbosity != Verbosity::Quiet {
                 let _ = write!(std::io::stderr(), "{text}");
             }
             writeln!(std::io::stdout(), "{json}")?;

@@ -11,7 +11,7 @@ use super::{
     run::{Args, print, stages_json},
 };
 use crate::{
-    run::{Finished, How, Jobs, Mode, Reporter, Setting, is_interruption},
+    run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
     spec::Point,
     stage::{Progress, Stopped},
 };
@@ -23,13 +23,12 @@ type Ending = Option<anyhow::Result<Finished>>;
 ///
 /// # Errors
 /// When the user interrupts, or threads cannot be started.
-pub fn run(setting: &Setting, points: &[Point], args: &Args, quiet: bool) -> anyhow::Result<ExitCode> {
+pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
     let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: setting.threads };
-    let mode = Mode::detect(quiet);
     let name = |i: usize| format!("point {} of {}: ", i + 1, points.len());
     let reporter = |i: usize| match args.jobs {
-        1 => Reporter::new(mode),
-        _ => Reporter::beside_others(mode, name(i)),
+        1 => Reporter::new(verbosity),
+        _ => Reporter::beside_others(verbosity, name(i)),
     };
     let reporters: Vec<Arc<Reporter>> = (0..points.len()).map(|i| Arc::new(reporter(i))).collect();
     let endings = jobs.run(points.len(), |i| {
@@ -59,7 +58,7 @@ pub fn run(setting: &Setting, points: &[Point], args: &Args, quiet: bool) -> any
         }
     }
     text += &fact(&endings);
-    print(&text, args.json.then(|| to_json(points, &endings)), quiet)?;
+    print(&text, args.json.then(|| to_json(points, &endings)), verbosity)?;
     let errors = || endings.iter().flatten().filter_map(|result| result.as_ref().err());
     let code = errors().next().map_or(0, failure::code);
     match endings.into_iter().flatten().filter_map(Result::err).find(is_interruption) {

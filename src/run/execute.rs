@@ -7,7 +7,12 @@ use std::{
 };
 
 use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
-use crate::{artifact::Store, plan::Planner, spec::Experiment, stage::Interrupt};
+use crate::{
+    artifact::Store,
+    plan::{Planner, Stage},
+    spec::Experiment,
+    stage::Interrupt,
+};
 
 /// Where and how experiments run.
 pub struct Setting<'a> {
@@ -48,7 +53,10 @@ impl Setting<'_> {
             checkpoint_interval: self.checkpoint_interval,
             threads: self.threads,
         };
-        let stages = driver.run()?;
+        reporter.stages(&Stage::ALL.map(Stage::name));
+        let stages = driver.run();
+        reporter.done();
+        let stages = stages?;
         let outcome = record(self.store, experiment, &stages)?;
         Ok(Finished { stages, outcome })
     }

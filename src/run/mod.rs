@@ -11,7 +11,7 @@ mod work;
 pub use driver::{Driver, How, StageOutcome, Work};
 pub use execute::{Finished, Setting};
 pub use jobs::{Jobs, is_interruption};
-pub use progress::{Mode, Reporter};
+pub use progress::{Reporter, Verbosity};
 pub use results::{Outcome, record};
 pub use signal::watch;
 pub use work::stage_work;
