@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        encoder::{Arch, Encoder, EncoderConfig, Stem},
+        encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
         report::samples::run,
     };
 
@@ -213,8 +213,8 @@ mod tests {
     fn names_types_and_shapes_are_those_of_a_state_dict_from_torchvision() {
         let bytes = std::fs::read("tests/golden/resnet18_w8_cifar_state.safetensors").unwrap();
         let torchvisions = SafeTensors::deserialize(&bytes).unwrap();
-        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar };
-        let encoder = Encoder::new(&config).unwrap();
+        let config = EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.125, stem: Stem::Cifar, init: None });
+        let encoder = Encoder::new(&config, 32).unwrap();
         let entries = encoder.params().entries.iter().chain(&encoder.buffers().entries);
         let mut weights: Vec<Tensor> =
             entries.map(|entry| (entry.name.clone(), entry.shape.clone(), vec![0.5; entry.len()])).collect();

@@ -37,7 +37,7 @@ impl<E: Real> Model<E> {
     /// # Errors
     /// When the encoder's configuration names no network.
     pub fn new(config: &PretrainConfig) -> Result<Self, EncoderError> {
-        let encoder = Encoder::new(config.encoder)?;
+        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?;
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
         params.extend("encoder.", encoder.params());
         buffers.extend("encoder.", encoder.buffers());

@@ -3,7 +3,7 @@ use dfdx::prelude::{Cpu, CpuError};
 use super::{trainer::Trainer, *};
 use crate::{
     dataset::augment::AugmentationsConfig,
-    encoder::{Arch, EncoderConfig, Stem},
+    encoder::{EncoderConfig, ResnetConfig, Stem},
     method::{Attention, MethodConfig, MlpConfig, Objective, Overflow, SnclrConfig},
     ops::{
         Real,
@@ -32,7 +32,7 @@ impl Sections {
         let augmentations = serde_json::json!({"size": 32, "view1": view, "view2": view});
         Self {
             augmentations: serde_json::from_value(augmentations).unwrap(),
-            encoder: EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar },
+            encoder: EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.125, stem: Stem::Cifar, init: None }),
             projector: MlpConfig { layers: 3, hidden: 32, output: 16, last_batch_norm: true },
             predictor: MlpConfig { layers: 2, hidden: 32, output: 16, last_batch_norm: true },
             method: MethodConfig::Snclr(SnclrConfig {
