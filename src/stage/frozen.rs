@@ -86,7 +86,7 @@ impl Frozen {
 }
 
 /// The buffers that `layouts` describe, filled from `weights`.
-fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[Vec<f32>; N], CoverageError> {
+pub(super) fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[Vec<f32>; N], CoverageError> {
     let mut buffers = layouts.map(|layout| vec![0.0; layout.len()]);
     let mut wanted: BTreeMap<&str, (usize, &Entry)> = BTreeMap::new();
     for (i, layout) in layouts.iter().enumerate() {

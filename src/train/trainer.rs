@@ -99,6 +99,14 @@ where
         }
     }
 
+    /// Puts other values in the encoder's place, in both branches: those that training starts from.
+    pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
+        for branch in [&mut self.online, &mut self.momentum] {
+            branch.params[..params.len()].copy_from_slice(params);
+            branch.buffers[..buffers.len()].copy_from_slice(buffers);
+        }
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.step
