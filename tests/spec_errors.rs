@@ -201,13 +201,13 @@ specs/a.yaml: 1 error",
 #[test]
 fn a_section_given_as_a_text_says_how_to_write_it() {
     prints(
-        &edited(&[("encoder:\n  arch: resnet18", "encoder: resnet18")]),
+        &edited(&[("encoder:\n  arch: resnet18", "encoder: resnet50")]),
         &[],
         "\
 error: specs/a.yaml:15:10: encoder: wrong type
-  found:   \"resnet18\"
+  found:   \"resnet50\"
   allowed: a section with `arch:` one of resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base
-  help:    write a section: `encoder: {arch: resnet18}`
+  help:    write a section: `encoder: {arch: resnet50}`
 
 specs/a.yaml: 1 error",
     );
@@ -216,9 +216,31 @@ specs/a.yaml: 1 error",
 #[test]
 fn settings_of_another_network_say_whose_they_are() {
     prints(
-        &edited(&[("arch: resnet18", "arch: resnet50\n  patch_size: 16"), ("size: 32\n  view1", "size: 40\n  view1")]),
-        &["encoder.arch=vit_small", "data.image_size=64", "encoder.num_heads=5", "encoder.stem=cifar"],
-        "TODO",
+        &edited(&[("arch: resnet18", "arch: resnet50\n  patch_size: 16")]),
+        &[],
+        "\
+error: specs/a.yaml:17:3: encoder.patch_size: unknown key
+  found:   patch_size: 16
+  allowed: arch, width_multiplier, stem, init
+  help:    `patch_size` belongs to `arch: vit_tiny` or `vit_small` or `vit_base`, and this section says `arch: resnet50`; remove it, or change `arch`
+
+specs/a.yaml: 1 error",
+    );
+    prints(
+        &edited(&[("arch: resnet18", "arch: vit_small\n  num_heads: 5"), ("size: 32\n  view1", "size: 40\n  view1")]),
+        &["data.image_size=64"],
+        "\
+error: specs/a.yaml:10:9: augmentations.size: patches of 16 pixels do not tile images of 40
+  found:   augmentations.size: 40, encoder.patch_size: 16 (the default)
+  allowed: augmentations.size a multiple of encoder.patch_size
+  help:    the nearest `augmentations.size` is 48
+
+error: specs/a.yaml:17:3: encoder.num_heads: unknown key
+  found:   num_heads: 5
+  allowed: arch, patch_size, heads, image_size, stop_grad_patch_embed, init
+  help:    did you mean `heads`?
+
+specs/a.yaml: 2 errors",
     );
 }
 
