@@ -41,8 +41,8 @@ pub enum Status {
 }
 
 impl<'a> Planner<'a> {
-    /// Reads what keys depend on. Relative paths of the experiment are relative to `base`. Source files whose hash is not
-    /// known yet are read.
+    /// Reads what keys depend on. Relative paths of the experiment are relative to `base`. Source files, and a file that the
+    /// encoder starts from, are read where their hash is not known yet.
     pub fn new(
         store: &'a Store,
         experiment: &Experiment,
@@ -52,6 +52,7 @@ impl<'a> Planner<'a> {
     ) -> anyhow::Result<Self> {
         let mut leaves = key::Leaves::of(experiment)?;
         leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
+        leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
         Ok(Planner { store, leaves })
     }
 

@@ -258,7 +258,14 @@ impl<'d> Checker<'d> {
     /// `encoder: resnet18` was meant as `encoder: {arch: resnet18}`.
     fn as_section(&self, name: &str, text: &str, part: &'static Value) -> Option<String> {
         let sections = match self.walker.tagged(part) {
-            Some(tagged) => tagged.variants.into_iter().map(|(_, variant)| variant).collect(),
+            Some(tagged) => {
+                // Most likely the text names a variant.
+                let names: Vec<&str> = tagged.variants.iter().map(|(name, _)| *name).collect();
+                if let Some(value) = suggest::value(text, &names) {
+                    return Some(format!("write a section: `{name}: {{{}: {value}}}`", tagged.tag));
+                }
+                tagged.variants.into_iter().map(|(_, variant)| variant).collect()
+            }
             None => vec![self.walker.deref(part)],
         };
         for properties in sections.iter().filter_map(|section| section.get("properties")?.as_object()) {

@@ -7,6 +7,7 @@ pub mod embed;
 mod evaluation;
 pub mod features;
 mod frozen;
+mod initial;
 pub mod knn;
 mod labelled;
 pub mod linear_probe;

@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    Interrupt, StageContext, Stopped,
+    Interrupt, StageContext, Stopped, initial,
     metrics::{
         Timing, metrics_rows, metrics_schema, positiveness_rows, positiveness_schema, timing_rows, timing_schema,
     },
@@ -62,6 +62,10 @@ pub fn run(
     if let Some(state) = load_checkpoint(context.checkpoints)? {
         trainer.restore(&state);
         context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
+    } else if let Some(path) = config.encoder.init() {
+        let [params, buffers] = initial::load(&trainer.model().encoder, path)?;
+        trainer.start_encoder_from([&params, &buffers]);
+        context.progress.log(&format!("the encoder starts from {}", path.display()));
     }
     let loader =
         Loader::start(split, config.augmentations, config.seed, batch, steps_per_epoch, trainer.steps()..total);
