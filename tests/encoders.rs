@@ -5,7 +5,7 @@ mod common;
 use common::{Finished, Scratch, statuses};
 use safetensors::SafeTensors;
 
-const VIT: &str = "encoder={arch: vit_tiny, patch_size: 4, stop_grad_patch_embed: true}";
+const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8, stop_grad_patch_embed: true}";
 
 /// The tiny spec for an epoch with another encoder.
 fn command(scratch: &Scratch, command: &str, encoder: &str, more: &[&str]) -> Finished {
@@ -30,7 +30,7 @@ fn a_vision_transformer_is_trained_exported_and_started_from() {
     let bytes = std::fs::read(scratch.path("w.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     for (name, shape) in
-        [("head.weight", vec![4, 192]), ("pos_embed", vec![1, 17, 192]), ("blocks.11.mlp.fc2.bias", vec![192])]
+        [("head.weight", vec![4, 192]), ("pos_embed", vec![1, 5, 192]), ("blocks.11.mlp.fc2.bias", vec![192])]
     {
         assert_eq!(file.tensor(name).unwrap().shape(), shape, "{name}");
     }
@@ -56,14 +56,14 @@ fn a_vision_transformer_is_trained_exported_and_started_from() {
         missing.stderr,
         "error: encoder.init: cannot read w.safetensors\n  because: No such file or directory (os error 2)\n"
     );
-    let other = command(&scratch, "run tiny.yaml", "encoder={arch: vit_tiny, patch_size: 8}", &moved);
+    let other = command(&scratch, "run tiny.yaml", "encoder={arch: vit_tiny, patch_size: 4}", &moved);
     assert_eq!(other.code, 1);
     for part in [
-        "error: encoder.init: moved.safetensors\n  because: the weights do not fit the encoder; nothing was computed\n",
+        "because: encoder.init: moved.safetensors\n  because: the weights do not fit the encoder; nothing was computed\n",
         "missing (0): none\n",
         "unexpected (0): none\n",
-        "of another shape (2): patch_embed.proj.weight [192, 3, 4, 4] instead of [192, 3, 8, 8], pos_embed [1, 17, 192] \
-         instead of [1, 5, 192]",
+        "of another shape (2): patch_embed.proj.weight [192, 3, 8, 8] instead of [192, 3, 4, 4], pos_embed [1, 5, 192] \
+         instead of [1, 17, 192]",
     ] {
         assert!(other.stderr.contains(part), "{}", other.stderr);
     }
