@@ -14,7 +14,9 @@ use super::{
 /// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     let mut facts = Facts { document, bad, errors: vec![] };
-    for rule in [neighbours, batch, warmup, sizes, crops, blur, knn, width, patches, attention_heads, heads, local_crops] {
+    for rule in
+        [neighbours, batch, warmup, sizes, crops, blur, knn, width, patches, attention_heads, heads, local_crops]
+    {
         rule(&mut facts);
     }
     facts.errors
