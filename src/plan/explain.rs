@@ -75,7 +75,7 @@ mod tests {
     }
 
     fn manifest(created: u64, leaves: &[(&str, Value)]) -> Manifest {
-        Manifest::new("pretrain", components(leaves), Vec::new(), created, 0)
+        Manifest::new("pretrain", components(leaves), Vec::new(), created, 0, None)
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         let borrow = |leaves: &[(String, Value)]| {
             components(&leaves.iter().map(|(n, v)| (n.as_str(), v.clone())).collect::<Vec<_>>())
         };
-        let old = Manifest::new("x", borrow(&leaves(1)), Vec::new(), 0, 0);
+        let old = Manifest::new("x", borrow(&leaves(1)), Vec::new(), 0, 0, None);
         let text = explain(&borrow(&leaves(2)), &[old]);
         assert!(text.ends_with("leaf07 1 -> 2, and 3 more"), "{text}");
     }
