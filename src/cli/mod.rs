@@ -1,12 +1,16 @@
 //! The command line: global options, one file per command, exit codes.
 
+pub mod audit;
 pub mod compare;
+pub mod diff;
+pub mod explain;
 pub mod export;
 mod failure;
 pub mod plan;
 pub mod run;
 pub mod runs;
 pub mod schema;
+mod show;
 pub mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -81,6 +85,12 @@ pub enum Command {
     Compare(compare::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
+    /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
+    Explain(explain::Args),
+    /// Show what differs between two runs: spec, environment, metrics, and which test images flipped
+    Diff(diff::Args),
+    /// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
+    Audit(audit::Args),
 }
 
 /// Runs a command.
@@ -94,6 +104,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Schema(args) => schema::run(args),
         Command::Compare(args) => compare::run(args, &global),
         Command::Export(args) => export::run(args, &global),
+        Command::Explain(args) => explain::run(args, &global),
+        Command::Diff(args) => diff::run(args, &global),
+        Command::Audit(args) => audit::run(args, &global),
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Run;
 
 /// Leaves that say what a run is called, not what it did.
-const NAMES: [&str; 2] = ["name", "description"];
+pub(super) const NAMES: [&str; 2] = ["name", "description"];
 
 /// Runs side by side; every row has one value per run, in the order of the runs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -78,7 +78,7 @@ fn spec_rows(runs: &[&Run]) -> Vec<SpecRow> {
 }
 
 /// The leaves below `value`. A list without maps in it is one leaf.
-fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
+pub(super) fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     let dotted = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
         Value::Object(map) if !map.is_empty() => {

@@ -42,7 +42,7 @@ pub fn text(value: &Value) -> String {
 }
 
 /// A figure to the digits that matter; accuracies in per cent.
-fn figure(metric: &str, value: f64) -> String {
+pub fn figure(metric: &str, value: f64) -> String {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     if name.starts_with("top") {
         format!("{:.2} %", 100.0 * value)

@@ -1,9 +1,12 @@
 //! Finished runs become comparisons and exports; one file per output format.
 
+pub mod audit;
 pub mod comparison;
 pub mod csv;
+pub mod diff;
 pub mod file;
-mod grid;
+pub mod flips;
+pub mod grid;
 pub mod json;
 pub mod markdown;
 pub mod parquet;

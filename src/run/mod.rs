@@ -7,7 +7,7 @@ mod signal;
 mod work;
 
 pub use driver::{Driver, How, StageOutcome, Work};
-pub use progress::{Mode, Reporter};
+pub use progress::{Mode, Reporter, duration};
 pub use results::{Outcome, record};
 pub use signal::watch;
 pub use work::stage_work;

@@ -197,7 +197,7 @@ fn bar(stage: &str, total: Option<u64>, unit: &str) -> ProgressBar {
 }
 
 /// A length of time for people: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 7 min`.
-fn duration(time: Duration) -> String {
+pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..10 => format!("{:.1} s", time.as_secs_f64()),
