@@ -33,6 +33,7 @@ mod writer;
 
 pub use checkpoint::{Checkpoints, State};
 pub use committed::Artifact;
+pub use content::of_batch as content_of;
 pub use environment::{Environment, cpu_model};
 pub use garbage::{Cleaning, Item, Keep, Listed};
 pub use inspect::{Damage, Inspected};

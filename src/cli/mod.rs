@@ -2,16 +2,21 @@
 
 pub mod audit;
 pub mod compare;
+pub mod completions;
 pub mod diff;
+pub mod doctor;
 pub mod explain;
 pub mod export;
 mod failure;
+pub mod gc;
+pub mod man;
 pub mod plan;
 pub mod run;
 pub mod runs;
 pub mod schema;
 mod show;
 pub mod validate;
+pub mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -91,6 +96,16 @@ pub enum Command {
     Diff(diff::Args),
     /// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
     Audit(audit::Args),
+    /// List what no kept run needs; with --yes, remove it
+    Gc(gc::Args),
+    /// Re-hash everything in the store; `verify resume` proves that killed runs resume exactly
+    Verify(verify::Args),
+    /// Check this machine and the runs folder: CPU, memory, disk, locks, devices
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+    /// Print the manual page, or write the pages of all commands into a folder
+    Man(man::Args),
 }
 
 /// Runs a command.
@@ -107,6 +122,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(args, &global),
         Command::Diff(args) => diff::run(args, &global),
         Command::Audit(args) => audit::run(args, &global),
+        Command::Gc(args) => gc::run(args, &global),
+        Command::Verify(args) => verify::run(args, &global),
+        Command::Doctor(args) => doctor::run(args, &global),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     }
 }
 

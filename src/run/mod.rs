@@ -2,6 +2,7 @@
 
 mod driver;
 mod progress;
+pub mod rehearsal;
 mod results;
 mod signal;
 mod work;
