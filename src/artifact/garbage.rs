@@ -86,7 +86,8 @@ impl Store {
         each: &mut dyn FnMut(&Store, &Listed) -> anyhow::Result<()>,
     ) -> anyhow::Result<Cleaning> {
         let mut cleaning = Cleaning::default();
-        let mut needed = leased(&self.locks_dir())?;
+        let at_work = leased(&self.locks_dir())?;
+        let mut needed = at_work.clone();
         let old = |age: Option<Duration>| match (keep.younger_than, age) {
             (Some(limit), Some(age)) => age >= limit,
             (Some(_), None) => false,
@@ -115,7 +116,8 @@ impl Store {
         }
         for (stage, name, path) in self.in_stages() {
             let key = name.strip_prefix('.').and_then(|name| name.strip_suffix(".staging")).and_then(Key::parse);
-            found.extend(key.map(|key| (Item::Unfinished(stage, key), path)));
+            let left = key.map(|key| (stage, key)).filter(|of| !at_work.contains(of));
+            found.extend(left.map(|(stage, key)| (Item::Unfinished(stage, key), path)));
         }
         for (name, path) in names(&self.root().join("work")) {
             let of = name.rsplit_once('-').and_then(|(stage, key)| Some((stage.to_owned(), Key::parse(key)?)));
