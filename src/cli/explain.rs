@@ -159,7 +159,11 @@ impl Told {
             Verdict::Runs { damaged: None } if stage.waits_for.is_empty() => "runs".to_owned(),
             Verdict::Runs { damaged: None } => format!("runs after {}", list(&stage.waits_for)),
             Verdict::Depends => {
-                return format!("runs after {0}, unless {0} comes to the same content", list(&stage.waits_for));
+                let subject = match stage.waits_for[..] {
+                    [one] => format!("{one} comes"),
+                    _ => "they come".to_owned(),
+                };
+                return format!("runs after {}, unless {subject} to the same content", list(&stage.waits_for));
             }
         };
         match (&stage.compared, &self.against) {
