@@ -1,12 +1,17 @@
 //! An experiment becomes a stage graph with keys and explanations.
 
+mod difference;
+pub mod estimate;
 mod explain;
+mod explanation;
 mod graph;
 mod key;
 mod source;
 
 use std::{collections::BTreeMap, path::Path};
 
+pub use difference::Difference;
+pub use explanation::{Against, Explanation, Verdict};
 pub use graph::Stage;
 
 use crate::{

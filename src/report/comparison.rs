@@ -156,7 +156,7 @@ fn spec_rows(groups: &[Group]) -> Vec<SpecRow> {
 }
 
 /// The leaves below `value`. A list without maps in it is one leaf.
-fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
+pub(super) fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     let dotted = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
         Value::Object(map) if !map.is_empty() => {

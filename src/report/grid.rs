@@ -51,7 +51,7 @@ pub fn text(value: &Value) -> String {
 }
 
 /// A figure to the digits that matter, with its deviation if it is a mean; accuracies in per cent.
-fn figure(metric: &str, value: f64, deviation: Option<f64>) -> String {
+pub fn figure(metric: &str, value: f64, deviation: Option<f64>) -> String {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let (factor, digits, unit) = match () {
         () if name.starts_with("top") => (100.0, 2, " %"),

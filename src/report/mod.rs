@@ -1,12 +1,16 @@
 //! Finished runs become comparisons and exports; one file per output format.
 
+pub mod audit;
 pub mod comparison;
 pub mod csv;
+pub mod diff;
 pub mod file;
-mod grid;
+pub mod flips;
+pub mod grid;
 pub mod group;
 pub mod json;
 pub mod markdown;
+mod mcnemar;
 pub mod paired;
 pub mod parquet;
 pub mod predictions;

@@ -17,7 +17,7 @@ pub mod pretrain;
 mod probe_data;
 mod softmax;
 mod standardize;
-mod tensors;
+pub mod tensors;
 mod votes;
 pub mod weights;
 

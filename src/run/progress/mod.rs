@@ -17,7 +17,9 @@ use crate::stage::Progress;
 use live::{Live, StageState};
 use sparkline::Series;
 use usage::Usage;
-use work::{Work, duration};
+use work::Work;
+
+pub use work::duration;
 
 /// Longest silence of a working stage when lines are printed.
 const LINE_EVERY: Duration = Duration::from_secs(10);
