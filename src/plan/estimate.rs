@@ -12,9 +12,7 @@ fn cost_of_an_image(stage: Stage) -> &'static [&'static str] {
         Stage::Pretrain => {
             &["encoder", "method.name", "precision", "augmentations.size", "augmentations.local_crops", "projector"]
         }
-        Stage::Embed | Stage::EmbedRandomInit => {
-            &["encoder.arch", "encoder.width_multiplier", "encoder.stem", "precision", "augmentations.size"]
-        }
+        Stage::Embed | Stage::EmbedRandomInit => &["encoder", "precision", "augmentations.size"],
         Stage::LinearProbe | Stage::Knn => &[],
     }
 }

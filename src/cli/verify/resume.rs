@@ -21,11 +21,11 @@ use crate::{
     artifact::Store,
     plan::{Planner, Stage},
     run::{
-        Reporter, duration,
+        self, Reporter, duration,
         rehearsal::{self, Digests},
     },
     spec::{self, Experiment},
-    stage::{Interrupt, Silent},
+    stage::{Interrupt, Silent, Stopped},
 };
 
 /// Checkpoints that the fewest steps by default lead to.
@@ -73,12 +73,16 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter, global.threads)?;
         return Ok(ExitCode::SUCCESS);
     }
+    // A training that is interrupted ends at once; this process stays to clear up.
+    let interrupt = Interrupt::default();
+    run::watch(&interrupt)?;
     let scratch = tempfile::tempdir().context("creating a scratch folder (TMPDIR says where)")?;
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
     let trial = Trial {
         args: &args,
         global,
         experiment: &experiment,
+        interrupt,
         steps,
         root: scratch.path().join("runs"),
         random: ChaCha8Rng::seed_from_u64(args.kill_seed.unwrap_or_else(clock)),
@@ -94,6 +98,7 @@ struct Trial<'a> {
     args: &'a Args,
     global: &'a Global,
     experiment: &'a Experiment,
+    interrupt: Interrupt,
     steps: u64,
     root: PathBuf,
     random: ChaCha8Rng,
@@ -113,8 +118,7 @@ impl Trial<'_> {
         lend_data(&self.global.runs, &self.root, self.experiment)?;
         self.say(&format!("training {} steps without a kill", self.steps));
         let begun = Instant::now();
-        let mut child = self.start()?;
-        end(&mut child)?;
+        self.end(self.start()?)?;
         let took = begun.elapsed();
         let whole = rehearsal::digests(&self.store(), self.experiment)?;
         let steps = self.saved()?;
@@ -144,7 +148,7 @@ impl Trial<'_> {
             sleep(moment);
             if child.try_wait().context("watching the training")?.is_some() {
                 // It was faster: the rest of the kills would find nothing to do.
-                end(&mut child)?;
+                self.end(child)?;
                 return Ok(kills);
             }
             child.kill().context("killing the training")?;
@@ -152,11 +156,12 @@ impl Trial<'_> {
             kills.push(self.saved()?);
             self.say(&format!("killed after {}, {} steps saved", duration(moment), kills[kills.len() - 1]));
         }
-        end(&mut self.start()?)?;
+        self.end(self.start()?)?;
         Ok(kills)
     }
 
     fn start(&self) -> anyhow::Result<Child> {
+        self.stop_if_asked()?;
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(program);
         command.args(["--quiet", "--runs"]).arg(&self.root);
@@ -169,6 +174,22 @@ impl Trial<'_> {
         }
         command.arg("--").arg(&self.args.spec);
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting the training")
+    }
+
+    /// Waits for a training that is not to be killed.
+    fn end(&self, mut child: Child) -> anyhow::Result<()> {
+        let status = child.wait().context("waiting for the training")?;
+        self.stop_if_asked()?;
+        // What went wrong it has said itself.
+        ensure!(status.success(), "the training ended with {status}; nothing was compared");
+        Ok(())
+    }
+
+    fn stop_if_asked(&self) -> Result<(), Stopped> {
+        match self.interrupt.requested() {
+            true => Err(Stopped::InterruptedAt { stage: "verify resume" }),
+            false => Ok(()),
+        }
     }
 
     fn store(&self) -> Store {
@@ -192,14 +213,6 @@ impl Trial<'_> {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
-}
-
-/// Waits for a training that nobody kills.
-fn end(child: &mut Child) -> anyhow::Result<()> {
-    let status = child.wait().context("waiting for the training")?;
-    // What went wrong it has said itself.
-    ensure!(status.success(), "the training ended with {status}; nothing was compared");
-    Ok(())
 }
 
 /// Lets the scratch root see the images of the runs root, if they are there and whole, and the hashes of source files.
