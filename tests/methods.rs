@@ -4,19 +4,20 @@ mod common;
 
 use arrow::{
     array::{AsArray, RecordBatch},
-    datatypes::Float64Type,
+    datatypes::{Float64Type, Int64Type},
 };
 use common::{METHODS, Scratch, tiny_with};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-/// The table of positives of the only run in `runs`.
-fn positiveness(scratch: &Scratch, runs: &str) -> RecordBatch {
+/// A table of the pretraining of the only run in `runs`.
+fn table(scratch: &Scratch, runs: &str, name: &str) -> RecordBatch {
     let artifacts = std::fs::read_dir(scratch.path(runs).join("store/pretrain")).expect("artifacts");
     let artifact = artifacts.map(|entry| entry.expect("an entry").path()).next().expect("one");
-    let file = std::fs::File::open(artifact.join("positiveness.parquet")).expect("the table");
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet").build().expect("a reader");
-    let batches: Vec<RecordBatch> = reader.map(|batch| batch.expect("a batch")).collect();
-    arrow::compute::concat_batches(&batches[0].schema(), &batches).expect("one table")
+    let file = std::fs::File::open(artifact.join(format!("{name}.parquet"))).expect("the table");
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet");
+    let schema = builder.schema().clone();
+    let batches: Vec<RecordBatch> = builder.build().expect("a reader").map(|batch| batch.expect("a batch")).collect();
+    arrow::compute::concat_batches(&schema, &batches).expect("one table")
 }
 
 /// Last value of a column that is not null.
@@ -34,7 +35,7 @@ fn every_method_runs_and_tells_its_positives_in_one_form() {
         let json = scratch.json(&format!("run spec.yaml --runs {name} --json"));
         let score = json["metrics"]["knn/top1"].as_f64().expect("a score");
         assert!((0.0..=1.0).contains(&score), "{name}");
-        let table = positiveness(&scratch, name);
+        let table = table(&scratch, name, "positiveness");
         assert!(table.num_rows() > 1, "{name}");
         let value = |column| last(&table, column);
         match name {
@@ -60,6 +61,32 @@ fn every_method_runs_and_tells_its_positives_in_one_form() {
         schemas.push(table.schema());
     }
     assert!(schemas.iter().all(|schema| *schema == schemas[0]));
+}
+
+#[test]
+fn neighbours_of_eight_images_are_told_every_time_they_are_trained_on() {
+    let scratch = Scratch::new();
+    for (method, k) in [(0, 3), (1, 0), (3, 1), (4, 0)] {
+        let name = METHODS[method].0;
+        scratch.write("spec.yaml", tiny_with(METHODS[method], false));
+        scratch.json(&format!("run spec.yaml --runs {name} --json"));
+        let table = table(&scratch, name, "neighbours");
+        // Five epochs of all 96 images.
+        assert_eq!(table.num_rows(), 5 * 8 * k, "{name}");
+        let integers = |column: &str| table.column_by_name(column).expect(column).as_primitive::<Int64Type>().clone();
+        let (queries, samples, ranks) = (integers("query_sample"), integers("neighbour_sample"), integers("rank"));
+        assert!(
+            queries.iter().zip(&samples).all(|(query, sample)| query != sample),
+            "{name}: an image is its own neighbour"
+        );
+        assert!(ranks.values().iter().enumerate().all(|(row, rank)| *rank == (row % k) as i64), "{name}");
+        let weights = table.column_by_name("weight").expect("weights").as_primitive::<Float64Type>().clone();
+        let totals = weights.values().chunks(k.max(1)).map(|weights| weights.iter().sum::<f64>());
+        assert!(
+            totals.into_iter().all(|total| (total - 1.0).abs() < 1e-5),
+            "{name}: with gamma 1 the weights add up to 1"
+        );
+    }
 }
 
 #[test]

@@ -226,7 +226,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// All rows of the segments called `name` with step < `until`, one per step (the newest attempt's), in the order of steps.
+    /// All rows of the segments called `name` with step < `until`, in the order of steps; of each step the newest attempt's.
     /// None when there are none. Errors when a segment is damaged.
     pub fn segments(&self, name: &str, until: u64) -> anyhow::Result<Option<RecordBatch>> {
         let files = self.files.lock().expect("no panics while held");

@@ -1,6 +1,6 @@
 //! Metric segments: append-only Parquet files `<name>-<attempt>-<first step>.parquet` with an `attempt` column.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use anyhow::Context;
 use arrow::{
@@ -78,7 +78,7 @@ pub fn read(path: &Path, key: &Key) -> anyhow::Result<RecordBatch> {
     Ok(batch)
 }
 
-/// Rows with step < `until`, one per step, in the order of steps; of several the newest attempt's, and of those the last.
+/// Rows with step < `until`, in the order of steps; of each step those of the newest attempt that has any, in their order.
 pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<RecordBatch>> {
     let Some(first) = batches.first() else { return Ok(None) };
     let all =
@@ -91,9 +91,10 @@ pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<Rec
     let mut order: Vec<u32> = (0..all.num_rows() as u32).collect();
     order.retain(|&row| steps.value(row as usize) < until.min(i64::MAX as u64) as i64);
     order.sort_by_key(|&row| (steps.value(row as usize), attempts.value(row as usize), row));
-    let last =
-        |i: usize| order.get(i + 1).is_none_or(|&next| steps.value(next as usize) != steps.value(order[i] as usize));
-    let rows: UInt32Array = (0..order.len()).filter(|&i| last(i)).map(|i| order[i]).collect();
+    let of = |row: u32| (steps.value(row as usize), attempts.value(row as usize));
+    let newest: HashMap<i64, i64> = order.iter().map(|&row| of(row)).collect();
+    let rows: UInt32Array =
+        order.into_iter().filter(|&row| of(row) == (of(row).0, newest[&of(row).0])).collect::<Vec<_>>().into();
     if rows.is_empty() {
         return Ok(None);
     }

@@ -12,6 +12,7 @@ mod failure;
 pub mod gc;
 pub mod man;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;
@@ -106,6 +107,8 @@ pub enum Command {
     Schema(schema::Args),
     /// Compare runs: what differs between their specs, and their scores
     Compare(compare::Args),
+    /// Write an HTML report of a run, or a comparison of several
+    Report(report::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
     /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
@@ -136,6 +139,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Validate(args) => validate::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Compare(args) => compare::run(args, &global),
+        Command::Report(args) => report::run(args, &global),
         Command::Export(args) => export::run(args, &global),
         Command::Explain(args) => explain::run(args, &global),
         Command::Diff(args) => diff::run(args, &global),

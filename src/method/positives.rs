@@ -17,6 +17,8 @@ pub struct Positives<E> {
     /// Steps since each of the other positives entered the queue [2N, K], -1 for what was there from the start; empty where
     /// positives come from no queue.
     pub ages: Vec<i64>,
+    /// Cosine with the row of the queue [2N, K]; empty where positives come from no queue.
+    pub similarities: Vec<E>,
     /// What identifies the choice of each row of the first direction [N, C], C may be 0: samples, or a prototype.
     pub choices: Vec<i64>,
 }
@@ -38,6 +40,7 @@ impl<E: Real> Positives<E> {
             w,
             ages: first.steps.iter().chain(&second.steps).map(age).collect(),
             labels: [first.labels, second.labels].concat(),
+            similarities: [first.similarities, second.similarities].concat(),
             choices: first.samples,
         }
     }
@@ -75,7 +78,15 @@ impl<E: Real> Positives<E> {
     }
 
     fn empty() -> Self {
-        Self { k: 0, own: Vec::new(), w: Vec::new(), labels: Vec::new(), ages: Vec::new(), choices: Vec::new() }
+        Self {
+            k: 0,
+            own: Vec::new(),
+            w: Vec::new(),
+            labels: Vec::new(),
+            ages: Vec::new(),
+            similarities: Vec::new(),
+            choices: Vec::new(),
+        }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Neighbours<E> {
     pub labels: Vec<i64>,
     /// Training step in which each vector came, [n, k]; -1 where it was there from the start.
     pub steps: Vec<i64>,
+    /// Cosine of each vector with its query, [n, k].
+    pub similarities: Vec<E>,
 }
 
 /// Where the rows of a batch come from.
@@ -116,7 +118,7 @@ impl<E: Real> Queue<E> {
         let norms = indices.iter().map(|i| self.norms[*i]).collect();
         let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
         let (samples, labels, steps) = (of_each(&self.samples), of_each(&self.labels), of_each(&self.steps));
-        Ok(Neighbours { k, vectors, norms, samples, labels, steps })
+        Ok(Neighbours { k, vectors, norms, samples, labels, steps, similarities: found.scores })
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.

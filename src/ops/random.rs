@@ -23,6 +23,8 @@ pub enum Purpose {
     ProbeShuffle = 7,
     /// Initial weights of the linear probe.
     ProbeInit = 8,
+    /// Images whose neighbours are recorded during training.
+    Watch = 9,
 }
 
 /// The stream of (`seed`, `purpose`, `a`, `b`, `c`), e.g. `a` = epoch, `b` = sample index, `c` = view.

@@ -40,7 +40,7 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 1,
-            Stage::Pretrain => 2,
+            Stage::Pretrain => 3,
             Stage::Embed => 1,
             Stage::EmbedRandomInit => 1,
             Stage::LinearProbe => 1,

@@ -1,5 +1,6 @@
 //! Finished runs become comparisons and exports; one file per output format.
 
+mod artifacts;
 pub mod audit;
 pub mod comparison;
 pub mod csv;
@@ -8,6 +9,7 @@ pub mod file;
 pub mod flips;
 pub mod grid;
 pub mod group;
+pub mod html;
 pub mod json;
 pub mod markdown;
 mod mcnemar;

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use arrow::{array::AsArray, datatypes::Int64Type};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value};
 
-use super::Run;
+use super::{Run, artifacts::stage};
 use crate::{
-    artifact::{Artifact, Found, Store},
+    artifact::{Artifact, Store},
     stage::weights::{Tensor, read_weights, to_bytes},
 };
 
@@ -74,25 +74,6 @@ pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> 
     }
     let (bytes, count) = serialize(&tensors, metadata)?;
     Ok(Exported { bytes, tensors: count, head: origin })
-}
-
-/// The artifact of a stage of `run`, verified.
-fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
-    let named = &run.record.run;
-    let Some(record) = run.record.stages.iter().find(|stage| stage.stage == name) else {
-        bail!("run {named} has no stage {name}");
-    };
-    let again = format!("run its spec again (results/{named}/spec.yaml)");
-    match store.find(name, &record.key) {
-        Found::Hit(artifact) => {
-            let checked = store.verify(&artifact, &mut |_| ());
-            checked
-                .map_err(|what| anyhow::anyhow!("the {name} artifact of run {named} is damaged ({what}); {again}"))?;
-            Ok(artifact)
-        }
-        Found::Missing => bail!("the {name} artifact of run {named} is gone; {again}"),
-        Found::Damaged { what } => bail!("the {name} artifact of run {named} is damaged ({what}); {again}"),
-    }
 }
 
 fn read_labels(probe: &Artifact) -> anyhow::Result<Vec<i64>> {

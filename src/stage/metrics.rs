@@ -1,4 +1,5 @@
-//! Tables of a training run: one row of metrics and one of timing per step, one of its positives every few steps.
+//! Tables of a training run: one row of metrics and one of timing per step, one of its positives every few steps, and the
+//! neighbours of a few images.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 
-use crate::train::{Health, Positiveness, StepRow};
+use crate::train::{Health, Neighbour, Positiveness, StepRow};
 
 /// A column's name and its value in a row of health metrics or of positives.
 type Column<T> = (&'static str, fn(&T) -> f64);
@@ -81,6 +82,48 @@ pub fn positiveness_rows(rows: &[StepRow]) -> RecordBatch {
         Arc::new(rows.iter().map(|(_, p)| Some(value(p)).filter(|v| !v.is_nan())).collect::<Float64Array>())
     }));
     RecordBatch::try_new(positiveness_schema(), columns).expect("columns follow the schema")
+}
+
+/// Schema of the neighbours of watched images: one row per neighbour, `rank` from 0 (the most similar). Samples and labels
+/// are null for rows that the queue held from the start, and where there is no label.
+pub fn neighbours_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("step", DataType::Int64, false),
+        Field::new("epoch", DataType::Float64, false),
+        Field::new("query_sample", DataType::Int64, false),
+        Field::new("query_label", DataType::Int64, true),
+        Field::new("rank", DataType::Int64, false),
+        Field::new("neighbour_sample", DataType::Int64, true),
+        Field::new("neighbour_label", DataType::Int64, true),
+        Field::new("weight", DataType::Float64, false),
+        Field::new("similarity", DataType::Float64, false),
+    ]))
+}
+
+/// Rows of neighbours; steps without a watched image have none.
+pub fn neighbours_rows(rows: &[StepRow]) -> RecordBatch {
+    let rows: Vec<_> = rows.iter().flat_map(|r| r.neighbours.iter().map(move |neighbour| (r, neighbour))).collect();
+    let integers = |value: fn(&Neighbour) -> i64| -> Arc<dyn Array> {
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, n)| value(n))))
+    };
+    let known = |value: fn(&Neighbour) -> i64| -> Arc<dyn Array> {
+        Arc::new(rows.iter().map(|(_, n)| Some(value(n)).filter(|v| *v >= 0)).collect::<Int64Array>())
+    };
+    let reals = |value: fn(&Neighbour) -> f64| -> Arc<dyn Array> {
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|(_, n)| value(n))))
+    };
+    let columns = vec![
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|(r, _)| r.step as i64))) as Arc<dyn Array>,
+        Arc::new(Float64Array::from_iter_values(rows.iter().map(|(r, _)| r.epoch))),
+        integers(|n| n.query),
+        known(|n| n.query_label),
+        integers(|n| n.rank as i64),
+        known(|n| n.sample),
+        known(|n| n.label),
+        reals(|n| n.weight),
+        reals(|n| n.similarity),
+    ];
+    RecordBatch::try_new(neighbours_schema(), columns).expect("columns follow the schema")
 }
 
 /// Wall-clock figures of one step.

@@ -14,7 +14,8 @@ use arrow::{
 use super::{
     Interrupt, StageContext, Stopped, initial,
     metrics::{
-        Timing, metrics_rows, metrics_schema, positiveness_rows, positiveness_schema, timing_rows, timing_schema,
+        Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
+        positiveness_schema, timing_rows, timing_schema,
     },
     tensors,
     weights::{weights_batch, weights_schema},
@@ -79,7 +80,7 @@ pub fn run(
         let views = loader.next()?;
         let waited = start.elapsed();
         let row = trainer.step(&views)?;
-        log.push(row, start.elapsed(), waited, batch);
+        log.push(row.clone(), start.elapsed(), waited, batch);
         context.progress.message(&format!("loss {:.4}", row.loss));
         context.progress.value("loss", row.loss);
         context.progress.value("images/s", batch as f64 / start.elapsed().as_secs_f64());
@@ -160,10 +161,10 @@ impl Log {
     }
 
     fn push(&mut self, row: StepRow, elapsed: Duration, waited: Duration, batch: usize) {
-        self.rows.push(row);
         let (seconds, waiting_seconds) = (elapsed.as_secs_f64(), waited.as_secs_f64());
         let images_per_second = batch as f64 / seconds;
         self.timing.push(Timing { step: row.step, seconds, waiting_seconds, images_per_second });
+        self.rows.push(row);
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
@@ -177,6 +178,7 @@ impl Log {
         if !self.rows.is_empty() {
             checkpoints.append_segment("metrics", self.first_step, &metrics_rows(&self.rows))?;
             checkpoints.append_segment("positiveness", self.first_step, &positiveness_rows(&self.rows))?;
+            checkpoints.append_segment("neighbours", self.first_step, &neighbours_rows(&self.rows))?;
             checkpoints.append_segment("timing", self.first_step, &timing_rows(&self.timing))?;
         }
         *self = Log::new(next_step);
@@ -227,9 +229,12 @@ fn write(
 
     let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));
     let (metrics, positiveness, timing) = (segments("metrics")?, segments("positiveness")?, segments("timing")?);
-    for (name, schema, rows) in
-        [("metrics", metrics_schema(), &metrics), ("positiveness", positiveness_schema(), &positiveness)]
-    {
+    let neighbours = checkpoints.segments("neighbours", total)?.unwrap_or_else(|| neighbours_rows(&[]));
+    for (name, schema, rows) in [
+        ("metrics", metrics_schema(), &metrics),
+        ("positiveness", positiveness_schema(), &positiveness),
+        ("neighbours", neighbours_schema(), &neighbours),
+    ] {
         let mut table = out.table(name, schema.clone(), Kind::Content)?;
         table.write(&select(rows, &schema)?)?;
         table.finish()?;

@@ -86,6 +86,20 @@ fn crops(config: &AugmentationsConfig) -> Vec<(Pipeline, usize)> {
     crops
 }
 
+/// The crops that `samples` have in an epoch of training, in full: what the network sees of them.
+///
+/// # Errors
+/// When an image cannot be read.
+pub fn augment(
+    split: &Split,
+    augmentations: &AugmentationsConfig,
+    seed: u64,
+    epoch: u64,
+    samples: &[u32],
+) -> anyhow::Result<Batch<f32>> {
+    make(split, &crops(augmentations), seed, epoch, samples)
+}
+
 /// Augments every crop of `samples`.
 fn make(
     split: &Split,

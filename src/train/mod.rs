@@ -5,6 +5,7 @@ mod ema;
 mod health;
 mod loader;
 mod model;
+mod neighbours;
 mod optimizer;
 mod positiveness;
 mod schedule;
@@ -16,8 +17,9 @@ mod tests;
 
 pub use config::*;
 pub use health::Health;
-pub use loader::Loader;
+pub use loader::{Loader, augment};
 pub use model::{Branch, Model};
+pub use neighbours::{Neighbour, Watch};
 pub use positiveness::Positiveness;
 pub use schedule::learning_rates;
 pub use trainer::{Batch, Crop, StepRow, Trainer};

@@ -191,6 +191,7 @@ mod tests {
             w: vec![0.75, 0.25, 1.0, 0.0],
             labels: vec![3, 5, -1, 3],
             ages: vec![10, 2, -1, 4],
+            similarities: Vec::new(),
             choices: Vec::new(),
         };
         let figures = Positiveness::of(&positives, &[3], 0.5);

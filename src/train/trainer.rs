@@ -6,6 +6,7 @@ use super::{
     Branch, Model, PretrainConfig,
     ema::ema,
     health::Health,
+    neighbours::{Neighbour, Watch},
     optimizer::Optimizer,
     positiveness::{Churn, Positiveness},
     schedule::{LrSchedule, learning_rates, momentum_at},
@@ -46,7 +47,7 @@ pub struct Crop<E> {
 }
 
 /// What a step leaves behind for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepRow {
     pub step: u64,
     /// Epochs before the step, with fraction.
@@ -57,6 +58,8 @@ pub struct StepRow {
     pub momentum: f64,
     /// Every `health.every` steps.
     pub diagnosis: Option<(Health, Positiveness)>,
+    /// Those of the watched images in the batch.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// A model in training.
@@ -70,6 +73,7 @@ pub struct Trainer<E: Real> {
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
     churn: Churn,
+    watch: Watch,
     lr: LrSchedule,
     health_every: u64,
     steps_per_epoch: u64,
@@ -110,6 +114,7 @@ where
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
             churn: Churn::new(images),
+            watch: Watch::new(images, config.seed),
             lr: LrSchedule { peak, warmup_epochs: config.schedule.warmup_epochs, epochs: config.epochs as f64 },
             health_every: config.health.every as u64,
             steps_per_epoch,
@@ -258,6 +263,7 @@ where
             self.optimizer.step(&model.params, &mut online.params, &self.gradients, learning_rate, trains);
         }
 
+        let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
         self.churn.update(&batch.samples, &positives.choices);
         let diagnosis = diagnose.then(|| {
             let dim = input.y[0].shape().1;
@@ -270,7 +276,7 @@ where
             let (y1, y2) = (unit(&input.y[0]), unit(&input.y[1]));
             (Health::of(&y1, &y2, dim, &positives, figures.label_agreement), figures)
         });
-        Ok(StepRow { step: self.step - 1, epoch, loss: loss_value, learning_rate, momentum, diagnosis })
+        Ok(StepRow { step: self.step - 1, epoch, loss: loss_value, learning_rate, momentum, diagnosis, neighbours })
     }
 
     /// Everything that training depends on from here on, [between updates](Trainer::between_updates).

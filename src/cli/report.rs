@@ -1,0 +1,41 @@
+//! `snclr report`: an HTML page of a run, or of the comparison of several.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use super::Global;
+use crate::{artifact::Store, report};
+
+/// Write an HTML report of a run, or a comparison of several
+///
+/// One self-contained file that opens in any browser, without a network: curves, scores, a map of the embeddings, the
+/// augmentations, and each image's neighbours early and late in training. Several runs become one page with their
+/// differences, scores and curves over each other.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    #[arg(required = true, value_name = "RUN_OR_SPEC")]
+    pub runs_or_specs: Vec<String>,
+    /// File to write [default: report.html in the run's folder; of several runs, results/comparison.html in the runs folder]
+    #[arg(short, long, value_name = "FILE.html")]
+    pub output: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(threads) = global.threads {
+        // Fails when there is a pool already, which then does as well.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let runs = args.runs_or_specs.iter().map(|argument| report::find(&global.runs, argument));
+    let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
+    let results = global.runs.join("results");
+    let one = runs.iter().all(|run| run.record.run == runs[0].record.run);
+    let path = args.output.unwrap_or_else(|| match one {
+        true => results.join(&runs[0].record.run).join("report.html"),
+        false => results.join("comparison.html"),
+    });
+    let page = report::html::render(&Store::open(&global.runs), &runs)?;
+    report::file::replace(&path, page.as_bytes())?;
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,161 @@
+//! Curves over training: what is drawn, and how a long run becomes a few hundred points.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use crate::{
+    artifact::Store,
+    report::{
+        Run,
+        artifacts::{self, Table},
+    },
+};
+
+/// Most points of a curve.
+const POINTS: usize = 240;
+
+/// A chart: group, table, column, title, and what it tells.
+type Chart = (&'static str, &'static str, &'static str, &'static str, &'static str);
+
+const CHARTS: [Chart; 16] = [
+    ("Training", "metrics", "loss", "Loss", "What training lowers. Losses of different methods do not compare."),
+    ("Training", "metrics", "learning_rate", "Learning rate", "Warm-up, then a cosine to 0."),
+    ("Training", "metrics", "momentum", "Momentum", "How much of the momentum branch stays in each step."),
+    ("Training", "timing", "images_per_second", "Images per second", "Speed of training on this machine."),
+    (
+        "Health",
+        "metrics",
+        "std",
+        "Standard deviation",
+        "Spread of the projections: 1 on a covered sphere, 0 on collapse.",
+    ),
+    ("Health", "metrics", "effective_rank", "Effective rank", "How many directions the projections use."),
+    ("Health", "metrics", "alignment", "Alignment", "Squared distance of an image's two views; lower is closer."),
+    (
+        "Health",
+        "metrics",
+        "uniformity",
+        "Uniformity",
+        "Log of the mean closeness of image pairs; lower is more spread out.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "effective_positives",
+        "Effective positives",
+        "How many positives of equal weight would be as spread out; 1 is the own other view alone.",
+    ),
+    ("Positives", "positiveness", "own_share", "Share of the own view", "Weight on the other view of the own image."),
+    (
+        "Positives",
+        "positiveness",
+        "same_class_mass",
+        "Weight on the own class",
+        "Of the weight on all positives, the own view among them; labels are not used in training.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "neighbour_same_class_mass",
+        "Weight on the own class, neighbours alone",
+        "The same without the own view.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        "label_agreement",
+        "Neighbours of the own class",
+        "Share of the neighbours, each counted alike.",
+    ),
+    (
+        "Positives",
+        "metrics",
+        "max_positiveness",
+        "Largest positiveness",
+        "The largest weight of a neighbour in the batch.",
+    ),
+    ("Positives", "positiveness", "queue_age", "Age of positives", "Steps since they entered the queue, weighted."),
+    (
+        "Positives",
+        "positiveness",
+        "churn",
+        "Churn",
+        "Share of an image's neighbours that are new since it was last seen.",
+    ),
+];
+
+/// All charts of which some run has a point, with one series per run that has any.
+///
+/// # Errors
+/// When a run's pretraining is gone or damaged.
+pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
+    let mut tables = Vec::with_capacity(runs.len());
+    for run in runs {
+        let artifact = artifacts::stage(store, run, "pretrain")?;
+        let read = |name: &str| Table::read(&artifact, name);
+        tables.push([
+            ("metrics", read("metrics")?),
+            ("positiveness", read("positiveness")?),
+            ("timing", read("timing")?),
+        ]);
+    }
+    let chart = |&(group, table, column, title, what): &Chart| {
+        let series: Vec<Value> = tables
+            .iter()
+            .enumerate()
+            .filter_map(|(run, tables)| {
+                let of = |name: &str| &tables.iter().find(|table| table.0 == name).expect("one of three").1;
+                let points = thin(&points(of(table), column, of("metrics")));
+                let [x, y] =
+                    [0, 1].map(|axis| points.iter().map(|point| json!(short(point[axis]))).collect::<Vec<_>>());
+                (!points.is_empty()).then(|| json!({ "run": run, "x": x, "y": y }))
+            })
+            .collect();
+        (!series.is_empty())
+            .then(|| json!({ "id": column, "group": group, "title": title, "what": what, "series": series }))
+    };
+    Ok(CHARTS.iter().filter_map(chart).collect())
+}
+
+/// Epoch and value of each row that has one. Timing knows no epochs; `metrics` says which one a step is of.
+fn points(table: &Table, column: &str, metrics: &Table) -> Vec<[f64; 2]> {
+    let epochs: HashMap<Option<i64>, Option<f64>> =
+        metrics.integers("step").into_iter().zip(metrics.reals("epoch")).collect();
+    let point = |(step, value): (Option<i64>, Option<f64>)| {
+        Some([epochs.get(&step).copied().flatten()?, value.filter(|value| value.is_finite())?])
+    };
+    table.integers("step").into_iter().zip(table.reals(column)).filter_map(point).collect()
+}
+
+/// Means of runs of neighbouring points, so that at most [`POINTS`] are left.
+fn thin(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
+    let width = points.len().div_ceil(POINTS).max(1);
+    let mean = |points: &[[f64; 2]]| [0, 1].map(|i| points.iter().map(|p| p[i]).sum::<f64>() / points.len() as f64);
+    points.chunks(width).map(mean).collect()
+}
+
+/// A number to the digits that a picture shows.
+pub fn short(value: f64) -> f64 {
+    format!("{value:.4e}").parse().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_curves_become_means_and_short_ones_stay() {
+        let line: Vec<[f64; 2]> = (0..1000).map(|i| [i as f64, 2.0 * i as f64]).collect();
+        let thinned = thin(&line);
+        assert_eq!(thinned.len(), 200);
+        assert_eq!((thinned[0], thinned[199]), ([2.0, 4.0], [997.0, 1994.0]));
+        assert_eq!(thin(&line[..7]), line[..7]);
+        assert!(thin(&[]).is_empty());
+    }
+
+    #[test]
+    fn numbers_keep_five_digits() {
+        assert_eq!([short(123456.7), short(0.000123456), short(-1.0)], [123460.0, 0.00012346, -1.0]);
+    }
+}

@@ -1,0 +1,99 @@
+//! The HTML report: one self-contained page per run or per comparison, drawn by its own script from data within it.
+
+mod classes;
+mod curves;
+mod gallery;
+mod map;
+mod neighbours;
+mod page;
+mod pca;
+mod pictures;
+mod tsne;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use super::{
+    Comparison, Run,
+    artifacts::{self, Table},
+    grid::grid,
+};
+use crate::{artifact::Store, dataset::Split, spec::Experiment};
+
+/// Stands before the best value of a row of scores.
+const BEST: &str = "★ ";
+
+/// The page of `runs`: the report of one, or the comparison of several. The same runs give the same bytes.
+///
+/// # Errors
+/// When a run's artifacts are gone, damaged, or of an earlier version of this program.
+pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
+    let mut distinct: Vec<Run> = Vec::new();
+    for run in runs {
+        if distinct.iter().all(|other| other.record.run != run.record.run) {
+            distinct.push(run.clone());
+        }
+    }
+    let names: Vec<&str> = distinct.iter().map(|run| run.record.run.as_str()).collect();
+    let mut data = json!({
+        "runs": distinct.iter().map(about).collect::<anyhow::Result<Vec<_>>>()?,
+        "best": BEST,
+        "charts": curves::charts(store, &distinct)?,
+        "scores": grid(&Comparison::new(&distinct), |best| format!("{BEST}{best}")),
+    });
+    let title = match &distinct[..] {
+        [run] => {
+            data["run"] = details(store, run)?;
+            format!("{} · snclr report", names[0])
+        }
+        _ => format!("{} · snclr comparison", names.join(", ")),
+    };
+    page::fill(&title, &data)
+}
+
+/// What there is to say of a run in any report.
+fn about(run: &Run) -> anyhow::Result<Value> {
+    let record = &run.record;
+    let stages: Vec<Value> = record
+        .stages
+        .iter()
+        .map(|stage| json!({ "stage": stage.stage, "key": stage.key.short(), "seconds": stage.seconds }))
+        .collect();
+    Ok(json!({
+        "run": record.run,
+        "name": record.name,
+        "description": run.spec.get("description"),
+        "method": run.spec["method"]["name"],
+        "created": record.created,
+        "notes": record.notes,
+        "metrics": record.metrics,
+        "stages": stages,
+        "spec": serde_yaml::to_string(&run.spec)?,
+    }))
+}
+
+/// What only the report of one run has: classes, map, gallery, neighbours.
+fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
+    let experiment: Experiment = serde_json::from_value(run.spec.clone())
+        .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
+    let data = artifacts::stage_in_part(store, run, "data")?;
+    let (train, test) =
+        (Split::open(&data.tables_with_prefix("train-"))?, Split::open(&data.tables_with_prefix("test-"))?);
+    let classes = Table::read(&data, "classes")?;
+    let names: serde_json::Map<String, Value> = classes
+        .integers("label")
+        .into_iter()
+        .zip(classes.texts("name"))
+        .filter_map(|(label, name)| Some((label?.to_string(), name.into())))
+        .collect();
+    let evaluations = classes::read(store, run)?;
+    let embed = artifacts::stage_in_part(store, run, "embed")?;
+    let pretrain = artifacts::stage(store, run, "pretrain")?;
+    Ok(json!({
+        "classes": names,
+        "evaluations": evaluations.iter().map(classes::Evaluation::to_json).collect::<Vec<_>>(),
+        "map": map::draw(&embed, &test, &evaluations)?,
+        "gallery": gallery::draw(&train, &experiment)?,
+        "neighbours": neighbours::draw(&Table::read(&pretrain, "neighbours")?, &train)?,
+    }))
+}

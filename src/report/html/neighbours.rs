@@ -1,0 +1,126 @@
+//! The picture that explains SNCLR: an image, its neighbours in the queue and their positiveness, early against late.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{curves::short, pictures::Sheet};
+use crate::{dataset::Split, report::artifacts::Table};
+
+/// Neighbours that are shown of an image, those of the largest weight.
+const SHOWN: usize = 12;
+/// Longest side of a picture.
+const SIDE: u32 = 64;
+
+/// One look-up of an image.
+#[derive(Debug, PartialEq)]
+struct Moment {
+    step: i64,
+    epoch: f64,
+    /// From the most similar on.
+    neighbours: Vec<Neighbour>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Neighbour {
+    /// None for a random vector that the queue began with.
+    sample: Option<i64>,
+    label: Option<i64>,
+    weight: f64,
+    similarity: f64,
+}
+
+/// The watched images with their neighbours, from the table that pretraining wrote; no images when it is empty.
+///
+/// # Errors
+/// When an image cannot be read.
+pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
+    let mut sheet: Option<Sheet> = None;
+    let mut tiles = BTreeMap::new();
+    let mut tile = |sample: i64| -> anyhow::Result<usize> {
+        if let Some(tile) = tiles.get(&sample) {
+            return Ok(*tile);
+        }
+        let image = train.image(sample as usize)?;
+        let sheet = sheet.get_or_insert_with(|| Sheet::new(image.width().min(image.height()), SIDE));
+        Ok(*tiles.entry(sample).or_insert(sheet.add(&image)))
+    };
+    let mut queries = Vec::new();
+    for (query, moments) in by_query(table) {
+        let mut shown = Vec::new();
+        for moment in early_and_late(&moments) {
+            let mut neighbours = moment.neighbours.clone();
+            neighbours.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+            let rest = neighbours.split_off(SHOWN.min(neighbours.len()));
+            let mut cells = Vec::new();
+            for neighbour in neighbours {
+                cells.push(json!({
+                    "sample": neighbour.sample,
+                    "label": neighbour.label,
+                    "weight": short(neighbour.weight),
+                    "similarity": short(neighbour.similarity),
+                    "tile": neighbour.sample.map(&mut tile).transpose()?,
+                }));
+            }
+            let weight = short(rest.iter().map(|neighbour| neighbour.weight).sum());
+            let rest = json!({ "count": rest.len(), "weight": weight });
+            shown.push(json!({ "step": moment.step, "epoch": short(moment.epoch), "neighbours": cells, "rest": rest }));
+        }
+        let label = train.label(query as usize);
+        queries.push(json!({ "sample": query, "label": label, "tile": tile(query)?, "moments": shown }));
+    }
+    Ok(json!({ "queries": queries, "sheet": sheet.map(|sheet| sheet.to_json()).transpose()? }))
+}
+
+/// Look-ups of each image, in their order.
+fn by_query(table: &Table) -> BTreeMap<i64, Vec<Moment>> {
+    let (steps, epochs, queries) = (table.integers("step"), table.reals("epoch"), table.integers("query_sample"));
+    let (samples, labels) = (table.integers("neighbour_sample"), table.integers("neighbour_label"));
+    let (weights, similarities) = (table.reals("weight"), table.reals("similarity"));
+    let mut found: BTreeMap<i64, Vec<Moment>> = BTreeMap::new();
+    for row in 0..table.len() {
+        let (Some(step), Some(epoch), Some(query)) = (steps[row], epochs[row], queries[row]) else { continue };
+        let moments = found.entry(query).or_default();
+        if moments.last().is_none_or(|moment| moment.step != step) {
+            moments.push(Moment { step, epoch, neighbours: Vec::new() });
+        }
+        let (weight, similarity) = (weights[row].unwrap_or(0.0), similarities[row].unwrap_or(0.0));
+        let neighbour = Neighbour { sample: samples[row], label: labels[row], weight, similarity };
+        moments.last_mut().expect("one was pushed").neighbours.push(neighbour);
+    }
+    found
+}
+
+/// The first look-up that found images alone (the first of all, when none did), and the last one.
+fn early_and_late(moments: &[Moment]) -> Vec<&Moment> {
+    let only_images = |moment: &&Moment| moment.neighbours.iter().all(|neighbour| neighbour.sample.is_some());
+    let early = moments.iter().find(only_images).or(moments.first());
+    let late = moments.last().filter(|late| early.is_some_and(|early| early.step != late.step));
+    early.into_iter().chain(late).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(step: i64, samples: &[Option<i64>]) -> Moment {
+        let neighbour = |&sample| Neighbour { sample, label: None, weight: 0.5, similarity: 0.5 };
+        Moment { step, epoch: 0.0, neighbours: samples.iter().map(neighbour).collect() }
+    }
+
+    #[test]
+    fn early_is_the_first_look_up_without_random_vectors_and_late_the_last() {
+        let steps = |moments: &[Moment]| early_and_late(moments).iter().map(|m| m.step).collect::<Vec<_>>();
+        let random = moment(0, &[Some(1), None]);
+        assert_eq!(steps(&[random.clone_of(0), moment(5, &[Some(1)]), moment(9, &[Some(2)])]), [5, 9]);
+        assert_eq!(steps(&[random.clone_of(0), random.clone_of(3)]), [0, 3]);
+        assert_eq!(steps(&[moment(4, &[Some(1)])]), [4]);
+        assert!(steps(&[]).is_empty());
+    }
+
+    impl Moment {
+        fn clone_of(&self, step: i64) -> Moment {
+            Moment { step, epoch: self.epoch, neighbours: self.neighbours.clone() }
+        }
+    }
+}
