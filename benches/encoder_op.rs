@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use dfdx::prelude::*;
 use snclr::{
-    encoder::{Arch, Encoder, EncoderConfig, Stem},
+    encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
     ops::{
         batch_norm::{RunningStatistics, batch_norm},
         buffers::Buffers,
@@ -80,8 +80,8 @@ fn fine(images: &[f32]) -> f32 {
 }
 
 fn coarse(images: &[f32], memory: &mut Buffers<f32>) -> f32 {
-    let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.25, stem: Stem::Cifar };
-    let encoder = Encoder::new(&config).expect("a network");
+    let config = EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.25, stem: Stem::Cifar, init: None });
+    let encoder = Encoder::new(&config, SIZE.h).expect("a network");
     let (params, mut buffers) = encoder.init::<f32>(0);
     let (features, saved) = encoder.forward_train(&params, &mut buffers, images, SIZE, memory);
     let g = vec![1.0 / features.len() as f32; features.len()];

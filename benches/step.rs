@@ -1,9 +1,11 @@
 //! Whole pretraining steps (augmentation excluded): `cargo bench --bench step [-- CASE...]`.
 //!
-//! `small`: ResNet-18 of width 16 on 32x32, batch 128; `resnet18`: the usual width; `resnet50`: 224x224, batch 8.
+//! `small`: ResNet-18 of width 16 on 32x32, batch 128; `resnet18`: the usual width; `resnet50`: 224x224, batch 8;
+//! `vit_tiny`: patches of 4 on 32x32, batch 128.
 
 use std::time::Instant;
 
+use serde_json::json;
 use snclr::{
     spec::Experiment,
     train::{Batch, Crop, Trainer},
@@ -13,20 +15,21 @@ const STEPS: usize = 5;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    for (case, arch, width, stem, size, batch, queue, dim, hidden) in [
-        ("small", "resnet18", 0.25, "cifar", 32, 128, 16384, 128, 512),
-        ("resnet18", "resnet18", 1.0, "cifar", 32, 128, 16384, 128, 512),
-        ("resnet50", "resnet50", 1.0, "imagenet", 224, 8, 65536, 256, 4096),
+    for (case, encoder, size, batch, queue, dim, hidden) in [
+        ("small", json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"}), 32, 128, 16384, 128, 512),
+        ("resnet18", json!({"arch": "resnet18", "stem": "cifar"}), 32, 128, 16384, 128, 512),
+        ("resnet50", json!({"arch": "resnet50"}), 224, 8, 65536, 256, 4096),
+        ("vit_tiny", json!({"arch": "vit_tiny", "patch_size": 4}), 32, 128, 16384, 128, 512),
     ] {
         if !asked.is_empty() && !asked.iter().any(|a| a == case) {
             continue;
         }
-        let view = serde_json::json!({"random_resized_crop": {}});
-        let spec: Experiment = serde_json::from_value(serde_json::json!({
+        let view = json!({"random_resized_crop": {}});
+        let spec: Experiment = serde_json::from_value(json!({
             "name": case,
             "data": {"format": "synthetic", "classes": 2, "train_images": 1, "test_images": 1, "image_size": size},
             "augmentations": {"size": size, "view1": view, "view2": view},
-            "encoder": {"arch": arch, "width_multiplier": width, "stem": stem},
+            "encoder": encoder,
             "projector": {"layers": 3, "hidden": hidden, "output": dim},
             "predictor": {"layers": 2, "hidden": hidden, "output": dim},
             "method": {"name": "snclr", "k": 30, "queue_length": queue, "tau": 0.2, "exclude_self": false},

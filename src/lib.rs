@@ -11,10 +11,10 @@
 //! | [`train`] | the pretraining loop, schedules, optimisers, EMA, health metrics |
 //! | [`artifact`] | content-addressed store: tables, manifests, checkpoints, locks |
 //! | [`stage`] | the work of each stage, unaware of the plan |
-//! | [`spec`] | YAML to a located, schema-checked [`spec::Experiment`] |
+//! | [`spec`] | YAML, its bases and sweeps, to located, schema-checked [`spec::Experiment`]s |
 //! | [`plan`] | experiment to stage graph, keys and explanations |
 //! | [`run`] | drives a plan: cached, run, resumed |
-//! | [`report`] | artifacts to scores, comparisons and HTML pages |
+//! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).

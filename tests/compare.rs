@@ -69,6 +69,48 @@ fn formats_for_programs_and_documents() {
 }
 
 #[test]
+fn runs_that_differ_in_their_seed_alone_are_one_column() {
+    let root = tempfile::tempdir().unwrap();
+    for (i, (tau, top1)) in [(0.1, 0.5), (0.2, 0.75), (0.1, 0.6)].into_iter().enumerate() {
+        let run = format!("r{i}");
+        write_run(root.path(), &run, "r", i as u64, tau, top1);
+        let spec = format!("name: {run}\nseed: {i}\nmethod:\n  tau: {tau}\n");
+        fs::write(root.path().join("results").join(run).join("spec.yaml"), spec).unwrap();
+    }
+    let all = ["r0", "r1", "r2"];
+    let expected = "\
+┌────────────┬────────────────┬───────────┐
+│            ┆       r0 (n=2) ┆        r1 │
+╞════════════╪════════════════╪═══════════╡
+│ seed       ┆          [0,2] ┆         1 │
+│ method.tau ┆            0.1 ┆       0.2 │
+│ knn/top1   ┆ 55.00 ± 7.07 % ┆ * 75.00 % │
+└────────────┴────────────────┴───────────┘
+* best
+± sample standard deviation over seeds
+";
+    assert_eq!(stdout(&compare(root.path(), &all)), expected);
+    let with = |option| [&all[..], &[option]].concat();
+    assert_eq!(
+        stdout(&compare(root.path(), &with("--csv"))),
+        "kind,key,r0 (n=2),r1\nspec,seed,\"[0,2]\",1\nspec,method.tau,0.1,0.2\nscore,knn/top1,0.55,0.75\n\
+         deviation,knn/top1,0.07071067811865474,\nn,knn/top1,2,1\n"
+    );
+    let value: Value = serde_json::from_str(stdout(&compare(root.path(), &with("--json")))).unwrap();
+    assert_eq!(value["groups"][0], json!({"label": "r0 (n=2)", "runs": ["r0", "r2"], "seeds": [0, 2]}));
+    assert_eq!(value["scores"][0]["groups"]["r0 (n=2)"]["values"], json!({"r0": 0.5, "r2": 0.6}));
+    assert!(stdout(&compare(root.path(), &with("--md"))).ends_with("\n\n± sample standard deviation over seeds\n"));
+    let single = compare(root.path(), &with("--no-group"));
+    assert!(stdout(&single).contains("│ seed       ┆       0 ┆         1 ┆       2 │"), "{}", stdout(&single));
+
+    let other = compare(root.path(), &["r0", "r1", "--baseline", "r2"]);
+    assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is none of the runs that are compared\n");
+    let changed = compare(root.path(), &["r0", "--sweep", "seed=1,2"]);
+    let told = "error: --set and --sweep change a spec, and none is given by its path\n";
+    assert_eq!(String::from_utf8_lossy(&changed.stderr), told);
+}
+
+#[test]
 fn an_unknown_run_is_an_error_that_names_the_nearest() {
     let root = runs();
     let output = compare(root.path(), &["warm", "clod"]);

@@ -11,7 +11,7 @@ use serde_json::json;
 use snclr::{
     artifact::{Artifact, ArtifactWriter, Attempt, Components, Kind, Store},
     dataset::{DataConfig, augment::AugmentationsConfig},
-    encoder::{Arch, Encoder, EncoderConfig, Stem},
+    encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
     ops::arena::{Entry, Layout},
     stage::{
         Interrupt, KnnConfig, LinearProbeConfig, Silent, StageContext, data,
@@ -152,12 +152,12 @@ fn without_labels_the_artifact_says_why_it_has_no_scores() {
 }
 
 fn encoder(stem: Stem) -> EncoderConfig {
-    EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.0625, stem }
+    EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.0625, stem, init: None })
 }
 
 /// The weights that training with `seed` starts from.
 fn initial_weights(config: &EncoderConfig, seed: u64) -> Vec<Tensor> {
-    let encoder = Encoder::new(config).unwrap();
+    let encoder = Encoder::new(config, 16).unwrap();
     assert_eq!(encoder.feature_dim(), DIM);
     let (params, buffers) = encoder.init::<f32>(seed);
     let tensors = |layout: &Layout, values: &[f32]| -> Vec<Tensor> {

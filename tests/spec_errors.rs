@@ -74,7 +74,7 @@ fn five_mistakes_are_five_errors_with_their_places() {
         "\
 error: specs/a.yaml:16:9: encoder.arch: unknown value
   found:   \"ResNet-18\"
-  allowed: resnet18, resnet34, resnet50
+  allowed: resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base
   help:    did you mean `resnet18`?
 
 error: specs/a.yaml:21:6: method.k: a queue of 1024 has no 3000 neighbours
@@ -146,7 +146,7 @@ fn a_missing_section_is_an_error_of_the_spec() {
         &[],
         "\
 error: specs/a.yaml:2:1: encoder: required key is missing
-  allowed: a section with the keys arch, width_multiplier, stem
+  allowed: a section with `arch:` one of resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base
   help:    add `encoder:` to the spec: network that is trained and kept
 
 specs/a.yaml: 1 error",
@@ -201,15 +201,46 @@ specs/a.yaml: 1 error",
 #[test]
 fn a_section_given_as_a_text_says_how_to_write_it() {
     prints(
-        &edited(&[("encoder:\n  arch: resnet18", "encoder: resnet18")]),
+        &edited(&[("encoder:\n  arch: resnet18", "encoder: resnet50")]),
         &[],
         "\
 error: specs/a.yaml:15:10: encoder: wrong type
-  found:   \"resnet18\"
-  allowed: a section with the keys arch, width_multiplier, stem
-  help:    write a section: `encoder: {arch: resnet18}`
+  found:   \"resnet50\"
+  allowed: a section with `arch:` one of resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base
+  help:    write a section: `encoder: {arch: resnet50}`
 
 specs/a.yaml: 1 error",
+    );
+}
+
+#[test]
+fn settings_of_another_network_say_whose_they_are() {
+    prints(
+        &edited(&[("arch: resnet18", "arch: resnet50\n  patch_size: 16")]),
+        &[],
+        "\
+error: specs/a.yaml:17:3: encoder.patch_size: unknown key
+  found:   patch_size: 16
+  allowed: arch, width_multiplier, stem, init
+  help:    `patch_size` belongs to `arch: vit_tiny` or `vit_small` or `vit_base`, and this section says `arch: resnet50`; remove it, or change `arch`
+
+specs/a.yaml: 1 error",
+    );
+    prints(
+        &edited(&[("arch: resnet18", "arch: vit_small\n  num_heads: 5"), ("size: 32\n  view1", "size: 40\n  view1")]),
+        &["data.image_size=64"],
+        "\
+error: specs/a.yaml:10:9: augmentations.size: patches of 16 pixels do not tile images of 40
+  found:   augmentations.size: 40, encoder.patch_size: 16 (the default)
+  allowed: augmentations.size a multiple of encoder.patch_size
+  help:    the nearest `augmentations.size` is 48
+
+error: specs/a.yaml:17:3: encoder.num_heads: unknown key
+  found:   num_heads: 5
+  allowed: arch, patch_size, heads, image_size, stop_grad_patch_embed, init
+  help:    did you mean `heads`?
+
+specs/a.yaml: 2 errors",
     );
 }
 
@@ -221,12 +252,12 @@ fn a_key_of_another_section_is_found_there() {
         "\
 error: specs/a.yaml:28:1: lr: unknown key
   found:   lr: 0.1
-  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn
+  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn, extends, sweep
   help:    did you mean `optimizer.base_lr` or `linear_probe.base_lr`?
 
 error: specs/a.yaml:29:1: tau: unknown key
   found:   tau: 0.1
-  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn
+  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn, extends, sweep
   help:    did you mean `method.tau`?
 
 specs/a.yaml: 2 errors",
@@ -330,6 +361,18 @@ fn rules_between_keys() {
             "the range begins at 2, above its end 1",
         ),
         ("knn.k=[5, 5000]", "knn.k", "4096 training images have no 5000 neighbours"),
+        (
+            "encoder={arch: vit_tiny, patch_size: 5}",
+            "augmentations.size",
+            "patches of 5 pixels do not tile images of 32",
+        ),
+        (
+            "encoder={arch: vit_tiny, image_size: 40}",
+            "encoder.image_size",
+            "patches of 16 pixels do not tile images of 40",
+        ),
+        ("encoder={arch: vit_small, heads: 5}", "encoder.heads", "5 heads do not divide a width of 384"),
+        ("encoder={arch: vit_small, width_multiplier: 0.3}", "encoder.width_multiplier", "unknown key"),
         ("encoder.width_multiplier=0.3", "encoder.width_multiplier", "19.2 is not a whole number of channels"),
         (
             "predictor.output=32",

@@ -187,6 +187,23 @@ impl Checkpoints {
         Ok((manifest.step, tables))
     }
 
+    /// Looks at every state and segment and moves nothing: how many are whole, and file and problem of those that are not.
+    pub(super) fn inspect(&self) -> anyhow::Result<(usize, Vec<(String, String)>)> {
+        let segments: Vec<_> = self.files.lock().expect("no panics while held").segments.keys().cloned().collect();
+        let states = self.newest_first()?.into_iter().map(|name| (self.read(&name).err(), name));
+        let segments = segments.into_iter().map(|name| {
+            (segment::read(&self.dir.join(&name), &self.key).err().map(|error| format!("{error:#}")), name)
+        });
+        let (mut whole, mut damaged) = (0, Vec::new());
+        for (problem, name) in states.chain(segments) {
+            match problem {
+                None => whole += 1,
+                Some(problem) => damaged.push((name, problem)),
+            }
+        }
+        Ok((whole, damaged))
+    }
+
     fn drop_damaged_segments(&self) -> anyhow::Result<()> {
         let mut files = self.files.lock().expect("no panics while held");
         for name in files.segments.keys().cloned().collect::<Vec<_>>() {

@@ -5,7 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use arrow::array::RecordBatch;
+use anyhow::Context;
+use arrow::{
+    array::{Array, AsArray, RecordBatch},
+    datatypes::Float64Type,
+};
 
 use super::{Components, Key, Manifest, table};
 
@@ -84,6 +88,60 @@ impl Artifact {
     pub fn tables_with_prefix(&self, prefix: &str) -> Vec<PathBuf> {
         let files = self.manifest.files.iter().filter(|file| file.name.starts_with(prefix));
         files.map(|file| self.dir.join(file.file())).collect()
+    }
+
+    /// Rows of a table with columns `metric` and `value`; none when there is no such table. What is not finite becomes None.
+    ///
+    /// # Errors
+    /// When the table cannot be read or has no such columns.
+    pub fn figures(&self, table: &str) -> anyhow::Result<Vec<(String, Option<f64>)>> {
+        let mut figures = Vec::new();
+        if !self.has_table(table) {
+            return Ok(figures);
+        }
+        for batch in self.read(table)? {
+            let batch = batch?;
+            let named = || format!("table {table:?} of stage {}: expected metric: utf8, value: float64", self.stage());
+            let names = batch.column_by_name("metric").and_then(|c| c.as_string_opt::<i32>()).with_context(named)?;
+            let values = batch.column_by_name("value").and_then(|c| c.as_primitive_opt::<Float64Type>());
+            let values = values.with_context(named)?;
+            for row in 0..batch.num_rows() {
+                let value = Some(values.value(row)).filter(|value| values.is_valid(row) && value.is_finite());
+                figures.push((names.value(row).to_owned(), value));
+            }
+        }
+        Ok(figures)
+    }
+
+    /// One figure of such a table; the prefix up to the slash may be left out there.
+    ///
+    /// # Errors
+    /// As [`Artifact::figures`].
+    pub fn figure(&self, table: &str, metric: &str) -> anyhow::Result<Option<f64>> {
+        let short = metric.rsplit('/').next().unwrap_or(metric);
+        let figures = self.figures(table)?;
+        Ok(figures.into_iter().find(|(name, _)| name == metric || name == short).and_then(|(_, value)| value))
+    }
+
+    /// Rows of a table with text columns `key` and `column`, in order; none when there is no such table.
+    ///
+    /// # Errors
+    /// When the table cannot be read or has no such columns.
+    pub fn texts(&self, table: &str, column: &str) -> anyhow::Result<Vec<(String, String)>> {
+        let mut rows = Vec::new();
+        if !self.has_table(table) {
+            return Ok(rows);
+        }
+        for batch in self.read(table)? {
+            let batch = batch?;
+            let text = |name: &str| {
+                let texts = batch.column_by_name(name).and_then(|c| c.as_string_opt::<i32>()).cloned();
+                texts.with_context(|| format!("table {table:?} of stage {}: expected {name}: utf8", self.stage()))
+            };
+            let (keys, texts) = (text("key")?, text(column)?);
+            rows.extend((0..batch.num_rows()).map(|row| (keys.value(row).to_owned(), texts.value(row).to_owned())));
+        }
+        Ok(rows)
     }
 
     /// The rows of a table, batch by batch.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -48,6 +48,12 @@ impl Lock {
         }
     }
 
+    /// Appends to the file, after the line with the process id.
+    pub(super) fn append(&mut self, text: &str) -> anyhow::Result<()> {
+        let named = || format!("writing {}", self.path.display());
+        self.file.seek(SeekFrom::End(0)).and_then(|_| self.file.write_all(text.as_bytes())).with_context(named)
+    }
+
     /// Name it was taken under.
     pub fn name(&self) -> &str {
         &self.name
@@ -65,7 +71,7 @@ impl Drop for Lock {
 fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-    text.trim().parse().ok()
+    text.lines().next()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Components, Key, Kind, hash};
+use super::{Components, Environment, Key, Kind, hash};
 
 /// Version of the manifest and of the store's layout.
 const FORMAT: u32 = 1;
@@ -29,6 +29,9 @@ pub struct Manifest {
     pub created: u64,
     /// How long the stage took, in milliseconds; for people.
     pub milliseconds: u64,
+    /// Where it was made; older manifests do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Tables, in the order of their names.
     pub files: Vec<FileEntry>,
     /// Hash of this manifest's text with an empty checksum.
@@ -67,13 +70,15 @@ impl Manifest {
         mut files: Vec<FileEntry>,
         created: u64,
         milliseconds: u64,
+        environment: Option<Environment>,
     ) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let content = content(&files);
         let (stage, key) = (stage.to_owned(), components.key());
         let checksum = String::new();
+        let format = FORMAT;
         let mut manifest =
-            Manifest { format: FORMAT, stage, key, components, content, created, milliseconds, files, checksum };
+            Manifest { format, stage, key, components, content, created, milliseconds, environment, files, checksum };
         manifest.checksum = hash::bytes(manifest.text().as_bytes());
         manifest
     }
@@ -119,7 +124,7 @@ mod tests {
     fn manifest(files: Vec<FileEntry>) -> Manifest {
         let mut components = Components::default();
         components.insert("tau", &serde_json::json!(0.07));
-        Manifest::new("knn", components, files, 1, 2)
+        Manifest::new("knn", components, files, 1, 2, None)
     }
 
     #[test]
@@ -130,6 +135,18 @@ mod tests {
         assert_eq!(base, content(vec![entry("a", Kind::Content, "1")]));
         assert_ne!(base, content(vec![entry("a", Kind::Content, "2")]));
         assert_ne!(base, content(vec![entry("b", Kind::Content, "1")]));
+    }
+
+    #[test]
+    fn manifests_with_and_without_an_environment_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        for environment in [None, Some(Environment::here())] {
+            let with = Manifest::new("knn", Components::default(), Vec::new(), 1, 2, environment.clone());
+            assert_eq!(with.text().contains("environment"), environment.is_some());
+            fs::write(dir.path().join(FILE), with.text()).unwrap();
+            assert_eq!(Manifest::read(dir.path()).unwrap(), with);
+            assert_eq!(with.content, manifest(Vec::new()).content);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | `store/<stage>/<key>/` | a committed artifact: `manifest.json` and one Parquet file per table |
 //! | `store/<stage>/.<key>.staging/` | an artifact in the making; never a hit |
 //! | `work/<stage>-<key>/` | checkpoints and metric segments of an unfinished stage |
-//! | `locks/` | who works on what |
+//! | `locks/` | who works on what, and which artifacts runs at work count on |
 //! | `cache/` | hashes of files seen before, with their size and times; an accelerator that may be deleted |
 //! | `damaged/` | what no longer matched its hash, moved out of the way |
 //! | `results/<name>-<id>/` | `spec.yaml`, `run.json` and `report.parquet` of a run |
@@ -16,8 +16,12 @@ pub mod atomic;
 mod checkpoint;
 mod committed;
 mod content;
+mod environment;
+mod garbage;
 pub mod hash;
+mod inspect;
 mod key;
+mod lease;
 mod lock;
 mod manifest;
 mod record;
@@ -29,6 +33,10 @@ mod writer;
 
 pub use checkpoint::{Checkpoints, State};
 pub use committed::Artifact;
+pub use content::of_batch as content_of;
+pub use environment::{Environment, cpu_model};
+pub use garbage::{Cleaning, Item, Keep, Listed};
+pub use inspect::{Damage, Inspected};
 pub use key::{Components, Key};
 pub use lock::{Attempt, Lock};
 pub use manifest::{FileEntry, Manifest};

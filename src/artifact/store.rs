@@ -14,7 +14,7 @@ use anyhow::Context;
 
 use super::{
     Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, atomic, hash,
-    lock::Attempt, manifest,
+    lease::Lease, lock::Attempt, manifest,
 };
 
 /// Artifacts up to this size are hashed whenever they are found; larger ones when their files' stamps changed.
@@ -29,6 +29,8 @@ pub struct Store {
     hashed: AtomicU64,
     /// Artifacts that this process hashed or wrote.
     verified: Mutex<HashSet<PathBuf>>,
+    /// What this store's user counts on.
+    lease: Mutex<Option<Lease>>,
 }
 
 /// What there is under a stage and key.
@@ -45,7 +47,7 @@ pub enum Found {
 impl Store {
     /// The store under `root`. Nothing is created until something is written.
     pub fn open(root: &Path) -> Store {
-        Store { root: root.to_owned(), hashed: AtomicU64::new(0), verified: Mutex::default() }
+        Store { root: root.to_owned(), hashed: AtomicU64::new(0), verified: Mutex::default(), lease: Mutex::default() }
     }
 
     /// The root folder.
@@ -53,19 +55,36 @@ impl Store {
         &self.root
     }
 
-    fn artifact_dir(&self, stage: &str, key: &Key) -> PathBuf {
+    /// Protects an artifact, there already or not, from being removed as one that nobody needs, until the store is dropped.
+    /// What was looked at before may be gone by then: look again.
+    ///
+    /// # Errors
+    /// When the folder of locks cannot be written.
+    pub fn count_on(&self, stage: &str, key: &Key) -> anyhow::Result<()> {
+        let mut lease = self.lease.lock().expect("no panics while held");
+        if lease.is_none() {
+            *lease = Some(Lease::new(&self.locks_dir())?);
+        }
+        lease.as_mut().expect("just made").add(&self.locks_dir(), stage, key)
+    }
+
+    pub(super) fn locks_dir(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+
+    pub(super) fn artifact_dir(&self, stage: &str, key: &Key) -> PathBuf {
         self.root.join("store").join(stage).join(key.as_str())
     }
 
-    fn staging_dir(&self, stage: &str, key: &Key) -> PathBuf {
+    pub(super) fn staging_dir(&self, stage: &str, key: &Key) -> PathBuf {
         self.root.join("store").join(stage).join(format!(".{key}.staging"))
     }
 
-    fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
+    pub(super) fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
         self.root.join("work").join(format!("{stage}-{key}"))
     }
 
-    fn damaged_dir(&self) -> PathBuf {
+    pub(super) fn damaged_dir(&self) -> PathBuf {
         self.root.join("damaged")
     }
 
@@ -101,7 +120,7 @@ impl Store {
         self.verified.lock().expect("no panics while held").contains(artifact.dir())
     }
 
-    fn read_manifest(&self, stage: &str, key: &Key) -> Result<Manifest, String> {
+    pub(super) fn read_manifest(&self, stage: &str, key: &Key) -> Result<Manifest, String> {
         let manifest = Manifest::read(&self.artifact_dir(stage, key))?;
         let own = (manifest.stage.as_str(), &manifest.key);
         match own == (stage, key) && manifest.components.key() == *key {
@@ -138,12 +157,16 @@ impl Store {
     }
 
     fn stamps(&self, stage: &str, key: &Key) -> StatCache {
-        StatCache::open(self.root.join("cache").join(format!("{stage}-{key}.txt")))
+        StatCache::open(self.stamps_path(stage, key))
+    }
+
+    pub(super) fn stamps_path(&self, stage: &str, key: &Key) -> PathBuf {
+        self.root.join("cache").join(format!("{stage}-{key}.txt"))
     }
 
     /// Tries to take the lock of a stage and key, without waiting.
     pub fn lock(&self, stage: &str, key: &Key) -> anyhow::Result<Attempt> {
-        Lock::attempt(&self.root.join("locks"), &format!("{stage}-{key}"))
+        Lock::attempt(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
     /// Starts an artifact. The lock is that of the stage and the key of `components`.
@@ -225,6 +248,20 @@ impl Store {
             self.remove_work(stage, key)?;
         }
         Ok(())
+    }
+
+    /// The manifest under a stage and key, if there is one that can be read; files are not looked at.
+    pub fn manifest(&self, stage: &str, key: &Key) -> Option<Manifest> {
+        self.read_manifest(stage, key).ok()
+    }
+
+    /// The artifact under a stage and key, if its manifest can be read and its files are all there in full length.
+    pub fn artifact(&self, stage: &str, key: &Key) -> Option<Artifact> {
+        let artifact = Artifact::new(self.artifact_dir(stage, key), self.manifest(stage, key)?);
+        let whole = |file: &super::FileEntry| {
+            fs::metadata(artifact.dir().join(file.file())).is_ok_and(|metadata| metadata.len() == file.size)
+        };
+        artifact.manifest().files.iter().all(whole).then_some(artifact)
     }
 
     /// Manifests of all artifacts of a stage that have one.

@@ -135,6 +135,13 @@ pub fn uncompressed(schema: &Schema) -> WriterProperties {
     builder(schema).set_compression(Compression::UNCOMPRESSED).build()
 }
 
+/// Schema of a Parquet file, as its rows are read.
+pub fn schema(path: &Path) -> anyhow::Result<SchemaRef> {
+    let named = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(named)?;
+    Ok(ParquetRecordBatchReaderBuilder::try_new(file).with_context(named)?.schema().clone())
+}
+
 /// Batches of a Parquet file, one by one.
 pub fn read(path: &Path) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>> {
     let owned = path.to_owned();

@@ -12,7 +12,7 @@ use parquet::file::properties::WriterProperties;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Components, FileEntry, Key, Manifest, atomic, manifest,
+    Components, Environment, FileEntry, Key, Manifest, atomic, manifest,
     table::{self, TableFile},
 };
 
@@ -78,7 +78,8 @@ impl ArtifactWriter {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let milliseconds = self.begun.elapsed().as_millis() as u64;
         let (components, files) = (std::mem::take(&mut self.components), std::mem::take(&mut self.files));
-        let manifest = Manifest::new(&self.stage, components, files, created, milliseconds);
+        let here = Some(Environment::here());
+        let manifest = Manifest::new(&self.stage, components, files, created, milliseconds, here);
         atomic::write(&self.staging.join(manifest::FILE), manifest.text().as_bytes())?;
         atomic::rename(&self.staging, &target)
             .with_context(|| format!("committing the artifact of stage {}", self.stage))?;

@@ -6,17 +6,32 @@ use std::{
     process::ExitCode,
 };
 
-use super::Global;
-use crate::report::{self, Comparison, Format};
+use anyhow::{Context, ensure};
+
+use super::{Global, changes::Changes};
+use crate::{
+    artifact::Store,
+    report::{self, Comparison, Format, group},
+    spec,
+};
 
 /// Compare runs: what differs between their specs, and their scores
 ///
 /// The comparison is also written as Parquet, in long form, and its path is printed to stderr.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run; of a sweep, those of all points)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
+    /// Changes of the specs whose runs are meant
+    #[command(flatten)]
+    pub changes: Changes,
+    /// Show runs that differ in their seed alone one by one, not as a group with mean and deviation
+    #[arg(long)]
+    pub no_group: bool,
+    /// Run that the others are compared with, sample by sample; of a group any run [default: the first]
+    #[arg(long, value_name = "RUN")]
+    pub baseline: Option<String>,
     /// Print one JSON object
     #[arg(long, group = "format")]
     pub json: bool,
@@ -45,14 +60,38 @@ impl Args {
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let path = args.out.clone().unwrap_or_else(|| global.runs.join("results/comparison.parquet"));
-    let comparison = compare(&global.runs, &args.runs_or_specs)?;
+    let comparison = compare(&global.runs, &args)?;
     report::file::replace(&path, &report::parquet::render(&comparison)?)?;
     std::io::stdout().write_all(args.format().render(&comparison)?.as_bytes())?;
     writeln!(std::io::stderr(), "comparison written to {}", path.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn compare(root: &Path, arguments: &[String]) -> anyhow::Result<Comparison> {
-    let runs = arguments.iter().map(|argument| report::find(root, argument)).collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(Comparison::new(&runs))
+fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
+    let changes = spec::Changes { set: args.changes.set.clone(), sweep: args.changes.sweep.clone() };
+    let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
+    ensure!(has_spec || args.changes.is_empty(), "--set and --sweep change a spec, and none is given by its path");
+    let mut runs = Vec::new();
+    for argument in &args.runs_or_specs {
+        let found = report::find_all(root, argument, &changes)?;
+        for note in found.notes {
+            writeln!(std::io::stderr(), "note: {note}")?;
+        }
+        runs.extend(found.runs);
+    }
+    let groups = if args.no_group { group::single(&runs) } else { group::by_seed(&runs) };
+    let baseline = match &args.baseline {
+        None => 0,
+        Some(argument) => {
+            let wanted = report::find(root, argument)?.record.run;
+            let has = |group: &group::Group| group.runs.iter().any(|run| run.record.run == wanted);
+            groups
+                .iter()
+                .position(has)
+                .with_context(|| format!("--baseline {wanted} is none of the runs that are compared"))?
+        }
+    };
+    let mut comparison = Comparison::of(&groups);
+    comparison.add_differences(&Store::open(root), &groups, baseline)?;
+    Ok(comparison)
 }

@@ -1,4 +1,4 @@
-//! `snclr export`: the trained encoder as safetensors with torchvision names.
+//! `snclr export`: the trained encoder as safetensors with torchvision's or timm's names.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -10,11 +10,14 @@ use crate::{
     report::{self, safetensors::Head},
 };
 
-/// Write the trained encoder as safetensors with torchvision names
+/// Write the trained encoder as safetensors with torchvision's (ResNet) or timm's (ViT) names
 ///
 /// In Python: `torchvision.models.resnet18(num_classes=N).load_state_dict(safetensors.torch.load_file(FILE), strict=True)`,
 /// where N is the number of classes that this command prints. An encoder with `stem: cifar` needs `conv1` replaced by a 3x3
 /// convolution of stride 1 and `maxpool` by nn.Identity() first; its metadata in the file says so.
+///
+/// Vision transformers load into `timm.create_model("vit_small_patch16_224", num_classes=N, img_size=SIZE, patch_size=P)`;
+/// with `num_heads=H` where the spec has its own `heads`. timm's and torchvision's files come in through `encoder.init`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run's name or its beginning, its folder, or a spec's name or path (its newest run)
@@ -23,7 +26,7 @@ pub struct Args {
     /// File to write
     #[arg(short, long, value_name = "FILE.safetensors")]
     pub output: PathBuf,
-    /// Classifier (fc) that goes with the encoder
+    /// Classifier (fc, or timm's head) that goes with the encoder
     #[arg(long, value_enum, default_value_t)]
     pub head: Head,
 }

@@ -14,7 +14,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+/// The exit code of a command that ends in `error`.
+pub fn code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Stopped>() {
         Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => 130,
         Some(Stopped::Diverged(_)) => 4,
@@ -23,7 +24,8 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn text(error: &anyhow::Error) -> String {
+/// What is printed about `error`.
+pub fn text(error: &anyhow::Error) -> String {
     if let Some(errors) = error.downcast_ref::<SpecErrors>() {
         // They come with a location each.
         return errors.to_string();

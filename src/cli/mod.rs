@@ -1,20 +1,33 @@
 //! The command line: global options, one file per command, exit codes.
 
+pub mod audit;
+mod changes;
 pub mod compare;
+pub mod completions;
+pub mod diff;
+pub mod doctor;
+pub mod explain;
 pub mod export;
 mod failure;
+pub mod gc;
+pub mod man;
 pub mod plan;
 pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;
+mod show;
+mod sweep;
 pub mod validate;
+pub mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
 pub use failure::report;
+
+use crate::run::Verbosity;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -50,6 +63,20 @@ pub struct Global {
     /// No progress, warnings and results only
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// More progress: the health of the embeddings as it is measured
+    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = "Global options")]
+    pub verbose: bool,
+}
+
+impl Global {
+    /// How much progress is told.
+    fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        }
+    }
 }
 
 /// Device that computes.
@@ -84,6 +111,22 @@ pub enum Command {
     Report(report::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
+    /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
+    Explain(explain::Args),
+    /// Show what differs between two runs: spec, environment, metrics, and which test images flipped
+    Diff(diff::Args),
+    /// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
+    Audit(audit::Args),
+    /// List what no kept run needs; with --yes, remove it
+    Gc(gc::Args),
+    /// Re-hash everything in the store; `verify resume` proves that killed runs resume exactly
+    Verify(verify::Args),
+    /// Check this machine and the runs folder: CPU, memory, disk, locks, devices
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+    /// Print the manual page, or write the pages of all commands into a folder
+    Man(man::Args),
 }
 
 /// Runs a command.
@@ -98,6 +141,14 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(args, &global),
         Command::Report(args) => report::run(args, &global),
         Command::Export(args) => export::run(args, &global),
+        Command::Explain(args) => explain::run(args, &global),
+        Command::Diff(args) => diff::run(args, &global),
+        Command::Audit(args) => audit::run(args, &global),
+        Command::Gc(args) => gc::run(args, &global),
+        Command::Verify(args) => verify::run(args, &global),
+        Command::Doctor(args) => doctor::run(args, &global),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     }
 }
 

@@ -1,19 +1,20 @@
 //! `snclr plan`: which stages are cached, and why the others have to run.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Global;
+use super::{Global, changes::Changes};
 use crate::{
-    artifact::Store,
+    artifact::{Key, Store},
     plan::{Planned, Planner},
-    run::{Mode, Reporter},
-    spec,
+    run::Reporter,
+    spec::Point,
     stage::Interrupt,
 };
 
@@ -24,9 +25,8 @@ const PENDING: u8 = 3;
 pub struct Args {
     /// Spec of the experiment
     pub spec: PathBuf,
-    /// Override a field of the spec; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    pub changes: Changes,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -36,27 +36,62 @@ pub struct Args {
 }
 
 /// Runs the command.
+///
+/// # Errors
+/// When the spec is invalid or its source files cannot be read.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let points = args.changes.load(&args.spec)?;
     let store = Store::open(&global.runs);
-    let reporter = Reporter::new(Mode::detect(global.quiet));
-    let planner = Planner::new(&store, &experiment, Path::new(""), &reporter, &Interrupt::default())?;
-    reporter.stage_ends();
-    let stages = planner.plan();
-    let mut out = std::io::stdout().lock();
-    match args.json {
-        true => writeln!(out, "{}", to_json(&stages))?,
-        false => write!(out, "{}", to_text(&stages))?,
+    let reporter = Reporter::new(global.verbosity());
+    let mut plans = Vec::new();
+    for point in &points.points {
+        let experiment = &point.loaded.experiment;
+        let planner = Planner::new(&store, experiment, Path::new(""), &reporter, &Interrupt::default())?;
+        reporter.stage_ends();
+        let stages = planner.plan();
+        plans.push(Plan { point, prospects: planner.prospects(&stages), stages });
     }
-    let pending = stages.iter().any(|planned| !planned.is_cached());
+    let mut out = std::io::stdout().lock();
+    match (args.json, points.is_sweep) {
+        (true, false) => writeln!(out, "{}", json!({ "stages": stages_json(&plans[0].stages) }))?,
+        (true, true) => writeln!(out, "{}", to_json(&plans))?,
+        (false, false) => write!(out, "{}{}", lines(&plans[0].stages), fact(Total::of(&plans)))?,
+        (false, true) => write!(out, "{}", to_text(&plans))?,
+    }
+    let pending = Total::of(&plans).pending > 0;
     Ok(if args.check && pending { ExitCode::from(PENDING) } else { ExitCode::SUCCESS })
+}
+
+/// The plan of one point.
+struct Plan<'a> {
+    point: &'a Point,
+    stages: Vec<Planned>,
+    prospects: Vec<Key>,
+}
+
+/// Numbers of stages; one that several points share counts once.
+#[derive(Clone, Copy)]
+struct Total {
+    stages: usize,
+    pending: usize,
+}
+
+impl Total {
+    fn of(plans: &[Plan]) -> Total {
+        let stages: BTreeMap<_, bool> = plans
+            .iter()
+            .flat_map(|plan| plan.stages.iter().zip(&plan.prospects))
+            .map(|(planned, key)| ((planned.stage, key.as_str()), planned.is_cached()))
+            .collect();
+        Total { stages: stages.len(), pending: stages.values().filter(|cached| !**cached).count() }
+    }
 }
 
 fn status(planned: &Planned) -> &'static str {
     if planned.is_cached() { "cached" } else { "pending" }
 }
 
-fn to_json(stages: &[Planned]) -> serde_json::Value {
+fn stages_json(stages: &[Planned]) -> Value {
     let stage = |planned: &Planned| {
         json!({
             "stage": planned.stage.name(),
@@ -65,19 +100,39 @@ fn to_json(stages: &[Planned]) -> serde_json::Value {
             "reason": planned.reason,
         })
     };
-    json!({ "stages": stages.iter().map(stage).collect::<Vec<_>>() })
+    stages.iter().map(stage).collect()
 }
 
-fn to_text(stages: &[Planned]) -> String {
-    let mut text = String::new();
-    for planned in stages {
+fn to_json(plans: &[Plan]) -> Value {
+    let point = |plan: &Plan| json!({ "values": plan.point.object(), "stages": stages_json(&plan.stages) });
+    let total = Total::of(plans);
+    json!({
+        "points": plans.iter().map(point).collect::<Vec<_>>(),
+        "total": { "stages": total.stages, "pending": total.pending, "cached": total.stages - total.pending },
+    })
+}
+
+fn lines(stages: &[Planned]) -> String {
+    let line = |planned: &Planned| {
         let key = planned.identity.as_ref().map_or("-", |(key, _)| key.short());
-        text += &format!("{:<18} {:<8} {key:<9} {}\n", planned.stage.name(), status(planned), planned.reason);
+        format!("{:<18} {:<8} {key:<9} {}\n", planned.stage.name(), status(planned), planned.reason)
+    };
+    stages.iter().map(line).collect()
+}
+
+fn to_text(plans: &[Plan]) -> String {
+    let mut text = String::new();
+    for (i, plan) in plans.iter().enumerate() {
+        text += &format!("point {} of {}: {}\n{}", i + 1, plans.len(), plan.point.label(), lines(&plan.stages));
     }
-    let pending = stages.iter().filter(|planned| !planned.is_cached()).count();
-    let cached = stages.len() - pending;
-    text + &match pending {
+    let shared = "what points share counts once";
+    text + &fact(Total::of(plans)).replace('\n', &format!(" in {} points; {shared}\n", plans.len()))
+}
+
+fn fact(Total { stages, pending }: Total) -> String {
+    let cached = stages - pending;
+    match pending {
         0 => format!("nothing to do: {cached} stages cached\n"),
-        _ => format!("{pending} of {} stages to run, {cached} cached\n", stages.len()),
+        _ => format!("{pending} of {stages} stages to run, {cached} cached\n"),
     }
 }

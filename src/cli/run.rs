@@ -2,21 +2,20 @@
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Global;
+use super::{Global, changes::Changes, sweep};
 use crate::{
     artifact::Store,
-    plan::Planner,
-    run::{self, Driver, How, Mode, Outcome, Reporter, StageOutcome},
-    spec,
+    run::{self, Finished, How, Outcome, Reporter, Setting, StageOutcome, Verbosity},
+    spec::Experiment,
     stage::Interrupt,
 };
 
@@ -24,12 +23,17 @@ use crate::{
 pub struct Args {
     /// Spec of the experiment
     pub spec: PathBuf,
-    /// Override a field of the spec; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    pub changes: Changes,
     /// Print one JSON object, last and alone on stdout
     #[arg(long)]
     pub json: bool,
+    /// Go on with the other points of a sweep when one fails
+    #[arg(short, long)]
+    pub keep_going: bool,
+    /// Points of a sweep to run at once; they share the threads
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = jobs)]
+    pub jobs: usize,
     /// Longest time between two checkpoints
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub checkpoint_every: Duration,
@@ -40,40 +44,59 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "expected a number of seconds".into())
 }
 
+fn jobs(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "expected a whole number from 1 to 64".into())
+}
+
 /// Runs the command.
+///
+/// # Errors
+/// When the spec is invalid, or the run fails, diverges or is interrupted; a sweep has printed which of its points failed.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let points = args.changes.load(&args.spec)?;
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let store = Store::open(&global.runs);
-    let reporter = Arc::new(Reporter::new(Mode::detect(global.quiet)));
-    let planner = Planner::new(&store, &experiment, Path::new(""), &*reporter, &interrupt)?;
-    reporter.stage_ends();
-    let work = run::stage_work(&experiment);
-    let driver = Driver {
+    let setting = Setting {
         store: &store,
-        planner: &planner,
-        work: &*work,
-        reporter: reporter.clone(),
         interrupt: &interrupt,
         checkpoint_interval: args.checkpoint_every,
         threads: global.threads,
+        planning: Mutex::default(),
     };
-    let stages = driver.run()?;
-    let outcome = run::record(&store, &experiment, &stages)?;
-    let text = to_text(&stages, &outcome, &reporter.warnings());
-    if args.json {
-        if !global.quiet {
-            let _ = write!(std::io::stderr(), "{text}");
-        }
-        writeln!(std::io::stdout(), "{}", to_json(&stages, &outcome))?;
-    } else {
-        write!(std::io::stdout(), "{text}")?;
+    match &points.points[..] {
+        [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
+        points => sweep::run(&setting, points, &args, global.verbosity()),
     }
+}
+
+fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
+    let reporter = Arc::new(Reporter::new(verbosity));
+    let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
+    print(&to_text(&stages, &outcome, &reporter.warnings()), json.then(|| to_json(&stages, &outcome)), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> serde_json::Value {
+/// Prints the text on stdout; or the JSON there, and the text on stderr.
+pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
+    match json {
+        None => write!(std::io::stdout(), "{text}")?,
+        Some(json) => {
+            if verbosity != Verbosity::Quiet {
+                let _ = write!(std::io::stderr(), "{text}");
+            }
+            writeln!(std::io::stdout(), "{json}")?;
+        }
+    }
+    Ok(())
+}
+
+fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> Value {
+    json!({ "run": outcome.record.run, "stages": stages_json(stages), "metrics": outcome.metrics() })
+}
+
+/// Stages with their keys and what became of them.
+pub fn stages_json(stages: &[StageOutcome]) -> Value {
     let stage = |stage: &StageOutcome| {
         json!({
             "stage": stage.stage.name(),
@@ -82,8 +105,7 @@ fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> serde_json::Value {
             "seconds": stage.seconds,
         })
     };
-    let stages: Vec<_> = stages.iter().map(stage).collect();
-    json!({ "run": outcome.record.run, "stages": stages, "metrics": outcome.metrics() })
+    stages.iter().map(stage).collect()
 }
 
 fn to_text(stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> String {

@@ -9,7 +9,8 @@ use std::{
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::spec::{self, Place, SpecError, SpecErrors};
+use super::changes::Changes;
+use crate::spec::{self, Loaded, Place, Points, SpecError, SpecErrors};
 
 /// Exit code of an invalid spec.
 const INVALID: u8 = 2;
@@ -20,9 +21,11 @@ pub struct Args {
     /// Specs to check
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
-    /// Override a key before checking, e.g. `method.tau=0.1`; repeatable
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    pub changes: Changes,
+    /// Print every value, defaults included, and where it comes from
+    #[arg(long)]
+    pub resolved: bool,
     /// Print one JSON object per spec on stdout
     #[arg(long)]
     pub json: bool,
@@ -36,19 +39,52 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut is_valid = true;
     let mut stdout = io::stdout().lock();
     for path in &args.specs {
-        let result = spec::load(path, &args.set);
+        let result = args.changes.load(path);
         is_valid &= result.is_ok();
         if args.json {
-            writeln!(stdout, "{}", report(path, result.as_ref().err())).context("cannot write to stdout")?;
+            let mut report = report(path, result.as_ref().err());
+            if let (true, Ok(points)) = (args.resolved, &result) {
+                add_resolved(&mut report, points);
+            }
+            writeln!(stdout, "{report}").context("cannot write to stdout")?;
             continue;
         }
         match result {
-            Ok(_) => writeln!(stdout, "{}: ok", path.display()).context("cannot write to stdout")?,
+            Ok(points) if args.resolved => write!(stdout, "{}", resolved(&points)).context("cannot write to stdout")?,
+            Ok(points) => {
+                let count = if points.is_sweep { format!(", {} points", points.points.len()) } else { String::new() };
+                writeln!(stdout, "{}: ok{count}", path.display()).context("cannot write to stdout")?;
+            }
             // A closed stderr is no reason to panic.
             Err(errors) => drop(writeln!(std::io::stderr(), "{errors}")),
         }
     }
     Ok(if is_valid { ExitCode::SUCCESS } else { ExitCode::from(INVALID) })
+}
+
+/// The resolved spec of each point as a YAML document.
+fn resolved(points: &Points) -> String {
+    let all = &points.points;
+    let head = |i: usize| match points.is_sweep {
+        true => format!("---\n# point {} of {}: {}\n", i + 1, all.len(), all[i].label()),
+        false => String::new(),
+    };
+    all.iter().enumerate().map(|(i, point)| head(i) + &spec::resolved_text(&point.loaded)).collect()
+}
+
+/// Adds `resolved`, a list of key, value and source; of a sweep `points`, each with its values and such a list.
+fn add_resolved(report: &mut Value, points: &Points) {
+    let list = |loaded: &Loaded| -> Value {
+        let leaves = spec::leaves(loaded).into_iter();
+        leaves.map(|leaf| json!({"key": leaf.key, "value": leaf.value, "source": leaf.source})).collect()
+    };
+    match &points.points[..] {
+        [point] if !points.is_sweep => report["resolved"] = list(&point.loaded),
+        points => {
+            let point = |point: &spec::Point| json!({"values": point.object(), "resolved": list(&point.loaded)});
+            report["points"] = points.iter().map(point).collect();
+        }
+    }
 }
 
 /// The JSON object about one spec.
@@ -57,15 +93,19 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
     json!({"spec": path.display().to_string(), "valid": errors.is_none(), "errors": list})
 }
 
-/// `line` and `column` are null, and `override` is the text given to `--set`, where an override is at fault.
+/// `line` and `column` are null, and `override` is the text given to `--set` or `--sweep`, where that is at fault.
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
-        Some(Place::File { line, column }) => (Some(line), Some(column), None),
-        Some(Place::Set(text)) => (None, None, Some(text)),
+        Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),
+        Some(Place::Set(text) | Place::Sweep(text)) => (None, None, Some(text)),
         None => (None, None, None),
     };
+    let file = match &error.place {
+        Some(Place::File { file, .. }) => file,
+        _ => path,
+    };
     json!({
-        "file": path.display().to_string(),
+        "file": file.display().to_string(),
         "line": line,
         "column": column,
         "override": text,
@@ -117,7 +157,7 @@ mod tests {
         let path = folder.path().join("a.yaml");
         std::fs::write(&path, "name: a\n").unwrap();
         let run_on = |path: &str| {
-            run(Args { specs: vec![path.into()], set: vec![], json: true })
+            run(Args { specs: vec![path.into()], changes: Changes::default(), resolved: false, json: true })
                 .map(|code| code == ExitCode::SUCCESS)
                 .unwrap()
         };

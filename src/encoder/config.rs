@@ -1,14 +1,45 @@
 //! The `encoder:` section of a spec.
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Architecture of the encoder.
+/// The network and its settings. `arch` selects it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "arch", rename_all = "snake_case")]
+pub enum EncoderConfig {
+    /// Residual network of 18 layers.
+    Resnet18(ResnetConfig),
+    /// Residual network of 34 layers.
+    Resnet34(ResnetConfig),
+    /// Residual network of 50 layers (bottlenecks).
+    Resnet50(ResnetConfig),
+    /// Residual network of 101 layers (bottlenecks).
+    Resnet101(ResnetConfig),
+    /// Vision transformer of width 192, 12 blocks.
+    VitTiny(VitConfig),
+    /// Vision transformer of width 384, 12 blocks.
+    VitSmall(VitConfig),
+    /// Vision transformer of width 768, 12 blocks.
+    VitBase(VitConfig),
+}
+
+impl EncoderConfig {
+    /// File of weights that training starts from.
+    pub fn init(&self) -> Option<&Path> {
+        use EncoderConfig::*;
+        match self {
+            Resnet18(c) | Resnet34(c) | Resnet50(c) | Resnet101(c) => c.init.as_deref(),
+            VitTiny(c) | VitSmall(c) | VitBase(c) => c.init.as_deref(),
+        }
+    }
+}
+
+/// A residual network as in torchvision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct EncoderConfig {
-    /// Network.
-    pub arch: Arch,
+pub struct ResnetConfig {
     /// Factor on every channel count; 1 is the usual network (64 channels after the stem).
     #[serde(default = "one")]
     #[schemars(range(min = 0.0625, max = 8.0))]
@@ -16,19 +47,21 @@ pub struct EncoderConfig {
     /// First layers.
     #[serde(default)]
     pub stem: Stem,
+    /// Weights to start from instead of random ones: a safetensors file (f32) with torchvision's names that holds exactly
+    /// this encoder. A classifier in it (`fc.*`, `head.*`) and `num_batches_tracked` are passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-operational" = true))]
+    pub init: Option<PathBuf>,
+}
+
+impl Default for ResnetConfig {
+    fn default() -> Self {
+        Self { width_multiplier: one(), stem: Stem::default(), init: None }
+    }
 }
 
 fn one() -> f32 {
     1.0
-}
-
-/// Network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Arch {
-    Resnet18,
-    Resnet34,
-    Resnet50,
 }
 
 /// First layers of a ResNet.
@@ -40,4 +73,41 @@ pub enum Stem {
     Imagenet,
     /// 3x3 convolution of stride 1, no pooling: for images of about 32 pixels.
     Cifar,
+}
+
+/// A vision transformer as in timm (class token, pre-norm), with fixed 2-D sine-cosine positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VitConfig {
+    /// Height and width of a patch in pixels; sizes of images are multiples of it.
+    #[serde(default = "sixteen")]
+    #[schemars(range(min = 1, max = 64))]
+    pub patch_size: usize,
+    /// Attention heads per block; 3, 6 and 12 by default, as in timm (SNCLR's release gives ViT-S 12).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub heads: Option<usize>,
+    /// Size of the images that the positions are laid out for; `augmentations.size` by default. Images of another size get
+    /// positions by bicubic interpolation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub image_size: Option<usize>,
+    /// Keep the random patch embedding as it is, which makes training stabler (MoCo-v3, SNCLR's release).
+    #[serde(default)]
+    pub stop_grad_patch_embed: bool,
+    /// Weights to start from instead of random ones: a safetensors file (f32) with timm's names that holds exactly this
+    /// encoder, positions included. A classifier in it (`fc.*`, `head.*`) is passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-operational" = true))]
+    pub init: Option<PathBuf>,
+}
+
+impl Default for VitConfig {
+    fn default() -> Self {
+        Self { patch_size: sixteen(), heads: None, image_size: None, stop_grad_patch_embed: false, init: None }
+    }
+}
+
+fn sixteen() -> usize {
+    16
 }

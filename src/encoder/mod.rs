@@ -5,9 +5,9 @@
 
 mod config;
 mod resnet;
+mod vit;
 
 pub use config::*;
-pub use resnet::Saved;
 
 use crate::ops::{Real, arena::Layout, buffers::Buffers, conv2d::Size};
 
@@ -15,6 +15,14 @@ use crate::ops::{Real, arena::Layout, buffers::Buffers, conv2d::Size};
 #[derive(Clone, Debug)]
 pub enum Encoder {
     Resnet(resnet::ResNet),
+    Vit(vit::Vit),
+}
+
+/// What the backward pass needs of a forward pass.
+#[derive(Debug)]
+pub enum Saved<E> {
+    Resnet(resnet::Saved<E>),
+    Vit(vit::Saved<E>),
 }
 
 /// A configuration that names no network.
@@ -22,50 +30,83 @@ pub enum Encoder {
 pub enum EncoderError {
     #[error("encoder.width_multiplier: {0} times 64 is no whole number of channels; use a multiple of 1/64")]
     Width(f32),
+    #[error("encoder.heads: {heads} heads do not divide a width of {width}")]
+    Heads { heads: usize, width: usize },
+    #[error("encoder.patch_size: patches of {patch} pixels do not tile images of {size}")]
+    Patch { patch: usize, size: usize },
 }
 
 impl Encoder {
-    /// The network that `config` describes.
+    /// The network that `config` describes, for images of usually `size` pixels (height and width).
     ///
     /// # Errors
-    /// When the width multiplier gives no whole number of channels.
-    pub fn new(config: &EncoderConfig) -> Result<Self, EncoderError> {
-        resnet::ResNet::new(config).map(Encoder::Resnet)
+    /// When the width multiplier gives no whole number of channels, the heads do not divide the width, or the patches do
+    /// not tile the images.
+    pub fn new(config: &EncoderConfig, size: usize) -> Result<Self, EncoderError> {
+        let resnet = |depths, bottleneck, config| {
+            resnet::ResNet::new(resnet::Shape { depths, bottleneck }, config).map(Encoder::Resnet)
+        };
+        let vit = |width, heads, config| {
+            vit::Vit::new(vit::Shape { width, depth: 12, heads }, config, size).map(Encoder::Vit)
+        };
+        match config {
+            EncoderConfig::Resnet18(config) => resnet([2, 2, 2, 2], false, config),
+            EncoderConfig::Resnet34(config) => resnet([3, 4, 6, 3], false, config),
+            EncoderConfig::Resnet50(config) => resnet([3, 4, 6, 3], true, config),
+            EncoderConfig::Resnet101(config) => resnet([3, 4, 23, 3], true, config),
+            EncoderConfig::VitTiny(config) => vit(192, 3, config),
+            EncoderConfig::VitSmall(config) => vit(384, 6, config),
+            EncoderConfig::VitBase(config) => vit(768, 12, config),
+        }
     }
 
     /// Width of the features.
     pub fn feature_dim(&self) -> usize {
         match self {
             Encoder::Resnet(net) => net.feature_dim,
+            Encoder::Vit(net) => net.feature_dim(),
         }
     }
 
-    /// Trainable tensors, with torchvision's names.
+    /// Trainable tensors, with torchvision's or timm's names.
     pub fn params(&self) -> &Layout {
         match self {
             Encoder::Resnet(net) => &net.params,
+            Encoder::Vit(net) => &net.params,
         }
     }
 
-    /// Batch norm's running statistics, with torchvision's names.
+    /// Tensors beside them, with torchvision's or timm's names: batch norm's running statistics, fixed positions.
     pub fn buffers(&self) -> &Layout {
         match self {
             Encoder::Resnet(net) => &net.buffers,
+            Encoder::Vit(net) => &net.buffers,
         }
     }
 
-    /// Initial parameters and buffers (torchvision's distribution), determined by `seed`.
+    /// Whether training moves tensor `entry` of [`Encoder::params`]. Its gradient is zero where it does not, and an
+    /// optimiser has to leave it alone (weight decay would move it all the same).
+    pub fn trains(&self, entry: usize) -> bool {
+        match self {
+            Encoder::Resnet(_) => true,
+            Encoder::Vit(net) => net.trains(entry),
+        }
+    }
+
+    /// Initial parameters and buffers (torchvision's or MoCo-v3's distribution), determined by `seed`.
     pub fn init<E: Real>(&self, seed: u64) -> (Vec<E>, Vec<E>) {
         match self {
             Encoder::Resnet(net) => net.init(seed),
+            Encoder::Vit(net) => net.init(seed),
         }
     }
 
     /// Features [n, feature_dim] of normalised images [n, size, size, 3] in eval mode.
     pub fn forward_eval<E: Real>(&self, params: &[E], buffers: &[E], images: &[E], n: usize, size: usize) -> Vec<E> {
-        let size = Size { n, h: size, w: size };
+        let (size, mut memory) = (Size { n, h: size, w: size }, Buffers::default());
         match self {
-            Encoder::Resnet(net) => net.forward_eval(params, buffers, images, size, &mut Buffers::default()),
+            Encoder::Resnet(net) => net.forward_eval(params, buffers, images, size, &mut memory),
+            Encoder::Vit(net) => net.forward_eval(params, buffers, images, size, &mut memory),
         }
     }
 
@@ -80,6 +121,7 @@ impl Encoder {
     ) -> Vec<E> {
         match self {
             Encoder::Resnet(net) => net.forward_momentum(params, buffers, images, size, memory),
+            Encoder::Vit(net) => net.forward_eval(params, buffers, images, size, memory),
         }
     }
 
@@ -93,11 +135,21 @@ impl Encoder {
         memory: &mut Buffers<E>,
     ) -> (Vec<E>, Saved<E>) {
         match self {
-            Encoder::Resnet(net) => net.forward_train(params, buffers, images, size, memory),
+            Encoder::Resnet(net) => {
+                let (features, saved) = net.forward_train(params, buffers, images, size, memory);
+                (features, Saved::Resnet(saved))
+            }
+            Encoder::Vit(net) => {
+                let (features, saved) = net.forward_train(params, buffers, images, size, memory);
+                (features, Saved::Vit(saved))
+            }
         }
     }
 
     /// Adds to `gradients` (laid out like the parameters) those of one forward pass, from its features' gradient.
+    ///
+    /// # Panics
+    /// When `saved` is of another kind of network.
     pub fn backward<E: Real>(
         &self,
         params: &[E],
@@ -107,9 +159,15 @@ impl Encoder {
         gradients: &mut [E],
         memory: &mut Buffers<E>,
     ) {
-        match self {
-            Encoder::Resnet(net) => {
+        match (self, saved) {
+            (Encoder::Resnet(net), Saved::Resnet(saved)) => {
                 net.backward(params, images, saved, g_features, gradients, memory, resnet::ImageGradient::Skip);
+            }
+            (Encoder::Vit(net), Saved::Vit(saved)) => {
+                net.backward(params, images, saved, g_features, gradients, memory);
+            }
+            (Encoder::Resnet(_), Saved::Vit(_)) | (Encoder::Vit(_), Saved::Resnet(_)) => {
+                panic!("saved by another kind of network")
             }
         }
     }

@@ -9,6 +9,10 @@ use crate::ops::{
     seam::{Matrix, Traced, TracedScalar, traced},
 };
 
+/// What a contrastive loss is made of, per anchor: log of the sum of exp over all logits [N], and the logits of its own
+/// candidates [N, own].
+pub type Logits<E, D> = (Tensor<(usize,), E, D, OwnedTape<E, D>>, Traced<E, D>);
+
 /// For each of N anchors at unit length: log of the sum of exp over all logits [N], and the logits of its own
 /// candidates [N, own]. The candidates [N own, D], at unit length too, are those of anchor 1, then of anchor 2, ...;
 /// a logit is a cosine over tau.
@@ -17,7 +21,7 @@ pub fn contrast<E: Real, D: Backend<E>, R: Tape<E, D>>(
     candidates: Matrix<E, D, R>,
     own: usize,
     tau: f64,
-) -> Result<(Tensor<(usize,), E, D, OwnedTape<E, D>>, Traced<E, D>), D::Err>
+) -> Result<Logits<E, D>, D::Err>
 where
     OwnedTape<E, D>: Merge<R>,
 {

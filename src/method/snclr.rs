@@ -23,6 +23,9 @@ use crate::ops::{
     seam::{Matrix, Traced, TracedScalar, traced},
 };
 
+/// A loss, and the positiveness [N, K] that went into it.
+type Loss<E, D> = (TracedScalar<E, D>, Vec<E>);
+
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
 #[derive(Clone, Debug)]
 pub struct Snclr<E> {
@@ -115,7 +118,7 @@ impl<E: Real> Snclr<E> {
         y2: &[E],
         neighbours: &Neighbours<E>,
         leaves: &Leaves<E, D>,
-    ) -> Result<(TracedScalar<E, D>, Vec<E>), D::Err> {
+    ) -> Result<Loss<E, D>, D::Err> {
         let device = z1.device().clone();
         let (n, dim) = *z1.shape();
         let k = neighbours.k;

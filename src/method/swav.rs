@@ -24,6 +24,9 @@ use crate::ops::{
     seam::{Matrix, TracedScalar, traced},
 };
 
+/// A loss, and the codes q [N, P] of both full views.
+type Loss<E, D> = (TracedScalar<E, D>, [Vec<E>; 2]);
+
 /// The method's settings, where C lies among the parameters, and the queue of each full view.
 #[derive(Clone, Debug)]
 pub struct Swav<E> {
@@ -97,11 +100,7 @@ impl<E: Real> Swav<E> {
     }
 
     /// The loss, and the codes q [N, P] of both full views.
-    fn loss<D: Backend<E>>(
-        &self,
-        z: &[Matrix<E, D>],
-        leaves: &Leaves<E, D>,
-    ) -> Result<(TracedScalar<E, D>, [Vec<E>; 2]), D::Err> {
+    fn loss<D: Backend<E>>(&self, z: &[Matrix<E, D>], leaves: &Leaves<E, D>) -> Result<Loss<E, D>, D::Err> {
         let device = z[0].device().clone();
         let (n, crops) = (z[0].shape().0, z.len());
         let prototypes = leaves.matrix(self.prototypes);

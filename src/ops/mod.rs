@@ -1,13 +1,18 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
 pub mod arena;
+pub mod attention;
 pub mod backend;
 pub mod batch_norm;
 pub mod buffers;
+pub mod columns;
 pub mod conv2d;
+mod elementary;
+pub mod gelu;
 pub mod gemm;
 #[cfg(test)]
 pub mod golden;
+pub mod layer_norm;
 pub mod leaves;
 pub mod linear;
 pub mod named;

@@ -2,9 +2,12 @@
 
 use dfdx::prelude::Dtype;
 
+use super::elementary::Elementary;
+
 /// A real scalar that dfdx tensors can hold.
 pub trait Real:
     Dtype
+    + Elementary
     + num_traits::Float
     + num_traits::FromPrimitive
     + std::ops::AddAssign

@@ -1,70 +1,34 @@
 //! Why a stage has to run: the leaves in which it differs from the nearest artifact there is.
 
-use std::collections::BTreeSet;
-
-use serde_json::Value;
-
+use super::difference::{Difference, differences};
 use crate::artifact::{Components, Manifest};
 
 /// Differences that are spelled out.
 const SHOWN: usize = 8;
 
-/// The differing leaves against the earlier artifact of the stage that has the fewest; of several the newest.
+/// The differing leaves against the [`nearest`] artifact.
 pub fn explain(components: &Components, earlier: &[Manifest]) -> String {
-    let nearest = earlier
-        .iter()
-        .map(|manifest| (differences(&manifest.components, components), manifest))
-        .min_by_key(|(names, manifest)| (names.len(), u64::MAX - manifest.created, manifest.key.clone()));
-    let Some((names, manifest)) = nearest else { return "no artifact yet".to_owned() };
-    let mut parts: Vec<_> = names
-        .iter()
-        .take(SHOWN)
-        .map(|name| {
-            let show = |components: &Components| components.0.get(*name).map_or("(none)".to_owned(), |text| show(text));
-            format!("{name} {} -> {}", show(&manifest.components), show(components))
-        })
-        .collect();
-    if names.len() > SHOWN {
-        parts.push(format!("and {} more", names.len() - SHOWN));
+    let Some(manifest) = nearest(components, earlier) else { return "no artifact yet".to_owned() };
+    let all = Difference::all(&manifest.components, components);
+    let mut parts: Vec<_> = all.iter().take(SHOWN).map(Difference::to_string).collect();
+    if all.len() > SHOWN {
+        parts.push(format!("and {} more", all.len() - SHOWN));
     }
     parts.join(", ")
 }
 
-/// Names of the leaves in which two sets differ, in order.
-fn differences<'a>(old: &'a Components, new: &'a Components) -> Vec<&'a str> {
-    let names: BTreeSet<_> = old.0.keys().chain(new.0.keys()).collect();
-    // An empty section against one with fields: the fields say it all.
-    let empty = |name: &String| [old, new].iter().any(|side| side.0.get(name).is_some_and(|text| text == "{}"));
-    let filled =
-        |name: &String| names.iter().any(|other| other.strip_prefix(name.as_str()).is_some_and(|r| r.starts_with('.')));
-    let differs = |name: &&&String| old.0.get(**name) != new.0.get(**name) && !(empty(name) && filled(name));
-    names.iter().filter(differs).map(|name| name.as_str()).collect()
-}
-
-/// A leaf for people: no quotes, hashes cut short, 32-bit numbers without the digits that widening gave them.
-fn show(text: &str) -> String {
-    match serde_json::from_str(text) {
-        Ok(value) => show_value(&value),
-        Err(_) => text.to_owned(),
-    }
-}
-
-fn show_value(value: &Value) -> String {
-    match value {
-        Value::String(text) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text[..8].to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Number(number) => match number.as_f64() {
-            Some(wide) if number.is_f64() && f64::from(wide as f32) == wide => (wide as f32).to_string(),
-            _ => number.to_string(),
-        },
-        Value::Array(items) => format!("[{}]", items.iter().map(show_value).collect::<Vec<_>>().join(", ")),
-        other => other.to_string(),
-    }
+/// The earlier artifact of a stage that has the fewest differing leaves; of several the newest.
+pub fn nearest<'a>(components: &Components, earlier: &'a [Manifest]) -> Option<&'a Manifest> {
+    let distance = |manifest: &&Manifest| {
+        let differing = differences(&manifest.components, components).len();
+        (differing, u64::MAX - manifest.created, manifest.key.clone())
+    };
+    earlier.iter().min_by_key(distance)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -75,7 +39,7 @@ mod tests {
     }
 
     fn manifest(created: u64, leaves: &[(&str, Value)]) -> Manifest {
-        Manifest::new("pretrain", components(leaves), Vec::new(), created, 0)
+        Manifest::new("pretrain", components(leaves), Vec::new(), created, 0, None)
     }
 
     #[test]
@@ -107,7 +71,7 @@ mod tests {
         let borrow = |leaves: &[(String, Value)]| {
             components(&leaves.iter().map(|(n, v)| (n.as_str(), v.clone())).collect::<Vec<_>>())
         };
-        let old = Manifest::new("x", borrow(&leaves(1)), Vec::new(), 0, 0);
+        let old = Manifest::new("x", borrow(&leaves(1)), Vec::new(), 0, 0, None);
         let text = explain(&borrow(&leaves(2)), &[old]);
         assert!(text.ends_with("leaf07 1 -> 2, and 3 more"), "{text}");
     }

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use super::key;
+
 /// A stage of the pipeline, in an order in which each comes after its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     Data,
     Pretrain,
     Embed,
-    /// Control: the encoder that pretraining starts from.
+    /// Control: the encoder as random initialisation leaves it.
     EmbedRandomInit,
     LinearProbe,
     Knn,
@@ -79,14 +81,17 @@ impl Stage {
                 ],
                 &["augmentations.eval"],
             ),
-            Stage::Embed => (&EMBED, &[]),
-            Stage::EmbedRandomInit => (&EMBED_RANDOM_INIT, &[]),
+            Stage::Embed => (&EMBED, &ONLY_TRAINING),
+            Stage::EmbedRandomInit => (&EMBED_RANDOM_INIT, &ONLY_TRAINING),
             Stage::LinearProbe => (&["linear_probe", "seed"], &[]),
             Stage::Knn => (&["knn", "seed"], &[]),
         }
     }
 }
 
+/// Fields of the encoder that features do not depend on, or only by way of the trained weights. The control is the random
+/// initialisation even where training starts from a file.
+const ONLY_TRAINING: [&str; 2] = [key::INIT, "encoder.stop_grad_patch_embed"];
 const EMBED: [&str; 6] =
     ["augmentations.size", "augmentations.mean", "augmentations.std", "augmentations.eval", "encoder", "precision"];
 const EMBED_RANDOM_INIT: [&str; 7] = [

@@ -13,7 +13,10 @@ use crate::{
 /// Up to so many source files are leaves of their own, so that an explanation can name the one that changed.
 const NAMED_SOURCES: usize = 32;
 
-/// The semantic fields of an experiment by dotted name, and the hashes of its source files.
+/// Leaf of the file that the encoder starts from. Its path, `encoder.init`, is operational.
+pub const INIT: &str = "encoder.init_file";
+
+/// The semantic fields of an experiment by dotted name, and the hashes of files that it names.
 pub struct Leaves(BTreeMap<String, Value>);
 
 impl Leaves {
@@ -35,6 +38,13 @@ impl Leaves {
         } else {
             let list = serde_json::to_string(&sources).expect("a map of strings");
             self.0.insert("data.source".into(), hash::bytes(list.as_bytes()).into());
+        }
+    }
+
+    /// Adds the hash of the file that the encoder starts from.
+    pub fn add_init(&mut self, hash: Option<String>) {
+        if let Some(hash) = hash {
+            self.0.insert(INIT.into(), hash.into());
         }
     }
 

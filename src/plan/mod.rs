@@ -1,12 +1,17 @@
 //! An experiment becomes a stage graph with keys and explanations.
 
+mod difference;
+pub mod estimate;
 mod explain;
+mod explanation;
 mod graph;
 mod key;
 mod source;
 
 use std::{collections::BTreeMap, path::Path};
 
+pub use difference::Difference;
+pub use explanation::{Against, Explanation, Verdict};
 pub use graph::Stage;
 
 use crate::{
@@ -41,8 +46,8 @@ pub enum Status {
 }
 
 impl<'a> Planner<'a> {
-    /// Reads what keys depend on. Relative paths of the experiment are relative to `base`. Source files whose hash is not
-    /// known yet are read.
+    /// Reads what keys depend on. Relative paths of the experiment are relative to `base`. Source files, and a file that the
+    /// encoder starts from, are read where their hash is not known yet.
     pub fn new(
         store: &'a Store,
         experiment: &Experiment,
@@ -52,6 +57,7 @@ impl<'a> Planner<'a> {
     ) -> anyhow::Result<Self> {
         let mut leaves = key::Leaves::of(experiment)?;
         leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
+        leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
         Ok(Planner { store, leaves })
     }
 
@@ -83,6 +89,23 @@ impl<'a> Planner<'a> {
             stages.push(planned);
         }
         stages
+    }
+
+    /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
+    /// work: its own where that is known, else one in which pending inputs stand for what will come of them.
+    pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
+        let mut contents: BTreeMap<Stage, String> = BTreeMap::new();
+        let mut prospects = Vec::new();
+        for planned in stages {
+            let key = self.leaves.components(planned.stage, |input| contents[&input].clone()).key();
+            let content = match &planned.status {
+                Status::Cached(artifact) => artifact.content().to_owned(),
+                Status::Pending => format!("whatever comes of {key}"),
+            };
+            contents.insert(planned.stage, content);
+            prospects.push(key);
+        }
+        prospects
     }
 }
 

@@ -12,14 +12,14 @@ use rayon::prelude::*;
 use crate::{
     artifact::{Stamp, StatCache, hash},
     dataset::{self, DataConfig, SourceFile},
+    encoder::EncoderConfig,
     stage::{Interrupt, Progress, Stopped},
 };
 
 /// Files are hashed in groups of this many, between which progress is shown and an interruption noticed.
 const GROUP: usize = 64;
 
-/// Role -> hash of the bytes of every source file. Files whose size, times and inode are those of an earlier look are not
-/// read again. Empty for generated data.
+/// Role -> hash of the bytes of every source file of the data. Empty for generated data.
 pub fn hashes(
     config: &DataConfig,
     base: &Path,
@@ -31,7 +31,33 @@ pub fn hashes(
     if files.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let mut cache = StatCache::open(cache_path(config, base, root)?);
+    hash_files(files, cache_path(&serde_json::to_string(config)?, base, root)?, progress, interrupt)
+}
+
+/// Hash of the bytes of the file of weights that the encoder starts from.
+pub fn init_hash(
+    config: &EncoderConfig,
+    base: &Path,
+    root: &Path,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Option<String>> {
+    let Some(path) = config.init() else { return Ok(None) };
+    let file = SourceFile { role: "init".to_owned(), path: base.join(path) };
+    let cache = cache_path(&format!("encoder.init {}", path.display()), base, root)?;
+    fs::metadata(&file.path).with_context(|| format!("encoder.init: cannot read {}", file.path.display()))?;
+    let hashes = hash_files(vec![file], cache, progress, interrupt)?;
+    Ok(hashes.into_values().next())
+}
+
+/// Role -> hash of each file. Files whose size, times and inode are those of an earlier look are not read again.
+fn hash_files(
+    files: Vec<SourceFile>,
+    cache: PathBuf,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut cache = StatCache::open(cache);
     let mut roles = BTreeSet::new();
     let mut hashes = BTreeMap::new();
     let mut unknown = Vec::new();
@@ -79,9 +105,10 @@ fn hash_group(group: &[(String, PathBuf, Stamp)]) -> anyhow::Result<Vec<String>>
     }
 }
 
-/// One cache per data section and folder it is relative to: a look at a small data set does not read the hashes of a large one.
-fn cache_path(config: &DataConfig, base: &Path, root: &Path) -> anyhow::Result<PathBuf> {
+/// One cache per data section or file and folder it is relative to: a look at a small data set does not read the hashes of a
+/// large one.
+fn cache_path(what: &str, base: &Path, root: &Path) -> anyhow::Result<PathBuf> {
     let base = std::env::current_dir()?.join(base);
-    let name = hash::bytes(format!("{} {}", base.display(), serde_json::to_string(config)?).as_bytes());
+    let name = hash::bytes(format!("{} {what}", base.display()).as_bytes());
     Ok(root.join("cache").join(format!("sources-{}.txt", &name[..16])))
 }

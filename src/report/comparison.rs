@@ -2,20 +2,40 @@
 
 use serde_json::Value;
 
-use super::Run;
+use super::{
+    Run,
+    group::{self, Group, NAMES, mean_and_deviation},
+    paired::{self, Paired},
+    predictions,
+};
+use crate::artifact::Store;
 
-/// Leaves that say what a run is called, not what it did.
-const NAMES: [&str; 2] = ["name", "description"];
+/// Scores with predictions per sample, and the stages that keep them.
+const PREDICTED: [(&str, &str); 2] = [("knn/top1", "knn"), ("linear/top1", "linear_probe")];
 
-/// Runs side by side; every row has one value per run, in the order of the runs.
+/// Runs, or groups of runs, side by side; every row has one value per column, in the order of the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Comparison {
-    /// Names of the runs.
+    /// What the columns are called: names of runs, or labels of groups.
     pub runs: Vec<String>,
+    /// The runs of each column, and their seeds.
+    pub members: Vec<(Vec<String>, Value)>,
     /// Leaves of the specs that are not the same in all runs.
     pub spec: Vec<SpecRow>,
     /// Scores and other figures.
     pub scores: Vec<ScoreRow>,
+    /// How the columns differ from one of them on the same test samples.
+    pub differences: Vec<DifferenceRow>,
+}
+
+/// Differences of a score.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DifferenceRow {
+    pub metric: String,
+    /// Index of the column that the others are compared with.
+    pub baseline: usize,
+    /// None for the baseline, and where the samples are others or not known.
+    pub values: Vec<Option<Paired>>,
 }
 
 /// A leaf of the specs.
@@ -31,8 +51,12 @@ pub struct SpecRow {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreRow {
     pub metric: String,
-    /// None where a run does not have it.
+    /// None where a run does not have it; of a group the mean.
     pub values: Vec<Option<f64>>,
+    /// Sample standard deviation of a group.
+    pub deviations: Vec<Option<f64>>,
+    /// The value of each run of each column.
+    pub members: Vec<Vec<Option<f64>>>,
     /// Whether it is the best; of metrics that know no better, and of a single value, none is.
     pub best: Vec<bool>,
 }
@@ -40,26 +64,80 @@ pub struct ScoreRow {
 impl Comparison {
     /// Compares runs; one that is given twice counts once.
     pub fn new(runs: &[Run]) -> Self {
-        let mut distinct: Vec<&Run> = Vec::new();
-        for run in runs {
-            if distinct.iter().all(|other| other.record.run != run.record.run) {
-                distinct.push(run);
+        Self::of(&group::single(runs))
+    }
+
+    /// Compares groups of runs.
+    pub fn of(groups: &[Group]) -> Self {
+        let names = |group: &Group| group.runs.iter().map(|run| run.record.run.clone()).collect();
+        Comparison {
+            runs: groups.iter().map(Group::label).collect(),
+            members: groups.iter().map(|group| (names(group), group.seeds())).collect(),
+            spec: spec_rows(groups),
+            scores: score_rows(groups),
+            differences: vec![],
+        }
+    }
+
+    /// Adds how the `groups` that are compared differ from the one at `baseline`, sample by sample.
+    ///
+    /// # Errors
+    /// When an artifact cannot be read.
+    pub fn add_differences(&mut self, store: &Store, groups: &[Group], baseline: usize) -> anyhow::Result<()> {
+        for (metric, stage) in PREDICTED {
+            let mut all = Vec::new();
+            for group in groups {
+                let read = group.runs.iter().map(|run| predictions::read(store, run, stage));
+                let read: Option<Vec<_>> = read.collect::<anyhow::Result<_>>()?;
+                all.push(read.unwrap_or_default());
+            }
+            let value = |i: usize| (i != baseline).then(|| paired::compare(&all[baseline], &all[i]))?;
+            let values: Vec<Option<Paired>> = (0..groups.len()).map(value).collect();
+            if values.iter().any(Option::is_some) {
+                self.differences.push(DifferenceRow { metric: metric.to_owned(), baseline, values });
             }
         }
-        Comparison {
-            runs: distinct.iter().map(|run| run.record.run.clone()).collect(),
-            spec: spec_rows(&distinct),
-            scores: score_rows(&distinct),
+        Ok(())
+    }
+
+    /// Whether a column is more than one run.
+    pub fn is_grouped(&self) -> bool {
+        self.members.iter().any(|(runs, _)| runs.len() > 1)
+    }
+
+    /// What has to be said below a table.
+    pub fn footnotes(&self) -> String {
+        let mut text = String::new();
+        if self.is_grouped() {
+            text += "± sample standard deviation over seeds\n";
         }
+        if let Some(row) = self.differences.first() {
+            let mut samples: Vec<usize> = self
+                .differences
+                .iter()
+                .flat_map(|row| row.values.iter().flatten().map(|paired| paired.samples))
+                .collect();
+            samples.sort_unstable();
+            samples.dedup();
+            let samples: Vec<String> = samples.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "difference to {} in points, with its 95 % interval (paired bootstrap over {} test samples)",
+                self.runs[row.baseline],
+                samples.join(" or ")
+            );
+            let has_p = self.differences.iter().any(|row| row.values.iter().flatten().any(|paired| paired.p.is_some()));
+            text += if has_p { "; p of McNemar's exact test\n" } else { "\n" };
+        }
+        text
     }
 }
 
-fn spec_rows(runs: &[&Run]) -> Vec<SpecRow> {
-    let leaves: Vec<Vec<(String, Value)>> = runs
+fn spec_rows(groups: &[Group]) -> Vec<SpecRow> {
+    let leaves: Vec<Vec<(String, Value)>> = groups
         .iter()
-        .map(|run| {
+        .map(|group| {
             let mut leaves = Vec::new();
-            flatten("", &run.spec, &mut leaves);
+            flatten("", &group.spec(), &mut leaves);
             leaves
         })
         .collect();
@@ -78,7 +156,7 @@ fn spec_rows(runs: &[&Run]) -> Vec<SpecRow> {
 }
 
 /// The leaves below `value`. A list without maps in it is one leaf.
-fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
+pub(super) fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     let dotted = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
         Value::Object(map) if !map.is_empty() => {
@@ -91,20 +169,23 @@ fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     }
 }
 
-fn score_rows(runs: &[&Run]) -> Vec<ScoreRow> {
-    let mut metrics: Vec<&String> = runs.iter().flat_map(|run| run.record.metrics.keys()).collect();
+fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
+    let runs = groups.iter().flat_map(|group| &group.runs);
+    let mut metrics: Vec<&String> = runs.flat_map(|run| run.record.metrics.keys()).collect();
     metrics.sort_unstable();
     metrics.dedup();
     let row = |metric: &String| {
-        let values: Vec<Option<f64>> =
-            runs.iter().map(|run| run.record.metrics.get(metric).copied().flatten()).collect();
+        let of_run = |run: &&Run| run.record.metrics.get(metric).copied().flatten();
+        let members: Vec<Vec<Option<f64>>> =
+            groups.iter().map(|group| group.runs.iter().map(of_run).collect()).collect();
+        let (values, deviations): (Vec<_>, Vec<_>) = members.iter().map(|members| mean_and_deviation(members)).unzip();
         let known = values.iter().flatten();
         let best = match known.clone().count() >= 2 && more_is_better(metric) {
             true => known.copied().reduce(f64::max),
             false => None,
         };
         let best = values.iter().map(|value| best.is_some() && *value == best).collect();
-        ScoreRow { metric: metric.clone(), values, best }
+        ScoreRow { metric: metric.clone(), values, deviations, members, best }
     };
     metrics.into_iter().map(row).collect()
 }

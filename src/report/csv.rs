@@ -1,8 +1,9 @@
-//! A comparison as CSV: one row per leaf or score, one column per run, figures unrounded.
+//! A comparison as CSV: one row per leaf or score, one column per run or group, figures unrounded.
 
-use super::{Comparison, grid::text};
+use super::{Comparison, grid::text, paired::Paired};
 
-/// The rows `kind, key, <run>...`; what a run does not have is empty.
+/// The rows `kind, key, <run>...`; what a run does not have is empty. The score of a group is the mean; `deviation` and `n`
+/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`.
 ///
 /// # Errors
 /// Never in memory; the writer's signature has them.
@@ -13,9 +14,24 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
         let values = row.values.iter().map(|value| value.as_ref().map(text).unwrap_or_default());
         writer.write_record(["spec".into(), row.key.clone()].into_iter().chain(values))?;
     }
+    let mut figures = |kind: &str, key: &str, values: Vec<Option<f64>>| {
+        let values = values.iter().map(|value| value.map(|value| value.to_string()).unwrap_or_default());
+        writer.write_record([kind.to_owned(), key.to_owned()].into_iter().chain(values))
+    };
     for row in &comparison.scores {
-        let values = row.values.iter().map(|value| value.map(|value| value.to_string()).unwrap_or_default());
-        writer.write_record(["score".into(), row.metric.clone()].into_iter().chain(values))?;
+        figures("score", &row.metric, row.values.clone())?;
+        if comparison.is_grouped() {
+            figures("deviation", &row.metric, row.deviations.clone())?;
+            let counts = row.members.iter().map(|members| Some(members.iter().flatten().count() as f64));
+            figures("n", &row.metric, counts.collect())?;
+        }
+    }
+    for row in &comparison.differences {
+        let column = |get: fn(&Paired) -> Option<f64>| row.values.iter().map(|paired| get(paired.as_ref()?)).collect();
+        figures("difference", &row.metric, column(|paired| Some(paired.difference)))?;
+        figures("low", &row.metric, column(|paired| Some(paired.low)))?;
+        figures("high", &row.metric, column(|paired| Some(paired.high)))?;
+        figures("p", &row.metric, column(|paired| paired.p))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }

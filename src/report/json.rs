@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Comparison;
+use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 
-/// `{"runs": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value}, "best": [run]}]}`;
-/// null is what a run does not have.
+/// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
+/// "best": [run], "groups": {...}}], "differences": [...]}`; null is what a run does not have. `run` is the label of a column,
+/// whose runs and seeds are in `groups`, and its value there the mean. A difference is one of a metric between two columns.
 ///
 /// # Errors
 /// Never for finite figures.
@@ -23,10 +24,36 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
         .map(|row| {
             let best: Vec<&String> =
                 runs.iter().zip(&row.best).filter(|(_, best)| **best).map(|(run, _)| run).collect();
-            json!({ "metric": row.metric, "values": by_run(runs, &row.values), "best": best })
+            let mut groups = Map::new();
+            for ((label, (names, _)), (members, deviation)) in
+                runs.iter().zip(&comparison.members).zip(row.members.iter().zip(&row.deviations))
+            {
+                if names.len() > 1 {
+                    let n = members.iter().flatten().count();
+                    let values = by_run(names, members);
+                    groups.insert(label.clone(), json!({ "n": n, "deviation": deviation, "values": values }));
+                }
+            }
+            json!({ "metric": row.metric, "values": by_run(runs, &row.values), "best": best, "groups": groups })
         })
         .collect();
-    Ok(serde_json::to_string(&json!({ "runs": runs, "spec": spec, "scores": scores }))? + "\n")
+    let columns = runs.iter().zip(&comparison.members);
+    let groups: Vec<Value> =
+        columns.map(|(label, (runs, seeds))| json!({ "label": label, "runs": runs, "seeds": seeds })).collect();
+    let differences: Vec<Value> = comparison.differences.iter().flat_map(|row| differences(runs, row)).collect();
+    let whole = json!({ "runs": runs, "groups": groups, "spec": spec, "scores": scores, "differences": differences });
+    Ok(serde_json::to_string(&whole)? + "\n")
+}
+
+fn differences(runs: &[String], row: &DifferenceRow) -> Vec<Value> {
+    let one = |(compared, paired): (&String, &Option<Paired>)| {
+        let Paired { samples, difference, low, high, p } = paired.as_ref()?;
+        Some(json!({
+            "metric": row.metric, "baseline": runs[row.baseline], "compared": compared, "samples": samples,
+            "difference": difference, "low": low, "high": high, "p": p,
+        }))
+    };
+    runs.iter().zip(&row.values).filter_map(one).collect()
 }
 
 #[cfg(test)]
@@ -45,7 +72,7 @@ mod tests {
         assert_eq!(value["spec"][2]["values"], json!({ "paper-0a0a0a0a": null, "release-1b1b1b1b": "cosine" }));
         assert_eq!(
             value["scores"][0],
-            json!({ "metric": "knn/top1", "values": { "paper-0a0a0a0a": 0.8764, "release-1b1b1b1b": 0.85 }, "best": ["paper-0a0a0a0a"] })
+            json!({ "metric": "knn/top1", "values": { "paper-0a0a0a0a": 0.8764, "release-1b1b1b1b": 0.85 }, "best": ["paper-0a0a0a0a"], "groups": {} })
         );
     }
 }

@@ -17,6 +17,9 @@ pub fn render(comparison: &Comparison) -> String {
             text += &format!("|---|{}\n", "---:|".repeat(columns.saturating_sub(1)));
         }
     }
+    for note in comparison.footnotes().lines() {
+        text += &format!("\n{note}\n");
+    }
     text
 }
 

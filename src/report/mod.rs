@@ -1,20 +1,27 @@
 //! Finished runs become comparisons and exports; one file per output format.
 
 mod artifacts;
+pub mod audit;
 pub mod comparison;
 pub mod csv;
+pub mod diff;
 pub mod file;
-mod grid;
+pub mod flips;
+pub mod grid;
+pub mod group;
 pub mod html;
 pub mod json;
 pub mod markdown;
+mod mcnemar;
+pub mod paired;
 pub mod parquet;
+pub mod predictions;
 pub mod runs;
 pub mod safetensors;
 pub mod table;
 
 pub use comparison::Comparison;
-pub use runs::{FindError, Run, find};
+pub use runs::{FindError, Found, Run, find, find_all};
 
 /// How a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

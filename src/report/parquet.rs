@@ -19,8 +19,9 @@ struct Row<'a> {
     number: Option<f64>,
 }
 
-/// One row per run and leaf or score: `run`, `kind` (`spec` or `score`), `key`, `value` (text; null where the run does not
-/// have it), `number` (null where the value is none).
+/// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null where the run does not have it), `number`
+/// (null where the value is none). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
+/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`.
 ///
 /// # Errors
 /// Never in memory; the writer's signature has them.
@@ -32,10 +33,28 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
             rows.push(Row { run, kind: "spec", key: &row.key, value, number });
         }
     }
+    let mut figure = |run, kind, key, number: Option<f64>| {
+        rows.push(Row { run, kind, key, value: number.map(|number| number.to_string()), number });
+    };
     for row in &comparison.scores {
-        for (run, &number) in comparison.runs.iter().zip(&row.values) {
-            let value = number.map(|number| number.to_string());
-            rows.push(Row { run, kind: "score", key: &row.metric, value, number });
+        for (i, (label, (runs, _))) in comparison.runs.iter().zip(&comparison.members).enumerate() {
+            for (run, &number) in runs.iter().zip(&row.members[i]) {
+                figure(run, "score", &row.metric, number);
+            }
+            if runs.len() > 1 {
+                figure(label, "mean", &row.metric, row.values[i]);
+                figure(label, "deviation", &row.metric, row.deviations[i]);
+                figure(label, "n", &row.metric, Some(row.members[i].iter().flatten().count() as f64));
+            }
+        }
+    }
+    for row in &comparison.differences {
+        for (label, paired) in comparison.runs.iter().zip(&row.values) {
+            let Some(paired) = paired else { continue };
+            figure(label, "difference", &row.metric, Some(paired.difference));
+            figure(label, "low", &row.metric, Some(paired.low));
+            figure(label, "high", &row.metric, Some(paired.high));
+            figure(label, "p", &row.metric, paired.p);
         }
     }
     let schema = Arc::new(Schema::new(vec![

@@ -8,7 +8,10 @@ use std::{
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::artifact::RunRecord;
+use crate::{
+    artifact::RunRecord,
+    spec::{self, Changes},
+};
 
 /// Name of the resolved spec in a run's folder.
 const SPEC: &str = "spec.yaml";
@@ -82,6 +85,50 @@ pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
     Err(error.into())
 }
 
+/// Runs that an argument means, and what has to be said about those that are not there.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub runs: Vec<Run>,
+    pub notes: Vec<String>,
+}
+
+/// Like [`find`]; a spec that sweeps, or that `changes` concern, means the newest run of each of its points.
+///
+/// # Errors
+/// As [`find`]; when such a spec is invalid, or no point has a run.
+pub fn find_all(root: &Path, argument: &str, changes: &Changes) -> anyhow::Result<Found> {
+    let path = Path::new(argument);
+    let is_changed = !changes.set.is_empty() || !changes.sweep.is_empty();
+    let is_spec = path.is_file() && (is_changed || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
+    if !is_spec {
+        return Ok(Found { runs: vec![find(root, argument)?], notes: vec![] });
+    }
+    let mut all = Vec::new();
+    for (dir, record) in RunRecord::list(root)?.into_iter().rev() {
+        let run = read(&dir)?;
+        all.push((record.name, spec::semantic(&run.spec), run));
+    }
+    let mut found = Found::default();
+    let points = spec::load_points(path, changes)?.points;
+    for point in &points {
+        let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
+        match all.iter().find(|(other, is, _)| other == name && *is == wanted) {
+            Some((_, _, run)) => found.runs.push(run.clone()),
+            None if point.values.is_empty() => {
+                found.notes.push(format!("{argument}: no finished run of it as changed"))
+            }
+            None => found.notes.push(format!("{argument}: no finished run of {}", point.label())),
+        }
+    }
+    match (found.runs.is_empty(), points.first()) {
+        (true, Some(point)) => {
+            let name = point.loaded.experiment.name.clone();
+            Err(FindError::NotRun { spec: path.to_owned(), name, results: root.join("results") }.into())
+        }
+        _ => Ok(found),
+    }
+}
+
 fn read(dir: &Path) -> anyhow::Result<Run> {
     let path = dir.join(SPEC);
     let named = || format!("reading {}", path.display());
@@ -89,8 +136,11 @@ fn read(dir: &Path) -> anyhow::Result<Run> {
     Ok(Run { record: RunRecord::read(dir)?, spec })
 }
 
-/// The `name` in a spec; nothing else of it is looked at, since a run's own spec is in its folder.
+/// The `name` in a spec or its base; nothing else of it is looked at, since a run's own spec is in its folder.
 fn spec_name(path: &Path) -> Option<String> {
+    if let Some((name, _)) = spec::outline(path) {
+        return Some(name);
+    }
     let spec: Value = serde_yaml::from_slice(&fs::read(path).ok()?).ok()?;
     Some(spec.get("name")?.as_str()?.to_owned())
 }

@@ -1,4 +1,5 @@
-//! The trained encoder of a run as safetensors, with torchvision's names: `load_state_dict(..., strict=True)` takes it.
+//! The trained encoder of a run as safetensors, with torchvision's or timm's names: `load_state_dict(..., strict=True)` takes
+//! it.
 
 use std::collections::HashMap;
 
@@ -13,16 +14,16 @@ use crate::{
     stage::weights::{Tensor, read_weights, to_bytes},
 };
 
-/// Classes of torchvision's own classifier.
-const TORCHVISION_CLASSES: usize = 1000;
+/// Classes of torchvision's and timm's own classifiers.
+const CLASSES: usize = 1000;
 
-/// What stands in the classifier's place. torchvision's networks have one, so that strict loading asks for it.
+/// What stands in the classifier's place. torchvision's and timm's networks have one, so that strict loading asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Head {
     /// The linear probe's, which classifies the features as they are; zeros when the run has none
     #[default]
     Auto,
-    /// Zeros for 1000 classes, as many as torchvision's networks have by default
+    /// Zeros for 1000 classes, as many as torchvision's and timm's networks have by default
     Zeros,
     /// None: only the encoder
     None,
@@ -42,7 +43,7 @@ pub struct Exported {
 ///
 /// Beside the weights there is `num_batches_tracked` (0, int64) for each batch norm: torch has it, and does not read it
 /// when the norm's momentum is fixed. The header's metadata (all text) holds `format` = `pt`, the run, the encoder's
-/// `arch`, `width_multiplier` and `stem`, and how images have to be prepared (`size`, `mean`, `std`).
+/// settings (`arch`, `width_multiplier`, `stem`, `patch_size`, `heads`, `image_size`), and how images have to be prepared (`size`, `mean`, `std`).
 ///
 /// # Errors
 /// When the run's artifacts are gone or damaged.
@@ -65,7 +66,8 @@ pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> 
         let classes = fc.iter().find(|tensor| tensor.0 == "fc.bias").map_or(0, |bias| bias.2.len());
         origin = Some((classes, from));
         metadata.insert("head".into(), from.into());
-        tensors.extend(fc);
+        let head = head_name(&tensors);
+        tensors.extend(fc.into_iter().map(|(name, shape, values)| (name.replacen("fc.", head, 1), shape, values)));
     }
     if !labels.is_empty() {
         metadata.insert("labels".into(), serde_json::to_string(&labels)?.into());
@@ -84,13 +86,19 @@ fn read_labels(probe: &Artifact) -> anyhow::Result<Vec<i64>> {
     Ok(labels)
 }
 
-/// A classifier that says nothing; its width is that of the last tensor's output, found at the last batch norm.
+/// What the classifier's tensors begin with beside these: torchvision's `fc`, or timm's `head` beside a last norm.
+fn head_name(tensors: &[Tensor]) -> &'static str {
+    if tensors.iter().any(|(name, ..)| name == "norm.weight") { "head." } else { "fc." }
+}
+
+/// A classifier that says nothing; its width is that of the encoder's last norm.
 fn zeros(tensors: &[Tensor]) -> anyhow::Result<Vec<Tensor>> {
-    let last = tensors.iter().rfind(|(name, shape, _)| name.starts_with("layer4.") && shape.len() == 1);
-    let dim = last.context("the weights hold no layer4")?.2.len();
+    let is_last = |name: &str| name.starts_with("layer4.") || name == "norm.weight";
+    let last = tensors.iter().rfind(|(name, shape, _)| is_last(name) && shape.len() == 1);
+    let dim = last.context("the weights hold neither layer4 nor a last norm")?.2.len();
     Ok(vec![
-        ("fc.weight".into(), vec![TORCHVISION_CLASSES, dim], vec![0.0; TORCHVISION_CLASSES * dim]),
-        ("fc.bias".into(), vec![TORCHVISION_CLASSES], vec![0.0; TORCHVISION_CLASSES]),
+        ("fc.weight".into(), vec![CLASSES, dim], vec![0.0; CLASSES * dim]),
+        ("fc.bias".into(), vec![CLASSES], vec![0.0; CLASSES]),
     ])
 }
 
@@ -103,7 +111,7 @@ fn metadata(run: &Run) -> Map<String, Value> {
     };
     put("format", Some(&"pt".into()));
     put("run", Some(&run.record.run.as_str().into()));
-    for key in ["arch", "width_multiplier", "stem"] {
+    for key in ["arch", "width_multiplier", "stem", "patch_size", "heads", "image_size"] {
         put(key, run.spec["encoder"].get(key));
     }
     for key in ["size", "mean", "std"] {
@@ -149,7 +157,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        encoder::{Arch, Encoder, EncoderConfig, Stem},
+        encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
         report::samples::run,
     };
 
@@ -194,8 +202,8 @@ mod tests {
     fn names_types_and_shapes_are_those_of_a_state_dict_from_torchvision() {
         let bytes = std::fs::read("tests/golden/resnet18_w8_cifar_state.safetensors").unwrap();
         let torchvisions = SafeTensors::deserialize(&bytes).unwrap();
-        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar };
-        let encoder = Encoder::new(&config).unwrap();
+        let config = EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.125, stem: Stem::Cifar, init: None });
+        let encoder = Encoder::new(&config, 32).unwrap();
         let entries = encoder.params().entries.iter().chain(&encoder.buffers().entries);
         let mut weights: Vec<Tensor> =
             entries.map(|entry| (entry.name.clone(), entry.shape.clone(), vec![0.5; entry.len()])).collect();
@@ -213,8 +221,15 @@ mod tests {
     }
 
     #[test]
-    fn a_head_of_zeros_has_torchvisions_shape() {
+    fn a_head_of_zeros_has_torchvisions_or_timms_shape_and_name() {
         let fc = zeros(&weights()).unwrap();
         assert_eq!((fc[0].1.as_slice(), fc[1].1.as_slice()), (&[1000, 3][..], &[1000][..]));
+        assert_eq!(head_name(&weights()), "fc.");
+        let vit: Vec<Tensor> = vec![
+            ("blocks.0.norm1.weight".into(), vec![2], vec![1.0; 2]),
+            ("norm.weight".into(), vec![2], vec![1.0; 2]),
+            ("pos_embed".into(), vec![1, 5, 2], vec![0.0; 10]),
+        ];
+        assert_eq!((zeros(&vit).unwrap()[0].1.as_slice(), head_name(&vit)), (&[1000, 2][..], "head."));
     }
 }

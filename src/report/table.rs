@@ -20,6 +20,7 @@ pub fn render(comparison: &Comparison) -> String {
     if comparison.scores.iter().any(|row| row.best.contains(&true)) {
         text += "* best\n";
     }
+    text += &comparison.footnotes();
     if comparison.runs.len() > 1 && comparison.spec.is_empty() {
         text += "the specs do not differ\n";
     }

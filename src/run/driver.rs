@@ -78,11 +78,17 @@ impl Driver<'_> {
         }
     }
 
-    /// One stage. None when one of its inputs is damaged; it has been moved out of the way.
+    /// One stage. None when one of its inputs is damaged and has been moved out of the way, or
+    /// when it was removed in this moment.
     fn stage(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>) -> anyhow::Result<Option<(Artifact, How)>> {
         let planned = self.planner.resolve(stage, inputs);
         let (key, components) = planned.identity.context("inputs come first")?;
+        self.store.count_on(stage.name(), &key)?;
         if let Status::Cached(artifact) = planned.status {
+            if !artifact.dir().exists() {
+                // It was removed as one that nobody needed, just before somebody did.
+                return Ok(None);
+            }
             self.store.tidy(&artifact)?;
             self.reporter.stage_cached(stage.name(), key.short());
             return Ok(Some((artifact, How::Cached)));
@@ -183,7 +189,11 @@ impl Driver<'_> {
                 Attempt::Held(lock) => return Ok(lock),
                 Attempt::Busy(holder) => {
                     if told != Some(holder) && (told.is_none() || holder.is_some()) {
-                        let who = holder.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+                        let who = match holder {
+                            None => "another process".to_owned(),
+                            Some(pid) if pid == std::process::id() => "another point".to_owned(),
+                            Some(pid) => format!("process {pid}"),
+                        };
                         self.reporter.log(&format!("{stage}: waiting for {who}, which works on the same stage"));
                         told = Some(holder);
                     }

@@ -1,13 +1,18 @@
 //! Drives a plan: what is cached stays, what is pending runs, what was killed resumes.
 
 mod driver;
+mod execute;
+mod jobs;
 mod progress;
+pub mod rehearsal;
 mod results;
 mod signal;
 mod work;
 
 pub use driver::{Driver, How, StageOutcome, Work};
-pub use progress::{Mode, Reporter};
+pub use execute::{Finished, Setting};
+pub use jobs::{Jobs, is_interruption};
+pub use progress::{Reporter, Verbosity, duration};
 pub use results::{Outcome, record};
 pub use signal::watch;
 pub use work::stage_work;

@@ -7,16 +7,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
-use arrow::{
-    array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array},
-    datatypes::Float64Type,
-};
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt64Array};
 use parquet::arrow::ArrowWriter;
 
 use super::StageOutcome;
 use crate::{
-    artifact::{Artifact, Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash},
+    artifact::{Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash},
     plan::Stage,
     spec::Experiment,
 };
@@ -47,11 +43,11 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
             Stage::LinearProbe | Stage::Knn => ("scores", ""),
             _ => continue,
         };
-        for (name, value) in pairs(artifact, table)? {
+        for (name, value) in artifact.figures(table)? {
             let name = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
             metrics.push(Metric { name, value, stage: *stage });
         }
-        notes.extend(texts(artifact)?.into_iter().map(|text| format!("{stage}: {text}")));
+        notes.extend(artifact.texts("notes", "text")?.into_iter().map(|(_, text)| format!("{stage}: {text}")));
     }
     let dir = store.root().join("results").join(&run);
     let record = RunRecord {
@@ -92,42 +88,6 @@ fn same_but_for_the_time(a: &RunRecord, b: &RunRecord) -> bool {
     };
     (&a.run, &a.name, stages(a), &a.notes) == (&b.run, &b.name, stages(b), &b.notes)
         && a.metrics.keys().eq(b.metrics.keys())
-}
-
-/// Rows of a table with columns `metric` and `value`; none when there is no such table. What is not finite becomes None.
-fn pairs(artifact: &Artifact, table: &str) -> anyhow::Result<Vec<(String, Option<f64>)>> {
-    let mut pairs = Vec::new();
-    for batch in batches(artifact, table)? {
-        let batch = batch?;
-        let named = || format!("table {table:?} of stage {}: expected metric: utf8, value: float64", artifact.stage());
-        let names = batch.column_by_name("metric").and_then(|c| c.as_string_opt::<i32>()).with_context(named)?;
-        let values = batch.column_by_name("value").and_then(|c| c.as_primitive_opt::<Float64Type>());
-        let values = values.with_context(named)?;
-        for row in 0..batch.num_rows() {
-            let value = Some(values.value(row)).filter(|value| values.is_valid(row) && value.is_finite());
-            pairs.push((names.value(row).to_owned(), value));
-        }
-    }
-    Ok(pairs)
-}
-
-/// The texts of a `notes` table.
-fn texts(artifact: &Artifact) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for batch in batches(artifact, "notes")? {
-        let batch = batch?;
-        let texts = batch.column_by_name("text").and_then(|c| c.as_string_opt::<i32>());
-        let texts = texts.with_context(|| format!("notes of stage {}: expected text: utf8", artifact.stage()))?;
-        found.extend(texts.iter().flatten().map(str::to_owned));
-    }
-    Ok(found)
-}
-
-fn batches(artifact: &Artifact, table: &str) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>> {
-    match artifact.has_table(table) {
-        true => artifact.read(table),
-        false => Ok(Box::new(std::iter::empty())),
-    }
 }
 
 /// `report.parquet`: one row per figure.

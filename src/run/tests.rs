@@ -110,7 +110,7 @@ impl Scene {
 }
 
 fn quiet() -> Arc<Reporter> {
-    Arc::new(Reporter::new(Mode::Quiet))
+    Arc::new(Reporter::new(Verbosity::Quiet))
 }
 
 fn flip_last_byte(path: &Path) {

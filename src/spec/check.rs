@@ -8,11 +8,12 @@ use serde_json::Value;
 use super::{
     describe::{describe, keys, range, show, type_name},
     error::SpecError,
+    extends,
     locate::Place,
     problem::Problem,
     read::Document,
     schema::shared,
-    suggest,
+    suggest, sweep,
     walk::{Walker, lookup},
 };
 
@@ -134,7 +135,11 @@ impl<'d> Checker<'d> {
     }
 
     fn unknown_key(&mut self, path: &[String], name: &str, part: &'static Value) {
-        let own = keys(part);
+        let mut own = keys(part);
+        if path.is_empty() {
+            // Keys of a file, not of the experiment: they have been taken out before.
+            own.extend([extends::KEY, sweep::KEY].map(str::to_owned));
+        }
         let own_names: Vec<&str> = own.iter().map(String::as_str).collect();
         let value = self.found(path).get(name).unwrap_or(&Value::Null);
         let mut note = None;
@@ -189,7 +194,13 @@ impl<'d> Checker<'d> {
             return self.missing(path, name, vec![], None);
         };
         let about = property.get("description").or_else(|| self.walker.deref(property).get("description"));
-        let about = about.and_then(Value::as_str).map(first_sentence);
+        let mut about = about.and_then(Value::as_str).map(first_sentence);
+        let section = path.join(".");
+        if let (Some(about), Some((_, base))) =
+            (&mut about, self.document.left_out.iter().rfind(|(s, _)| *s == section))
+        {
+            about.push_str(&format!("; nothing of the base's `{base}` is kept"));
+        }
         self.missing(path, name, vec![describe(self.walker, property)], about);
     }
 
@@ -247,7 +258,14 @@ impl<'d> Checker<'d> {
     /// `encoder: resnet18` was meant as `encoder: {arch: resnet18}`.
     fn as_section(&self, name: &str, text: &str, part: &'static Value) -> Option<String> {
         let sections = match self.walker.tagged(part) {
-            Some(tagged) => tagged.variants.into_iter().map(|(_, variant)| variant).collect(),
+            Some(tagged) => {
+                // Most likely the text names a variant.
+                let names: Vec<&str> = tagged.variants.iter().map(|(name, _)| *name).collect();
+                if let Some(value) = suggest::value(text, &names) {
+                    return Some(format!("write a section: `{name}: {{{}: {value}}}`", tagged.tag));
+                }
+                tagged.variants.into_iter().map(|(_, variant)| variant).collect()
+            }
             None => vec![self.walker.deref(part)],
         };
         for properties in sections.iter().filter_map(|section| section.get("properties")?.as_object()) {

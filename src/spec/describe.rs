@@ -124,7 +124,7 @@ mod tests {
         let schema = crate::spec::schema();
         let walker = Walker { root: &schema };
         let path: Vec<String> = dotted.split('.').map(str::to_owned).collect();
-        let spec = json!({"method": {"name": "snclr"}, "optimizer": {"name": "adamw"}, "data": {"format": "parquet"}});
+        let spec = json!({"encoder": {"arch": "vit_tiny"}, "method": {"name": "snclr"}, "optimizer": {"name": "adamw"}, "data": {"format": "parquet"}});
         describe(walker, walker.at(&path, &spec).unwrap())
     }
 
@@ -133,7 +133,9 @@ mod tests {
         assert_eq!(words("epochs"), "a whole number, at least 1");
         assert_eq!(words("method.tau"), "a number, greater than 0");
         assert_eq!(words("method.attention_dim"), "a whole number, at least 1");
-        assert_eq!(words("encoder.arch"), "one of resnet18, resnet34, resnet50");
+        let archs = "resnet18, resnet34, resnet50, resnet101, vit_tiny, vit_small, vit_base";
+        assert_eq!(words("encoder"), format!("a section with `arch:` one of {archs}"));
+        assert_eq!(words("encoder.heads"), "a whole number, at least 1");
         assert_eq!(words("optimizer"), "a section with `name:` one of sgd, adamw, lars");
         assert_eq!(words("optimizer.betas"), "a list of 2 numbers, each at least 0 and less than 1");
         assert_eq!(words("knn.k"), "a list of 1 or more whole numbers, each at least 1");

@@ -8,7 +8,7 @@ use std::{
 use super::{locate::Place, problem::Problem};
 
 /// One problem, where it is and which key it concerns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SpecError {
     /// Where; None when the file as a whole is meant.
     pub place: Option<Place>,
@@ -20,11 +20,19 @@ pub struct SpecError {
 impl SpecError {
     /// `specs/a.yaml:12:3` or `--set method.tau=x`.
     fn location(&self, path: &Path) -> String {
-        match &self.place {
-            Some(place @ Place::File { .. }) => format!("{}:{place}", path.display()),
-            Some(place @ Place::Set(_)) => place.to_string(),
-            None => path.display().to_string(),
-        }
+        self.place.as_ref().map_or_else(|| path.display().to_string(), ToString::to_string)
+    }
+
+    /// Whether it is the mistake of `other`, met at another point of a sweep. The value of a key that nobody knows does
+    /// not matter.
+    pub(super) fn is_same_as(&self, other: &SpecError) -> bool {
+        let found = |error: &SpecError| match &error.problem {
+            Problem::UnknownKey { .. } => None,
+            problem => problem.found().map(str::to_owned),
+        };
+        (&self.place, &self.key) == (&other.place, &other.key)
+            && self.problem.to_string() == other.problem.to_string()
+            && found(self) == found(other)
     }
 
     fn render(&self, path: &Path, f: &mut fmt::Formatter) -> fmt::Result {
@@ -47,7 +55,7 @@ impl SpecError {
     }
 }
 
-/// Everything that is wrong with one spec, in the order of the file, overrides last. `Display` is the whole text for
+/// Everything that is wrong with one spec, in the order of its file, then of its bases, overrides last. `Display` is the whole text for
 /// the terminal, `error:` prefixes included.
 #[derive(Debug)]
 pub struct SpecErrors {
@@ -59,10 +67,12 @@ pub struct SpecErrors {
 
 impl SpecErrors {
     pub(super) fn new(path: &Path, mut errors: Vec<SpecError>) -> Self {
-        errors.sort_by_key(|error| match error.place {
-            None => (0, 0, 0),
-            Some(Place::File { line, column }) => (1, line, column),
-            Some(Place::Set(_)) => (2, 0, 0),
+        errors.sort_by_key(|error| match &error.place {
+            None => (0, None, 0, 0),
+            Some(Place::File { file, line, column }) if **file == *path => (1, None, *line, *column),
+            Some(Place::File { file, line, column }) => (2, Some(file.clone()), *line, *column),
+            Some(Place::Set(_)) => (3, None, 0, 0),
+            Some(Place::Sweep(_)) => (4, None, 0, 0),
         });
         SpecErrors { path: path.to_owned(), errors }
     }

@@ -1,22 +1,24 @@
-//! Where every key and value of a spec stands: in its file, or in a `--set`. Unaware of what the keys mean.
+//! Where every key and value of a spec stands: in a file, or on the command line. Unaware of what the keys mean.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 /// Where something was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Line and column in the spec's file, both from 1; columns count characters.
-    File { line: usize, column: usize },
+    /// Line and column in a file (the spec's or that of a base), both from 1; columns count characters.
+    File { file: Arc<Path>, line: usize, column: usize },
     /// An override, as it was given to `--set`.
     Set(String),
+    /// `key=value`: a value of a `--sweep`, or all of them where the key is meant.
+    Sweep(String),
 }
 
-impl From<Span> for Place {
-    fn from(span: Span) -> Self {
-        // saphyr counts lines from 1 and columns from 0.
-        Place::File { line: span.start.line(), column: span.start.col() + 1 }
+impl Place {
+    /// Beginning of a file.
+    pub fn start_of(file: &Arc<Path>) -> Place {
+        Place::File { file: file.clone(), line: 1, column: 1 }
     }
 }
 
@@ -42,27 +44,27 @@ pub struct Duplicate {
 
 impl Node {
     /// The places of a YAML text, and the keys that it repeats.
-    pub fn parse(text: &str) -> Result<(Node, Vec<Duplicate>), ScanError> {
-        let mut builder =
-            Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), path: vec![], duplicates: vec![] };
+    pub fn parse(text: &str, file: &Arc<Path>) -> Result<(Node, Vec<Duplicate>), ScanError> {
+        let (parser, anchors) = (Parser::new_from_str(text), HashMap::new());
+        let mut builder = Builder { file, parser, anchors, path: vec![], duplicates: vec![] };
         let root = loop {
             match builder.next()? {
                 (Event::StreamStart | Event::DocumentStart(_) | Event::Nothing, _) => {}
                 // An empty file has no document.
-                (Event::StreamEnd | Event::DocumentEnd, _) => break Node::leaf(Place::File { line: 1, column: 1 }),
+                (Event::StreamEnd | Event::DocumentEnd, _) => break Node::leaf(Place::start_of(file)),
                 (event, span) => break builder.node(event, span, None)?,
             }
         };
         Ok((root, builder.duplicates))
     }
 
-    /// The places of a value that an override brings: all of them are the override.
-    pub fn of_override(value: &serde_json::Value, place: &Place) -> Node {
+    /// The places of a value that stands in one place as a whole, such as an override.
+    pub fn all_at(value: &serde_json::Value, place: &Place) -> Node {
         use serde_json::Value;
         let children = match value {
-            Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), Self::of_override(v, place))).collect(),
+            Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), Self::all_at(v, place))).collect(),
             Value::Array(items) => {
-                items.iter().enumerate().map(|(i, v)| (i.to_string(), Self::of_override(v, place))).collect()
+                items.iter().enumerate().map(|(i, v)| (i.to_string(), Self::all_at(v, place))).collect()
             }
             _ => vec![],
         };
@@ -74,7 +76,6 @@ impl Node {
     }
 
     /// The node at `path` below this one.
-    #[cfg(test)]
     pub fn get(&self, path: &[String]) -> Option<&Node> {
         path.iter().try_fold(self, |node, name| node.child(name))
     }
@@ -103,13 +104,26 @@ impl Node {
         &mut self.children[at].1
     }
 
-    fn child(&self, name: &str) -> Option<&Node> {
+    /// What is inside.
+    pub fn children(&self) -> impl Iterator<Item = &Node> {
+        self.children.iter().map(|(_, node)| node)
+    }
+
+    /// The child called `name`.
+    pub fn child(&self, name: &str) -> Option<&Node> {
         self.children.iter().find(|(n, _)| n == name).map(|(_, node)| node)
+    }
+
+    /// Removes and returns the child called `name`.
+    pub fn take_child(&mut self, name: &str) -> Option<Node> {
+        let at = self.children.iter().position(|(n, _)| n == name)?;
+        Some(self.children.remove(at).1)
     }
 }
 
 /// Reads the parser's events into nodes. Nesting is bounded: `serde_yaml` has read the same text before and refuses depth.
 struct Builder<'a> {
+    file: &'a Arc<Path>,
     parser: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Node>,
     path: Vec<String>,
@@ -121,8 +135,13 @@ impl<'a> Builder<'a> {
         self.parser.next_event().unwrap_or(Ok((Event::StreamEnd, Span::default())))
     }
 
+    fn place(&self, span: Span) -> Place {
+        // saphyr counts lines from 1 and columns from 0.
+        Place::File { file: self.file.clone(), line: span.start.line(), column: span.start.col() + 1 }
+    }
+
     fn node(&mut self, event: Event<'a>, span: Span, key: Option<Place>) -> Result<Node, ScanError> {
-        let value = Place::from(span);
+        let value = self.place(span);
         let mut node = Node::leaf(value.clone());
         let anchor = match event {
             Event::Alias(anchor) => {
@@ -169,7 +188,7 @@ impl<'a> Builder<'a> {
         let mut merged = vec![];
         loop {
             let (event, span) = self.next()?;
-            let key = Place::from(span);
+            let key = self.place(span);
             let (name, is_merge) = match event {
                 Event::MappingEnd | Event::StreamEnd => break,
                 Event::Scalar(text, style, ..) => {
@@ -210,8 +229,9 @@ impl<'a> Builder<'a> {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Place::File { line, column } => write!(f, "{line}:{column}"),
+            Place::File { file, line, column } => write!(f, "{}:{line}:{column}", file.display()),
             Place::Set(text) => write!(f, "--set {text}"),
+            Place::Sweep(text) => write!(f, "--sweep {text}"),
         }
     }
 }
@@ -224,15 +244,23 @@ mod tests {
         dotted.split('.').map(str::to_owned).collect()
     }
 
+    fn parse(text: &str) -> (Node, Vec<Duplicate>) {
+        Node::parse(text, &Path::new("a").into()).unwrap()
+    }
+
+    fn at_line(line: usize, column: usize) -> Place {
+        Place::File { file: Path::new("a").into(), line, column }
+    }
+
     fn places(text: &str, dotted: &str) -> (String, String) {
-        let (root, duplicates) = Node::parse(text).unwrap();
+        let (root, duplicates) = parse(text);
         assert!(duplicates.is_empty());
         let node = root.get(&path(dotted)).unwrap();
         (node.key.to_string(), node.value.to_string())
     }
 
     fn at(key: &str, value: &str) -> (String, String) {
-        (key.to_owned(), value.to_owned())
+        (format!("a:{key}"), format!("a:{value}"))
     }
 
     #[test]
@@ -260,23 +288,23 @@ mod tests {
 
     #[test]
     fn repeated_keys_are_found_with_both_places() {
-        let (_, duplicates) = Node::parse("a: 1\nb:\n  c: 1\n  d: 1\n  c: 2\n").unwrap();
+        let (_, duplicates) = parse("a: 1\nb:\n  c: 1\n  d: 1\n  c: 2\n");
         assert_eq!(duplicates.len(), 1);
         assert_eq!(duplicates[0].path, ["b", "c"]);
-        assert_eq!(duplicates[0].first, Place::File { line: 3, column: 3 });
-        assert_eq!(duplicates[0].again, Place::File { line: 5, column: 3 });
+        assert_eq!(duplicates[0].first, at_line(3, 3));
+        assert_eq!(duplicates[0].again, at_line(5, 3));
     }
 
     #[test]
     fn an_empty_text_has_a_root() {
-        let (root, _) = Node::parse("# nothing\n").unwrap();
-        assert_eq!(root.value, Place::File { line: 1, column: 1 });
+        let (root, _) = parse("# nothing\n");
+        assert_eq!(root.value, at_line(1, 1));
     }
 
     #[test]
     fn the_closest_node_around_a_missing_one() {
-        let (root, _) = Node::parse("a:\n  b: 1\n").unwrap();
-        assert_eq!(root.closest(&path("a.x.y")).key, Place::File { line: 1, column: 1 });
-        assert_eq!(root.closest(&path("a.b")).key, Place::File { line: 2, column: 3 });
+        let (root, _) = parse("a:\n  b: 1\n");
+        assert_eq!(root.closest(&path("a.x.y")).key, at_line(1, 1));
+        assert_eq!(root.closest(&path("a.b")).key, at_line(2, 3));
     }
 }

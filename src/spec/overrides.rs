@@ -21,14 +21,7 @@ pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> 
         return Err(fail("", "there is no `=`".to_owned(), "write `--set key=value`, e.g. `--set method.tau=0.2`"));
     };
     let key = key.trim();
-    let names: Vec<String> = key.split('.').map(str::to_owned).collect();
-    if names.iter().any(String::is_empty) {
-        return Err(fail(
-            "",
-            format!("`{key}` is not a key"),
-            "write the names with one dot between, e.g. `method.tau`",
-        ));
-    }
+    let names = names(key).map_err(|(reason, hint)| fail("", reason, hint))?;
     let value = read::fragment(written).map_err(|reason| {
         fail(
             key,
@@ -36,19 +29,44 @@ pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> 
             "quote the value inside the shell's quotes: --set 'key=\"value\"'",
         )
     })?;
-    let slot = reach(&mut document.value, &names).map_err(|(reason, hint)| fail(key, reason, hint))?;
-    let mut node = Node::of_override(&value, &place);
-    node.key = place.clone();
-    *slot = value;
+    let node = Node::all_at(&value, &place);
+    put(document, &names, value, node).map_err(|(reason, hint)| fail(key, reason, hint))
+}
+
+/// What cannot be done, and what to do instead.
+pub type Refusal = (String, &'static str);
+
+/// The names in a dotted key of the experiment.
+pub fn names(key: &str) -> Result<Vec<String>, Refusal> {
+    let names: Vec<String> = key.split('.').map(str::to_owned).collect();
+    if names.iter().any(String::is_empty) {
+        return Err((format!("`{key}` is not a key"), "write the names with one dot between, e.g. `method.tau`"));
+    }
+    match names[0].as_str() {
+        "extends" => Err((format!("`{key}` says what a file extends"), "write `extends:` into a spec of its own")),
+        "sweep" => Err((format!("`{key}` says which keys vary"), "write `--sweep key=value,value` instead")),
+        _ => Ok(names),
+    }
+}
+
+/// Puts `value` with its places at `names`; sections that are missing are made.
+pub fn put(document: &mut Document, names: &[String], value: Value, node: Node) -> Result<(), Refusal> {
+    *reach(&mut document.value, names)? = value;
+    let place = node.key.clone();
     *names.iter().fold(&mut document.places, |at, name| at.child_or_insert(name, &place)) = node;
     // An earlier complaint about the value that is now replaced is void.
-    let inside = format!("{key}.");
-    document.errors.retain(|error| error.key != key && !error.key.starts_with(&inside));
+    let key = names.join(".");
+    document.errors.retain(|error| !is_inside(&error.key, &key));
     Ok(())
 }
 
+/// Whether the dotted key `key` is `section` or inside it.
+pub fn is_inside(key: &str, section: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// The value at `names`, made where it is missing.
-fn reach<'v>(root: &'v mut Value, names: &[String]) -> Result<&'v mut Value, (String, &'static str)> {
+fn reach<'v>(root: &'v mut Value, names: &[String]) -> Result<&'v mut Value, Refusal> {
     let mut at = root;
     for (depth, name) in names.iter().enumerate() {
         if at.is_null() {
@@ -84,7 +102,7 @@ mod tests {
     use super::*;
 
     fn set(text: &str, override_: &str) -> Result<Document, String> {
-        let mut document = read::document(text).unwrap();
+        let mut document = read::document(text, &std::path::Path::new("a").into()).unwrap();
         apply(override_, &mut document).map_err(|errors| format!("{}: {}", errors[0].key, errors[0].problem))?;
         Ok(document)
     }
@@ -107,7 +125,7 @@ mod tests {
         for depth in [2, 3] {
             assert_eq!(document.places.get(&path[..depth]).unwrap().key.to_string(), "--set a.c.d=2");
         }
-        assert_eq!(document.places.get(&path[..1]).unwrap().key.to_string(), "1:1");
+        assert_eq!(document.places.get(&path[..1]).unwrap().key.to_string(), "a:1:1");
     }
 
     #[test]
@@ -122,6 +140,8 @@ mod tests {
         assert_eq!(fail("a..b=1"), ": `a..b` is not a key");
         assert_eq!(fail("=1"), ": `` is not a key");
         assert_eq!(fail("a.b.c=1"), "a.b.c: `a.b` is 1, which has nothing inside");
+        assert_eq!(fail("sweep.seed=[1, 2]"), ": `sweep.seed` says which keys vary");
+        assert_eq!(fail("extends=b.yaml"), ": `extends` says what a file extends");
         assert_eq!(fail("l.3=1"), "l.3: `l` is a list of 1 and has no item `3`");
         assert!(fail("a.b=[1").starts_with("a.b: not a YAML value: "));
     }

@@ -3,7 +3,7 @@
 use super::locate::Place;
 
 /// One kind of problem with what is needed to explain it. `Display` is the headline.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Problem {
     /// The file cannot be opened or is not text.
     #[error("cannot be read: {reason}")]
@@ -23,6 +23,15 @@ pub enum Problem {
     /// A `--set` that cannot be applied.
     #[error("{reason}")]
     Override { reason: String, hint: String },
+    /// A base that cannot be opened or is not text.
+    #[error("the base cannot be read: {reason}")]
+    Base { found: String, reason: String, nearest: Option<String> },
+    /// Specs that extend each other.
+    #[error("specs extend each other in a circle")]
+    Circle { found: String },
+    /// A sweep where one experiment is wanted, or one that cannot be carried out.
+    #[error("{reason}")]
+    Sweep { reason: String, found: String, hint: String },
     /// A key that its section does not have.
     #[error("unknown key")]
     UnknownKey {
@@ -66,7 +75,10 @@ impl Problem {
     /// What the spec says.
     pub fn found(&self) -> Option<&str> {
         match self {
-            Problem::UnknownKey { found, .. }
+            Problem::Base { found, .. }
+            | Problem::Circle { found }
+            | Problem::Sweep { found, .. }
+            | Problem::UnknownKey { found, .. }
             | Problem::WrongType { found, .. }
             | Problem::UnknownValue { found, .. }
             | Problem::OutOfRange { found, .. }
@@ -106,6 +118,7 @@ impl Problem {
         match self {
             Problem::UnknownKey { nearest, .. } => nearest.first().map(String::as_str),
             Problem::Unreadable { nearest, .. }
+            | Problem::Base { nearest, .. }
             | Problem::UnknownValue { nearest, .. }
             | Problem::OutOfRange { nearest, .. } => nearest.as_deref(),
             Problem::BadName { nearest, .. } => Some(nearest),
@@ -116,7 +129,13 @@ impl Problem {
     /// What to do.
     pub fn help(&self) -> Option<String> {
         match self {
-            Problem::Unreadable { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),
+            Problem::Unreadable { nearest: Some(nearest), .. } | Problem::Base { nearest: Some(nearest), .. } => {
+                Some(format!("did you mean `{nearest}`?"))
+            }
+            Problem::Base { nearest: None, .. } => {
+                Some("give the path of a spec, relative to the folder of the file that extends it".to_owned())
+            }
+            Problem::Circle { .. } => Some("remove `extends` from one of them".to_owned()),
             Problem::Unreadable { nearest: None, .. } => {
                 Some("check the path, and that the file may be read".to_owned())
             }
@@ -124,13 +143,14 @@ impl Problem {
             Problem::Empty => {
                 Some("start from a copy of specs/quickstart.yaml; `snclr schema` lists every key".to_owned())
             }
-            Problem::DuplicateKey { first: Place::File { line, column } } => {
+            Problem::DuplicateKey { first: Place::File { line, column, .. } } => {
                 Some(format!("it is given first at line {line}, column {column}; keep one of the two"))
             }
-            Problem::DuplicateKey { first: Place::Set(_) } => Some("keep one of the two".to_owned()),
-            Problem::Unsupported { hint, .. } | Problem::Override { hint, .. } | Problem::Rule { hint, .. } => {
-                Some(hint.clone())
-            }
+            Problem::DuplicateKey { .. } => Some("keep one of the two".to_owned()),
+            Problem::Unsupported { hint, .. }
+            | Problem::Override { hint, .. }
+            | Problem::Sweep { hint, .. }
+            | Problem::Rule { hint, .. } => Some(hint.clone()),
             Problem::UnknownKey { note: Some(note), .. } => Some(note.clone()),
             Problem::UnknownKey { nearest, .. } if nearest.is_empty() => {
                 Some("remove it, or use one of the allowed keys".to_owned())

@@ -1,6 +1,6 @@
 //! A spec's text becomes a JSON value and the places of its parts. Unaware of what the keys mean.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -12,11 +12,14 @@ use super::{
 };
 
 /// A spec as it was written.
+#[derive(Clone)]
 pub struct Document {
     pub value: Value,
     pub places: Node,
     /// Problems of single values, which the schema cannot see.
     pub errors: Vec<SpecError>,
+    /// Sections of bases that nothing is kept of, with what they were (`name: sgd`).
+    pub left_out: Vec<(String, String)>,
 }
 
 /// The text of the file at `path`.
@@ -28,7 +31,7 @@ pub fn text(path: &Path) -> Result<String, Vec<SpecError>> {
 }
 
 /// What went wrong in the words of the system, without its error number.
-fn io_reason(error: &std::io::Error) -> String {
+pub fn io_reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
@@ -38,7 +41,7 @@ fn unreadable(reason: String, nearest: Option<String>) -> Vec<SpecError> {
 }
 
 /// A spec beside `path` whose name is nearly the same.
-fn nearest_file(path: &Path) -> Option<String> {
+pub fn nearest_file(path: &Path) -> Option<String> {
     let wanted = path.file_stem()?.to_str()?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -53,17 +56,17 @@ fn nearest_file(path: &Path) -> Option<String> {
     Some(path.with_file_name(nearest.file_name()?).display().to_string())
 }
 
-/// Reads a spec's text. An error means that nothing could be read from it.
-pub fn document(text: &str) -> Result<Document, Vec<SpecError>> {
+/// Reads a spec's text, which stands in `file`. An error means that nothing could be read from it.
+pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>> {
     let parsed: Result<serde_yaml::Value, _> = serde_yaml::from_str(text);
     let is_duplicate = |error: &serde_yaml::Error| error.to_string().contains("duplicate entry");
     if let Err(error) = parsed.as_ref()
         && !is_duplicate(error)
     {
-        return Err(vec![syntax(text, error)]);
+        return Err(vec![syntax(text, file, error)]);
     }
-    let (places, duplicates) = Node::parse(text).map_err(|error| {
-        let place = Place::File { line: error.marker().line(), column: error.marker().col() + 1 };
+    let (places, duplicates) = Node::parse(text, file).map_err(|error| {
+        let place = Place::File { file: file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
         let problem = Problem::Syntax { reason: error.info().to_owned(), hint: None };
         vec![SpecError { place: Some(place), key: String::new(), problem }]
     })?;
@@ -77,7 +80,7 @@ pub fn document(text: &str) -> Result<Document, Vec<SpecError>> {
             })
             .collect());
     }
-    let mut yaml = parsed.map_err(|error| vec![syntax(text, &error)])?;
+    let mut yaml = parsed.map_err(|error| vec![syntax(text, file, &error)])?;
     if let Err(error) = yaml.apply_merge() {
         return Err(vec![SpecError {
             place: None,
@@ -94,13 +97,13 @@ pub fn document(text: &str) -> Result<Document, Vec<SpecError>> {
     if value.is_null() && errors.is_empty() {
         return Err(vec![SpecError { place: Some(places.value), key: String::new(), problem: Problem::Empty }]);
     }
-    Ok(Document { value, places, errors })
+    Ok(Document { value, places, errors, left_out: vec![] })
 }
 
 /// An override's value: any YAML.
 pub fn fragment(text: &str) -> Result<Value, String> {
     let yaml: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| reason_of(&error))?;
-    let places = Node::of_override(&Value::Null, &Place::Set(String::new()));
+    let places = Node::all_at(&Value::Null, &Place::Set(String::new()));
     let mut converter = Converter { places: &places, path: vec![], errors: vec![] };
     let value = converter.value(yaml);
     match converter.errors.into_iter().next() {
@@ -109,7 +112,7 @@ pub fn fragment(text: &str) -> Result<Value, String> {
     }
 }
 
-fn syntax(text: &str, error: &serde_yaml::Error) -> SpecError {
+fn syntax(text: &str, file: &Arc<Path>, error: &serde_yaml::Error) -> SpecError {
     let at = error.location();
     let line = at.as_ref().and_then(|at| text.lines().nth(at.line().saturating_sub(1))).unwrap_or_default();
     let reason = reason_of(error);
@@ -127,7 +130,7 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> SpecError {
         "check the indentation, brackets and quotes of this line and the one before"
     };
     SpecError {
-        place: at.map(|at| Place::File { line: at.line(), column: at.column() }),
+        place: at.map(|at| Place::File { file: file.clone(), line: at.line(), column: at.column() }),
         key: String::new(),
         problem: Problem::Syntax { reason, hint: Some(hint) },
     }
@@ -240,7 +243,7 @@ mod tests {
     #[test]
     fn numbers_texts_and_merges() {
         let text = "a: &x {p: 1, q: 1e-3}\nb:\n  <<: *x\n  q: yes\nseed: 18446744073709551615\n";
-        let document = document(text).unwrap();
+        let document = document(text, &Path::new("a").into()).unwrap();
         assert!(document.errors.is_empty());
         assert_eq!(document.value, json!({"a": {"p": 1, "q": 0.001}, "b": {"q": "yes", "p": 1}, "seed": u64::MAX}));
         assert!(document.places.get(&["b".to_owned(), "p".to_owned()]).is_some());
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn values_that_specs_have_no_use_for() {
-        let document = document("a: .nan\nb: !foo 1\n").unwrap();
+        let document = document("a: .nan\nb: !foo 1\n", &Path::new("a").into()).unwrap();
         let told: Vec<String> = document.errors.iter().map(|e| format!("{}: {}", e.key, e.problem)).collect();
         assert_eq!(told, ["a: .nan is not a finite number", "b: tag `!foo` has no meaning in a spec"]);
     }

@@ -14,7 +14,9 @@ use super::{
 /// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     let mut facts = Facts { document, bad, errors: vec![] };
-    for rule in [neighbours, batch, warmup, sizes, crops, blur, knn, width, heads, local_crops] {
+    for rule in
+        [neighbours, batch, warmup, sizes, crops, blur, knn, width, patches, attention_heads, heads, local_crops]
+    {
         rule(&mut facts);
     }
     facts.errors
@@ -189,6 +191,40 @@ fn width(facts: &mut Facts) {
         let nearest = channels.round().max(1.0) / CHANNELS;
         let what = format!("{channels} is not a whole number of channels");
         facts.report(&[key], what, "multiples of 1/64", format!("the nearest width is {nearest}"));
+    }
+}
+
+/// Patches tile the crops, and the images that the positions are laid out for.
+fn patches(facts: &mut Facts) {
+    let Some(patch) = facts.number("encoder.patch_size") else { return };
+    for key in ["augmentations.size", "augmentations.local_crops.size", "encoder.image_size"] {
+        let Some(size) = facts.number(key).filter(|size| size % patch != 0.0) else { continue };
+        let nearest = ((size / patch).round() * patch).max(patch);
+        facts.report(
+            &[key, "encoder.patch_size"],
+            format!("patches of {patch} pixels do not tile images of {size}"),
+            &format!("{key} a multiple of encoder.patch_size"),
+            format!("the nearest `{key}` is {nearest}"),
+        );
+    }
+}
+
+/// Widths of the vision transformers.
+const WIDTHS: [(&str, usize); 3] = [("vit_tiny", 192), ("vit_small", 384), ("vit_base", 768)];
+
+fn attention_heads(facts: &mut Facts) {
+    let key = "encoder.heads";
+    let Some(heads) = facts.get(key).and_then(Value::as_u64).map(|heads| heads as usize) else { return };
+    let arch = facts.get("encoder.arch").and_then(Value::as_str);
+    let Some((_, width)) = WIDTHS.into_iter().find(|(name, _)| arch == Some(name)) else { return };
+    if width % heads != 0 {
+        let nearest = (1..=width).filter(|n| width % n == 0).min_by_key(|n| n.abs_diff(heads)).unwrap_or(1);
+        facts.report(
+            &[key, "encoder.arch"],
+            format!("{heads} heads do not divide a width of {width}"),
+            &format!("a divisor of {width}"),
+            format!("the nearest number of heads is {nearest}"),
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! The JSON Schema of specs, generated from the types; editors read the committed copy, validation this one.
+//! The JSON Schema of an experiment, generated from the types; validation reads it, and `editor` makes of it what editors read.
 
 use std::sync::LazyLock;
 
@@ -24,11 +24,6 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
 /// The JSON Schema (draft 2020-12) of an experiment; equal in every build of the same types.
 pub fn schema() -> Value {
     SCHEMA.clone()
-}
-
-/// The schema as it is committed under `schemas/`: indented, with a last newline.
-pub fn schema_text() -> String {
-    format!("{:#}\n", *SCHEMA)
 }
 
 pub(super) fn shared() -> &'static Value {
@@ -90,7 +85,7 @@ mod tests {
 
     #[test]
     fn defaults_have_the_digits_that_were_written() {
-        let text = schema_text();
+        let text = crate::spec::schema_text();
         assert!(text.contains("0.485") && !text.contains("0.4850000"));
         assert!(text.contains("0.07"));
         assert!(!text.contains("\"format\": \"uint"));

@@ -70,6 +70,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_weights_loses_its_path() {
+        for arch in ["resnet50", "vit_tiny"] {
+            let encoder = json!({"encoder": {"arch": arch, "init": "w.safetensors"}});
+            assert_eq!(semantic(&encoder), json!({"encoder": {"arch": arch}}));
+        }
+    }
+
+    #[test]
     fn generated_data_are_all_semantic() {
         let data = json!({"data": {"format": "synthetic", "classes": 10, "seed": 3}});
         assert_eq!(semantic(&data), data);

@@ -93,6 +93,13 @@ pub const KEYS: &[(&str, &[&str])] = &[
     ("arch", &["architecture", "name", "model", "backbone", "network", "type", "kind", "encoder", "depth"]),
     ("width_multiplier", &["width", "widthmult", "widthfactor", "channelmultiplier", "multiplier"]),
     ("stem", &["firstlayer", "conv1", "smallimages", "cifarstem"]),
+    ("patch_size", &["patch", "patches", "patchwidth"]),
+    ("heads", &["numheads", "nheads", "attentionheads", "numattentionheads"]),
+    (
+        "stop_grad_patch_embed",
+        &["stopgradconv1", "freezepatchembed", "frozenpatchembed", "freezepatchembedding", "freezeconv1"],
+    ),
+    ("init", &["pretrained", "weights", "checkpoint", "initfrom", "startfrom", "initweights", "pretrainedweights"]),
     // data
     ("format", &["type", "kind", "name", "source", "dataset", "reader"]),
     (
@@ -142,6 +149,10 @@ pub const VALUES: &[(&str, &[&str])] = &[
     ("resnet18", &["r18", "rn18", "18", "resnet"]),
     ("resnet34", &["r34", "rn34", "34"]),
     ("resnet50", &["r50", "rn50", "50"]),
+    ("resnet101", &["r101", "rn101", "101"]),
+    ("vit_tiny", &["vitt", "vitti", "vitt16", "vitti16", "deittiny", "vittinypatch16224"]),
+    ("vit_small", &["vits", "vits16", "deitsmall", "vitsmallpatch16224", "vit"]),
+    ("vit_base", &["vitb", "vitb16", "deitbase", "vitbasepatch16224"]),
     ("cifar", &["cifar10", "cifar100", "small", "3x3"]),
     ("imagenet", &["large", "standard", "default", "7x7", "torchvision"]),
     ("sgd", &["momentum", "nesterov"]),

@@ -201,7 +201,8 @@ mod tests {
     fn closed_sets_of_texts() {
         let schema = crate::spec::schema();
         let walker = Walker { root: &schema };
-        let choices = |dotted| walker.choices(walker.at(&path(dotted), &json!({})).unwrap());
+        let spec = json!({"encoder": {"arch": "resnet18"}});
+        let choices = |dotted| walker.choices(walker.at(&path(dotted), &spec).unwrap());
         assert_eq!(choices("encoder.stem").unwrap(), ["imagenet", "cifar"]);
         assert!(choices("encoder").is_none());
         assert!(choices("epochs").is_none());

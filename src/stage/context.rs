@@ -18,8 +18,12 @@ pub trait Progress {
     fn advance(&self, count: u64);
     /// A short status beside the bar, e.g. "loss 5.21".
     fn message(&self, text: &str);
+    /// The next value of a figure whose course is worth watching, e.g. "loss".
+    fn value(&self, name: &str, value: f64);
     /// A line that stays.
     fn log(&self, text: &str);
+    /// A line that stays, for those who asked for details.
+    fn detail(&self, text: &str);
     /// A warning that stays and is repeated at the end of the run.
     fn warn(&self, text: &str);
 }
@@ -32,7 +36,9 @@ impl Progress for Silent {
     fn start(&self, _total: Option<u64>, _unit: &str) {}
     fn advance(&self, _count: u64) {}
     fn message(&self, _text: &str) {}
+    fn value(&self, _name: &str, _value: f64) {}
     fn log(&self, _text: &str) {}
+    fn detail(&self, _text: &str) {}
     fn warn(&self, _text: &str) {}
 }
 

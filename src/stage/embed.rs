@@ -34,7 +34,7 @@ pub struct EmbedConfig<'a> {
 pub enum EncoderFrom<'a> {
     /// A pretrain artifact.
     Pretrained(&'a Artifact),
-    /// The weights that pretraining with this seed starts from (control).
+    /// Random weights of this seed (control): what pretraining starts from unless `encoder.init` says otherwise.
     RandomInit { seed: u64 },
 }
 
@@ -53,13 +53,14 @@ pub fn run(
     out: &mut ArtifactWriter,
     context: &StageContext,
 ) -> anyhow::Result<()> {
+    let size = config.augmentations.size as usize;
     let (frozen, source) = match encoder {
         EncoderFrom::Pretrained(artifact) => {
             let weights: Vec<Tensor> = read_weights(artifact.read("weights")?)?;
-            (Frozen::load(config.encoder, &weights)?, "pretrained".to_owned())
+            (Frozen::load(config.encoder, size, &weights)?, "pretrained".to_owned())
         }
         EncoderFrom::RandomInit { seed } => {
-            (Frozen::random_init(config.encoder, seed)?, format!("initial ones of seed {seed}"))
+            (Frozen::random_init(config.encoder, size, seed)?, format!("initial ones of seed {seed}"))
         }
     };
     let before = frozen.digest();
@@ -74,7 +75,6 @@ pub fn run(
     context.progress.start(Some(total as u64), "images");
 
     let transform = EvalTransform::new(config.augmentations);
-    let size = config.augmentations.size as usize;
     let mut table = out.table(features::TABLE, features::schema(frozen.dim()), Kind::Content)?;
     for (name, split) in &splits {
         let labels: Vec<Option<i64>> = (0..split.len()).map(|i| split.label(i)).collect();
@@ -141,11 +141,11 @@ fn embed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoder::{Arch, Stem};
+    use crate::encoder::{ResnetConfig, Stem};
 
     fn frozen() -> Frozen {
-        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.0625, stem: Stem::Cifar };
-        Frozen::random_init(&config, 1).unwrap()
+        let config = EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.0625, stem: Stem::Cifar, init: None });
+        Frozen::random_init(&config, 8, 1).unwrap()
     }
 
     fn load(i: usize, out: &mut [f32]) -> anyhow::Result<()> {

@@ -37,22 +37,22 @@ fn list(names: &[String]) -> String {
 }
 
 impl Frozen {
-    /// The encoder of `config` with `weights`, which must name each of its tensors once and nothing else.
+    /// The encoder of `config` for images of `size` pixels with `weights`, which must name each of its tensors once and nothing else.
     ///
     /// # Errors
     /// [`CoverageError`], or when `config` describes no encoder.
-    pub fn load(config: &EncoderConfig, weights: &[Tensor]) -> anyhow::Result<Self> {
-        let encoder = Encoder::new(config)?;
+    pub fn load(config: &EncoderConfig, size: usize, weights: &[Tensor]) -> anyhow::Result<Self> {
+        let encoder = Encoder::new(config, size)?;
         let [params, buffers] = place([encoder.params(), encoder.buffers()], weights)?;
         Ok(Frozen { encoder, params, buffers })
     }
 
-    /// The encoder of `config` as pretraining with `seed` starts from.
+    /// The encoder of `config` for images of `size` pixels as random initialisation with `seed` leaves it.
     ///
     /// # Errors
     /// When `config` describes no encoder.
-    pub fn random_init(config: &EncoderConfig, seed: u64) -> anyhow::Result<Self> {
-        let encoder = Encoder::new(config)?;
+    pub fn random_init(config: &EncoderConfig, size: usize, seed: u64) -> anyhow::Result<Self> {
+        let encoder = Encoder::new(config, size)?;
         let (params, buffers) = encoder.init(seed);
         Ok(Frozen { encoder, params, buffers })
     }
@@ -86,7 +86,7 @@ impl Frozen {
 }
 
 /// The buffers that `layouts` describe, filled from `weights`.
-fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[Vec<f32>; N], CoverageError> {
+pub(super) fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[Vec<f32>; N], CoverageError> {
     let mut buffers = layouts.map(|layout| vec![0.0; layout.len()]);
     let mut wanted: BTreeMap<&str, (usize, &Entry)> = BTreeMap::new();
     for (i, layout) in layouts.iter().enumerate() {
@@ -119,7 +119,7 @@ fn place<const N: usize>(layouts: [&Layout; N], weights: &[Tensor]) -> Result<[V
 mod tests {
     use super::*;
     use crate::{
-        encoder::{Arch, Stem},
+        encoder::{ResnetConfig, Stem},
         ops::golden::{Golden, assert_close},
     };
 
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn torchvisions_weights_give_torchvisions_features() {
         let (golden, state) = (Golden::load("resnet18_w8_cifar"), Golden::load("resnet18_w8_cifar_state"));
-        let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar };
+        let config = EncoderConfig::Resnet18(ResnetConfig { width_multiplier: 0.125, stem: Stem::Cifar, init: None });
         let mut weights: Vec<Tensor> = Vec::new();
         for name in state.names() {
             if name.starts_with("fc.") || name.ends_with("num_batches_tracked") {
@@ -183,14 +183,14 @@ mod tests {
             };
             weights.push((name.clone(), state.shape(&name), values));
         }
-        let frozen = Frozen::load(&config, &weights).unwrap();
+        let frozen = Frozen::load(&config, 32, &weights).unwrap();
         let before = frozen.digest();
         let images = golden.channels_last::<f32>("in.x");
         assert_close("features", &frozen.features(&images, 4, 32), &golden.get("out.eval_features"), 2e-5);
         assert_eq!(before, frozen.digest());
         weights.rotate_left(5);
-        assert_eq!(before, Frozen::load(&config, &weights).unwrap().digest());
+        assert_eq!(before, Frozen::load(&config, 32, &weights).unwrap().digest());
         weights[0].2[0] += 1.0;
-        assert_ne!(before, Frozen::load(&config, &weights).unwrap().digest());
+        assert_ne!(before, Frozen::load(&config, 32, &weights).unwrap().digest());
     }
 }

@@ -7,6 +7,7 @@ pub mod embed;
 mod evaluation;
 pub mod features;
 mod frozen;
+mod initial;
 pub mod knn;
 mod labelled;
 pub mod linear_probe;
@@ -16,7 +17,7 @@ pub mod pretrain;
 mod probe_data;
 mod softmax;
 mod standardize;
-mod tensors;
+pub mod tensors;
 mod votes;
 pub mod weights;
 

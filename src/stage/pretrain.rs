@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    Interrupt, StageContext, Stopped,
+    Interrupt, StageContext, Stopped, initial,
     metrics::{
         Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
         positiveness_schema, timing_rows, timing_schema,
@@ -25,7 +25,7 @@ use crate::{
     artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
     dataset::Split,
     ops::named::NamedTensor,
-    train::{Loader, StepRow, Trainer, Warning, learning_rates},
+    train::{Health, Loader, Positiveness, StepRow, Trainer, Warning, learning_rates},
 };
 
 /// Health rows in a row that must show a collapse before training stops.
@@ -63,6 +63,10 @@ pub fn run(
     if let Some(state) = load_checkpoint(context.checkpoints)? {
         trainer.restore(&state);
         context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
+    } else if let Some(path) = config.encoder.init() {
+        let [params, buffers] = initial::load(&trainer.model().encoder, path)?;
+        trainer.start_encoder_from([&params, &buffers]);
+        context.progress.log(&format!("the encoder starts from {}", path.display()));
     }
     let loader =
         Loader::start(split, config.augmentations, config.seed, batch, steps_per_epoch, trainer.steps()..total);
@@ -78,13 +82,16 @@ pub fn run(
         let row = trainer.step(&views)?;
         log.push(row.clone(), start.elapsed(), waited, batch);
         context.progress.message(&format!("loss {:.4}", row.loss));
+        context.progress.value("loss", row.loss);
+        context.progress.value("images/s", batch as f64 / start.elapsed().as_secs_f64());
         context.progress.advance(1);
 
         if !row.loss.is_finite() {
             let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
             return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
         }
-        if let Some((health, _)) = row.diagnosis {
+        if let Some((health, positiveness)) = row.diagnosis {
+            context.progress.detail(&details(row.step, &health, &positiveness));
             collapsed = if health.is_collapsed() { collapsed + 1 } else { 0 };
             if collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
                 let (std, effective_rank) = (health.std, health.effective_rank);
@@ -109,6 +116,16 @@ fn announce(config: &PretrainConfig, trainer: &Trainer<f32>, images: usize, tota
         config.batch_size,
         trainer.online().params.len(),
     ));
+}
+
+/// A line on the state of the embeddings and of the positives.
+fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
+    let Health { std, effective_rank, alignment, uniformity, .. } = health;
+    let Positiveness { effective_positives, same_class_mass, .. } = positiveness;
+    format!(
+        "step {step}: spread {std:.3}, effective rank {effective_rank:.1}, alignment {alignment:.3}, uniformity \
+         {uniformity:.3}, {effective_positives:.2} effective positives, {same_class_mass:.3} of their weight in the own class"
+    )
 }
 
 fn diverged(warning: Warning, context: &StageContext) -> anyhow::Error {

@@ -53,6 +53,8 @@ impl Heard {
 }
 
 impl Progress for Heard {
+    fn value(&self, _name: &str, _value: f64) {}
+    fn detail(&self, _text: &str) {}
     fn start(&self, _total: Option<u64>, _unit: &str) {}
     fn advance(&self, _count: u64) {}
     fn message(&self, _text: &str) {}

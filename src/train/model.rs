@@ -38,7 +38,7 @@ impl<E: Real> Model<E> {
     /// # Errors
     /// When the encoder's configuration names no network.
     pub fn new(config: &PretrainConfig) -> Result<Self, EncoderError> {
-        let encoder = Encoder::new(config.encoder)?;
+        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?;
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
         params.extend("encoder.", encoder.params());
         buffers.extend("encoder.", encoder.buffers());
@@ -74,7 +74,10 @@ impl<E: Real> Model<E> {
 
     /// Whether the optimiser moves an entry of `params` at this time.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
-        self.method.trains(entry, epoch)
+        match entry < self.encoder.params().entries.len() {
+            true => self.encoder.trains(entry),
+            false => self.method.trains(entry, epoch),
+        }
     }
 
     /// Entries of `params` behind the encoder's: heads and the method's own.

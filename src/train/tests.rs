@@ -357,3 +357,20 @@ fn accumulated_batches_move_the_weights_by_their_mean_gradient() {
     assert_close("update", &update(&two, &[0, 1]), &mean, 1e-9);
     assert!(update(&two, &[0]).iter().all(|moved| *moved == 0.0));
 }
+
+#[test]
+fn a_frozen_patch_embedding_stays_while_the_rest_of_the_transformer_moves() {
+    let encoder = json!({"arch": "vit_tiny", "patch_size": 16, "image_size": 32, "stop_grad_patch_embed": true});
+    let sections = Sections { encoder: serde_json::from_value(encoder).unwrap(), ..Sections::infonce() };
+    let mut trainer = sections.trainer::<f32>();
+    let before = trainer.online().params.clone();
+    trainer.step(&reference_batch(0)).unwrap();
+    for entry in &trainer.model().params.entries {
+        let (now, then) = (&trainer.online().params[entry.range()], &before[entry.range()]);
+        let stays = entry.name.starts_with("encoder.patch_embed.");
+        // The gradient of the keys' bias is zero: it moves every score of a row alike.
+        if stays || entry.name.ends_with(".weight") {
+            assert_eq!(now == then, stays, "{}", entry.name);
+        }
+    }
+}

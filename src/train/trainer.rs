@@ -125,6 +125,14 @@ where
         })
     }
 
+    /// Puts other values in the encoder's place, in both branches: those that training starts from.
+    pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
+        for branch in [&mut self.online].into_iter().chain(self.momentum.as_mut().map(|(branch, _)| branch)) {
+            branch.params[..params.len()].copy_from_slice(params);
+            branch.buffers[..buffers.len()].copy_from_slice(buffers);
+        }
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.step

@@ -1,5 +1,5 @@
 //! Residual networks (He et al. 2016) as in torchvision: basic blocks for 18 and 34 layers, bottlenecks with the stride
-//! on the 3x3 convolution for 50.
+//! on the 3x3 convolution for 50 and 101.
 
 mod backward;
 mod block;
@@ -12,7 +12,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 pub use forward::Saved;
 
-use super::{Arch, EncoderConfig, EncoderError, Stem};
+use super::{EncoderError, ResnetConfig, Stem};
 use crate::ops::{
     Real,
     arena::Layout,
@@ -24,6 +24,15 @@ use block::{Block, Builder, ConvBatchNorm};
 pub enum ImageGradient<'a, E> {
     Skip,
     Write(&'a mut [E]),
+}
+
+/// Numbers that tell residual networks apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Blocks per stage.
+    pub depths: [usize; 4],
+    /// Whether blocks are bottlenecks.
+    pub bottleneck: bool,
 }
 
 /// Structure of a residual network.
@@ -38,18 +47,13 @@ pub struct ResNet {
 }
 
 impl ResNet {
-    /// The network that `config` describes.
-    pub fn new(config: &EncoderConfig) -> Result<Self, EncoderError> {
+    /// A network of `shape` with the settings of `config`.
+    pub fn new(Shape { depths, bottleneck }: Shape, config: &ResnetConfig) -> Result<Self, EncoderError> {
         let width = 64.0 * config.width_multiplier;
         if width < 1.0 || width.fract() != 0.0 {
             return Err(EncoderError::Width(config.width_multiplier));
         }
         let width = width as usize;
-        let (depths, bottleneck) = match config.arch {
-            Arch::Resnet18 => ([2, 2, 2, 2], false),
-            Arch::Resnet34 => ([3, 4, 6, 3], false),
-            Arch::Resnet50 => ([3, 4, 6, 3], true),
-        };
         let mut builder = Builder::default();
         let (kernel, stride) = match config.stem {
             Stem::Imagenet => (7, 2),

@@ -18,7 +18,11 @@ fn load<E: Real>(layout: &Layout, state: &Golden, prefix: &str) -> Vec<E> {
 /// Checks the network against a whole torchvision step: features, all gradients, running statistics, eval mode.
 fn reference<E: Real>(f32_tolerance: f64) {
     let (golden, state) = (Golden::load("resnet18_w8_cifar"), Golden::load("resnet18_w8_cifar_state"));
-    let net = ResNet::new(&EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.125, stem: Stem::Cifar }).unwrap();
+    let net = ResNet::new(
+        Shape { depths: [2, 2, 2, 2], bottleneck: false },
+        &ResnetConfig { width_multiplier: 0.125, stem: Stem::Cifar, init: None },
+    )
+    .unwrap();
     let tolerance = tolerance::<E>(f32_tolerance);
     let params = load::<E>(&net.params, &state, "");
     let mut buffers = load::<E>(&net.buffers, &state, "");
@@ -82,8 +86,11 @@ fn resnet18_agrees_with_torchvision_in_f32() {
 /// The bottleneck block and, around it, the ImageNet stem and max-pooling: gradients against finite differences.
 #[test]
 fn resnet50_gradients_agree_with_finite_differences() {
-    let net =
-        ResNet::new(&EncoderConfig { arch: Arch::Resnet50, width_multiplier: 0.0625, stem: Stem::Imagenet }).unwrap();
+    let net = ResNet::new(
+        Shape { depths: [3, 4, 6, 3], bottleneck: true },
+        &ResnetConfig { width_multiplier: 0.0625, ..ResnetConfig::default() },
+    )
+    .unwrap();
     let (params, buffers) = net.init::<f64>(3);
     let size = Size { n: 3, h: 40, w: 40 };
     let x: Vec<f64> = (0..size.pixels() * 3).map(|i| (i as f64 * 0.713).sin()).collect();
@@ -159,8 +166,7 @@ fn bottleneck_agrees_with_torchvision() {
 
 #[test]
 fn names_and_shapes_are_torchvisions() {
-    let net =
-        ResNet::new(&EncoderConfig { arch: Arch::Resnet50, width_multiplier: 1.0, stem: Stem::Imagenet }).unwrap();
+    let net = ResNet::new(Shape { depths: [3, 4, 6, 3], bottleneck: true }, &ResnetConfig::default()).unwrap();
     assert_eq!(net.params.len(), 25_557_032 - 2048 * 1000 - 1000); // torchvision's count less its classifier
     let shape = |name: &str| net.params.entries.iter().find(|e| e.name == name).unwrap().shape.clone();
     assert_eq!(shape("conv1.weight"), [64, 3, 7, 7]);
@@ -171,6 +177,11 @@ fn names_and_shapes_are_torchvisions() {
 
 #[test]
 fn a_width_that_is_no_whole_number_of_channels_is_refused() {
-    let config = EncoderConfig { arch: Arch::Resnet18, width_multiplier: 0.3, stem: Stem::Cifar };
-    assert!(ResNet::new(&config).unwrap_err().to_string().contains("multiple of 1/64"));
+    let config = ResnetConfig { width_multiplier: 0.3, ..ResnetConfig::default() };
+    assert!(
+        ResNet::new(Shape { depths: [2, 2, 2, 2], bottleneck: false }, &config)
+            .unwrap_err()
+            .to_string()
+            .contains("multiple of 1/64")
+    );
 }

@@ -1,0 +1,56 @@
+//! Where an artifact was made: program, machine and threads. A measurement: no part of keys or content.
+
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, System};
+
+/// Where an artifact was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of the program.
+    pub snclr: String,
+    /// Architecture and operating system that it was built for, e.g. `x86_64-linux`.
+    pub target: String,
+    /// Model of the CPU, as it calls itself.
+    pub cpu: String,
+    /// Worker threads.
+    pub threads: u64,
+    /// Device that computed.
+    pub device: String,
+}
+
+impl Environment {
+    /// The environment of this process.
+    pub fn here() -> Self {
+        Environment {
+            snclr: env!("CARGO_PKG_VERSION").to_owned(),
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            cpu: cpu_model().to_owned(),
+            threads: rayon::current_num_threads() as u64,
+            device: "cpu".to_owned(),
+        }
+    }
+
+    /// Names and values of the fields, for people.
+    pub fn fields(&self) -> [(&'static str, String); 5] {
+        [
+            ("snclr", self.snclr.clone()),
+            ("target", self.target.clone()),
+            ("cpu", self.cpu.clone()),
+            ("threads", self.threads.to_string()),
+            ("device", self.device.clone()),
+        ]
+    }
+}
+
+/// Model of the CPU; `unknown` where the system does not tell.
+pub fn cpu_model() -> &'static str {
+    static MODEL: OnceLock<String> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let mut system = System::new();
+        system.refresh_cpu_list(CpuRefreshKind::nothing());
+        let brand = system.cpus().first().map_or("", |cpu| cpu.brand()).trim();
+        if brand.is_empty() { "unknown".to_owned() } else { brand.to_owned() }
+    })
+}

@@ -1,0 +1,175 @@
+//! What is removed and what is not: runs that share artifacts, runs at work, leftovers, age.
+
+use std::{collections::BTreeSet, fs, time::Duration};
+
+use serde_json::json;
+
+use super::*;
+
+struct Scene {
+    root: tempfile::TempDir,
+    store: Store,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path());
+        Scene { root, store }
+    }
+
+    fn artifact(&self, stage: &str, seed: u64) -> Artifact {
+        let fill = |writer: &mut ArtifactWriter| write_table(writer, "x", Kind::Content, &[numbers(&[seed as i64])]);
+        self.store.build(stage, components(seed), fill).unwrap()
+    }
+
+    fn run(&self, run: &str, artifacts: &[&Artifact]) {
+        let dir = self.root.path().join("results").join(run);
+        fs::create_dir_all(&dir).unwrap();
+        let stage =
+            |a: &&Artifact| json!({ "stage": a.stage(), "key": a.key(), "content": a.content(), "seconds": 1.0 });
+        let stages: Vec<_> = artifacts.iter().map(stage).collect();
+        let record = json!({ "run": run, "name": run, "created": 1, "stages": stages, "metrics": {}, "notes": [] });
+        fs::write(dir.join("run.json"), record.to_string()).unwrap();
+    }
+
+    fn removed(&self, keep: &Keep) -> Vec<String> {
+        let listed = self.store.cleaning(keep).unwrap();
+        let cleaned = Store::open(self.root.path()).clean(keep).unwrap();
+        assert_eq!(listed, cleaned, "what is listed goes");
+        cleaned.removed.iter().map(|listed| name(&listed.item)).collect()
+    }
+
+    fn there(&self) -> Vec<String> {
+        self.store.keys().into_iter().map(|(stage, key)| short(&stage, &key)).collect()
+    }
+}
+
+/// Stage and seed.
+fn short(stage: &str, key: &Key) -> String {
+    let seed = (0..9).find(|seed| components(*seed).key() == *key).unwrap();
+    format!("{stage} {seed}")
+}
+
+fn name(item: &Item) -> String {
+    match item {
+        Item::Run(run) => format!("run {run}"),
+        Item::Artifact(stage, key) => short(stage, key),
+        Item::Checkpoints(stage, key) => format!("checkpoints {}", short(stage, key)),
+        Item::Unfinished(stage, key) => format!("unfinished {}", short(stage, key)),
+        Item::Damaged(name) => format!("damaged {name}"),
+    }
+}
+
+fn only(runs: &[&str]) -> Keep {
+    Keep { runs: Some(runs.iter().map(ToString::to_string).collect::<BTreeSet<_>>()), younger_than: None }
+}
+
+#[test]
+fn what_a_kept_run_shares_with_a_removed_one_stays() {
+    let scene = Scene::new();
+    let (data, one, two) = (scene.artifact("data", 1), scene.artifact("knn", 1), scene.artifact("knn", 2));
+    scene.artifact("knn", 3);
+    scene.run("first", &[&data, &one]);
+    scene.run("second", &[&data, &two]);
+    assert_eq!(scene.removed(&Keep::default()), ["knn 3"], "every run is kept, and what no run refers to goes");
+    assert_eq!(scene.removed(&Keep::default()), [] as [&str; 0]);
+    assert_eq!(scene.removed(&only(&["second"])), ["run first", "knn 1"]);
+    assert_eq!(scene.there(), ["data 1", "knn 2"]);
+    assert!(matches!(Store::open(scene.root.path()).find("data", data.stage_key()), Found::Hit(_)));
+    assert!(!scene.root.path().join("results/first").exists());
+    assert_eq!(scene.removed(&only(&[])), ["run second", "data 1", "knn 2"]);
+}
+
+#[test]
+fn what_a_run_at_work_counts_on_stays_until_it_ends() {
+    let scene = Scene::new();
+    scene.artifact("data", 1);
+    scene.artifact("pretrain", 2);
+    let at_work = Store::open(scene.root.path());
+    at_work.count_on("data", &components(1).key()).unwrap();
+    // Its checkpoints too, and what it has not made yet.
+    at_work.count_on("knn", &components(4).key()).unwrap();
+    at_work.checkpoints("knn", &components(4).key(), |_| ()).unwrap().save(3, &[("state", weights(3))]).unwrap();
+    assert_eq!(scene.removed(&Keep::default()), ["pretrain 2"]);
+    drop(at_work);
+    assert_eq!(scene.removed(&Keep::default()), ["data 1", "checkpoints knn 4"]);
+}
+
+#[test]
+fn what_is_locked_is_named_and_stays() {
+    let scene = Scene::new();
+    let artifact = scene.artifact("knn", 1);
+    let Attempt::Held(lock) = Store::open(scene.root.path()).lock("knn", artifact.stage_key()).unwrap() else {
+        panic!()
+    };
+    let cleaning = scene.store.clean(&Keep::default()).unwrap();
+    assert_eq!((cleaning.removed.len(), cleaning.busy.len()), (0, 1));
+    assert_eq!(scene.there(), ["knn 1"]);
+    drop(lock);
+    assert_eq!(scene.removed(&Keep::default()), ["knn 1"]);
+}
+
+#[test]
+fn leftovers_and_damage_go_and_what_is_young_stays() {
+    let scene = Scene::new();
+    let artifact = scene.artifact("knn", 1);
+    scene.run("kept", &[&artifact]);
+    let damaged = scene.artifact("data", 2);
+    let Attempt::Held(lock) = scene.store.lock("data", damaged.stage_key()).unwrap() else { panic!() };
+    scene.store.set_aside(&lock, "data", damaged.stage_key()).unwrap();
+    drop(lock);
+    let staging = scene.root.path().join(format!("store/knn/.{}.staging", components(5).key()));
+    fs::create_dir_all(&staging).unwrap();
+    let day = Keep { runs: Some(BTreeSet::new()), younger_than: Some(Duration::from_secs(86_400)) };
+    // The run's record says 1970; its artifact is of today, and of an unfinished one nothing is of use at any age.
+    assert_eq!(scene.removed(&day), ["run kept", "unfinished knn 5"]);
+    let label = format!("damaged data-{}-1", components(2).key().short());
+    assert_eq!(scene.removed(&Keep::default()), ["knn 1".to_owned(), label]);
+    assert_eq!(files(scene.root.path()), ["locks/removal"]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_stops_everything() {
+    let scene = Scene::new();
+    scene.artifact("knn", 1);
+    scene.run("broken", &[]);
+    fs::write(scene.root.path().join("results/broken/run.json"), "{").unwrap();
+    let error = scene.store.clean(&Keep::default()).unwrap_err().to_string();
+    assert!(error.starts_with("what a run needs is not known while its record cannot be read"), "{error}");
+    assert_eq!(scene.there(), ["knn 1"]);
+}
+
+#[test]
+fn a_look_at_everything_finds_every_damage() {
+    let scene = Scene::new();
+    let (one, two) = (scene.artifact("data", 1), scene.artifact("knn", 2));
+    scene.run("run", &[&one, &two]);
+    let key = components(3).key();
+    let checkpoints = scene.store.checkpoints("pretrain", &key, |_| ()).unwrap();
+    checkpoints.append_segment("metrics", 0, &metrics(0..3, 0.0)).unwrap();
+    checkpoints.save(3, &[("state", weights(3))]).unwrap();
+    let mut seen = 0;
+    let inspected = scene.store.inspect(&mut |n| seen += n).unwrap();
+    assert_eq!((inspected.artifacts, inspected.checkpoints, inspected.runs), (2, 2, 1));
+    assert_eq!((inspected.damages.as_slice(), inspected.bytes, seen), (&[][..], one.size() + two.size(), seen));
+    assert_eq!(scene.store.bytes_to_inspect(), seen);
+
+    let problems = || {
+        let damages = scene.store.inspect(&mut |_| ()).unwrap().damages;
+        damages.into_iter().map(|damage| damage.problem).collect::<Vec<_>>()
+    };
+    flip_a_byte(&two.dir().join("x.parquet"));
+    assert_eq!(problems(), ["x.parquet: does not match its hash"]);
+    fs::remove_dir_all(two.dir()).unwrap();
+    assert_eq!(problems(), [format!("its knn artifact {} is gone", components(2).key().short())]);
+    fs::remove_dir_all(scene.root.path().join("results")).unwrap();
+    fs::write(one.dir().join("stray"), "").unwrap();
+    assert_eq!(problems(), ["stray: the manifest does not know it"]);
+    fs::remove_file(one.dir().join("stray")).unwrap();
+    flip_a_byte(&checkpoints.dir().join("checkpoint-000000000003-0001/state.parquet"));
+    assert_eq!(problems(), ["state.parquet: does not match its hash"]);
+    let Attempt::Held(_lock) = Store::open(scene.root.path()).lock("pretrain", &key).unwrap() else { panic!() };
+    assert_eq!(problems(), [] as [&str; 0], "somebody works on it");
+    assert_eq!(scene.store.inspect(&mut |_| ()).unwrap().busy, [format!("pretrain {}", key.short())]);
+}

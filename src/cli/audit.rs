@@ -1,0 +1,89 @@
+//! `snclr audit`: whether a run's scores can be believed.
+
+use std::{io::Write, process::ExitCode};
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde_json::json;
+
+use super::Global;
+use crate::{
+    artifact::Store,
+    report::{self, audit::Audit},
+};
+
+/// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
+///
+/// Ends with exit code 1 when a check fails.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let run = report::find(&global.runs, &args.run)?;
+    let audit = Audit::new(&Store::open(&global.runs), &run)?;
+    let name = &run.record.run;
+    let text = if args.json { format!("{}\n", to_json(name, &audit)) } else { to_text(name, &audit) };
+    write!(std::io::stdout(), "{text}")?;
+    Ok(if audit.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
+    let object = |rows: &[(String, String)]| {
+        rows.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect::<serde_json::Map<_, _>>()
+    };
+    let encoders = audit.encoders.iter().map(|(stage, rows)| (stage.clone(), object(rows).into()));
+    let scores = audit.scores.iter().map(|(evaluation, [trained, untrained, shuffled])| {
+        json!({ "evaluation": evaluation, "trained": trained, "untrained": untrained, "shuffled_labels": shuffled })
+    });
+    let checks = audit.checks.iter().map(|check| json!({ "check": check.what, "problem": check.problem }));
+    json!({
+        "run": run,
+        "ok": audit.holds(),
+        "checks": checks.collect::<Vec<_>>(),
+        "scores": scores.collect::<Vec<_>>(),
+        "encoders": encoders.collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn to_text(run: &str, audit: &Audit) -> String {
+    let mut text = format!("{run}\n");
+    for (stage, rows) in &audit.encoders {
+        text += &format!("{stage}\n");
+        for (key, value) in rows {
+            // Digests cut short: they are compared below.
+            let is_digest = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+            text += &format!("    {key:<22} {}\n", if is_digest { &value[..8] } else { value });
+        }
+    }
+    if !audit.scores.is_empty() {
+        text += &scores(audit);
+    }
+    for check in &audit.checks {
+        text += &match &check.problem {
+            None => format!("ok      {}\n", check.what),
+            Some(problem) => format!("failed  {}: {problem}\n", check.what),
+        };
+    }
+    text
+}
+
+fn scores(audit: &Audit) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["top-1 in %", "trained", "untrained", "shuffled labels"]);
+    for (label, scores) in &audit.scores {
+        let cell = |score: &Option<f64>| score.map_or("-".to_owned(), |score| format!("{:.1}", 100.0 * score));
+        table.add_row([label.to_string()].into_iter().chain(scores.iter().map(cell)));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{}\n", table.trim_fmt())
+}

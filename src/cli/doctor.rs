@@ -1,0 +1,264 @@
+//! `snclr doctor`: whether this machine and the runs root are fit to work with.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use serde_json::json;
+use sysinfo::System;
+
+use super::{Global, show};
+use crate::{
+    artifact::{Attempt, Lock, cpu_model},
+    ops::simd,
+};
+
+/// Memory below which even small experiments may not fit.
+const LITTLE_MEMORY: u64 = 2 << 30;
+/// Free disk below which a run may not end.
+const LITTLE_DISK: u64 = 2 << 30;
+
+/// Check this machine and the runs folder: CPU, memory, disk, locks, devices
+///
+/// Ends with exit code 1 when something would keep runs from working.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Ok,
+    Warning,
+    Error,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Warning => "warning",
+            Status::Error => "error",
+        }
+    }
+}
+
+/// A line of the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+    /// What to do about it.
+    help: Option<&'static str>,
+}
+
+fn ok(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, status: Status::Ok, found: found.into(), help: None }
+}
+
+fn bad(name: &'static str, status: Status, found: impl Into<String>, help: &'static str) -> Check {
+    Check { name, status, found: found.into(), help: Some(help) }
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let mut checks = vec![
+        ok("version", format!("snclr {}", env!("CARGO_PKG_VERSION"))),
+        ok("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
+        ok("cpu", cpu_model()),
+        vectors(simd::vector_unit()),
+        threads(global.threads, std::thread::available_parallelism().ok().map(usize::from)),
+        memory(),
+    ];
+    checks.extend(runs_root(&global.runs));
+    checks.push(ok("device cpu", "usable"));
+    checks.push(ok("device cuda", "this build has no CUDA support; everything runs on the cpu"));
+    let text = if args.json { format!("{}\n", to_json(&checks)) } else { to_text(&checks) };
+    write!(std::io::stdout(), "{text}")?;
+    let broken = checks.iter().any(|check| check.status == Status::Error);
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn vectors(unit: &'static str) -> Check {
+    match unit {
+        "scalar" => bad(
+            "vector unit",
+            Status::Warning,
+            "none that is used; kernels run on scalars",
+            "training is several times slower than on a CPU with AVX2, AVX-512 or NEON",
+        ),
+        unit => ok("vector unit", unit),
+    }
+}
+
+fn threads(wanted: Option<usize>, processors: Option<usize>) -> Check {
+    let Some(processors) = processors else {
+        return bad("threads", Status::Warning, "the number of processors is not known", "set --threads");
+    };
+    match wanted {
+        Some(wanted) if wanted > processors => bad(
+            "threads",
+            Status::Warning,
+            format!("{wanted} on {}", show::count(processors, "processor")),
+            "more threads than processors slow training down; leave --threads out",
+        ),
+        Some(wanted) => ok("threads", format!("{wanted} on {}", show::count(processors, "processor"))),
+        None => ok("threads", format!("{processors}, one per processor")),
+    }
+}
+
+fn memory() -> Check {
+    let mut system = System::new();
+    system.refresh_memory();
+    let (mut total, mut free) = (system.total_memory(), system.available_memory());
+    // A container may have less than its machine.
+    if let Some(limits) = system.cgroup_limits().filter(|limits| (1..total).contains(&limits.total_memory)) {
+        (total, free) = (limits.total_memory, free.min(limits.free_memory));
+    }
+    let found = format!("{} free of {}", show::bytes(free as f64), show::bytes(total as f64));
+    match total {
+        0 => bad("memory", Status::Warning, "not known on this system", "watch it yourself while training"),
+        _ if free < LITTLE_MEMORY => bad(
+            "memory",
+            Status::Warning,
+            found,
+            "little: end other programs, or use a smaller batch_size with gradient_accumulation",
+        ),
+        _ => ok("memory", found),
+    }
+}
+
+/// Space, writing and locking where runs are kept, or will be.
+fn runs_root(root: &Path) -> Vec<Check> {
+    let Some(place) = nearest_folder(root) else {
+        let found = format!("{} is not in any folder that exists", root.display());
+        return vec![bad("runs folder", Status::Error, found, "name another with --runs")];
+    };
+    let found = match place == root {
+        true => format!("{}, writable", root.display()),
+        false => format!("{} will be created; {} is writable", root.display(), place.display()),
+    };
+    // What is tried out goes into a folder of its own, which goes again.
+    let trial = place.join(format!(".snclr-doctor-{}", std::process::id()));
+    let written = fs::create_dir(&trial).and_then(|()| fs::write(trial.join("file"), "x"));
+    let mut checks = Vec::new();
+    match written {
+        Ok(()) => {
+            checks.push(ok("runs folder", found));
+            checks.push(locking(&trial.join("locks")));
+        }
+        Err(error) => {
+            let found = format!("{} cannot be written: {error}", place.display());
+            checks.push(bad(
+                "runs folder",
+                Status::Error,
+                found,
+                "change its permissions, or name another with --runs",
+            ));
+        }
+    }
+    let _ = fs::remove_dir_all(&trial);
+    checks.push(disk(&place));
+    checks
+}
+
+/// `root`, or the nearest folder above it that exists.
+fn nearest_folder(root: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(root).ok()?;
+    if root.is_dir() {
+        return Some(root.to_owned());
+    }
+    let exists = absolute.ancestors().find(|path| path.exists())?;
+    exists.is_dir().then(|| exists.to_owned())
+}
+
+fn locking(dir: &Path) -> Check {
+    const HELP: &str = "two runs at once could disturb each other; keep runs on a local disk (--runs)";
+    let held = match Lock::attempt(dir, "doctor") {
+        Ok(held @ Attempt::Held(_)) => held,
+        Ok(Attempt::Busy(_)) => return bad("locks", Status::Error, "a free lock counts as held", HELP),
+        Err(error) => return bad("locks", Status::Error, format!("{error:#}"), HELP),
+    };
+    let again = Lock::attempt(dir, "doctor");
+    drop(held);
+    match again {
+        Ok(Attempt::Busy(_)) => ok("locks", "work"),
+        Ok(Attempt::Held(_)) => bad("locks", Status::Error, "a lock could be taken twice", HELP),
+        Err(error) => bad("locks", Status::Error, format!("{error:#}"), HELP),
+    }
+}
+
+fn disk(place: &Path) -> Check {
+    match rustix::fs::statvfs(place) {
+        Err(error) => bad("disk", Status::Warning, format!("free space is not known: {error}"), "watch it yourself"),
+        Ok(figures) => {
+            let (free, total) = (figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize);
+            let found = format!("{} free of {}", show::bytes(free as f64), show::bytes(total as f64));
+            match free < LITTLE_DISK {
+                true => bad(
+                    "disk",
+                    Status::Warning,
+                    found,
+                    "little: `snclr gc` lists what no run needs; `snclr explain` foretells sizes",
+                ),
+                false => ok("disk", found),
+            }
+        }
+    }
+}
+
+fn to_json(checks: &[Check]) -> serde_json::Value {
+    let check = |check: &Check| json!({ "check": check.name, "status": check.status.name(), "found": check.found, "help": check.help });
+    let broken = checks.iter().any(|check| check.status == Status::Error);
+    json!({ "ok": !broken, "checks": checks.iter().map(check).collect::<Vec<_>>() })
+}
+
+fn to_text(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for Check { name, status, found, help } in checks {
+        text += &format!("{:<8} {name:<12} {found}\n", status.name());
+        if let Some(help) = help {
+            text += &format!("{:<8} {:<12} {help}\n", "", "");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ok_says_what_to_do() {
+        let text = to_text(&[ok("cpu", "a model"), threads(Some(8), Some(2))]);
+        let expected = "\
+ok       cpu          a model
+warning  threads      8 on 2 processors
+                      more threads than processors slow training down; leave --threads out
+";
+        assert_eq!(text, expected);
+        assert_eq!(threads(None, Some(2)), ok("threads", "2, one per processor"));
+        assert_eq!(vectors("scalar").status, Status::Warning);
+    }
+
+    #[test]
+    fn a_runs_root_is_tried_out_and_left_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        for root in [dir.path().to_owned(), dir.path().join("not/yet")] {
+            let checks = runs_root(&root);
+            let names: Vec<_> = checks.iter().map(|check| (check.name, check.status)).collect();
+            assert_eq!(names[..2], [("runs folder", Status::Ok), ("locks", Status::Ok)]);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        fs::write(dir.path().join("file"), "").unwrap();
+        let checks = runs_root(&dir.path().join("file/runs"));
+        assert_eq!((checks[0].name, checks[0].status), ("runs folder", Status::Error));
+    }
+}

@@ -1,0 +1,233 @@
+//! `snclr explain`: every leaf that makes a stage run again, and what that will take.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{Global, show};
+use crate::{
+    artifact::{Environment, Store},
+    plan::{
+        Against, Difference, Explanation, Planner, Verdict,
+        estimate::{self, Estimate},
+    },
+    report,
+    run::{Reporter, duration},
+    spec,
+    stage::Interrupt,
+};
+
+/// Tell why stages of a spec would run, leaf by leaf, and how long it will take
+///
+/// Times and sizes are those of earlier artifacts of the same encoder, method and image size, scaled by the images that go
+/// through.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Spec of the experiment
+    pub spec: PathBuf,
+    /// Compare with the artifacts of a run instead of the nearest ones
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<String>,
+    /// Override a field of the spec; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is told.
+struct Told {
+    /// The run that is compared with.
+    against: Option<String>,
+    stages: Vec<Explanation>,
+    estimates: Vec<Option<Result<Estimate, &'static str>>>,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let against = args.against.as_ref().map(|run| report::find(&global.runs, run)).transpose()?;
+    let store = Store::open(&global.runs);
+    let reporter = Reporter::new(global.verbosity());
+    let planner = Planner::new(&store, &experiment, Path::new(""), &reporter, &Interrupt::default())?;
+    reporter.stage_ends();
+    let stages = planner.explain(against.as_ref().map_or(Against::Nearest, |run| Against::Run(&run.record)));
+    let mut here = Environment::here();
+    if let Some(threads) = global.threads {
+        here.threads = threads as u64;
+    }
+    let estimates = estimate::estimates(&store, &stages, &here);
+    let told = Told { against: against.map(|run| run.record.run), stages, estimates };
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", told.json())?,
+        false => write!(out, "{}", told.text())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Told {
+    fn pending(&self) -> usize {
+        self.stages.iter().filter(|stage| stage.verdict != Verdict::Cached).count()
+    }
+
+    /// Seconds and bytes of all estimates there are, and the stages that have none.
+    fn total(&self) -> (f64, f64, Vec<&'static str>) {
+        let (mut seconds, mut bytes, mut unknown) = (0.0, 0.0, Vec::new());
+        for (stage, estimate) in self.stages.iter().zip(&self.estimates) {
+            match estimate {
+                None => {}
+                Some(Ok(estimate)) => {
+                    seconds += estimate.seconds;
+                    bytes += estimate.bytes;
+                }
+                Some(Err(_)) => unknown.push(stage.stage.name()),
+            }
+        }
+        (seconds, bytes, unknown)
+    }
+
+    fn json(&self) -> Value {
+        let value = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let difference = |d: &Difference| json!({ "leaf": d.leaf, "old": value(&d.old), "new": value(&d.new) });
+        let stage = |(stage, estimate): (&Explanation, &Option<Result<Estimate, &'static str>>)| {
+            let (status, damaged) = match &stage.verdict {
+                Verdict::Cached => ("cached", None),
+                Verdict::Runs { damaged } => ("runs", damaged.clone()),
+                Verdict::Depends => ("depends", None),
+            };
+            let (estimate, unknown) = match estimate {
+                None => (None, None),
+                Some(Err(why)) => (None, Some(*why)),
+                Some(Ok(Estimate { seconds, bytes, basis })) => {
+                    let basis = json!({
+                        "key": basis.key, "seconds": basis.seconds, "images": basis.images, "images_now": basis.will_be,
+                        "elsewhere": basis.elsewhere,
+                    });
+                    (Some(json!({ "seconds": seconds, "bytes": bytes.round(), "basis": basis })), None)
+                }
+            };
+            json!({
+                "stage": stage.stage.name(),
+                "key": stage.key.as_ref().map(|key| key.as_str()),
+                "status": status,
+                "damaged": damaged,
+                "waits_for": stage.waits_for.iter().map(|input| input.name()).collect::<Vec<_>>(),
+                "compared_with": stage.compared.as_ref().map(|manifest| manifest.key.as_str()),
+                "differences": stage.differences.iter().map(difference).collect::<Vec<_>>(),
+                "estimate": estimate,
+                "no_estimate": unknown,
+            })
+        };
+        let (seconds, bytes, unknown) = self.total();
+        json!({
+            "against": self.against,
+            "stages": self.stages.iter().zip(&self.estimates).map(stage).collect::<Vec<_>>(),
+            "seconds": seconds,
+            "bytes": bytes.round(),
+            "no_estimate": unknown,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (stage, estimate) in self.stages.iter().zip(&self.estimates) {
+            text += &format!("{:<18} {}\n", stage.stage.name(), self.verdict(stage));
+            for difference in &stage.differences {
+                text += &format!("    {difference}\n");
+            }
+            match estimate {
+                None => {}
+                Some(Err(why)) => text += &format!("    time and size unknown: {why}\n"),
+                Some(Ok(estimate)) => text += &format!("    {}\n", foretell(estimate)),
+            }
+        }
+        text + &self.last_line() + "\n"
+    }
+
+    fn verdict(&self, stage: &Explanation) -> String {
+        let list = |stages: &[crate::plan::Stage]| stages.iter().map(|s| s.name()).collect::<Vec<_>>().join(" and ");
+        let mut text = match &stage.verdict {
+            Verdict::Cached => "cached".to_owned(),
+            Verdict::Runs { damaged: Some(what) } => format!("runs: its artifact is damaged: {what}"),
+            Verdict::Runs { damaged: None } if stage.waits_for.is_empty() => "runs".to_owned(),
+            Verdict::Runs { damaged: None } => format!("runs after {}", list(&stage.waits_for)),
+            Verdict::Depends => {
+                let subject = match stage.waits_for[..] {
+                    [one] => format!("{one} comes"),
+                    _ => "they come".to_owned(),
+                };
+                return format!("runs after {}, unless {subject} to the same content", list(&stage.waits_for));
+            }
+        };
+        match (&stage.compared, &self.against) {
+            (None, None) => text += "; no artifact yet",
+            (None, Some(run)) => text += &format!("; {run} has no such artifact any more"),
+            (Some(_), Some(run)) if stage.differences.is_empty() => text += &format!("; as in {run}"),
+            (Some(_), Some(run)) => text += &format!("; against {run}:"),
+            (Some(_), None) => {}
+        }
+        text
+    }
+
+    fn last_line(&self) -> String {
+        let (pending, cached) = (self.pending(), self.stages.len() - self.pending());
+        if pending == 0 {
+            return format!("nothing to do: {cached} stages cached");
+        }
+        let (seconds, bytes, unknown) = self.total();
+        let mut line = format!("{pending} of {} stages to run, {cached} cached", self.stages.len());
+        if unknown.len() < pending {
+            line += &format!("; about {} and {}", time(seconds), show::bytes(bytes));
+        }
+        if !unknown.is_empty() {
+            line += &format!("; unknown for {}", unknown.join(", "));
+        }
+        line
+    }
+}
+
+fn foretell(Estimate { seconds, bytes, basis }: &Estimate) -> String {
+    let mut text = format!("about {} and {}: ", time(*seconds), show::bytes(*bytes));
+    text += &format!("{} took {} for {} images", basis.key, time(basis.seconds), basis.images);
+    match basis.will_be == basis.images {
+        true => text += ", as many as now",
+        false => text += &format!(", now {}", basis.will_be),
+    }
+    if let Some(elsewhere) = &basis.elsewhere {
+        text += &format!("; measured on {elsewhere}");
+    }
+    text
+}
+
+fn time(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::estimate::Basis;
+
+    #[test]
+    fn an_estimate_says_what_it_rests_on() {
+        let mut basis = Basis { key: "0123abcd".into(), seconds: 83.0, images: 64, will_be: 64, elsewhere: None };
+        let estimate = |seconds, basis: &Basis| Estimate { seconds, bytes: 3_100_000.0, basis: basis.clone() };
+        assert_eq!(
+            foretell(&estimate(83.0, &basis)),
+            "about 1 min 23 s and 3.1 MB: 0123abcd took 1 min 23 s for 64 images, as many as now"
+        );
+        basis.will_be = 128;
+        basis.elsewhere = Some("an unknown machine".into());
+        assert_eq!(
+            foretell(&estimate(166.0, &basis)),
+            "about 2 min 46 s and 3.1 MB: 0123abcd took 1 min 23 s for 64 images, now 128; measured on an unknown machine"
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! `snclr run` of a sweep: its points in order or several at once, and what each came to.
+
+use std::{io::Write, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde_json::{Value, json};
+
+use super::{
+    failure,
+    run::{Args, print, stages_json},
+};
+use crate::{
+    run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
+    spec::Point,
+    stage::{Progress, Stopped},
+};
+
+/// What a point came to; None when it was not begun.
+type Ending = Option<anyhow::Result<Finished>>;
+
+/// Runs the points and prints what they came to; the exit code is that of the first failure.
+///
+/// # Errors
+/// When the user interrupts, or threads cannot be started.
+pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
+    let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: setting.threads };
+    let name = |i: usize| format!("point {} of {}: ", i + 1, points.len());
+    let reporter = |i: usize| match args.jobs {
+        1 => Reporter::new(verbosity),
+        _ => Reporter::beside_others(verbosity, name(i)),
+    };
+    let reporters: Vec<Arc<Reporter>> = (0..points.len()).map(|i| Arc::new(reporter(i))).collect();
+    let endings = jobs.run(points.len(), |i| {
+        let (point, reporter) = (&points[i], &reporters[i]);
+        reporter.log(&if args.jobs == 1 { name(i) + &point.label() } else { point.label() });
+        let result = setting.run(&point.loaded.experiment, reporter);
+        result.with_context(|| name(i) + &point.label()).inspect_err(|error| {
+            if !is_interruption(error) {
+                let _ = writeln!(std::io::stderr(), "{}", failure::text(error));
+            }
+        })
+    })?;
+    let mut text = format!("{}\n", table(points, &endings));
+    let mut told = Vec::new();
+    for (finished, reporter) in endings.iter().zip(&reporters).filter_map(|(ending, reporter)| {
+        // What a point that failed had to say stands beside its error.
+        Some((ending.as_ref()?.as_ref().ok()?, reporter))
+    }) {
+        let notes = finished.outcome.record.notes.iter();
+        let lines = notes.map(|note| format!("note: {note}\n"));
+        for line in lines.chain(reporter.warnings().iter().map(|warning| format!("warning: {warning}\n"))) {
+            // What concerns many points is said once.
+            if !told.contains(&line) {
+                text += &line;
+                told.push(line);
+            }
+        }
+    }
+    text += &fact(&endings);
+    print(&text, args.json.then(|| to_json(points, &endings)), verbosity)?;
+    let errors = || endings.iter().flatten().filter_map(|result| result.as_ref().err());
+    let code = errors().next().map_or(0, failure::code);
+    match endings.into_iter().flatten().filter_map(Result::err).find(is_interruption) {
+        Some(interruption) => Err(interruption),
+        None => Ok(ExitCode::from(code)),
+    }
+}
+
+fn status(ending: &Ending) -> &'static str {
+    match ending {
+        None => "skipped",
+        Some(Ok(finished)) if finished.stages.iter().any(|stage| stage.how == How::Ran) => "ran",
+        Some(Ok(_)) => "cached",
+        Some(Err(error)) if is_interruption(error) => "interrupted",
+        Some(Err(error)) if matches!(error.downcast_ref(), Some(Stopped::Diverged(_))) => "diverged",
+        Some(Err(_)) => "failed",
+    }
+}
+
+fn to_json(points: &[Point], endings: &[Ending]) -> Value {
+    let point = |(point, ending): (&Point, &Ending)| {
+        let finished = ending.as_ref().and_then(|result| result.as_ref().ok());
+        let error = ending.as_ref().and_then(|result| result.as_ref().err());
+        json!({
+            "values": point.object(),
+            "run": finished.map(|finished| &finished.outcome.record.run),
+            "status": status(ending),
+            "stages": finished.map_or(json!([]), |finished| stages_json(&finished.stages)),
+            "metrics": finished.map_or(json!({}), |finished| json!(finished.outcome.metrics())),
+            "error": error.map(|error| error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")),
+        })
+    };
+    json!({ "points": points.iter().zip(endings).map(point).collect::<Vec<_>>() })
+}
+
+/// A row per point: its values, what became of it, its scores in percent and its run.
+fn table(points: &[Point], endings: &[Ending]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let keys: Vec<&str> = points.iter().take(1).flat_map(|point| &point.values).map(|(key, _)| key.as_str()).collect();
+    let scores = ["linear/top1", "knn/top1"];
+    table.set_header(["point"].iter().chain(&keys).chain(&["status", "linear top-1", "kNN top-1", "run"]));
+    for (i, (point, ending)) in points.iter().zip(endings).enumerate() {
+        let finished = ending.as_ref().and_then(|result| result.as_ref().ok());
+        let score = |metric: &str| {
+            let value = finished.and_then(|finished| finished.outcome.metrics().get(metric).copied().flatten());
+            value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value))
+        };
+        let mut row = vec![(i + 1).to_string()];
+        row.extend(
+            point.values.iter().map(|(_, value)| value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+        );
+        row.push(status(ending).to_owned());
+        row.extend(scores.map(score));
+        row.push(finished.map_or("-".to_owned(), |finished| finished.outcome.record.run.clone()));
+        table.add_row(row);
+    }
+    for column in (0..=keys.len()).chain([keys.len() + 2, keys.len() + 3]) {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn fact(endings: &[Ending]) -> String {
+    let stages = || endings.iter().flatten().flatten().flat_map(|finished| &finished.stages);
+    let ran = stages().filter(|stage| stage.how == How::Ran).count();
+    let cached = stages().count() - ran;
+    let points = endings.len();
+    let done = endings.iter().flatten().filter(|result| result.is_ok()).count();
+    if done == points && ran == 0 {
+        return format!("nothing to do: {cached} stages of {points} points cached\n");
+    }
+    let count = format!("ran {ran} stage{}, {cached} cached", if ran == 1 { "" } else { "s" });
+    if done == points {
+        return format!("{count} in {points} points\n");
+    }
+    let mut text = format!("{done} of {points} points done ({count})");
+    for what in ["failed", "diverged", "interrupted", "skipped"] {
+        let count = endings.iter().filter(|ending| status(ending) == what).count();
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    text + "\n"
+}

@@ -1,0 +1,301 @@
+//! `snclr verify resume`: trains a few steps without and with kills, and compares the states bit by bit.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail, ensure};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::super::Global;
+use crate::{
+    artifact::Store,
+    plan::{Planner, Stage},
+    run::{
+        self, Reporter, duration,
+        rehearsal::{self, Digests},
+    },
+    spec::{self, Experiment},
+    stage::{Interrupt, Silent, Stopped},
+};
+
+/// Checkpoints that the fewest steps by default lead to.
+const CHECKPOINTS: u64 = 3;
+/// Fewest steps by default: enough time to be killed in.
+const STEPS: u64 = 12;
+/// Rounds that may end before they are killed.
+const ATTEMPTS: usize = 5;
+
+/// Prove that a spec's pretraining, killed and resumed, comes to the same bits as without kills
+///
+/// Works in a scratch folder (see TMPDIR) and leaves the runs folder alone. Training saves a checkpoint after every update, is
+/// killed with SIGKILL at random moments, and goes on; then weights, optimiser, momentum branch, running statistics, queue and
+/// cursor are compared with those of a training that nobody disturbed. Ends with exit code 1 when they differ.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Spec of the experiment
+    pub spec: PathBuf,
+    /// Override a field of the spec; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Steps to train [default: 12, or those of 3 updates if they are more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Kills at random moments
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub kills: u64,
+    /// Seed of the moments [default: the clock]
+    #[arg(long, value_name = "SEED")]
+    pub kill_seed: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Be the training that is killed
+    #[arg(long, hide = true)]
+    pub rehearse: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let steps = args.steps.unwrap_or(STEPS.max(CHECKPOINTS * experiment.gradient_accumulation as u64));
+    if args.rehearse {
+        let reporter = Arc::new(Reporter::new(global.verbosity()));
+        rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter, global.threads)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A training that is interrupted ends at once; this process stays to clear up.
+    let interrupt = Interrupt::default();
+    run::watch(&interrupt)?;
+    let scratch = tempfile::tempdir().context("creating a scratch folder (TMPDIR says where)")?;
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let trial = Trial {
+        args: &args,
+        global,
+        experiment: &experiment,
+        interrupt,
+        steps,
+        root: scratch.path().join("runs"),
+        random: ChaCha8Rng::seed_from_u64(args.kill_seed.unwrap_or_else(clock)),
+    };
+    let verdict = trial.run()?;
+    let text = if args.json { format!("{}\n", verdict.json()) } else { verdict.text() };
+    write!(std::io::stdout(), "{text}")?;
+    Ok(if verdict.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Both trainings, one after the other in one runs root, so that images are read in once.
+struct Trial<'a> {
+    args: &'a Args,
+    global: &'a Global,
+    experiment: &'a Experiment,
+    interrupt: Interrupt,
+    steps: u64,
+    root: PathBuf,
+    random: ChaCha8Rng,
+}
+
+/// What the trial came to.
+struct Verdict {
+    steps: u64,
+    /// Steps that were saved when each kill struck.
+    kills: Vec<u64>,
+    whole: Digests,
+    resumed: Digests,
+}
+
+impl Trial<'_> {
+    fn run(mut self) -> anyhow::Result<Verdict> {
+        lend_data(&self.global.runs, &self.root, self.experiment)?;
+        self.say(&format!("training {} steps without a kill", self.steps));
+        let begun = Instant::now();
+        self.end(self.start()?)?;
+        let took = begun.elapsed();
+        let whole = rehearsal::digests(&self.store(), self.experiment)?;
+        let steps = self.saved()?;
+        for _ in 0..ATTEMPTS {
+            self.forget()?;
+            let kills = self.disturb(took)?;
+            if !kills.is_empty() {
+                let resumed = rehearsal::digests(&self.store(), self.experiment)?;
+                return Ok(Verdict { steps, kills, whole, resumed });
+            }
+        }
+        bail!(
+            "{} steps are over in {} and could not be killed in time; train more of them (--steps {})",
+            self.steps,
+            duration(took),
+            10 * self.steps
+        )
+    }
+
+    /// Trains with kills; gives the steps saved at each.
+    fn disturb(&mut self, took: Duration) -> anyhow::Result<Vec<u64>> {
+        let mut kills = Vec::new();
+        let longest = took.mul_f64(2.0 / (self.args.kills + 1) as f64);
+        while (kills.len() as u64) < self.args.kills {
+            let moment = longest.mul_f64(self.random.random_range(0.0..1.0));
+            let mut child = self.start()?;
+            sleep(moment);
+            if child.try_wait().context("watching the training")?.is_some() {
+                // It was faster: the rest of the kills would find nothing to do.
+                self.end(child)?;
+                return Ok(kills);
+            }
+            child.kill().context("killing the training")?;
+            child.wait().context("waiting for the killed training")?;
+            kills.push(self.saved()?);
+            self.say(&format!("killed after {}, {} steps saved", duration(moment), kills[kills.len() - 1]));
+        }
+        self.end(self.start()?)?;
+        Ok(kills)
+    }
+
+    fn start(&self) -> anyhow::Result<Child> {
+        self.stop_if_asked()?;
+        let program = std::env::current_exe().context("finding this program")?;
+        let mut command = Command::new(program);
+        command.args(["--quiet", "--runs"]).arg(&self.root);
+        if let Some(threads) = self.global.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        command.args(["verify", "resume", "--rehearse", "--steps", &self.steps.to_string()]);
+        for set in &self.args.set {
+            command.args(["--set", set]);
+        }
+        command.arg("--").arg(&self.args.spec);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting the training")
+    }
+
+    /// Waits for a training that is not to be killed.
+    fn end(&self, mut child: Child) -> anyhow::Result<()> {
+        let status = child.wait().context("waiting for the training")?;
+        self.stop_if_asked()?;
+        // What went wrong it has said itself.
+        ensure!(status.success(), "the training ended with {status}; nothing was compared");
+        Ok(())
+    }
+
+    fn stop_if_asked(&self) -> Result<(), Stopped> {
+        match self.interrupt.requested() {
+            true => Err(Stopped::InterruptedAt { stage: "verify resume" }),
+            false => Ok(()),
+        }
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.root)
+    }
+
+    fn saved(&self) -> anyhow::Result<u64> {
+        Ok(rehearsal::progress_of(&self.store(), self.experiment)?.unwrap_or(0))
+    }
+
+    /// Removes the training, but not the images.
+    fn forget(&self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(self.root.join("work")).context("listing checkpoints")?.flatten() {
+            crate::artifact::atomic::remove_dir(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    fn say(&self, text: &str) {
+        if !self.global.quiet {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+}
+
+/// Lets the scratch root see the images of the runs root, if they are there and whole, and the hashes of source files.
+fn lend_data(from: &Path, to: &Path, experiment: &Experiment) -> anyhow::Result<()> {
+    let named = || format!("preparing {}", to.display());
+    let cache = to.join("cache");
+    fs::create_dir_all(&cache).with_context(named)?;
+    for entry in fs::read_dir(from.join("cache")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("sources-") {
+            fs::copy(entry.path(), cache.join(entry.file_name())).with_context(named)?;
+        }
+    }
+    let store = Store::open(to);
+    let planner = Planner::new(&store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
+    let Some((key, _)) = planner.resolve(Stage::Data, &Default::default()).identity else { return Ok(()) };
+    // Looked at without hashing, which would write down what it found: the scratch root hashes it.
+    if let Some(artifact) = Store::open(from).artifact(Stage::Data.name(), &key) {
+        let stage = to.join("store").join(Stage::Data.name());
+        fs::create_dir_all(&stage).with_context(named)?;
+        let dir = fs::canonicalize(artifact.dir()).with_context(named)?;
+        std::os::unix::fs::symlink(dir, stage.join(key.as_str())).with_context(named)?;
+    }
+    Ok(())
+}
+
+impl Verdict {
+    /// Part, digests of both, in the order of the parts.
+    fn rows(&self) -> Vec<(&'static str, Option<&String>, Option<&String>)> {
+        let mut parts: Vec<_> = self.whole.keys().chain(self.resumed.keys()).copied().collect();
+        parts.sort_unstable();
+        parts.dedup();
+        parts.into_iter().map(|part| (part, self.whole.get(part), self.resumed.get(part))).collect()
+    }
+
+    fn is_equal(&self) -> bool {
+        self.whole == self.resumed
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let row = |(part, whole, resumed): (&str, Option<&String>, Option<&String>)| json!({ "part": part, "whole": whole, "resumed": resumed, "equal": whole == resumed });
+        json!({
+            "equal": self.is_equal(),
+            "steps": self.steps,
+            "saved_steps_at_kills": self.kills,
+            "parts": self.rows().into_iter().map(row).collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_header(["", "without kills", "killed and resumed", ""]);
+        let short = |digest: Option<&String>| digest.map_or("-".to_owned(), |digest| digest[..16].to_owned());
+        for (part, whole, resumed) in self.rows() {
+            let same = if whole == resumed { "equal" } else { "different" };
+            table.add_row([part.to_owned(), short(whole), short(resumed), same.to_owned()]);
+        }
+        let steps = self.kills.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let kills = super::count(self.kills.len(), "kill");
+        let verdict = match self.is_equal() {
+            true => "the state is the same to the last bit",
+            false => "the states differ: please report this with the spec; runs of it are not resumed exactly",
+        };
+        format!("{table}\n{} steps, {kills} (at step {steps}): {verdict}\n", self.steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_differs_or_is_missing_is_named() {
+        let digests =
+            |parts: &[(&'static str, &str)]| parts.iter().map(|(p, d)| (*p, d.repeat(64))).collect::<Digests>();
+        let whole = digests(&[("cursor", "a"), ("queue", "b")]);
+        let mut verdict = Verdict { steps: 12, kills: vec![0, 7], whole: whole.clone(), resumed: whole };
+        assert!(verdict.is_equal());
+        assert!(verdict.text().ends_with("12 steps, 2 kills (at step 0, 7): the state is the same to the last bit\n"));
+        verdict.resumed = digests(&[("cursor", "a")]);
+        let text = verdict.text();
+        assert!(text.contains("│ queue  ┆ bbbbbbbbbbbbbbbb ┆ -                  ┆ different │"), "{text}");
+        assert!(text.contains("the states differ") && !verdict.is_equal());
+        assert_eq!(verdict.json()["parts"][1]["equal"], false);
+    }
+}

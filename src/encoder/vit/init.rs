@@ -1,0 +1,46 @@
+//! Initial weights: MoCo-v3's.
+
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::{Vit, positions};
+use crate::ops::{
+    Real,
+    arena::Entry,
+    random::{Purpose, stream},
+};
+
+/// Standard deviation of the class token.
+const CLS_TOKEN_STD: f64 = 1e-6;
+
+impl Vit {
+    /// Linear layers from Xavier's uniform distribution, queries, keys and values each as a matrix of its own; the patch
+    /// embedding likewise, as a linear layer on patches; class token from N(0, 1e-12); biases zero, norms the identity.
+    pub fn init<E: Real>(&self, seed: u64) -> (Vec<E>, Vec<E>) {
+        let mut params = vec![E::zero(); self.params.len()];
+        for (i, entry) in self.params.entries.iter().enumerate() {
+            let values = &mut params[entry.range()];
+            let mut random = stream(seed, Purpose::Init, i as u64, 0, 0);
+            if entry.name == "cls_token" {
+                let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
+                values.fill_with(|| E::of(draw() * CLS_TOKEN_STD));
+            } else if let Some(fans) = fans(entry) {
+                let bound = (6.0 / fans as f64).sqrt();
+                values.fill_with(|| E::of((2.0 * random.random::<f64>() - 1.0) * bound));
+            } else if entry.name.ends_with(".weight") {
+                values.fill(E::one());
+            }
+        }
+        (params, positions::sin_cos(self.grid, self.shape.width))
+    }
+}
+
+/// Inputs and outputs of one element of a linear layer, added; None for other tensors.
+fn fans(entry: &Entry) -> Option<usize> {
+    match entry.shape[..] {
+        [output, input] if entry.name.ends_with(".qkv.weight") => Some(output / 3 + input),
+        [output, input] => Some(output + input),
+        [output, input, height, width] => Some(output + input * height * width),
+        _ => None,
+    }
+}

@@ -1,0 +1,117 @@
+//! Rows and columns of row-major matrices: a bias for each row, sums over all rows, sums within a row.
+
+use rayon::prelude::*;
+
+use super::{Real, simd::vectorized};
+
+/// Rows whose sums are taken apart, then added in order: fixed, so that the number of threads does not change a bit.
+pub const SUM_ROWS: usize = 256;
+/// Partial sums within a row; fixed for the same reason, and a multiple of the vector width.
+const LANES: usize = 16;
+
+/// Every row of y [rows, bias.len()] becomes `bias`: what a matrix product is then added to.
+pub fn fill_rows<E: Real>(bias: &[E], y: &mut [E]) {
+    y.par_chunks_mut(bias.len() * SUM_ROWS).for_each(|rows| {
+        for row in rows.chunks_exact_mut(bias.len()) {
+            row.copy_from_slice(bias);
+        }
+    });
+}
+
+/// y [rows, bias.len()] += `bias`, row by row.
+pub fn add_to_rows<E: Real>(bias: &[E], y: &mut [E]) {
+    y.par_chunks_mut(bias.len() * SUM_ROWS).for_each(|rows| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact_mut(bias.len()) {
+                    for (y, b) in row.iter_mut().zip(bias) {
+                        *y += *b;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// sums += the sum of the rows of x [rows, sums.len()].
+pub fn add_column_sums<E: Real>(x: &[E], sums: &mut [E]) {
+    let dim = sums.len();
+    let parts: Vec<Vec<E>> = x
+        .par_chunks(dim * SUM_ROWS)
+        .map(|rows| {
+            let mut part = vec![E::zero(); dim];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(dim) {
+                        for (sum, x) in part.iter_mut().zip(row) {
+                            *sum += *x;
+                        }
+                    }
+                },
+            );
+            part
+        })
+        .collect();
+    add_parts(&parts, sums);
+}
+
+/// sums += every part, in order.
+pub fn add_parts<E: Real>(parts: &[Vec<E>], sums: &mut [E]) {
+    for part in parts {
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum += *part;
+        }
+    }
+}
+
+/// The sum of `term(i)` over i in 0..n, in a fixed order that vectorises. To be called within [`vectorized`].
+#[inline(always)]
+pub fn sum<E: Real>(n: usize, term: impl Fn(usize) -> E) -> E {
+    let mut lanes = [E::zero(); LANES];
+    let whole = n - n % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += term(i + l);
+        }
+        i += LANES;
+    }
+    let mut total = E::zero();
+    for lane in lanes {
+        total += lane;
+    }
+    for i in whole..n {
+        total += term(i);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_over_rows_and_within_them() {
+        let (rows, dim) = (SUM_ROWS * 2 + 3, 5);
+        let x: Vec<f64> = (0..rows * dim).map(|i| i as f64).collect();
+        let mut sums = vec![1.0; dim];
+        add_column_sums(&x, &mut sums);
+        for (c, sum) in sums.iter().enumerate() {
+            assert_eq!(*sum, 1.0 + (0..rows).map(|r| x[r * dim + c]).sum::<f64>());
+        }
+        for n in [0, 1, 15, 16, 17, 100] {
+            assert_eq!(sum(n, |i| x[i]), (0..n).map(|i| x[i]).sum::<f64>());
+        }
+    }
+
+    #[test]
+    fn every_row_gets_the_bias() {
+        let mut y = [0.0f32; 6];
+        fill_rows(&[1.0, 2.0], &mut y);
+        assert_eq!(y, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+        add_to_rows(&[1.0, 0.0], &mut y);
+        assert_eq!(y, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+    }
+}

@@ -1,0 +1,234 @@
+//! How long a stage will take and how much disk its artifact needs, judged by an earlier artifact of the same kind of work.
+
+use serde_json::Value;
+
+use super::{Explanation, Stage};
+use crate::artifact::{Components, Environment, Kind, Manifest, Store};
+
+/// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
+fn cost_of_an_image(stage: Stage) -> &'static [&'static str] {
+    match stage {
+        Stage::Data => &["data.format", "data.image_size"],
+        Stage::Pretrain => {
+            &["encoder", "method.name", "precision", "augmentations.size", "augmentations.local_crops", "projector"]
+        }
+        Stage::Embed | Stage::EmbedRandomInit => &["encoder", "precision", "augmentations.size"],
+        Stage::LinearProbe | Stage::Knn => &[],
+    }
+}
+
+/// Tables of a pretrain artifact that grow with every step.
+const PER_STEP: [&str; 3] = ["metrics", "timing", "positiveness"];
+
+/// What a stage will need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimate {
+    pub seconds: f64,
+    pub bytes: f64,
+    pub basis: Basis,
+}
+
+/// The earlier artifact that an estimate rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Basis {
+    /// First digits of its key.
+    pub key: String,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Images that went through it, all epochs counted.
+    pub images: u64,
+    /// Images that will go through the stage.
+    pub will_be: u64,
+    /// Set when it was made elsewhere: its CPU and threads.
+    pub elsewhere: Option<String>,
+}
+
+/// Why there is no estimate.
+pub const NOTHING_COMPARABLE: &str = "nothing comparable has run";
+pub const IMAGES_UNKNOWN: &str = "the number of images is not known before the data stage has run";
+
+/// What every stage that would run needs, or why that is not known; None for cached stages.
+///
+/// Times grow with the images that go through (of kNN with their square, of the linear probe with its epochs), sizes with the
+/// images or steps that have rows. Of comparable artifacts, one made with this CPU and as many threads counts before others,
+/// then the newest.
+pub fn estimates(
+    store: &Store,
+    explanations: &[Explanation],
+    here: &Environment,
+) -> Vec<Option<Result<Estimate, &'static str>>> {
+    let past = Past::new(store);
+    let data = &explanations[0];
+    let images = match &data.artifact {
+        Some(artifact) => Some(Images::of_data(artifact.manifest())),
+        None => Images::of_synthetic(&data.components),
+    };
+    let estimate =
+        |explanation: &Explanation| explanation.artifact.is_none().then(|| one(explanation, images, &past, here));
+    explanations.iter().map(estimate).collect()
+}
+
+fn one(of: &Explanation, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {
+    let comparable = past.manifests(of.stage).iter().filter(|manifest| {
+        let leaves = |components: &Components| {
+            let within = |leaf: &str| cost_of_an_image(of.stage).iter().any(|section| is_within(leaf, section));
+            components
+                .0
+                .iter()
+                .filter(|(leaf, _)| within(leaf))
+                .map(|(l, v)| (l.clone(), v.clone()))
+                .collect::<Vec<_>>()
+        };
+        leaves(&manifest.components) == leaves(&of.components)
+    });
+    let measured = comparable.filter_map(|manifest| Some((manifest, past.images(of.stage, manifest)?)));
+    let is_here = |manifest: &Manifest| {
+        manifest.environment.as_ref().is_some_and(|there| (&there.cpu, there.threads) == (&here.cpu, here.threads))
+    };
+    let best = measured.max_by_key(|(manifest, _)| (is_here(manifest), manifest.created, manifest.key.clone()));
+    let (manifest, were) = best.ok_or(NOTHING_COMPARABLE)?;
+    let will_be = match of.stage {
+        Stage::Pretrain => images.and_then(|images| images.trained(&of.components)),
+        Stage::LinearProbe => {
+            images.map(|images| images.all() * number(&of.components, "linear_probe.epochs").unwrap_or(1))
+        }
+        _ => images.map(Images::all),
+    };
+    let will_be = will_be.ok_or(IMAGES_UNKNOWN)?;
+    let ratio = will_be as f64 / were.max(1) as f64;
+    let seconds = past.seconds(of.stage, manifest);
+    let bytes = manifest.files.iter().map(|file| {
+        let grows = match of.stage {
+            Stage::Pretrain => PER_STEP.contains(&file.name.as_str()),
+            _ => {
+                file.kind == Kind::Content && !["scores", "notes", "audit", "classifier"].contains(&file.name.as_str())
+            }
+        };
+        file.size as f64 * if grows { ratio } else { 1.0 }
+    });
+    let elsewhere = match &manifest.environment {
+        _ if is_here(manifest) => None,
+        Some(there) => Some(format!("{}, {} threads", there.cpu, there.threads)),
+        None => Some("an unknown machine".to_owned()),
+    };
+    let basis = Basis { key: manifest.key.short().to_owned(), seconds, images: were, will_be, elsewhere };
+    let growth = if of.stage == Stage::Knn { ratio * ratio } else { ratio };
+    Ok(Estimate { seconds: seconds * growth, bytes: bytes.sum(), basis })
+}
+
+fn is_within(leaf: &str, section: &str) -> bool {
+    leaf.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn number(components: &Components, leaf: &str) -> Option<u64> {
+    serde_json::from_str::<Value>(components.0.get(leaf)?).ok()?.as_u64()
+}
+
+/// Numbers of images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Images {
+    train: u64,
+    test: u64,
+}
+
+impl Images {
+    fn of_data(manifest: &Manifest) -> Images {
+        let rows = |prefix: &str| {
+            let shards = manifest.files.iter().filter(|file| file.name.starts_with(prefix));
+            shards.map(|file| file.rows).sum()
+        };
+        Images { train: rows("train-"), test: rows("test-") }
+    }
+
+    /// Generated data says beforehand how many there will be.
+    fn of_synthetic(components: &Components) -> Option<Images> {
+        let number = |leaf| number(components, leaf);
+        Some(Images { train: number("data.train_images")?, test: number("data.test_images")? })
+    }
+
+    fn all(self) -> u64 {
+        self.train + self.test
+    }
+
+    /// Images of all steps of a pretraining; an epoch consists of whole updates.
+    fn trained(self, components: &Components) -> Option<u64> {
+        let accumulation = number(components, "gradient_accumulation").unwrap_or(1);
+        let per_update = number(components, "batch_size")? * accumulation;
+        Some(number(components, "epochs")? * (self.train / per_update.max(1)) * per_update)
+    }
+}
+
+/// What ran before.
+struct Past<'a> {
+    store: &'a Store,
+    manifests: Vec<Vec<Manifest>>,
+}
+
+impl<'a> Past<'a> {
+    fn new(store: &'a Store) -> Self {
+        Past { store, manifests: Stage::ALL.iter().map(|stage| store.manifests(stage.name())).collect() }
+    }
+
+    fn manifests(&self, stage: Stage) -> &[Manifest] {
+        &self.manifests[stage as usize]
+    }
+
+    /// Images that went through a stage, all epochs counted; None when what they came from is no longer there.
+    fn images(&self, stage: Stage, manifest: &Manifest) -> Option<u64> {
+        let rows = |name: &str| manifest.files.iter().find(|file| file.name == name).map(|file| file.rows);
+        let embedded = || {
+            let content: String = serde_json::from_str(manifest.components.0.get("inputs.embed")?).ok()?;
+            let embed = self.manifests(Stage::Embed).iter().find(|embed| embed.content == content)?;
+            self.images(Stage::Embed, embed)
+        };
+        match stage {
+            Stage::Data => Some(Images::of_data(manifest).all()),
+            Stage::Pretrain => Some(rows("timing")? * number(&manifest.components, "batch_size")?),
+            Stage::Embed | Stage::EmbedRandomInit => rows("features"),
+            Stage::LinearProbe => Some(embedded()? * number(&manifest.components, "linear_probe.epochs")?),
+            Stage::Knn => embedded(),
+        }
+    }
+
+    /// How long a stage took. Of pretraining, the time of its steps: a manifest knows only the attempt that came to the end.
+    fn seconds(&self, stage: Stage, manifest: &Manifest) -> f64 {
+        let measured = manifest.milliseconds as f64 / 1000.0;
+        if stage != Stage::Pretrain {
+            return measured;
+        }
+        let artifact = self.store.artifact(stage.name(), &manifest.key);
+        let steps = artifact.and_then(|artifact| artifact.figure("summary", "train/seconds").ok().flatten());
+        steps.map_or(measured, |steps| steps.max(measured))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn components(leaves: &[(&str, Value)]) -> Components {
+        let mut components = Components::default();
+        leaves.iter().for_each(|(name, value)| components.insert(*name, value));
+        components
+    }
+
+    #[test]
+    fn images_of_a_pretraining_are_those_of_whole_updates() {
+        let images = Images { train: 100, test: 20 };
+        let leaves = [("epochs", json!(3)), ("batch_size", json!(16)), ("gradient_accumulation", json!(2))];
+        assert_eq!(images.trained(&components(&leaves)), Some(3 * 96));
+        assert_eq!(images.trained(&components(&leaves[..2])), Some(3 * 96));
+        assert_eq!(images.trained(&components(&leaves[..1])), None);
+        let data = [("data.train_images", json!(100)), ("data.test_images", json!(20))];
+        assert_eq!(Images::of_synthetic(&components(&data)), Some(images));
+        assert_eq!(Images::of_synthetic(&components(&[("data.format", json!("idx"))])), None);
+    }
+
+    #[test]
+    fn a_section_holds_its_leaves_and_no_other_words_that_begin_alike() {
+        assert!(is_within("encoder.arch", "encoder") && is_within("precision", "precision"));
+        assert!(!is_within("encoders", "encoder"));
+    }
+}

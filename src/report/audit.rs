@@ -1,0 +1,130 @@
+//! Whether an evaluation can be believed: the encoder stayed as it was, and the controls score as controls should.
+
+use super::Run;
+use crate::artifact::Store;
+
+/// The audit of one run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Audit {
+    /// What each embed stage wrote down: stage, then key and value.
+    pub encoders: Vec<(String, Vec<(String, String)>)>,
+    /// Score and its controls, as fractions: evaluation, trained, untrained, shuffled labels.
+    pub scores: Vec<(&'static str, [Option<f64>; 3])>,
+    pub checks: Vec<Check>,
+}
+
+/// Something that must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    pub what: String,
+    /// What speaks against it; None where it holds.
+    pub problem: Option<String>,
+}
+
+impl Audit {
+    /// Audits a run whose artifacts are in `store`.
+    ///
+    /// # Errors
+    /// When an artifact cannot be read; one that is gone fails its check instead.
+    pub fn new(store: &Store, run: &Run) -> anyhow::Result<Audit> {
+        let mut audit = Audit::default();
+        for stage in run.record.stages.iter().filter(|stage| stage.stage.starts_with("embed")) {
+            let rows = match store.artifact(&stage.stage, &stage.key) {
+                Some(artifact) => artifact.texts("audit", "value")?,
+                None => Vec::new(),
+            };
+            audit.check_encoder(&stage.stage, &rows);
+            audit.encoders.push((stage.stage.clone(), rows));
+        }
+        for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
+            let score = |suffix: &str| run.record.metrics.get(&format!("{metric}{suffix}")).copied().flatten();
+            let scores = ["", "_random_init", "_shuffled_labels"].map(score);
+            if let [Some(trained), controls @ ..] = scores {
+                for (control, name) in controls.into_iter().zip(["untrained encoder", "shuffled labels"]) {
+                    let problem = match control {
+                        None => Some("was not scored".to_owned()),
+                        Some(control) if control >= trained => Some("scores no worse".to_owned()),
+                        Some(_) => None,
+                    };
+                    audit.checks.push(Check { what: format!("{label}: above the control with {name}"), problem });
+                }
+                audit.scores.push((label, scores));
+            }
+        }
+        Ok(audit)
+    }
+
+    /// Whether every check holds.
+    pub fn holds(&self) -> bool {
+        self.checks.iter().all(|check| check.problem.is_none())
+    }
+
+    fn check_encoder(&mut self, stage: &str, rows: &[(String, String)]) {
+        let value = |key: &str| rows.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+        let mut check = |what: &str, problem: Option<String>| {
+            self.checks.push(Check { what: format!("{stage}: {what}"), problem });
+        };
+        if rows.is_empty() {
+            return check("there is an audit", Some("the artifact is no longer there".to_owned()));
+        }
+        let digests = value("encoder_sha256_before").zip(value("encoder_sha256_after"));
+        check(
+            "the encoder is the same after the last image as before the first",
+            match digests {
+                Some((before, after)) if before == after => None,
+                Some(_) => Some("its digests differ".to_owned()),
+                None => Some("its digests were not written down".to_owned()),
+            },
+        );
+        let mode = value("mode").unwrap_or("not written down");
+        check("eval mode", (!mode.starts_with("eval")).then(|| mode.to_owned()));
+        let coverage = value("key_coverage").unwrap_or("not written down");
+        let numbers: Vec<&str> = coverage.split_whitespace().take(4).collect();
+        let complete = matches!(numbers[..], [n, "tensors", "of", of] if of.trim_end_matches(',') == n);
+        check("every tensor of the encoder was loaded", (!complete).then(|| coverage.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(change: Option<(&str, &str)>) -> Vec<(String, String)> {
+        let rows = [
+            ("key_coverage", "122 tensors of 122, none unexpected"),
+            ("mode", "eval: batch norm uses its running statistics"),
+            ("encoder_sha256_before", "aa"),
+            ("encoder_sha256_after", "aa"),
+        ];
+        let value = |key: &str, value: &str| match change {
+            Some((changed, new)) if changed == key => new.to_owned(),
+            _ => value.to_owned(),
+        };
+        rows.iter().map(|(k, v)| (k.to_string(), value(k, v))).collect()
+    }
+
+    #[test]
+    fn every_departure_is_noticed() {
+        let problems = |rows: &[(String, String)]| {
+            let mut audit = Audit::default();
+            audit.check_encoder("embed", rows);
+            audit.checks.into_iter().filter_map(|check| check.problem).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(&rows(None)), [] as [&str; 0]);
+        assert_eq!(problems(&rows(Some(("encoder_sha256_after", "ab")))), ["its digests differ"]);
+        assert_eq!(problems(&rows(Some(("mode", "train")))), ["train"]);
+        assert_eq!(problems(&rows(Some(("key_coverage", "121 tensors of 122, x")))), ["121 tensors of 122, x"]);
+        assert_eq!(problems(&[]), ["the artifact is no longer there"]);
+    }
+
+    #[test]
+    fn controls_must_score_less() {
+        let metrics = [("knn/top1", 0.5), ("knn/top1_random_init", 0.5), ("knn/top1_shuffled_labels", 0.1)];
+        let run = crate::report::samples::run("a", "seed: 1", &metrics);
+        let audit = Audit::new(&Store::open(std::path::Path::new("nowhere")), &run).unwrap();
+        assert_eq!(audit.scores, [("kNN", [Some(0.5), Some(0.5), Some(0.1)])]);
+        let problems: Vec<_> = audit.checks.iter().map(|check| check.problem.as_deref()).collect();
+        assert_eq!(problems, [Some("scores no worse"), None]);
+        assert!(!audit.holds());
+    }
+}

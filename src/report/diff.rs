@@ -1,0 +1,216 @@
+//! What differs between two runs: leaves of their specs, where they were made, metrics, and predictions on the same images.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{
+    Run,
+    comparison::flatten,
+    flips::{Flips, neighbours, predictions},
+    group::NAMES,
+};
+use crate::artifact::{Artifact, Manifest, StageRecord, Store};
+
+/// Two runs side by side.
+#[derive(Clone, Debug, Default)]
+pub struct Diff {
+    pub a: String,
+    pub b: String,
+    pub spec: Vec<Leaf>,
+    pub environment: Vec<Environs>,
+    pub metrics: Vec<Metric>,
+    pub predictions: Vec<Paired>,
+}
+
+/// A leaf in which the specs differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leaf {
+    pub key: String,
+    /// None where a spec does not have it.
+    pub a: Option<Value>,
+    pub b: Option<Value>,
+}
+
+/// A field of the environment that differs, and the stages in which it does; None where it was not recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Environs {
+    pub field: &'static str,
+    pub a: Option<String>,
+    pub b: Option<String>,
+    pub stages: Vec<String>,
+}
+
+/// A metric of either run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    pub name: String,
+    pub a: Option<f64>,
+    pub b: Option<f64>,
+}
+
+impl Metric {
+    /// b - a, where both are known.
+    pub fn difference(&self) -> Option<f64> {
+        Some(self.b? - self.a?)
+    }
+}
+
+/// Predictions of one evaluation in both runs.
+#[derive(Clone, Debug)]
+pub struct Paired {
+    /// `kNN, k = 20` or `linear probe`.
+    pub what: String,
+    /// Stage that made them.
+    pub stage: &'static str,
+    /// Or why they cannot be paired.
+    pub flips: Result<Flips, String>,
+}
+
+impl Diff {
+    /// Compares two runs whose artifacts are in `store`. A spec that has not been run is a run without stages.
+    pub fn new(store: &Store, a: &Run, b: &Run) -> Diff {
+        Diff {
+            a: a.record.run.clone(),
+            b: b.record.run.clone(),
+            spec: leaves(&a.spec, &b.spec),
+            environment: environment(store, a, b),
+            metrics: metrics(a, b),
+            predictions: paired(store, a, b),
+        }
+    }
+}
+
+fn leaves(a: &Value, b: &Value) -> Vec<Leaf> {
+    let of = |value: &Value| {
+        let mut leaves = Vec::new();
+        flatten("", value, &mut leaves);
+        leaves.retain(|(key, _)| !NAMES.contains(&key.as_str()));
+        leaves
+    };
+    let (a, b) = (of(a), of(b));
+    let value = |leaves: &[(String, Value)], key: &str| leaves.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+    let added = b.iter().filter(|(key, _)| value(&a, key).is_none());
+    let rows = a.iter().chain(added).map(|(key, _)| Leaf { key: key.clone(), a: value(&a, key), b: value(&b, key) });
+    rows.filter(|leaf| leaf.a != leaf.b).collect()
+}
+
+/// Whether two specs differ in nothing but names.
+pub fn same_but_for_names(a: &Value, b: &Value) -> bool {
+    leaves(a, b).is_empty()
+}
+
+fn stage<'a>(run: &'a Run, name: &str) -> Option<&'a StageRecord> {
+    run.record.stages.iter().find(|stage| stage.stage == name)
+}
+
+fn environment(store: &Store, a: &Run, b: &Run) -> Vec<Environs> {
+    type Row = (usize, &'static str, Option<String>, Option<String>);
+    let mut rows: BTreeMap<Row, Vec<String>> = BTreeMap::new();
+    for of_a in &a.record.stages {
+        let Some(of_b) = stage(b, &of_a.stage).filter(|of_b| of_b.key != of_a.key) else { continue };
+        let fields = |record: &StageRecord| {
+            let manifest: Option<Manifest> = store.manifest(&record.stage, &record.key);
+            manifest.and_then(|manifest| manifest.environment).map(|environment| environment.fields())
+        };
+        let (in_a, in_b) = (fields(of_a), fields(of_b));
+        let names = in_a.as_ref().or(in_b.as_ref()).map(|fields| fields.each_ref().map(|(name, _)| *name));
+        for (i, name) in names.into_iter().flatten().enumerate() {
+            let value = |fields: &Option<[(&str, String); 5]>| fields.as_ref().map(|fields| fields[i].1.clone());
+            let (a, b) = (value(&in_a), value(&in_b));
+            if a != b {
+                rows.entry((i, name, a, b)).or_default().push(of_a.stage.clone());
+            }
+        }
+    }
+    rows.into_iter().map(|((_, field, a, b), stages)| Environs { field, a, b, stages }).collect()
+}
+
+fn metrics(a: &Run, b: &Run) -> Vec<Metric> {
+    let (a, b) = (&a.record.metrics, &b.record.metrics);
+    let mut names: Vec<&String> = a.keys().chain(b.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let value = |metrics: &BTreeMap<String, Option<f64>>, name: &str| metrics.get(name).copied().flatten();
+    names.into_iter().map(|name| Metric { name: name.clone(), a: value(a, name), b: value(b, name) }).collect()
+}
+
+fn paired(store: &Store, a: &Run, b: &Run) -> Vec<Paired> {
+    let pair = |name: &'static str, label: &str| -> Option<Paired> {
+        let (of_a, of_b) = (stage(a, name)?, stage(b, name)?);
+        let artifact = |record: &StageRecord, run: &Run| {
+            store.artifact(name, &record.key).ok_or(format!("the artifact of {} is no longer there", run.record.run))
+        };
+        let both = artifact(of_a, a).and_then(|first| Ok((first, artifact(of_b, b)?)));
+        let same = same_test_images(store, a, b);
+        let (what, flips) = match both.and_then(|both| same.map(|()| both)) {
+            Err(why) => (label.to_owned(), Err(why)),
+            Ok((a, b)) => match name {
+                "knn" => pair_knn(&a, &b, label),
+                _ => (label.to_owned(), flips(&a, &b, None)),
+            },
+        };
+        Some(Paired { what, stage: name, flips })
+    };
+    [pair("linear_probe", "linear probe"), pair("knn", "kNN")].into_iter().flatten().collect()
+}
+
+fn flips(a: &Artifact, b: &Artifact, k: Option<i64>) -> Result<Flips, String> {
+    let pair = || Flips::between(&predictions(a, k)?, &predictions(b, k)?);
+    match a.has_table("predictions") && b.has_table("predictions") {
+        true => pair().map_err(|error| format!("{error:#}")),
+        false => Err("there are no predictions: the evaluation was skipped".to_owned()),
+    }
+}
+
+/// Pairs by the first number of neighbours of `a` that `b` has too.
+fn pair_knn(a: &Artifact, b: &Artifact, label: &str) -> (String, Result<Flips, String>) {
+    if !(a.has_table("predictions") && b.has_table("predictions")) {
+        return (label.to_owned(), flips(a, b, None));
+    }
+    match (neighbours(a), neighbours(b)) {
+        (Ok(in_a), Ok(in_b)) => match in_a.iter().find(|k| in_b.contains(k)) {
+            Some(&k) => (format!("{label}, k = {k}"), flips(a, b, Some(k))),
+            None => (label.to_owned(), Err(format!("no number of neighbours in common: {in_a:?} and {in_b:?}"))),
+        },
+        (Err(error), _) | (_, Err(error)) => (label.to_owned(), Err(format!("{error:#}"))),
+    }
+}
+
+/// Sample numbers mean the same image in both runs only where the images of the test split are the same.
+fn same_test_images(store: &Store, a: &Run, b: &Run) -> Result<(), String> {
+    let (Some(of_a), Some(of_b)) = (stage(a, "data"), stage(b, "data")) else {
+        return Err("a run has no record of its data".to_owned());
+    };
+    let shards = |record: &StageRecord| {
+        let manifest = store.manifest(&record.stage, &record.key)?;
+        let shards = manifest.files.into_iter().filter(|file| file.name.starts_with("test-"));
+        Some(shards.map(|file| file.content).collect::<Vec<_>>())
+    };
+    match of_a.content == of_b.content || shards(of_a).is_some_and(|first| Some(first) == shards(of_b)) {
+        true => Ok(()),
+        false => Err("the runs have different test images".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples::{pair, run};
+
+    #[test]
+    fn leaves_and_metrics_stand_side_by_side_and_a_run_does_not_differ_from_itself() {
+        let store = Store::open(std::path::Path::new("nowhere"));
+        let [a, b] = pair();
+        let diff = Diff::new(&store, &a, &b);
+        let keys: Vec<_> = diff.spec.iter().map(|leaf| leaf.key.as_str()).collect();
+        assert_eq!(keys, ["method.tau", "knn.k", "method.attention"]);
+        assert_eq!((&diff.spec[2].a, &diff.spec[2].b), (&None, &Some("cosine".into())));
+        let knn = &diff.metrics[0];
+        assert_eq!((knn.name.as_str(), knn.a, knn.b), ("knn/top1", Some(0.8764), Some(0.85)));
+        assert!((knn.difference().unwrap() + 0.0264).abs() < 1e-12);
+        assert!(Diff::new(&store, &a, &a).spec.is_empty());
+        assert!(diff.predictions.is_empty() && diff.environment.is_empty(), "neither has stages");
+        assert!(same_but_for_names(&run("x", "name: x\nseed: 1", &[]).spec, &run("y", "name: y\nseed: 1", &[]).spec));
+    }
+}

@@ -1,0 +1,118 @@
+//! Runs that differ in their seed alone become one group, with mean and spread.
+
+use serde_json::Value;
+
+use super::Run;
+
+/// Leaves that say what a run is called, not what it did.
+pub const NAMES: [&str; 2] = ["name", "description"];
+
+const SEED: &str = "seed";
+
+/// A run, or several that differ in their seed alone.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    pub runs: Vec<&'a Run>,
+}
+
+/// Every run as a group of its own; one that is given twice counts once.
+pub fn single(runs: &[Run]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for run in runs {
+        if groups.iter().all(|group| group.runs[0].record.run != run.record.run) {
+            groups.push(Group { runs: vec![run] });
+        }
+    }
+    groups
+}
+
+/// Runs grouped by everything but name and seed, in the order of their first runs. Runs of one seed stay apart.
+pub fn by_seed(runs: &[Run]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for run in single(runs).into_iter().map(|group| group.runs[0]) {
+        let belongs = |group: &&mut Group| {
+            without_seed(&group.runs[0].spec) == without_seed(&run.spec)
+                && group.runs.iter().all(|other| other.spec.get(SEED) != run.spec.get(SEED))
+        };
+        match groups.iter_mut().find(belongs) {
+            Some(group) => group.runs.push(run),
+            None => groups.push(Group { runs: vec![run] }),
+        }
+    }
+    groups
+}
+
+fn without_seed(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    if let Some(map) = spec.as_object_mut() {
+        map.retain(|key, _| key != SEED && !NAMES.contains(&key.as_str()));
+    }
+    spec
+}
+
+impl Group<'_> {
+    /// The run's name; of a group that of its first run and the number of runs.
+    pub fn label(&self) -> String {
+        let first = &self.runs[0].record.run;
+        match self.runs.len() {
+            1 => first.clone(),
+            n => format!("{first} (n={n})"),
+        }
+    }
+
+    /// The spec that the runs have in common, with all their seeds.
+    pub fn spec(&self) -> Value {
+        let mut spec = self.runs[0].spec.clone();
+        if self.runs.len() > 1
+            && let Some(map) = spec.as_object_mut()
+        {
+            map.insert(SEED.to_owned(), self.seeds());
+        }
+        spec
+    }
+
+    /// The seed of each run.
+    pub fn seeds(&self) -> Value {
+        self.runs.iter().map(|run| run.spec.get(SEED).cloned().unwrap_or_default()).collect()
+    }
+}
+
+/// Mean and sample standard deviation of the values that there are; the latter needs two.
+pub fn mean_and_deviation(values: &[Option<f64>]) -> (Option<f64>, Option<f64>) {
+    let known: Vec<f64> = values.iter().copied().flatten().collect();
+    let n = known.len() as f64;
+    if known.is_empty() {
+        return (None, None);
+    }
+    let mean = known.iter().sum::<f64>() / n;
+    let squares: f64 = known.iter().map(|value| (value - mean).powi(2)).sum();
+    (Some(mean), (known.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples::run;
+
+    #[test]
+    fn runs_that_differ_in_their_seed_alone_are_one_group() {
+        let runs = [
+            run("a", "name: x\nseed: 1\nepochs: 5\n", &[]),
+            run("b", "name: x\nseed: 1\nepochs: 6\n", &[]),
+            run("c", "name: y\nseed: 2\nepochs: 5\n", &[]),
+            run("d", "name: z\nseed: 1\nepochs: 5\n", &[]),
+            run("a", "name: x\nseed: 1\nepochs: 5\n", &[]),
+        ];
+        let labels: Vec<String> = by_seed(&runs).iter().map(Group::label).collect();
+        assert_eq!(labels, ["a (n=2)", "b", "d"]);
+        assert_eq!(by_seed(&runs)[0].spec()["seed"], serde_json::json!([1, 2]));
+        assert_eq!(single(&runs).len(), 4);
+    }
+
+    #[test]
+    fn the_deviation_is_that_of_a_sample() {
+        assert_eq!(mean_and_deviation(&[Some(1.0), None, Some(3.0)]), (Some(2.0), Some(2f64.sqrt())));
+        assert_eq!(mean_and_deviation(&[Some(1.0), None]), (Some(1.0), None));
+        assert_eq!(mean_and_deviation(&[None]), (None, None));
+    }
+}

@@ -1,0 +1,33 @@
+//! McNemar's exact test: whether two classifiers that differ on some samples differ by more than chance.
+
+/// Two-sided p of McNemar's exact test: of the samples on which two differ, `won` went to one and `lost` to the other;
+/// were both equally good, each would be the toss of a coin.
+pub fn mcnemar(won: usize, lost: usize) -> f64 {
+    let tosses = won + lost;
+    // ln of (tosses over i) / 2^tosses, from one i to the next.
+    let mut ln_term = -(tosses as f64) * std::f64::consts::LN_2;
+    let mut tail = 0.0;
+    for i in 0..=won.min(lost) {
+        tail += ln_term.exp();
+        ln_term += ((tosses - i) as f64 / (i + 1) as f64).ln();
+    }
+    (2.0 * tail).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mcnemar_equals_the_binomial_distribution() {
+        // Two-sided p of scipy.stats.binomtest(won, won + lost).
+        for (won, lost, p) in [(0, 0, 1.0), (5, 5, 1.0), (1, 9, 0.021484375), (3, 12, 0.03515625), (0, 10, 0.001953125)]
+        {
+            assert!((mcnemar(won, lost) - p).abs() < 1e-12, "{won} {lost}: {}", mcnemar(won, lost));
+            assert_eq!(mcnemar(won, lost), mcnemar(lost, won));
+        }
+        assert!((mcnemar(5000, 5000) - 1.0).abs() < 1e-9);
+        // (5200.5 - 5000) / 50 = 4.01 standard deviations.
+        assert!((5.0e-5..8.0e-5).contains(&mcnemar(5200, 4800)));
+    }
+}

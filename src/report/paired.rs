@@ -1,0 +1,119 @@
+//! Paired comparison of two classifiers on the same test samples: difference, bootstrap interval, McNemar's test.
+
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Binomial, Distribution};
+
+use super::{mcnemar::mcnemar, predictions::Predictions};
+
+/// Resamplings of the test samples; the ends of a 95 % interval are then good to a few hundredths of its width.
+const RESAMPLINGS: usize = 10_000;
+
+/// How much more often the second of two is right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Paired {
+    /// Test samples that both have.
+    pub samples: usize,
+    /// Difference of the shares of right samples, from -1 to 1.
+    pub difference: f64,
+    /// Ends of the 95 % bootstrap interval over test samples. It covers the choice of samples, not that of seeds.
+    pub low: f64,
+    pub high: f64,
+    /// Two-sided p of McNemar's exact test; None when one of the two is an average over seeds.
+    pub p: Option<f64>,
+}
+
+/// Compares `second` with `first`, each the predictions of one run or of several, which are averaged sample by sample.
+/// None when they are not of the same samples.
+pub fn compare(first: &[Predictions], second: &[Predictions]) -> Option<Paired> {
+    let one = first.first()?;
+    let is_same = |other: &Predictions| other.split == one.split && other.right.keys().eq(one.right.keys());
+    if one.right.is_empty() || second.is_empty() || !first.iter().chain(second).all(is_same) {
+        return None;
+    }
+    let share =
+        |runs: &[Predictions], id: &i64| runs.iter().filter(|run| run.right[id]).count() as f64 / runs.len() as f64;
+    let differences: Vec<f64> = one.right.keys().map(|id| share(second, id) - share(first, id)).collect();
+    let (low, high) = interval(&differences);
+    let p = (first.len() == 1 && second.len() == 1).then(|| {
+        let count = |value: f64| differences.iter().filter(|difference| **difference == value).count();
+        mcnemar(count(1.0), count(-1.0))
+    });
+    let samples = differences.len();
+    Some(Paired { samples, difference: differences.iter().sum::<f64>() / samples as f64, low, high, p })
+}
+
+/// Ends of the 95 % percentile bootstrap interval of the mean; the same for the same values in any order.
+fn interval(values: &[f64]) -> (f64, f64) {
+    // Few values differ. How often each is drawn is multinomial: one binomial draw per value, not one per sample.
+    let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+    values.iter().for_each(|value| *counts.entry(value.to_bits()).or_default() += 1);
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut means: Vec<f64> = (0..RESAMPLINGS)
+        .map(|_| {
+            let (mut draws, mut others, mut sum) = (values.len() as u64, values.len() as u64, 0.0);
+            for (&value, &count) in &counts {
+                let drawn = match count == others {
+                    true => draws,
+                    false => Binomial::new(draws, count as f64 / others as f64).map_or(0, |b| b.sample(&mut random)),
+                };
+                sum += drawn as f64 * f64::from_bits(value);
+                draws -= drawn;
+                others -= count;
+            }
+            sum / values.len() as f64
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    (means[RESAMPLINGS / 40], means[RESAMPLINGS - 1 - RESAMPLINGS / 40])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn predictions(right: &[bool]) -> Predictions {
+        let right = right.iter().enumerate().map(|(i, right)| (i as i64, *right)).collect();
+        Predictions { split: vec!["x".into()], right }
+    }
+
+    #[test]
+    fn the_interval_is_that_of_the_normal_approximation_where_that_holds() {
+        let values: Vec<f64> = (0..1000).map(|i| [1.0, 0.0, 0.0, -1.0, 0.5][i % 5]).collect();
+        let (low, high) = interval(&values);
+        let deviation = ((2.25f64 / 5.0 - 0.01) / 1000.0).sqrt();
+        assert!((low - (0.1 - 1.96 * deviation)).abs() < 0.002, "{low}");
+        assert!((high - (0.1 + 1.96 * deviation)).abs() < 0.002, "{high}");
+        let reversed: Vec<f64> = values.into_iter().rev().collect();
+        assert_eq!(interval(&reversed), (low, high));
+        assert_eq!(interval(&[0.0; 7]), (0.0, 0.0));
+    }
+
+    fn one(first: &Predictions, second: &Predictions) -> Option<Paired> {
+        compare(std::slice::from_ref(first), std::slice::from_ref(second))
+    }
+
+    #[test]
+    fn runs_are_paired_by_sample_and_groups_are_averaged() {
+        let first = predictions(&[true, true, false, false]);
+        let second = predictions(&[true, true, true, true]);
+        let single = one(&first, &second).unwrap();
+        assert_eq!((single.samples, single.difference, single.p), (4, 0.5, Some(0.5)));
+        let group = compare(&[first.clone(), second.clone()], &[second.clone(), second.clone()]).unwrap();
+        assert_eq!((group.difference, group.p), (0.25, None));
+        assert!(group.low >= 0.0 && group.high <= 0.5);
+        assert_eq!(one(&first, &first).unwrap().high, 0.0);
+    }
+
+    #[test]
+    fn other_samples_are_not_compared() {
+        let first = predictions(&[true, true]);
+        let other = Predictions { split: vec!["y".into()], ..first.clone() };
+        assert_eq!(one(&first, &other), None);
+        assert_eq!(one(&first, &predictions(&[true])), None);
+        assert_eq!(compare(&[first], &[]), None);
+        assert_eq!(one(&predictions(&[]), &predictions(&[])), None);
+    }
+}

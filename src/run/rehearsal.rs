@@ -1,0 +1,183 @@
+//! A pretraining that stops after so many steps and leaves its whole state behind: what `verify resume` kills and compares.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use arrow::{array::AsArray, datatypes::Int64Type};
+use sha2::{Digest, Sha256};
+
+use super::{Driver, Reporter, Work, stage_work};
+use crate::{
+    artifact::{Artifact, Store, content_of, hash},
+    ops::named::{NamedTensor, Values},
+    plan::{Planner, Stage, Status},
+    spec::Experiment,
+    stage::{Interrupt, Progress, Silent, StageContext, Stopped, tensors},
+};
+
+/// Part of a state -> digest of its tensors.
+pub type Digests = BTreeMap<&'static str, String>;
+
+/// Runs data and pretraining in `store`, with a checkpoint after every update, until at least `steps` steps are done between
+/// two updates, or goes on to there. Training must not end before.
+///
+/// # Errors
+/// When a stage fails, or the training has no more than `steps` steps.
+pub fn rehearse(
+    store: &Store,
+    experiment: &Experiment,
+    steps: u64,
+    reporter: &Arc<Reporter>,
+    threads: Option<usize>,
+) -> anyhow::Result<()> {
+    let interrupt = Interrupt::default();
+    let planner = Planner::new(store, experiment, Path::new(""), &**reporter, &interrupt)?;
+    reporter.stage_ends();
+    let stages = stage_work(experiment);
+    let work: Box<Work> = Box::new(|stage, inputs, out, context| {
+        if stage != Stage::Pretrain {
+            return stages(stage, inputs, out, context);
+        }
+        if let Some((step, _)) = context.checkpoints.load()?
+            && step >= steps
+        {
+            return Err(Stopped::Interrupted { stage: "pretrain", step }.into());
+        }
+        let stop = Interrupt::default();
+        let counting = Counting { inner: context.progress, interrupt: &stop, done: AtomicU64::new(0), steps };
+        stages(stage, inputs, out, &StageContext { progress: &counting, interrupt: &stop, ..*context })
+    });
+    let driver = Driver {
+        store,
+        planner: &planner,
+        work: &*work,
+        reporter: reporter.clone(),
+        interrupt: &interrupt,
+        checkpoint_interval: Duration::ZERO,
+        threads,
+    };
+    match driver.run() {
+        Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted { .. })) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => {
+            bail!("the training has no more than {steps} steps; use fewer (--steps) or more epochs (--set epochs=…)")
+        }
+    }
+}
+
+/// Progress that asks to stop after so many steps.
+struct Counting<'a> {
+    inner: &'a dyn Progress,
+    interrupt: &'a Interrupt,
+    done: AtomicU64,
+    steps: u64,
+}
+
+impl Progress for Counting<'_> {
+    fn start(&self, total: Option<u64>, unit: &str) {
+        self.inner.start(total.map(|total| total.min(self.steps)), unit);
+    }
+
+    fn advance(&self, count: u64) {
+        self.inner.advance(count);
+        if self.done.fetch_add(count, Ordering::SeqCst) + count >= self.steps {
+            self.interrupt.request();
+        }
+    }
+
+    fn message(&self, text: &str) {
+        self.inner.message(text);
+    }
+
+    fn value(&self, name: &str, value: f64) {
+        self.inner.value(name, value);
+    }
+
+    fn log(&self, text: &str) {
+        self.inner.log(text);
+    }
+
+    fn detail(&self, text: &str) {
+        self.inner.detail(text);
+    }
+
+    fn warn(&self, text: &str) {
+        self.inner.warn(text);
+    }
+}
+
+/// Steps of the newest checkpoint of the rehearsal in `store`, or None.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn progress_of(store: &Store, experiment: &Experiment) -> anyhow::Result<Option<u64>> {
+    Ok(checkpoint(store, experiment)?.map(|(step, ..)| step))
+}
+
+/// Digests of the state that a rehearsal left in `store`, by part.
+///
+/// # Errors
+/// When there is no state, or it cannot be read.
+pub fn digests(store: &Store, experiment: &Experiment) -> anyhow::Result<Digests> {
+    let (_, state, losses) = checkpoint(store, experiment)?.context("the rehearsal left no checkpoint")?;
+    let mut parts: BTreeMap<&'static str, Sha256> = BTreeMap::new();
+    for NamedTensor { name, shape, values } in &state {
+        let hasher = parts.entry(part(name)).or_default();
+        hasher.update(format!("{name:?} {shape:?} "));
+        match values {
+            Values::Real(values) => values.iter().for_each(|value| hasher.update(value.to_le_bytes())),
+            Values::Integer(values) => values.iter().for_each(|value| hasher.update(value.to_le_bytes())),
+        }
+    }
+    let mut digests: Digests = parts.into_iter().map(|(part, hasher)| (part, hash::hex(&hasher.finalize()))).collect();
+    digests.insert("metrics of every step", losses);
+    Ok(digests)
+}
+
+/// What a tensor of the state belongs to.
+fn part(name: &str) -> &'static str {
+    match name {
+        "step" => "cursor",
+        "online.params" => "weights",
+        "online.buffers" => "running statistics",
+        "momentum.params" => "EMA branch",
+        "momentum.buffers" => "EMA running statistics",
+        _ if name.starts_with("optimizer.") => "optimiser",
+        _ if name.starts_with("churn.") => "neighbour counters",
+        // What a method keeps: queues, and what it counts.
+        _ => "queue",
+    }
+}
+
+type State = (u64, Vec<NamedTensor<f32>>, String);
+
+/// Step, tensors and content hash of the metrics of the newest checkpoint.
+fn checkpoint(store: &Store, experiment: &Experiment) -> anyhow::Result<Option<State>> {
+    let planner = Planner::new(store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
+    let data = planner.resolve(Stage::Data, &BTreeMap::new());
+    let Status::Cached(data) = data.status else { return Ok(None) };
+    let inputs: BTreeMap<Stage, Artifact> = [(Stage::Data, data)].into();
+    let (key, _) = planner.resolve(Stage::Pretrain, &inputs).identity.context("its input is there")?;
+    let checkpoints = store.checkpoints(Stage::Pretrain.name(), &key, |_| ())?;
+    let Some((step, tables)) = checkpoints.load()? else { return Ok(None) };
+    let state = tensors::from_rows(tables.get("state").context("the checkpoint has no table `state`")?)?;
+    let metrics = checkpoints.segments("metrics", step)?.context("the checkpoint has no metrics")?;
+    let steps: BTreeSet<i64> = metrics
+        .column_by_name("step")
+        .and_then(|column| column.as_primitive_opt::<Int64Type>())
+        .context("metrics have no column step")?
+        .values()
+        .iter()
+        .copied()
+        .collect();
+    ensure!(steps.len() as u64 == step, "metrics of {} of {step} steps", steps.len());
+    Ok(Some((step, state, content_of(&metrics)?)))
+}

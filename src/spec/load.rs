@@ -1,0 +1,192 @@
+//! From a spec's file and a command line to checked experiments: one, or one for each point of a sweep.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{
+    Experiment, check,
+    error::{SpecError, SpecErrors},
+    extends,
+    locate::Node,
+    overrides,
+    problem::Problem,
+    read::{self, Document},
+    rules, sweep,
+};
+
+/// A spec that has passed every check.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub experiment: Experiment,
+    /// The experiment with its defaults filled in and its overrides applied.
+    pub value: Value,
+    /// The file, as it was given.
+    pub path: PathBuf,
+    /// Where the values come from.
+    pub(super) places: Node,
+}
+
+/// What a command line changes.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Overrides (`dotted.key=YAML`), in order.
+    pub set: Vec<String>,
+    /// Axes of a sweep (`dotted.key=YAML,YAML`).
+    pub sweep: Vec<String>,
+}
+
+/// The experiments that a spec describes, each checked.
+#[derive(Clone, Debug)]
+pub struct Points {
+    /// Never empty; one without values unless there is a sweep.
+    pub points: Vec<Point>,
+    /// Whether a sweep was asked for, be it of one point.
+    pub is_sweep: bool,
+}
+
+/// One experiment of a sweep.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Swept keys and their values here.
+    pub values: Vec<(String, Value)>,
+    pub loaded: Loaded,
+}
+
+impl Point {
+    /// The values for people: `method.tau=0.2, seed=1`.
+    pub fn label(&self) -> String {
+        let values = self.values.iter().map(|(key, value)| format!("{key}={}", sweep::plain(value)));
+        values.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The values as a JSON object.
+    pub fn object(&self) -> Value {
+        Value::Object(self.values.iter().cloned().collect())
+    }
+}
+
+/// Reads the spec at `path`, applies the `overrides` (`dotted.key=YAML`, in order) and checks it.
+///
+/// # Errors
+/// Everything that is wrong with it, at once; a sweep of several points is.
+pub fn load(path: &Path, overrides: &[String]) -> Result<Loaded, SpecErrors> {
+    let text = read::text(path).map_err(|errors| SpecErrors::new(path, errors))?;
+    load_text(path, &text, overrides)
+}
+
+/// Like [`load`], of a text that was read from `path`.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn load_text(path: &Path, text: &str, overrides: &[String]) -> Result<Loaded, SpecErrors> {
+    let changes = Changes { set: overrides.to_vec(), sweep: vec![] };
+    let mut points = load_points_text(path, text, &changes)?.points;
+    match (points.pop(), points.len()) {
+        (Some(point), 0) => Ok(point.loaded),
+        (_, others) => {
+            let problem = Problem::Sweep {
+                reason: "one experiment is wanted".to_owned(),
+                found: format!("a sweep of {} points", others + 1),
+                hint: "fix the swept keys with `--set`".to_owned(),
+            };
+            Err(SpecErrors::new(path, vec![SpecError { place: None, key: sweep::KEY.to_owned(), problem }]))
+        }
+    }
+}
+
+/// Reads the spec at `path` with its bases, applies the `changes` and checks every point.
+///
+/// # Errors
+/// Everything that is wrong with any point, at once and each once.
+pub fn load_points(path: &Path, changes: &Changes) -> Result<Points, SpecErrors> {
+    let text = read::text(path).map_err(|errors| SpecErrors::new(path, errors))?;
+    load_points_text(path, &text, changes)
+}
+
+fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points, SpecErrors> {
+    let fail = |errors| SpecErrors::new(path, errors);
+    let mut document = extends::document(path, text).map_err(fail)?;
+    let mut errors = vec![];
+    let own = sweep::take(&mut document, &mut errors);
+    let is_sweep = own.is_some() || !changes.sweep.is_empty();
+    errors.extend(changes.set.iter().filter_map(|text| overrides::apply(text, &mut document).err()).flatten());
+    let mut given = vec![];
+    for text in &changes.sweep {
+        match sweep::Axis::of_text(text) {
+            Ok(axis) => given.push(axis),
+            Err(refused) => errors.extend(refused),
+        }
+    }
+    let axes = sweep::combine(own.unwrap_or_default(), given, &changes.set, &document, &mut errors);
+    let mut points = vec![];
+    for point in sweep::points(&axes, &document) {
+        let checked = point.and_then(|(values, document)| Ok(Point { values, loaded: checked(path, document)? }));
+        match checked {
+            Ok(point) => points.push(point),
+            Err(found) => {
+                let fresh = |new: &SpecError| !errors.iter().any(|old| new.is_same_as(old));
+                let found: Vec<SpecError> = found.into_iter().filter(fresh).collect();
+                errors.extend(found);
+            }
+        }
+    }
+    if errors.is_empty() { Ok(Points { points, is_sweep }) } else { Err(fail(errors)) }
+}
+
+/// Name of the spec at `path`, and whether it sweeps, as far as that can be told without checking it.
+pub fn outline(path: &Path) -> Option<(String, bool)> {
+    let mut document = extends::document(path, &read::text(path).ok()?).ok()?;
+    let is_sweep = sweep::take(&mut document, &mut vec![]).is_some();
+    Some((document.value.get("name")?.as_str()?.to_owned(), is_sweep))
+}
+
+/// The experiment of a document without `extends` and `sweep`.
+fn checked(path: &Path, mut document: Document) -> Result<Loaded, Vec<SpecError>> {
+    let mut errors = std::mem::take(&mut document.errors);
+    let violations = check::violations(&document);
+    // A value that is no value at all (NaN) has been read as nothing: its type is not a second error.
+    let fresh: Vec<SpecError> = violations
+        .into_iter()
+        .filter(|new| !errors.iter().any(|old| !old.key.is_empty() && old.key == new.key))
+        .collect();
+    errors.extend(fresh);
+    let broken = rules::broken(&document, &errors);
+    errors.extend(broken);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let Document { mut value, places, .. } = document;
+    let other = |reason: String| {
+        let place = Some(places.value.clone());
+        vec![SpecError { place, key: String::new(), problem: Problem::Other { reason, found: None } }]
+    };
+    whole_numbers(&mut value);
+    let experiment: Experiment = serde_json::from_value(value).map_err(|error| other(error.to_string()))?;
+    let value = resolved(&experiment).map_err(|error| other(error.to_string()))?;
+    Ok(Loaded { experiment, value, path: path.to_owned(), places })
+}
+
+/// JSON Schema counts 3.0 among the integers, and serde does not.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64().filter(|x| number.is_f64() && x.fract() == 0.0) {
+                if (0.0..u64::MAX as f64).contains(&float) {
+                    *value = Value::from(float as u64);
+                } else if (i64::MIN as f64..0.0).contains(&float) {
+                    *value = Value::from(float as i64);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+/// Every key of the experiment. By way of YAML text, which keeps the digits of single-precision numbers as they were
+/// written (0.4 and not 0.4000000059604645) and reads every number back exactly.
+fn resolved(experiment: &Experiment) -> Result<Value, serde_yaml::Error> {
+    serde_yaml::from_str(&serde_yaml::to_string(experiment)?)
+}
