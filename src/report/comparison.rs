@@ -1,5 +1,6 @@
 //! What differs between runs: the leaves of their specs, and their scores. Unaware of how it is shown.
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
@@ -87,12 +88,12 @@ impl Comparison {
         for (metric, stage) in PREDICTED {
             let mut all = Vec::new();
             for group in groups {
-                let read = group.runs.iter().map(|run| predictions::read(store, run, stage));
+                let read = group.runs.par_iter().map(|run| predictions::read(store, run, stage));
                 let read: Option<Vec<_>> = read.collect::<anyhow::Result<_>>()?;
                 all.push(read.unwrap_or_default());
             }
             let value = |i: usize| (i != baseline).then(|| paired::compare(&all[baseline], &all[i]))?;
-            let values: Vec<Option<Paired>> = (0..groups.len()).map(value).collect();
+            let values: Vec<Option<Paired>> = (0..groups.len()).into_par_iter().map(value).collect();
             if values.iter().any(Option::is_some) {
                 self.differences.push(DifferenceRow { metric: metric.to_owned(), baseline, values });
             }

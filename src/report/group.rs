@@ -28,26 +28,29 @@ pub fn single(runs: &[Run]) -> Vec<Group<'_>> {
 
 /// Runs grouped by everything but name and seed, in the order of their first runs. Runs of one seed stay apart.
 pub fn by_seed(runs: &[Run]) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group> = Vec::new();
+    let mut groups: Vec<(String, Group)> = Vec::new();
     for run in single(runs).into_iter().map(|group| group.runs[0]) {
-        let belongs = |group: &&mut Group| {
-            without_seed(&group.runs[0].spec) == without_seed(&run.spec)
-                && group.runs.iter().all(|other| other.spec.get(SEED) != run.spec.get(SEED))
+        let rest = without_seed(&run.spec);
+        let seed = run.spec.get(SEED);
+        let belongs = |(other, group): &&mut (String, Group)| {
+            *other == rest && group.runs.iter().all(|other| other.spec.get(SEED) != seed)
         };
         match groups.iter_mut().find(belongs) {
-            Some(group) => group.runs.push(run),
-            None => groups.push(Group { runs: vec![run] }),
+            Some((_, group)) => group.runs.push(run),
+            None => groups.push((rest, Group { runs: vec![run] })),
         }
     }
-    groups
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
-fn without_seed(spec: &Value) -> Value {
+/// A spec without name and seed, as text: short to compare with many others.
+fn without_seed(spec: &Value) -> String {
     let mut spec = spec.clone();
     if let Some(map) = spec.as_object_mut() {
         map.retain(|key, _| key != SEED && !NAMES.contains(&key.as_str()));
     }
-    spec
+    spec.sort_all_objects();
+    spec.to_string()
 }
 
 impl Group<'_> {

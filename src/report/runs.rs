@@ -56,6 +56,11 @@ pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
         return read(path);
     }
     let results = root.join("results");
+    // A run's folder bears its name: no need to look at the others.
+    let own = results.join(argument);
+    if path.components().count() == 1 && own.join(RECORD).is_file() {
+        return read(&own);
+    }
     let runs = RunRecord::list(root)?;
     let newest = |name: &str| runs.iter().rfind(|(_, record)| record.name == name);
     if path.is_file() {
