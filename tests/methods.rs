@@ -35,6 +35,9 @@ fn every_method_runs_and_tells_its_positives_in_one_form() {
         let json = scratch.json(&format!("run spec.yaml --runs {name} --json"));
         let score = json["metrics"]["knn/top1"].as_f64().expect("a score");
         assert!((0.0..=1.0).contains(&score), "{name}");
+        // Measured after the second and the fourth of five epochs.
+        let online = json["metrics"]["train/knn_top1"].as_f64().expect("a score during training");
+        assert!((0.0..=1.0).contains(&online), "{name}");
         let table = table(&scratch, name, "positiveness");
         assert!(table.num_rows() > 1, "{name}");
         let value = |column| last(&table, column);

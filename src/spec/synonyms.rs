@@ -88,6 +88,7 @@ pub const KEYS: &[(&str, &[&str])] = &[
     ("eta", &["trust", "trustcoefficient", "trustcoef", "larseta", "etalars"]),
     ("warmup_epochs", &["warmup", "warmupepoch", "warmupsteps", "warmuplength", "numwarmupepochs"]),
     ("every", &["interval", "logevery", "loginterval", "frequency", "steps"]),
+    ("knn_every_epochs", &["knnevery", "onlineknn", "knninterval", "knnevalevery"]),
     ("stop_on_collapse", &["stop", "earlystop", "earlystopping", "failoncollapse"]),
     // encoder
     ("arch", &["architecture", "name", "model", "backbone", "network", "type", "kind", "encoder", "depth"]),

@@ -36,12 +36,14 @@ const POSITIVENESS: [Column<Positiveness>; 8] = [
     ("churn", |p| p.churn),
 ];
 
-/// Schema of the metrics; health columns are null on steps without health metrics, momentum without a momentum branch.
+/// Schema of the metrics; health columns are null on steps without health metrics, momentum without a momentum
+/// branch, knn_top1 where it was not measured.
 pub fn metrics_schema() -> SchemaRef {
     let mut fields = vec![Field::new("step", DataType::Int64, false)];
     fields.extend(["epoch", "loss", "learning_rate"].map(|n| Field::new(n, DataType::Float64, false)));
     fields.push(Field::new("momentum", DataType::Float64, true));
     fields.extend(HEALTH.map(|(name, _)| Field::new(name, DataType::Float64, true)));
+    fields.push(Field::new("knn_top1", DataType::Float64, true));
     Arc::new(Schema::new(fields))
 }
 
@@ -61,6 +63,7 @@ pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
         nullable(&|r| Some(r.momentum)),
     ];
     columns.extend(HEALTH.map(|(_, value)| nullable(&|r| r.diagnosis.as_ref().map(|(health, _)| value(health)))));
+    columns.push(nullable(&|r| r.knn_top1));
     RecordBatch::try_new(metrics_schema(), columns).expect("columns follow the schema")
 }
 

@@ -12,6 +12,7 @@ pub mod knn;
 mod labelled;
 pub mod linear_probe;
 mod metrics;
+mod online_knn;
 pub mod pretrain;
 #[cfg(test)]
 mod probe_data;

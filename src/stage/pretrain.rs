@@ -17,6 +17,7 @@ use super::{
         Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
         positiveness_schema, timing_rows, timing_schema,
     },
+    online_knn::OnlineKnn,
     tensors,
     weights::{weights_batch, weights_schema},
 };
@@ -68,6 +69,7 @@ pub fn run(
         trainer.start_encoder_from([&params, &buffers]);
         context.progress.log(&format!("the encoder starts from {}", path.display()));
     }
+    let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
     let loader =
         Loader::start(split, config.augmentations, config.seed, batch, steps_per_epoch, trainer.steps()..total);
     let mut log = Log::new(trainer.steps());
@@ -79,11 +81,18 @@ pub fn run(
         let start = Instant::now();
         let views = loader.next()?;
         let waited = start.elapsed();
-        let row = trainer.step(&views)?;
-        log.push(row.clone(), start.elapsed(), waited, batch);
+        let mut row = trainer.step(&views)?;
+        let elapsed = start.elapsed();
+        if let Some(knn) = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps())) {
+            let top1 = knn.top1(&trainer)?;
+            row.knn_top1 = Some(top1);
+            context.progress.value("kNN %", 100.0 * top1);
+            context.progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
+        }
+        log.push(row.clone(), elapsed, waited, batch);
         context.progress.message(&format!("loss {:.4}", row.loss));
         context.progress.value("loss", row.loss);
-        context.progress.value("images/s", batch as f64 / start.elapsed().as_secs_f64());
+        context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
         context.progress.advance(1);
 
         if !row.loss.is_finite() {
@@ -273,7 +282,7 @@ fn write_summary(
         ("train/loss".to_string(), *column(metrics, "loss").values().last().expect("a run has steps")),
     ];
     for (table, names) in [
-        (metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement"][..]),
+        (metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement", "knn_top1"][..]),
         (positiveness, &["effective_positives", "same_class_mass", "queue_age", "churn"][..]),
     ] {
         for name in names {

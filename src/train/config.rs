@@ -140,6 +140,9 @@ pub struct HealthConfig {
     #[serde(default = "ten")]
     #[schemars(range(min = 1))]
     pub every: usize,
+    /// kNN top-1 of a fixed part of both splits is measured every so many epochs; 0 for never.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub knn_every_epochs: usize,
     /// Stop when the embeddings collapse.
     #[serde(default = "yes")]
     pub stop_on_collapse: bool,
@@ -147,8 +150,13 @@ pub struct HealthConfig {
 
 impl Default for HealthConfig {
     fn default() -> Self {
-        HealthConfig { every: ten(), stop_on_collapse: yes() }
+        HealthConfig { every: ten(), knn_every_epochs: 0, stop_on_collapse: yes() }
     }
+}
+
+// Specs that do not ask for it keep their keys.
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn ten() -> usize {

@@ -58,6 +58,8 @@ pub struct StepRow {
     pub momentum: f64,
     /// Every `health.every` steps.
     pub diagnosis: Option<(Health, Positiveness)>,
+    /// Top-1 of a kNN classifier after the step, where somebody measured it.
+    pub knn_top1: Option<f64>,
     /// Those of the watched images in the batch.
     pub neighbours: Vec<Neighbour>,
 }
@@ -276,7 +278,16 @@ where
             let (y1, y2) = (unit(&input.y[0]), unit(&input.y[1]));
             (Health::of(&y1, &y2, dim, &positives, figures.label_agreement), figures)
         });
-        Ok(StepRow { step: self.step - 1, epoch, loss: loss_value, learning_rate, momentum, diagnosis, neighbours })
+        Ok(StepRow {
+            step: self.step - 1,
+            epoch,
+            loss: loss_value,
+            learning_rate,
+            momentum,
+            diagnosis,
+            knn_top1: None,
+            neighbours,
+        })
     }
 
     /// Everything that training depends on from here on, [between updates](Trainer::between_updates).

@@ -32,7 +32,7 @@ optimizer: {name: sgd, base_lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
 schedule: {warmup_epochs: 1}
 epochs: 5
 batch_size: 16
-health: {every: 4}
+health: {every: 4, knn_every_epochs: 2}
 linear_probe: {epochs: 5, batch_size: 32}
 knn: {k: [5, 20]}
 "#;

@@ -18,7 +18,7 @@ const POINTS: usize = 240;
 /// A chart: group, table, column, title, and what it tells.
 type Chart = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
-const CHARTS: [Chart; 16] = [
+const CHARTS: [Chart; 17] = [
     ("Training", "metrics", "loss", "Loss", "What training lowers. Losses of different methods do not compare."),
     ("Training", "metrics", "learning_rate", "Learning rate", "Warm-up, then a cosine to 0."),
     ("Training", "metrics", "momentum", "Momentum", "How much of the momentum branch stays in each step."),
@@ -29,6 +29,13 @@ const CHARTS: [Chart; 16] = [
         "std",
         "Standard deviation",
         "Spread of the projections: 1 on a covered sphere, 0 on collapse.",
+    ),
+    (
+        "Health",
+        "metrics",
+        "knn_top1",
+        "kNN top-1 during training",
+        "Of a part of both splits; see health.knn_every_epochs.",
     ),
     ("Health", "metrics", "effective_rank", "Effective rank", "How many directions the projections use."),
     ("Health", "metrics", "alignment", "Alignment", "Squared distance of an image's two views; lower is closer."),

@@ -1,0 +1,120 @@
+//! kNN during training: a fixed part of both splits, embedded by the encoder as it is. A diagnostic; training never sees it.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::votes::Ballot;
+use crate::{
+    artifact::Artifact,
+    dataset::{
+        Split,
+        augment::{AugmentationsConfig, EvalTransform, EvalTransformConfig},
+    },
+    ops::normalize::normalize_rows,
+    train::{PretrainConfig, Trainer},
+};
+
+/// Images of the training and of the test split that take part, at most; spread evenly over the split.
+const TRAIN: usize = 2048;
+const TEST: usize = 512;
+/// Neighbours that vote, and the temperature of their votes (DINO's protocol).
+const K: usize = 20;
+const TEMPERATURE: f64 = 0.07;
+/// Images per forward pass.
+const BATCH: usize = 64;
+
+/// The images that take part.
+pub struct OnlineKnn {
+    /// Steps between two scores.
+    every: u64,
+    train: Part,
+    test: Part,
+    transform: EvalTransform,
+    size: usize,
+}
+
+/// Labelled images of a split.
+struct Part {
+    split: Arc<Split>,
+    samples: Vec<usize>,
+    labels: Vec<usize>,
+}
+
+impl Part {
+    fn new(split: Arc<Split>, most: usize) -> Self {
+        let stride = split.len().div_ceil(most).max(1);
+        let labelled = (0..split.len()).step_by(stride).filter_map(|sample| {
+            let label = split.label(sample)?;
+            Some((sample, usize::try_from(label).ok()?))
+        });
+        let (samples, labels) = labelled.unzip();
+        Self { split, samples, labels }
+    }
+}
+
+impl OnlineKnn {
+    /// What the spec asks for; None when it does not, or when there are no labelled images in both splits.
+    ///
+    /// # Errors
+    /// When the test split cannot be opened.
+    pub fn new(
+        config: &PretrainConfig,
+        train: &Arc<Split>,
+        data: &Artifact,
+        steps_per_epoch: u64,
+    ) -> anyhow::Result<Option<Self>> {
+        let shards = data.tables_with_prefix("test-");
+        if config.health.knn_every_epochs == 0 || shards.is_empty() {
+            return Ok(None);
+        }
+        let train = Part::new(train.clone(), TRAIN);
+        let test = Part::new(Arc::new(Split::open(&shards)?), TEST);
+        // The evaluation's own settings are no part of pretraining, and must not change it.
+        let augmentations =
+            AugmentationsConfig { eval: EvalTransformConfig::default(), ..config.augmentations.clone() };
+        let every = config.health.knn_every_epochs as u64 * steps_per_epoch;
+        let (transform, size) = (EvalTransform::new(&augmentations), augmentations.size as usize);
+        let any = !train.samples.is_empty() && !test.samples.is_empty();
+        Ok(any.then_some(Self { every, train, test, transform, size }))
+    }
+
+    /// Whether a score is due after so many steps.
+    pub fn is_due(&self, steps: u64) -> bool {
+        steps.is_multiple_of(self.every)
+    }
+
+    /// Top-1 accuracy of the online encoder in eval mode.
+    ///
+    /// # Errors
+    /// When an image cannot be read.
+    pub fn top1(&self, trainer: &Trainer<f32>) -> anyhow::Result<f64> {
+        let (train, test) = (self.embed(&self.train, trainer)?, self.embed(&self.test, trainer)?);
+        let labels = self.train.labels.iter().chain(&self.test.labels);
+        let ks = [K.min(self.train.samples.len())];
+        let ballot = Ballot { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
+        let dim = trainer.model().encoder.feature_dim();
+        let elected = ballot.elect(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
+        let right = elected[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
+        Ok(right as f64 / self.test.labels.len() as f64)
+    }
+
+    /// Features of unit length.
+    fn embed(&self, part: &Part, trainer: &Trainer<f32>) -> anyhow::Result<Vec<f32>> {
+        let (model, online) = (trainer.model(), trainer.online());
+        let (params, buffers) = model.encoder_len();
+        let image = self.size * self.size * 3;
+        let mut features = Vec::new();
+        for samples in part.samples.chunks(BATCH) {
+            let mut images = vec![0.0; samples.len() * image];
+            images.par_chunks_mut(image).zip(samples).try_for_each(|(out, sample)| {
+                self.transform.apply(&part.split.image(*sample)?, out);
+                anyhow::Ok(())
+            })?;
+            let (params, buffers) = (&online.params[..params], &online.buffers[..buffers]);
+            features.extend(model.encoder.forward_eval(params, buffers, &images, samples.len(), self.size));
+        }
+        normalize_rows(&mut features, model.encoder.feature_dim());
+        Ok(features)
+    }
+}
