@@ -31,7 +31,8 @@ fn a_killed_run_ends_in_the_same_bits_whatever_the_method() {
         // Checkpoints at every opportunity, so that kills also hit while one is being written.
         let args = format!("run spec.yaml --runs {killed} --json --checkpoint-every 0 --threads {}", 1 + round % 3);
         for _ in 0..KILLS {
-            let mut child = scratch.command(&args).stderr(Stdio::null()).spawn().expect("the program");
+            let mut child =
+                scratch.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program");
             sleep(duration.mul_f64(random.random_range(0.0..0.6)).max(Duration::from_millis(1)));
             child.kill().expect("SIGKILL");
             child.wait().expect("an end");
