@@ -62,3 +62,26 @@ fn the_snippet_loads_weights_embeddings_and_metrics() {
     let found = shell(&scratch, &format!("'{python}' snippet.py"));
     assert_eq!(found.lines().collect::<Vec<_>>(), ["(136, 32) 40 test images", "30 steps", "20 convolutions"]);
 }
+
+#[test]
+fn tensorboard_reads_the_event_files() {
+    let scratch = Scratch::new();
+    let json = scratch.json("run tiny.yaml --json");
+    let finished = scratch.run("tensorboard tiny -o logs");
+    assert_eq!((finished.code, finished.stderr.as_str()), (0, ""));
+    let Some(python) = python(&["tensorboard"]) else { return };
+    let read = r#"
+import glob
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(glob.glob("logs/*")[0])
+events.Reload()
+loss = events.Scalars("train/loss")
+print([event.step for event in loss] == list(range(30)), all(a.wall_time < b.wall_time for a, b in zip(loss, loss[1:])))
+print(len(events.Scalars("train/effective_rank")), len(events.Scalars("train/images_per_second")))
+print(round(events.Scalars("knn/top1")[0].value, 4))
+"#;
+    scratch.write("read.py", read);
+    let found = shell(&scratch, &format!("'{python}' read.py"));
+    let score = json["metrics"]["knn/top1"].as_f64().expect("a score");
+    assert_eq!(found.lines().collect::<Vec<_>>(), ["True True", "8 30", &score.to_string()]);
+}

@@ -18,6 +18,7 @@ pub mod runs;
 pub mod schema;
 mod show;
 mod sweep;
+pub mod tensorboard;
 pub mod validate;
 pub mod verify;
 
@@ -109,6 +110,8 @@ pub enum Command {
     Compare(compare::Args),
     /// Write an HTML report of a run, or a comparison of several
     Report(report::Args),
+    /// Write the curves and scores of runs as TensorBoard event files
+    Tensorboard(tensorboard::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
     /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
@@ -140,6 +143,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Schema(args) => schema::run(args),
         Command::Compare(args) => compare::run(args, &global),
         Command::Report(args) => report::run(args, &global),
+        Command::Tensorboard(args) => tensorboard::run(args, &global),
         Command::Export(args) => export::run(args, &global),
         Command::Explain(args) => explain::run(args, &global),
         Command::Diff(args) => diff::run(args, &global),

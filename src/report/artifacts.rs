@@ -3,7 +3,7 @@
 use anyhow::bail;
 use arrow::{
     array::{AsArray, RecordBatch},
-    datatypes::{Float64Type, Int64Type},
+    datatypes::{DataType, Float64Type, Int64Type},
 };
 
 use super::Run;
@@ -72,6 +72,13 @@ impl Table {
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.0.iter().map(RecordBatch::num_rows).sum()
+    }
+
+    /// Names of the float64 columns.
+    pub fn names_of_reals(&self) -> Vec<String> {
+        let schema = self.0.first().map(RecordBatch::schema);
+        let fields = schema.iter().flat_map(|schema| schema.fields().iter());
+        fields.filter(|field| *field.data_type() == DataType::Float64).map(|field| field.name().clone()).collect()
     }
 
     /// Values of a float64 column, None for null; empty where there is no such column.

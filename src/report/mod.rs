@@ -19,6 +19,7 @@ pub mod predictions;
 pub mod runs;
 pub mod safetensors;
 pub mod table;
+pub mod tensorboard;
 
 pub use comparison::Comparison;
 pub use runs::{FindError, Found, Run, find, find_all};

@@ -1,0 +1,32 @@
+//! `snclr tensorboard`: the curves and scores of runs as TensorBoard event files.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use super::Global;
+use crate::{artifact::Store, report};
+
+/// Write the curves and scores of runs as TensorBoard event files
+///
+/// Look at them with `tensorboard --logdir DIR`; MLflow and Weights & Biases read the same files.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    #[arg(required = true, value_name = "RUN_OR_SPEC")]
+    pub runs_or_specs: Vec<String>,
+    /// Folder that gets a folder for each run
+    #[arg(short, long, value_name = "DIR", default_value = "logs")]
+    pub output: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&global.runs);
+    for argument in &args.runs_or_specs {
+        let run = report::find(&global.runs, argument)?;
+        let file = format!("events.out.tfevents.{}.snclr", run.record.created);
+        let path = args.output.join(&run.record.run).join(file);
+        report::file::replace(&path, &report::tensorboard::render(&store, &run)?)?;
+        writeln!(std::io::stdout(), "{}", path.display())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
