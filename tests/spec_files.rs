@@ -63,6 +63,15 @@ fn the_committed_schema_is_the_one_of_the_types() {
 }
 
 #[test]
+fn the_committed_reference_is_the_one_of_the_schema() {
+    let kept = fs::read_to_string(root("docs/reference.md")).unwrap().replace("\r\n", "\n");
+    assert!(
+        kept == spec::reference(),
+        "docs/reference.md is out of date: run `snclr schema --markdown > docs/reference.md`"
+    );
+}
+
+#[test]
 fn the_large_spec_has_the_papers_scale() {
     let experiment = load("resnet50.yaml", &[]).experiment;
     let MethodConfig::Snclr(method) = &experiment.method else { panic!("the method is SNCLR") };

@@ -17,6 +17,9 @@ pub struct Args {
     /// Compare the schema with this file instead; exit code 1 when they differ
     #[arg(long, value_name = "FILE")]
     pub check: Option<PathBuf>,
+    /// Print the reference of all keys as Markdown instead
+    #[arg(long, conflicts_with = "check")]
+    pub markdown: bool,
 }
 
 /// Runs the command.
@@ -24,6 +27,10 @@ pub struct Args {
 /// # Errors
 /// When the copy differs or cannot be read, or stdout cannot be written.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.markdown {
+        io::stdout().write_all(spec::reference().as_bytes()).context("cannot write the reference to stdout")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let current = spec::schema_text();
     let Some(path) = args.check else {
         io::stdout().write_all(current.as_bytes()).context("cannot write the schema to stdout")?;
@@ -70,7 +77,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("old.json");
         fs::write(&path, spec::schema_text().replacen("snclr experiment", "old", 1)).unwrap();
-        let error = run(Args { check: Some(path.clone()) }).unwrap_err();
+        let error = run(Args { check: Some(path.clone()), markdown: false }).unwrap_err();
         let file = path.display();
         assert_eq!(
             error.to_string(),

@@ -17,6 +17,7 @@ mod origin;
 mod overrides;
 mod problem;
 mod read;
+mod reference;
 mod rules;
 mod schema;
 mod semantic;
@@ -32,5 +33,6 @@ pub use load::{Changes, Loaded, Point, Points, load, load_points, load_text, out
 pub use locate::Place;
 pub use origin::{Leaf, leaves, resolved_text};
 pub use problem::Problem;
+pub use reference::reference;
 pub use schema::schema;
 pub use semantic::semantic;
