@@ -7,6 +7,8 @@ pub mod batch_norm;
 pub mod buffers;
 pub mod columns;
 pub mod conv2d;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod elementary;
 pub mod gelu;
 pub mod gemm;

@@ -5,6 +5,8 @@
 //! Tiles and the order of every sum are fixed by the shapes alone, so that the number of threads does not change a bit.
 
 mod backward;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod forward;
 mod gather;
 #[cfg(test)]

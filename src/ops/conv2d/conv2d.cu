@@ -1,0 +1,312 @@
+// Convolution of channels-last images as an implicit matrix product, in three passes:
+//
+//   forward   y  [pixels out, output]        = patches of x          times weights
+//   data      gx [pixels in, input]          = patches of gy         times weights
+//   weight    gw [output, kernel^2 * input]  = gy transposed         times patches of x, in parts of the pixels
+//
+// No patch matrix exists: each block gathers the patches of its tile into shared memory. A linear layer is the case of a
+// 1x1 kernel on images of one pixel. Sums run in an order that the shapes alone determine, so results repeat bit by bit.
+//
+// Compiled once per arithmetic: MATH 0 is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 in memory and f32 sums.
+
+#if MATH == 2
+typedef half_t scalar;
+#else
+typedef float scalar;
+#endif
+
+const int FORWARD = 0, DATA = 1, WEIGHT = 2;
+// Depth of a step, and elements of a 16-byte load.
+const int BK = MATH == 2 ? 32 : 16;
+const int WIDE = 16 / sizeof(scalar);
+
+struct Geometry {
+    int n, h, w, input;
+    int oh, ow, output;
+    int kernel, stride, padding;
+};
+
+// Rows m, columns n and depth k of the product.
+template <int PASS> struct Product {
+    Geometry g;
+    const scalar *a, *b;
+    int rows, columns, depth;
+
+    DEVICE_MEMBER void set(const Geometry &geometry, const scalar *left, const scalar *right) {
+        g = geometry;
+        a = left;
+        b = right;
+        int taps = g.kernel * g.kernel;
+        if (PASS == FORWARD) rows = g.n * g.oh * g.ow, columns = g.output, depth = taps * g.input;
+        if (PASS == DATA) rows = g.n * g.h * g.w, columns = g.input, depth = taps * g.output;
+        if (PASS == WEIGHT) rows = g.output, columns = taps * g.input, depth = g.n * g.oh * g.ow;
+    }
+
+    // Where a(m, k) lies; null where it is zero.
+    DEVICE_MEMBER const scalar *left(int m, int k) const {
+        if (m >= rows || k >= depth) return nullptr;
+        if (PASS == FORWARD) return pixel_in(m, k / g.input, k % g.input);
+        if (PASS == DATA) {
+            int tap = k / g.output, channel = k % g.output;
+            int x = m % g.w + g.padding - tap % g.kernel, y = m / g.w % g.h + g.padding - tap / g.kernel;
+            if (x < 0 || y < 0 || x % g.stride || y % g.stride) return nullptr;
+            x /= g.stride;
+            y /= g.stride;
+            if (x >= g.ow || y >= g.oh) return nullptr;
+            return a + ((size_t)(m / (g.w * g.h) * g.oh + y) * g.ow + x) * g.output + channel;
+        }
+        return a + (size_t)k * g.output + m;
+    }
+
+    // Where b(k, n) lies; null where it is zero.
+    DEVICE_MEMBER const scalar *right(int n, int k) const {
+        if (n >= columns || k >= depth) return nullptr;
+        if (PASS == FORWARD) return b + (size_t)n * depth + k;
+        if (PASS == DATA) {
+            int tap = k / g.output, channel = k % g.output;
+            return b + (size_t)(channel * g.kernel * g.kernel + tap) * g.input + n;
+        }
+        return pixel_in(k, n / g.input, n % g.input);
+    }
+
+    // The input that output pixel `pixel` reads through `tap`.
+    DEVICE_MEMBER const scalar *pixel_in(int pixel, int tap, int channel) const {
+        int x = pixel % g.ow * g.stride + tap % g.kernel - g.padding;
+        int y = pixel / g.ow % g.oh * g.stride + tap / g.kernel - g.padding;
+        if (x < 0 || y < 0 || x >= g.w || y >= g.h) return nullptr;
+        const scalar *image = PASS == WEIGHT ? b : a;
+        return image + ((size_t)(pixel / (g.ow * g.oh) * g.h + y) * g.w + x) * g.input + channel;
+    }
+};
+
+// A tile of one operand on its way from memory to shared memory. DEEP: neighbours in memory follow the depth k, and shared
+// memory is [SIZE][BK + pad]; else they follow m or n, and it is [BK][SIZE + pad]. The pads keep the reads of a warp's
+// fragments in different banks.
+template <int SIZE, bool DEEP, int V> struct Operand {
+    static const int PITCH = DEEP ? BK + WIDE : SIZE + 8;
+    static const int LENGTH = DEEP ? SIZE * PITCH : BK * PITCH;
+    static const int LINE = (DEEP ? BK : SIZE) / V;
+    static const int COUNT = SIZE * BK / V / 256;
+    union {
+        Bits16 wide[COUNT];
+        scalar narrow[COUNT];
+    };
+
+    DEVICE_MEMBER static int line(int i) { return (threadIdx.x + i * 256) / LINE; }
+    DEVICE_MEMBER static int along(int i) { return (threadIdx.x + i * 256) % LINE * V; }
+
+    template <class P> DEVICE_MEMBER void load(const P &product, bool is_left, int first, int k, int end) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            int at = first + (DEEP ? line(i) : along(i)), depth = k + (DEEP ? along(i) : line(i));
+            const scalar *from = nullptr;
+            if (depth < end) from = is_left ? product.left(at, depth) : product.right(at, depth);
+            if (V > 1) {
+                Bits16 zero = {{0, 0, 0, 0}};
+                wide[i] = from ? *(const Bits16 *)from : zero;
+            } else {
+                scalar zero;
+                from_float(zero, 0.0f);
+                narrow[i] = from ? *from : zero;
+            }
+        }
+    }
+
+    DEVICE_MEMBER void store(scalar *shared) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            scalar *to = shared + line(i) * PITCH + along(i);
+            if (V > 1)
+                *(Bits16 *)to = wide[i];
+            else
+                *to = narrow[i];
+        }
+    }
+
+    DEVICE_MEMBER static const scalar &at(const scalar *shared, int i, int k) {
+        return shared[DEEP ? i * PITCH + k : k * PITCH + i];
+    }
+
+    // Two halves of neighbouring depth in one word.
+    DEVICE_MEMBER static unsigned int pair(const half_t *shared, int i, int k) {
+        if (DEEP) return *(const unsigned int *)&shared[i * PITCH + k];
+        return (unsigned int)shared[k * PITCH + i].bits | (unsigned int)shared[(k + 1) * PITCH + i].bits << 16;
+    }
+};
+
+// A block's share of the product, BM x BN, held in registers. In f32 a thread has every 16th row and column of the tile;
+// with tensor cores a warp has a rectangle of 16 x 8 pieces.
+template <int BM, int BN> struct Accumulator {
+    static const int WARPS_N = BN >= 128 ? 4 : 2, WARPS_M = 8 / WARPS_N;
+    static const int TM = MATH == 0 ? BM / 16 : BM / WARPS_M / 16, TN = MATH == 0 ? BN / 16 : BN / WARPS_N / 8;
+    static const int EACH = MATH == 0 ? 1 : 4;
+    float sums[TM][TN][EACH];
+
+    DEVICE_MEMBER void clear() {
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++)
+#pragma unroll
+                for (int e = 0; e < EACH; e++) sums[i][j][e] = 0.0f;
+    }
+
+    DEVICE_MEMBER static int row(int i, int e) {
+        if (MATH == 0) return threadIdx.x / 16 + 16 * i;
+        return threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + i * 16 + threadIdx.x % 32 / 4 + e / 2 * 8;
+    }
+    DEVICE_MEMBER static int column(int j, int e) {
+        if (MATH == 0) return threadIdx.x % 16 + 16 * j;
+        return threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + j * 8 + threadIdx.x % 4 * 2 + e % 2;
+    }
+
+    // Adds the product of the tiles in shared memory.
+    template <class A, class B> DEVICE_MEMBER void add(const scalar *a, const scalar *b) {
+#if MATH == 0
+#pragma unroll
+        for (int k = 0; k < BK; k++) {
+            float left[TM], right[TN];
+#pragma unroll
+            for (int i = 0; i < TM; i++) left[i] = A::at(a, row(i, 0), k);
+#pragma unroll
+            for (int j = 0; j < TN; j++) right[j] = B::at(b, column(j, 0), k);
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+#pragma unroll
+                for (int j = 0; j < TN; j++) sums[i][j][0] += left[i] * right[j];
+        }
+#else
+        const int STEP = MATH == 1 ? 8 : 16;
+        int group = threadIdx.x % 32 / 4, place = threadIdx.x % 4;
+        int m = threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + group;
+        int n = threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + group;
+#pragma unroll
+        for (int k = 0; k < BK; k += STEP) {
+            unsigned int left[TM][4], right[TN][2];
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+#if MATH == 1
+                    left[i][r] = to_tf32(A::at(a, m + i * 16 + r % 2 * 8, k + place + r / 2 * 4));
+#else
+                    left[i][r] = A::pair(a, m + i * 16 + r % 2 * 8, k + place * 2 + r / 2 * 8);
+#endif
+                }
+#pragma unroll
+            for (int j = 0; j < TN; j++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+#if MATH == 1
+                    right[j][r] = to_tf32(B::at(b, n + j * 8, k + place + r * 4));
+#else
+                    right[j][r] = B::pair(b, n + j * 8, k + place * 2 + r * 8);
+#endif
+                }
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+#pragma unroll
+                for (int j = 0; j < TN; j++) {
+#if MATH == 1
+                    mma_m16n8k8_tf32(sums[i][j], left[i], right[j]);
+#else
+                    mma_m16n8k16_f16(sums[i][j], left[i], right[j]);
+#endif
+                }
+        }
+#endif
+    }
+};
+
+// One tile of the product over the depths from `begin` to `end`. While a step is multiplied, the next one is on its way.
+template <int PASS, int BM, int BN, int V>
+DEVICE void multiply(const Product<PASS> &product, int begin, int end, Accumulator<BM, BN> &sums) {
+    typedef Operand<BM, PASS != WEIGHT, V> A;
+    typedef Operand<BN, PASS == FORWARD, V> B;
+    SHARED scalar left[2][A::LENGTH];
+    SHARED scalar right[2][B::LENGTH];
+    int m = blockIdx.x * BM, n = blockIdx.y * BN, stage = 0;
+    A a;
+    B b;
+    a.load(product, true, m, begin, end);
+    b.load(product, false, n, begin, end);
+    a.store(left[0]);
+    b.store(right[0]);
+    __syncthreads();
+    for (int k = begin; k < end; k += BK) {
+        bool more = k + BK < end;
+        if (more) {
+            a.load(product, true, m, k + BK, end);
+            b.load(product, false, n, k + BK, end);
+        }
+        sums.template add<A, B>(left[stage], right[stage]);
+        stage ^= 1;
+        if (more) {
+            a.store(left[stage]);
+            b.store(right[stage]);
+        }
+        __syncthreads();
+    }
+}
+
+// Forward and data passes: writes the product, or adds it where `accumulate`.
+template <int PASS, int BM, int BN, int V>
+DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, scalar *out, int accumulate) {
+    Product<PASS> product;
+    product.set(geometry, a, b);
+    Accumulator<BM, BN> sums;
+    sums.clear();
+    multiply<PASS, BM, BN, V>(product, 0, product.depth, sums);
+    for (int i = 0; i < sums.TM; i++)
+        for (int j = 0; j < sums.TN; j++)
+            for (int e = 0; e < sums.EACH; e++) {
+                int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
+                if (m >= product.rows || n >= product.columns) continue;
+                scalar *to = out + (size_t)m * product.columns + n;
+                float value = sums.sums[i][j][e];
+                from_float(*to, accumulate ? value + to_float(*to) : value);
+            }
+}
+
+// Weight pass: part z of the pixels, [parts, output, kernel^2 * input] in f32.
+template <int BM, int BN, int V>
+DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, float *parts, int part_depth) {
+    Product<WEIGHT> product;
+    product.set(geometry, gy, x);
+    Accumulator<BM, BN> sums;
+    sums.clear();
+    int begin = blockIdx.z * part_depth, end = begin + part_depth;
+    multiply<WEIGHT, BM, BN, V>(product, begin, end < product.depth ? end : product.depth, sums);
+    float *out = parts + (size_t)blockIdx.z * product.rows * product.columns;
+    for (int i = 0; i < sums.TM; i++)
+        for (int j = 0; j < sums.TN; j++)
+            for (int e = 0; e < sums.EACH; e++) {
+                int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
+                if (m < product.rows && n < product.columns) out[(size_t)m * product.columns + n] = sums.sums[i][j][e];
+            }
+}
+
+#define PASSES(suffix, BM, BN, V)                                                                                      \
+    KERNEL(conv_forward_##suffix)(Geometry g, const scalar *x, const scalar *weight, scalar *y, int accumulate) {      \
+        whole<FORWARD, BM, BN, V>(g, x, weight, y, accumulate);                                                        \
+    }                                                                                                                  \
+    KERNEL(conv_data_##suffix)(Geometry g, const scalar *gy, const scalar *weight, scalar *gx, int accumulate) {       \
+        whole<DATA, BM, BN, V>(g, gy, weight, gx, accumulate);                                                         \
+    }                                                                                                                  \
+    KERNEL(conv_weight_##suffix)(Geometry g, const scalar *gy, const scalar *x, float *parts, int part_depth) {        \
+        part<BM, BN, V>(g, gy, x, parts, part_depth);                                                                  \
+    }
+
+// Wide and narrow tiles, and narrow ones for channel counts that 16-byte loads do not divide.
+PASSES(128, 128, 128, WIDE)
+PASSES(64, 128, 64, WIDE)
+PASSES(any, 64, 64, 1)
+
+// gw += the parts, in order.
+KERNEL(conv_weight_sum)(int parts, int length, const float *values, float *gw) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= length) return;
+    float total = 0.0f;
+    for (int part = 0; part < parts; part++) total += values[(size_t)part * length + i];
+    gw[i] += total;
+}

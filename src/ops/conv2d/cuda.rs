@@ -1,0 +1,267 @@
+//! Convolution on a GPU. Images and weights lie as on the CPU; addresses are of the device.
+
+use super::{Conv2d, Size};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS, one_each};
+
+/// Arithmetic of matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Math {
+    /// f32 throughout.
+    F32,
+    /// f32 in memory; tensor cores read 10 bits of mantissa and sum in f32.
+    Tf32,
+    /// f16 in memory; tensor cores sum in f32.
+    F16,
+}
+
+impl Math {
+    /// How images and weights lie in memory.
+    pub fn scalar(self) -> Scalar {
+        match self {
+            Math::F32 | Math::Tf32 => Scalar::F32,
+            Math::F16 => Scalar::F16,
+        }
+    }
+
+    fn source(self) -> &'static Source {
+        match self {
+            Math::F32 => &SOURCES[0],
+            Math::Tf32 => &SOURCES[1],
+            Math::F16 => &SOURCES[2],
+        }
+    }
+}
+
+const KERNELS: &[&str] = &[
+    "conv_forward_128",
+    "conv_forward_64",
+    "conv_forward_any",
+    "conv_data_128",
+    "conv_data_64",
+    "conv_data_any",
+    "conv_weight_128",
+    "conv_weight_64",
+    "conv_weight_any",
+    "conv_weight_sum",
+];
+
+const TEXT: &str = include_str!("conv2d.cu");
+
+/// The kernels, once per arithmetic.
+pub static SOURCES: [Source; 3] = [
+    Source { name: "conv2d_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
+    Source { name: "conv2d_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
+    Source { name: "conv2d_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS },
+];
+
+/// A pass over images of one size on a GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct OnGpu<'a> {
+    pub gpu: &'a Gpu,
+    pub math: Math,
+    /// The input's size.
+    pub size: Size,
+}
+
+/// Blocks that keep a GPU busy; the weight pass cuts its pixels into so many parts. Fixed, since sums are taken per part.
+const BUSY: usize = 512;
+/// Fewest pixels in a part.
+const PART: usize = 512;
+
+/// A variant of a kernel: the ending of its name and its tile.
+struct Variant {
+    suffix: &'static str,
+    tile: [usize; 2],
+}
+
+impl Conv2d {
+    /// y = conv(x, weight), or added to y.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_gpu(&self, on: OnGpu, x: u64, weight: u64, y: u64, accumulate: bool) -> Result<(), GpuError> {
+        let rows = self.output_size(on.size).pixels();
+        let variant = self.variant(on.math, self.input, self.output, [x, weight]);
+        self.whole(on, "forward", variant, [rows, self.output], [x, weight, y], accumulate)
+    }
+
+    /// gx = conv^T(gy, weight), or added to gx.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward_data_gpu(&self, on: OnGpu, gy: u64, weight: u64, gx: u64, accumulate: bool) -> Result<(), GpuError> {
+        let both = gcd(self.input, self.output);
+        let variant = self.variant(on.math, both, self.input, [gy, weight]);
+        self.whole(on, "data", variant, [on.size.pixels(), self.input], [gy, weight, gx], accumulate)
+    }
+
+    /// gw += the weight gradient, in f32 whatever the arithmetic.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward_weight_gpu(&self, on: OnGpu, x: u64, gy: u64, gw: u64) -> Result<(), GpuError> {
+        let depth = self.output_size(on.size).pixels();
+        let Variant { suffix, tile } = self.variant(on.math, gcd(self.input, self.output), self.patch(), [x, gy]);
+        let tiles = [self.output.div_ceil(tile[0]), self.patch().div_ceil(tile[1])];
+        let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, 64).min(depth.div_ceil(PART));
+        let part_depth = depth.div_ceil(wanted).next_multiple_of(32);
+        let parts = depth.div_ceil(part_depth);
+        let sums = on.gpu.take(parts * self.weights() * 4)?;
+        let args = [self.geometry(on.size), Arg::At(gy), Arg::At(x), sums.arg(), Arg::count(part_depth)];
+        on.gpu.launch(on.math.source(), &format!("conv_weight_{suffix}"), [tiles[0], tiles[1], parts], &args)?;
+        let args = [Arg::count(parts), Arg::count(self.weights()), sums.arg(), Arg::At(gw)];
+        on.gpu.launch(on.math.source(), "conv_weight_sum", one_each(self.weights()), &args)
+    }
+
+    fn whole(
+        &self,
+        on: OnGpu,
+        pass: &str,
+        Variant { suffix, tile }: Variant,
+        [rows, columns]: [usize; 2],
+        [a, b, out]: [u64; 3],
+        accumulate: bool,
+    ) -> Result<(), GpuError> {
+        let grid = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1]), 1];
+        let args = [self.geometry(on.size), Arg::At(a), Arg::At(b), Arg::At(out), Arg::Int(accumulate.into())];
+        on.gpu.launch(on.math.source(), &format!("conv_{pass}_{suffix}"), grid, &args)
+    }
+
+    /// Tiles for a product with `columns` columns whose operands are read along axes of a multiple of `contiguous`.
+    fn variant(&self, math: Math, contiguous: usize, columns: usize, addresses: [u64; 2]) -> Variant {
+        let wide = contiguous.is_multiple_of(16 / math.scalar().bytes());
+        match wide && addresses.iter().all(|at| at.is_multiple_of(16)) {
+            false => Variant { suffix: "any", tile: [64, 64] },
+            true if columns > 64 => Variant { suffix: "128", tile: [128, 128] },
+            true => Variant { suffix: "64", tile: [128, 64] },
+        }
+    }
+
+    fn geometry(&self, size: Size) -> Arg {
+        let out = self.output_size(size);
+        Arg::Ints(
+            [size.n, size.h, size.w, self.input, out.h, out.w, self.output, self.kernel, self.stride, self.padding]
+                .map(|n| i32::try_from(n).expect("sizes fit an int")),
+        )
+    }
+}
+
+/// The largest number that divides both.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{
+        cuda::testing::on_every_gpu,
+        golden::{Golden, assert_close},
+    };
+
+    /// Values as the arithmetic keeps them in memory.
+    pub(crate) fn bytes(values: &[f32], scalar: Scalar) -> Vec<u8> {
+        match scalar {
+            Scalar::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Scalar::F16 => values.iter().flat_map(|v| crate::ops::cuda::testing::to_half(*v).to_le_bytes()).collect(),
+        }
+    }
+
+    fn values(bytes: &[u8], scalar: Scalar) -> Vec<f32> {
+        let words = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+        match scalar {
+            Scalar::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Scalar::F16 => bytes.chunks_exact(2).map(|b| crate::ops::cuda::testing::from_half(words(b))).collect(),
+        }
+    }
+
+    /// y, gx, twice accumulated gx, gw.
+    fn passes(gpu: &Gpu, math: Math, conv: &Conv2d, size: Size, [x, weight, cot]: [&[f32]; 3]) -> [Vec<f32>; 4] {
+        let scalar = math.scalar();
+        let on = OnGpu { gpu, math, size };
+        let [x, weight, cot] = [x, weight, cot].map(|v| gpu.upload(&bytes(v, scalar)).unwrap());
+        let y = gpu.take(cot.bytes()).unwrap();
+        conv.forward_gpu(on, x.at(), weight.at(), y.at(), false).unwrap();
+        let gx = gpu.take(x.bytes()).unwrap();
+        conv.backward_data_gpu(on, cot.at(), weight.at(), gx.at(), false).unwrap();
+        let once = values(&gx.read().unwrap(), scalar);
+        conv.backward_data_gpu(on, cot.at(), weight.at(), gx.at(), true).unwrap();
+        let gw = gpu.zeros(conv.weights() * 4).unwrap();
+        conv.backward_weight_gpu(on, x.at(), cot.at(), gw.at()).unwrap();
+        [values(&y.read().unwrap(), scalar), once, values(&gx.read().unwrap(), scalar), gw.read().unwrap()]
+    }
+
+    /// f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a sum of
+    /// such products is off by up to 2^-10 of its terms' magnitude, and f16 results are rounded once more.
+    const MATHS: [(Math, f64); 3] = [(Math::F32, 2e-6), (Math::Tf32, 1e-3), (Math::F16, 2e-3)];
+
+    #[test]
+    fn agrees_with_the_reference() {
+        for (case, kernel, stride, padding) in [
+            ("conv3x3_s1_p1", 3, 1, 1),
+            ("conv3x3_s2_p1", 3, 2, 1),
+            ("conv3x3_s2_p1_odd", 3, 2, 1),
+            ("conv1x1_s2_p0", 1, 2, 0),
+            ("conv7x7_s2_p3", 7, 2, 3),
+        ] {
+            let golden = Golden::load(case);
+            let [n, input, h, w] = golden.shape("in.x")[..] else { unreachable!() };
+            let conv = Conv2d { kernel, stride, padding, input, output: golden.shape("in.weight")[0] };
+            let input = |name: &str| golden.channels_last::<f32>(name);
+            for (math, tolerance) in MATHS {
+                on_every_gpu(|gpu| {
+                    let inputs = [&input("in.x")[..], &input("in.weight"), &input("in.cot")];
+                    let results = passes(gpu, math, &conv, Size { n, h, w }, inputs);
+                    let [y, gx, twice, gw] = &results;
+                    let close = |what: &str, actual: &[f32], expected: &[f32]| {
+                        assert_close(&format!("{case} {math:?} {what}"), actual, expected, tolerance);
+                    };
+                    close("y", y, &input("out.y"));
+                    close("gx", gx, &input("grad.x"));
+                    close("gx twice", twice, &input("grad.x").iter().map(|g| 2.0 * g).collect::<Vec<_>>());
+                    close("gw", gw, &input("grad.weight"));
+                    bits(&results)
+                });
+            }
+        }
+    }
+
+    /// Shapes that take every variant, with ragged tiles and several parts of the weight pass.
+    const SHAPES: [(Conv2d, Size); 5] = [
+        (Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 136 }, Size { n: 3, h: 9, w: 11 }),
+        (Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40 }, Size { n: 3, h: 17, w: 20 }),
+        (Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16 }, Size { n: 5, h: 15, w: 18 }),
+        (Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 8 }, Size { n: 2, h: 20, w: 23 }),
+        (Conv2d { kernel: 1, stride: 1, padding: 0, input: 12, output: 10 }, Size { n: 70, h: 1, w: 1 }),
+    ];
+
+    #[test]
+    fn every_variant_agrees_with_the_cpu() {
+        let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+        for (conv, size) in SHAPES {
+            let (x, weight) = (ramp(size.pixels() * conv.input, 0.37), ramp(conv.weights(), 0.11));
+            let cot = ramp(conv.output_size(size).pixels() * conv.output, 0.23);
+            let (mut y, mut gx, mut gw) = (cot.clone(), x.clone(), vec![0.0; weight.len()]);
+            conv.forward(&x, size, &weight, 0.0, &mut y, None);
+            conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
+            conv.backward_weight(&x, size, &cot, &mut gw);
+            for (math, tolerance) in MATHS {
+                // Sums of up to 1224 products of magnitude 1 that mostly cancel: their errors grow with the root of it.
+                let tolerance = tolerance * 32.0;
+                on_every_gpu(|gpu| {
+                    let results = passes(gpu, math, &conv, size, [&x, &weight, &cot]);
+                    for (what, actual, expected) in [("y", &results[0], &y), ("gx", &results[1], &gx), ("gw", &results[3], &gw)] {
+                        assert_close(&format!("{conv:?} {math:?} {what}"), actual, expected, tolerance);
+                    }
+                    bits(&results)
+                });
+            }
+        }
+    }
+
+    fn bits(results: &[Vec<f32>]) -> Vec<u32> {
+        results.iter().flatten().map(|v| v.to_bits()).collect()
+    }
+}

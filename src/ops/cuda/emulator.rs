@@ -1,0 +1,135 @@
+//! Kernels on the CPU, for tests: the same sources, compiled as C++ and run by fibers (see `host.hpp`).
+//!
+//! It shows that indices, sums, barriers and launch code are right. It cannot show speed, or what only hardware does.
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    path::PathBuf,
+    process::Command,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use super::{Arg, Driver, Gpu, GpuError, Source};
+
+/// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads; gives a complaint or null.
+type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, symbol: *const c_char) -> *mut c_void;
+}
+
+/// Order in which the threads of a block run between two barriers. Results must not depend on it.
+#[derive(Clone, Copy, Debug)]
+pub enum ThreadOrder {
+    Ascending = 0,
+    Descending = 1,
+    Scattered = 2,
+}
+
+#[derive(Debug)]
+struct Emulator(ThreadOrder);
+
+/// A GPU that is none; None where there is no C++ compiler, which is said on stderr.
+pub fn emulated(order: ThreadOrder) -> Option<Gpu> {
+    static COMPILER: OnceLock<bool> = OnceLock::new();
+    let found = *COMPILER.get_or_init(|| {
+        let found = Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success());
+        if !found {
+            eprintln!("warning: no C++ compiler (Debian's package g++): CUDA kernels are not run");
+        }
+        found
+    });
+    found.then(|| Gpu::new(Emulator(order)))
+}
+
+/// The entry to a source's kernels, compiled when it is first asked for. One kernel at a time runs in it.
+fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
+    static LOADED: OnceLock<Mutex<HashMap<&'static str, &'static Mutex<Emulate>>>> = OnceLock::new();
+    let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(entry) = loaded.get(source.name) {
+        return Ok(entry);
+    }
+    let library = compile(source)?;
+    let path = CString::new(library.to_str().expect("a path in UTF-8")).expect("a path without NUL");
+    // SAFETY: the library is ours and stays loaded; `emulate` has this type.
+    let emulate = unsafe {
+        let library = dlopen(path.as_ptr(), 2); // RTLD_NOW
+        assert!(!library.is_null(), "{path:?} cannot be loaded");
+        let symbol = dlsym(library, c"emulate".as_ptr());
+        assert!(!symbol.is_null(), "{path:?} has no entry");
+        std::mem::transmute::<*mut c_void, Emulate>(symbol)
+    };
+    let entry: &'static Mutex<Emulate> = Box::leak(Box::new(Mutex::new(emulate)));
+    loaded.insert(source.name, entry);
+    Ok(entry)
+}
+
+fn compile(source: &Source) -> Result<PathBuf, GpuError> {
+    let dir = tempfile::tempdir().expect("a temporary folder").keep();
+    let (text, library) = (dir.join(format!("{}.cpp", source.name)), dir.join(format!("{}.so", source.name)));
+    let table: String =
+        source.kernels.iter().map(|name| format!("    {{\"{name}\", Caller<&{name}>::run}},\n")).collect();
+    let table = format!("const Named KERNELS[] = {{\n{table}    {{nullptr, nullptr}},\n}};\n");
+    let whole = [include_str!("host.hpp"), source.defines, source.text, &table].join("\n");
+    std::fs::write(&text, whole).expect("a file in the temporary folder");
+    // Optimised, without fused multiply-add and without reordering of sums.
+    let flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"];
+    let output = Command::new("c++").args(flags).arg(&text).arg("-o").arg(&library).output().expect("c++ runs");
+    match output.status.success() {
+        true => Ok(library),
+        false => Err(GpuError::Compile {
+            name: source.name.into(),
+            log: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
+    }
+}
+
+impl Driver for Emulator {
+    fn name(&self) -> String {
+        "emulation".into()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
+        // NaNs, so that what is read before it was written is noticed.
+        let memory = vec![[0xffu8; 64]; bytes.div_ceil(64) + 8].leak();
+        Ok(memory.as_ptr() as u64 / 256 * 256 + 256)
+    }
+
+    fn free(&self, _at: u64) {}
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
+        let entry = entry(source)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let (name, grid) = (CString::new(kernel).expect("no NUL"), grid.map(|n| n as u32));
+        let pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        // SAFETY: the arguments are those that the kernel's source names.
+        let complaint = unsafe { entry(name.as_ptr(), grid.as_ptr(), pointers.as_ptr(), self.0 as c_int) };
+        if complaint.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a literal of the emulation's.
+        let why = unsafe { CStr::from_ptr(complaint) }.to_string_lossy().into_owned();
+        Err(GpuError::Failed { what: kernel.into(), why })
+    }
+}

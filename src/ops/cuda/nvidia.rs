@@ -1,0 +1,201 @@
+//! The CUDA driver, on the stream and the device that dfdx uses.
+
+use std::{
+    collections::HashSet,
+    ffi::c_int,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cudarc::{
+    driver::{CudaDevice, DriverError, LaunchAsync, LaunchConfig, result, sys},
+    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+};
+use dfdx::prelude::{Cuda, Storage};
+
+use super::{Arg, Driver, GpuError, Source, THREADS};
+
+/// A usable GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub index: usize,
+    pub name: String,
+    /// Compute capability times ten, e.g. 90.
+    pub capability: i32,
+    /// Bytes.
+    pub memory: usize,
+}
+
+/// All GPUs that can be used. Never panics, whatever the machine lacks.
+///
+/// # Errors
+/// When there is no driver or no device.
+pub fn devices() -> Result<Vec<Device>, GpuError> {
+    let none = |error: DriverError| GpuError::NoDevice(explain(&error));
+    result::init().map_err(none)?;
+    let count = result::device::get_count().map_err(none)?;
+    let device = |index: c_int| {
+        let device = result::device::get(index)?;
+        let mut name = [0; 128];
+        // SAFETY: `device` is one of this driver's, and `name` holds as many bytes as are allowed.
+        let (capability, memory) = unsafe {
+            sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device).result()?;
+            let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+            let minor = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+            let capability =
+                10 * result::device::get_attribute(device, major)? + result::device::get_attribute(device, minor)?;
+            (capability, result::device::total_mem(device)?)
+        };
+        let name = name.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect();
+        Ok(Device { index: index as usize, name, capability, memory })
+    };
+    let devices: Result<Vec<Device>, DriverError> = (0..count).map(device).collect();
+    match devices.map_err(none)? {
+        devices if devices.is_empty() => Err(GpuError::NoDevice("the driver knows of none".into())),
+        devices => Ok(devices),
+    }
+}
+
+fn explain(error: &DriverError) -> String {
+    // SAFETY: the text is the driver's own, or there is none.
+    match error.error_string() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("{error:?}"),
+    }
+}
+
+/// The device of dfdx's with the number `index`.
+///
+/// # Errors
+/// When there is none, or it is too old.
+pub fn open(index: usize) -> Result<Cuda, GpuError> {
+    let devices = devices()?;
+    let Some(device) = devices.get(index) else {
+        let there = devices.iter().map(|d| format!("cuda:{}", d.index)).collect::<Vec<_>>().join(", ");
+        return Err(GpuError::NoDevice(format!("cuda:{index} is not there; there is {there}")));
+    };
+    if device.capability < 80 {
+        let (major, minor) = (device.capability / 10, device.capability % 10);
+        return Err(GpuError::NoDevice(format!(
+            "cuda:{index} ({}) has compute capability {major}.{minor}; at least 8.0 is needed",
+            device.name
+        )));
+    }
+    Cuda::try_build(index, 0).map_err(|error| GpuError::NoDevice(format!("cuda:{index}: {error:?}")))
+}
+
+/// dfdx's device as a driver of our kernels: same context, same stream.
+#[derive(Debug)]
+pub struct Nvidia {
+    device: Arc<CudaDevice>,
+    name: String,
+    /// Architecture in NVRTC's terms, e.g. `compute_90`.
+    architecture: &'static str,
+    /// Names of the sources that are compiled and loaded.
+    loaded: Mutex<HashSet<&'static str>>,
+}
+
+impl Nvidia {
+    /// The driver of dfdx's device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn new(cuda: &Cuda) -> Result<Self, GpuError> {
+        // dfdx keeps its device to itself, but not the storage, which knows it.
+        let storage: <Cuda as Storage<f32>>::Vec =
+            cuda.try_alloc_len(1).map_err(|e| GpuError::NoDevice(format!("{e:?}")))?;
+        let device = storage.device();
+        let devices = devices()?;
+        let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
+        let architecture = if found.capability >= 90 { "compute_90" } else { "compute_80" };
+        let name = found.name.clone();
+        Ok(Self { device, name, architecture, loaded: Mutex::default() })
+    }
+
+    fn stream(&self) -> sys::CUstream {
+        *self.device.cu_stream()
+    }
+
+    fn bind(&self) -> Result<(), GpuError> {
+        self.device.bind_to_thread().map_err(failed("changing threads"))
+    }
+
+    /// Compiles a source when it is first used.
+    fn load(&self, source: &'static Source) -> Result<(), GpuError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.contains(source.name) {
+            return Ok(());
+        }
+        let options = CompileOptions {
+            arch: Some(self.architecture),
+            ..CompileOptions::default()
+        };
+        let ptx = compile_ptx_with_opts(source.for_gpu(), options).map_err(|error| GpuError::Compile {
+            name: source.name.into(),
+            log: match error {
+                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+                other => format!("{other:?}"),
+            },
+        })?;
+        self.device.load_ptx(ptx, source.name, source.kernels).map_err(failed("loading kernels"))?;
+        loaded.insert(source.name);
+        Ok(())
+    }
+}
+
+fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
+    move |error| GpuError::Failed { what: what.into(), why: explain(&error) }
+}
+
+// SAFETY of the calls below: addresses come from `allocate` or from dfdx's tensors on this device, lengths from their owners.
+impl Driver for Nvidia {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
+        self.bind()?;
+        let memory = |error: DriverError| GpuError::Memory { bytes, why: explain(&error) };
+        unsafe { result::malloc_sync(bytes) }.map_err(memory)
+    }
+
+    fn free(&self, at: u64) {
+        // A device that fails here has failed before and said so.
+        if self.bind().is_ok() {
+            let _ = unsafe { result::free_sync(at) };
+        }
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+        self.bind()?;
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream()) }.map_err(failed("clearing memory"))
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+        self.bind()?;
+        // From pageable memory the call returns when `from` has been read.
+        unsafe { result::memcpy_htod_sync(to, from) }.map_err(failed("copying to the GPU"))
+    }
+
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+        self.bind()?;
+        unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("copying from the GPU"))
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+        self.bind()?;
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream()) }.map_err(failed("copying on the GPU"))
+    }
+
+    fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
+        self.load(source)?;
+        let function = self.device.get_func(source.name, kernel).ok_or_else(|| GpuError::Failed {
+            what: kernel.into(),
+            why: format!("{} has no such kernel", source.name),
+        })?;
+        let [x, y, z] = grid.map(|n| n as u32);
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
+        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        // SAFETY: the arguments are those that the kernel's source names, and outlive the call, which copies them.
+        unsafe { function.launch(config, &mut pointers[..]) }.map_err(failed(kernel))
+    }
+}

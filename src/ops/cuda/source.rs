@@ -1,0 +1,38 @@
+//! Sources of kernels.
+
+/// One source, compiled as a whole.
+#[derive(Debug)]
+pub struct Source {
+    /// Name that tells it from the others.
+    pub name: &'static str,
+    /// Definitions in front of the text.
+    pub defines: &'static str,
+    /// CUDA C++ without includes.
+    pub text: &'static str,
+    /// Its kernels.
+    pub kernels: &'static [&'static str],
+}
+
+impl Source {
+    /// The whole text for the compiler of a GPU.
+    pub fn for_gpu(&self) -> String {
+        [include_str!("device.cuh"), self.defines, self.text].join("\n")
+    }
+}
+
+/// How elements lie in memory; sums are in f32 either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalar {
+    F32,
+    F16,
+}
+
+impl Scalar {
+    /// Bytes per element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Scalar::F32 => 4,
+            Scalar::F16 => 2,
+        }
+    }
+}

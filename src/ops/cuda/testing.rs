@@ -1,0 +1,68 @@
+//! The GPUs that tests of kernels run on: the emulation, and `cuda:0` where there is one.
+
+use super::Gpu;
+
+/// Runs `test` on the emulation, in three orders of a block's threads, and on the GPU at hand, twice: a result that depends
+/// on the order of threads, or differs when repeated, fails. `test` compares with the reference itself and gives its result.
+pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::emulator::{ThreadOrder, emulated};
+        let orders = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered];
+        let results: Vec<T> = orders.iter().filter_map(|order| emulated(*order)).map(|gpu| test(&gpu)).collect();
+        assert!(results.iter().all(|r| *r == results[0]), "the order of threads changes the result: a barrier is missing");
+    }
+    if let Some(gpu) = nvidia() {
+        assert!(test(&gpu) == test(&gpu), "{} does not repeat its result", gpu.name());
+    }
+}
+
+/// The emulation for tests that take long: one order of threads. None where there is neither a compiler nor a GPU; a GPU
+/// goes before the emulation.
+pub fn one_gpu() -> Option<Gpu> {
+    #[cfg(target_arch = "x86_64")]
+    let emulated = || super::emulator::emulated(super::emulator::ThreadOrder::Scattered);
+    #[cfg(not(target_arch = "x86_64"))]
+    let emulated = || None;
+    nvidia().or_else(emulated)
+}
+
+#[cfg(feature = "cuda")]
+fn nvidia() -> Option<Gpu> {
+    let cuda = super::nvidia::open(0).ok()?;
+    Some(Gpu::new(super::nvidia::Nvidia::new(&cuda).expect("a device that opens works")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvidia() -> Option<Gpu> {
+    None
+}
+
+/// The nearest half-precision number's bits.
+pub fn to_half(value: f32) -> u16 {
+    let sign = (value.to_bits() >> 16 & 0x8000) as u16;
+    let magnitude = value.abs();
+    if magnitude.is_nan() {
+        return sign | 0x7e00;
+    }
+    // Steps of 2^-24 below 2^-14; above, eleven bits of mantissa.
+    let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
+    let step = 2f32.powi(exponent.max(-14) - 10);
+    let steps = (magnitude / step).round_ties_even() as u32;
+    match exponent {
+        16.. => sign | 0x7c00,
+        _ => sign | (steps + ((exponent.max(-14) + 14) as u32 * 1024)).min(0x7c00) as u16,
+    }
+}
+
+/// A half-precision number's value.
+pub fn from_half(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 1023) as f32);
+    sign * match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    }
+}
