@@ -1,5 +1,8 @@
 //! Pooling of channels-last images: 3x3 maximum of stride 2 with padding 1, and the global average.
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use super::{Real, conv2d::Size};

@@ -3,6 +3,8 @@
 //! In training, y = (x - mean) / sqrt(var + eps) * weight + bias with the batch's biased variance; running statistics
 //! move by 0.1 towards the batch's mean and unbiased variance (torch's convention).
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod moments;
 mod op;
 #[cfg(test)]
