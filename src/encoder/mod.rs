@@ -4,6 +4,8 @@
 //! (see [`crate::ops::arena`]), and only features and their gradient cross into dfdx.
 
 mod config;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod resnet;
 mod vit;
 

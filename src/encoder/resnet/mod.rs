@@ -3,13 +3,19 @@
 
 mod backward;
 mod block;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod forward;
 
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
 use rand_distr::{Distribution, StandardNormal};
 
+#[cfg(any(test, feature = "cuda"))]
+pub use cuda::SavedGpu;
 pub use forward::Saved;
 
 use super::{EncoderError, ResnetConfig, Stem};

@@ -52,7 +52,7 @@ fn reference<E: Real>(f32_tolerance: f64) {
 }
 
 /// Gradient of the mean cross-entropy of fc(features) with respect to the features.
-fn head_gradient<E: Real>(features: &[E], state: &Golden, labels: &[i64]) -> Vec<E> {
+pub(super) fn head_gradient<E: Real>(features: &[E], state: &Golden, labels: &[i64]) -> Vec<E> {
     let (weight, bias) = (state.get::<f64>("fc.weight"), state.get::<f64>("fc.bias"));
     let (n, dim, classes) = (labels.len(), features.len() / labels.len(), bias.len());
     let mut gradient = vec![E::zero(); features.len()];

@@ -1,0 +1,119 @@
+//! Encoders on a GPU: weights, gradients and activations stay on the device.
+
+use super::{Encoder, resnet};
+use crate::ops::{
+    conv2d::{Size, cuda::Math},
+    cuda::{Buffer, Gpu, GpuError},
+};
+
+/// A branch's flat buffers on a GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Arenas<'a> {
+    pub gpu: &'a Gpu,
+    pub math: Math,
+    /// Address of the parameters (f32).
+    pub params: u64,
+    /// Address of the parameters in the arithmetic's storage; `params` itself in f32.
+    pub kernels: u64,
+    /// Address of the running statistics (f32).
+    pub buffers: u64,
+}
+
+impl Arenas<'_> {
+    /// Address of a parameter.
+    pub fn param(&self, index: usize) -> u64 {
+        self.params + 4 * index as u64
+    }
+
+    /// Address of a parameter as convolutions read it.
+    pub fn kernel(&self, index: usize) -> u64 {
+        self.kernels + (self.math.scalar().bytes() * index) as u64
+    }
+
+    /// Address of a running statistic.
+    pub fn buffer(&self, index: usize) -> u64 {
+        self.buffers + 4 * index as u64
+    }
+}
+
+/// Where batch norm's statistics come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// From the batch; running statistics move.
+    Batch,
+    /// From the running statistics (eval mode).
+    Running,
+}
+
+/// What the backward pass needs of a forward pass.
+#[derive(Debug)]
+pub enum SavedGpu {
+    Resnet(resnet::SavedGpu),
+}
+
+/// An encoder that has no kernels yet.
+#[derive(Debug, thiserror::Error)]
+#[error("encoder.arch: vision transformers do not run on CUDA yet; use a ResNet or --device cpu")]
+pub struct NotOnGpu;
+
+impl Encoder {
+    /// Whether the encoder runs on a GPU.
+    ///
+    /// # Errors
+    /// When it has no kernels.
+    pub fn check_gpu(&self) -> Result<(), NotOnGpu> {
+        match self {
+            Encoder::Resnet(_) => Ok(()),
+            Encoder::Vit(_) => Err(NotOnGpu),
+        }
+    }
+
+    /// Features [n, feature_dim] (f32) of images [n, h, w, 3] in the arithmetic's storage; with `keep`, what
+    /// [`Encoder::backward_gpu`] needs, too.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When [`Encoder::check_gpu`] refuses the encoder.
+    pub fn forward_gpu(
+        &self,
+        on: &Arenas,
+        statistics: Statistics,
+        images: u64,
+        size: Size,
+        keep: bool,
+    ) -> Result<(Buffer, Option<SavedGpu>), GpuError> {
+        match self {
+            Encoder::Resnet(net) => {
+                let (features, saved) = net.forward_gpu(on, statistics, images, size, keep)?;
+                Ok((features, saved.map(SavedGpu::Resnet)))
+            }
+            Encoder::Vit(_) => unreachable!("{NotOnGpu}"),
+        }
+    }
+
+    /// Adds to `gradients` (address of an f32 buffer laid out like the parameters) those of one forward pass, from its
+    /// features' gradient (f32).
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When `saved` is of another kind of network.
+    pub fn backward_gpu(
+        &self,
+        on: &Arenas,
+        images: u64,
+        saved: SavedGpu,
+        g_features: u64,
+        gradients: u64,
+    ) -> Result<(), GpuError> {
+        match (self, saved) {
+            (Encoder::Resnet(net), SavedGpu::Resnet(saved)) => {
+                net.backward_gpu(on, images, saved, g_features, gradients, 0)
+            }
+            (Encoder::Vit(_), SavedGpu::Resnet(_)) => panic!("saved by another kind of network"),
+        }
+    }
+}
