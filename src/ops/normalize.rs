@@ -1,5 +1,8 @@
 //! Rows of unit length: y = x / max(|x|, 1e-12).
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
 use dfdx::prelude::*;
 
 use super::{

@@ -83,10 +83,10 @@ template <int PASS> struct Product {
 // memory is [SIZE][BK + pad]; else they follow m or n, and it is [BK][SIZE + pad]. The pads keep the reads of a warp's
 // fragments in different banks.
 template <int SIZE, bool DEEP, int V> struct Operand {
-    static const int PITCH = DEEP ? BK + WIDE : SIZE + 8;
-    static const int LENGTH = DEEP ? SIZE * PITCH : BK * PITCH;
-    static const int LINE = (DEEP ? BK : SIZE) / V;
-    static const int COUNT = SIZE * BK / V / 256;
+    static constexpr int PITCH = DEEP ? BK + WIDE : SIZE + 8;
+    static constexpr int LENGTH = DEEP ? SIZE * PITCH : BK * PITCH;
+    static constexpr int LINE = (DEEP ? BK : SIZE) / V;
+    static constexpr int COUNT = SIZE * BK / V / 256;
     union {
         Bits16 wide[COUNT];
         scalar narrow[COUNT];
@@ -137,9 +137,9 @@ template <int SIZE, bool DEEP, int V> struct Operand {
 // A block's share of the product, BM x BN, held in registers. In f32 a thread has every 16th row and column of the tile;
 // with tensor cores a warp has a rectangle of 16 x 8 pieces.
 template <int BM, int BN> struct Accumulator {
-    static const int WARPS_N = BN >= 128 ? 4 : 2, WARPS_M = 8 / WARPS_N;
-    static const int TM = MATH == 0 ? BM / 16 : BM / WARPS_M / 16, TN = MATH == 0 ? BN / 16 : BN / WARPS_N / 8;
-    static const int EACH = MATH == 0 ? 1 : 4;
+    static constexpr int WARPS_N = BN >= 128 ? 4 : 2, WARPS_M = 8 / WARPS_N;
+    static constexpr int TM = MATH == 0 ? BM / 16 : BM / WARPS_M / 16, TN = MATH == 0 ? BN / 16 : BN / WARPS_N / 8;
+    static constexpr int EACH = MATH == 0 ? 1 : 4;
     float sums[TM][TN][EACH];
 
     DEVICE_MEMBER void clear() {
@@ -257,9 +257,9 @@ DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, sc
     Accumulator<BM, BN> sums;
     sums.clear();
     multiply<PASS, BM, BN, V>(product, 0, product.depth, sums);
-    for (int i = 0; i < sums.TM; i++)
-        for (int j = 0; j < sums.TN; j++)
-            for (int e = 0; e < sums.EACH; e++) {
+    for (int i = 0; i < Accumulator<BM, BN>::TM; i++)
+        for (int j = 0; j < Accumulator<BM, BN>::TN; j++)
+            for (int e = 0; e < Accumulator<BM, BN>::EACH; e++) {
                 int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
                 if (m >= product.rows || n >= product.columns) continue;
                 scalar *to = out + (size_t)m * product.columns + n;
@@ -278,9 +278,9 @@ DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, fl
     int begin = blockIdx.z * part_depth, end = begin + part_depth;
     multiply<WEIGHT, BM, BN, V>(product, begin, end < product.depth ? end : product.depth, sums);
     float *out = parts + (size_t)blockIdx.z * product.rows * product.columns;
-    for (int i = 0; i < sums.TM; i++)
-        for (int j = 0; j < sums.TN; j++)
-            for (int e = 0; e < sums.EACH; e++) {
+    for (int i = 0; i < Accumulator<BM, BN>::TM; i++)
+        for (int j = 0; j < Accumulator<BM, BN>::TN; j++)
+            for (int e = 0; e < Accumulator<BM, BN>::EACH; e++) {
                 int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
                 if (m < product.rows && n < product.columns) out[(size_t)m * product.columns + n] = sums.sums[i][j][e];
             }

@@ -6,6 +6,8 @@
 //! nor who computed which block can change a bit of the result.
 
 mod best;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 
 use rayon::prelude::*;
 

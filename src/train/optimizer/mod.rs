@@ -1,6 +1,8 @@
 //! Optimisers over flat buffers: one pass over parameters, gradients and state, tensor by tensor.
 
 mod adamw;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod lars;
 mod sgd;
 

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Compiles every CUDA kernel of ours with NVIDIA's compiler, as the program does at run time. Needs no GPU.
+
+usage: cuda-kernels.py LIBNVRTC ARCHITECTURE...      e.g. libnvrtc.so.13 sm_80 sm_90
+
+Sources and their definitions are read from the `Source { … }` values in src/, so that none can be forgotten.
+"""
+import ctypes
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def sources():
+    """(name, text, kernels) of every source."""
+    for rust in sorted((ROOT / "src").rglob("cuda.rs")):
+        text = rust.read_text()
+        for name, defines in re.findall(r'Source\s*\{\s*name: "(\w+)",\s*defines: "([^"]*)"', text):
+            (kernel_file,) = re.findall(r'include_str!\("(\w+\.cu)"\)', text)
+            yield name, defines, rust.parent / kernel_file
+
+
+def check(nvrtc, result, what):
+    if result:
+        nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+        sys.exit(f"error: {what}: {nvrtc.nvrtcGetErrorString(result).decode()}")
+
+
+def compile_source(nvrtc, name, text, architecture):
+    program = ctypes.c_void_p()
+    check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None), name)
+    options = [f"--gpu-architecture={architecture}".encode(), b"--diag-suppress=177"]  # not every source uses all of device.cuh
+    result = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    if log.value.strip():
+        print(log.value.decode())
+    check(nvrtc, result, f"{name} for {architecture}")
+    check(nvrtc, nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)), name)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return size.value
+
+
+def main():
+    library, *architectures = sys.argv[1:]
+    nvrtc = ctypes.CDLL(library)
+    device = (ROOT / "src/ops/cuda/device.cuh").read_text()
+    found = list(sources())
+    files = {path for _, _, path in found}
+    forgotten = set((ROOT / "src").rglob("*.cu")) - files
+    if forgotten or not found:
+        sys.exit(f"error: no Source names {sorted(map(str, forgotten)) or 'anything'}")
+    for name, defines, path in found:
+        sizes = [compile_source(nvrtc, name, "\n".join([device, defines, path.read_text()]), a) for a in architectures]
+        print(f"{name:16} " + "  ".join(f"{a} {size:>8} bytes" for a, size in zip(architectures, sizes)))
+    print(f"{len(found)} sources compile for {', '.join(architectures)}")
+
+
+main()

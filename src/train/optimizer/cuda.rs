@@ -1,0 +1,364 @@
+//! Optimisers on a GPU, with loss scaling for f16, and the moving average. Nothing here waits for the device.
+
+use super::OptimizerConfig;
+use crate::ops::{
+    arena::Layout,
+    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    named::{NamedTensor, Values},
+};
+
+/// The kernels.
+pub static SOURCE: Source = Source {
+    name: "optimizer",
+    defines: "",
+    text: include_str!("optimizer.cu"),
+    kernels: &[
+        "sgd_step",
+        "adamw_prepare",
+        "adamw_step",
+        "lars_norms",
+        "lars_trust",
+        "lars_step",
+        "ema",
+        "scale",
+        "find_non_finite",
+        "begin_update",
+    ],
+};
+
+/// Elements per block of an update.
+const CHUNK: usize = 4096;
+/// Most blocks of a pass over a whole buffer.
+const BLOCKS: usize = 2048;
+/// Loss scale to begin with, and steps without overflow after which it doubles (torch's defaults).
+const FIRST_SCALE: f32 = 65536.0;
+const GROWTH_INTERVAL: i32 = 2000;
+
+/// How loss scaling went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Factor on the gradients of the features.
+    pub scale: f32,
+    /// Updates that were skipped because a gradient overflowed.
+    pub skipped: u64,
+    /// Updates that were taken.
+    pub taken: u64,
+}
+
+/// An optimiser with its state on a GPU.
+#[derive(Debug)]
+pub struct OptimizerGpu {
+    config: OptimizerConfig,
+    gpu: Gpu,
+    layout: Layout,
+    /// Which tensors are moved, and their chunks on the device.
+    chunks: Option<(Vec<bool>, Buffer, usize)>,
+    /// One or two buffers, laid out like the parameters.
+    moments: Vec<Buffer>,
+    /// Loss scale, steps since it changed, whether this update is skipped, skipped updates, updates taken.
+    state: Buffer,
+    /// Whether gradients of the first so many parameters are scaled; 0 for f32.
+    scaled: usize,
+}
+
+impl OptimizerGpu {
+    /// A fresh optimiser for the parameters of `layout`. The gradients of the first `scaled` are computed in f16.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(gpu: &Gpu, config: &OptimizerConfig, layout: &Layout, scaled: usize) -> Result<Self, GpuError> {
+        let buffers = match config {
+            OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,
+            OptimizerConfig::Adamw(_) => 2,
+        };
+        let moments: Result<Vec<_>, _> = (0..buffers).map(|_| gpu.zeros(layout.len() * 4)).collect();
+        let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
+        let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0])?;
+        let (config, gpu, layout) = (config.clone(), gpu.clone(), layout.clone());
+        Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
+    }
+
+    /// Multiplies the features' gradient [len] by the loss scale.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn scale_features(&self, gradient: u64, len: usize) -> Result<(), GpuError> {
+        if self.scaled == 0 { Ok(()) } else { self.scale(gradient, len, 1.0, [false, true]) }
+    }
+
+    /// Moves the parameters by one step at learning rate `lr`, by the sum of `batches` batches' gradients. An update
+    /// whose f16 gradients overflowed is skipped, and counted. Tensors that `trains` refuses are left alone.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn step(
+        &mut self,
+        params: u64,
+        gradients: u64,
+        lr: f64,
+        batches: u64,
+        trains: impl Fn(usize) -> bool,
+    ) -> Result<(), GpuError> {
+        let len = self.layout.len();
+        let mut found = None;
+        if self.scaled > 0 {
+            self.scale(gradients, self.scaled, 1.0, [true, false])?;
+            let blocks = self.scaled.div_ceil(THREADS).min(BLOCKS);
+            let flags = self.gpu.take(blocks * 4)?;
+            let args = [Arg::At(gradients), Arg::count(self.scaled), flags.arg()];
+            self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args)?;
+            found = Some((flags, blocks));
+        }
+        if batches > 1 {
+            self.scale(gradients, len, (1.0 / batches as f64) as f32, [false, false])?;
+        }
+        let (flags, blocks) = found.as_ref().map_or((0, 0), |(flags, blocks)| (flags.at(), *blocks));
+        let args = [Arg::At(flags), Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
+        self.gpu.launch(&SOURCE, "begin_update", [1, 1, 1], &args)?;
+
+        self.find_chunks(trains)?;
+        let (_, chunks, count) = self.chunks.as_ref().expect("found just now");
+        let grid = [*count, 1, 1];
+        if *count == 0 {
+            return Ok(());
+        }
+        let tensors = [chunks.arg(), self.state.arg(), Arg::At(params), Arg::At(gradients), self.moments[0].arg()];
+        let run = |kernel: &str, more: &[Arg]| self.gpu.launch(&SOURCE, kernel, grid, &[&tensors[..], more].concat());
+        match &self.config {
+            OptimizerConfig::Sgd(c) => {
+                run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32)))
+            }
+            OptimizerConfig::Adamw(c) => {
+                let coefficients = self.gpu.take(8)?;
+                let [b1, b2] = c.betas;
+                let args = [self.state.arg(), Arg::Double(lr), Arg::Double(b1), Arg::Double(b2), coefficients.arg()];
+                self.gpu.launch(&SOURCE, "adamw_prepare", [1, 1, 1], &args)?;
+                let numbers = [1.0 - lr * c.weight_decay, b1, 1.0 - b1, b2, 1.0 - b2, c.eps];
+                let numbers = numbers.map(|v| Arg::Float(v as f32));
+                run("adamw_step", &[&[self.moments[1].arg(), coefficients.arg()][..], &numbers].concat())
+            }
+            OptimizerConfig::Lars(c) => {
+                let norms = self.gpu.take(count * 16)?;
+                let trust = self.gpu.take(self.layout.entries.len() * 4)?;
+                let decay = Arg::Float(c.weight_decay as f32);
+                let args = [chunks.arg(), Arg::At(params), Arg::At(gradients), decay, norms.arg()];
+                self.gpu.launch(&SOURCE, "lars_norms", grid, &args)?;
+                let args = [chunks.arg(), Arg::count(*count), norms.arg(), Arg::Double(c.eta), trust.arg()];
+                self.gpu.launch(&SOURCE, "lars_trust", one_each(*count), &args)?;
+                run("lars_step", &[trust.arg(), Arg::Float(lr as f32), Arg::Float(c.momentum as f32), decay])
+            }
+        }
+    }
+
+    /// How loss scaling went; None in f32. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn scaling(&self) -> Result<Option<Scaling>, GpuError> {
+        if self.scaled == 0 {
+            return Ok(None);
+        }
+        let state: Vec<f32> = self.state.read()?;
+        Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
+    }
+
+    /// What a checkpoint must hold: as on the CPU, and the loss scaling's state in f16. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<Vec<NamedTensor<f32>>, GpuError> {
+        let mut state = Vec::new();
+        for (i, moment) in self.moments.iter().enumerate() {
+            state.push(NamedTensor::real(format!("optimizer.moment{}", i + 1), &[self.layout.len()], moment.read()?));
+        }
+        let values: Vec<f32> = self.state.read()?;
+        state.push(NamedTensor::integer("optimizer.steps", &[1], vec![values[4] as i64]));
+        if self.scaled > 0 {
+            state.push(NamedTensor::real("optimizer.loss_scaling", &[5], values));
+        }
+        Ok(state)
+    }
+
+    /// Takes over what [`OptimizerGpu::state`] gave.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
+        for tensor in tensors {
+            match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
+                (Some("steps"), Values::Integer(steps)) => self.gpu.write(self.state.at() + 16, &[steps[0] as f32])?,
+                (Some("moment1"), Values::Real(moment)) => self.gpu.write(self.moments[0].at(), moment)?,
+                (Some("moment2"), Values::Real(moment)) => self.gpu.write(self.moments[1].at(), moment)?,
+                (Some("loss_scaling"), Values::Real(values)) => self.gpu.write(self.state.at(), values)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn scale(&self, values: u64, len: usize, factor: f32, [unscale, rescale]: [bool; 2]) -> Result<(), GpuError> {
+        let [unscale, rescale] = [unscale, rescale].map(|yes| Arg::Int(yes.into()));
+        let args = [Arg::At(values), Arg::count(len), Arg::Float(factor), self.state.arg(), unscale, rescale];
+        self.gpu.launch(&SOURCE, "scale", strided(len), &args)
+    }
+
+    /// Lays out the chunks of the tensors that are moved, unless they are those of the last time.
+    fn find_chunks(&mut self, trains: impl Fn(usize) -> bool) -> Result<(), GpuError> {
+        let moved: Vec<bool> = (0..self.layout.entries.len()).map(trains).collect();
+        if self.chunks.as_ref().is_some_and(|(known, ..)| *known == moved) {
+            return Ok(());
+        }
+        let mut chunks: Vec<i32> = Vec::new();
+        for (i, entry) in self.layout.entries.iter().enumerate().filter(|(i, _)| moved[*i]) {
+            for offset in entry.range().step_by(CHUNK) {
+                let length = CHUNK.min(entry.range().end - offset);
+                chunks.extend([offset as i32, length as i32, i as i32, i32::from(entry.shape.len() > 1)]);
+            }
+        }
+        let count = chunks.len() / 4;
+        self.chunks = Some((moved, self.gpu.upload(&chunks)?, count));
+        Ok(())
+    }
+}
+
+/// target <- m target + (1 - m) source, of `len` values each.
+///
+/// # Errors
+/// When the device fails.
+pub fn ema(gpu: &Gpu, target: u64, source: u64, len: usize, m: f64) -> Result<(), GpuError> {
+    let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
+    gpu.launch(&SOURCE, "ema", strided(len), &[Arg::At(target), Arg::At(source), Arg::count(len), keep, take])
+}
+
+fn strided(len: usize) -> [usize; 3] {
+    [len.div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ops::{
+            cuda::testing::on_every_gpu,
+            golden::{Golden, assert_close},
+        },
+        train::{AdamwConfig, LarsConfig, LrScaling, SgdConfig, optimizer::Optimizer},
+    };
+
+    const NAMES: [&str; 4] = ["w", "conv", "b", "zero"];
+
+    fn agrees(case: &str, config: &OptimizerConfig, lrs: [f64; 3]) {
+        let golden = Golden::load(case);
+        let mut layout = Layout::default();
+        for name in NAMES {
+            layout.push(name, &golden.shape(&format!("in.{name}")));
+        }
+        let load =
+            |prefix: &str| NAMES.iter().flat_map(|n| golden.get::<f32>(&format!("{prefix}{n}"))).collect::<Vec<_>>();
+        on_every_gpu(|gpu| {
+            let params = gpu.upload(&load("in.")).unwrap();
+            let mut optimizer = OptimizerGpu::new(gpu, config, &layout, 0).unwrap();
+            for (i, lr) in lrs.into_iter().enumerate() {
+                let gradients = gpu.upload(&load(&format!("in.grad{i}."))).unwrap();
+                optimizer.step(params.at(), gradients.at(), lr, 1, |_| true).unwrap();
+                let state = optimizer.state().unwrap();
+                optimizer = OptimizerGpu::new(gpu, config, &layout, 0).unwrap();
+                optimizer.restore(&state).unwrap();
+                let values: Vec<f32> = params.read().unwrap();
+                for entry in &layout.entries {
+                    let expected = golden.get::<f32>(&format!("out.step{i}.{}", entry.name));
+                    // PyTorch's own f32 run is off by 2e-7.
+                    assert_close(&format!("{case} {i} {}", entry.name), &values[entry.range()], &expected, 5e-7);
+                }
+            }
+            params.read::<f32>().unwrap()
+        });
+    }
+
+    #[test]
+    fn lars_and_adamw_agree_with_the_reference() {
+        let scaling = LrScaling::None;
+        let lars = LarsConfig { base_lr: 0.3, lr_scaling: scaling, momentum: 0.9, eta: 1e-3, weight_decay: 1e-2 };
+        agrees("lars", &OptimizerConfig::Lars(lars), [0.3, 0.2, 0.1]);
+        let adamw =
+            AdamwConfig { base_lr: 1e-2, lr_scaling: scaling, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1 };
+        agrees("adamw", &OptimizerConfig::Adamw(adamw), [1e-2, 5e-3, 1e-3]);
+    }
+
+    fn sgd() -> OptimizerConfig {
+        let scaling = LrScaling::None;
+        OptimizerConfig::Sgd(SgdConfig { base_lr: 0.1, lr_scaling: scaling, momentum: 0.9, weight_decay: 0.5 })
+    }
+
+    /// Tensors of several chunks, accumulation, and a tensor that stays, against the CPU.
+    #[test]
+    fn every_optimiser_moves_large_tensors_as_the_cpu_does() {
+        let mut layout = Layout::default();
+        layout.push("weight", &[3, 3000]);
+        layout.push("bias", &[7]);
+        layout.push("stays", &[2, 2]);
+        let ramp = |step: f32| (0..layout.len()).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
+        let lars =
+            LarsConfig { base_lr: 0.3, lr_scaling: LrScaling::None, momentum: 0.9, eta: 1e-3, weight_decay: 1e-2 };
+        let adamw = AdamwConfig {
+            base_lr: 1e-2,
+            lr_scaling: LrScaling::None,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.1,
+        };
+        for config in [sgd(), OptimizerConfig::Lars(lars), OptimizerConfig::Adamw(adamw)] {
+            let mut expected = ramp(0.7);
+            let mut cpu = Optimizer::new(&config, layout.len());
+            let half: Vec<f32> = ramp(0.3).iter().map(|g| g * 0.5).collect();
+            cpu.step(&layout, &mut expected, &half, 0.1, |entry| entry < 2);
+            on_every_gpu(|gpu| {
+                let (params, gradients) = (gpu.upload(&ramp(0.7)).unwrap(), gpu.upload(&ramp(0.3)).unwrap());
+                let mut optimizer = OptimizerGpu::new(gpu, &config, &layout, 0).unwrap();
+                optimizer.step(params.at(), gradients.at(), 0.1, 2, |entry| entry < 2).unwrap();
+                let found: Vec<f32> = params.read().unwrap();
+                assert_close(&format!("{config:?}"), &found, &expected, 1e-6);
+                found
+            });
+        }
+    }
+
+    #[test]
+    fn an_update_whose_gradients_overflowed_is_skipped_and_counted() {
+        let mut layout = Layout::default();
+        layout.push("encoder", &[1, 1]);
+        layout.push("head", &[1, 1]);
+        on_every_gpu(|gpu| {
+            let params = gpu.upload(&[2.0f32, 2.0]).unwrap();
+            let mut optimizer = OptimizerGpu::new(gpu, &sgd(), &layout, 1).unwrap();
+            let mut step = |optimizer: &mut OptimizerGpu, encoder: f32| {
+                let gradients = gpu.upload(&[encoder, 1.0f32]).unwrap();
+                optimizer.step(params.at(), gradients.at(), 0.1, 1, |_| true).unwrap();
+                params.read::<f32>().unwrap()
+            };
+            assert_eq!(step(&mut optimizer, f32::INFINITY), [2.0, 2.0]);
+            let halved = FIRST_SCALE / 2.0;
+            assert_eq!(optimizer.scaling().unwrap(), Some(Scaling { scale: halved, skipped: 1, taken: 0 }));
+            // By hand: p = 2, g = 1, wd = 0.5, lr = 0.1: m = 2, p = 1.8.
+            let after = step(&mut optimizer, halved);
+            assert!(after.iter().all(|p| (p - 1.8).abs() < 1e-6), "{after:?}");
+            assert_eq!(optimizer.scaling().unwrap(), Some(Scaling { scale: halved, skipped: 1, taken: 1 }));
+            let gradient = gpu.upload(&[0.5f32]).unwrap();
+            optimizer.scale_features(gradient.at(), 1).unwrap();
+            assert_eq!(gradient.read::<f32>().unwrap(), [0.5 * halved]);
+            after
+        });
+    }
+
+    #[test]
+    fn the_average_agrees_with_the_cpus() {
+        let (target, source) = ([1.0f32, -2.0, 0.5], [0.3f32, 4.0, -1.0]);
+        on_every_gpu(|gpu| {
+            let (t, s) = (gpu.upload(&target).unwrap(), gpu.upload(&source).unwrap());
+            ema(gpu, t.at(), s.at(), 3, 0.99).unwrap();
+            let mut expected = target.to_vec();
+            crate::train::ema::ema(&mut expected, &source, 0.99);
+            assert_close("ema", &t.read::<f32>().unwrap(), &expected, 1e-7);
+        });
+    }
+}
