@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, System};
 
+use crate::train::Device;
+
 /// Where an artifact was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
@@ -28,7 +30,7 @@ impl Environment {
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             cpu: cpu_model().to_owned(),
             threads: rayon::current_num_threads() as u64,
-            device: "cpu".to_owned(),
+            device: Device::chosen().to_string(),
         }
     }
 

@@ -14,6 +14,7 @@ use super::{Global, show};
 use crate::{
     artifact::{Attempt, Lock, cpu_model},
     ops::simd,
+    train::found_cuda,
 };
 
 /// Memory below which even small experiments may not fit.
@@ -79,11 +80,22 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     ];
     checks.extend(runs_root(&global.runs));
     checks.push(ok("device cpu", "usable"));
-    checks.push(ok("device cuda", "this build has no CUDA support; everything runs on the cpu"));
+    checks.extend(cuda(found_cuda()));
     let text = if args.json { format!("{}\n", to_json(&checks)) } else { to_text(&checks) };
     write!(std::io::stdout(), "{text}")?;
     let broken = checks.iter().any(|check| check.status == Status::Error);
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The GPUs, or why there is none: that is nothing bad unless one was wanted.
+fn cuda(found: Result<Vec<String>, String>) -> Vec<Check> {
+    match found {
+        Err(why) => vec![ok("device cuda", format!("not usable: {why}"))],
+        Ok(devices) => {
+            let check = |(i, text): (usize, &String)| ok("device cuda", format!("cuda:{i} usable: {text}"));
+            devices.iter().enumerate().map(check).collect()
+        }
+    }
 }
 
 fn vectors(unit: &'static str) -> Check {
@@ -246,6 +258,14 @@ warning  threads      8 on 2 processors
         assert_eq!(text, expected);
         assert_eq!(threads(None, Some(2)), ok("threads", "2, one per processor"));
         assert_eq!(vectors("scalar").status, Status::Warning);
+    }
+
+    #[test]
+    fn gpus_are_listed_or_it_is_said_why_there_is_none() {
+        let none = cuda(Err("no driver".into()));
+        assert_eq!(none, [ok("device cuda", "not usable: no driver")]);
+        let two = cuda(Ok(vec!["A".into(), "B".into()]));
+        assert_eq!(two[1], ok("device cuda", "cuda:1 usable: B"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{io, io::Write, process::ExitCode};
 
-use crate::{spec::SpecErrors, stage::Stopped};
+use crate::{spec::SpecErrors, stage::Stopped, train::DeviceError};
 
 /// Prints `error: …` with its causes to stderr; gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
@@ -20,6 +20,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
         Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => 130,
         Some(Stopped::Diverged(_)) => 4,
         None if error.downcast_ref::<SpecErrors>().is_some() => 2,
+        // A device that is not there is a matter of usage, as an unknown one is.
+        None if error.downcast_ref::<DeviceError>().is_some() => 2,
         None => 1,
     }
 }

@@ -3,6 +3,8 @@
 mod config;
 mod infonce;
 mod logits;
+#[cfg(any(test, feature = "cuda"))]
+mod mirror;
 mod mlp;
 mod nnclr;
 mod positives;
@@ -88,6 +90,26 @@ impl<E: Real> Method<E> {
     pub fn before_step(&self, layout: &Layout, params: &mut [E]) {
         if let Method::Swav(method) = self {
             method.before_step(layout, params);
+        }
+    }
+
+    /// The entry of the parameters whose rows [`Method::before_step`] brings to unit length, where there is one.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn unit_rows(&self) -> Option<usize> {
+        match self {
+            Method::Swav(method) => Some(method.unit_rows()),
+            Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) | Method::Snclr(_) => None,
+        }
+    }
+
+    /// Has queues searched on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
+        match self {
+            Method::Nnclr(method) => method.search_on(gpu),
+            Method::Snclr(method) => method.search_on(gpu),
+            // SwAV's queues are multiplied, not searched.
+            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => {}
         }
     }
 

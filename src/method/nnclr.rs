@@ -32,6 +32,12 @@ impl<E: Real> Nnclr<E> {
         Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed) }
     }
 
+    /// Has the queue searched on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
+        self.queue.search_on(gpu);
+    }
+
     /// What a checkpoint must hold beside the parameters.
     pub fn state(&self) -> Vec<NamedTensor<E>> {
         self.queue.state()

@@ -8,7 +8,7 @@ use crate::ops::{
     named::{NamedTensor, Values},
     normalize::{norm, normalize_rows},
     random::{Purpose, stream},
-    topk::top_k,
+    topk::{TopK, top_k},
 };
 
 /// Marks a row that came from no sample, or a sample without label.
@@ -32,6 +32,9 @@ pub struct Queue<E> {
     steps: Vec<i64>,
     /// Where the next row goes.
     next: usize,
+    /// Where it is searched, if that is a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    mirror: Option<super::mirror::Mirror>,
 }
 
 /// The K nearest rows of each query, nearest first.
@@ -89,7 +92,15 @@ impl<E: Real> Queue<E> {
             labels: vec![NONE; length],
             steps: vec![NONE; length],
             next: 0,
+            #[cfg(any(test, feature = "cuda"))]
+            mirror: None,
         }
+    }
+
+    /// Has it searched on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
+        self.mirror = Some(super::mirror::Mirror::new(gpu));
     }
 
     /// All rows [length, dim], at unit length.
@@ -106,12 +117,11 @@ impl<E: Real> Queue<E> {
     /// the query's own sample are left out.
     ///
     /// # Errors
-    /// When fewer than K rows are left.
-    pub fn search(&self, queries: &[E], k: usize, exclude: Option<&[i64]>) -> Result<Neighbours<E>, TooFewNeighbours> {
-        let own = |query: usize, row: usize| exclude.is_some_and(|samples| samples[query] == self.samples[row]);
-        let found = top_k(queries, &self.bank, self.dim, k, own);
+    /// [`TooFewNeighbours`] when fewer than K rows are left; or when the GPU fails that searches.
+    pub fn search(&self, queries: &[E], k: usize, exclude: Option<&[i64]>) -> anyhow::Result<Neighbours<E>> {
+        let found = self.find(queries, k, exclude)?;
         if found.k < k {
-            return Err(TooFewNeighbours { length: self.samples.len(), available: found.k, k });
+            return Err(TooFewNeighbours { length: self.samples.len(), available: found.k, k }.into());
         }
         let indices = found.indices;
         let vectors = indices.iter().flat_map(|i| &self.bank[i * self.dim..(i + 1) * self.dim]).copied().collect();
@@ -119,6 +129,16 @@ impl<E: Real> Queue<E> {
         let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
         let (samples, labels, steps) = (of_each(&self.samples), of_each(&self.labels), of_each(&self.steps));
         Ok(Neighbours { k, vectors, norms, samples, labels, steps, similarities: found.scores })
+    }
+
+    fn find(&self, queries: &[E], k: usize, exclude: Option<&[i64]>) -> anyhow::Result<TopK<E>> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(mirror) = &self.mirror {
+            let rows = super::mirror::Rows { bank: &self.bank, samples: &self.samples, dim: self.dim };
+            return Ok(mirror.search(rows, queries, k, exclude)?);
+        }
+        let own = |query: usize, row: usize| exclude.is_some_and(|samples| samples[query] == self.samples[row]);
+        Ok(top_k(queries, &self.bank, self.dim, k, own))
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.
@@ -132,6 +152,8 @@ impl<E: Real> Queue<E> {
             self.samples[self.next] = origin.samples[i];
             self.labels[self.next] = origin.labels[i];
             self.steps[self.next] = origin.step as i64;
+            #[cfg(any(test, feature = "cuda"))]
+            self.mirror.iter_mut().for_each(|mirror| mirror.changed(self.next));
             self.next = (self.next + 1) % length;
             if self.next == 0 && overflow == Overflow::Truncate {
                 return;
@@ -155,6 +177,8 @@ impl<E: Real> Queue<E> {
 
     /// Takes over what [`Queue::state`] gave; tensors of other names are left alone.
     pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
+        #[cfg(any(test, feature = "cuda"))]
+        self.mirror.iter_mut().for_each(super::mirror::Mirror::forget);
         for tensor in tensors {
             let part = tensor.name.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
             match (part, &tensor.values) {

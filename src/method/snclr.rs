@@ -10,7 +10,7 @@ use super::{
     Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput, device_error,
     logits::{contrast, each_view_predicted},
     mlp::init_linear,
-    queue::{Neighbours, Origin, Queue, TooFewNeighbours},
+    queue::{Neighbours, Origin, Queue},
 };
 use crate::ops::{
     Real,
@@ -52,6 +52,12 @@ impl<E: Real> Snclr<E> {
             init_linear(seed, layout, f1, params);
             init_linear(seed, layout, f2, params);
         }
+    }
+
+    /// Has the queue searched on a GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
+        self.queue.search_on(gpu);
     }
 
     /// What a checkpoint must hold beside the parameters.
@@ -104,7 +110,7 @@ impl<E: Real> Snclr<E> {
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
-    fn look_up(&self, y2: &[E], samples: &[i64]) -> Result<Neighbours<E>, TooFewNeighbours> {
+    fn look_up(&self, y2: &[E], samples: &[i64]) -> anyhow::Result<Neighbours<E>> {
         self.queue.search(y2, self.config.k, self.config.exclude_self.then_some(samples))
     }
 

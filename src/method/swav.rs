@@ -58,6 +58,12 @@ impl<E: Real> Swav<E> {
         normalize_rows(&mut params[layout.entries[self.prototypes].range()], self.dim);
     }
 
+    /// The entry whose rows [`Swav::before_step`] brings to unit length.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn unit_rows(&self) -> usize {
+        self.prototypes
+    }
+
     /// Whether the optimiser moves an entry of the parameters at this time.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
         entry != self.prototypes || epoch >= self.config.freeze_prototypes_epochs

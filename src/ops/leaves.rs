@@ -4,11 +4,20 @@ use std::ops::Range;
 
 use dfdx::prelude::*;
 
+#[cfg(any(test, feature = "cuda"))]
+use super::arena::Entry;
 use super::{Real, arena::Layout, seam::Matrix};
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
 enum Leaf<E: Dtype, D: Device<E>> {
+    Matrix(Matrix<E, D>),
+    Vector(Tensor<(usize,), E, D>),
+}
+
+/// The gradient of one parameter, on the device.
+#[cfg(any(test, feature = "cuda"))]
+pub enum Gradient<E: Dtype, D: Device<E>> {
     Matrix(Matrix<E, D>),
     Vector(Tensor<(usize,), E, D>),
 }
@@ -37,6 +46,59 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
             });
         }
         Ok(Self { first, leaves })
+    }
+
+    /// The entries `entries` from tensors that `matrix` and `vector` give. They must have one or two axes.
+    ///
+    /// # Errors
+    /// Those of `matrix` and `vector`.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn from_tensors<Error>(
+        layout: &Layout,
+        entries: Range<usize>,
+        matrix: impl Fn(&Entry, (usize, usize)) -> Result<Matrix<E, D>, Error>,
+        vector: impl Fn(&Entry, usize) -> Result<Tensor<(usize,), E, D>, Error>,
+    ) -> Result<Self, Error> {
+        let first = entries.start;
+        let mut leaves = Vec::with_capacity(entries.len());
+        for entry in &layout.entries[entries] {
+            leaves.push(match entry.shape[..] {
+                [rows, columns] => Leaf::Matrix(matrix(entry, (rows, columns))?),
+                [len] => Leaf::Vector(vector(entry, len)?),
+                _ => panic!("{} has neither one nor two axes", entry.name),
+            });
+        }
+        Ok(Self { first, leaves })
+    }
+
+    /// Shows `visit` the gradient of every leaf, with its entry.
+    ///
+    /// # Errors
+    /// The device's, when memory runs out.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn each_gradient(
+        &self,
+        layout: &Layout,
+        gradients: &mut Gradients<E, D>,
+        mut visit: impl FnMut(&Entry, Gradient<E, D>),
+    ) -> Result<(), D::Err> {
+        for (entry, leaf) in layout.entries[self.first..].iter().zip(&self.leaves) {
+            // A parameter that took no part has a gradient of zero.
+            visit(
+                entry,
+                match leaf {
+                    Leaf::Matrix(leaf) => {
+                        gradients.try_alloc_for(leaf)?;
+                        Gradient::Matrix(gradients.get(leaf))
+                    }
+                    Leaf::Vector(leaf) => {
+                        gradients.try_alloc_for(leaf)?;
+                        Gradient::Vector(gradients.get(leaf))
+                    }
+                },
+            );
+        }
+        Ok(())
     }
 
     /// The matrix of an entry of the layout.

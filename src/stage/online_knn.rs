@@ -12,7 +12,7 @@ use crate::{
         augment::{AugmentationsConfig, EvalTransform, EvalTransformConfig},
     },
     ops::normalize::normalize_rows,
-    train::{PretrainConfig, Trainer},
+    train::{AnyTrainer, PretrainConfig},
 };
 
 /// Images of the training and of the test split that take part, at most; spread evenly over the split.
@@ -88,7 +88,7 @@ impl OnlineKnn {
     ///
     /// # Errors
     /// When an image cannot be read.
-    pub fn top1(&self, trainer: &Trainer<f32>) -> anyhow::Result<f64> {
+    pub fn top1(&self, trainer: &AnyTrainer) -> anyhow::Result<f64> {
         let (train, test) = (self.embed(&self.train, trainer)?, self.embed(&self.test, trainer)?);
         let labels = self.train.labels.iter().chain(&self.test.labels);
         let ks = [K.min(self.train.samples.len())];
@@ -100,8 +100,8 @@ impl OnlineKnn {
     }
 
     /// Features of unit length.
-    fn embed(&self, part: &Part, trainer: &Trainer<f32>) -> anyhow::Result<Vec<f32>> {
-        let (model, online) = (trainer.model(), trainer.online());
+    fn embed(&self, part: &Part, trainer: &AnyTrainer) -> anyhow::Result<Vec<f32>> {
+        let (model, online) = (trainer.model(), trainer.online()?);
         let (params, buffers) = model.encoder_len();
         let image = self.size * self.size * 3;
         let mut features = Vec::new();

@@ -26,7 +26,7 @@ use crate::{
     artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
     dataset::Split,
     ops::named::NamedTensor,
-    train::{Health, Loader, Positiveness, StepRow, Trainer, Warning, learning_rates},
+    train::{AnyTrainer, Device, Health, Loader, Positiveness, StepRow, Warning, learning_rates},
 };
 
 /// Health rows in a row that must show a collapse before training stops.
@@ -58,15 +58,15 @@ pub fn run(
     // An epoch consists of whole updates, so that none is cut by its end.
     let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
-    let mut trainer = Trainer::<f32>::new(config, steps_per_epoch, images)?;
+    let mut trainer = AnyTrainer::new(Device::chosen(), config, steps_per_epoch, images)?;
     announce(config, &trainer, images, total, context);
 
     if let Some(state) = load_checkpoint(context.checkpoints)? {
-        trainer.restore(&state);
+        trainer.restore(&state)?;
         context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
     } else if let Some(path) = config.encoder.init() {
         let [params, buffers] = initial::load(&trainer.model().encoder, path)?;
-        trainer.start_encoder_from([&params, &buffers]);
+        trainer.start_encoder_from([&params, &buffers])?;
         context.progress.log(&format!("the encoder starts from {}", path.display()));
     }
     let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
@@ -112,18 +112,21 @@ pub fn run(
             stop_if_asked(context.interrupt, trainer.steps())?;
         }
     }
+    if let Some(scaling) = trainer.scaling()? {
+        context.progress.log(&scaling);
+    }
     log.flush(context.checkpoints, total)?;
     write(&trainer, context.checkpoints, total, batch, out)
 }
 
 /// Says what is about to happen.
-fn announce(config: &PretrainConfig, trainer: &Trainer<f32>, images: usize, total: u64, context: &StageContext) {
+fn announce(config: &PretrainConfig, trainer: &AnyTrainer, images: usize, total: u64, context: &StageContext) {
     let (base, effective) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
     context.progress.log(&format!(
         "{images} images, {} epochs, {total} steps of {}; {} parameters; learning rate {effective} (base {base})",
         config.epochs,
         config.batch_size,
-        trainer.online().params.len(),
+        trainer.model().params.len(),
     ));
 }
 
@@ -177,9 +180,9 @@ impl Log {
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
-    fn save(&mut self, trainer: &Trainer<f32>, checkpoints: &Checkpoints) -> anyhow::Result<()> {
+    fn save(&mut self, trainer: &AnyTrainer, checkpoints: &Checkpoints) -> anyhow::Result<()> {
         self.flush(checkpoints, trainer.steps())?;
-        checkpoints.save(trainer.steps(), &[("state", tensors::to_rows(&trainer.state()))])
+        checkpoints.save(trainer.steps(), &[("state", tensors::to_rows(&trainer.state()?))])
     }
 
     /// Appends the rows to the segments. `next_step` is the step that the next row will be of.
@@ -197,13 +200,13 @@ impl Log {
 
 /// Writes the artifact: weights, heads, queue, metrics, timing, summary.
 fn write(
-    trainer: &Trainer<f32>,
+    trainer: &AnyTrainer,
     checkpoints: &Checkpoints,
     total: u64,
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
-    let (model, online) = (trainer.model(), trainer.online());
+    let (model, online) = (trainer.model(), trainer.online()?);
     let mut encoder = Vec::new();
     let mut heads = Vec::new();
     for (layout, values) in [(&model.params, &online.params), (&model.buffers, &online.buffers)] {
@@ -216,7 +219,7 @@ fn write(
         }
     }
     let mut tables = vec![("weights", encoder), ("heads", heads)];
-    if let Some(branch) = trainer.momentum() {
+    if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
         for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {

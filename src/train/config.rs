@@ -130,6 +130,10 @@ pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
+    /// 32-bit floating point in memory; a GPU's tensor cores may read 10 bits of mantissa. On the CPU the same as f32.
+    Tf32,
+    /// 16-bit floating point in the encoder, with f32 sums, parameters and statistics, and loss scaling. Needs a GPU.
+    F16,
 }
 
 /// Diagnostics of a training run.

@@ -1,7 +1,11 @@
 //! Pretraining: one step, schedules, optimisers, EMA, batches and health metrics.
 
+mod any;
 mod config;
+mod device;
 mod ema;
+#[cfg(any(test, feature = "cuda"))]
+mod gpu;
 mod health;
 mod loader;
 mod model;
@@ -15,7 +19,9 @@ mod warning;
 #[cfg(test)]
 mod tests;
 
+pub use any::AnyTrainer;
 pub use config::*;
+pub use device::{Device, DeviceError, NOT_BUILT, found_cuda};
 pub use health::Health;
 pub use loader::{Loader, augment};
 pub use model::{Branch, Model};

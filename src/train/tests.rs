@@ -29,7 +29,7 @@ struct PretrainSections {
 }
 
 /// The sections of the golden trajectories' spec.
-struct Sections {
+pub(super) struct Sections {
     augmentations: AugmentationsConfig,
     encoder: EncoderConfig,
     projector: MlpConfig,
@@ -94,7 +94,7 @@ impl Sections {
         Self::new(json!({"name": "infonce", "tau": 0.2, "loss_scale": 0.4, "momentum": 0.9}))
     }
 
-    fn config(&self) -> PretrainConfig<'_> {
+    pub(super) fn config(&self) -> PretrainConfig<'_> {
         PretrainConfig {
             seed: 0,
             augmentations: &self.augmentations,
@@ -112,12 +112,17 @@ impl Sections {
         }
     }
 
-    fn trainer<E: Real>(&self) -> Trainer<E>
+    pub(super) fn trainer<E: Real>(&self) -> Trainer<E>
     where
         Cpu: Backend<E, Err = CpuError>,
     {
         Trainer::new(&self.config(), 3, 8).unwrap()
     }
+}
+
+/// One of each method.
+pub(super) fn sweep_of_methods() -> Vec<Sections> {
+    vec![Sections::infonce(), Sections::nnclr(), Sections::swav(json!({})), Sections::snclr(json!({}))]
 }
 
 /// The reference's name of one of our tensors.

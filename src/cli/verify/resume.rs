@@ -165,6 +165,7 @@ impl Trial<'_> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new(program);
         command.args(["--quiet", "--runs"]).arg(&self.root);
+        command.args(["--device", &self.global.device.to_string()]);
         if let Some(threads) = self.global.threads {
             command.args(["--threads", &threads.to_string()]);
         }

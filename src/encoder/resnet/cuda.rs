@@ -268,7 +268,8 @@ impl Pass<'_> {
 
         // The gradient before the block's ReLU goes to the last batch norm and to the shortcut.
         let masked = self.take(sizes[count], last.conv.output)?;
-        let (unit, output) = (units.pop().expect("a unit per convolution"), outputs.pop().expect("a block has outputs"));
+        let (unit, output) =
+            (units.pop().expect("a unit per convolution"), outputs.pop().expect("a block has outputs"));
         self.norm_backward(last, &unit, sizes[count], output.at(), [g.at(), masked.at()], gradients)?;
         drop((unit, output));
         let gx = match (&block.shortcut, shortcut) {

@@ -106,7 +106,8 @@ fn resnet50_agrees_with_the_cpu() {
     let mut gradients = vec![0.0; params.len()];
     net.backward(&params, &x, saved, &cot, &mut gradients, &mut memory, ImageGradient::Skip);
     // Cosine with the CPU's: ReLUs and maxima near their edge change sides, so single values may differ, directions not.
-    for (math, features_off, least_cosine) in [(Math::F32, 5e-3, 0.999), (Math::Tf32, 0.5, 0.9), (Math::F16, 0.5, 0.9)] {
+    for (math, features_off, least_cosine) in [(Math::F32, 5e-3, 0.999), (Math::Tf32, 0.5, 0.9), (Math::F16, 0.5, 0.9)]
+    {
         let found = step(&gpu, math, &net, [&params, &buffers, &x], size, |_| cot.clone());
         assert_close(&format!("{math:?} features"), &found.features, &features, features_off);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();

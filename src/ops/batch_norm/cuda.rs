@@ -109,7 +109,8 @@ impl Rows<'_> {
         let found = MomentsGpu { moments: gpu.take(3 * self.channels * 4)?, affine: gpu.take(2 * self.channels * 4)? };
         let [weight, bias, mean, var] = [params.weight, params.bias, running[0], running[1]].map(Arg::At);
         let (moments, affine) = (found.moments.arg(), found.affine.arg());
-        let args = [parts.arg(), Arg::count(grid[1]), rows, channels, part_rows, weight, bias, mean, var, moments, affine];
+        let args =
+            [parts.arg(), Arg::count(grid[1]), rows, channels, part_rows, weight, bias, mean, var, moments, affine];
         gpu.launch(source, "bn_combine", one_each(self.channels), &args)?;
         Ok(found)
     }
@@ -164,7 +165,8 @@ impl Rows<'_> {
         gpu.launch(source, "bn_backward_sums", grid, &args)?;
         let coefficients = gpu.take(3 * self.channels * 4)?;
         let [weight, g_weight, g_bias] = [params.weight, g_params.weight, g_params.bias].map(Arg::At);
-        let args = [parts.arg(), Arg::count(grid[1]), rows, channels, moments, weight, g_weight, g_bias, coefficients.arg()];
+        let args =
+            [parts.arg(), Arg::count(grid[1]), rows, channels, moments, weight, g_weight, g_bias, coefficients.arg()];
         gpu.launch(source, "bn_backward_combine", one_each(self.channels), &args)?;
         let (masked, gx, accumulate) = (Arg::At(masked), Arg::At(gx), Arg::Int(accumulate.into()));
         let args =

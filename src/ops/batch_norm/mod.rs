@@ -12,6 +12,8 @@ mod tests;
 
 pub use moments::{Moments, TileMoments};
 pub use op::{BatchNormKernel, RunningStatistics, batch_norm};
+#[cfg(feature = "cuda")]
+pub use op::{Normalised, WeightBias};
 
 use rayon::prelude::*;
 

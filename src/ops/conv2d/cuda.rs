@@ -89,7 +89,14 @@ impl Conv2d {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn backward_data_gpu(&self, on: OnGpu, gy: u64, weight: u64, gx: u64, accumulate: bool) -> Result<(), GpuError> {
+    pub fn backward_data_gpu(
+        &self,
+        on: OnGpu,
+        gy: u64,
+        weight: u64,
+        gx: u64,
+        accumulate: bool,
+    ) -> Result<(), GpuError> {
         let both = gcd(self.input, self.output);
         let variant = self.variant(on.math, both, self.input, [gy, weight]);
         self.whole(on, "data", variant, [on.size.pixels(), self.input], [gy, weight, gx], accumulate)
@@ -252,7 +259,9 @@ mod tests {
                 let tolerance = tolerance * 32.0;
                 on_every_gpu(|gpu| {
                     let results = passes(gpu, math, &conv, size, [&x, &weight, &cot]);
-                    for (what, actual, expected) in [("y", &results[0], &y), ("gx", &results[1], &gx), ("gw", &results[3], &gw)] {
+                    for (what, actual, expected) in
+                        [("y", &results[0], &y), ("gx", &results[1], &gx), ("gw", &results[3], &gw)]
+                    {
                         assert_close(&format!("{conv:?} {math:?} {what}"), actual, expected, tolerance);
                     }
                     bits(&results)

@@ -178,7 +178,13 @@ impl Gpu {
     ///
     /// # Errors
     /// When it does not compile, or the device fails.
-    pub fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
+    pub fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        grid: [usize; 3],
+        args: &[Arg],
+    ) -> Result<(), GpuError> {
         self.0.driver.launch(source, kernel, grid, args)
     }
 }

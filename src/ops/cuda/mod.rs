@@ -4,6 +4,10 @@
 //! first used. What launches kernels sees a [`Gpu`], behind which is the CUDA driver or, in tests, an emulation that
 //! compiles the very same sources as C++ and runs them on the CPU.
 
+#[cfg(feature = "cuda")]
+mod address;
+#[cfg(feature = "cuda")]
+pub mod backend;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub mod emulator;
@@ -13,6 +17,8 @@ mod source;
 #[cfg(test)]
 pub mod testing;
 
+#[cfg(feature = "cuda")]
+pub use address::address;
 pub use driver::{Arg, Buffer, Driver, Gpu, GpuError, Plain};
 pub use source::{Scalar, Source};
 

@@ -1,13 +1,13 @@
 //! The CUDA driver, on the stream and the device that dfdx uses.
 
 use std::{
-    collections::HashSet,
-    ffi::c_int,
+    collections::{HashMap, hash_map::Entry},
+    ffi::{CString, c_int},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::{
-    driver::{CudaDevice, DriverError, LaunchAsync, LaunchConfig, result, sys},
+    driver::{CudaDevice, DriverError, result, sys},
     nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
 };
 use dfdx::prelude::{Cuda, Storage};
@@ -90,9 +90,16 @@ pub struct Nvidia {
     name: String,
     /// Architecture in NVRTC's terms, e.g. `compute_90`.
     architecture: &'static str,
-    /// Names of the sources that are compiled and loaded.
-    loaded: Mutex<HashSet<&'static str>>,
+    /// Kernels of the sources that are compiled and loaded.
+    loaded: Mutex<HashMap<&'static str, HashMap<&'static str, Function>>>,
 }
+
+/// A kernel's handle.
+#[derive(Clone, Copy, Debug)]
+struct Function(sys::CUfunction);
+
+// SAFETY: the driver's handles may be used from any thread of the process.
+unsafe impl Send for Function {}
 
 impl Nvidia {
     /// The driver of dfdx's device.
@@ -100,15 +107,20 @@ impl Nvidia {
     /// # Errors
     /// When the device fails.
     pub fn new(cuda: &Cuda) -> Result<Self, GpuError> {
-        // dfdx keeps its device to itself, but not the storage, which knows it.
-        let storage: <Cuda as Storage<f32>>::Vec =
-            cuda.try_alloc_len(1).map_err(|e| GpuError::NoDevice(format!("{e:?}")))?;
-        let device = storage.device();
+        let device = raw(cuda)?;
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
         let architecture = if found.capability >= 90 { "compute_90" } else { "compute_80" };
         let name = found.name.clone();
         Ok(Self { device, name, architecture, loaded: Mutex::default() })
+    }
+
+    /// Number of a dfdx device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn ordinal(cuda: &Cuda) -> Result<usize, GpuError> {
+        Ok(raw(cuda)?.ordinal())
     }
 
     fn stream(&self) -> sys::CUstream {
@@ -119,16 +131,21 @@ impl Nvidia {
         self.device.bind_to_thread().map_err(failed("changing threads"))
     }
 
-    /// Compiles a source when it is first used.
-    fn load(&self, source: &'static Source) -> Result<(), GpuError> {
+    /// The function of a kernel; its source is compiled when it is first used.
+    fn function(&self, source: &'static Source, kernel: &str) -> Result<Function, GpuError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.contains(source.name) {
-            return Ok(());
-        }
-        let options = CompileOptions {
-            arch: Some(self.architecture),
-            ..CompileOptions::default()
+        let functions = match loaded.entry(source.name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.compile(source)?),
         };
+        functions
+            .get(kernel)
+            .copied()
+            .ok_or_else(|| GpuError::Failed { what: kernel.into(), why: format!("{} has no such kernel", source.name) })
+    }
+
+    fn compile(&self, source: &'static Source) -> Result<HashMap<&'static str, Function>, GpuError> {
+        let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
         let ptx = compile_ptx_with_opts(source.for_gpu(), options).map_err(|error| GpuError::Compile {
             name: source.name.into(),
             log: match error {
@@ -136,10 +153,28 @@ impl Nvidia {
                 other => format!("{other:?}"),
             },
         })?;
-        self.device.load_ptx(ptx, source.name, source.kernels).map_err(failed("loading kernels"))?;
-        loaded.insert(source.name);
-        Ok(())
+        let image = CString::new(ptx.to_src()).map_err(|_| GpuError::Compile {
+            name: source.name.into(),
+            log: "the compiler gave something else than text".into(),
+        })?;
+        self.bind()?;
+        // SAFETY: the image is a text that ends with NUL; the module stays loaded as long as the process lives.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(failed("loading kernels"))?;
+        let function = |name: &&'static str| {
+            let symbol = CString::new(*name).expect("names of kernels have no NUL");
+            // SAFETY: the module was loaded just now.
+            let function = unsafe { result::module::get_function(module, symbol) }.map_err(failed(name))?;
+            Ok((*name, Function(function)))
+        };
+        source.kernels.iter().map(function).collect()
     }
+}
+
+/// The device below a dfdx device: dfdx keeps it to itself, but not the storage, which knows it.
+fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
+    let storage: <Cuda as Storage<f32>>::Vec =
+        cuda.try_alloc_len(1).map_err(|error| GpuError::NoDevice(format!("{error:?}")))?;
+    Ok(storage.device())
 }
 
 fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
@@ -187,15 +222,12 @@ impl Driver for Nvidia {
     }
 
     fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
-        self.load(source)?;
-        let function = self.device.get_func(source.name, kernel).ok_or_else(|| GpuError::Failed {
-            what: kernel.into(),
-            why: format!("{} has no such kernel", source.name),
-        })?;
+        let Function(function) = self.function(source, kernel)?;
+        self.bind()?;
         let [x, y, z] = grid.map(|n| n as u32);
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 };
+        let (grid, block) = ((x, y, z), (THREADS as u32, 1, 1));
         let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
         // SAFETY: the arguments are those that the kernel's source names, and outlive the call, which copies them.
-        unsafe { function.launch(config, &mut pointers[..]) }.map_err(failed(kernel))
+        unsafe { result::launch_kernel(function, grid, block, 0, self.stream(), &mut pointers) }.map_err(failed(kernel))
     }
 }

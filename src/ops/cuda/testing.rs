@@ -10,7 +10,10 @@ pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
         use super::emulator::{ThreadOrder, emulated};
         let orders = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered];
         let results: Vec<T> = orders.iter().filter_map(|order| emulated(*order)).map(|gpu| test(&gpu)).collect();
-        assert!(results.iter().all(|r| *r == results[0]), "the order of threads changes the result: a barrier is missing");
+        assert!(
+            results.iter().all(|r| *r == results[0]),
+            "the order of threads changes the result: a barrier is missing"
+        );
     }
     if let Some(gpu) = nvidia() {
         assert!(test(&gpu) == test(&gpu), "{} does not repeat its result", gpu.name());

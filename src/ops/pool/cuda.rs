@@ -96,8 +96,7 @@ mod tests {
     fn max_pooling_agrees_with_the_reference() {
         let golden = Golden::load("maxpool3x3_s2_p1");
         on_every_gpu(|gpu| {
-            let images =
-                Images { gpu, scalar: Scalar::F32, size: Size { n: 2, h: 8, w: 8 }, channels: 3 };
+            let images = Images { gpu, scalar: Scalar::F32, size: Size { n: 2, h: 8, w: 8 }, channels: 3 };
             let x = gpu.upload(&golden.channels_last::<f32>("in.x")).unwrap();
             let (y, taps) = (gpu.take(96 * 4).unwrap(), gpu.take(96).unwrap());
             images.max_pool(x.at(), y.at(), taps.at()).unwrap();

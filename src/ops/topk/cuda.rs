@@ -4,12 +4,8 @@ use super::TopK;
 use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each};
 
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "topk",
-    defines: "",
-    text: include_str!("topk.cu"),
-    kernels: &["top_k", "top_k_merge", "enqueue"],
-};
+pub static SOURCE: Source =
+    Source { name: "topk", defines: "", text: include_str!("topk.cu"), kernels: &["top_k", "top_k_merge", "enqueue"] };
 
 /// Queries per block.
 const TILE: usize = 64;
@@ -111,7 +107,8 @@ mod tests {
 
     #[test]
     fn finds_what_the_cpu_finds() {
-        for (n, m, dim, k, own) in [(3, 70, 5, 7, false), (70, 1000, 20, 30, true), (130, 600, 16, 3, false), (2, 40, 8, 40, true)]
+        for (n, m, dim, k, own) in
+            [(3, 70, 5, 7, false), (70, 1000, 20, 30, true), (130, 600, 16, 3, false), (2, 40, 8, 40, true)]
         {
             let (queries, bank) = (ramp(n * dim, 0.37), ramp(m * dim, 0.011));
             let bank_samples: Vec<i64> = (0..m as i64).map(|i| i % 50).collect();

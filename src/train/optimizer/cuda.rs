@@ -125,9 +125,7 @@ impl OptimizerGpu {
         let tensors = [chunks.arg(), self.state.arg(), Arg::At(params), Arg::At(gradients), self.moments[0].arg()];
         let run = |kernel: &str, more: &[Arg]| self.gpu.launch(&SOURCE, kernel, grid, &[&tensors[..], more].concat());
         match &self.config {
-            OptimizerConfig::Sgd(c) => {
-                run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32)))
-            }
+            OptimizerConfig::Sgd(c) => run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32))),
             OptimizerConfig::Adamw(c) => {
                 let coefficients = self.gpu.take(8)?;
                 let [b1, b2] = c.betas;
@@ -331,7 +329,7 @@ mod tests {
         on_every_gpu(|gpu| {
             let params = gpu.upload(&[2.0f32, 2.0]).unwrap();
             let mut optimizer = OptimizerGpu::new(gpu, &sgd(), &layout, 1).unwrap();
-            let mut step = |optimizer: &mut OptimizerGpu, encoder: f32| {
+            let step = |optimizer: &mut OptimizerGpu, encoder: f32| {
                 let gradients = gpu.upload(&[encoder, 1.0f32]).unwrap();
                 optimizer.step(params.at(), gradients.at(), 0.1, 1, |_| true).unwrap();
                 params.read::<f32>().unwrap()

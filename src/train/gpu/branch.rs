@@ -1,0 +1,116 @@
+//! One branch's values on a GPU.
+
+use crate::{
+    encoder::cuda::Arenas,
+    ops::{
+        batch_norm::cuda::Rows,
+        conv2d::cuda::Math,
+        cuda::{Buffer, Gpu, GpuError, Scalar},
+    },
+    train::Branch,
+};
+
+/// Parameters and running statistics of a branch. The heads' statistics are on the host, where dfdx's batch norm moves them.
+#[derive(Debug)]
+pub struct BranchGpu {
+    gpu: Gpu,
+    math: Math,
+    /// All parameters, f32.
+    params: Buffer,
+    /// The encoder's in half precision, where that is what it computes in.
+    narrow: Option<Buffer>,
+    /// The encoder's running statistics.
+    statistics: Buffer,
+    /// All running statistics; the encoder's part is not kept up to date.
+    pub host_buffers: Vec<f32>,
+    lens: Lens,
+}
+
+/// Elements of all parameters; of the encoder's; of its running statistics.
+#[derive(Clone, Copy, Debug)]
+struct Lens {
+    params: usize,
+    encoder: usize,
+    statistics: usize,
+}
+
+impl BranchGpu {
+    /// A copy of `branch` on the GPU; the encoder comes first, with so many parameters and running statistics.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(gpu: &Gpu, math: Math, branch: &Branch<f32>, encoder: (usize, usize)) -> Result<Self, GpuError> {
+        let (encoder, statistics) = encoder;
+        let narrow = match math.scalar() {
+            Scalar::F32 => None,
+            Scalar::F16 => Some(gpu.take(encoder * 2)?),
+        };
+        let created = Self {
+            gpu: gpu.clone(),
+            math,
+            params: gpu.upload(&branch.params)?,
+            narrow,
+            statistics: gpu.upload(&branch.buffers[..statistics])?,
+            host_buffers: branch.buffers.clone(),
+            lens: Lens { params: branch.params.len(), encoder, statistics },
+        };
+        created.refresh()?;
+        Ok(created)
+    }
+
+    /// Address of the parameters.
+    pub fn params(&self) -> u64 {
+        self.params.at()
+    }
+
+    /// Elements of the parameters.
+    pub fn len(&self) -> usize {
+        self.lens.params
+    }
+
+    /// What the encoder reads.
+    pub fn arenas(&self) -> Arenas<'_> {
+        let kernels = self.narrow.as_ref().unwrap_or(&self.params).at();
+        Arenas { gpu: &self.gpu, math: self.math, params: self.params.at(), kernels, buffers: self.statistics.at() }
+    }
+
+    /// Brings what is derived of the parameters up to date, after they have moved.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn refresh(&self) -> Result<(), GpuError> {
+        match &self.narrow {
+            Some(narrow) => Rows::narrow(&self.gpu, Scalar::F16, self.params.at(), self.lens.encoder, narrow.at()),
+            None => Ok(()),
+        }
+    }
+
+    /// All values, on the host. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read(&self) -> Result<Branch<f32>, GpuError> {
+        let mut buffers = self.host_buffers.clone();
+        buffers[..self.lens.statistics].copy_from_slice(&self.statistics.read::<f32>()?);
+        Ok(Branch { params: self.params.read()?, buffers })
+    }
+
+    /// Other parameters, as far as `params` goes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn write_params(&self, params: &[f32]) -> Result<(), GpuError> {
+        assert!(params.len() <= self.lens.params);
+        self.gpu.write(self.params.at(), params)?;
+        self.refresh()
+    }
+
+    /// Other running statistics, as far as `buffers` goes, which is at least the encoder's.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn write_buffers(&mut self, buffers: &[f32]) -> Result<(), GpuError> {
+        self.host_buffers[..buffers.len()].copy_from_slice(buffers);
+        self.gpu.write(self.statistics.at(), &buffers[..self.lens.statistics])
+    }
+}

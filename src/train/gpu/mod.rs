@@ -1,0 +1,10 @@
+//! Training on a GPU: encoder, its gradients, optimiser and moving average in our kernels on flat buffers of the device;
+//! heads and losses as dfdx tensors there.
+
+mod branch;
+mod bridge;
+#[cfg(test)]
+mod tests;
+mod trainer;
+
+pub use trainer::GpuTrainer;

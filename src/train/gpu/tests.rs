@@ -1,0 +1,92 @@
+//! Training on every GPU at hand against the CPU's trainer.
+
+use dfdx::prelude::Cpu;
+use rand::RngExt;
+
+use super::GpuTrainer;
+use crate::{
+    ops::{
+        cuda::{Gpu, testing::one_gpu},
+        named::Values,
+        random::{Purpose, stream},
+    },
+    train::{Batch, Crop, Precision, PretrainConfig, Trainer, tests::sweep_of_methods},
+};
+
+/// Images of a batch, and their height and width: small, as an emulated step takes long.
+const N: usize = 16;
+const SIZE: usize = 8;
+
+/// A batch that depends on `step` alone.
+fn batch(step: usize) -> Batch<f32> {
+    let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
+    let mut crop =
+        || Crop { images: (0..N * SIZE * SIZE * 3).map(|_| random.random::<f32>() - 0.5).collect(), size: SIZE };
+    let crops = vec![crop(), crop()];
+    Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
+}
+
+fn trainer(gpu: &Gpu, config: &PretrainConfig) -> GpuTrainer<Cpu> {
+    GpuTrainer::new(gpu, Cpu::default(), config, 3, 64).unwrap()
+}
+
+/// Two steps of every method: the loss, where the first step leads, and what the loss is there, as on the CPU.
+#[test]
+fn every_method_trains_as_on_the_cpu() {
+    let Some(gpu) = one_gpu() else { return };
+    for sections in sweep_of_methods() {
+        let config = sections.config();
+        let mut cpu = Trainer::<f32>::new(&config, 3, 64).unwrap();
+        let mut ours = trainer(&gpu, &config);
+        let start = cpu.online().params.clone();
+        // f32 through twenty batch norms; then through a step whose size the loss is sensitive to.
+        for (step, tolerance) in [(0, 1e-4), (1, 1e-2)] {
+            let batch = batch(step);
+            let (expected, found) = (cpu.step(&batch).unwrap().loss, ours.step(&batch).unwrap().loss);
+            let method = &config.method;
+            assert!(
+                (expected - found).abs() < tolerance * expected.abs().max(1.0),
+                "{method:?}: {found} not {expected}"
+            );
+            if step == 0 {
+                let moved =
+                    |params: &[f32]| params.iter().zip(&start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
+                let (a, b) = (moved(&cpu.online().params), moved(&ours.online().unwrap().params));
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+                let longer = (dot(&b, &b) / dot(&a, &a)).sqrt();
+                assert!(cosine > 0.999 && (longer - 1.0).abs() < 1e-2, "{method:?}: cosine {cosine}, {longer} as long");
+            }
+        }
+    }
+}
+
+/// State taken out, put into a fresh trainer: the same bits as without, in f32 and in f16.
+#[test]
+fn a_restored_trainer_goes_on_to_the_same_bits() {
+    let Some(gpu) = one_gpu() else { return };
+    let sections = sweep_of_methods().pop().expect("SNCLR is the last");
+    for precision in [Precision::F32, Precision::F16] {
+        let config = PretrainConfig { precision, ..sections.config() };
+        let mut straight = trainer(&gpu, &config);
+        let mut broken = trainer(&gpu, &config);
+        for step in 0..2 {
+            let batch = batch(step);
+            let (a, b) = (straight.step(&batch).unwrap(), broken.step(&batch).unwrap());
+            assert_eq!(a.loss.to_bits(), b.loss.to_bits(), "{precision:?} step {step}");
+            let state = broken.state().unwrap();
+            broken = trainer(&gpu, &config);
+            broken.restore(&state).unwrap();
+        }
+        let bits = |trainer: &GpuTrainer<Cpu>| -> Vec<(String, Vec<u64>)> {
+            let values = |values: &Values<f32>| match values {
+                Values::Real(values) => values.iter().map(|v| u64::from(v.to_bits())).collect(),
+                Values::Integer(values) => values.iter().map(|v| *v as u64).collect(),
+            };
+            trainer.state().unwrap().iter().map(|t| (t.name.clone(), values(&t.values))).collect()
+        };
+        assert!(bits(&straight) == bits(&broken), "{precision:?}");
+        let scaling = straight.scaling().unwrap();
+        assert_eq!(scaling.map(|s| s.taken + s.skipped), (precision == Precision::F16).then_some(2));
+    }
+}
