@@ -129,7 +129,7 @@ fn embed(
             .par_chunks_mut(image)
             .enumerate()
             .try_for_each(|(i, out)| load(first + i, out).with_context(|| format!("{split} sample {}", first + i)))?;
-        let rows = frozen.features(images, labels.len(), size);
+        let rows = frozen.features_on_device(images, labels.len(), size)?;
         if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
             anyhow::bail!("{split} sample {}: a feature is {}", first + at / frozen.dim(), rows[at]);
         }

@@ -15,6 +15,17 @@ pub struct Frozen {
     encoder: Encoder,
     params: Vec<f32>,
     buffers: Vec<f32>,
+    /// The same on the GPU, once it has been asked for.
+    #[cfg(feature = "cuda")]
+    on_gpu: std::sync::OnceLock<OnGpu>,
+}
+
+/// Weights on a GPU.
+#[cfg(feature = "cuda")]
+struct OnGpu {
+    gpu: crate::ops::cuda::Gpu,
+    params: crate::ops::cuda::Buffer,
+    buffers: crate::ops::cuda::Buffer,
 }
 
 /// Weights that are not exactly those of the encoder.
@@ -44,7 +55,7 @@ impl Frozen {
     pub fn load(config: &EncoderConfig, size: usize, weights: &[Tensor]) -> anyhow::Result<Self> {
         let encoder = Encoder::new(config, size)?;
         let [params, buffers] = place([encoder.params(), encoder.buffers()], weights)?;
-        Ok(Frozen { encoder, params, buffers })
+        Ok(Frozen::of(encoder, params, buffers))
     }
 
     /// The encoder of `config` for images of `size` pixels as random initialisation with `seed` leaves it.
@@ -54,7 +65,17 @@ impl Frozen {
     pub fn random_init(config: &EncoderConfig, size: usize, seed: u64) -> anyhow::Result<Self> {
         let encoder = Encoder::new(config, size)?;
         let (params, buffers) = encoder.init(seed);
-        Ok(Frozen { encoder, params, buffers })
+        Ok(Frozen::of(encoder, params, buffers))
+    }
+
+    fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
+        Frozen {
+            encoder,
+            params,
+            buffers,
+            #[cfg(feature = "cuda")]
+            on_gpu: std::sync::OnceLock::new(),
+        }
     }
 
     /// Width of the features.
@@ -70,6 +91,40 @@ impl Frozen {
     /// Features [n, dim] of normalised images [n, size, size, 3].
     pub fn features(&self, images: &[f32], n: usize, size: usize) -> Vec<f32> {
         self.encoder.forward_eval(&self.params, &self.buffers, images, n, size)
+    }
+
+    /// [`Frozen::features`] on the process's device, in f32. Encoders without kernels for it stay on the CPU.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn features_on_device(&self, images: &[f32], n: usize, size: usize) -> anyhow::Result<Vec<f32>> {
+        #[cfg(feature = "cuda")]
+        if let (crate::train::Device::Cuda(index), Ok(())) = (crate::train::Device::chosen(), self.encoder.check_gpu())
+        {
+            use crate::{
+                encoder::cuda::{Arenas, Statistics},
+                ops::conv2d::{Size, cuda::Math},
+            };
+            let OnGpu { gpu, params, buffers } = self.on_gpu(index)?;
+            let (params, buffers) = (params.at(), buffers.at());
+            let on = Arenas { gpu, math: Math::F32, params, kernels: params, buffers };
+            let (images, size) = (gpu.upload(images)?, Size { n, h: size, w: size });
+            let (features, _) = self.encoder.forward_gpu(&on, Statistics::Running, images.at(), size, false)?;
+            return Ok(features.read()?);
+        }
+        Ok(self.features(images, n, size))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(&self, index: usize) -> anyhow::Result<&OnGpu> {
+        use crate::ops::cuda::{backend, nvidia};
+        if let Some(known) = self.on_gpu.get() {
+            return Ok(known);
+        }
+        let cuda = nvidia::open(index)?;
+        let gpu = backend::gpu(&cuda).map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
+        let (params, buffers) = (gpu.upload(&self.params)?, gpu.upload(&self.buffers)?);
+        Ok(self.on_gpu.get_or_init(|| OnGpu { gpu, params, buffers }))
     }
 
     /// SHA-256, in hexadecimal, of every tensor's name, shape and little-endian bytes in torch's order.

@@ -86,7 +86,26 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
             trainer.state().unwrap().iter().map(|t| (t.name.clone(), values(&t.values))).collect()
         };
         assert!(bits(&straight) == bits(&broken), "{precision:?}");
+        assert_eq!((straight.steps(), straight.between_updates()), (2, true));
+        let shared = straight.momentum().unwrap().expect("SNCLR has a momentum branch").params.len();
+        assert!(shared < straight.model().params.len());
         let scaling = straight.scaling().unwrap();
         assert_eq!(scaling.map(|s| s.taken + s.skipped), (precision == Precision::F16).then_some(2));
+    }
+}
+
+#[test]
+fn training_starts_from_given_values_in_both_branches() {
+    let Some(gpu) = one_gpu() else { return };
+    let sections = sweep_of_methods().remove(0);
+    let mut trainer = trainer(&gpu, &sections.config());
+    let (params, buffers) = trainer.model().encoder_len();
+    trainer.start_encoder_from([&vec![0.5; params], &vec![2.0; buffers]]).unwrap();
+    let (online, momentum) = (trainer.online().unwrap(), trainer.momentum().unwrap().expect("InfoNCE has one"));
+    for branch in [online, momentum] {
+        assert!(
+            branch.params[..params].iter().all(|p| *p == 0.5) && branch.buffers[..buffers].iter().all(|b| *b == 2.0)
+        );
+        assert!(branch.params[params..].iter().any(|p| *p != 0.5));
     }
 }
