@@ -24,9 +24,32 @@ fn a_wrong_key_is_located_and_corrected() {
 
 #[test]
 fn a_device_that_is_not_there_is_refused() {
-    let finished = Scratch::new().run("run tiny.yaml --device cuda:0");
+    let scratch = Scratch::new();
+    // A build with the feature gives the driver's reason.
+    let finished = scratch.run("run tiny.yaml --device cuda:63");
+    assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{}", finished.stderr);
+    assert!(finished.stderr.starts_with("error: --device cuda:63: "), "{}", finished.stderr);
+    assert!(finished.stderr.ends_with("--device cpu always is\n"), "{}", finished.stderr);
+    assert!(!scratch.path("runs").exists(), "a refused device leaves nothing behind");
+    let finished = scratch.run("run tiny.yaml --device tpu");
     assert_eq!(finished.code, 2);
-    assert!(finished.stderr.contains("cuda:0") && finished.stderr.contains("cpu"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("no such device; use cpu, or cuda:N"), "{}", finished.stderr);
+}
+
+/// The doctor says why there is no GPU; a device that was asked for does not keep it from doing so.
+#[test]
+fn the_doctor_tells_about_devices() {
+    let finished = Scratch::new().run("doctor --device cuda:63");
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    assert!(finished.stdout.contains("device cpu   usable"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("device cuda  "), "{}", finished.stdout);
+}
+
+#[test]
+fn half_precision_on_the_cpu_is_refused() {
+    let finished = Scratch::new().run("run tiny.yaml --set precision=f16");
+    assert_eq!(finished.code, 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("precision: f16 needs a GPU; add --device cuda:0"), "{}", finished.stderr);
 }
 
 #[test]

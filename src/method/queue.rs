@@ -34,7 +34,7 @@ pub struct Queue<E> {
     next: usize,
     /// Where it is searched, if that is a GPU.
     #[cfg(any(test, feature = "cuda"))]
-    mirror: Option<super::mirror::Mirror>,
+    mirror: Option<Box<super::mirror::Mirror>>,
 }
 
 /// The K nearest rows of each query, nearest first.
@@ -100,7 +100,7 @@ impl<E: Real> Queue<E> {
     /// Has it searched on a GPU.
     #[cfg(any(test, feature = "cuda"))]
     pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
-        self.mirror = Some(super::mirror::Mirror::new(gpu));
+        self.mirror = Some(Box::new(super::mirror::Mirror::new(gpu)));
     }
 
     /// All rows [length, dim], at unit length.
@@ -178,7 +178,7 @@ impl<E: Real> Queue<E> {
     /// Takes over what [`Queue::state`] gave; tensors of other names are left alone.
     pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
         #[cfg(any(test, feature = "cuda"))]
-        self.mirror.iter_mut().for_each(super::mirror::Mirror::forget);
+        self.mirror.iter_mut().for_each(|mirror| mirror.forget());
         for tensor in tensors {
             let part = tensor.name.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
             match (part, &tensor.values) {

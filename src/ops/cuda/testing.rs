@@ -2,42 +2,49 @@
 
 use super::Gpu;
 
+/// With this variable set, tests run on `cuda:0` alone, and fail where it is not usable.
+const ONLY_CUDA: &str = "SNCLR_ONLY_CUDA";
+
 /// Runs `test` on the emulation, in three orders of a block's threads, and on the GPU at hand, twice: a result that depends
 /// on the order of threads, or differs when repeated, fails. `test` compares with the reference itself and gives its result.
 pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use super::emulator::{ThreadOrder, emulated};
-        let orders = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered];
-        let results: Vec<T> = orders.iter().filter_map(|order| emulated(*order)).map(|gpu| test(&gpu)).collect();
-        assert!(
-            results.iter().all(|r| *r == results[0]),
-            "the order of threads changes the result: a barrier is missing"
-        );
-    }
+    let results: Vec<T> = [0, 1, 2].into_iter().filter_map(emulated).map(|gpu| test(&gpu)).collect();
+    assert!(results.iter().all(|r| *r == results[0]), "the order of threads changes the result: a barrier is missing");
     if let Some(gpu) = nvidia() {
         assert!(test(&gpu) == test(&gpu), "{} does not repeat its result", gpu.name());
     }
 }
 
-/// The emulation for tests that take long: one order of threads. None where there is neither a compiler nor a GPU; a GPU
-/// goes before the emulation.
+/// A GPU for tests that take long: `cuda:0`, or the emulation in one order of threads. None where there is neither a GPU
+/// nor a compiler.
 pub fn one_gpu() -> Option<Gpu> {
-    #[cfg(target_arch = "x86_64")]
-    let emulated = || super::emulator::emulated(super::emulator::ThreadOrder::Scattered);
-    #[cfg(not(target_arch = "x86_64"))]
-    let emulated = || None;
-    nvidia().or_else(emulated)
+    nvidia().or_else(|| emulated(2))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn emulated(order: usize) -> Option<Gpu> {
+    use super::emulator::{ThreadOrder, emulated};
+    let order = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered][order];
+    if std::env::var_os(ONLY_CUDA).is_some() { None } else { emulated(order) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn emulated(_order: usize) -> Option<Gpu> {
+    None
 }
 
 #[cfg(feature = "cuda")]
 fn nvidia() -> Option<Gpu> {
-    let cuda = super::nvidia::open(0).ok()?;
-    Some(Gpu::new(super::nvidia::Nvidia::new(&cuda).expect("a device that opens works")))
+    match super::nvidia::open(0) {
+        Ok(cuda) => Some(super::backend::gpu(&cuda).expect("a device that opens works")),
+        Err(error) if std::env::var_os(ONLY_CUDA).is_some() => panic!("{error}"),
+        Err(_) => None,
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
 fn nvidia() -> Option<Gpu> {
+    assert!(std::env::var_os(ONLY_CUDA).is_none(), "{ONLY_CUDA} is set, but this build has no feature `cuda`");
     None
 }
 
