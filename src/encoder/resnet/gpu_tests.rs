@@ -97,7 +97,11 @@ fn resnet50_agrees_with_the_cpu() {
     let Some(gpu) = one_gpu() else { return };
     let config = ResnetConfig { width_multiplier: 0.125, ..ResnetConfig::default() };
     let net = ResNet::new(Shape { depths: [3, 4, 6, 3], bottleneck: true }, &config).unwrap();
-    let (params, buffers) = net.init::<f32>(3);
+    let (mut params, buffers) = net.init::<f32>(3);
+    // Small residual branches: as it is initialised, so deep a network makes much of any rounding in so small a batch.
+    for entry in net.params.entries.iter().filter(|entry| entry.name.ends_with("bn3.weight")) {
+        params[entry.range()].fill(0.1);
+    }
     let size = Size { n: 6, h: 64, w: 64 };
     let x: Vec<f32> = (0..size.pixels() * 3).map(|i| (i as f32 * 0.713).sin()).collect();
     let cot: Vec<f32> = (0..size.n * net.feature_dim).map(|i| (i as f32 * 0.37).cos()).collect();
@@ -106,13 +110,15 @@ fn resnet50_agrees_with_the_cpu() {
     let mut gradients = vec![0.0; params.len()];
     net.backward(&params, &x, saved, &cot, &mut gradients, &mut memory, ImageGradient::Skip);
     // Cosine with the CPU's: ReLUs and maxima near their edge change sides, so single values may differ, directions not.
-    for (math, features_off, least_cosine) in [(Math::F32, 5e-3, 0.999), (Math::Tf32, 0.5, 0.9), (Math::F16, 0.5, 0.9)]
+    for (math, features_off, least_cosine) in
+        [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97)]
     {
         let found = step(&gpu, math, &net, [&params, &buffers, &x], size, |_| cot.clone());
         assert_close(&format!("{math:?} features"), &found.features, &features, features_off);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
         let cosine = dot(&gradients, &found.gradients)
             / (dot(&gradients, &gradients) * dot(&found.gradients, &found.gradients)).sqrt();
+        eprintln!("{math:?}: the gradients' cosine is {cosine}");
         assert!(cosine > least_cosine, "{math:?}: the gradients' cosine is {cosine}");
     }
 }

@@ -26,6 +26,12 @@ struct Geometry {
     int kernel, stride, padding;
 };
 
+// Of a row or column of the product: image, and y and x of the first tap or of the tap; `rest` is an index within.
+struct Fixed {
+    int image, y, x, rest;
+    bool there;
+};
+
 // Rows m, columns n and depth k of the product.
 template <int PASS> struct Product {
     Geometry g;
@@ -42,40 +48,59 @@ template <int PASS> struct Product {
         if (PASS == WEIGHT) rows = g.output, columns = taps * g.input, depth = g.n * g.oh * g.ow;
     }
 
+    // What can be said of a row m of the left operand once and for all depths.
+    DEVICE_MEMBER Fixed fix_left(int m) const {
+        if (m >= rows) return Fixed{0, 0, 0, 0, false};
+        if (PASS == WEIGHT) return Fixed{0, 0, 0, m, true};
+        int width = PASS == FORWARD ? g.ow : g.w, height = PASS == FORWARD ? g.oh : g.h;
+        int line = m / width, image = line / height, x = m - line * width, y = line - image * height;
+        if (PASS == FORWARD) return Fixed{image, y * g.stride - g.padding, x * g.stride - g.padding, 0, true};
+        return Fixed{image, y + g.padding, x + g.padding, 0, true};
+    }
+
+    // Likewise of a column n of the right operand.
+    DEVICE_MEMBER Fixed fix_right(int n) const {
+        if (n >= columns) return Fixed{0, 0, 0, 0, false};
+        if (PASS != WEIGHT) return Fixed{0, 0, 0, n, true};
+        int tap = n / g.input, ky = tap / g.kernel;
+        return Fixed{0, ky - g.padding, tap - ky * g.kernel - g.padding, n - tap * g.input, true};
+    }
+
     // Where a(m, k) lies; null where it is zero.
-    DEVICE_MEMBER const scalar *left(int m, int k) const {
-        if (m >= rows || k >= depth) return nullptr;
-        if (PASS == FORWARD) return pixel_in(m, k / g.input, k % g.input);
-        if (PASS == DATA) {
-            int tap = k / g.output, channel = k % g.output;
-            int x = m % g.w + g.padding - tap % g.kernel, y = m / g.w % g.h + g.padding - tap / g.kernel;
-            if (x < 0 || y < 0 || x % g.stride || y % g.stride) return nullptr;
+    DEVICE_MEMBER const scalar *left(const Fixed &m, int k) const {
+        if (!m.there || k >= depth) return nullptr;
+        if (PASS == WEIGHT) return a + (size_t)k * g.output + m.rest;
+        int channels = PASS == FORWARD ? g.input : g.output;
+        int tap = g.kernel == 1 ? 0 : k / channels, channel = k - tap * channels;
+        int ky = g.kernel == 1 ? 0 : tap / g.kernel, kx = tap - ky * g.kernel;
+        if (PASS == FORWARD) return pixel_in(a, m.image, m.y + ky, m.x + kx, channel);
+        int x = m.x - kx, y = m.y - ky;
+        if (x < 0 || y < 0) return nullptr;
+        if (g.stride > 1) {
+            if (x % g.stride || y % g.stride) return nullptr;
             x /= g.stride;
             y /= g.stride;
-            if (x >= g.ow || y >= g.oh) return nullptr;
-            return a + ((size_t)(m / (g.w * g.h) * g.oh + y) * g.ow + x) * g.output + channel;
         }
-        return a + (size_t)k * g.output + m;
+        if (x >= g.ow || y >= g.oh) return nullptr;
+        return a + ((size_t)(m.image * g.oh + y) * g.ow + x) * g.output + channel;
     }
 
     // Where b(k, n) lies; null where it is zero.
-    DEVICE_MEMBER const scalar *right(int n, int k) const {
-        if (n >= columns || k >= depth) return nullptr;
-        if (PASS == FORWARD) return b + (size_t)n * depth + k;
+    DEVICE_MEMBER const scalar *right(const Fixed &n, int k) const {
+        if (!n.there || k >= depth) return nullptr;
+        if (PASS == FORWARD) return b + (size_t)n.rest * depth + k;
         if (PASS == DATA) {
-            int tap = k / g.output, channel = k % g.output;
-            return b + (size_t)(channel * g.kernel * g.kernel + tap) * g.input + n;
+            int tap = g.kernel == 1 ? 0 : k / g.output, channel = k - tap * g.output;
+            return b + (size_t)(channel * g.kernel * g.kernel + tap) * g.input + n.rest;
         }
-        return pixel_in(k, n / g.input, n % g.input);
+        int line = k / g.ow, image = line / g.oh, x = k - line * g.ow, y = line - image * g.oh;
+        return pixel_in(b, image, y * g.stride + n.y, x * g.stride + n.x, n.rest);
     }
 
-    // The input that output pixel `pixel` reads through `tap`.
-    DEVICE_MEMBER const scalar *pixel_in(int pixel, int tap, int channel) const {
-        int x = pixel % g.ow * g.stride + tap % g.kernel - g.padding;
-        int y = pixel / g.ow % g.oh * g.stride + tap / g.kernel - g.padding;
+    // A channel of a pixel of the images; null outside.
+    DEVICE_MEMBER const scalar *pixel_in(const scalar *images, int image, int y, int x, int channel) const {
         if (x < 0 || y < 0 || x >= g.w || y >= g.h) return nullptr;
-        const scalar *image = PASS == WEIGHT ? b : a;
-        return image + ((size_t)(pixel / (g.ow * g.oh) * g.h + y) * g.w + x) * g.input + channel;
+        return images + ((size_t)(image * g.h + y) * g.w + x) * g.input + channel;
     }
 };
 
@@ -95,12 +120,23 @@ template <int SIZE, bool DEEP, int V> struct Operand {
     DEVICE_MEMBER static int line(int i) { return (threadIdx.x + i * 256) / LINE; }
     DEVICE_MEMBER static int along(int i) { return (threadIdx.x + i * 256) % LINE * V; }
 
-    template <class P> DEVICE_MEMBER void load(const P &product, bool is_left, int first, int k, int end) {
+    // A thread's rows or columns stay the same from step to step.
+    Fixed fixed[COUNT];
+
+    template <class P> DEVICE_MEMBER void fix(const P &product, bool is_left, int first) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            int at = first + (DEEP ? line(i) : along(i)), depth = k + (DEEP ? along(i) : line(i));
+            int at = first + (DEEP ? line(i) : along(i));
+            fixed[i] = is_left ? product.fix_left(at) : product.fix_right(at);
+        }
+    }
+
+    template <class P> DEVICE_MEMBER void load(const P &product, bool is_left, int k, int end) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            int depth = k + (DEEP ? along(i) : line(i));
             const scalar *from = nullptr;
-            if (depth < end) from = is_left ? product.left(at, depth) : product.right(at, depth);
+            if (depth < end) from = is_left ? product.left(fixed[i], depth) : product.right(fixed[i], depth);
             if (V > 1) {
                 Bits16 zero = {{0, 0, 0, 0}};
                 wide[i] = from ? *(const Bits16 *)from : zero;
@@ -228,16 +264,18 @@ DEVICE void multiply(const Product<PASS> &product, int begin, int end, Accumulat
     int m = blockIdx.x * BM, n = blockIdx.y * BN, stage = 0;
     A a;
     B b;
-    a.load(product, true, m, begin, end);
-    b.load(product, false, n, begin, end);
+    a.fix(product, true, m);
+    b.fix(product, false, n);
+    a.load(product, true, begin, end);
+    b.load(product, false, begin, end);
     a.store(left[0]);
     b.store(right[0]);
     __syncthreads();
     for (int k = begin; k < end; k += BK) {
         bool more = k + BK < end;
         if (more) {
-            a.load(product, true, m, k + BK, end);
-            b.load(product, false, n, k + BK, end);
+            a.load(product, true, k + BK, end);
+            b.load(product, false, k + BK, end);
         }
         sums.template add<A, B>(left[stage], right[stage]);
         stage ^= 1;
@@ -257,8 +295,11 @@ DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, sc
     Accumulator<BM, BN> sums;
     sums.clear();
     multiply<PASS, BM, BN, V>(product, 0, product.depth, sums);
+#pragma unroll
     for (int i = 0; i < Accumulator<BM, BN>::TM; i++)
+#pragma unroll
         for (int j = 0; j < Accumulator<BM, BN>::TN; j++)
+#pragma unroll
             for (int e = 0; e < Accumulator<BM, BN>::EACH; e++) {
                 int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
                 if (m >= product.rows || n >= product.columns) continue;
@@ -278,8 +319,11 @@ DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, fl
     int begin = blockIdx.z * part_depth, end = begin + part_depth;
     multiply<WEIGHT, BM, BN, V>(product, begin, end < product.depth ? end : product.depth, sums);
     float *out = parts + (size_t)blockIdx.z * product.rows * product.columns;
+#pragma unroll
     for (int i = 0; i < Accumulator<BM, BN>::TM; i++)
+#pragma unroll
         for (int j = 0; j < Accumulator<BM, BN>::TN; j++)
+#pragma unroll
             for (int e = 0; e < Accumulator<BM, BN>::EACH; e++) {
                 int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
                 if (m < product.rows && n < product.columns) out[(size_t)m * product.columns + n] = sums.sums[i][j][e];
