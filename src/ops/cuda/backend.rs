@@ -61,6 +61,11 @@ fn error(error: GpuError) -> CudaError {
     CudaError::Driver(DriverError(code))
 }
 
+/// A tensor whose values lie in the order of its axes, as kernels read them: itself, where they do.
+fn contiguous(x: &Matrix<f32, Cuda>) -> Result<Matrix<f32, Cuda>, CudaError> {
+    x.clone().try_contiguous()
+}
+
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, OnGpu<'_>) {
     let math = if TF32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 };
@@ -72,7 +77,7 @@ impl LinearKernel<f32> for Cuda {
     fn linear_forward(&self, x: &Matrix<f32, Self>, w: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {
         let ((n, input), (out, w_input)) = (*x.shape(), *w.shape());
         assert_eq!(input, w_input);
-        let gpu = gpu(self)?;
+        let (x, w, gpu) = (&contiguous(x)?, &contiguous(w)?, gpu(self)?);
         let y = self.try_zeros_like(&(n, out))?;
         let (conv, on) = layer(&gpu, n, input, out);
         conv.forward_gpu(on, address(x), address(w), address(&y), false).map_err(error)?;
@@ -87,7 +92,7 @@ impl LinearKernel<f32> for Cuda {
         rows: usize,
     ) -> Result<(), CudaError> {
         let (out, input) = *w.shape();
-        let gpu = gpu(self)?;
+        let (w, gpu) = (&contiguous(w)?, gpu(self)?);
         let (conv, on) = layer(&gpu, rows, input, out);
         conv.backward_data_gpu(on, *gy.device_ptr(), address(w), *gx.device_ptr(), true).map_err(error)
     }
@@ -100,7 +105,7 @@ impl LinearKernel<f32> for Cuda {
         out: usize,
     ) -> Result<(), CudaError> {
         let (rows, input) = *x.shape();
-        let gpu = gpu(self)?;
+        let (x, gpu) = (&contiguous(x)?, gpu(self)?);
         let (conv, on) = layer(&gpu, rows, input, out);
         conv.backward_weight_gpu(on, address(x), *gy.device_ptr(), *gw.device_ptr()).map_err(error)
     }
@@ -109,7 +114,8 @@ impl LinearKernel<f32> for Cuda {
 impl NormalizeKernel<f32> for Cuda {
     fn normalize_forward(&self, x: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {
         let (rows, dim) = *x.shape();
-        let y = self.try_zeros_like(x.shape())?;
+        let x = &contiguous(x)?;
+        let y = self.try_zeros_like(&(rows, dim))?;
         normalize::cuda::forward(&gpu(self)?, address(x), [rows, dim], address(&y), 0).map_err(error)?;
         Ok(y)
     }
@@ -122,7 +128,8 @@ impl NormalizeKernel<f32> for Cuda {
         gy: &Buffer<f32, Self>,
     ) -> Result<(), CudaError> {
         let (rows, dim) = *x.shape();
-        let inputs = [address(x), address(y), *gy.device_ptr()];
+        let kept = contiguous(x)?;
+        let inputs = [address(&kept), address(y), *gy.device_ptr()];
         normalize::cuda::backward(&gpu(self)?, inputs, [rows, dim], *gx.device_ptr()).map_err(error)
     }
 }
@@ -140,11 +147,11 @@ impl BatchNormKernel<f32> for Cuda {
         running: RunningStatistics<f32>,
     ) -> Result<Normalised<f32, Self>, CudaError> {
         let (rows, channels) = *x.shape();
-        let gpu = gpu(self)?;
+        let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        let found = on.moments(address(x), params(weight_bias), [0, 0]).map_err(error)?;
-        let y = self.try_zeros_like(x.shape())?;
-        on.apply(address(x), found.affine.at(), ResidualGpu::None, false, address(&y)).map_err(error)?;
+        let found = on.moments(address(&kept_x), params(weight_bias), [0, 0]).map_err(error)?;
+        let y = self.try_zeros_like(&(rows, channels))?;
+        on.apply(address(&kept_x), found.affine.at(), ResidualGpu::None, false, address(&y)).map_err(error)?;
         let values: Vec<f32> = found.moments.read().map_err(error)?;
         let part = |i: usize| values[i * channels..(i + 1) * channels].to_vec();
         let moments = Moments { mean: part(0), var: part(1), inv_std: part(2), rows };
@@ -161,7 +168,7 @@ impl BatchNormKernel<f32> for Cuda {
         gradients: &mut Gradients<f32, Self>,
     ) -> Result<(), CudaError> {
         let (rows, channels) = *x.shape();
-        let gpu = gpu(self)?;
+        let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
         let values = [&moments.mean[..], &moments.var, &moments.inv_std].concat();
         let kept = MomentsGpu {
@@ -174,7 +181,7 @@ impl BatchNormKernel<f32> for Cuda {
             g_params.bias = *gradients.get_or_alloc_mut(bias)?.device_ptr();
         }
         let gx = *gradients.get_or_alloc_mut(x)?.device_ptr();
-        let of = Kept { x: address(x), moments: &kept, output: 0 };
+        let of = Kept { x: address(&kept_x), moments: &kept, output: 0 };
         on.backward(of, params(weight_bias), g_params, [*gy.device_ptr(), 0, gx], true).map_err(error)
     }
 }
