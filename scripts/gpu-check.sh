@@ -3,9 +3,9 @@
 # our kernels, resuming to the same bits, and times. Needs nothing installed but a driver and the CUDA 13 libraries
 # (NVRTC, cuBLAS, cuRAND; those of Python packages are found).
 #
-#   scripts/gpu-check.sh --pack          on the machine that builds, after scripts/cuda-setup.sh: fills target/gpu-check
-#   scripts/gpu-check.sh [OUT]           on the GPU machine, in a copy of the repository with target/gpu-check: prints the
-#                                        table, writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
+#   scripts/gpu-check.sh --pack          on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
+#   scripts/gpu-check.sh [OUT]           on the GPU machine, in a copy of the repository with that file: prints the table,
+#                                        writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu-check
@@ -17,19 +17,21 @@ if [ "${1:-}" = --pack ]; then
   export CARGO_TARGET_DIR=$PWD/target/cuda
   cargo build --release --locked --features cuda
   built() { # the executable that cargo names for a target
-    cargo "$@" --no-run --release --locked --features cuda --message-format json |
+    cargo "$@" --release --locked --features cuda --message-format json |
       python3 -c 'import json, sys; print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])'
   }
   mkdir -p "$pack"
   cp target/cuda/release/snclr "$pack/snclr"
-  cp "$(built test --lib)" "$pack/tests"
-  cp "$(built bench --bench gpu)" "$pack/gpu"
+  cp "$(built test --lib --no-run)" "$pack/tests"
+  cp "$(built build --bench gpu)" "$pack/gpu"
   strip "$pack/snclr" "$pack/tests" "$pack/gpu"
   rm -rf "$pack/include" && cp -r "$toolkit/include" "$pack/include"
   echo "$toolkit/include" >"$pack/include-path" # where the programs look for dfdx's headers
-  du -sh "$pack"
+  tar -C target -czf "$pack.tar.gz" gpu-check
+  du -h "$pack.tar.gz"
   exit
 fi
+[ -d "$pack" ] || tar -C target -xzf "$pack.tar.gz"
 
 out=${1:-$pack/out}
 mkdir -p "$out"
