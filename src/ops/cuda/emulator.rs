@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString, c_char, c_int, c_void},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, OnceLock, PoisonError},
 };
@@ -51,7 +51,8 @@ fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
     if let Some(entry) = loaded.get(source.name) {
         return Ok(entry);
     }
-    let library = compile(source)?;
+    let dir = tempfile::tempdir().expect("a temporary folder"); // may go once the library is loaded
+    let library = compile(source, dir.path())?;
     let path = CString::new(library.to_str().expect("a path in UTF-8")).expect("a path without NUL");
     // SAFETY: the library is ours and stays loaded; `emulate` has this type.
     let emulate = unsafe {
@@ -66,8 +67,7 @@ fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
     Ok(entry)
 }
 
-fn compile(source: &Source) -> Result<PathBuf, GpuError> {
-    let dir = tempfile::tempdir().expect("a temporary folder").keep();
+fn compile(source: &Source, dir: &Path) -> Result<PathBuf, GpuError> {
     let (text, library) = (dir.join(format!("{}.cpp", source.name)), dir.join(format!("{}.so", source.name)));
     let table: String =
         source.kernels.iter().map(|name| format!("    {{\"{name}\", Caller<&{name}>::run}},\n")).collect();
