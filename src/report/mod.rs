@@ -22,7 +22,7 @@ pub mod table;
 pub mod tensorboard;
 
 pub use comparison::Comparison;
-pub use runs::{FindError, Found, Run, find, find_all};
+pub use runs::{FindError, Found, Run, Runs, find};
 
 /// How a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
