@@ -12,6 +12,7 @@ pub mod gelu;
 pub mod gemm;
 #[cfg(test)]
 pub mod golden;
+pub mod lanes;
 pub mod layer_norm;
 pub mod leaves;
 pub mod linear;
@@ -20,6 +21,7 @@ pub mod normalize;
 pub mod pool;
 pub mod random;
 mod real;
+pub mod scratch;
 pub mod seam;
 pub mod simd;
 pub mod topk;
