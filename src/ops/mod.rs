@@ -6,12 +6,14 @@ pub mod backend;
 pub mod batch_norm;
 pub mod buffers;
 pub mod columns;
+pub mod contrast;
 pub mod conv2d;
 mod elementary;
 pub mod gelu;
 pub mod gemm;
 #[cfg(test)]
 pub mod golden;
+pub mod group_dots;
 pub mod lanes;
 pub mod layer_norm;
 pub mod leaves;

@@ -143,9 +143,10 @@ fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
             for t in 0..tiling.tiles_per_strip {
                 let at = (tile + t) * points.row;
                 let pixels = &line[t * EDGE * channels..][..IN * channels];
-                let [a, b, c, d, e, f] = matrices else { unreachable!("chunks of {SIDE}") };
-                let mut targets = [a, b, c, d, e, f]
-                    .map(|m| &mut E::vectors_mut::<S>(&mut m[at..][..channels * lanes::<E, S>()])[..channels]);
+                let mut targets: [&mut [E::Vector<S>]; SIDE] = Default::default();
+                for (target, m) in targets.iter_mut().zip(&mut *matrices) {
+                    *target = &mut E::vectors_mut::<S>(&mut m[at..][..channels * lanes::<E, S>()])[..channels];
+                }
                 for v in 0..channels {
                     let mut values = [Vector::splat(simd, E::zero()); IN];
                     for j in 0..IN {
@@ -192,7 +193,10 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
             let lines = EDGE.min(height - y);
             for x in (0..width).step_by(EDGE) {
                 let columns = EDGE.min(width - x);
-                let sources = points.map(|m| &E::vectors::<S>(&m[tile * row..][..channels])[..vectors]);
+                let mut sources = [&[] as &[E::Vector<S>]; POINTS];
+                for (source, m) in sources.iter_mut().zip(points) {
+                    *source = &E::vectors::<S>(&m[tile * row..][..channels])[..vectors];
+                }
                 for v in 0..vectors {
                     let zero = Vector::splat(simd, E::zero());
                     let mut rows = [[zero; SIDE]; EDGE];
