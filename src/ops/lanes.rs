@@ -72,28 +72,8 @@ macro_rules! lanes {
     };
 }
 
-lanes!(
-    f32,
-    f32s,
-    splat_f32s,
-    add_f32s,
-    sub_f32s,
-    mul_f32s,
-    mul_add_e_f32s,
-    as_simd_f32s,
-    as_mut_simd_f32s
-);
-lanes!(
-    f64,
-    f64s,
-    splat_f64s,
-    add_f64s,
-    sub_f64s,
-    mul_f64s,
-    mul_add_e_f64s,
-    as_simd_f64s,
-    as_mut_simd_f64s
-);
+lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_f32s, mul_add_e_f32s, as_simd_f32s, as_mut_simd_f32s);
+lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_f64s, mul_add_e_f64s, as_simd_f64s, as_mut_simd_f64s);
 
 /// A vector with operators.
 #[derive(Clone, Copy)]
@@ -135,6 +115,14 @@ impl<E: Lanes, S: Simd> Sub for Vector<E, S> {
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
         Self { lanes: E::vector_sub(self.simd, self.lanes, other.lanes), ..self }
+    }
+}
+
+impl<E: Lanes, S: Simd> Mul for Vector<E, S> {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self { lanes: E::vector_mul(self.simd, self.lanes, other.lanes), ..self }
     }
 }
 

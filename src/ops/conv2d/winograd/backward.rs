@@ -20,29 +20,30 @@ impl Conv2d {
     pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: &[E], gy: &[E], gw: &mut [E]) {
         let pass = Pass { conv: self, tiling, x, gy };
         let (blocks, weights) = (tiling.blocks(), POINTS * self.input * self.output);
-        if self.input * self.output >= SHARED {
-            let mut sum = vec![E::zero(); weights];
-            let at_once = blocks_at_once(tiling, self.input + self.output);
-            for first in (0..blocks).step_by(at_once) {
-                pass.shared_blocks(first, at_once.min(blocks - first), &mut sum);
+        let shared = self.input * self.output >= SHARED;
+        let part = if shared { blocks } else { blocks.div_ceil(PARTS) };
+        E::with_scratch(blocks.div_ceil(part) * weights, |sums| {
+            if shared {
+                let at_once = blocks_at_once(tiling, self.input + self.output);
+                for first in (0..blocks).step_by(at_once) {
+                    pass.shared_blocks(first, at_once.min(blocks - first), sums);
+                }
+            } else {
+                sums.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
+                    let first = i * part;
+                    for block in first..(first + part).min(blocks) {
+                        pass.one_block(block, sum, block > first);
+                    }
+                });
             }
-            add_gradient(&sum, self.input, gw);
-            return;
-        }
-        let part = blocks.div_ceil(PARTS);
-        let mut sums = vec![E::zero(); blocks.div_ceil(part) * weights];
-        sums.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
-            for block in i * part..((i + 1) * part).min(blocks) {
-                pass.one_block(block, sum);
+            let (sum, others) = sums.split_at_mut(weights);
+            for other in others.chunks_exact(weights) {
+                for (s, o) in sum.iter_mut().zip(other) {
+                    *s += *o;
+                }
             }
+            add_gradient(sum, self.input, gw);
         });
-        let (sum, others) = sums.split_at_mut(weights);
-        for other in others.chunks_exact(weights) {
-            for (s, o) in sum.iter_mut().zip(other) {
-                *s += *o;
-            }
-        }
-        add_gradient(sum, self.input, gw);
     }
 }
 
@@ -75,8 +76,8 @@ impl<E: Real> Pass<'_, E> {
         });
     }
 
-    /// Adds one block's part of the transformed weights' gradient [36, output, input].
-    fn one_block(&self, block: usize, sum: &mut [E]) {
+    /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
+    fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
         let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
@@ -86,12 +87,12 @@ impl<E: Real> Pass<'_, E> {
             let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
             for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(rows * channels)) {
                 let conv = *self.conv;
-                Arch::new().dispatch(Multiply { conv, first: 0, rows, count: tiles_of, tiles, gradients, sum });
+                Arch::new().dispatch(Multiply { conv, first: 0, rows, count: tiles_of, tiles, gradients, sum, add });
             }
         });
     }
 
-    /// Adds the part of `count` blocks from `first` on, each stage on all threads.
+    /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
     fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
         let [input, output] = self.matrices();
         let conv = *self.conv;
@@ -113,14 +114,15 @@ impl<E: Real> Pass<'_, E> {
                     let tiles = &tiles[at * input..][..input];
                     let gradients = &gradients[at * output..][..output];
                     let (rows, count) = (sum.len() / conv.input, self.tiling.tiles_of(first + block));
-                    Arch::new().dispatch(Multiply { conv, first: from, rows, count, tiles, gradients, sum });
+                    let add = first + block > 0;
+                    Arch::new().dispatch(Multiply { conv, first: from, rows, count, tiles, gradients, sum, add });
                 }
             });
         });
     }
 }
 
-/// sum [rows, input] += gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
+/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
 struct Multiply<'a, E> {
     conv: Conv2d,
     first: usize,
@@ -130,6 +132,7 @@ struct Multiply<'a, E> {
     tiles: &'a [E],
     gradients: &'a [E],
     sum: &'a mut [E],
+    add: bool,
 }
 
 impl<E: Real> WithSimd for Multiply<'_, E> {
@@ -137,9 +140,9 @@ impl<E: Real> WithSimd for Multiply<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum } = self;
+        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add } = self;
         let a = Strided { data: &gradients[first..], row: 1, column: output };
         let b = Strided { data: tiles, row: input, column: 1 };
-        product(simd, [rows, count, input], a, b, Target { data: sum, row: input, add: true });
+        product(simd, [rows, count, input], a, b, Target { data: sum, row: input, add });
     }
 }

@@ -24,23 +24,25 @@ impl Conv2d {
         y: &mut [E],
         moments: &mut TileMoments<E>,
     ) {
-        let weights = Weights::of(self.input, self.output, weight);
-        let pixels = tiling.pixels_per_block();
-        moments.reset(tiling.size.pixels(), pixels, self.output);
-        let pass = Pass { conv: self, tiling, x, weights: &weights, add: beta != E::zero() };
-        let blocks = y.par_chunks_mut(pixels * self.output).zip(moments.par_tiles()).enumerate();
-        if self.input * self.output < SHARED {
-            blocks.for_each(|(block, (y, mut moments))| {
-                pass.one_block(block, y);
-                moments.of(y);
-            });
-            return;
-        }
-        let mut blocks: Vec<_> = blocks.collect();
-        for group in blocks.chunks_mut(blocks_at_once(tiling, self.input + self.output)) {
-            pass.shared_blocks(group.iter_mut().map(|(block, (y, _))| (*block, &mut **y)).collect());
-            group.par_iter_mut().for_each(|(_, (y, moments))| moments.of(y));
-        }
+        E::with_scratch(Weights::<E>::len(self.input, self.output), |memory| {
+            let weights = &Weights::of(self.input, self.output, weight, memory);
+            let pixels = tiling.pixels_per_block();
+            moments.reset(tiling.size.pixels(), pixels, self.output);
+            let pass = Pass { conv: self, tiling, x, weights, add: beta != E::zero() };
+            let blocks = y.par_chunks_mut(pixels * self.output).zip(moments.par_tiles()).enumerate();
+            if self.input * self.output < SHARED {
+                blocks.for_each(|(block, (y, mut moments))| {
+                    pass.one_block(block, y);
+                    moments.of(y);
+                });
+                return;
+            }
+            let mut blocks: Vec<_> = blocks.collect();
+            for group in blocks.chunks_mut(blocks_at_once(tiling, self.input + self.output)) {
+                pass.shared_blocks(group.iter_mut().map(|(block, (y, _))| (*block, &mut **y)).collect());
+                group.par_iter_mut().for_each(|(_, (y, moments))| moments.of(y));
+            }
+        });
     }
 }
 
@@ -49,7 +51,7 @@ struct Pass<'a, E> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
     x: &'a [E],
-    weights: &'a Weights<E>,
+    weights: &'a Weights<'a, E>,
     add: bool,
 }
 
@@ -121,7 +123,7 @@ impl<E: Real> Pass<'_, E> {
 
 /// One point's product: tiles [rows, input] times weights [input, output].
 struct Multiply<'a, E> {
-    weights: &'a Weights<E>,
+    weights: &'a Weights<'a, E>,
     point: usize,
     rows: usize,
     input: usize,

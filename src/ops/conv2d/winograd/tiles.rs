@@ -118,9 +118,14 @@ fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
     let (height, width, channels) = (tiling.size.h, tiling.size.w, image.channels);
     let line = width * channels;
     let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
-    strip.fill(E::zero());
     let (rows, zeros) = E::vectors_mut::<S>(strip).split_at_mut(SIDE * row);
+    let zero = E::splat(simd, E::zero());
+    zeros[..line].fill(zero);
     let zeros = &zeros[..line];
+    for row in rows.chunks_exact_mut(row) {
+        row[..border * channels].fill(zero);
+        row[border * channels + line..].fill(zero);
+    }
     let mut tile = 0;
     for s in strips {
         let (n, y) = tiling.place_of(s);

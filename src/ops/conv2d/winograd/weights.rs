@@ -16,8 +16,8 @@ const SIDE: usize = 6;
 pub const PANEL: usize = 64;
 
 /// G g G^T of all weights: per point, panels of at most [`PANEL`] output channels [input, panel].
-pub struct Weights<E> {
-    values: Vec<E>,
+pub struct Weights<'a, E> {
+    values: &'a [E],
     input: usize,
     output: usize,
 }
@@ -30,10 +30,14 @@ pub struct Panel<'a, E> {
     pub width: usize,
 }
 
-impl<E: Real> Weights<E> {
-    /// Transforms weights of which `at(output, tap, input)` is the element.
-    pub fn of(input: usize, output: usize, at: impl Fn(usize, usize, usize) -> E + Sync) -> Self {
-        let mut values = vec![E::zero(); POINTS * input * output];
+impl<'a, E: Real> Weights<'a, E> {
+    /// Elements of the transformed weights.
+    pub fn len(input: usize, output: usize) -> usize {
+        POINTS * input * output
+    }
+
+    /// Transforms weights of which `at(output, tap, input)` is the element, into `values`.
+    pub fn of(input: usize, output: usize, at: impl Fn(usize, usize, usize) -> E + Sync, values: &'a mut [E]) -> Self {
         let mut parts: Vec<Vec<&mut [E]>> = (0..output.div_ceil(PANEL)).map(|_| Vec::new()).collect();
         for point in values.chunks_exact_mut(input * output) {
             for (part, panel) in parts.iter_mut().zip(point.chunks_mut(input * PANEL)) {
