@@ -28,7 +28,7 @@ mod record;
 mod segment;
 mod stat;
 mod store;
-mod table;
+pub mod table;
 mod writer;
 
 pub use checkpoint::{Checkpoints, State};

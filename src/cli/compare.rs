@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use super::{Global, changes::Changes};
 use crate::{
     artifact::Store,
-    report::{self, Comparison, Format, group},
+    report::{self, Comparison, Format, Runs, group},
     spec,
 };
 
@@ -71,9 +71,10 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
     let changes = spec::Changes { set: args.changes.set.clone(), sweep: args.changes.sweep.clone() };
     let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
     ensure!(has_spec || args.changes.is_empty(), "--set and --sweep change a spec, and none is given by its path");
+    let known = Runs::new(root);
     let mut runs = Vec::new();
     for argument in &args.runs_or_specs {
-        let found = report::find_all(root, argument, &changes)?;
+        let found = known.find_all(argument, &changes)?;
         for note in found.notes {
             writeln!(std::io::stderr(), "note: {note}")?;
         }
@@ -83,7 +84,7 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
     let baseline = match &args.baseline {
         None => 0,
         Some(argument) => {
-            let wanted = report::find(root, argument)?.record.run;
+            let wanted = known.find(argument)?.record.run;
             let has = |group: &group::Group| group.runs.iter().any(|run| run.record.run == wanted);
             groups
                 .iter()

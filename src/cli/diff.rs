@@ -9,7 +9,7 @@ use super::Global;
 use crate::{
     artifact::{RunRecord, Store},
     report::{
-        self, Run,
+        Run, Runs,
         diff::{Diff, Paired, same_but_for_names},
         flips::Flips,
         grid,
@@ -38,7 +38,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let (a, b) = (side(&global.runs, &args.a)?, side(&global.runs, &args.b)?);
+    let runs = Runs::new(&global.runs);
+    let (a, b) = (side(&runs, &args.a)?, side(&runs, &args.b)?);
     let diff = Diff::new(&Store::open(&global.runs), &a, &b);
     let mut out = std::io::stdout().lock();
     match args.json {
@@ -49,23 +50,19 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 /// The run that an argument means; a spec file that has not been run as it is becomes a run without stages.
-fn side(root: &Path, argument: &str) -> anyhow::Result<Run> {
+fn side(runs: &Runs, argument: &str) -> anyhow::Result<Run> {
     let path = Path::new(argument);
     if !path.is_file() {
-        return report::find(root, argument);
+        return runs.find(argument);
     }
     let spec = spec::load(path, &[])?.value;
-    for (dir, record) in RunRecord::list(root)?.into_iter().rev() {
-        if spec["name"] == record.name.as_str() {
-            let run = report::find(root, &dir.display().to_string())?;
-            if same_but_for_names(&run.spec, &spec) {
-                return Ok(run);
-            }
-        }
+    let name = spec["name"].as_str().unwrap_or_default();
+    if let Some(run) = runs.newest(name, |other| same_but_for_names(other, &spec))? {
+        return Ok(run);
     }
     let record = RunRecord {
         run: format!("{argument} (not run)"),
-        name: spec["name"].as_str().unwrap_or_default().to_owned(),
+        name: name.to_owned(),
         created: 0,
         stages: Vec::new(),
         metrics: Default::default(),

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     artifact::{Cleaning, Item, Keep, Listed, Store},
-    report,
+    report::Runs,
 };
 
 /// List what no kept run needs; with --yes, remove it
@@ -42,7 +42,8 @@ fn days(text: &str) -> Result<Duration, String> {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let find = |run: &String| Ok(report::find(&global.runs, run)?.record.run);
+    let known = Runs::new(&global.runs);
+    let find = |run: &String| Ok(known.find(run)?.record.run);
     let runs = args.keep.iter().map(find).collect::<anyhow::Result<BTreeSet<_>>>()?;
     let keep = Keep { runs: (!runs.is_empty()).then_some(runs), younger_than: args.older_than };
     let store = Store::open(&global.runs);

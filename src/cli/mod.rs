@@ -6,6 +6,7 @@ pub mod compare;
 pub mod completions;
 pub mod diff;
 pub mod doctor;
+pub mod embed;
 pub mod explain;
 pub mod export;
 mod failure;
@@ -100,6 +101,8 @@ pub enum Command {
     Tensorboard(tensorboard::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
+    /// Write the embeddings of any images by the encoder of a run, as Parquet
+    Embed(embed::Args),
     /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
     Explain(explain::Args),
     /// Show what differs between two runs: spec, environment, metrics, and which test images flipped
@@ -135,6 +138,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Report(args) => report::run(args, &global),
         Command::Tensorboard(args) => tensorboard::run(args, &global),
         Command::Export(args) => export::run(args, &global),
+        Command::Embed(args) => embed::run(args, &global),
         Command::Explain(args) => explain::run(args, &global),
         Command::Diff(args) => diff::run(args, &global),
         Command::Audit(args) => audit::run(args, &global),

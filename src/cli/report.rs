@@ -3,7 +3,10 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use super::Global;
-use crate::{artifact::Store, report};
+use crate::{
+    artifact::Store,
+    report::{self, Runs},
+};
 
 /// Write an HTML report of a run, or a comparison of several
 ///
@@ -26,7 +29,8 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         // Fails when there is a pool already, which then does as well.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
-    let runs = args.runs_or_specs.iter().map(|argument| report::find(&global.runs, argument));
+    let known = Runs::new(&global.runs);
+    let runs = args.runs_or_specs.iter().map(|argument| known.find(argument));
     let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
     let results = global.runs.join("results");
     let one = runs.iter().all(|run| run.record.run == runs[0].record.run);

@@ -3,7 +3,10 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use super::Global;
-use crate::{artifact::Store, report};
+use crate::{
+    artifact::Store,
+    report::{self, Runs},
+};
 
 /// Write the curves and scores of runs as TensorBoard event files
 ///
@@ -20,9 +23,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let store = Store::open(&global.runs);
+    let (store, runs) = (Store::open(&global.runs), Runs::new(&global.runs));
     for argument in &args.runs_or_specs {
-        let run = report::find(&global.runs, argument)?;
+        let run = runs.find(argument)?;
         let file = format!("events.out.tfevents.{}.snclr", run.record.created);
         let path = args.output.join(&run.record.run).join(file);
         report::file::replace(&path, &report::tensorboard::render(&store, &run)?)?;

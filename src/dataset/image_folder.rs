@@ -157,7 +157,7 @@ fn images(group: &Group, split: SplitName) -> Result<Vec<Found>, DataError> {
     }
 }
 
-fn is_image(path: &Path) -> bool {
+pub(super) fn is_image(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     EXTENSIONS.contains(&extension.as_str())
 }

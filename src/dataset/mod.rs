@@ -7,6 +7,7 @@ mod decode;
 mod error;
 mod idx;
 mod image_folder;
+mod infer;
 mod ingest;
 mod parquet;
 mod paths;
@@ -17,6 +18,7 @@ mod synthetic;
 
 pub use config::*;
 pub use error::DataError;
+pub use infer::{FileFormat, UnclearData};
 pub use sample::{ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
 pub use source::{SourceFile, count, read, source_files};

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use image::RgbImage;
+
+use super::decode::decode;
+
 /// One of the two splits of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitName {
@@ -39,6 +43,15 @@ pub struct Sample {
     pub path: Option<String>,
     /// Class, an index into [`ReadSummary::classes`].
     pub label: Option<i64>,
+}
+
+impl Sample {
+    /// Its pixels.
+    ///
+    /// Errors: a short reason for people.
+    pub fn image(&self) -> Result<RgbImage, String> {
+        decode(&self.bytes)
+    }
 }
 
 /// An image that was left out, and why.

@@ -13,6 +13,7 @@ use super::{
 use crate::ops::{
     Real,
     backend::Backend,
+    contrast::log_sum_exp,
     linear::linear,
     normalize::{normalize, normalize_rows},
     seam::{Matrix, Traced, TracedScalar, traced},
@@ -82,12 +83,12 @@ fn simclr_loss<E: Real, D: Backend<E>>(
     let (both, tape) = normalize(both)?.split_tape();
     let itself = (0..rows * rows).map(|i| if i % (rows + 1) == 0 { E::of(NEVER) } else { E::zero() }).collect();
     let itself: Matrix<E, D> = device.try_tensor_from_vec(itself, (rows, rows))?;
-    let s = linear(both.clone().put_tape(tape), traced(both))?.try_div(E::of(config.tau))?.try_add(itself)?;
+    let s = linear(both.clone().put_tape(tape), traced(both))?.try_add(itself)?;
     let (s, tape) = s.split_tape();
-    let all = s.clone().put_tape(tape).try_logsumexp::<(usize,), Axis<1>>()?;
+    let all = log_sum_exp(s.clone().put_tape(tape), config.tau)?;
     let other_view = (0..rows).map(|i| (i + n) % rows).collect();
     let other_view: Tensor<(usize, usize), usize, D> = device.try_tensor_from_vec(other_view, (rows, 1))?;
-    let own: Traced<E, D> = traced(s).try_gather(other_view)?;
+    let own: Traced<E, D> = traced(s).try_div(E::of(config.tau))?.try_gather(other_view)?;
     let own = own.try_reshape_like(&(rows,))?;
     all.try_sub(own)?.try_mean::<Rank0, _>()
 }

@@ -5,6 +5,7 @@ use dfdx::prelude::*;
 use crate::ops::{
     Real,
     backend::Backend,
+    contrast::{log_sum_exp, own_columns},
     linear::linear,
     seam::{Matrix, Traced, TracedScalar, traced},
 };
@@ -25,12 +26,9 @@ pub fn contrast<E: Real, D: Backend<E>, R: Tape<E, D>>(
 where
     OwnedTape<E, D>: Merge<R>,
 {
-    let device = anchors.device().clone();
-    let n = anchors.shape().0;
-    let (s, tape) = linear(anchors, candidates)?.try_div(E::of(tau))?.split_tape();
-    let all = s.clone().put_tape(tape).try_logsumexp::<(usize,), Axis<1>>()?;
-    let columns: Tensor<(usize, usize), usize, D> = device.try_tensor_from_vec((0..n * own).collect(), (n, own))?;
-    Ok((all, traced(s).try_gather(columns)?))
+    let (s, tape) = linear(anchors, candidates)?.split_tape();
+    let all = log_sum_exp(s.clone().put_tape(tape), tau)?;
+    Ok((all, own_columns(traced(s), own, tau)?))
 }
 
 /// Sum over both full views of the mean over all other crops of `loss(source, target)`: the source crop predicts the

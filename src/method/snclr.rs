@@ -16,6 +16,7 @@ use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
+    group_dots::group_dots,
     leaves::Leaves,
     linear::linear,
     named::NamedTensor,
@@ -200,11 +201,7 @@ impl<E: Real> Snclr<E> {
             a = linear(a, traced(leaves.matrix(f1)))?;
             b = linear(b, traced(leaves.matrix(f2)))?;
         }
-        let width = a.shape().1;
-        let b: Tensor<(usize, usize, usize), E, D, _> = b.try_reshape_like(&(n, k, width))?;
-        let a = a.try_broadcast_like::<_, Axis<1>>(&(n, k, width))?;
-        let score = a.try_mul(b)?.try_sum::<(usize, usize), Axis<2>>()?;
-        let log_w = score.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
+        let log_w = group_dots(a, b)?.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }
 }

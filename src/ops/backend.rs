@@ -2,9 +2,18 @@
 
 use dfdx::prelude::Dtype;
 
-use super::{batch_norm::BatchNormKernel, linear::LinearKernel, normalize::NormalizeKernel};
+use super::{
+    batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, linear::LinearKernel,
+    normalize::NormalizeKernel,
+};
 
 /// A device with all of our differentiable operations.
-pub trait Backend<E: Dtype>: LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E> {}
+pub trait Backend<E: Dtype>:
+    LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E>
+{
+}
 
-impl<E: Dtype, D: LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E>> Backend<E> for D {}
+impl<E: Dtype, D> Backend<E> for D where
+    D: LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E>
+{
+}

@@ -1,8 +1,9 @@
 //! Rows and columns of row-major matrices: a bias for each row, sums over all rows, sums within a row.
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Real, simd::vectorized};
+use super::{Real, lanes::Vector, simd::vectorized};
 
 /// Rows whose sums are taken apart, then added in order: fixed, so that the number of threads does not change a bit.
 pub const SUM_ROWS: usize = 256;
@@ -62,6 +63,63 @@ pub fn add_parts<E: Real>(parts: &[Vec<E>], sums: &mut [E]) {
     for part in parts {
         for (sum, part) in sums.iter_mut().zip(part) {
             *sum += *part;
+        }
+    }
+}
+
+/// Columns that come in a multiple of this many are whole vectors on any CPU.
+pub const WHOLE_VECTORS: usize = 16;
+/// Rows that are summed side by side: an addition takes several cycles, but many can be under way.
+const REGISTER_ROWS: usize = 4;
+
+/// What is summed over the rows of matrices [rows, columns], given as vectors: `N` terms per element.
+pub trait ColumnTerms<E: Real, const N: usize> {
+    /// The terms of the vector at `at`, which is in the columns of vector `column`. Inline it, or it is slow.
+    fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; N];
+}
+
+/// Per column the sums of `terms` over all rows, in a fixed order, in registers. The columns, of which there are as many
+/// as each of `sums` has elements, must come in whole vectors.
+pub struct ColumnSums<'a, E, T, const N: usize> {
+    pub terms: T,
+    pub rows: usize,
+    pub sums: [&'a mut [E]; N],
+}
+
+#[allow(clippy::needless_range_loop, reason = "indices over a block of registers")]
+impl<E: Real, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, E, T, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { terms, rows, sums } = self;
+        let columns = E::vectors::<S>(sums[0]).len();
+        let whole = rows - rows % REGISTER_ROWS;
+        for column in 0..columns {
+            let mut partial = [[Vector::splat(simd, E::zero()); REGISTER_ROWS]; N];
+            let mut row = 0;
+            while row < whole {
+                for r in 0..REGISTER_ROWS {
+                    let values = terms.terms(simd, (row + r) * columns + column, column);
+                    for n in 0..N {
+                        partial[n][r] = partial[n][r] + values[n];
+                    }
+                }
+                row += REGISTER_ROWS;
+            }
+            for row in whole..rows {
+                let values = terms.terms(simd, row * columns + column, column);
+                for n in 0..N {
+                    partial[n][0] = partial[n][0] + values[n];
+                }
+            }
+            for n in 0..N {
+                let mut total = partial[n][0];
+                for r in 1..REGISTER_ROWS {
+                    total = total + partial[n][r];
+                }
+                E::vectors_mut::<S>(sums[n])[column] = total.lanes;
+            }
         }
     }
 }

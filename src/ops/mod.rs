@@ -6,6 +6,7 @@ pub mod backend;
 pub mod batch_norm;
 pub mod buffers;
 pub mod columns;
+pub mod contrast;
 pub mod conv2d;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
@@ -14,6 +15,8 @@ pub mod gelu;
 pub mod gemm;
 #[cfg(test)]
 pub mod golden;
+pub mod group_dots;
+pub mod lanes;
 pub mod layer_norm;
 pub mod leaves;
 pub mod linear;
@@ -22,6 +25,7 @@ pub mod normalize;
 pub mod pool;
 pub mod random;
 mod real;
+pub mod scratch;
 pub mod seam;
 pub mod simd;
 pub mod topk;

@@ -2,12 +2,14 @@
 
 use dfdx::prelude::Dtype;
 
-use super::elementary::Elementary;
+use super::{elementary::Elementary, lanes::Lanes, scratch::Scratch};
 
 /// A real scalar that dfdx tensors can hold.
 pub trait Real:
     Dtype
     + Elementary
+    + Lanes
+    + Scratch
     + num_traits::Float
     + num_traits::FromPrimitive
     + std::ops::AddAssign
@@ -25,18 +27,22 @@ pub trait Real:
 }
 
 impl Real for f32 {
+    #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
     }
+    #[inline(always)]
     fn as_f64(self) -> f64 {
         self as f64
     }
 }
 
 impl Real for f64 {
+    #[inline(always)]
     fn of(x: f64) -> Self {
         x
     }
+    #[inline(always)]
     fn as_f64(self) -> f64 {
         self
     }

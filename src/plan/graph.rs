@@ -40,9 +40,9 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 1,
-            Stage::Pretrain => 3,
-            Stage::Embed => 1,
-            Stage::EmbedRandomInit => 1,
+            Stage::Pretrain => 4,
+            Stage::Embed => 2,
+            Stage::EmbedRandomInit => 2,
             Stage::LinearProbe => 1,
             Stage::Knn => 1,
         }

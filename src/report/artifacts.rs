@@ -34,6 +34,11 @@ pub fn stage_in_part(store: &Store, run: &Run, name: &str) -> anyhow::Result<Art
     }
 }
 
+/// The artifact of a stage of `run`, if it has one that is there and whole.
+pub fn find(store: &Store, run: &Run, name: &str) -> Option<Artifact> {
+    stage_as_found(store, run, name).ok()
+}
+
 fn stage_as_found(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
     let named = &run.record.run;
     let Some(record) = run.record.stages.iter().find(|stage| stage.stage == name) else {

@@ -6,8 +6,7 @@ use serde_json::Value;
 use super::{
     Run,
     group::{self, Group, NAMES, mean_and_deviation},
-    paired::{self, Paired},
-    predictions,
+    paired::{self, Correctness, Paired},
 };
 use crate::artifact::Store;
 
@@ -88,7 +87,7 @@ impl Comparison {
         for (metric, stage) in PREDICTED {
             let mut all = Vec::new();
             for group in groups {
-                let read = group.runs.par_iter().map(|run| predictions::read(store, run, stage));
+                let read = group.runs.par_iter().map(|run| Correctness::read(store, run, stage));
                 let read: Option<Vec<_>> = read.collect::<anyhow::Result<_>>()?;
                 all.push(read.unwrap_or_default());
             }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Run,
+    Run, artifacts,
     comparison::flatten,
-    flips::{Flips, neighbours, predictions},
+    flips::Flips,
     group::NAMES,
+    predictions::{self, Classifier},
 };
-use crate::artifact::{Artifact, Manifest, StageRecord, Store};
+use crate::artifact::{Manifest, StageRecord, Store};
 
 /// Two runs side by side.
 #[derive(Clone, Debug, Default)]
@@ -137,44 +138,32 @@ fn metrics(a: &Run, b: &Run) -> Vec<Metric> {
 
 fn paired(store: &Store, a: &Run, b: &Run) -> Vec<Paired> {
     let pair = |name: &'static str, label: &str| -> Option<Paired> {
-        let (of_a, of_b) = (stage(a, name)?, stage(b, name)?);
-        let artifact = |record: &StageRecord, run: &Run| {
-            store.artifact(name, &record.key).ok_or(format!("the artifact of {} is no longer there", run.record.run))
+        stage(a, name).and(stage(b, name))?;
+        let read = |run| artifacts::stage(store, run, name).and_then(|artifact| predictions::read(&artifact));
+        let both = read(a).and_then(|first| Ok((first, read(b)?))).map_err(|error| format!("{error:#}"));
+        let both = both.and_then(|both| same_test_images(store, a, b).map(|()| both));
+        let (k, flips) = match both.and_then(|(a, b)| common(a, b)) {
+            Err(why) => (None, Err(why)),
+            Ok((a, b)) => (a.k, Flips::between(&a.predictions, &b.predictions).map_err(|error| format!("{error:#}"))),
         };
-        let both = artifact(of_a, a).and_then(|first| Ok((first, artifact(of_b, b)?)));
-        let same = same_test_images(store, a, b);
-        let (what, flips) = match both.and_then(|both| same.map(|()| both)) {
-            Err(why) => (label.to_owned(), Err(why)),
-            Ok((a, b)) => match name {
-                "knn" => pair_knn(&a, &b, label),
-                _ => (label.to_owned(), flips(&a, &b, None)),
-            },
-        };
+        let what = k.map_or(label.to_owned(), |k| format!("{label}, k = {k}"));
         Some(Paired { what, stage: name, flips })
     };
     [pair("linear_probe", "linear probe"), pair("knn", "kNN")].into_iter().flatten().collect()
 }
 
-fn flips(a: &Artifact, b: &Artifact, k: Option<i64>) -> Result<Flips, String> {
-    let pair = || Flips::between(&predictions(a, k)?, &predictions(b, k)?);
-    match a.has_table("predictions") && b.has_table("predictions") {
-        true => pair().map_err(|error| format!("{error:#}")),
-        false => Err("there are no predictions: the evaluation was skipped".to_owned()),
+/// The first classifier of `a` that `b` has too, in both: the linear probe, or kNN with the same number of neighbours.
+fn common(a: Vec<Classifier>, mut b: Vec<Classifier>) -> Result<(Classifier, Classifier), String> {
+    if a.is_empty() || b.is_empty() {
+        return Err("there are no predictions: the evaluation was skipped".to_owned());
     }
-}
-
-/// Pairs by the first number of neighbours of `a` that `b` has too.
-fn pair_knn(a: &Artifact, b: &Artifact, label: &str) -> (String, Result<Flips, String>) {
-    if !(a.has_table("predictions") && b.has_table("predictions")) {
-        return (label.to_owned(), flips(a, b, None));
-    }
-    match (neighbours(a), neighbours(b)) {
-        (Ok(in_a), Ok(in_b)) => match in_a.iter().find(|k| in_b.contains(k)) {
-            Some(&k) => (format!("{label}, k = {k}"), flips(a, b, Some(k))),
-            None => (label.to_owned(), Err(format!("no number of neighbours in common: {in_a:?} and {in_b:?}"))),
-        },
-        (Err(error), _) | (_, Err(error)) => (label.to_owned(), Err(format!("{error:#}"))),
-    }
+    let ks = |all: &[Classifier]| all.iter().filter_map(|classifier| classifier.k).collect::<Vec<_>>();
+    let none = format!("no number of neighbours in common: {:?} and {:?}", ks(&a), ks(&b));
+    let pair = a.into_iter().find_map(|of_a| {
+        let at = b.iter().position(|of_b| of_b.k == of_a.k)?;
+        Some((of_a, b.swap_remove(at)))
+    });
+    pair.ok_or(none)
 }
 
 /// Sample numbers mean the same image in both runs only where the images of the test split are the same.

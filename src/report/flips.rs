@@ -1,21 +1,8 @@
 //! Predictions of two runs on the same images, sample by sample: which flipped, and whether chance would do that.
 
-use anyhow::{Context, ensure};
-use arrow::{
-    array::{Array, AsArray, Int64Array},
-    datatypes::Int64Type,
-};
+use anyhow::ensure;
 
-use super::mcnemar::mcnemar;
-use crate::artifact::Artifact;
-
-/// One prediction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prediction {
-    pub sample: i64,
-    pub label: i64,
-    pub predicted: i64,
-}
+use super::{mcnemar::mcnemar, predictions::Prediction};
 
 /// What changed from one set of predictions to another.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,7 +31,7 @@ impl Flips {
         );
         let mut flips = Flips::default();
         for (a, b) in before.iter().zip(after) {
-            match (a.predicted == a.label, b.predicted == b.label) {
+            match (a.is_right(), b.is_right()) {
                 (true, true) => flips.right_in_both += 1,
                 (false, false) => flips.wrong_in_both += 1,
                 (true, false) => flips.lost.push(a.sample),
@@ -54,48 +41,6 @@ impl Flips {
         flips.p = mcnemar(flips.won.len(), flips.lost.len());
         Ok(flips)
     }
-}
-
-/// The `predictions` of an evaluation, those of `k` neighbours where the table has such a column.
-///
-/// # Errors
-/// When the artifact has no such table, e.g. because there were no labels, or it cannot be read.
-pub fn predictions(artifact: &Artifact, k: Option<i64>) -> anyhow::Result<Vec<Prediction>> {
-    let mut found = Vec::new();
-    for batch in artifact.read("predictions")? {
-        let batch = batch?;
-        let column = |name: &str| -> Option<Int64Array> {
-            Some(batch.column_by_name(name)?.as_primitive_opt::<Int64Type>()?.clone())
-        };
-        let named = |name: &str| column(name).with_context(|| format!("predictions have no int64 column {name}"));
-        let (samples, labels, predicted) = (named("sample_id")?, named("label")?, named("predicted")?);
-        let ks = column("k");
-        for row in 0..batch.num_rows() {
-            if ks.as_ref().zip(k).is_none_or(|(ks, k)| ks.is_valid(row) && ks.value(row) == k) {
-                let (sample, label) = (samples.value(row), labels.value(row));
-                found.push(Prediction { sample, label, predicted: predicted.value(row) });
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Numbers of neighbours in a `predictions` table, in its order; the first is that of the score.
-///
-/// # Errors
-/// As [`predictions`].
-pub fn neighbours(artifact: &Artifact) -> anyhow::Result<Vec<i64>> {
-    let mut found: Vec<i64> = Vec::new();
-    for batch in artifact.read("predictions")? {
-        let batch = batch?;
-        let ks = batch.column_by_name("k").and_then(|ks| ks.as_primitive_opt::<Int64Type>());
-        for &k in ks.context("predictions have no int64 column k")?.values() {
-            if !found.contains(&k) {
-                found.push(k);
-            }
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod comparison;
 pub mod csv;
 pub mod diff;
+pub mod embeddings;
 pub mod file;
 pub mod flips;
 pub mod grid;
@@ -22,7 +23,7 @@ pub mod table;
 pub mod tensorboard;
 
 pub use comparison::Comparison;
-pub use runs::{FindError, Found, Run, find, find_all};
+pub use runs::{FindError, Found, Run, Runs, find};
 
 /// How a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

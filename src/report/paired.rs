@@ -2,14 +2,42 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Binomial, Distribution};
 
-use super::{mcnemar::mcnemar, predictions::Predictions};
+use super::{Run, artifacts, mcnemar::mcnemar, predictions};
+use crate::artifact::Store;
 
 /// Resamplings of the test samples; the ends of a 95 % interval are then good to a few hundredths of its width.
 const RESAMPLINGS: usize = 10_000;
+
+/// Which samples of a test split the classifier behind a top-1 score got right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Correctness {
+    /// Content of the test split: equal for equal samples in equal order.
+    pub split: Vec<String>,
+    /// Whether each sample was right, by its number in the split.
+    pub right: BTreeMap<i64, bool>,
+}
+
+impl Correctness {
+    /// That of `stage` (`knn` or `linear_probe`) in `run`; None when the run has no predictions, or an artifact is gone.
+    ///
+    /// # Errors
+    /// When an artifact is there and cannot be read.
+    pub fn read(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
+        let (Some(split), Some(evaluation)) = (predictions::test_split(store, run), artifacts::find(store, run, stage))
+        else {
+            return Ok(None);
+        };
+        let of_run = || format!("stage {stage} of run {}", run.record.run);
+        let first = predictions::read(&evaluation).with_context(of_run)?.into_iter().next();
+        let right = |p: &predictions::Prediction| (p.sample, p.is_right());
+        Ok(first.map(|first| Correctness { split, right: first.predictions.iter().map(right).collect() }))
+    }
+}
 
 /// How much more often the second of two is right.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,16 +53,16 @@ pub struct Paired {
     pub p: Option<f64>,
 }
 
-/// Compares `second` with `first`, each the predictions of one run or of several, which are averaged sample by sample.
+/// Compares `second` with `first`, each the correctness of one run or of several, which are averaged sample by sample.
 /// None when they are not of the same samples.
-pub fn compare(first: &[Predictions], second: &[Predictions]) -> Option<Paired> {
+pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> {
     let one = first.first()?;
-    let is_same = |other: &Predictions| other.split == one.split && other.right.keys().eq(one.right.keys());
+    let is_same = |other: &Correctness| other.split == one.split && other.right.keys().eq(one.right.keys());
     if one.right.is_empty() || second.is_empty() || !first.iter().chain(second).all(is_same) {
         return None;
     }
     let share =
-        |runs: &[Predictions], id: &i64| runs.iter().filter(|run| run.right[id]).count() as f64 / runs.len() as f64;
+        |runs: &[Correctness], id: &i64| runs.iter().filter(|run| run.right[id]).count() as f64 / runs.len() as f64;
     let differences: Vec<f64> = one.right.keys().map(|id| share(second, id) - share(first, id)).collect();
     let (low, high) = interval(&differences);
     let p = (first.len() == 1 && second.len() == 1).then(|| {
@@ -74,9 +102,9 @@ fn interval(values: &[f64]) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    fn predictions(right: &[bool]) -> Predictions {
+    fn correctness(right: &[bool]) -> Correctness {
         let right = right.iter().enumerate().map(|(i, right)| (i as i64, *right)).collect();
-        Predictions { split: vec!["x".into()], right }
+        Correctness { split: vec!["x".into()], right }
     }
 
     #[test]
@@ -91,14 +119,14 @@ mod tests {
         assert_eq!(interval(&[0.0; 7]), (0.0, 0.0));
     }
 
-    fn one(first: &Predictions, second: &Predictions) -> Option<Paired> {
+    fn one(first: &Correctness, second: &Correctness) -> Option<Paired> {
         compare(std::slice::from_ref(first), std::slice::from_ref(second))
     }
 
     #[test]
     fn runs_are_paired_by_sample_and_groups_are_averaged() {
-        let first = predictions(&[true, true, false, false]);
-        let second = predictions(&[true, true, true, true]);
+        let first = correctness(&[true, true, false, false]);
+        let second = correctness(&[true, true, true, true]);
         let single = one(&first, &second).unwrap();
         assert_eq!((single.samples, single.difference, single.p), (4, 0.5, Some(0.5)));
         let group = compare(&[first.clone(), second.clone()], &[second.clone(), second.clone()]).unwrap();
@@ -109,11 +137,11 @@ mod tests {
 
     #[test]
     fn other_samples_are_not_compared() {
-        let first = predictions(&[true, true]);
-        let other = Predictions { split: vec!["y".into()], ..first.clone() };
+        let first = correctness(&[true, true]);
+        let other = Correctness { split: vec!["y".into()], ..first.clone() };
         assert_eq!(one(&first, &other), None);
-        assert_eq!(one(&first, &predictions(&[true])), None);
+        assert_eq!(one(&first, &correctness(&[true])), None);
         assert_eq!(compare(&[first], &[]), None);
-        assert_eq!(one(&predictions(&[]), &predictions(&[])), None);
+        assert_eq!(one(&correctness(&[]), &correctness(&[])), None);
     }
 }

@@ -1,63 +1,71 @@
-//! Per-sample correctness of a run's evaluations, as it is kept in its artifacts.
+//! Predictions per sample, as evaluations keep them: the one reader behind comparison, diff and HTML page.
 
-use std::collections::BTreeMap;
+use anyhow::ensure;
 
-use anyhow::Context;
-use arrow::{array::AsArray, datatypes::Int64Type};
+use super::{
+    Run,
+    artifacts::{self, Table},
+};
+use crate::artifact::{Artifact, Store};
 
-use super::Run;
-use crate::artifact::{Artifact, Found, Store};
-
-/// Which samples of a test split were classified correctly.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Predictions {
-    /// Content hashes of the test split: equal for equal samples in equal order.
-    pub split: Vec<String>,
-    /// Whether each sample was right, by its number in the split.
-    pub right: BTreeMap<i64, bool>,
+/// What a sample of the test split was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prediction {
+    /// Its number in the split.
+    pub sample: i64,
+    pub label: i64,
+    pub predicted: i64,
 }
 
-/// The predictions behind the top-1 score of `stage` (`knn` or `linear_probe`) in `run`; None when the run has none, or an
-/// artifact is gone.
+impl Prediction {
+    /// Whether it is right.
+    pub fn is_right(&self) -> bool {
+        self.predicted == self.label
+    }
+}
+
+/// Predictions of one classifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classifier {
+    /// Neighbours that vote; None for the linear probe.
+    pub k: Option<i64>,
+    /// In the order of the table.
+    pub predictions: Vec<Prediction>,
+}
+
+/// The classifiers of an evaluation, in the order of its table: the score is that of the first. None where it was skipped.
 ///
 /// # Errors
-/// When an artifact is there and cannot be read.
-pub fn read(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Predictions>> {
-    let (Some(data), Some(evaluation)) = (find(store, run, "data"), find(store, run, stage)) else { return Ok(None) };
-    if !evaluation.has_table("predictions") {
-        return Ok(None);
-    }
-    let test = data.manifest().files.iter().filter(|file| file.name.starts_with("test-"));
-    let split = test.map(|file| file.content.clone()).collect();
-    let named = || format!("predictions of stage {stage} of run {}", run.record.run);
-    let mut right = BTreeMap::new();
-    let mut first_k = None;
-    for batch in evaluation.read("predictions").with_context(named)? {
-        let batch = batch.with_context(named)?;
-        let column = |name: &str| {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-            column.map(|column| column.values().clone())
+/// When the table cannot be read or does not have its columns.
+pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
+    let table = Table::read(evaluation, "predictions")?;
+    let [samples, labels, predicted] = ["sample_id", "label", "predicted"].map(|name| table.integers(name));
+    ensure!(
+        [&samples, &labels, &predicted].iter().all(|column| column.len() == table.len()),
+        "the predictions of {} {} lack one of sample_id, label, predicted: int64",
+        evaluation.stage(),
+        evaluation.stage_key()
+    );
+    let ks = table.integers("k");
+    let mut found: Vec<Classifier> = Vec::new();
+    for row in 0..table.len() {
+        let (Some(sample), Some(label), Some(predicted)) = (samples[row], labels[row], predicted[row]) else {
+            continue;
         };
-        let columns = [column("sample_id"), column("label"), column("predicted")];
-        let [Some(ids), Some(labels), Some(predicted)] = columns else {
-            anyhow::bail!("{}: expected sample_id, label, predicted: int64", named());
-        };
-        // Predictions for several k: the score is that of the first.
-        let ks = column("k");
-        for row in 0..batch.num_rows() {
-            let k = ks.as_ref().map(|ks| ks[row]);
-            if *first_k.get_or_insert(k) == k {
-                right.insert(ids[row], labels[row] == predicted[row]);
-            }
-        }
+        let k = ks.get(row).copied().flatten();
+        // Rows of a classifier lie together: it is the last one, or a new one.
+        let at = found.iter().rposition(|classifier| classifier.k == k).unwrap_or_else(|| {
+            found.push(Classifier { k, predictions: Vec::new() });
+            found.len() - 1
+        });
+        found[at].predictions.push(Prediction { sample, label, predicted });
     }
-    Ok(Some(Predictions { split, right }))
+    Ok(found)
 }
 
-fn find(store: &Store, run: &Run, stage: &str) -> Option<Artifact> {
-    let record = run.record.stages.iter().find(|record| record.stage == stage)?;
-    match store.find(stage, &record.key) {
-        Found::Hit(artifact) => Some(artifact),
-        Found::Missing | Found::Damaged { .. } => None,
-    }
+/// Content hashes of the test split's shards: equal for equal samples in equal order. None when the data are gone.
+pub fn test_split(store: &Store, run: &Run) -> Option<Vec<String>> {
+    let data = artifacts::find(store, run, "data")?;
+    let test = data.manifest().files.iter().filter(|file| file.name.starts_with("test-"));
+    Some(test.map(|file| file.content.clone()).collect())
 }

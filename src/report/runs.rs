@@ -1,6 +1,7 @@
 //! Finished runs: which one a command-line argument means, and what is in its folder.
 
 use std::{
+    cell::OnceCell,
     fs,
     path::{Path, PathBuf},
 };
@@ -45,49 +46,12 @@ pub enum FindError {
     NeitherRunNorSpec(PathBuf),
 }
 
-/// The run that `argument` means: a run's folder, a spec (its newest run), a run's name, a spec's name (its newest run),
-/// or the beginning of exactly one run's name; `root` is the runs root.
-///
-/// # Errors
-/// [`FindError`], or when a run's folder cannot be read.
-pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
-    let path = Path::new(argument);
-    if path.join(RECORD).is_file() {
-        return read(path);
-    }
-    let results = root.join("results");
-    // A run's folder bears its name: no need to look at the others.
-    let own = results.join(argument);
-    if path.components().count() == 1 && own.join(RECORD).is_file() {
-        return read(&own);
-    }
-    let runs = RunRecord::list(root)?;
-    let newest = |name: &str| runs.iter().rfind(|(_, record)| record.name == name);
-    if path.is_file() {
-        let name = spec_name(path).ok_or_else(|| FindError::NeitherRunNorSpec(path.to_owned()))?;
-        let found = newest(&name).ok_or_else(|| FindError::NotRun { spec: path.to_owned(), name, results })?;
-        return read(&found.0);
-    }
-    let exact = runs.iter().find(|(_, record)| record.run == argument);
-    if let Some((dir, _)) = exact.or_else(|| newest(argument)) {
-        return read(dir);
-    }
-    let matching: Vec<_> = runs.iter().filter(|(_, record)| record.run.starts_with(argument)).collect();
-    let error = match matching[..] {
-        [(dir, _)] => return read(dir),
-        [] if path.exists() => FindError::NeitherRunNorSpec(path.to_owned()),
-        [] if runs.is_empty() => FindError::NoRuns(results),
-        [] => {
-            let names = runs.iter().flat_map(|(_, record)| [record.run.as_str(), record.name.as_str()]);
-            let nearest = nearest(argument, names).map(str::to_owned);
-            FindError::Unknown { argument: argument.to_owned(), results, nearest }
-        }
-        _ => {
-            let runs = matching.iter().map(|(_, record)| record.run.clone()).collect();
-            FindError::Ambiguous { argument: argument.to_owned(), runs }
-        }
-    };
-    Err(error.into())
+/// The finished runs under a runs root. Their folders are listed and read when something needs them, and once.
+pub struct Runs<'a> {
+    root: &'a Path,
+    list: OnceCell<Vec<(PathBuf, RunRecord)>>,
+    /// Name, what of the spec is semantic, and the run, newest first.
+    known: OnceCell<Vec<(String, Value, Run)>>,
 }
 
 /// Runs that an argument means, and what has to be said about those that are not there.
@@ -97,40 +61,133 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
-/// Like [`find`]; a spec that sweeps, or that `changes` concern, means the newest run of each of its points.
+/// [`Runs::find`] for a command that looks for one run.
 ///
 /// # Errors
-/// As [`find`]; when such a spec is invalid, or no point has a run.
-pub fn find_all(root: &Path, argument: &str, changes: &Changes) -> anyhow::Result<Found> {
-    let path = Path::new(argument);
-    let is_changed = !changes.set.is_empty() || !changes.sweep.is_empty();
-    let is_spec = path.is_file() && (is_changed || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
-    if !is_spec {
-        return Ok(Found { runs: vec![find(root, argument)?], notes: vec![] });
+/// As there.
+pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
+    Runs::new(root).find(argument)
+}
+
+impl<'a> Runs<'a> {
+    /// The runs under `root`; nothing is read yet.
+    pub fn new(root: &'a Path) -> Self {
+        Runs { root, list: OnceCell::new(), known: OnceCell::new() }
     }
-    let mut all = Vec::new();
-    for (dir, record) in RunRecord::list(root)?.into_iter().rev() {
-        let run = read(&dir)?;
-        all.push((record.name, spec::semantic(&run.spec), run));
-    }
-    let mut found = Found::default();
-    let points = spec::load_points(path, changes)?.points;
-    for point in &points {
-        let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
-        match all.iter().find(|(other, is, _)| other == name && *is == wanted) {
-            Some((_, _, run)) => found.runs.push(run.clone()),
-            None if point.values.is_empty() => {
-                found.notes.push(format!("{argument}: no finished run of it as changed"))
+
+    /// The run that `argument` means: a run's folder, a spec (its newest run), a run's name, a spec's name (its newest run),
+    /// or the beginning of exactly one run's name.
+    ///
+    /// # Errors
+    /// [`FindError`], or when a run's folder cannot be read.
+    pub fn find(&self, argument: &str) -> anyhow::Result<Run> {
+        let path = Path::new(argument);
+        if path.join(RECORD).is_file() {
+            return read(path);
+        }
+        let results = self.root.join("results");
+        // A run's folder bears its name: no need to look at the others.
+        let own = results.join(argument);
+        if path.components().count() == 1 && own.join(RECORD).is_file() {
+            return read(&own);
+        }
+        let runs = self.list()?;
+        let newest = |name: &str| runs.iter().rfind(|(_, record)| record.name == name);
+        if path.is_file() {
+            let name = spec_name(path).ok_or_else(|| FindError::NeitherRunNorSpec(path.to_owned()))?;
+            let found = newest(&name).ok_or_else(|| FindError::NotRun { spec: path.to_owned(), name, results })?;
+            return read(&found.0);
+        }
+        let exact = runs.iter().find(|(_, record)| record.run == argument);
+        if let Some((dir, _)) = exact.or_else(|| newest(argument)) {
+            return read(dir);
+        }
+        let matching: Vec<_> = runs.iter().filter(|(_, record)| record.run.starts_with(argument)).collect();
+        let error = match matching[..] {
+            [(dir, _)] => return read(dir),
+            [] if path.exists() => FindError::NeitherRunNorSpec(path.to_owned()),
+            [] if runs.is_empty() => FindError::NoRuns(results),
+            [] => {
+                let names = runs.iter().flat_map(|(_, record)| [record.run.as_str(), record.name.as_str()]);
+                let nearest = nearest(argument, names).map(str::to_owned);
+                FindError::Unknown { argument: argument.to_owned(), results, nearest }
             }
-            None => found.notes.push(format!("{argument}: no finished run of {}", point.label())),
+            _ => {
+                let runs = matching.iter().map(|(_, record)| record.run.clone()).collect();
+                FindError::Ambiguous { argument: argument.to_owned(), runs }
+            }
+        };
+        Err(error.into())
+    }
+
+    /// Like [`Runs::find`]; a spec that sweeps, or that `changes` concern, means the newest run of each of its points.
+    ///
+    /// # Errors
+    /// As [`Runs::find`]; when such a spec is invalid, or no point has a run.
+    pub fn find_all(&self, argument: &str, changes: &Changes) -> anyhow::Result<Found> {
+        let path = Path::new(argument);
+        let is_changed = !changes.set.is_empty() || !changes.sweep.is_empty();
+        let is_spec = path.is_file() && (is_changed || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
+        if !is_spec {
+            return Ok(Found { runs: vec![self.find(argument)?], notes: vec![] });
+        }
+        let mut found = Found::default();
+        let points = spec::load_points(path, changes)?.points;
+        for point in &points {
+            let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
+            match self.known()?.iter().find(|(other, is, _)| other == name && *is == wanted) {
+                Some((_, _, run)) => found.runs.push(run.clone()),
+                None if point.values.is_empty() => {
+                    found.notes.push(format!("{argument}: no finished run of it as changed"))
+                }
+                None => found.notes.push(format!("{argument}: no finished run of {}", point.label())),
+            }
+        }
+        match (found.runs.is_empty(), points.first()) {
+            (true, Some(point)) => {
+                let name = point.loaded.experiment.name.clone();
+                let results = self.root.join("results");
+                Err(FindError::NotRun { spec: path.to_owned(), name, results }.into())
+            }
+            _ => Ok(found),
         }
     }
-    match (found.runs.is_empty(), points.first()) {
-        (true, Some(point)) => {
-            let name = point.loaded.experiment.name.clone();
-            Err(FindError::NotRun { spec: path.to_owned(), name, results: root.join("results") }.into())
+
+    /// The newest run called `name` whose resolved spec `is_wanted`.
+    ///
+    /// # Errors
+    /// When a run's folder cannot be read.
+    pub fn newest(&self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Option<Run>> {
+        for (dir, _) in self.list()?.iter().rev().filter(|(_, record)| record.name == name) {
+            let run = read(dir)?;
+            if is_wanted(&run.spec) {
+                return Ok(Some(run));
+            }
         }
-        _ => Ok(found),
+        Ok(None)
+    }
+
+    fn list(&self) -> anyhow::Result<&[(PathBuf, RunRecord)]> {
+        filled(&self.list, || RunRecord::list(self.root)).map(Vec::as_slice)
+    }
+
+    fn known(&self) -> anyhow::Result<&[(String, Value, Run)]> {
+        let read = |(dir, record): &(PathBuf, RunRecord)| {
+            let run = read(dir)?;
+            Ok((record.name.clone(), spec::semantic(&run.spec), run))
+        };
+        filled(&self.known, || self.list()?.iter().rev().map(read).collect()).map(Vec::as_slice)
+    }
+}
+
+/// The value of `cell`, made by `make` if it has none.
+fn filled<T>(cell: &OnceCell<T>, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
+        }
     }
 }
 

@@ -124,6 +124,8 @@ mod tests {
         VALIDATOR.is_valid(&spec)
     }
 
+    /// Every section refuses keys that it does not know, or typing errors would pass in silence. The sections of an
+    /// experiment are all in here, beside those of specs that extend one.
     #[test]
     fn the_schema_is_a_schema_and_every_section_is_closed() {
         fn visit(part: &Value, at: &str) {

@@ -90,20 +90,4 @@ mod tests {
         assert!(text.contains("0.07"));
         assert!(!text.contains("\"format\": \"uint"));
     }
-
-    /// Every section refuses keys that it does not know, or typing errors would pass in silence.
-    #[test]
-    fn every_section_is_closed() {
-        fn visit(part: &Value, at: &str) {
-            if let Some(map) = part.as_object() {
-                if map.contains_key("properties") {
-                    assert_eq!(map.get("additionalProperties"), Some(&Value::Bool(false)), "{at}");
-                }
-                map.iter().for_each(|(key, inner)| visit(inner, &format!("{at}/{key}")));
-            } else if let Some(items) = part.as_array() {
-                items.iter().enumerate().for_each(|(i, inner)| visit(inner, &format!("{at}/{i}")));
-            }
-        }
-        visit(&schema(), "");
-    }
 }

@@ -120,22 +120,38 @@ fn embed(
     load: impl Fn(usize, &mut [f32]) -> anyhow::Result<()> + Sync,
     mut sink: impl FnMut(&arrow::array::RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let image = size * size * 3;
-    let per_batch = (PIXELS / (size * size)).clamp(8, 256);
-    let mut images = vec![0.0; per_batch * image];
+    let per_batch = per_batch(size);
     for (first, labels) in (0..).step_by(per_batch).zip(labels.chunks(per_batch)) {
-        let images = &mut images[..labels.len() * image];
-        images
-            .par_chunks_mut(image)
-            .enumerate()
-            .try_for_each(|(i, out)| load(first + i, out).with_context(|| format!("{split} sample {}", first + i)))?;
-        let rows = frozen.features_on_device(images, labels.len(), size)?;
-        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
-            anyhow::bail!("{split} sample {}: a feature is {}", first + at / frozen.dim(), rows[at]);
-        }
+        let name = |i: usize| format!("{split} sample {}", first + i);
+        let rows = forward(frozen, size, labels.len(), |i, out| load(first + i, out), name)?;
         sink(&features::batch(split, first, labels, rows, frozen.dim()))?;
     }
     Ok(())
+}
+
+/// Images of `size` pixels per forward pass.
+pub(super) fn per_batch(size: usize) -> usize {
+    (PIXELS / (size * size)).clamp(8, 256)
+}
+
+/// Features [n, dim] of `n` images. `load(i, out)` puts image i, normalised, into `out` [size, size, 3]; errors call it
+/// `name(i)`.
+pub(super) fn forward(
+    frozen: &Frozen,
+    size: usize,
+    n: usize,
+    load: impl Fn(usize, &mut [f32]) -> anyhow::Result<()> + Sync,
+    name: impl Fn(usize) -> String + Sync,
+) -> anyhow::Result<Vec<f32>> {
+    let image = size * size * 3;
+    let mut images = vec![0.0; n * image];
+    let each = images.par_chunks_mut(image).enumerate();
+    each.try_for_each(|(i, out)| load(i, out).with_context(|| name(i)))?;
+    let rows = frozen.features_on_device(&images, n, size)?;
+    if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
+        anyhow::bail!("{}: a feature is {}", name(at / frozen.dim()), rows[at]);
+    }
+    Ok(rows)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod config;
 mod context;
 pub mod data;
 pub mod embed;
+pub mod embedder;
 mod evaluation;
 pub mod features;
 mod frozen;

@@ -176,15 +176,15 @@ where
     trainer
 }
 
+/// Learning rate and momentum of the reference's three steps.
+const STEPS: [(f64, f64); 3] = [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)];
+
 /// Three whole steps against the reference: losses, and the norm of every tensor afterwards.
-fn trajectory<E: Real>(case: &str, sections: &Sections, tolerance: f64)
-where
-    Cpu: Backend<E, Err = CpuError>,
-{
+fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let golden = Golden::load(case);
-    let mut trainer = reference_trainer::<E>(sections, &golden);
+    let mut trainer = reference_trainer::<f64>(sections, &golden);
     let mut losses = Vec::new();
-    for (step, (lr, momentum)) in [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)].into_iter().enumerate() {
+    for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
         losses.push(trainer.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss);
         trainer = restored(&trainer, sections);
     }
@@ -247,7 +247,7 @@ where
 }
 
 #[test]
-fn trajectories_agree_with_the_reference_in_f64() {
+fn trajectories_agree_with_the_reference() {
     for (case, sections) in [
         ("traj_paper", Sections::snclr(json!({}))),
         ("traj_soft_ce", Sections::snclr(json!({"objective": "soft_ce", "attention": "cosine"}))),
@@ -256,20 +256,46 @@ fn trajectories_agree_with_the_reference_in_f64() {
         ("traj_nnclr", Sections::nnclr()),
         ("traj_swav", Sections::swav(json!({}))),
     ] {
-        trajectory::<f64>(case, &sections, 1e-9);
+        trajectory(case, &sections, 1e-9);
     }
 }
 
-/// PyTorch's own f32 run is off by 8e-5 in the losses and 1e-3 in the worst tensor: batch norm over 8 samples amplifies.
+/// The same state in f32.
+fn rounded(state: Vec<NamedTensor<f64>>) -> Vec<NamedTensor<f32>> {
+    let round = |tensor: NamedTensor<f64>| match tensor.values {
+        Values::Real(values) => {
+            NamedTensor::real(tensor.name, &tensor.shape, values.into_iter().map(|v| v as f32).collect())
+        }
+        Values::Integer(values) => NamedTensor::integer(tensor.name, &tensor.shape, values),
+    };
+    state.into_iter().map(round).collect()
+}
+
+/// Step by step from f64's state, not as one trajectory: in the reference one output of the last block is 7e-7, where f32 is
+/// off by 6e-6. Whether its ReLU passes a gradient is a matter of rounding, and batch norm over 8 samples amplifies.
 #[test]
-fn trajectories_agree_with_the_reference_in_f32() {
+fn every_step_of_the_trajectories_agrees_in_f32() {
     for (case, sections) in [
         ("traj_paper", Sections::snclr(json!({}))),
         ("traj_infonce", Sections::infonce()),
         ("traj_nnclr", Sections::nnclr()),
         ("traj_swav", Sections::swav(json!({}))),
     ] {
-        trajectory::<f32>(case, &sections, 2e-3);
+        let mut exact = reference_trainer::<f64>(&sections, &Golden::load(case));
+        for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
+            let mut trainer = sections.trainer::<f32>();
+            trainer.restore(&rounded(exact.state()));
+            let loss = trainer.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss;
+            let expected = exact.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss;
+            assert_close(&format!("{case} loss of step {step}"), &[loss], &[expected], 2e-5);
+            for entry in &exact.model().params.entries {
+                let (actual, expected) =
+                    (&trainer.online().params[entry.range()], &exact.online().params[entry.range()]);
+                let difference: Vec<f64> = actual.iter().zip(expected).map(|(a, e)| f64::from(*a) - e).collect();
+                let error = norm(&difference) / norm(expected).max(1.0);
+                assert!(error < 1e-3, "{case} step {step} {}: off by {error:e}", entry.name);
+            }
+        }
     }
 }
 

@@ -170,7 +170,9 @@ where
         let epoch = first as f64 / self.steps_per_epoch as f64;
         let momentum = self.momentum.as_ref().map_or(f64::NAN, |(_, start)| momentum_at(epoch, *start, self.lr.epochs));
         let diagnose = self.step.is_multiple_of(self.health_every);
-        self.step_at(batch, epoch, self.lr.at(epoch), momentum, diagnose)
+        let learning_rate = self.lr.at(epoch);
+        // On one of rayon's own threads: from outside, every parallel loop would have to wake one and wait for it.
+        rayon::scope(|_| self.step_at(batch, epoch, learning_rate, momentum, diagnose))
     }
 
     pub(super) fn step_at(

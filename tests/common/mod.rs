@@ -129,6 +129,20 @@ impl Scratch {
     }
 }
 
+/// A Python that has all of `packages`. `SNCLR_PYTHON` names one, and then a missing package is a failure; without the variable
+/// `python3` is tried, and what it lacks is skipped aloud.
+pub fn python(packages: &[&str]) -> Option<String> {
+    let named = std::env::var("SNCLR_PYTHON").ok();
+    let python = named.clone().unwrap_or("python3".to_owned());
+    let imports = format!("import {}", packages.join(", "));
+    let has = Command::new(&python).args(["-c", &imports]).output().is_ok_and(|output| output.status.success());
+    assert!(has || named.is_none(), "{python}, which SNCLR_PYTHON names, cannot {imports}");
+    if !has {
+        println!("skipped: {python} cannot {imports}; set SNCLR_PYTHON to one that can");
+    }
+    has.then_some(python)
+}
+
 /// A JSON string.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_string()

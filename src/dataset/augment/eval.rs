@@ -21,6 +21,11 @@ impl EvalTransform {
         EvalTransform { resize, size: config.size, normalize: Normalize::new(config) }
     }
 
+    /// Pixels of the shorter side after resizing, before the centre is cut out.
+    pub fn shorter_side(&self) -> u32 {
+        self.resize
+    }
+
     /// Writes the centre of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
     ///
     /// Panics when `out` has another length or the image is empty.

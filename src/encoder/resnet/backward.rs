@@ -7,7 +7,7 @@ use super::{
 };
 use crate::ops::{
     Real,
-    batch_norm::{backward_input, backward_sums, relu_backward},
+    batch_norm::{backward_input, backward_sums},
     buffers::Buffers,
     conv2d::Size,
     pool,
@@ -57,13 +57,14 @@ impl ResNet {
             pass.memory.give(output);
             pass.memory.give(std::mem::replace(&mut g, unpooled));
         }
-        relu_backward(&stem_output, &mut g);
+        let g_raw = pass.batch_norm(&self.stem, stem, &mut g, Some(&stem_output));
         pass.memory.give(stem_output);
-        pass.conv_batch_norm(&self.stem, images, size, stem, &mut g);
-        if let ImageGradient::Write(gx) = image_gradient {
-            self.stem.conv.backward_data(&g, size, &params[self.stem.kernel.clone()], E::zero(), gx);
-        }
         pass.memory.give(g);
+        self.stem.conv.backward_weight(images, size, &g_raw, &mut pass.gradients[self.stem.kernel.clone()]);
+        if let ImageGradient::Write(gx) = image_gradient {
+            self.stem.conv.backward_data(&g_raw, size, &params[self.stem.kernel.clone()], E::zero(), gx);
+        }
+        pass.memory.give(g_raw);
     }
 
     /// Size of each block's input, and of the last one's output.
@@ -84,62 +85,61 @@ impl ResNet {
 impl<E: Real> Pass<'_, E> {
     /// The gradient of a block's input, from that of its output `g`.
     pub(super) fn block(&mut self, block: &Block, x: &[E], size: Size, kept: SavedBlock<E>, mut g: Vec<E>) -> Vec<E> {
-        let SavedBlock { units, shortcut, mut outputs } = kept;
-        let output = outputs.pop().expect("a block has outputs");
-        relu_backward(&output, &mut g);
-        self.memory.give(output);
-
-        let mut gx = self.memory.take(x.len());
-        match (&block.shortcut, shortcut) {
-            (Some(projection), Some(unit)) => {
-                let mut g = self.copy(&g);
-                self.conv_batch_norm(projection, x, size, unit, &mut g);
-                projection.conv.backward_data(&g, size, &self.params[projection.kernel.clone()], E::zero(), &mut gx);
-                self.memory.give(g);
-            }
-            _ => gx.copy_from_slice(&g),
-        }
-
+        let SavedBlock { mut units, shortcut, mut outputs } = kept;
         let mut sizes = vec![size];
         for unit in &block.convs[..block.convs.len() - 1] {
             sizes.push(unit.conv.output_size(*sizes.last().expect("not empty")));
         }
-        for ((conv, unit), size) in block.convs.iter().zip(units).zip(sizes).rev() {
-            // All but the first convolution read the output of the one before.
-            let input = outputs.pop();
-            self.conv_batch_norm(conv, input.as_deref().unwrap_or(x), size, unit, &mut g);
-            let kernel = &self.params[conv.kernel.clone()];
-            match input {
-                Some(input) => {
-                    let mut g_input = self.memory.take(input.len());
-                    conv.conv.backward_data(&g, size, kernel, E::zero(), &mut g_input);
-                    relu_backward(&input, &mut g_input);
-                    self.memory.give(input);
-                    self.memory.give(std::mem::replace(&mut g, g_input));
-                }
-                None => conv.conv.backward_data(&g, size, kernel, E::one(), &mut gx),
+        // The ReLU behind the addition passes its gradient on to both branches.
+        let mut output = outputs.pop();
+        let mut layers = block.convs.iter().zip(sizes).rev();
+        let (mut layer, mut at) = layers.next().expect("a block has convolutions");
+        let unit = units.pop().expect("a unit per convolution");
+        let mut g_raw = self.batch_norm(layer, unit, &mut g, output.as_deref());
+        let mut gx = match (&block.shortcut, shortcut) {
+            (Some(projection), Some(unit)) => {
+                let g_projection = self.batch_norm(projection, unit, &mut g, None);
+                let mut gx = self.memory.take(x.len());
+                self.conv(projection, x, size, &g_projection, E::zero(), &mut gx);
+                self.memory.give(g_projection);
+                self.memory.give(g);
+                gx
             }
+            _ => g,
+        };
+        // All but the first convolution read the output of the one before.
+        for (previous, previous_size) in layers {
+            self.memory.give(output.expect("an output per convolution"));
+            let input = outputs.pop().expect("an output per convolution");
+            let mut g_input = self.memory.take(input.len());
+            self.conv(layer, &input, at, &g_raw, E::zero(), &mut g_input);
+            self.memory.give(g_raw);
+            let unit = units.pop().expect("a unit per convolution");
+            g_raw = self.batch_norm(previous, unit, &mut g_input, Some(&input));
+            self.memory.give(g_input);
+            (layer, at, output) = (previous, previous_size, Some(input));
         }
-        self.memory.give(g);
+        self.conv(layer, x, at, &g_raw, E::one(), &mut gx);
+        self.memory.give(g_raw);
+        self.memory.give(output.expect("an output per convolution"));
         gx
     }
 
-    /// Adds the gradients of a convolution and its batch norm; `g` goes from that of the batch norm's output to that of
-    /// the convolution's.
-    fn conv_batch_norm(&mut self, layer: &ConvBatchNorm, x: &[E], size: Size, unit: Unit<E>, g: &mut [E]) {
-        let Unit { raw, moments } = unit;
-        let sums = backward_sums(&raw, &moments, g);
+    /// Adds the gradients of a batch norm's parameters and returns that of its input. `g` is that of its output or, with
+    /// the `output` of the ReLU behind it, of that output: it then becomes that of the ReLU's input.
+    fn batch_norm(&mut self, layer: &ConvBatchNorm, unit: Unit<E>, g: &mut [E], output: Option<&[E]>) -> Vec<E> {
+        let Unit { mut raw, moments } = unit;
+        let sums = backward_sums(&raw, &moments, g, output);
         add(&mut self.gradients[layer.weight.clone()], &sums.g_normalised);
         add(&mut self.gradients[layer.bias.clone()], &sums.g);
-        backward_input(&raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g);
-        self.memory.give(raw);
-        layer.conv.backward_weight(x, size, g, &mut self.gradients[layer.kernel.clone()]);
+        backward_input(&mut raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g);
+        raw
     }
 
-    fn copy(&mut self, values: &[E]) -> Vec<E> {
-        let mut copy = self.memory.take(values.len());
-        copy.copy_from_slice(values);
-        copy
+    /// Adds the gradient of a convolution's weights; gx = that of its input + beta gx.
+    fn conv(&mut self, layer: &ConvBatchNorm, x: &[E], size: Size, g: &[E], beta: E, gx: &mut [E]) {
+        layer.conv.backward_weight(x, size, g, &mut self.gradients[layer.kernel.clone()]);
+        layer.conv.backward_data(g, size, &self.params[layer.kernel.clone()], beta, gx);
     }
 }
 

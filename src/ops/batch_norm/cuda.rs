@@ -265,9 +265,9 @@ mod tests {
         apply(&x, &affine, Residual::Normalised(&shortcut, &shortcut_affine), true, &mut expected);
         let mut masked = g.clone();
         crate::ops::batch_norm::relu_backward(&expected, &mut masked);
-        let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &masked);
-        let mut gx = masked.clone();
-        crate::ops::batch_norm::backward_input(&x, &moments, Some(&weight), &sums, &mut gx);
+        let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &mut masked, None);
+        let mut gx = x.clone();
+        crate::ops::batch_norm::backward_input(&mut gx, &moments, Some(&weight), &sums, &masked);
 
         on_every_gpu(|gpu| {
             let rows = Rows { gpu, scalar: Scalar::F32, rows: n, channels };

@@ -15,9 +15,15 @@ pub use op::{BatchNormKernel, RunningStatistics, batch_norm};
 #[cfg(feature = "cuda")]
 pub use op::{Normalised, WeightBias};
 
+use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::{Real, simd::vectorized};
+use super::{
+    Real,
+    columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
+    lanes::Vector,
+    simd::vectorized,
+};
 
 /// Added to the variance.
 pub const EPS: f64 = 1e-5;
@@ -111,13 +117,11 @@ pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: 
 }
 
 /// Sets the gradient of a ReLU's input from that of its output: g = 0 where the output is not positive.
-pub fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
-    g.par_chunks_mut(1 << 15).zip(output.par_chunks(1 << 15)).for_each(|(g, out)| {
-        vectorized(|| {
-            for (g, out) in g.iter_mut().zip(out) {
-                *g = if *out > E::zero() { *g } else { E::zero() };
-            }
-        });
+fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
+    vectorized(|| {
+        for (g, out) in g.iter_mut().zip(output) {
+            *g = if *out > E::zero() { *g } else { E::zero() };
+        }
     });
 }
 
@@ -130,25 +134,34 @@ pub struct BackwardSums<E> {
     pub g_normalised: Vec<E>,
 }
 
-/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel.
-pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &[E]) -> BackwardSums<E> {
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With the `output` of a ReLU behind the
+/// normalisation, `g` first becomes the gradient of that ReLU's input: zero where the output is not positive.
+pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], output: Option<&[E]>) -> BackwardSums<E> {
     let channels = moments.mean.len();
     let chunk = CHUNK_ROWS * channels;
     let mean = &moments.mean[..channels];
     let parts: Vec<Vec<E>> = x
         .par_chunks(chunk)
-        .zip(g.par_chunks(chunk))
-        .map(|(x, g)| {
+        .zip(g.par_chunks_mut(chunk))
+        .enumerate()
+        .map(|(i, (x, g))| {
+            // A chunk stays in the cache between these passes.
+            if let Some(output) = output {
+                relu_backward(&output[i * chunk..][..g.len()], g);
+            }
             let mut sums = vec![E::zero(); 2 * channels];
             let (sum, product) = sums.split_at_mut(channels);
-            vectorized(|| {
-                for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        sum[c] += g[c];
-                        product[c] += g[c] * (x[c] - mean[c]);
-                    }
+            if channels.is_multiple_of(WHOLE_VECTORS) {
+                let (rows, terms) = (x.len() / channels, BackwardTerms { x, g, mean });
+                Arch::new().dispatch(ColumnSums { terms, rows, sums: [sum, product] });
+                return sums;
+            }
+            for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
+                for c in 0..channels {
+                    sum[c] += g[c];
+                    product[c] += g[c] * (x[c] - mean[c]);
                 }
-            });
+            }
             sums
         })
         .collect();
@@ -163,17 +176,33 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &[E]) -> Backwar
     BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }
 }
 
-/// Turns the output's gradient `g` into the input's, in training mode and in place.
+/// g and g (x - mean)
+struct BackwardTerms<'a, E> {
+    x: &'a [E],
+    g: &'a [E],
+    mean: &'a [E],
+}
+
+impl<E: Real> ColumnTerms<E, 2> for BackwardTerms<'_, E> {
+    #[inline(always)]
+    fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; 2] {
+        let g = Vector::<E, S>::new(simd, E::vectors::<S>(self.g)[at]);
+        let x = Vector::<E, S>::new(simd, E::vectors::<S>(self.x)[at]);
+        [g, g * (x - Vector::new(simd, E::vectors::<S>(self.mean)[column]))]
+    }
+}
+
+/// Turns the input `x` into its gradient, from the output's `g`, in training mode.
 pub fn backward_input<E: Real>(
-    x: &[E],
+    x: &mut [E],
     moments: &Moments<E>,
     weight: Option<&[E]>,
     sums: &BackwardSums<E>,
-    g: &mut [E],
+    g: &[E],
 ) {
     let channels = moments.mean.len();
     let rows = E::of((x.len() / channels) as f64);
-    // g <- w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + c per channel.
+    // The gradient is w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + c per channel.
     let mut a = vec![E::zero(); channels];
     let mut b = vec![E::zero(); channels];
     let mut d = vec![E::zero(); channels];
@@ -186,12 +215,12 @@ pub fn backward_input<E: Real>(
         d[c] = factor * (slope * mean - sums.g[c] / rows);
     }
     let chunk = CHUNK_ROWS * channels;
-    g.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(g, x)| {
+    x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| {
         let (a, b, d) = (&a[..channels], &b[..channels], &d[..channels]);
         vectorized(|| {
-            for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            for (x, g) in x.chunks_exact_mut(channels).zip(g.chunks_exact(channels)) {
                 for c in 0..channels {
-                    g[c] = a[c] * g[c] + b[c] * x[c] + d[c];
+                    x[c] = a[c] * g[c] + b[c] * x[c] + d[c];
                 }
             }
         });

@@ -1,9 +1,14 @@
 //! Mean and variance per channel, taken tile by tile and combined in a fixed order.
 
+use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::{CHUNK_ROWS, EPS, MOMENTUM};
-use crate::ops::{Real, simd::vectorized};
+use crate::ops::{
+    Real,
+    columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
+    lanes::Vector,
+};
 
 /// Statistics of a batch per channel.
 #[derive(Clone, Debug)]
@@ -124,25 +129,54 @@ impl<E: Real> TileSlot<'_, E> {
         if channels == 0 {
             return;
         }
-        let rows = E::of((x.len() / channels) as f64);
+        let rows = x.len() / channels;
         let (mean, deviation) = (&mut self.mean[..channels], &mut self.deviation[..channels]);
+        if channels.is_multiple_of(WHOLE_VECTORS) {
+            Arch::new().dispatch(ColumnSums { terms: Values { x }, rows, sums: [mean] });
+            mean.iter_mut().for_each(|m| *m /= E::of(rows as f64));
+            Arch::new().dispatch(ColumnSums { terms: SquaredDeviations { x, mean }, rows, sums: [deviation] });
+            return;
+        }
         mean.fill(E::zero());
         deviation.fill(E::zero());
-        vectorized(|| {
-            for x in x.chunks_exact(channels) {
-                for c in 0..channels {
-                    mean[c] += x[c];
-                }
+        for x in x.chunks_exact(channels) {
+            for c in 0..channels {
+                mean[c] += x[c];
             }
-            for m in mean.iter_mut() {
-                *m /= rows;
+        }
+        mean.iter_mut().for_each(|m| *m /= E::of(rows as f64));
+        for x in x.chunks_exact(channels) {
+            for c in 0..channels {
+                let d = x[c] - mean[c];
+                deviation[c] += d * d;
             }
-            for x in x.chunks_exact(channels) {
-                for c in 0..channels {
-                    let d = x[c] - mean[c];
-                    deviation[c] += d * d;
-                }
-            }
-        });
+        }
+    }
+}
+
+/// x
+struct Values<'a, E> {
+    x: &'a [E],
+}
+
+impl<E: Real> ColumnTerms<E, 1> for Values<'_, E> {
+    #[inline(always)]
+    fn terms<S: Simd>(&self, simd: S, at: usize, _: usize) -> [Vector<E, S>; 1] {
+        [Vector::new(simd, E::vectors::<S>(self.x)[at])]
+    }
+}
+
+/// (x - mean)^2
+struct SquaredDeviations<'a, E> {
+    x: &'a [E],
+    mean: &'a [E],
+}
+
+impl<E: Real> ColumnTerms<E, 1> for SquaredDeviations<'_, E> {
+    #[inline(always)]
+    fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; 1] {
+        let d = Vector::<E, S>::new(simd, E::vectors::<S>(self.x)[at])
+            - Vector::new(simd, E::vectors::<S>(self.mean)[column]);
+        [d * d]
     }
 }

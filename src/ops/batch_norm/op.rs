@@ -94,12 +94,12 @@ where
         gy: &Buffer<E, Self>,
         gradients: &mut Gradients<E, Self>,
     ) -> Result<(), CpuError> {
-        let values = x.as_vec();
-        let sums = backward_sums(&values, moments, gy);
+        let mut values = x.as_vec();
+        let mut g = gy.to_vec();
+        let sums = backward_sums(&values, moments, &mut g, None);
         let weight = weight_bias.map(|(w, _)| w.as_vec());
-        let mut gx = gy.to_vec();
-        backward_input(&values, moments, weight.as_deref(), &sums, &mut gx);
-        add(gradients.get_or_alloc_mut(x)?, &gx);
+        backward_input(&mut values, moments, weight.as_deref(), &sums, &g);
+        add(gradients.get_or_alloc_mut(x)?, &values);
         if let Some((weight, bias)) = weight_bias {
             add(gradients.get_or_alloc_mut(weight)?, &sums.g_normalised);
             add(gradients.get_or_alloc_mut(bias)?, &sums.g);

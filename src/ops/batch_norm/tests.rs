@@ -30,12 +30,33 @@ fn kernels_agree<E: Real>() {
     apply(&x, &Affine::eval(&mean, &var, Some((&weight, &bias))), Residual::None, false, &mut y);
     close("y_eval", &y, golden.channels_last("out.y_eval"));
 
-    let sums = backward_sums(&x, &moments, &cot);
+    let mut g = cot.clone();
+    let sums = backward_sums(&x, &moments, &mut g, None);
+    assert!(g == cot);
     close("grad.weight", &sums.g_normalised, golden.get("grad.weight"));
     close("grad.bias", &sums.g, golden.get("grad.bias"));
-    let mut g = cot.clone();
-    backward_input(&x, &moments, Some(&weight), &sums, &mut g);
-    close("grad.x", &g, golden.channels_last("grad.x"));
+    let mut gx = x.clone();
+    backward_input(&mut gx, &moments, Some(&weight), &sums, &g);
+    close("grad.x", &gx, golden.channels_last("grad.x"));
+}
+
+#[test]
+fn sums_behind_a_relu_are_those_of_the_masked_gradient() {
+    for channels in [5, 32] {
+        let values = |step: f64| (0..700 * channels).map(|i| (i as f64 * step).sin()).collect::<Vec<f64>>();
+        let (x, output, g) = (values(0.7), values(0.3), values(1.1));
+        let moments = Moments::of(&x, channels);
+        let (mut fused, mut masked) = (g.clone(), g);
+        let sums = backward_sums(&x, &moments, &mut fused, Some(&output));
+        relu_backward(&output, &mut masked);
+        assert_eq!(fused, masked);
+        for c in 0..channels {
+            let rows = || (0..700).map(|r| r * channels + c);
+            let total: f64 = rows().map(|i| masked[i]).sum();
+            let along: f64 = rows().map(|i| masked[i] * (x[i] - moments.mean[c]) * moments.inv_std[c]).sum();
+            assert!((sums.g[c] - total).abs() < 1e-10 && (sums.g_normalised[c] - along).abs() < 1e-10);
+        }
+    }
 }
 
 #[test]

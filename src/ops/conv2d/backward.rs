@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size};
+use super::{Conv2d, Size, winograd::Tiling};
 use crate::ops::{
     Real,
+    batch_norm::TileMoments,
     gemm::{Matrix, Threads, gemm},
 };
 
@@ -22,6 +23,11 @@ impl Conv2d {
             // The gradient of a convolution of stride 1 is a convolution with the mirrored weights.
             let mirrored =
                 Conv2d { padding: self.kernel - 1 - self.padding, input: self.output, output: self.input, ..*self };
+            if let Some(tiling) = Tiling::of(&mirrored, out) {
+                let last = self.kernel * self.kernel - 1;
+                let at = |output, tap, input| weight[input * self.patch() + (last - tap) * self.input + output];
+                return mirrored.winograd(&tiling, gy, at, beta, gx, &mut TileMoments::none());
+            }
             mirrored.forward(gy, out, &self.mirror(weight), beta, gx, None);
             return;
         }
@@ -48,6 +54,9 @@ impl Conv2d {
         assert_eq!(gw.len(), self.weights());
         let pixels = self.output_size(size).pixels();
         assert_eq!(gy.len(), pixels * self.output);
+        if let Some(tiling) = Tiling::of(self, size) {
+            return self.winograd_backward_weight(&tiling, x, gy, gw);
+        }
         let rows = self.tile_rows();
         let add_tile = |first: usize, last: usize, patches: &mut Vec<E>, gw: &mut [E], threads| {
             let gy = &gy[first * self.output..last * self.output];

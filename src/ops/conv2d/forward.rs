@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size};
+use super::{Conv2d, Size, winograd::Tiling};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -27,9 +27,14 @@ impl Conv2d {
         assert_eq!(x.len(), size.pixels() * self.input);
         assert_eq!(weight.len(), self.weights());
         assert_eq!(y.len(), pixels * self.output);
-        let rows = self.tile_rows();
         let mut none = TileMoments::none();
         let moments = moments.unwrap_or(&mut none);
+        if let Some(tiling) = Tiling::of(self, size) {
+            let patch = self.patch();
+            let at = |output, tap, input| weight[output * patch + tap * self.input + input];
+            return self.winograd(&tiling, x, at, beta, y, moments);
+        }
+        let rows = self.tile_rows();
         moments.reset(pixels, rows, self.output);
         let weight = Matrix::new(weight, self.output, self.patch()).t();
         let tiles = y.chunks_mut(rows * self.output).enumerate();

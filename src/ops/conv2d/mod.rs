@@ -11,6 +11,7 @@ mod forward;
 mod gather;
 #[cfg(test)]
 mod tests;
+mod winograd;
 
 /// Number of images and their height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,7 +77,12 @@ fn direct(conv: &Conv2d, x: &[f64], size: Size, weight: &[f64]) -> Vec<f64> {
 
 /// Shapes on both sides of every threshold: several tiles, ragged last tiles, pointwise, and weights so large that all
 /// threads share each product.
-const SHAPES: [(Conv2d, Size); 5] = [
+const SHAPES: [(Conv2d, Size); 9] = [
+    // Winograd's algorithm: whole tiles and several blocks, ragged ones, and weights that all threads share.
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 32 }, Size { n: 5, h: 16, w: 20 }),
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 48, output: 16 }, Size { n: 9, h: 7, w: 7 }),
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 80 }, Size { n: 2, h: 8, w: 9 }),
+    (Conv2d { kernel: 3, stride: 1, padding: 1, input: 112, output: 96 }, Size { n: 50, h: 3, w: 6 }),
     (Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 8 }, Size { n: 7, h: 17, w: 19 }),
     (Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 5 }, Size { n: 3, h: 21, w: 20 }),
     (Conv2d { kernel: 3, stride: 2, padding: 1, input: 16, output: 12 }, Size { n: 5, h: 15, w: 18 }),

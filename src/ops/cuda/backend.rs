@@ -17,10 +17,12 @@ use crate::ops::{
         BatchNormKernel, Moments, Normalised, RunningStatistics, WeightBias,
         cuda::{MomentsGpu, Normalised as Kept, Params, ResidualGpu, Rows},
     },
+    contrast::ContrastKernel,
     conv2d::{
         Conv2d, Size,
         cuda::{Math, OnGpu},
     },
+    group_dots::GroupDotsKernel,
     linear::LinearKernel,
     normalize::{self, NormalizeKernel},
     seam::{Buffer, Matrix},
@@ -110,6 +112,10 @@ impl LinearKernel<f32> for Cuda {
         conv.backward_weight_gpu(on, address(x), *gy.device_ptr(), *gw.device_ptr()).map_err(error)
     }
 }
+
+/// As compositions of dfdx's operations.
+impl ContrastKernel<f32> for Cuda {}
+impl GroupDotsKernel<f32> for Cuda {}
 
 impl NormalizeKernel<f32> for Cuda {
     fn normalize_forward(&self, x: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {

@@ -6,10 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     artifact::Store,
-    report::{
-        Run,
-        artifacts::{self, Table},
-    },
+    report::{Run, artifacts, predictions},
 };
 
 /// Classes up to which the whole matrix is shown; of more, the pairs that are confused most.
@@ -35,19 +32,10 @@ pub fn read(store: &Store, run: &Run) -> anyhow::Result<Vec<Evaluation>> {
         if run.record.stages.iter().all(|record| record.stage != stage) {
             continue;
         }
-        let table = Table::read(&artifacts::stage(store, run, stage)?, "predictions")?;
-        let [samples, labels, predicted] = ["sample_id", "label", "predicted"].map(|name| table.integers(name));
-        let ks = table.integers("k");
-        for row in 0..table.len() {
-            let name = ks.get(row).copied().flatten().map_or(title.to_owned(), |k| format!("{title}, k = {k}"));
-            if found.last().is_none_or(|evaluation| evaluation.name != name) {
-                found.push(Evaluation { name, predictions: BTreeMap::new() });
-            }
-            if let (Some(sample), Some(label), Some(guess), Some(last)) =
-                (samples[row], labels[row], predicted[row], found.last_mut())
-            {
-                last.predictions.insert(sample, (label, guess));
-            }
+        for classifier in predictions::read(&artifacts::stage(store, run, stage)?)? {
+            let name = classifier.k.map_or(title.to_owned(), |k| format!("{title}, k = {k}"));
+            let of_sample = classifier.predictions.iter().map(|p| (p.sample, (p.label, p.predicted)));
+            found.push(Evaluation { name, predictions: of_sample.collect() });
         }
     }
     Ok(found)

@@ -1,0 +1,101 @@
+//! What `--data` means: files and folders, the data of a spec, or a data artifact.
+
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+
+use super::Args;
+use crate::{
+    artifact::{Found, Manifest, Store},
+    dataset::{DataConfig, FileFormat, OnError, ParquetConfig, Paths, SplitName},
+    report::embeddings::{Images, class_names},
+    spec,
+};
+
+/// Fewest digits of a key that stand for it.
+const FEWEST_DIGITS: usize = 6;
+
+/// The images that the arguments mean.
+///
+/// # Errors
+/// When they mean none, or more than one thing.
+pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
+    let of_files = args.format.is_some() || args.labels.is_some() || args.on_error.is_some();
+    let of_one = |what: &str| {
+        ensure!(args.data.len() == 1, "{what} is read alone; give each a command and a file of its own");
+        ensure!(!of_files, "--format, --labels and --on-error go with files and folders, not with {what}");
+        Ok(())
+    };
+    for argument in &args.data {
+        if let Some(manifest) = by_key(store, argument)? {
+            of_one("a data artifact")?;
+            return of_artifact(store, &manifest, args.split);
+        }
+        if argument.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            of_one("a spec")?;
+            let data = spec::load(argument, &[])?.experiment.data;
+            let splits = splits(args.split, |split| Ok(crate::dataset::count(&data, split)?.is_some()))?;
+            return Ok(Images { data, splits: Some(splits), classes: vec![] });
+        }
+    }
+    ensure!(args.split.is_none(), "--split goes with a spec or a data artifact; files and folders have no splits");
+    let format = args.format.map_or_else(|| FileFormat::infer(&args.data), Ok)?;
+    let data = format.config(&args.data, args.labels.clone(), args.on_error.unwrap_or(OnError::Fail))?;
+    Ok(Images { data, splits: None, classes: vec![] })
+}
+
+/// The data artifact whose key `argument` is, or begins; None when it is a path, or no artifact has such a key.
+fn by_key(store: &Store, argument: &Path) -> anyhow::Result<Option<Manifest>> {
+    let Some(text) = argument.to_str() else { return Ok(None) };
+    let is_key = text.len() >= FEWEST_DIGITS && text.chars().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase());
+    if !is_key || argument.exists() {
+        return Ok(None);
+    }
+    let mut found = store.manifests("data");
+    found.retain(|manifest| manifest.key.as_str().starts_with(text));
+    match found.len() {
+        0 => bail!("no file, folder or data artifact is called `{text}`"),
+        1 => Ok(found.pop()),
+        n => bail!("`{text}` is the beginning of the keys of {n} data artifacts; write more of it"),
+    }
+}
+
+/// Its shards, which are Parquet in the Hugging Face image schema.
+fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> anyhow::Result<Images> {
+    let short = manifest.key.short();
+    let artifact = match store.find("data", &manifest.key) {
+        Found::Hit(artifact) => artifact,
+        Found::Missing => bail!("the data artifact {short} is gone"),
+        Found::Damaged { what } => {
+            bail!("the data artifact {short} is damaged ({what}); run a spec with these data again")
+        }
+    };
+    let shards = |split: SplitName| artifact.tables_with_prefix(&format!("{split}-"));
+    let splits = splits(split, |split| Ok(!shards(split).is_empty()))?;
+    let paths = |split: SplitName| Some(Paths::Many(shards(split))).filter(|paths| !paths.as_slice().is_empty());
+    let config = ParquetConfig {
+        train: paths(SplitName::Train).context("a data artifact without a training split")?,
+        test: paths(SplitName::Test),
+        image_column: Some("image".to_owned()),
+        label_column: Some("label".to_owned()),
+        on_error: OnError::Fail,
+    };
+    Ok(Images { data: DataConfig::Parquet(config), splits: Some(splits), classes: class_names(&artifact)? })
+}
+
+/// The split that is asked for, or all that there are.
+fn splits(
+    wanted: Option<SplitName>,
+    has: impl Fn(SplitName) -> anyhow::Result<bool>,
+) -> anyhow::Result<Vec<SplitName>> {
+    let mut found = Vec::new();
+    for split in SplitName::ALL {
+        if wanted.is_none_or(|wanted| wanted == split) && has(split)? {
+            found.push(split);
+        }
+    }
+    if let (Some(wanted), true) = (wanted, found.is_empty()) {
+        bail!("the data have no {wanted} split");
+    }
+    Ok(found)
+}

@@ -1,0 +1,148 @@
+//! Weight gradient.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{
+    SHARED, blocks_at_once, by_block,
+    product::{Strided, Target, product},
+    tiles::{Points, TransformGradient, TransformInput, strip_len},
+    tiling::{CHANNELS, POINTS, Tiling},
+    weights::add_gradient,
+};
+use crate::ops::{Real, conv2d::Conv2d};
+
+/// Parts of the batch whose gradients are summed apart, then in order.
+const PARTS: usize = 16;
+
+impl Conv2d {
+    /// gw += the weight gradient.
+    pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: &[E], gy: &[E], gw: &mut [E]) {
+        let pass = Pass { conv: self, tiling, x, gy };
+        let (blocks, weights) = (tiling.blocks(), POINTS * self.input * self.output);
+        let shared = self.input * self.output >= SHARED;
+        let part = if shared { blocks } else { blocks.div_ceil(PARTS) };
+        E::with_scratch(blocks.div_ceil(part) * weights, |sums| {
+            if shared {
+                let at_once = blocks_at_once(tiling, self.input + self.output);
+                for first in (0..blocks).step_by(at_once) {
+                    pass.shared_blocks(first, at_once.min(blocks - first), sums);
+                }
+            } else {
+                sums.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
+                    let first = i * part;
+                    for block in first..(first + part).min(blocks) {
+                        pass.one_block(block, sum, block > first);
+                    }
+                });
+            }
+            let (sum, others) = sums.split_at_mut(weights);
+            for other in others.chunks_exact(weights) {
+                for (s, o) in sum.iter_mut().zip(other) {
+                    *s += *o;
+                }
+            }
+            add_gradient(sum, self.input, gw);
+        });
+    }
+}
+
+/// What all blocks share.
+struct Pass<'a, E> {
+    conv: &'a Conv2d,
+    tiling: &'a Tiling,
+    x: &'a [E],
+    gy: &'a [E],
+}
+
+impl<E: Real> Pass<'_, E> {
+    /// Elements of one point's matrices of inputs and of gradients.
+    fn matrices(&self) -> [usize; 2] {
+        [self.conv.input, self.conv.output].map(|channels| self.tiling.rows() * channels)
+    }
+
+    fn transform(&self, block: usize, tiles: Vec<&mut [E]>, gradients: Vec<&mut [E]>) {
+        let Self { conv, tiling, .. } = *self;
+        E::with_scratch(strip_len(tiling, conv.input.max(conv.output)), |strip| {
+            let points = &mut Points { matrices: tiles, row: conv.input };
+            let (images, channels) = (self.x, conv.input);
+            let part = &mut strip[..strip_len(tiling, channels)];
+            Arch::new().dispatch(TransformInput { tiling, block, images, channels, strip: part, points });
+            let points = &mut Points { matrices: gradients, row: conv.output };
+            let (images, channels) = (self.gy, conv.output);
+            let part = &mut strip[..strip_len(tiling, channels)];
+            let gradient = TransformInput { tiling, block, images, channels, strip: part, points };
+            Arch::new().dispatch(TransformGradient(gradient));
+        });
+    }
+
+    /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
+    fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
+        let [input, output] = self.matrices();
+        E::with_scratch(POINTS * (input + output), |memory| {
+            let (tiles, gradients) = memory.split_at_mut(POINTS * input);
+            let cut = (tiles.chunks_exact_mut(input).collect(), gradients.chunks_exact_mut(output).collect());
+            self.transform(block, cut.0, cut.1);
+            let (Conv2d { input: channels, output: rows, .. }, tiles_of) = (*self.conv, self.tiling.tiles_of(block));
+            let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
+            for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(rows * channels)) {
+                let conv = *self.conv;
+                Arch::new().dispatch(Multiply { conv, first: 0, rows, count: tiles_of, tiles, gradients, sum, add });
+            }
+        });
+    }
+
+    /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
+    fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
+        let [input, output] = self.matrices();
+        let conv = *self.conv;
+        E::with_scratch(POINTS * count * (input + output), |memory| {
+            let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);
+            let matrices: Vec<_> = by_block(tiles, input).into_iter().zip(by_block(gradients, output)).collect();
+            matrices.into_par_iter().enumerate().for_each(|(i, (tiles, gradients))| {
+                self.transform(first + i, tiles, gradients);
+            });
+            let rows = (conv.output / CHANNELS).div_ceil(4) * CHANNELS;
+            let per_point = conv.output.div_ceil(rows);
+            let point = conv.output * conv.input;
+            let parts = sum.chunks_exact_mut(point).flat_map(|point| point.chunks_mut(rows * conv.input));
+            let parts: Vec<_> = parts.collect();
+            parts.into_par_iter().enumerate().for_each(|(i, sum)| {
+                let (p, from) = (i / per_point, i % per_point * rows);
+                for block in 0..count {
+                    let at = p * count + block;
+                    let tiles = &tiles[at * input..][..input];
+                    let gradients = &gradients[at * output..][..output];
+                    let (rows, count) = (sum.len() / conv.input, self.tiling.tiles_of(first + block));
+                    let add = first + block > 0;
+                    Arch::new().dispatch(Multiply { conv, first: from, rows, count, tiles, gradients, sum, add });
+                }
+            });
+        });
+    }
+}
+
+/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
+struct Multiply<'a, E> {
+    conv: Conv2d,
+    first: usize,
+    rows: usize,
+    /// Number of tiles.
+    count: usize,
+    tiles: &'a [E],
+    gradients: &'a [E],
+    sum: &'a mut [E],
+    add: bool,
+}
+
+impl<E: Real> WithSimd for Multiply<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add } = self;
+        let a = Strided { data: &gradients[first..], row: 1, column: output };
+        let b = Strided { data: tiles, row: input, column: 1 };
+        product(simd, [rows, count, input], a, b, Target { data: sum, row: input, add });
+    }
+}

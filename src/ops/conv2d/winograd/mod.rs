@@ -1,0 +1,48 @@
+//! Winograd's minimal filtering F(4x4, 3x3) for 3x3 convolutions of stride 1 and padding 1.
+//!
+//! A tile of 4x4 outputs takes 36 multiplications per pair of channels instead of 144 (Winograd 1980; Lavin and Gray 2015,
+//! "Fast Algorithms for Convolutional Neural Networks"). Tiles and weights are transformed, multiplied point by point as
+//! 36 matrices [tiles, input] x [input, output], and transformed back; the weight gradient is the transposed algorithm.
+//! In f32 the result is about twice as far from the exact one as that of the definition's sum (see [`transform`]).
+//!
+//! Where the transformed weights fit a core's cache, each thread takes blocks of tiles through all three stages; where they
+//! do not, all threads share each stage. Blocks and the order of every sum are fixed by the shapes alone.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "indices over register blocks; adapters with closures are not vectorised"
+)]
+
+mod backward;
+mod forward;
+mod product;
+mod tiles;
+mod tiling;
+mod transform;
+mod weights;
+
+pub use tiling::Tiling;
+
+use tiling::POINTS;
+
+/// Pairs of channels from which on all threads share each stage.
+const SHARED: usize = 96 * 96;
+/// Elements of all transformed tiles together when threads share the stages.
+const SHARED_TILES: usize = 1 << 23;
+
+/// How many blocks are in work at once when threads share the stages; `channels` are those of both sides together.
+fn blocks_at_once(tiling: &Tiling, channels: usize) -> usize {
+    (SHARED_TILES / (POINTS * tiling.rows() * channels)).clamp(1, tiling.blocks())
+}
+
+/// Cuts the working memory of `blocks` blocks, per point all blocks one behind the other, into each block's matrices.
+fn by_block<E>(values: &mut [E], matrix: usize) -> Vec<Vec<&mut [E]>> {
+    let blocks = values.len() / (POINTS * matrix);
+    let mut parts: Vec<Vec<&mut [E]>> = (0..blocks).map(|_| Vec::with_capacity(POINTS)).collect();
+    for point in values.chunks_exact_mut(blocks * matrix) {
+        for (part, matrix) in parts.iter_mut().zip(point.chunks_exact_mut(matrix)) {
+            part.push(matrix);
+        }
+    }
+    parts
+}

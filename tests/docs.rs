@@ -1,0 +1,458 @@
+//! Everything that the README and the pages under `docs/` show is executed.
+//!
+//! Each page has a folder of its own with `specs/`, a few photographs (`photos/train`, `photos/val`) and a small CIFAR-10 as
+//! Parquet (`cifar10/`). Its blocks are taken in their order:
+//!
+//! - `sh`: each line runs; it must end with 0, or with an exit code that its comment names (`# … exit code 3`).
+//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run.
+//! - `text`: what the block before it printed. Each line must be in that output, in this order. Numbers, hashes, times and
+//!   frames of tables may differ (see [`stable`]); so may a line `…`, which stands for any lines.
+//! - `yaml`: a spec that must be valid: whole where its first line is `# NAME.yaml`, under which it is saved; otherwise a part
+//!   that is laid over `specs/quickstart.yaml`.
+//! - `python`: runs, if there is a Python with the packages that it imports (see [`common::python`]).
+//! - Blocks without a language are pictures and formulae. There are no others.
+//!
+//! What would take minutes is made smaller by [`SMALLER`], which is laid over the specs that pages run. Nothing else is changed.
+
+mod common;
+
+use std::{
+    fmt::Write,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use arrow::{
+    array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StructArray},
+    datatypes::{DataType, Field, Fields},
+};
+use common::{copy_tree, python};
+use parquet::arrow::ArrowWriter;
+use tempfile::TempDir;
+
+/// First words of lines that build this program, open another one, or need a GPU's tools.
+const NOT_RUN: [&str; 5] = [
+    "cargo",
+    "tensorboard",
+    "scripts/cuda-setup.sh",
+    "scripts/gpu-check.sh",
+    "LD_LIBRARY_PATH=target/cuda-toolkit/lib64/stubs",
+];
+
+/// What is laid over a spec so that it takes a second.
+const SMALLER: [(&str, &str); 7] = [
+    (
+        "quickstart.yaml",
+        "data: {train_images: 240, test_images: 60, image_size: 16}\naugmentations: {size: 16}\n\
+         encoder: {width_multiplier: 0.0625, stem: cifar}\nmethod: {queue_length: 64}\nepochs: 5\nbatch_size: 32\n\
+         linear_probe: {epochs: 3}\n",
+    ),
+    ("cifar10-small.yaml", CIFAR),
+    ("cifar10-equal/snclr.yaml", CIFAR),
+    ("cifar10-equal/infonce.yaml", CIFAR_WITHOUT_QUEUE),
+    ("cifar10-equal/nnclr.yaml", CIFAR),
+    ("cifar10-equal/swav.yaml", CIFAR_SWAV),
+    (
+        "resnet50.yaml",
+        "augmentations: {size: 32, eval: {resize: 36}}\nencoder: {arch: resnet50, width_multiplier: 0.0625}\n\
+         projector: {hidden: 64}\npredictor: {hidden: 64}\nlinear_probe: {epochs: 2}\n",
+    ),
+];
+const CIFAR: &str = "encoder: {width_multiplier: 0.0625}\nmethod: {queue_length: 64}\nepochs: 1\nbatch_size: 32\n\
+    linear_probe: {epochs: 2}\n";
+const CIFAR_WITHOUT_QUEUE: &str =
+    "encoder: {width_multiplier: 0.0625}\nepochs: 1\nbatch_size: 32\nlinear_probe: {epochs: 2}\n";
+const CIFAR_SWAV: &str = "encoder: {width_multiplier: 0.0625}\nmethod: {prototypes: 20, queue_length: 64}\nepochs: 1\n\
+    batch_size: 32\nlinear_probe: {epochs: 2}\n";
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All pages, relative to the repository.
+fn pages() -> Vec<String> {
+    let mut pages = vec!["README.md".to_owned()];
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(repository().join(&folder)).expect("a folder") {
+            let path = folder.join(entry.expect("an entry").file_name());
+            match repository().join(&path).is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|extension| extension == "md") => {
+                    pages.push(path.to_str().expect("a name").to_owned());
+                }
+                false => {}
+            }
+        }
+    }
+    pages
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(repository().join(page)).expect("a page")
+}
+
+/// A fenced block.
+struct Block {
+    language: String,
+    text: String,
+    /// Line of its fence, from 1.
+    line: usize,
+}
+
+fn blocks(page: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut open = false;
+    for (number, line) in read(page).lines().enumerate() {
+        match line.trim_start().strip_prefix("```") {
+            Some(language) if !open => {
+                blocks.push(Block { language: language.to_owned(), text: String::new(), line: number + 1 });
+                open = true;
+            }
+            Some(_) => open = false,
+            None if open => {
+                let block = blocks.last_mut().expect("an open block");
+                block.text += line;
+                block.text.push('\n');
+            }
+            None => {}
+        }
+    }
+    assert!(!open, "{page}: a block without an end");
+    blocks
+}
+
+/// The folder in which a page's lines run.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = Folder(TempDir::new().expect("a folder"));
+        copy_tree(&repository().join("specs"), &folder.path("specs"));
+        copy_tree(&repository().join("specs"), &folder.path("full/specs"));
+        for (name, smaller) in SMALLER {
+            let up = "../".repeat(name.matches('/').count() + 1);
+            let text = format!("extends: {up}full/specs/{name}\n{smaller}");
+            fs::write(folder.path("specs").join(name), text).expect("a spec");
+        }
+        for (split, images) in [("train", 24), ("val", 12)] {
+            for (number, class) in ["cat", "dog"].into_iter().enumerate() {
+                for i in 0..images {
+                    folder.picture(&format!("photos/{split}/{class}/{i:03}.jpg"), (2 * i + number) as u32);
+                }
+            }
+        }
+        fs::create_dir(folder.path("cifar10")).expect("a folder");
+        folder.parquet("cifar10/train.parquet", 240);
+        folder.parquet("cifar10/test.parquet", 40);
+        fs::create_dir(folder.path("bin")).expect("a folder");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_snclr"), folder.path("bin/snclr")).expect("a link");
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn picture(&self, name: &str, n: u32) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        pixels(40, n).save(path).expect("a picture");
+    }
+
+    /// Images in the Hugging Face schema, with the columns that CIFAR-10 has there.
+    fn parquet(&self, name: &str, images: u32) {
+        let png = |n: u32| {
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            pixels(32, n).write_to(&mut bytes, image::ImageFormat::Png).expect("a picture");
+            bytes.into_inner()
+        };
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values((0..images).map(png)));
+        let fields = Fields::from(vec![Field::new("bytes", DataType::Binary, false)]);
+        let image: ArrayRef = Arc::new(StructArray::new(fields, vec![bytes], None));
+        let labels: ArrayRef = Arc::new(Int64Array::from_iter_values((0..images).map(|n| i64::from(n % 10))));
+        let batch = RecordBatch::try_from_iter([("img", image), ("label", labels)]).expect("columns");
+        let file = File::create(self.path(name)).expect("a file");
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a writer");
+        writer.write(&batch).expect("rows");
+        writer.close().expect("an end");
+    }
+
+    /// Exit code and all output of a command.
+    fn output(&self, program: &str, args: &[&str]) -> (i32, String) {
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.0.path())
+            .args(args)
+            .env("PATH", path)
+            .env("NO_COLOR", "1")
+            .env_remove("RUST_BACKTRACE");
+        let output = command.output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (
+            output.status.code().unwrap_or(-1),
+            text.replace("specs/../full/specs/", "specs/").replace("full/specs/", "specs/"),
+        )
+    }
+}
+
+/// A picture that is like no other.
+fn pixels(side: u32, n: u32) -> image::RgbImage {
+    image::RgbImage::from_fn(side, side, |x, y| {
+        image::Rgb([(x * (n % 7 + 1)) as u8, (y * (n % 5 + 2)) as u8, (n * 37 + x * y) as u8])
+    })
+}
+
+/// Commands of a block: a line each, joined where they go on.
+fn commands(text: &str) -> Vec<String> {
+    let mut commands: Vec<String> = Vec::new();
+    let mut unfinished = false;
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        match (unfinished, commands.last_mut()) {
+            (true, Some(last)) => write!(last, "\n{line}").expect("memory"),
+            _ => commands.push(line.to_owned()),
+        }
+        let last = commands.last().expect("just pushed");
+        unfinished = last.ends_with('\\') || (last.starts_with("for ") && !last.ends_with("\ndone"));
+    }
+    commands
+}
+
+/// The exit codes that a command's comment names.
+fn exit_codes(command: &str) -> Vec<i32> {
+    let named = command.split_once('#').and_then(|(_, comment)| comment.split_once("exit code "));
+    let codes = named.map_or("0", |(_, codes)| codes).split(" or ");
+    codes.map(|code| code.trim().parse().expect("an exit code")).collect()
+}
+
+/// A line without what may differ: frames of tables, blanks, marks of the best; hashes and numbers become `#`, lengths of time
+/// `# s`, sizes `# B`.
+fn stable(line: &str) -> String {
+    let plain: String = line.chars().map(|c| if "│┆┌┐└┘─┬┴├┤╞╪╡═┼|*★".contains(c) { ' ' } else { c }).collect();
+    let mut text = String::new();
+    let mut rest = plain.as_str();
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '.')).unwrap_or(rest.len()).max(first.len_utf8());
+        let (word, after) = rest.split_at(end);
+        let is_hash = word.len() >= 8 && word.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+        let mut in_number = false;
+        for c in word.chars() {
+            let number = is_hash || c.is_ascii_digit() || (in_number && c == '.');
+            if !number {
+                text.push(c);
+            } else if !in_number {
+                // A sign belongs to its number.
+                if text.ends_with(['-', '+']) {
+                    text.pop();
+                }
+                text.push('#');
+            }
+            in_number = number;
+        }
+        rest = after;
+    }
+    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (from, to) in [
+        ("#e#", "#"),
+        ("# h # min", "# s"),
+        ("# min # s", "# s"),
+        ("# kB", "# B"),
+        ("# MB", "# B"),
+        ("# GB", "# B"),
+        ("# kiB", "# B"),
+        ("# MiB", "# B"),
+        ("# GiB", "# B"),
+    ] {
+        text = text.replace(from, to);
+    }
+    text
+}
+
+/// The first line of `shown` that `output` does not have in its place.
+fn missing<'a>(shown: &'a str, output: &str) -> Option<&'a str> {
+    let mut lines = output.lines().map(stable);
+    shown.lines().find(|line| {
+        let wanted = stable(line);
+        !wanted.is_empty() && wanted != "…" && !lines.any(|line| line == wanted)
+    })
+}
+
+/// Packages that a script imports, without Python's own.
+fn imports(script: &str) -> Vec<&str> {
+    let own = ["glob", "json"];
+    let lines = script.lines().filter_map(|line| line.strip_prefix("import ").or(line.strip_prefix("from ")));
+    let modules = lines.flat_map(|line| line.split(" import ").next().unwrap_or(line).split(", "));
+    let packages = modules.filter_map(|module| module.split([' ', '.', ';']).next());
+    packages.filter(|package| !own.contains(package)).collect()
+}
+
+/// Goes through a page; panics at the first block that is not true.
+fn execute(page: &str) {
+    let folder = Folder::new();
+    // What the block before printed; None where it was not run.
+    let mut printed: Option<String> = None;
+    for block in blocks(page) {
+        let at = format!("{page}:{}", block.line);
+        match block.language.as_str() {
+            "" => {}
+            "sh" => {
+                let mut all = Some(String::new());
+                for command in commands(&block.text) {
+                    let output = shell(&folder, &command, &at);
+                    all = all.zip(output).map(|(all, output)| all + &output);
+                }
+                printed = all;
+            }
+            "text" => {
+                let Some(output) = &printed else { continue };
+                if let Some(line) = missing(&block.text, output) {
+                    panic!("{at}: this line was not printed, or not here:\n{line}\nwhat was printed:\n{output}");
+                }
+            }
+            "yaml" => {
+                let name =
+                    block.text.lines().next().and_then(|line| line.strip_prefix("# ")).filter(|n| n.ends_with(".yaml"));
+                let (name, text) = match name {
+                    Some(name) => (name, block.text.clone()),
+                    None => ("part.yaml", format!("extends: specs/quickstart.yaml\n{}", block.text)),
+                };
+                fs::write(folder.path(name), text).expect("a spec");
+                let (code, output) = folder.output("snclr", &["validate", name]);
+                assert_eq!(code, 0, "{at}: {output}");
+            }
+            "python" => {
+                let packages = imports(&block.text);
+                printed = python(&packages).map(|python| {
+                    fs::write(folder.path("snippet.py"), &block.text).expect("a script");
+                    let (code, output) = folder.output(&python, &["snippet.py"]);
+                    assert_eq!(code, 0, "{at}: {output}");
+                    output
+                });
+            }
+            other => panic!("{at}: blocks are sh, text, yaml or python, not {other:?}"),
+        }
+    }
+}
+
+/// What a command prints; None where it needs a Python that is not there.
+fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
+    let command = command.replace("cargo run --release -- ", "snclr ");
+    let first = command.split_whitespace().next().unwrap_or_default();
+    if NOT_RUN.contains(&first) {
+        return Some(String::new());
+    }
+    let mut command = command;
+    if let Some(rest) = command.strip_prefix("python -c ") {
+        let package = if rest.contains("duckdb") { "duckdb" } else { "pyarrow" };
+        command = format!("'{}' -c {rest}", python(&[package])?);
+    }
+    let (code, output) = folder.output("sh", &["-c", &format!("{{ {command}\n}} 2>&1")]);
+    assert!(exit_codes(&command).contains(&code), "{at}: exit code {code}: {command}\n{output}");
+    Some(output)
+}
+
+macro_rules! pages {
+    ($($test:ident: $page:literal,)*) => {
+        /// Pages, each a test.
+        const TESTED: &[&str] = &[$($page),*];
+        $(
+            #[test]
+            fn $test() {
+                execute($page);
+            }
+        )*
+    };
+}
+
+pages! {
+    readme: "README.md",
+    tutorial: "docs/tutorial.md",
+    methods: "docs/methods.md",
+    cuda: "docs/cuda.md",
+    write_specs: "docs/how-to/write-specs.md",
+    own_images: "docs/how-to/own-images.md",
+    cifar10: "docs/how-to/cifar10.md",
+    imagenet: "docs/how-to/imagenet.md",
+    compare: "docs/how-to/compare.md",
+    sweep: "docs/how-to/sweep.md",
+    resume_and_trust: "docs/how-to/resume-and-trust.md",
+    health: "docs/how-to/health.md",
+    export: "docs/how-to/export.md",
+    embed: "docs/how-to/embed.md",
+    sql: "docs/how-to/sql.md",
+    clean_up: "docs/how-to/clean-up.md",
+    scripts: "docs/how-to/scripts.md",
+}
+
+#[test]
+fn every_page_is_executed() {
+    let mut pages = pages();
+    let runs = |page: &String| blocks(page).iter().any(|block| !block.language.is_empty());
+    pages.retain(|page| !TESTED.contains(&page.as_str()) && runs(page));
+    assert!(pages.is_empty(), "not executed: {pages:?}");
+}
+
+/// Targets of the links and pictures of a page, blocks left out.
+fn links(page: &str) -> Vec<String> {
+    let mut open = false;
+    let mut found = Vec::new();
+    for line in read(page).lines() {
+        open ^= line.trim_start().starts_with("```");
+        if open {
+            continue;
+        }
+        let targets = line.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        found.extend(targets.map(|(target, _)| target.to_owned()));
+    }
+    found
+}
+
+/// What a heading is called in a link.
+fn anchors(page: &str) -> Vec<String> {
+    let text = read(page);
+    let headings =
+        text.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim_start_matches('#').trim());
+    let slug = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    headings.map(slug).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        for link in links(&page).into_iter().filter(|link| !link.contains("://")) {
+            let (file, anchor) =
+                link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
+            let folder = Path::new(&page).parent().unwrap_or(Path::new(""));
+            let target = if file.is_empty() { PathBuf::from(&page) } else { folder.join(file) };
+            let there = repository().join(&target).exists();
+            let target = target.to_str().expect("a name");
+            if !there || anchor.is_some_and(|anchor| !anchors(target).iter().any(|own| own == anchor)) {
+                broken.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn what_may_differ_is_left_out() {
+    for (a, b) in [
+        ("pretrain  ran  edb0b741  in 1 min 23 s", "pretrain ran 00000000 in 0.7 s"),
+        ("│ kNN  ┆  41.9 ┆ 17.7 │", "│ kNN          ┆     4.0 ┆   1.7 │"),
+        ("+1.25 [-11.25, 13.75]", "-0.5 [0, 1e-4]"),
+        ("results in runs/results/quickstart-2c495723", "results in runs/results/quickstart-abcdefab"),
+        ("about 1.8 s and 435.1 kB", "about 2 min 1 s and 1.2 MB"),
+    ] {
+        assert_eq!(stable(a), stable(b));
+    }
+    assert_ne!(stable("linear probe ran"), stable("knn ran"));
+    assert_eq!(missing("a\n…\nc 3\n", "a\nb\nc 4\n"), None);
+    assert_eq!(missing("c 3\na\n", "a\nb\nc 4\n"), Some("a"));
+}

@@ -1,0 +1,275 @@
+//! `snclr embed`: the embeddings are those of the run's own embed stage; a second call computes what is new and nothing else;
+//! the file is replaced whole or not at all.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{Float32Type, Int64Type},
+};
+use common::{Scratch, text};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// A row of the file.
+#[derive(Clone, Debug, PartialEq)]
+struct Row {
+    sample: i64,
+    split: Option<String>,
+    path: Option<String>,
+    label: Option<i64>,
+    sha256: Option<String>,
+    embedding: Vec<f32>,
+}
+
+/// The rows of a file of `snclr embed`, or of a features table.
+fn rows(path: &Path) -> Vec<Row> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("a file")).expect("Parquet");
+    let mut rows = Vec::new();
+    for batch in reader.build().expect("a reader") {
+        let batch = batch.expect("a batch");
+        let texts = |name: &str, i: usize| {
+            let column = batch.column_by_name(name)?.as_string::<i32>();
+            column.is_valid(i).then(|| column.value(i).to_owned())
+        };
+        let (samples, labels) =
+            (batch["sample_id"].as_primitive::<Int64Type>(), batch["label"].as_primitive::<Int64Type>());
+        let embeddings = batch["embedding"].as_fixed_size_list();
+        for i in 0..batch.num_rows() {
+            rows.push(Row {
+                sample: samples.value(i),
+                split: texts("split", i),
+                path: texts("path", i),
+                label: labels.is_valid(i).then(|| labels.value(i)),
+                sha256: texts("image_sha256", i),
+                embedding: embeddings.value(i).as_primitive::<Float32Type>().values().to_vec(),
+            });
+        }
+    }
+    rows
+}
+
+/// A value of the embed stage's audit.
+fn audited(path: &Path, key: &str) -> String {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("a file")).expect("Parquet");
+    let batch = reader.build().expect("a reader").next().expect("rows").expect("a batch");
+    let (keys, values) = (batch["key"].as_string::<i32>(), batch["value"].as_string::<i32>());
+    let at = keys.iter().position(|found| found == Some(key)).expect("the key");
+    values.value(at).to_owned()
+}
+
+fn footer(path: &Path) -> BTreeMap<String, String> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("a file")).expect("Parquet");
+    let pairs = reader.metadata().file_metadata().key_value_metadata().expect("metadata").clone();
+    pairs.into_iter().filter_map(|pair| Some((pair.key, pair.value?))).collect()
+}
+
+/// Key of a stage of the run that `json` tells of.
+fn key(json: &Value, stage: &str) -> String {
+    let stages = json["stages"].as_array().expect("stages");
+    text(&stages.iter().find(|s| s["stage"] == stage).expect("the stage")["key"])
+}
+
+fn counts(json: &Value) -> [u64; 3] {
+    ["rows", "computed", "reused"].map(|name| json[name].as_u64().expect("a count"))
+}
+
+/// Different small pictures as PNG files.
+fn pictures(scratch: &Scratch, folder: &str, numbers: std::ops::Range<u32>) {
+    for n in numbers {
+        let image = image::RgbImage::from_fn(20, 24, |x, y| image::Rgb([(x * n) as u8, (y * 9) as u8, (n * 40) as u8]));
+        let path = scratch.path(&format!("{folder}/{n:03}.png"));
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        image.save(path).expect("a picture");
+    }
+}
+
+#[test]
+fn embeddings_of_the_runs_own_images_are_those_of_its_embed_stage() {
+    let scratch = Scratch::new();
+    let run = scratch.json("run tiny.yaml --json");
+    let data = key(&run, "data");
+    let line = format!("embed tiny --data {} -o out.parquet --json", &data[..8]);
+    let first = scratch.json(&line);
+    assert_eq!((counts(&first), &first["dim"]), ([136, 136, 0], &json!(32)));
+    assert_eq!(first["run"], run["run"]);
+
+    let out = scratch.path("out.parquet");
+    let features = rows(&scratch.path(&format!("runs/store/embed/{}/features.parquet", key(&run, "embed"))));
+    let found: Vec<Row> = rows(&out).into_iter().map(|row| Row { path: None, sha256: None, ..row }).collect();
+    assert_eq!(found, features);
+
+    // Again: the same bytes, and nothing is computed; by the spec's data instead of the artifact's key as well.
+    let bytes = fs::read(&out).expect("the file");
+    assert_eq!(counts(&scratch.json(&line)), [136, 0, 136]);
+    assert_eq!(fs::read(&out).expect("the file"), bytes);
+    assert_eq!(counts(&scratch.json("embed tiny --data tiny.yaml -o out.parquet --json")), [136, 0, 136]);
+    let test = scratch.json("embed tiny --data tiny.yaml --split test -o out.parquet --json");
+    assert_eq!(counts(&test), [40, 0, 40]);
+
+    let about = footer(&out);
+    assert_eq!(about["snclr.run"], text(&run["run"]));
+    assert_eq!((about["snclr.dim"].as_str(), about["snclr.branch"].as_str()), ("32", "online"));
+    let preprocessing: Value = serde_json::from_str(&about["snclr.preprocessing"]).expect("JSON");
+    assert_eq!(
+        preprocessing,
+        json!({"resize": 16, "size": 16, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
+    );
+    let audit = scratch.path(&format!("runs/store/embed/{}/audit.parquet", key(&run, "embed")));
+    assert_eq!(about["snclr.encoder_sha256"], audited(&audit, "encoder_sha256_before"));
+    let left: Vec<_> =
+        fs::read_dir(scratch.path("")).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+#[test]
+fn only_new_images_are_computed_and_other_weights_are_refused() {
+    let scratch = Scratch::new();
+    scratch.json("run tiny.yaml --json --set epochs=1");
+    pictures(&scratch, "photos/cat", 0..5);
+    pictures(&scratch, "photos/dog", 5..12);
+    let out = scratch.path("out.parquet");
+    let line = "embed tiny --data photos -o out.parquet";
+    let said = scratch.run(line);
+    assert_eq!(
+        (said.code, said.stdout.as_str()),
+        (0, "wrote out.parquet: 12 rows of 32 features, 12 computed, 0 reused\n")
+    );
+    let before = rows(&out);
+    assert_eq!(before[5].path.as_deref(), Some("dog/005.png"));
+    assert_eq!(
+        (before[4].label, before[5].label, before[5].sample, before[5].split.clone()),
+        (Some(0), Some(1), 5, None)
+    );
+    let sha256 = Sha256::digest(fs::read(scratch.path("photos/dog/005.png")).expect("a picture"));
+    assert_eq!(before[5].sha256, Some(sha256.iter().map(|byte| format!("{byte:02x}")).collect()));
+    assert_eq!(footer(&out)["snclr.classes"], r#"["cat","dog"]"#);
+
+    // New images in the midst, one renamed, one gone; a copy of a known one is known.
+    pictures(&scratch, "photos/cat", 20..23);
+    fs::rename(scratch.path("photos/dog/006.png"), scratch.path("photos/cat/000a.png")).expect("a move");
+    fs::remove_file(scratch.path("photos/dog/007.png")).expect("a removal");
+    fs::copy(scratch.path("photos/dog/008.png"), scratch.path("photos/dog/copy.png")).expect("a copy");
+    assert_eq!(counts(&scratch.json(&format!("{line} --json"))), [15, 3, 12]);
+    let after = rows(&out);
+    for row in &after {
+        let known = before.iter().find(|other| other.sha256 == row.sha256);
+        assert!(known.is_none_or(|known| known.embedding == row.embedding), "{row:?}");
+    }
+    assert_eq!((after[1].path.as_deref(), after[1].label, after[1].sample), (Some("cat/000a.png"), Some(0), 1));
+    assert_eq!(after[1].embedding, before[6].embedding);
+
+    // A flat folder has no labels; its images are known all the same.
+    fs::create_dir(scratch.path("flat")).expect("a folder");
+    fs::copy(scratch.path("photos/dog/008.png"), scratch.path("flat/x.png")).expect("a copy");
+    fs::copy(&out, scratch.path("flat.parquet")).expect("a copy");
+    assert_eq!(counts(&scratch.json("embed tiny --data flat -o flat.parquet --json")), [1, 0, 1]);
+    assert_eq!(rows(&scratch.path("flat.parquet"))[0].label, None);
+
+    // Another seed has other weights.
+    scratch.json("run tiny.yaml --json --set epochs=1 --set seed=2 --set name=other");
+    let bytes = fs::read(&out).expect("the file");
+    let refused = scratch.run("embed other --data photos -o out.parquet");
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    for part in ["error: out.parquet holds embeddings by other weights: run tiny-", "run other-", "--overwrite"] {
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    let momentum = scratch.run("embed tiny --data photos -o out.parquet --branch momentum");
+    assert!(momentum.code == 1 && momentum.stderr.contains("(momentum encoder "), "{}", momentum.stderr);
+    assert_eq!(fs::read(&out).expect("the file"), bytes);
+    assert_eq!(counts(&scratch.json("embed other --data photos -o out.parquet --json --overwrite")), [15, 15, 0]);
+    fs::write(&out, "mine").expect("a file");
+    let foreign = scratch.run(line);
+    assert_eq!(
+        (foreign.code, foreign.stderr.lines().last()),
+        (
+            1,
+            Some(
+                "error: out.parquet is there and holds no embeddings of `snclr embed`; name another file, or replace it with --overwrite"
+            )
+        )
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_named_or_left_out() {
+    let scratch = Scratch::new();
+    scratch.json("run tiny.yaml --json --set epochs=1");
+    pictures(&scratch, "photos", 0..3);
+    scratch.write("photos/broken.png", "no picture");
+    let line = "embed tiny --data photos -o out.parquet";
+    let said = scratch.run(line);
+    assert_eq!(said.code, 1);
+    let expected = "error: cannot read image `photos/broken.png`: neither JPEG nor PNG (`--on-error skip` leaves such images out)\n";
+    assert!(said.stderr.ends_with(expected), "{}", said.stderr);
+    assert!(!scratch.path("out.parquet").exists());
+    let json = scratch.json(&format!("{line} --on-error skip --json"));
+    assert_eq!((counts(&json)[0], &json["skipped"]), (3, &json!(1)));
+    for (args, expected) in [
+        ("--data nothing -o x.parquet", "no such file or folder: `nothing`"),
+        ("--data abcdef01 -o x.parquet", "no file, folder or data artifact is called `abcdef01`"),
+        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format there is"),
+        ("--data out.parquet -o out.parquet --overwrite", "the images are in it; name another file to write"),
+        ("--data photos --split test -o x.parquet", "--split goes with a spec or a data artifact"),
+        ("--data tiny.yaml --on-error skip -o x.parquet", "go with files and folders, not with a spec"),
+    ] {
+        let said = scratch.run(&format!("embed tiny {args}"));
+        assert!(said.code == 1 && said.stderr.contains(expected), "{args}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn a_killed_call_leaves_the_old_file_and_an_interrupted_one_what_it_computed() {
+    let scratch = Scratch::new();
+    scratch.json("run tiny.yaml --json --set epochs=1");
+    let out = scratch.path("out.parquet");
+    scratch.json("embed tiny --data tiny.yaml --split test -o out.parquet --json");
+    let old = fs::read(&out).expect("the file");
+    // Enough images that the signal comes in time.
+    let many =
+        common::TINY.replace("train_images: 96", "train_images: 12000").replace("image_size: 16", "image_size: 48");
+    scratch.write("many.yaml", many);
+    let line = "embed tiny --data many.yaml --split train -o out.parquet";
+    let begin = || {
+        let child = scratch.command(line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let mut child = child.expect("the program");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
+        lines.next().expect("a line").expect("a line");
+        let temporary = scratch.path(".out.parquet.tmp");
+        while !temporary.exists() {
+            assert_eq!(child.try_wait().expect("a child"), None, "it ended too soon");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        (child, lines)
+    };
+    let at_work = std::time::Duration::from_millis(200);
+    let (mut child, _lines) = begin();
+    std::thread::sleep(at_work);
+    child.kill().expect("a kill");
+    child.wait().expect("an end");
+    assert_eq!(fs::read(&out).expect("the file"), old);
+
+    let (mut child, lines) = begin();
+    std::thread::sleep(at_work);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let last = lines.map_while(Result::ok).last().expect("a last line");
+    assert_eq!(child.wait().expect("an end").code(), Some(130), "{last}");
+    assert_eq!(last, "interrupted at embed; run the same command again to go on with it");
+    assert_eq!(fs::read(&out).expect("the file"), old);
+    let kept = rows(&scratch.path(".out.parquet.partial"));
+    assert!(!kept.is_empty() && kept.len() < 12_000, "{}", kept.len());
+
+    let [rows, computed, reused] = counts(&scratch.json(&format!("{line} --json")));
+    assert_eq!((rows, computed + reused), (12_000, 12_000));
+    assert!(reused >= kept.len() as u64, "{reused} of {}", kept.len());
+    assert!(!scratch.path(".out.parquet.partial").exists());
+}
