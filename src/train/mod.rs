@@ -3,6 +3,7 @@
 mod any;
 mod config;
 mod device;
+mod diagnosis;
 mod ema;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;

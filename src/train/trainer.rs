@@ -4,6 +4,7 @@ use dfdx::prelude::*;
 
 use super::{
     Branch, Model, PretrainConfig,
+    diagnosis::diagnosis,
     ema::ema,
     health::Health,
     neighbours::{Neighbour, Watch},
@@ -21,7 +22,6 @@ use crate::{
         conv2d::Size,
         leaves::Leaves,
         named::{NamedTensor, Values},
-        normalize::normalize_rows,
         seam::Matrix,
     },
 };
@@ -269,17 +269,8 @@ where
 
         let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
         self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis = diagnose.then(|| {
-            let dim = input.y[0].shape().1;
-            let unit = |y: &Matrix<E, Cpu>| {
-                let mut y = y.as_vec();
-                normalize_rows(&mut y, dim);
-                y
-            };
-            let figures = Positiveness::of(&positives, &batch.labels, self.churn.take());
-            let (y1, y2) = (unit(&input.y[0]), unit(&input.y[1]));
-            (Health::of(&y1, &y2, dim, &positives, figures.label_agreement), figures)
-        });
+        let diagnosis =
+            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
         Ok(StepRow {
             step: self.step - 1,
             epoch,

@@ -12,11 +12,13 @@ use crate::{
         cuda::{Buffer, Gpu, GpuError, Scalar},
         leaves::Leaves,
         named::{NamedTensor, Values},
-        normalize::{self, normalize_rows},
+        normalize,
         seam::Matrix,
     },
     train::{
-        Batch, Branch, Crop, Health, Model, Positiveness, Precision, PretrainConfig, StepRow, Watch, learning_rates,
+        Batch, Branch, Crop, Model, Precision, PretrainConfig, StepRow, Watch,
+        diagnosis::diagnosis,
+        learning_rates,
         optimizer::cuda::{OptimizerGpu, Scaling, ema},
         positiveness::Churn,
         schedule::{LrSchedule, momentum_at},
@@ -284,17 +286,8 @@ where
 
         let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
         self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis = diagnose.then(|| {
-            let dim = input.y[0].shape().1;
-            let unit = |y: &Matrix<f32, D>| {
-                let mut y = y.as_vec();
-                normalize_rows(&mut y, dim);
-                y
-            };
-            let figures = Positiveness::of(&positives, &batch.labels, self.churn.take());
-            let (y1, y2) = (unit(&input.y[0]), unit(&input.y[1]));
-            (Health::of(&y1, &y2, dim, &positives, figures.label_agreement), figures)
-        });
+        let diagnosis =
+            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
         Ok(StepRow {
             step: self.step - 1,
             epoch,

@@ -56,11 +56,6 @@ struct Pass<'a, E> {
 }
 
 impl<E: Real> Pass<'_, E> {
-    /// Elements of one point's matrices of inputs and of gradients.
-    fn matrices(&self) -> [usize; 2] {
-        [self.conv.input, self.conv.output].map(|channels| self.tiling.rows() * channels)
-    }
-
     fn transform(&self, block: usize, tiles: Vec<&mut [E]>, gradients: Vec<&mut [E]>) {
         let Self { conv, tiling, .. } = *self;
         E::with_scratch(strip_len(tiling, conv.input.max(conv.output)), |strip| {
@@ -78,7 +73,7 @@ impl<E: Real> Pass<'_, E> {
 
     /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
     fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
-        let [input, output] = self.matrices();
+        let [input, output] = self.tiling.matrices(self.conv);
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
             let cut = (tiles.chunks_exact_mut(input).collect(), gradients.chunks_exact_mut(output).collect());
@@ -94,7 +89,7 @@ impl<E: Real> Pass<'_, E> {
 
     /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
     fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
-        let [input, output] = self.matrices();
+        let [input, output] = self.tiling.matrices(self.conv);
         let conv = *self.conv;
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);

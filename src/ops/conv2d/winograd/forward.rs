@@ -56,11 +56,6 @@ struct Pass<'a, E> {
 }
 
 impl<E: Real> Pass<'_, E> {
-    /// Elements of one point's matrices of inputs and of outputs.
-    fn matrices(&self) -> [usize; 2] {
-        [self.conv.input, self.conv.output].map(|channels| self.tiling.rows() * channels)
-    }
-
     fn input(&self, block: usize, matrices: Vec<&mut [E]>) {
         let channels = self.conv.input;
         E::with_scratch(strip_len(self.tiling, channels), |strip| {
@@ -83,7 +78,7 @@ impl<E: Real> Pass<'_, E> {
 
     /// Takes one block through all stages on this thread.
     fn one_block(&self, block: usize, y: &mut [E]) {
-        let [input, output] = self.matrices();
+        let [input, output] = self.tiling.matrices(self.conv);
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * input);
             self.input(block, tiles.chunks_exact_mut(input).collect());
@@ -98,7 +93,7 @@ impl<E: Real> Pass<'_, E> {
 
     /// Takes several blocks through the stages, each stage on all threads.
     fn shared_blocks(&self, blocks: Vec<(usize, &mut [E])>) {
-        let [input, output] = self.matrices();
+        let [input, output] = self.tiling.matrices(self.conv);
         let count = blocks.len();
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * count * input);

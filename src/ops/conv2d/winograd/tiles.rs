@@ -7,13 +7,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::{
-    tiling::{EDGE, POINTS, Tiling},
+    tiling::{EDGE, POINTS, SIDE, Tiling},
     transform,
 };
 use crate::ops::{Real, lanes::Vector};
-
-/// Rows and columns of a transformed tile.
-const SIDE: usize = 6;
 
 /// The matrices of a block, each with rows of `row` elements.
 pub struct Points<'a, E> {

@@ -2,14 +2,19 @@
 
 use std::ops::Range;
 
-use super::super::{Conv2d, Size};
+use crate::ops::{
+    columns::WHOLE_VECTORS,
+    conv2d::{Conv2d, Size},
+};
 
 /// Outputs along a tile's edge.
 pub const EDGE: usize = 4;
+/// Rows and columns of a transformed tile.
+pub const SIDE: usize = 6;
 /// Points of a transformed tile.
-pub const POINTS: usize = 36;
-/// Channels must come in so many: whole vectors of any CPU, whole register blocks of the products.
-pub const CHANNELS: usize = 16;
+pub const POINTS: usize = SIDE * SIDE;
+/// Channels must come in so many: whole vectors, and whole register blocks of the products.
+pub const CHANNELS: usize = WHOLE_VECTORS;
 /// Elements of a block's transformed inputs and outputs together: they should stay in a core's cache.
 const BLOCK: usize = 1 << 17;
 /// Tiles per block at most, where they may be cut freely.
@@ -73,6 +78,11 @@ impl Tiling {
     /// Rows of a matrix that holds any block's tiles, and of the products with it.
     pub fn rows(&self) -> usize {
         (self.strips_per_block * self.tiles_per_strip).next_multiple_of(CHANNELS)
+    }
+
+    /// Elements of one point's matrices of a block, with the channels of either side.
+    pub fn matrices(&self, conv: &Conv2d) -> [usize; 2] {
+        [conv.input, conv.output].map(|channels| self.rows() * channels)
     }
 
     /// Image and first output row of a strip.

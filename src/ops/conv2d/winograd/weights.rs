@@ -4,14 +4,13 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    tiling::{CHANNELS, POINTS},
+    tiling::{CHANNELS, POINTS, SIDE},
     transform,
 };
 use crate::ops::{Real, lanes::Vector};
 
-/// Rows and columns of a kernel and of its transform.
+/// Rows and columns of a kernel.
 const KERNEL: usize = 3;
-const SIDE: usize = 6;
 /// Output channels that lie side by side: what a product's registers take at once, on the widest CPU.
 pub const PANEL: usize = 64;
 
