@@ -24,6 +24,7 @@ use crate::ops::{
     backend::Backend,
     leaves::Leaves,
     named::NamedTensor,
+    product::Products,
     seam::{Matrix, TracedScalar},
 };
 
@@ -99,6 +100,16 @@ impl<E: Real> Method<E> {
         match self {
             Method::Swav(method) => Some(method.unit_rows()),
             Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) | Method::Snclr(_) => None,
+        }
+    }
+
+    /// Has the searches of queues read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        match self {
+            Method::Nnclr(method) => method.set_products(products),
+            Method::Snclr(method) => method.set_products(products),
+            // SwAV's queues are multiplied, not searched.
+            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => {}
         }
     }
 

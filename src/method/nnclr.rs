@@ -16,6 +16,7 @@ use crate::ops::{
     backend::Backend,
     named::NamedTensor,
     normalize::{normalize, normalize_rows},
+    product::Products,
     seam::{Matrix, TracedScalar, traced},
 };
 
@@ -30,6 +31,11 @@ impl<E: Real> Nnclr<E> {
     /// A queue of random unit vectors. `dim` is D.
     pub fn new(config: &NnclrConfig, dim: usize, seed: u64) -> Self {
         Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed) }
+    }
+
+    /// Has the queue's search read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        self.queue.set_products(products);
     }
 
     /// Has the queue searched on a GPU.

@@ -7,6 +7,7 @@ use crate::ops::{
     Real,
     named::{NamedTensor, Values},
     normalize::{norm, normalize_rows},
+    product::Products,
     random::{Purpose, stream},
     topk::{TopK, top_k},
 };
@@ -32,6 +33,8 @@ pub struct Queue<E> {
     steps: Vec<i64>,
     /// Where the next row goes.
     next: usize,
+    /// How the search reads factors.
+    products: Products,
     /// Where it is searched, if that is a GPU.
     #[cfg(any(test, feature = "cuda"))]
     mirror: Option<Box<super::mirror::Mirror>>,
@@ -92,9 +95,15 @@ impl<E: Real> Queue<E> {
             labels: vec![NONE; length],
             steps: vec![NONE; length],
             next: 0,
+            products: Products::Full,
             #[cfg(any(test, feature = "cuda"))]
             mirror: None,
         }
+    }
+
+    /// Has the search read factors as `products` says. Rows themselves stay as they are.
+    pub fn set_products(&mut self, products: Products) {
+        self.products = products;
     }
 
     /// Has it searched on a GPU.
@@ -138,7 +147,7 @@ impl<E: Real> Queue<E> {
             return Ok(mirror.search(rows, queries, k, exclude)?);
         }
         let own = |query: usize, row: usize| exclude.is_some_and(|samples| samples[query] == self.samples[row]);
-        Ok(top_k(queries, &self.bank, self.dim, k, own))
+        Ok(top_k(queries, &self.bank, self.dim, k, self.products, own))
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.

@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use super::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums};
 use crate::ops::{
     Real,
-    seam::{Buffer, Matrix},
+    seam::{Buffer, Matrix, to_vec},
 };
 
 /// Running statistics that a forward pass in training mode moves.
@@ -72,10 +72,10 @@ where
         weight_bias: Option<&WeightBias<E, Self>>,
         running: RunningStatistics<E>,
     ) -> Result<(Matrix<E, Self>, Moments<E>), CpuError> {
-        let values = x.as_vec();
+        let values = to_vec(&x);
         let moments = Moments::of(&values, x.shape().1);
         moments.update_running(running.mean, running.var);
-        let weight_bias = weight_bias.map(|(w, b)| (w.as_vec(), b.as_vec()));
+        let weight_bias = weight_bias.map(|(w, b)| (to_vec(&w), to_vec(&b)));
         let affine = Affine::new(
             &moments.mean,
             &moments.inv_std,
@@ -94,10 +94,10 @@ where
         gy: &Buffer<E, Self>,
         gradients: &mut Gradients<E, Self>,
     ) -> Result<(), CpuError> {
-        let mut values = x.as_vec();
+        let mut values = to_vec(&x);
         let mut g = gy.to_vec();
         let sums = backward_sums(&values, moments, &mut g, Relu::None);
-        let weight = weight_bias.map(|(w, _)| w.as_vec());
+        let weight = weight_bias.map(|(w, _)| to_vec(&w));
         backward_input(&mut values, moments, weight.as_deref(), &sums, &g);
         add(gradients.get_or_alloc_mut(x)?, &values);
         if let Some((weight, bias)) = weight_bias {

@@ -45,11 +45,7 @@ impl Products {
     }
 }
 
-/// What multiplies factors that are rounded to bf16 on the running CPU.
-pub fn bf16_unit() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if pairs::available() {
-        return "AVX512-BF16";
-    }
-    "none: factors are rounded and multiplied in f32, which is slower than precision f32"
+/// What multiplies bf16 on the running CPU; None where factors are rounded and multiplied in full.
+pub fn bf16_unit() -> Option<&'static str> {
+    f32::multiplies_pairs().then_some("AVX512-BF16")
 }

@@ -114,7 +114,7 @@ mod tests {
             let bank_samples: Vec<i64> = (0..m as i64).map(|i| i % 50).collect();
             let samples: Vec<i64> = (0..n as i64).collect();
             let out = |q: usize, r: usize| own && samples[q] == bank_samples[r];
-            let expected = top_k(&queries, &bank, dim, k, out);
+            let expected = top_k(&queries, &bank, dim, k, crate::ops::product::Products::Full, out);
             on_every_gpu(|gpu| {
                 let gpu_bank = BankGpu::new(gpu, dim, &bank, &bank_samples).unwrap();
                 let found = gpu_bank.search_for(&queries, k, own.then_some(&samples[..])).unwrap();
@@ -140,7 +140,7 @@ mod tests {
         let bank: Vec<f32> = ramp(1500, 0.3).iter().map(|v| (v * 3.0).round()).collect();
         let queries = [1.0, 2.0, -1.0, 0.0, 0.0, 0.0];
         let samples = vec![0i64; 750];
-        let expected = top_k(&queries, &bank, 2, 100, |_, _| false);
+        let expected = top_k(&queries, &bank, 2, 100, crate::ops::product::Products::Full, |_, _| false);
         on_every_gpu(|gpu| {
             let zeros = BankGpu::new(gpu, 2, &[0.0; 1500], &samples).unwrap();
             zeros.write(0, &bank[..700], &samples[..350]).unwrap();
