@@ -4,6 +4,11 @@
 //! instruction multiplies and adds both where the CPU has it (AVX512-BF16); elsewhere factors are rounded and computed with
 //! in full. Sums are never rounded below the precision of the result.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "indices over register blocks; adapters with closures are not vectorised"
+)]
+
 mod kernel;
 mod operand;
 mod packed;
