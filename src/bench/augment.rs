@@ -56,6 +56,14 @@ impl Recipe {
             Recipe::Imagenet => (Encoding::Jpeg, 400, 64),
         }
     }
+
+    /// Images at a time: the batch of the step that would train on them (`resnet18`, `resnet50`).
+    fn batch(self) -> usize {
+        match self {
+            Recipe::Cifar => 128,
+            Recipe::Imagenet => 8,
+        }
+    }
 }
 
 pub(super) fn prepare(recipe: Recipe, options: &Options) -> anyhow::Result<Workload> {
@@ -72,8 +80,9 @@ pub(super) fn prepare(recipe: Recipe, options: &Options) -> anyhow::Result<Workl
     let mut epoch = 0;
     Ok(Workload::new(what, Some(count), move || {
         epoch += 1;
-        let batch = train::augment(&images.split, &augmentations, 0, epoch, &samples)?;
-        std::hint::black_box(batch);
+        for samples in samples.chunks(recipe.batch()) {
+            std::hint::black_box(train::augment(&images.split, &augmentations, 0, epoch, samples)?);
+        }
         Ok(())
     }))
 }
