@@ -39,6 +39,35 @@ pub enum Unfit {
     Option { case: Case, option: &'static str, cases: String },
 }
 
+/// An option that only some cases have.
+#[derive(Clone, Copy)]
+enum Varied {
+    QueueLength,
+    K,
+    Images,
+    SaveImages,
+}
+
+impl Varied {
+    fn name(self) -> &'static str {
+        match self {
+            Varied::QueueLength => "--queue-length",
+            Varied::K => "-k",
+            Varied::Images => "--images",
+            Varied::SaveImages => "--save-images",
+        }
+    }
+
+    fn suits(self, case: Case) -> bool {
+        let searches = case.trains() || case == Case::Queue;
+        match self {
+            Varied::QueueLength => searches,
+            Varied::K => searches || case == Case::Knn,
+            Varied::Images | Varied::SaveImages => case.augments() || case == Case::Epoch,
+        }
+    }
+}
+
 impl Options {
     /// Whether `case` knows all that is asked of it. What a trainer cannot do it says itself when it is made.
     ///
@@ -53,18 +82,16 @@ impl Options {
                 return Err(Unfit::Device { case, device: Device::chosen() });
             }
         }
-        let searches = |case: Case| case.trains() || case == Case::Queue;
-        let has_images = |case: Case| case.augments() || case == Case::Epoch;
-        let known: [(bool, &str, &dyn Fn(Case) -> bool); 4] = [
-            (self.queue_length.is_some(), "--queue-length", &searches),
-            (self.k.is_some(), "-k", &|case| searches(case) || case == Case::Knn),
-            (self.images.is_some(), "--images", &has_images),
-            (self.save_images.is_some(), "--save-images", &has_images),
+        let options = [
+            (self.queue_length.is_some(), Varied::QueueLength),
+            (self.k.is_some(), Varied::K),
+            (self.images.is_some(), Varied::Images),
+            (self.save_images.is_some(), Varied::SaveImages),
         ];
-        for (asked, option, knows) in known {
-            if asked && !knows(case) {
-                let cases: Vec<_> = Case::ALL.into_iter().filter(|case| knows(*case)).map(Case::name).collect();
-                return Err(Unfit::Option { case, option, cases: cases.join(", ") });
+        for (asked, option) in options {
+            if asked && !option.suits(case) {
+                let cases: Vec<_> = Case::ALL.into_iter().filter(|case| option.suits(*case)).map(Case::name).collect();
+                return Err(Unfit::Option { case, option: option.name(), cases: cases.join(", ") });
             }
         }
         Ok(())

@@ -12,8 +12,8 @@ fn luma(r: u8, g: u8, b: u8) -> u8 {
 /// `Image.blend`: from `a` by `factor` towards `b` or beyond it, cut to bytes, fractions dropped.
 #[inline(always)]
 fn blend(a: u8, b: u8, factor: f32) -> u8 {
-    let value = (a as f32 + factor * (b as f32 - a as f32)).max(0.0).min(255.0);
-    // SAFETY: the value fits (NaN became 0); a checked cast would keep the loops from becoming vector code.
+    let value = (a as f32 + factor * (b as f32 - a as f32)).clamp(0.0, 255.0);
+    // SAFETY: the value is finite and fits; a checked cast would keep the loops from becoming vector code.
     unsafe { value.to_int_unchecked::<i32>() as u8 }
 }
 
