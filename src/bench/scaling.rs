@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Case, Options};
+use crate::train::Precision;
 
 /// What is varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,9 +65,12 @@ impl Point {
         (self.series == Series::Threads).then_some(self.value)
     }
 
-    /// `options` with the value.
+    /// `options` with the value; cases that do not train know one precision.
     pub fn options(self, options: &Options) -> Options {
         let mut options = options.clone();
+        if !self.series.case().trains() {
+            options.precision = Precision::F32;
+        }
         match self.series {
             Series::Threads => {}
             Series::Images => options.images = Some(self.value),
@@ -74,5 +78,21 @@ impl Point {
             Series::K => options.k = Some(self.value),
         }
         options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_knows_what_is_varied_in_it() {
+        let asked = Options { precision: Precision::Bf16, ..Options::default() };
+        for point in points() {
+            let options = point.options(&asked);
+            options.check(point.series.case()).unwrap();
+            let varied = options != Options { precision: options.precision, ..Options::default() };
+            assert!(varied || point.threads() == Some(point.value), "{point:?}");
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 /// it beside PyTorch, is in docs/benchmarks.md.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to measure; repeatable [default: all]
+    /// What to measure; repeatable [default: all that know the other options]
     #[arg(long = "case", value_enum, value_name = "CASE", value_delimiter = ',')]
     pub cases: Vec<Case>,
     /// How cost grows with threads, data set, queue length and K, instead of cases
@@ -90,7 +90,10 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         }
         return print(args.json, || scaling_json(&rows), || scaling_table(&rows));
     }
-    let cases = if args.cases.is_empty() { &Case::ALL[..] } else { &args.cases[..] };
+    let cases = match args.cases.is_empty() {
+        true => Case::ALL.into_iter().filter(|case| options.check(*case).is_ok()).collect(),
+        false => args.cases,
+    };
     // Before the first of them takes its time.
     cases.iter().try_for_each(|case| options.check(*case))?;
     let measurements = match cases[..] {
@@ -98,7 +101,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         _ => {
             let mut measurements = Vec::new();
             for case in cases {
-                match child(*case, &options, args.steps, global.threads, global)? {
+                match child(case, &options, args.steps, global.threads, global)? {
                     Ok(measurement) => measurements.push(measurement),
                     Err(code) => return Ok(code),
                 }
