@@ -26,11 +26,11 @@ pub struct Workload {
     pub what: String,
     /// Images that one repetition goes through, where it is images that count.
     pub images: Option<usize>,
-    once: Box<dyn FnMut() -> anyhow::Result<()> + Send>,
+    once: Box<dyn FnMut() -> anyhow::Result<()>>,
 }
 
 impl Workload {
-    fn new(what: String, images: Option<usize>, once: impl FnMut() -> anyhow::Result<()> + Send + 'static) -> Self {
+    fn new(what: String, images: Option<usize>, once: impl FnMut() -> anyhow::Result<()> + 'static) -> Self {
         Workload { what, images, once: Box::new(once) }
     }
 
