@@ -19,7 +19,7 @@ use crate::{
 
 /// Measure how fast this machine trains, searches, augments and evaluates
 ///
-/// Without --case, all cases: about two minutes on 2 cores, and 3 GB of memory for resnet50. Each case has a process of its own,
+/// Without --case, all cases: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case has a process of its own,
 /// so that its peak memory is its own; it runs once unmeasured, then as often as --steps says. What is measured, and how to put
 /// it beside PyTorch, is in docs/benchmarks.md.
 #[derive(Debug, clap::Args)]
