@@ -125,6 +125,13 @@ pub(super) fn sweep_of_methods() -> Vec<Sections> {
     vec![Sections::infonce(), Sections::nnclr(), Sections::swav(json!({})), Sections::snclr(json!({}))]
 }
 
+/// The same with a vision transformer for images of 8 pixels.
+pub(super) fn sweep_of_methods_with_vit() -> Vec<Sections> {
+    let encoder = json!({"arch": "vit_tiny", "patch_size": 4, "image_size": 8});
+    let with_vit = |sections| Sections { encoder: serde_json::from_value(encoder.clone()).unwrap(), ..sections };
+    sweep_of_methods().into_iter().map(with_vit).collect()
+}
+
 /// The reference's name of one of our tensors.
 fn reference_name(branch: &str, name: &str) -> String {
     match name.split_once('.').unwrap() {

@@ -10,7 +10,10 @@ use crate::{
         named::Values,
         random::{Purpose, stream},
     },
-    train::{Batch, Crop, Precision, PretrainConfig, Trainer, tests::sweep_of_methods},
+    train::{
+        Batch, Crop, Precision, PretrainConfig, Trainer,
+        tests::{sweep_of_methods, sweep_of_methods_with_vit},
+    },
 };
 
 /// Images of a batch, and their height and width: small, as an emulated step takes long.
@@ -34,7 +37,7 @@ fn trainer(gpu: &Gpu, config: &PretrainConfig) -> GpuTrainer<Cpu> {
 #[test]
 fn every_method_trains_as_on_the_cpu() {
     let Some(gpu) = one_gpu() else { return };
-    for sections in sweep_of_methods() {
+    for sections in sweep_of_methods().into_iter().chain(sweep_of_methods_with_vit()) {
         let config = sections.config();
         let mut cpu = Trainer::<f32>::new(&config, 3, 64).unwrap();
         let mut ours = trainer(&gpu, &config);
@@ -65,8 +68,10 @@ fn every_method_trains_as_on_the_cpu() {
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
     let Some(gpu) = one_gpu() else { return };
-    let sections = sweep_of_methods().pop().expect("SNCLR is the last");
-    for precision in [Precision::F32, Precision::F16] {
+    let snclr = [sweep_of_methods(), sweep_of_methods_with_vit()].map(|mut all| all.pop().expect("SNCLR is the last"));
+    for (sections, precision) in
+        snclr.iter().flat_map(|sections| [Precision::F32, Precision::F16].map(|precision| (sections, precision)))
+    {
         let config = PretrainConfig { precision, ..sections.config() };
         let mut straight = trainer(&gpu, &config);
         let mut broken = trainer(&gpu, &config);

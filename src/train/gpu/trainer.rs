@@ -62,7 +62,7 @@ where
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
     /// # Errors
-    /// When the encoder does not run on a GPU, or memory runs out.
+    /// When the configuration describes no model, or memory runs out.
     pub fn new(
         gpu: &Gpu,
         device: D,
@@ -71,7 +71,6 @@ where
         images: usize,
     ) -> anyhow::Result<Self> {
         let mut model = Model::new(config)?;
-        model.encoder.check_gpu()?;
         model.method.search_on(gpu);
         let math = match config.precision {
             Precision::F32 => Math::F32,
