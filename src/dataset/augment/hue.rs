@@ -4,8 +4,7 @@ use super::planes::Planes;
 
 /// Shifts the hue by `turns` (-0.5 to 0.5): torchvision's `adjust_hue`.
 pub(super) fn hue(planes: &mut Planes, turns: f64) {
-    // Towards zero, then modulo 256, as NumPy casts it.
-    let shift = (turns * 255.0) as i32 as u8;
+    let shift = shift(turns);
     pulp::Arch::new().dispatch(|| {
         let [r, g, b] = planes.split_mut();
         for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
@@ -13,6 +12,11 @@ pub(super) fn hue(planes: &mut Planes, turns: f64) {
             (*r, *g, *b) = to_rgb(h.wrapping_add(shift), s, v);
         }
     });
+}
+
+/// What is added to an 8-bit hue: towards zero, then modulo 256, as NumPy casts it.
+pub(super) fn shift(turns: f64) -> u8 {
+    (turns * 255.0) as i32 as u8
 }
 
 /// Pillow's `rgb2hsv`. Where it mixes single and double precision, so does this, and it rounds down as there.
