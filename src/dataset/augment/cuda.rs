@@ -154,7 +154,8 @@ impl Pass {
         let mut start = 0;
         for piece in pieces {
             let (place, others) = rest.split_at_mut(piece.pixels.len());
-            (starts.push(start), places.push(place));
+            starts.push(start);
+            places.push(place);
             (rest, start) = (others, start + piece.pixels.len() as u64);
         }
         pieces.par_iter().zip(places).for_each(|(piece, place)| place.copy_from_slice(&piece.pixels));
