@@ -12,7 +12,8 @@ use snclr::{
     ops::{
         batch_norm::{RunningStatistics, batch_norm},
         buffers::Buffers,
-        conv2d::{Conv2d, Size},
+        conv2d::{Conv2d, Size, Source},
+        product::Products,
         seam::Matrix,
     },
 };
@@ -27,13 +28,13 @@ fn conv(x: Traced, w: Matrix<f32, Cpu>, geometry: Conv2d, size: Size) -> Traced 
     let (x, mut tape) = x.split_tape();
     let pixels = geometry.output_size(size).pixels();
     let mut y = vec![0.0; pixels * geometry.output];
-    geometry.forward(&x.as_vec(), size, &w.as_vec(), 0.0, &mut y, None);
+    geometry.forward(Source::plain(&x.as_vec()), size, &w.as_vec(), 0.0, &mut y, None);
     let y: Matrix<f32, Cpu> = x.device().tensor_from_vec(y, (pixels, geometry.output));
     let ghost = y.ghost();
     tape.add_backward_op(move |gradients| {
         let gy = gradients.get_or_alloc_mut(&ghost)?.clone();
         geometry.backward_data(&gy, size, &w.as_vec(), 1.0, gradients.get_or_alloc_mut(&x)?);
-        geometry.backward_weight(&x.as_vec(), size, &gy, gradients.get_or_alloc_mut(&w)?);
+        geometry.backward_weight(Source::plain(&x.as_vec()), size, &gy, gradients.get_or_alloc_mut(&w)?);
         Ok(())
     });
     y.put_tape(tape)
@@ -41,7 +42,7 @@ fn conv(x: Traced, w: Matrix<f32, Cpu>, geometry: Conv2d, size: Size) -> Traced 
 
 fn conv_norm(x: Traced, [input, output]: [usize; 2], kernel: usize, stride: usize, size: &mut Size) -> Traced {
     let device = Cpu::default();
-    let geometry = Conv2d { kernel, stride, padding: kernel / 2, input, output };
+    let geometry = Conv2d { kernel, stride, padding: kernel / 2, input, output, products: Products::Full };
     let weight = (0..geometry.weights()).map(|i| (i as f32 * 0.37).sin() * 0.1).collect();
     let weight: Matrix<f32, Cpu> = device.tensor_from_vec(weight, (output, geometry.patch()));
     let y = conv(x, weight, geometry, *size);

@@ -2,6 +2,7 @@
 
 use super::{
     Block, Linear, Norm, Vit,
+    layers::pixels,
     tokens::{Tokens, interpolate},
 };
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
         attention::cuda::{Attended, Samples},
         columns::cuda::add_column_sums,
         conv2d::{
-            Conv2d, Size,
+            Size,
             cuda::{Added, OnGpu},
         },
         cuda::{Buffer, GpuError, Scalar},
@@ -171,20 +172,20 @@ impl Pass<'_> {
     /// y [rows, output] = x w^T + bias, plus the tensor at address `added`, where there is one.
     fn linear(&self, layer: &Linear, x: &Buffer, added: u64, y: &Buffer) -> Result<(), GpuError> {
         let added = Added { bias: self.on.param(layer.bias.start), tensor: added };
-        let (conv, on) = (as_convolution(layer), self.on(one_pixel(self.rows())));
+        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows())));
         conv.forward_added_gpu(on, x.at(), self.on.kernel(layer.weight.start), added, y.at())
     }
 
     /// gx [rows, input] = gy w.
     fn linear_backward_data(&self, layer: &Linear, gy: &Buffer, gx: &Buffer) -> Result<(), GpuError> {
-        let (conv, on) = (as_convolution(layer), self.on(one_pixel(self.rows())));
+        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows())));
         conv.backward_data_gpu(on, gy.at(), self.on.kernel(layer.weight.start), gx.at(), false)
     }
 
     /// Adds the gradients of weight and bias.
     fn linear_backward_params(&self, layer: &Linear, x: &Buffer, gy: &Buffer, gradients: u64) -> Result<(), GpuError> {
         let at = |index: usize| gradients + 4 * index as u64;
-        let (conv, on, rows) = (as_convolution(layer), self.on(one_pixel(self.rows())), self.rows());
+        let (conv, on, rows) = (layer.pointwise(), self.on(pixels(self.rows())), self.rows());
         conv.backward_weight_gpu(on, x.at(), gy.at(), at(layer.weight.start))?;
         add_column_sums(self.on.gpu, self.tokens.scalar, gy.at(), [rows, layer.output], at(layer.bias.start))
     }
@@ -288,13 +289,4 @@ impl Pass<'_> {
         let weight = at(net.patch_embed.weight.start);
         net.patches.backward_weight_gpu(self.on(size), images, g_patches.at(), weight)
     }
-}
-
-/// A linear layer is a 1x1 convolution of images of one pixel.
-fn as_convolution(layer: &Linear) -> Conv2d {
-    Conv2d { kernel: 1, stride: 1, padding: 0, input: layer.input, output: layer.output }
-}
-
-fn one_pixel(rows: usize) -> Size {
-    Size { n: rows, h: 1, w: 1 }
 }

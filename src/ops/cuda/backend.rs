@@ -71,7 +71,8 @@ fn contiguous(x: &Matrix<f32, Cuda>) -> Result<Matrix<f32, Cuda>, CudaError> {
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, OnGpu<'_>) {
     let math = if TF32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 };
-    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output };
+    let conv =
+        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: crate::ops::product::Products::Full };
     (conv, OnGpu { gpu, math, size: Size { n: rows, h: 1, w: 1 } })
 }
 

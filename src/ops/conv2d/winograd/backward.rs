@@ -1,30 +1,47 @@
 //! Weight gradient.
 
-use pulp::{Arch, Simd, WithSimd};
+use std::marker::PhantomData;
+
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    SHARED, blocks_at_once, by_block,
-    product::{Strided, Target, product},
-    tiles::{Points, TransformGradient, TransformInput, strip_len},
+    SHARED, blocks_at_once,
+    tiles::{TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
     weights::add_gradient,
 };
-use crate::ops::{Real, conv2d::Conv2d};
+use crate::ops::{
+    Real,
+    conv2d::{Conv2d, Source},
+    product::{Operand, Strided, Target, WithOperand, elements, product},
+};
 
 /// Parts of the batch whose gradients are summed apart, then in order.
 const PARTS: usize = 16;
 
-impl Conv2d {
-    /// gw += the weight gradient.
-    pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: &[E], gy: &[E], gw: &mut [E]) {
-        let pass = Pass { conv: self, tiling, x, gy };
-        let (blocks, weights) = (tiling.blocks(), POINTS * self.input * self.output);
-        let shared = self.input * self.output >= SHARED;
+/// gw += the weight gradient.
+pub struct BackwardWeight<'a, E> {
+    pub conv: &'a Conv2d,
+    pub tiling: &'a Tiling,
+    pub x: Source<'a, E>,
+    pub gy: &'a [E],
+    pub gw: &'a mut [E],
+}
+
+impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, tiling, x, gy, gw } = self;
+        let Conv2d { input, output, .. } = *conv;
+        let pass = Pass::<E, P> { conv, tiling, x, gy, operand: PhantomData };
+        let (blocks, weights) = (tiling.blocks(), POINTS * input * output);
+        let shared = input * output >= SHARED;
         let part = if shared { blocks } else { blocks.div_ceil(PARTS) };
         E::with_scratch(blocks.div_ceil(part) * weights, |sums| {
             if shared {
-                let at_once = blocks_at_once(tiling, self.input + self.output);
+                let at_once = blocks_at_once(tiling, input + output);
                 for first in (0..blocks).step_by(at_once) {
                     pass.shared_blocks(first, at_once.min(blocks - first), sums);
                 }
@@ -42,61 +59,57 @@ impl Conv2d {
                     *s += *o;
                 }
             }
-            add_gradient(sum, self.input, gw);
+            add_gradient(sum, input, gw);
         });
     }
 }
 
 /// What all blocks share.
-struct Pass<'a, E> {
+struct Pass<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
-    x: &'a [E],
+    x: Source<'a, E>,
     gy: &'a [E],
+    operand: PhantomData<P>,
 }
 
-impl<E: Real> Pass<'_, E> {
-    fn transform(&self, block: usize, tiles: Vec<&mut [E]>, gradients: Vec<&mut [E]>) {
+impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+    /// Elements of one point's matrices of a block, packed across: tiles and gradients.
+    fn matrices(&self) -> [usize; 2] {
+        [self.conv.input, self.conv.output].map(|channels| self.tiling.matrix(channels / P::PACK))
+    }
+
+    fn transform(&self, block: usize, tiles: &mut [E], gradients: &mut [E]) {
         let Self { conv, tiling, .. } = *self;
         E::with_scratch(strip_len(tiling, conv.input.max(conv.output)), |strip| {
-            let points = &mut Points { matrices: tiles, row: conv.input };
-            let (images, channels) = (self.x, conv.input);
+            let (images, channels, points) = (self.x, conv.input, tiles);
             let part = &mut strip[..strip_len(tiling, channels)];
-            Arch::new().dispatch(TransformInput { tiling, block, images, channels, strip: part, points });
-            let points = &mut Points { matrices: gradients, row: conv.output };
-            let (images, channels) = (self.gy, conv.output);
+            P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.across::<P>());
+            let (images, channels, points) = (Source::plain(self.gy), conv.output, gradients);
             let part = &mut strip[..strip_len(tiling, channels)];
-            let gradient = TransformInput { tiling, block, images, channels, strip: part, points };
-            Arch::new().dispatch(TransformGradient(gradient));
+            P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.gradient::<P>());
         });
     }
 
     /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
     fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
-            let cut = (tiles.chunks_exact_mut(input).collect(), gradients.chunks_exact_mut(output).collect());
-            self.transform(block, cut.0, cut.1);
-            let (Conv2d { input: channels, output: rows, .. }, tiles_of) = (*self.conv, self.tiling.tiles_of(block));
-            let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
-            for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(rows * channels)) {
-                let conv = *self.conv;
-                Arch::new().dispatch(Multiply { conv, first: 0, rows, count: tiles_of, tiles, gradients, sum, add });
-            }
+            self.transform(block, tiles, gradients);
+            P::dispatch(AllPoints { pass: self, count: self.tiling.tiles_of(block), tiles, gradients, sum, add });
         });
     }
 
     /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
     fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         let conv = *self.conv;
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);
-            let matrices: Vec<_> = by_block(tiles, input).into_iter().zip(by_block(gradients, output)).collect();
-            matrices.into_par_iter().enumerate().for_each(|(i, (tiles, gradients))| {
-                self.transform(first + i, tiles, gradients);
-            });
+            let points =
+                tiles.par_chunks_exact_mut(POINTS * input).zip(gradients.par_chunks_exact_mut(POINTS * output));
+            points.enumerate().for_each(|(i, (tiles, gradients))| self.transform(first + i, tiles, gradients));
             let rows = (conv.output / CHANNELS).div_ceil(4) * CHANNELS;
             let per_point = conv.output.div_ceil(rows);
             let point = conv.output * conv.input;
@@ -105,24 +118,20 @@ impl<E: Real> Pass<'_, E> {
             parts.into_par_iter().enumerate().for_each(|(i, sum)| {
                 let (p, from) = (i / per_point, i % per_point * rows);
                 for block in 0..count {
-                    let at = p * count + block;
+                    let at = block * POINTS + p;
                     let tiles = &tiles[at * input..][..input];
-                    let gradients = &gradients[at * output..][..output];
-                    let (rows, count) = (sum.len() / conv.input, self.tiling.tiles_of(first + block));
-                    let add = first + block > 0;
-                    Arch::new().dispatch(Multiply { conv, first: from, rows, count, tiles, gradients, sum, add });
+                    let gradients = &gradients[at * output + from..(at + 1) * output];
+                    let (count, add) = (self.tiling.tiles_of(first + block), first + block > 0);
+                    P::dispatch(Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData });
                 }
             });
         });
     }
 }
 
-/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
-struct Multiply<'a, E> {
-    conv: Conv2d,
-    first: usize,
-    rows: usize,
-    /// Number of tiles.
+/// The products of all points of a block.
+struct AllPoints<'a, E, P> {
+    pass: &'a Pass<'a, E, P>,
     count: usize,
     tiles: &'a [E],
     gradients: &'a [E],
@@ -130,14 +139,42 @@ struct Multiply<'a, E> {
     add: bool,
 }
 
-impl<E: Real> WithSimd for Multiply<'_, E> {
+impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add } = self;
-        let a = Strided { data: &gradients[first..], row: 1, column: output };
+        let Self { pass, count, tiles, gradients, sum, add } = self;
+        let ([input, output], conv) = (pass.matrices(), *pass.conv);
+        let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
+        for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(conv.output * conv.input)) {
+            Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData }.with_simd(simd);
+        }
+    }
+}
+
+/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for as many outputs as `sum` has rows, the first
+/// of which `gradients` begins with.
+struct Multiply<'a, E, P> {
+    conv: Conv2d,
+    /// Number of tiles.
+    count: usize,
+    tiles: &'a [E],
+    gradients: &'a [E],
+    sum: &'a mut [E],
+    add: bool,
+    operand: PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { conv: Conv2d { input, output, .. }, count, tiles, gradients, sum, add, .. } = self;
+        let a = Strided { data: gradients, row: 1, column: output };
         let b = Strided { data: tiles, row: input, column: 1 };
-        product(simd, [rows, count, input], a, b, Target { data: sum, row: input, add });
+        let (rows, depth) = (sum.len() / input, elements::<E, P>(count));
+        product::<E, P, S>(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
     }
 }

@@ -1,8 +1,9 @@
 //! Transformed tiles: from images, and back to images.
 //!
-//! A block of tiles is 36 matrices [tiles, channels], one per point of the transformed tile.
+//! A block of tiles is 36 matrices, one per point of the transformed tile, packed as factors of products: along the channels
+//! [tiles, channels] where those are summed over, across the tiles where these are.
 
-use std::ops::Range;
+use std::marker::PhantomData;
 
 use pulp::{Simd, WithSimd};
 
@@ -10,158 +11,164 @@ use super::{
     tiling::{EDGE, POINTS, SIDE, Tiling},
     transform,
 };
-use crate::ops::{Real, lanes::Vector};
+use crate::ops::{Real, conv2d::Source, lanes::Vector, product::Operand};
 
-/// The matrices of a block, each with rows of `row` elements.
-pub struct Points<'a, E> {
-    pub matrices: Vec<&'a mut [E]>,
-    pub row: usize,
-}
-
-/// Elements of working memory that [`TransformInput`] and [`TransformGradient`] need.
+/// Elements of working memory that [`TransformInput`] needs.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
     let row = (tiling.tiles_per_strip * EDGE + 2) * channels;
-    // and a row of zeros
-    (SIDE + 1) * row
+    // as many lines of pixels, and a line of zeros
+    (2 * SIDE + 1) * row
 }
 
 /// B^T d B of every tile of a block: d are the tile's 4x4 pixels and a border of one, zero outside the image.
-pub struct TransformInput<'a, 'b, E> {
+pub struct TransformInput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
     /// All images [n, h, w, channels].
-    pub images: &'a [E],
+    pub images: Source<'a, E>,
     pub channels: usize,
     pub strip: &'a mut [E],
-    pub points: &'a mut Points<'b, E>,
+    /// The block's matrices, [`Tiling::matrix`] apart.
+    pub points: &'a mut [E],
 }
 
-impl<E: Real> WithSimd for TransformInput<'_, '_, E> {
-    type Output = ();
+impl<'a, E: Real> TransformInput<'a, E> {
+    /// The work, with results packed along the channels.
+    pub fn along<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Input, 6, false> { of: self, kinds: PhantomData }
+    }
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, block, images, channels, strip, points } = self;
-        let image = Image { data: E::vectors::<S>(images), channels: channels / lanes::<E, S>() };
-        let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Input, 6>(simd, tiling, strips, image, 1, strip, points);
+    /// The work, with results packed across the tiles.
+    pub fn across<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Input, 6, true> { of: self, kinds: PhantomData }
+    }
+
+    /// The same for a gradient, packed across the tiles: A g A^T of every tile, where g is the gradient of its 4x4
+    /// outputs, zero outside the image.
+    pub fn gradient<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Gradient, 4, true> { of: self, kinds: PhantomData }
     }
 }
 
-/// A g A^T of every tile of a block: g is the gradient of the tile's 4x4 outputs, zero outside the image.
-pub struct TransformGradient<'a, 'b, E>(pub TransformInput<'a, 'b, E>);
-
-impl<E: Real> WithSimd for TransformGradient<'_, '_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let TransformInput { tiling, block, images, channels, strip, points } = self.0;
-        let image = Image { data: E::vectors::<S>(images), channels: channels / lanes::<E, S>() };
-        let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Gradient, 4>(simd, tiling, strips, image, 0, strip, points);
-    }
+/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
+/// than a tile's edge, and reach half of what it is more beyond it.
+struct Transform<'a, E, P, M, const IN: usize, const ACROSS: bool> {
+    of: TransformInput<'a, E>,
+    kinds: PhantomData<(P, M)>,
 }
 
 /// A map along one axis of a tile. A trait rather than a closure: only so is it compiled for the vector unit.
-trait Map<E: Real, S: Simd, const IN: usize> {
-    fn map(values: [Vector<E, S>; IN]) -> [Vector<E, S>; SIDE];
+trait Map<E: Real, const IN: usize> {
+    fn map<S: Simd>(values: [Vector<E, S>; IN]) -> [Vector<E, S>; SIDE];
 }
 
 struct Input;
 
-impl<E: Real, S: Simd> Map<E, S, 6> for Input {
+impl<E: Real> Map<E, 6> for Input {
     #[inline(always)]
-    fn map(values: [Vector<E, S>; 6]) -> [Vector<E, S>; SIDE] {
+    fn map<S: Simd>(values: [Vector<E, S>; 6]) -> [Vector<E, S>; SIDE] {
         transform::input(values)
     }
 }
 
 struct Gradient;
 
-impl<E: Real, S: Simd> Map<E, S, 4> for Gradient {
+impl<E: Real> Map<E, 4> for Gradient {
     #[inline(always)]
-    fn map(values: [Vector<E, S>; 4]) -> [Vector<E, S>; SIDE] {
+    fn map<S: Simd>(values: [Vector<E, S>; 4]) -> [Vector<E, S>; SIDE] {
         transform::output_gradient(values)
     }
-}
-
-/// Images [n, h, w, channels], where `channels` counts vectors.
-#[derive(Clone, Copy)]
-struct Image<'a, V> {
-    data: &'a [V],
-    channels: usize,
 }
 
 fn lanes<E: Real, S: Simd>() -> usize {
     size_of::<E::Vector<S>>() / size_of::<E>()
 }
 
-/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
-/// than a tile's edge, and reach `border` pixels beyond it.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
-    simd: S,
-    tiling: &Tiling,
-    strips: Range<usize>,
-    image: Image<E::Vector<S>>,
-    border: usize,
-    strip: &mut [E],
-    points: &mut Points<E>,
-) where
-    M: Map<E, S, IN>,
+impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool> WithSimd
+    for Transform<'_, E, P, M, IN, ACROSS>
 {
-    let (height, width, channels) = (tiling.size.h, tiling.size.w, image.channels);
-    let line = width * channels;
-    let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
-    let (rows, zeros) = E::vectors_mut::<S>(strip).split_at_mut(SIDE * row);
-    let zero = E::splat(simd, E::zero());
-    zeros[..line].fill(zero);
-    let zeros = &zeros[..line];
-    for row in rows.chunks_exact_mut(row) {
-        row[..border * channels].fill(zero);
-        row[border * channels + line..].fill(zero);
-    }
-    let mut tile = 0;
-    for s in strips {
-        let (n, y) = tiling.place_of(s);
-        let lines: [&[E::Vector<S>]; IN] = std::array::from_fn(|i| {
-            let y = (y + i).wrapping_sub(border);
-            if y < height { &image.data[(n * height + y) * line..][..line] } else { zeros }
-        });
-        for x in 0..line {
-            let mut pixels = [Vector::splat(simd, E::zero()); IN];
-            for i in 0..IN {
-                pixels[i] = Vector::new(simd, lines[i][x]);
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let TransformInput { tiling, block, images, channels, strip, points } = self.of;
+        let (border, matrix) = ((IN - EDGE) / 2, tiling.matrix(channels / P::PACK));
+        // Elements of a result's vector, tiles per row of a matrix, and elements of such a row.
+        let (step, tiles_per_row, points_row) = if ACROSS {
+            (lanes::<E, S>(), P::PACK, channels)
+        } else {
+            (lanes::<E, S>() / P::PACK, 1, channels / P::PACK)
+        };
+        let (height, width, elements) = (tiling.size.h, tiling.size.w, channels);
+        let channels = channels / lanes::<E, S>();
+        let line = width * channels;
+        let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
+        let (rows, pixels) = strip.split_at_mut(SIDE * row * lanes::<E, S>());
+        let rows = E::vectors_mut::<S>(rows);
+        let (pixels, zeros) = pixels.split_at_mut(SIDE * width * elements);
+        zeros[..width * elements].fill(E::zero());
+        let zeros = &zeros[..width * elements];
+        let zero = E::splat(simd, E::zero());
+        for row in rows.chunks_exact_mut(row) {
+            row[..border * channels].fill(zero);
+            row[border * channels + line..].fill(zero);
+        }
+        assert!(points.len() >= POINTS * matrix && channels * step <= points_row);
+        let mut tile = 0;
+        for s in tiling.strips_of(block) {
+            let (n, y) = tiling.place_of(s);
+            let mut lines: [&[E::Vector<S>]; IN] = [&[]; IN];
+            for (i, pixels) in pixels.chunks_exact_mut(width * elements).take(IN).enumerate() {
+                let y = (y + i).wrapping_sub(border);
+                let first = (n * height + y.min(height)) * width * elements;
+                lines[i] = E::vectors::<S>(if y >= height {
+                    zeros
+                } else if images.relu_of.is_none() {
+                    &images.images[first..][..width * elements]
+                } else {
+                    images.copy_to(first, pixels);
+                    pixels
+                });
             }
-            let values = M::map(pixels);
+            for x in 0..line {
+                let mut pixels = [Vector::splat(simd, E::zero()); IN];
+                for i in 0..IN {
+                    pixels[i] = Vector::new(simd, lines[i][x]);
+                }
+                let values = M::map(pixels);
+                for i in 0..SIDE {
+                    rows[i * row + border * channels + x] = values[i].lanes;
+                }
+            }
             for i in 0..SIDE {
-                rows[i * row + border * channels + x] = values[i].lanes;
-            }
-        }
-        for (i, matrices) in points.matrices.chunks_exact_mut(SIDE).enumerate() {
-            let line = &rows[i * row..][..row];
-            for t in 0..tiling.tiles_per_strip {
-                let at = (tile + t) * points.row;
-                let pixels = &line[t * EDGE * channels..][..IN * channels];
-                let mut targets: [&mut [E::Vector<S>]; SIDE] = Default::default();
-                for (target, m) in targets.iter_mut().zip(&mut *matrices) {
-                    *target = &mut E::vectors_mut::<S>(&mut m[at..][..channels * lanes::<E, S>()])[..channels];
-                }
-                for v in 0..channels {
-                    let mut values = [Vector::splat(simd, E::zero()); IN];
-                    for j in 0..IN {
-                        values[j] = Vector::new(simd, pixels[j * channels + v]);
+                let line = &rows[i * row..][..row];
+                for t in 0..tiling.tiles_per_strip {
+                    let (at, part) = ((tile + t) / tiles_per_row * points_row, (tile + t) % tiles_per_row);
+                    let pixels = &line[t * EDGE * channels..][..IN * channels];
+                    // SAFETY: the assertion leaves room for all tiles of all points.
+                    let target = unsafe { points.as_mut_ptr().add(i * SIDE * matrix + at) };
+                    for v in 0..channels {
+                        let mut values = [Vector::splat(simd, E::zero()); IN];
+                        for j in 0..IN {
+                            values[j] = Vector::new(simd, pixels[j * channels + v]);
+                        }
+                        let values = M::map(values);
+                        for j in 0..SIDE {
+                            // SAFETY: the assertion leaves room for all tiles of all points.
+                            unsafe {
+                                let target = target.add(j * matrix + v * step);
+                                if ACROSS {
+                                    P::store_across(simd, values[j].lanes, part, target);
+                                } else {
+                                    P::store_along(simd, values[j].lanes, target);
+                                }
+                            }
+                        }
                     }
-                    let values = M::map(values);
-                    for j in 0..SIDE {
-                        targets[j][v] = values[j].lanes;
-                    }
                 }
             }
+            tile += tiling.tiles_per_strip;
         }
-        tile += tiling.tiles_per_strip;
     }
 }
 
@@ -169,9 +176,8 @@ fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
 pub struct TransformOutput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
-    /// The block's matrices, and the elements of their rows.
-    pub points: [&'a [E]; POINTS],
-    pub row: usize,
+    /// The block's matrices, [`Tiling::matrix`] apart.
+    pub points: &'a [E],
     pub channels: usize,
     /// The block's pixels; what they hold is kept and added to where `add` says so.
     pub pixels: &'a mut [E],
@@ -183,10 +189,12 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, block, points, row, channels, pixels, add } = self;
+        let Self { tiling, block, points, channels, pixels, add } = self;
         let (height, width) = (tiling.size.h, tiling.size.w);
         let pixels = E::vectors_mut::<S>(pixels);
         let vectors = channels / lanes::<E, S>();
+        let (points, matrix) = (E::vectors::<S>(points), tiling.matrix(channels) / lanes::<E, S>());
+        assert!(points.len() >= POINTS * matrix);
         let first = block * tiling.pixels_per_block();
         let mut tile = 0;
         for strip in tiling.strips_of(block) {
@@ -195,17 +203,15 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
             let lines = EDGE.min(height - y);
             for x in (0..width).step_by(EDGE) {
                 let columns = EDGE.min(width - x);
-                let mut sources = [&[] as &[E::Vector<S>]; POINTS];
-                for (source, m) in sources.iter_mut().zip(points) {
-                    *source = &E::vectors::<S>(&m[tile * row..][..channels])[..vectors];
-                }
                 for v in 0..vectors {
                     let zero = Vector::splat(simd, E::zero());
                     let mut rows = [[zero; SIDE]; EDGE];
                     for i in 0..SIDE {
                         let mut products = [zero; SIDE];
                         for j in 0..SIDE {
-                            products[j] = Vector::new(simd, sources[i * SIDE + j][v]);
+                            let at = (i * SIDE + j) * matrix + tile * vectors + v;
+                            // SAFETY: the assertion leaves room for all tiles of all points.
+                            products[j] = Vector::new(simd, unsafe { *points.get_unchecked(at) });
                         }
                         let values = transform::output(products);
                         for column in 0..EDGE {
