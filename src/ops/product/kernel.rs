@@ -1,5 +1,7 @@
 //! The innermost product: a block of the result stays in registers.
 
+#![allow(clippy::needless_range_loop, reason = "indices over a block of registers")]
+
 use pulp::Simd;
 
 use super::Operand;

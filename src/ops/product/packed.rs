@@ -1,5 +1,7 @@
 //! Products of matrices of any size, from packed factors.
 
+#![allow(clippy::needless_range_loop, reason = "indices into vectors and where they are packed")]
+
 use std::{marker::PhantomData, ops::Range};
 
 use pulp::{Simd, WithSimd};
