@@ -14,14 +14,20 @@ use dfdx::{
     optim::{Adam, AdamConfig},
     prelude::*,
 };
+use image::RgbImage;
 use serde_json::{Value, json};
 use snclr::{
+    dataset::augment::{
+        AugmentationsConfig, Pipeline,
+        cuda::{Piece, Pieces},
+    },
     ops::{
         batch_norm::{RunningStatistics, batch_norm},
-        cuda::{address, backend, nvidia},
+        cuda::{Gpu, Scalar, address, backend, nvidia},
         linear::linear,
         named::{NamedTensor, Values},
         normalize::normalize,
+        random::{Purpose, stream},
         seam::Matrix,
         topk::cuda::BankGpu,
     },
@@ -257,6 +263,46 @@ fn steps(case: &Case, precision: &str) -> Result<String, String> {
     Ok(format!("{:.1} ms per step, {:.0} images/s", seconds * 1e3, case.batch as f64 / seconds))
 }
 
+/// Milliseconds from decoded images to both views in f16, uploading included; and whether views are the CPU's.
+fn augmentation(gpu: &Gpu) -> Result<String, String> {
+    let view = json!({
+        "random_resized_crop": {"scale": [0.2, 1.0]},
+        "color_jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
+        "grayscale": {"p": 0.2},
+        "gaussian_blur": {"p": 0.5},
+        "horizontal_flip": {"p": 0.5},
+    });
+    let config = json!({"size": 224, "view1": view, "view2": view});
+    let config: AugmentationsConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
+    let pipelines = [&config.view1, &config.view2].map(|view| Pipeline::new(view, 224, &config));
+    let image = RgbImage::from_fn(500, 375, |x, y| {
+        let noise = (x * 7919 + y * 104_729) % 65_537;
+        image::Rgb([noise as u8, (x / 2) as u8, (y / 2) as u8])
+    });
+    let random = |sample: u64, view: usize| stream(1, Purpose::Augment, 0, sample, view as u32);
+    let pieces: Vec<Piece> = (0..256).map(|i| Piece::new(&image, &pipelines, |view| random(i, view))).collect();
+    let (pieces, mut seconds) = (Pieces::new(&pipelines, &pieces), Vec::new());
+    let text = |error: snclr::ops::cuda::GpuError| error.to_string();
+    for _ in 0..7 {
+        let start = Instant::now();
+        let views = pieces.augment(gpu, Scalar::F16).map_err(text)?;
+        gpu.read::<u16>(views[1].at(), 1).map_err(text)?; // waits
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let (views, len) = (pieces.augment(gpu, Scalar::F32).map_err(text)?, 224 * 224 * 3);
+    for (view, pipeline) in pipelines.iter().enumerate() {
+        let found: Vec<f32> = gpu.read(views[view].at(), 256 * len).map_err(text)?;
+        let mut expected = vec![0.0; len];
+        for (i, found) in found.chunks_exact(len).enumerate().step_by(16) {
+            pipeline.apply(&image, &mut random(i as u64, view), &mut expected);
+            if found != expected {
+                return Err(format!("view {view} of image {i} is not the CPU's"));
+            }
+        }
+    }
+    Ok(format!("{:.2} ms; the views are the CPU's", median(seconds) * 1e3))
+}
+
 fn main() -> ExitCode {
     let out = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
     let mut report = Report { rows: Vec::new(), failed: false };
@@ -303,26 +349,32 @@ fn all(report: &mut Report) {
         close(&our_operations!(&cuda), &our_operations!(&cpu), 2e-2)
     });
 
-    let small = Case {
-        name: "small",
-        encoder: json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"}),
+    let small = |name: &'static str, encoder: Value| Case {
+        name,
+        encoder,
         size: 32,
         batch: 64,
         queue: 1024,
         dim: 64,
         hidden: 128,
     };
-    report.check("a step as on the CPU (f32)", || {
-        let text = |error: anyhow::Error| format!("{error:#}");
-        let mut losses = Vec::new();
-        for device in [Chosen::Cuda(0), Chosen::Cpu] {
-            let mut trainer = small.trainer("f32", device)?;
-            losses.push(vec![trainer.step(&small.batch(0)).map_err(text)?.loss as f32]);
+    let resnet = json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"});
+    let vit = json!({"arch": "vit_tiny", "patch_size": 4});
+    for case in [small("small ResNet", resnet), small("small ViT", vit)] {
+        report.check(&format!("a step of a {} as on the CPU (f32)", case.name), || {
+            let text = |error: anyhow::Error| format!("{error:#}");
+            let mut losses = Vec::new();
+            for device in [Chosen::Cuda(0), Chosen::Cpu] {
+                let mut trainer = case.trainer("f32", device)?;
+                losses.push(vec![trainer.step(&case.batch(0)).map_err(text)?.loss as f32]);
+            }
+            close(&losses[..1], &losses[1..], 1e-4)
+        });
+        for precision in ["f32", "tf32", "f16"] {
+            report.check(&format!("a {} resumes to the same bits ({precision})", case.name), || {
+                resumes(&case, precision)
+            });
         }
-        close(&losses[..1], &losses[1..], 1e-4)
-    });
-    for precision in ["f32", "tf32", "f16"] {
-        report.check(&format!("resumes to the same bits ({precision})"), || resumes(&small, precision));
     }
 
     let resnet18 = Case {
@@ -343,11 +395,21 @@ fn all(report: &mut Report) {
         dim: 256,
         hidden: 4096,
     };
-    for case in [&resnet18, &resnet50] {
+    let vit = Case {
+        name: "ViT-S/16, 224x224, batch 256",
+        encoder: json!({"arch": "vit_small"}),
+        size: 224,
+        batch: 256,
+        queue: 65536,
+        dim: 256,
+        hidden: 4096,
+    };
+    for case in [&resnet18, &resnet50, &vit] {
         for precision in ["f16", "tf32", "f32"] {
             report.check(&format!("{} ({precision})", case.name), || steps(case, precision));
         }
     }
+    report.check("augment 256 of 500x375 to 2 x 224x224", || augmentation(&gpu));
     report.check("search 1024 x 131072 x 256, K 30 (f32)", || {
         let text = |error: snclr::ops::cuda::GpuError| error.to_string();
         let (n, m, dim) = (1024, 131_072, 256);

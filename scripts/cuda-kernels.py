@@ -14,12 +14,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def sources():
-    """(name, text, kernels) of every source."""
-    for rust in sorted((ROOT / "src").rglob("cuda.rs")):
+    """(name, definitions, files) of every source."""
+    for rust in sorted((ROOT / "src").rglob("*.rs")):
         text = rust.read_text()
         for name, defines in re.findall(r'Source\s*\{\s*name: "(\w+)",\s*defines: "([^"]*)"', text):
-            (kernel_file,) = re.findall(r'include_str!\("(\w+\.cu)"\)', text)
-            yield name, defines, rust.parent / kernel_file
+            files = re.findall(r'include_str!\("([\w./]+\.cuh?)"\)', text)
+            yield name, defines, [(rust.parent / file).resolve() for file in files]
 
 
 def check(nvrtc, result, what):
@@ -50,12 +50,13 @@ def main():
     nvrtc = ctypes.CDLL(library)
     device = (ROOT / "src/ops/cuda/device.cuh").read_text()
     found = list(sources())
-    files = {path for _, _, path in found}
+    files = {path for _, _, paths in found for path in paths}
     forgotten = set((ROOT / "src").rglob("*.cu")) - files
     if forgotten or not found:
         sys.exit(f"error: no Source names {sorted(map(str, forgotten)) or 'anything'}")
-    for name, defines, path in found:
-        sizes = [compile_source(nvrtc, name, "\n".join([device, defines, path.read_text()]), a) for a in architectures]
+    for name, defines, paths in found:
+        text = "\n".join([device, defines, *(path.read_text() for path in paths)])
+        sizes = [compile_source(nvrtc, name, text, a) for a in architectures]
         print(f"{name:16} " + "  ".join(f"{a} {size:>8} bytes" for a, size in zip(architectures, sizes)))
     print(f"{len(found)} sources compile for {', '.join(architectures)}")
 

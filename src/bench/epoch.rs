@@ -6,7 +6,7 @@ use super::{
     images::{Encoding, Images},
     step::{self, Network},
 };
-use crate::train::Loader;
+use crate::train::{Device, Loader};
 
 /// Images unless another number is asked for.
 const IMAGES: usize = 10_000;
@@ -22,6 +22,7 @@ pub(super) fn prepare(case: Case, options: &Options) -> anyhow::Result<Workload>
     let loader = Loader::start(
         images.split.clone(),
         &Recipe::Cifar.augmentations(),
+        Device::chosen(),
         experiment.seed,
         batch,
         steps_per_epoch,
@@ -31,6 +32,6 @@ pub(super) fn prepare(case: Case, options: &Options) -> anyhow::Result<Workload>
     Ok(Workload::new(what, Some(batch), move || {
         // The folder stays as long as there are repetitions.
         let _ = &images;
-        trainer.step(&loader.next()?).map(drop)
+        trainer.step_loaded(&loader.next()?).map(drop)
     }))
 }

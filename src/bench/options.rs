@@ -75,7 +75,8 @@ impl Options {
     /// The first thing that it does not know.
     pub fn check(&self, case: Case) -> Result<(), Unfit> {
         if !case.trains() {
-            if self.precision != Precision::F32 {
+            let known = self.precision == Precision::F32 || (case == Case::Queue && self.precision == Precision::Bf16);
+            if !known {
                 return Err(Unfit::Precision { case, precision: self.precision_name() });
             }
             if Device::chosen() != Device::Cpu {
@@ -120,6 +121,8 @@ mod tests {
             "--case knn has no --queue-length; leave it out, or choose a case that has it \
              (small, resnet18, resnet50, vit_tiny, epoch, queue)"
         );
+        let rounded = Options { precision: Precision::Bf16, ..Options::default() };
+        assert!(rounded.check(Case::Queue).is_ok() && rounded.check(Case::Knn).is_err());
         let half = Options { precision: Precision::F16, ..Options::default() };
         assert!(half.check(Case::Small).is_ok(), "the trainer decides");
         assert!(refused(&half, Case::Probe).starts_with("--case probe is measured in f32 only, not in f16; leave"));

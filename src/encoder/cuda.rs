@@ -1,6 +1,6 @@
 //! Encoders on a GPU: weights, gradients and activations stay on the device.
 
-use super::{Encoder, resnet};
+use super::{Encoder, resnet, vit};
 use crate::ops::{
     conv2d::{Size, cuda::Math},
     cuda::{Buffer, Gpu, GpuError},
@@ -49,33 +49,15 @@ pub enum Statistics {
 #[derive(Debug)]
 pub enum SavedGpu {
     Resnet(resnet::SavedGpu),
+    Vit(vit::SavedGpu),
 }
 
-/// An encoder that has no kernels yet.
-#[derive(Debug, thiserror::Error)]
-#[error("encoder.arch: vision transformers do not run on CUDA yet; use a ResNet or --device cpu")]
-pub struct NotOnGpu;
-
 impl Encoder {
-    /// Whether the encoder runs on a GPU.
-    ///
-    /// # Errors
-    /// When it has no kernels.
-    pub fn check_gpu(&self) -> Result<(), NotOnGpu> {
-        match self {
-            Encoder::Resnet(_) => Ok(()),
-            Encoder::Vit(_) => Err(NotOnGpu),
-        }
-    }
-
     /// Features [n, feature_dim] (f32) of images [n, h, w, 3] in the arithmetic's storage; with `keep`, what
     /// [`Encoder::backward_gpu`] needs, too.
     ///
     /// # Errors
     /// When the device fails.
-    ///
-    /// # Panics
-    /// When [`Encoder::check_gpu`] refuses the encoder.
     pub fn forward_gpu(
         &self,
         on: &Arenas,
@@ -89,7 +71,10 @@ impl Encoder {
                 let (features, saved) = net.forward_gpu(on, statistics, images, size, keep)?;
                 Ok((features, saved.map(SavedGpu::Resnet)))
             }
-            Encoder::Vit(_) => unreachable!("{NotOnGpu}"),
+            Encoder::Vit(net) => {
+                let (features, saved) = net.forward_gpu(on, images, size, keep)?;
+                Ok((features, saved.map(SavedGpu::Vit)))
+            }
         }
     }
 
@@ -113,7 +98,10 @@ impl Encoder {
             (Encoder::Resnet(net), SavedGpu::Resnet(saved)) => {
                 net.backward_gpu(on, images, saved, g_features, gradients, 0)
             }
-            (Encoder::Vit(_), SavedGpu::Resnet(_)) => panic!("saved by another kind of network"),
+            (Encoder::Vit(net), SavedGpu::Vit(saved)) => net.backward_gpu(on, images, saved, g_features, gradients),
+            (Encoder::Resnet(_), SavedGpu::Vit(_)) | (Encoder::Vit(_), SavedGpu::Resnet(_)) => {
+                panic!("saved by another kind of network")
+            }
         }
     }
 }

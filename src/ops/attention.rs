@@ -3,6 +3,9 @@
 //! Queries, keys and values lie as timm's `attn.qkv` gives them, [samples, tokens, 3, heads, head width]. The attention
 //! weights of one sample and head fit a core's cache; the backward pass computes them again instead of keeping them.
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use super::{

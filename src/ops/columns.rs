@@ -1,5 +1,8 @@
 //! Rows and columns of row-major matrices: a bias for each row, sums over all rows, sums within a row.
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 

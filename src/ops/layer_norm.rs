@@ -1,5 +1,8 @@
 //! Layer norm: each row x of [rows, dim] becomes (x - mean) / sqrt(var + eps) * weight + bias (torch's `nn.LayerNorm`).
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
 use rayon::prelude::*;
 
 use super::{

@@ -93,14 +93,13 @@ impl Frozen {
         self.encoder.forward_eval(&self.params, &self.buffers, images, n, size)
     }
 
-    /// [`Frozen::features`] on the process's device, in f32. Encoders without kernels for it stay on the CPU.
+    /// [`Frozen::features`] on the process's device, in f32.
     ///
     /// # Errors
     /// When the device fails.
     pub fn features_on_device(&self, images: &[f32], n: usize, size: usize) -> anyhow::Result<Vec<f32>> {
         #[cfg(feature = "cuda")]
-        if let (crate::train::Device::Cuda(index), Ok(())) = (crate::train::Device::chosen(), self.encoder.check_gpu())
-        {
+        if let crate::train::Device::Cuda(index) = crate::train::Device::chosen() {
             use crate::{
                 encoder::cuda::{Arenas, Statistics},
                 ops::conv2d::{Size, cuda::Math},

@@ -70,8 +70,9 @@ pub fn run(
         context.progress.log(&format!("the encoder starts from {}", path.display()));
     }
     let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
+    let steps = trainer.steps()..total;
     let loader =
-        Loader::start(split, config.augmentations, config.seed, batch, steps_per_epoch, trainer.steps()..total);
+        Loader::start(split, config.augmentations, Device::chosen(), config.seed, batch, steps_per_epoch, steps);
     let mut log = Log::new(trainer.steps());
     let mut collapsed = 0;
     context.progress.start(Some(total), "steps");
@@ -81,7 +82,7 @@ pub fn run(
         let start = Instant::now();
         let views = loader.next()?;
         let waited = start.elapsed();
-        let mut row = trainer.step(&views)?;
+        let mut row = trainer.step_loaded(&views)?;
         let elapsed = start.elapsed();
         if let Some(knn) = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps())) {
             let top1 = knn.top1(&trainer)?;

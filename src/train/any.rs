@@ -1,6 +1,6 @@
 //! A trainer on the device that was chosen.
 
-use super::{Batch, Branch, Device, Model, Precision, PretrainConfig, StepRow, Trainer};
+use super::{Batch, Branch, Device, Loaded, Model, Precision, PretrainConfig, StepRow, Trainer};
 use crate::ops::named::NamedTensor;
 
 /// A model in training on the CPU or on a GPU.
@@ -97,6 +97,23 @@ impl AnyTrainer {
     /// When the queue has too few rows of other images, or the device fails.
     pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<StepRow> {
         on_either!(self, trainer => trainer.step(batch), trainer.step(batch))
+    }
+
+    /// Trains on one batch of a [`Loader`](super::Loader) for this trainer's device.
+    ///
+    /// # Errors
+    /// As of [`AnyTrainer::step`].
+    ///
+    /// # Panics
+    /// When the batch is for a GPU and this trainer is not.
+    pub fn step_loaded(&mut self, loaded: &Loaded) -> anyhow::Result<StepRow> {
+        match (self, loaded) {
+            (trainer, Loaded::Views(batch)) => trainer.step(batch),
+            #[cfg(feature = "cuda")]
+            (AnyTrainer::Cuda(trainer), Loaded::Raw(batch)) => trainer.step(batch),
+            #[cfg(any(test, feature = "cuda"))]
+            (AnyTrainer::Cpu(_), Loaded::Raw(_)) => panic!("a batch for a GPU"),
+        }
     }
 
     /// Everything that training depends on from here on; either device goes on from it.

@@ -11,9 +11,12 @@ use std::{
 
 use anyhow::Context;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{Batch, Crop};
+use super::{Batch, Crop, Device};
+#[cfg(any(test, feature = "cuda"))]
+use crate::dataset::augment::cuda::{Piece, Pieces};
 use crate::{
     dataset::{
         Split,
@@ -25,16 +28,38 @@ use crate::{
 /// Batches made in advance.
 const AHEAD: usize = 2;
 
+/// A batch for the device that trains.
+pub enum Loaded {
+    /// Augmented.
+    Views(Batch<f32>),
+    /// For the GPU to augment.
+    #[cfg(any(test, feature = "cuda"))]
+    Raw(RawBatch),
+}
+
+/// A batch of decoded images, their views drawn but not made.
+#[cfg(any(test, feature = "cuda"))]
+#[derive(Clone, Debug)]
+pub struct RawBatch {
+    /// Index of each sample in the data set.
+    pub samples: Vec<i64>,
+    /// Label of each sample, -1 where there is none.
+    pub labels: Vec<i64>,
+    /// Both full views, then the small crops.
+    pub pieces: Pieces,
+}
+
 /// Yields the batches of a training run in order, from any step on.
 pub struct Loader {
-    batches: Receiver<anyhow::Result<Batch<f32>>>,
+    batches: Receiver<anyhow::Result<Loaded>>,
 }
 
 impl Loader {
-    /// Starts making the batches of `steps`. What a batch holds depends on `seed` and its step alone.
+    /// Starts making the batches of `steps` for `device`. What a batch shows depends on `seed` and its step alone.
     pub fn start(
         split: Arc<Split>,
         augmentations: &AugmentationsConfig,
+        device: Device,
         seed: u64,
         batch_size: usize,
         steps_per_epoch: u64,
@@ -50,7 +75,13 @@ impl Loader {
                     order = (epoch, epoch_order(split.len(), seed, epoch));
                 }
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
-                let batch = make(&split, &crops, seed, epoch, samples);
+                let batch = match device {
+                    Device::Cpu => make(&split, &crops, seed, epoch, samples).map(Loaded::Views),
+                    #[cfg(any(test, feature = "cuda"))]
+                    Device::Cuda(_) => draw(&split, &crops, seed, epoch, samples).map(Loaded::Raw),
+                    #[cfg(not(any(test, feature = "cuda")))]
+                    Device::Cuda(_) => unreachable!("no feature, no device"),
+                };
                 // The receiver is gone when training has stopped.
                 if sender.send(batch).is_err() {
                     return;
@@ -64,7 +95,7 @@ impl Loader {
     ///
     /// # Errors
     /// When an image cannot be read.
-    pub fn next(&self) -> anyhow::Result<Batch<f32>> {
+    pub fn next(&self) -> anyhow::Result<Loaded> {
         self.batches.recv().context("the loader has ended")?
     }
 }
@@ -117,12 +148,41 @@ fn make(
     samples.par_iter().zip(places).try_for_each(|(sample, places)| {
         let image = split.image(*sample as usize)?;
         for (view, ((pipeline, _), place)) in crops.iter().zip(places).enumerate() {
-            let mut random = stream(seed, Purpose::Augment, epoch, *sample as u64, view as u32);
-            pipeline.apply(&image, &mut random, place);
+            pipeline.apply(&image, &mut view_stream(seed, epoch, *sample, view), place);
         }
         anyhow::Ok(())
     })?;
     let crops = images.into_iter().zip(crops).map(|(images, (_, size))| Crop { images, size: *size }).collect();
-    let labels = samples.iter().map(|s| split.label(*s as usize).unwrap_or(-1)).collect();
-    Ok(Batch { samples: samples.iter().map(|s| *s as i64).collect(), labels, crops })
+    let (samples, labels) = numbers(split, samples);
+    Ok(Batch { samples, labels, crops })
+}
+
+/// Decodes `samples` and draws every crop of them.
+#[cfg(any(test, feature = "cuda"))]
+fn draw(
+    split: &Split,
+    crops: &[(Pipeline, usize)],
+    seed: u64,
+    epoch: u64,
+    samples: &[u32],
+) -> anyhow::Result<RawBatch> {
+    let pipelines: Vec<Pipeline> = crops.iter().map(|(pipeline, _)| pipeline.clone()).collect();
+    let piece = |sample: &u32| {
+        let image = split.image(*sample as usize)?;
+        anyhow::Ok(Piece::new(&image, &pipelines, |view| view_stream(seed, epoch, *sample, view)))
+    };
+    let pieces: Vec<Piece> = samples.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
+    let (samples, labels) = numbers(split, samples);
+    Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
+}
+
+/// What is random of one view of a sample in an epoch.
+fn view_stream(seed: u64, epoch: u64, sample: u32, view: usize) -> ChaCha8Rng {
+    stream(seed, Purpose::Augment, epoch, sample as u64, view as u32)
+}
+
+/// Index and label of each sample; -1 where there is none.
+fn numbers(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
+    let label = |sample: &u32| split.label(*sample as usize).unwrap_or(-1);
+    (samples.iter().map(|s| *s as i64).collect(), samples.iter().map(label).collect())
 }

@@ -24,7 +24,9 @@ pub use any::AnyTrainer;
 pub use config::*;
 pub use device::{Device, DeviceError, NOT_BUILT, found_cuda};
 pub use health::Health;
-pub use loader::{Loader, augment};
+#[cfg(any(test, feature = "cuda"))]
+pub use loader::RawBatch;
+pub use loader::{Loaded, Loader, augment};
 pub use model::{Branch, Model};
 pub use neighbours::{Neighbour, Watch};
 pub use positiveness::Positiveness;

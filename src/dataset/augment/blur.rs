@@ -17,10 +17,7 @@ const PASSES: usize = 3;
 /// Blurs with standard deviation `sigma` in pixels; pixels beyond the edge repeat the outermost.
 pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut Buffers) {
     let side = planes.side;
-    let radius = box_radius(sigma);
-    if radius == 0.0 {
-        return;
-    }
+    let Some(kernel) = BoxBlur::of(sigma) else { return };
     let Buffers { turned, other, sums } = buffers;
     for buffer in [&mut *turned, &mut *other] {
         buffer.resize(side * side, 0);
@@ -31,16 +28,36 @@ pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut Buffe
         // Rows are blurred as columns of the turned plane: the loops run along memory either way.
         transpose(bytes, turned, side);
         for _ in 0..PASSES {
-            box_blur(turned, other, side, radius, sums);
+            box_blur(turned, other, side, kernel, sums);
             std::mem::swap(turned, other);
         }
         transpose(turned, bytes, side);
         other.copy_from_slice(bytes);
         for _ in 0..PASSES {
-            box_blur(other, turned, side, radius, sums);
+            box_blur(other, turned, side, kernel, sums);
             std::mem::swap(turned, other);
         }
         bytes.copy_from_slice(other);
+    }
+}
+
+/// One of the box blurs: the pixels to either side that count in full, and, in 24-bit fixed point, the weight of each and
+/// that of the two pixels beyond.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct BoxBlur {
+    pub whole: u32,
+    pub weight: u32,
+    pub far_weight: u32,
+}
+
+impl BoxBlur {
+    /// For a blur of standard deviation `sigma` in pixels; None where it changes nothing.
+    pub fn of(sigma: f32) -> Option<BoxBlur> {
+        let radius = box_radius(sigma);
+        let whole = radius as u32;
+        let weight = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
+        let far_weight = ((1u32 << 24) - (2 * whole + 1) * weight) / 2;
+        (radius != 0.0).then_some(BoxBlur { whole, weight, far_weight })
     }
 }
 
@@ -55,11 +72,9 @@ fn box_radius(sigma: f32) -> f32 {
     whole + part
 }
 
-/// One box blur down the columns of a `side` x `side` plane, in 24-bit fixed point.
-fn box_blur(from: &[u8], to: &mut [u8], side: usize, radius: f32, sums: &mut [u32]) {
-    let whole = radius as usize;
-    let weight = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
-    let far_weight = ((1u32 << 24) - (2 * whole as u32 + 1) * weight) / 2;
+/// One box blur down the columns of a `side` x `side` plane.
+fn box_blur(from: &[u8], to: &mut [u8], side: usize, kernel: BoxBlur, sums: &mut [u32]) {
+    let BoxBlur { whole, weight, far_weight } = kernel;
     let row = |y: isize| &from[y.clamp(0, side as isize - 1) as usize * side..][..side];
     let reach = whole as isize;
     sums.fill(0);

@@ -5,8 +5,7 @@ use crate::ops::simd::vectorized;
 
 /// Shifts the hue by `turns` (-0.5 to 0.5): torchvision's `adjust_hue`.
 pub(super) fn hue(planes: &mut Planes, turns: f64) {
-    // Towards zero, then modulo 256, as NumPy casts it.
-    let shift = (turns * 255.0) as i32 as u8;
+    let shift = shift(turns);
     vectorized(
         #[inline(always)]
         || {
@@ -17,6 +16,11 @@ pub(super) fn hue(planes: &mut Planes, turns: f64) {
             }
         },
     );
+}
+
+/// What is added to an 8-bit hue: towards zero, then modulo 256, as NumPy casts it.
+pub(super) fn shift(turns: f64) -> u8 {
+    (turns * 255.0) as i32 as u8
 }
 
 /// Pillow's `rgb2hsv`, which rounds down. Of its divisions by the range of the channels one is left: the distances of the largest

@@ -7,6 +7,8 @@ mod blur;
 mod color;
 mod config;
 mod crop;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 mod eval;
 #[cfg(test)]
 mod golden;
@@ -16,6 +18,8 @@ mod normalize;
 mod pipeline;
 mod planes;
 mod resize;
+#[cfg(any(test, feature = "cuda"))]
+mod taps;
 
 pub use config::*;
 pub use eval::EvalTransform;

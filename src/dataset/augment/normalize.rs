@@ -12,6 +12,12 @@ impl Normalize {
         Normalize(std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))))
     }
 
+    /// The values of red's 256 bytes, then green's and blue's.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn values(&self) -> &[f32] {
+        self.0.as_flattened()
+    }
+
     /// Fills `out` (`side * side * 3`), mirrored left to right if asked.
     pub fn write(&self, planes: &Planes, mirrored: bool, out: &mut [f32]) {
         let side = planes.side;

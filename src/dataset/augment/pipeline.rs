@@ -8,8 +8,8 @@ use super::{
     AugmentationsConfig, ViewConfig,
     blur::gaussian_blur,
     color,
-    crop::{random_crop, uniform},
-    jitter,
+    crop::{CropBox, random_crop, uniform},
+    jitter::{self, Change},
     normalize::Normalize,
     planes::with_scratch,
     resize::crop_resize,
@@ -19,8 +19,8 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Pipeline {
     view: ViewConfig,
-    size: u32,
-    normalize: Normalize,
+    pub(super) size: u32,
+    pub(super) normalize: Normalize,
 }
 
 impl Pipeline {
@@ -33,32 +33,60 @@ impl Pipeline {
     ///
     /// All that is random comes from `random`. Panics when `out` has another length or the image is empty.
     pub fn apply(&self, image: &RgbImage, random: &mut ChaCha8Rng, out: &mut [f32]) {
-        let (view, side) = (&self.view, self.size as usize);
+        self.carry_out(&self.draw(image.width(), image.height(), random), image, out);
+    }
+
+    /// Draws all that is random of a view of an image of `width` x `height` pixels, in an order of its own, which is part of
+    /// what a seed means.
+    pub(super) fn draw(&self, width: u32, height: u32, random: &mut ChaCha8Rng) -> Drawn {
+        let view = &self.view;
+        let part = random_crop(&view.random_resized_crop, width, height, random);
+        let jitter = view.color_jitter.as_ref().filter(|c| happens(c.p, random));
+        let changes = jitter.map_or([None; 4], |config| jitter::draw(config, random));
+        let grayscale = view.grayscale.as_ref().is_some_and(|c| happens(c.p, random));
+        let blur = view.gaussian_blur.as_ref().filter(|c| happens(c.p, random));
+        let sigma = blur.map(|config| uniform(random, config.sigma.map(f64::from)) as f32);
+        let threshold = view.solarize.as_ref().filter(|c| happens(c.p, random)).map(|config| config.threshold);
+        let mirrored = view.horizontal_flip.as_ref().is_some_and(|c| happens(c.p, random));
+        Drawn { part, changes, grayscale, sigma, threshold, mirrored }
+    }
+
+    fn carry_out(&self, drawn: &Drawn, image: &RgbImage, out: &mut [f32]) {
+        let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
         with_scratch(|scratch| {
-            let part = random_crop(&view.random_resized_crop, image.width(), image.height(), random);
-            crop_resize(image, part, (self.size, self.size), &mut scratch.resizer, &mut scratch.resized);
+            crop_resize(image, drawn.part, (self.size, self.size), &mut scratch.resizer, &mut scratch.resized);
             let planes = &mut scratch.planes;
             planes.load(&scratch.resized, side, 0, 0, side);
-            if let Some(config) = view.color_jitter.as_ref().filter(|c| happens(c.p, random)) {
-                for change in jitter::draw(config, random).into_iter().flatten() {
-                    jitter::apply(change, planes);
-                }
+            for change in drawn.changes.into_iter().flatten() {
+                jitter::apply(change, planes);
             }
-            if view.grayscale.as_ref().is_some_and(|c| happens(c.p, random)) {
+            if drawn.grayscale {
                 color::grayscale(planes);
             }
-            if let Some(config) = view.gaussian_blur.as_ref().filter(|c| happens(c.p, random)) {
-                let sigma = uniform(random, config.sigma.map(f64::from));
-                gaussian_blur(planes, sigma as f32, &mut scratch.blur);
+            if let Some(sigma) = drawn.sigma {
+                gaussian_blur(planes, sigma, &mut scratch.blur);
             }
-            if let Some(config) = view.solarize.as_ref().filter(|c| happens(c.p, random)) {
-                color::solarize(planes, config.threshold);
+            if let Some(threshold) = drawn.threshold {
+                color::solarize(planes, threshold);
             }
-            let mirrored = view.horizontal_flip.as_ref().is_some_and(|c| happens(c.p, random));
-            self.normalize.write(planes, mirrored, out);
+            self.normalize.write(planes, drawn.mirrored, out);
         });
     }
+}
+
+/// What was drawn for one view of one image; steps run in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Drawn {
+    /// The part of the image that the view shows.
+    pub part: CropBox,
+    pub changes: [Option<Change>; 4],
+    pub grayscale: bool,
+    /// Standard deviation of the blur.
+    pub sigma: Option<f32>,
+    /// Threshold of the solarisation.
+    pub threshold: Option<u8>,
+    pub mirrored: bool,
 }
 
 /// True with probability `p`.

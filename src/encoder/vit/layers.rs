@@ -78,8 +78,8 @@ impl Linear {
         gemm(Matrix::new(x, rows, self.input), self.matrix(params).t(), E::one(), y, Threads::All);
     }
 
-    /// The same layer as a convolution.
-    fn pointwise(&self) -> Conv2d {
+    /// The same layer as a convolution of images of one pixel.
+    pub fn pointwise(&self) -> Conv2d {
         let Self { input, output, products, .. } = *self;
         Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products }
     }
@@ -90,7 +90,7 @@ impl Linear {
 }
 
 /// Rows as pixels.
-fn pixels(rows: usize) -> Size {
+pub fn pixels(rows: usize) -> Size {
     Size { n: rows, h: 1, w: 1 }
 }
 

@@ -3,14 +3,22 @@
 //! The features are the class token behind the last norm. Positions are fixed (MoCo-v3): a buffer, not a parameter.
 
 mod backward;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod forward;
 mod init;
 mod layers;
 mod positions;
+#[cfg(any(test, feature = "cuda"))]
+mod tokens;
 
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "cuda"))]
+pub use cuda::SavedGpu;
 pub use forward::Saved;
 
 use super::{EncoderError, VitConfig};

@@ -8,12 +8,12 @@ use crate::ops::{
 
 const SMALL: Shape = Shape { width: 16, depth: 2, heads: 2 };
 
-fn small(stop_grad_patch_embed: bool) -> Vit {
+pub(super) fn small(stop_grad_patch_embed: bool) -> Vit {
     Vit::new(SMALL, &VitConfig { patch_size: 4, stop_grad_patch_embed, ..VitConfig::default() }, 16).unwrap()
 }
 
 /// Values of a layout's tensors from a state dict of timm.
-fn load<E: Real>(layout: &Layout, state: &Golden) -> Vec<E> {
+pub(super) fn load<E: Real>(layout: &Layout, state: &Golden) -> Vec<E> {
     let mut values = vec![E::nan(); layout.len()];
     for entry in &layout.entries {
         assert_eq!(state.shape(&entry.name), entry.shape, "{}", entry.name);

@@ -7,18 +7,11 @@
 // No patch matrix exists: each block gathers the patches of its tile into shared memory. A linear layer is the case of a
 // 1x1 kernel on images of one pixel. Sums run in an order that the shapes alone determine, so results repeat bit by bit.
 //
-// Compiled once per arithmetic: MATH 0 is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 in memory and f32 sums.
-
-#if MATH == 2
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
+// Compiled once per arithmetic, behind `product.cuh`.
 
 const int FORWARD = 0, DATA = 1, WEIGHT = 2;
-// Depth of a step, and elements of a 16-byte load.
+// Depth of a step.
 const int BK = MATH == 2 ? 32 : 16;
-const int WIDE = 16 / sizeof(scalar);
 
 struct Geometry {
     int n, h, w, input;
@@ -109,6 +102,7 @@ template <int PASS> struct Product {
 // fragments in different banks.
 template <int SIZE, bool DEEP, int V> struct Operand {
     static constexpr int PITCH = DEEP ? BK + WIDE : SIZE + 8;
+    typedef Layout<PITCH, DEEP> Shared;
     static constexpr int LENGTH = DEEP ? SIZE * PITCH : BK * PITCH;
     static constexpr int LINE = (DEEP ? BK : SIZE) / V;
     static constexpr int COUNT = SIZE * BK / V / 256;
@@ -158,100 +152,6 @@ template <int SIZE, bool DEEP, int V> struct Operand {
                 *to = narrow[i];
         }
     }
-
-    DEVICE_MEMBER static const scalar &at(const scalar *shared, int i, int k) {
-        return shared[DEEP ? i * PITCH + k : k * PITCH + i];
-    }
-
-    // Two halves of neighbouring depth in one word.
-    DEVICE_MEMBER static unsigned int pair(const half_t *shared, int i, int k) {
-        if (DEEP) return *(const unsigned int *)&shared[i * PITCH + k];
-        return (unsigned int)shared[k * PITCH + i].bits | (unsigned int)shared[(k + 1) * PITCH + i].bits << 16;
-    }
-};
-
-// A block's share of the product, BM x BN, held in registers. In f32 a thread has every 16th row and column of the tile;
-// with tensor cores a warp has a rectangle of 16 x 8 pieces.
-template <int BM, int BN> struct Accumulator {
-    static constexpr int WARPS_N = BN >= 128 ? 4 : 2, WARPS_M = 8 / WARPS_N;
-    static constexpr int TM = MATH == 0 ? BM / 16 : BM / WARPS_M / 16, TN = MATH == 0 ? BN / 16 : BN / WARPS_N / 8;
-    static constexpr int EACH = MATH == 0 ? 1 : 4;
-    float sums[TM][TN][EACH];
-
-    DEVICE_MEMBER void clear() {
-#pragma unroll
-        for (int i = 0; i < TM; i++)
-#pragma unroll
-            for (int j = 0; j < TN; j++)
-#pragma unroll
-                for (int e = 0; e < EACH; e++) sums[i][j][e] = 0.0f;
-    }
-
-    DEVICE_MEMBER static int row(int i, int e) {
-        if (MATH == 0) return threadIdx.x / 16 + 16 * i;
-        return threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + i * 16 + threadIdx.x % 32 / 4 + e / 2 * 8;
-    }
-    DEVICE_MEMBER static int column(int j, int e) {
-        if (MATH == 0) return threadIdx.x % 16 + 16 * j;
-        return threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + j * 8 + threadIdx.x % 4 * 2 + e % 2;
-    }
-
-    // Adds the product of the tiles in shared memory.
-    template <class A, class B> DEVICE_MEMBER void add(const scalar *a, const scalar *b) {
-#if MATH == 0
-#pragma unroll
-        for (int k = 0; k < BK; k++) {
-            float left[TM], right[TN];
-#pragma unroll
-            for (int i = 0; i < TM; i++) left[i] = A::at(a, row(i, 0), k);
-#pragma unroll
-            for (int j = 0; j < TN; j++) right[j] = B::at(b, column(j, 0), k);
-#pragma unroll
-            for (int i = 0; i < TM; i++)
-#pragma unroll
-                for (int j = 0; j < TN; j++) sums[i][j][0] += left[i] * right[j];
-        }
-#else
-        const int STEP = MATH == 1 ? 8 : 16;
-        int group = threadIdx.x % 32 / 4, place = threadIdx.x % 4;
-        int m = threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + group;
-        int n = threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + group;
-#pragma unroll
-        for (int k = 0; k < BK; k += STEP) {
-            unsigned int left[TM][4], right[TN][2];
-#pragma unroll
-            for (int i = 0; i < TM; i++)
-#pragma unroll
-                for (int r = 0; r < 4; r++) {
-#if MATH == 1
-                    left[i][r] = to_tf32(A::at(a, m + i * 16 + r % 2 * 8, k + place + r / 2 * 4));
-#else
-                    left[i][r] = A::pair(a, m + i * 16 + r % 2 * 8, k + place * 2 + r / 2 * 8);
-#endif
-                }
-#pragma unroll
-            for (int j = 0; j < TN; j++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-#if MATH == 1
-                    right[j][r] = to_tf32(B::at(b, n + j * 8, k + place + r * 4));
-#else
-                    right[j][r] = B::pair(b, n + j * 8, k + place * 2 + r * 8);
-#endif
-                }
-#pragma unroll
-            for (int i = 0; i < TM; i++)
-#pragma unroll
-                for (int j = 0; j < TN; j++) {
-#if MATH == 1
-                    mma_m16n8k8_tf32(sums[i][j], left[i], right[j]);
-#else
-                    mma_m16n8k16_f16(sums[i][j], left[i], right[j]);
-#endif
-                }
-        }
-#endif
-    }
 };
 
 // One tile of the product over the depths from `begin` to `end`. While a step is multiplied, the next one is on its way.
@@ -277,7 +177,7 @@ DEVICE void multiply(const Product<PASS> &product, int begin, int end, Accumulat
             a.load(product, true, k + BK, end);
             b.load(product, false, k + BK, end);
         }
-        sums.template add<A, B>(left[stage], right[stage]);
+        sums.template add<typename A::Shared, typename B::Shared, BK>(left[stage], right[stage]);
         stage ^= 1;
         if (more) {
             a.store(left[stage]);
@@ -287,9 +187,11 @@ DEVICE void multiply(const Product<PASS> &product, int begin, int end, Accumulat
     }
 }
 
-// Forward and data passes: writes the product, or adds it where `accumulate`.
+// Forward and data passes: the product, plus a bias [columns] and something of the product's shape, where there are any.
+// What is added may lie where the result goes.
 template <int PASS, int BM, int BN, int V>
-DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, scalar *out, int accumulate) {
+DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, const float *bias, const scalar *added,
+                  scalar *out) {
     Product<PASS> product;
     product.set(geometry, a, b);
     Accumulator<BM, BN> sums;
@@ -303,9 +205,11 @@ DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, sc
             for (int e = 0; e < Accumulator<BM, BN>::EACH; e++) {
                 int m = blockIdx.x * BM + sums.row(i, e), n = blockIdx.y * BN + sums.column(j, e);
                 if (m >= product.rows || n >= product.columns) continue;
-                scalar *to = out + (size_t)m * product.columns + n;
+                size_t at = (size_t)m * product.columns + n;
                 float value = sums.sums[i][j][e];
-                from_float(*to, accumulate ? value + to_float(*to) : value);
+                if (bias) value += bias[n];
+                if (added) value += to_float(added[at]);
+                from_float(out[at], value);
             }
 }
 
@@ -331,11 +235,13 @@ DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, fl
 }
 
 #define PASSES(suffix, BM, BN, V)                                                                                      \
-    KERNEL(conv_forward_##suffix)(Geometry g, const scalar *x, const scalar *weight, scalar *y, int accumulate) {      \
-        whole<FORWARD, BM, BN, V>(g, x, weight, y, accumulate);                                                        \
+    KERNEL(conv_forward_##suffix)(Geometry g, const scalar *x, const scalar *weight, const float *bias,                \
+                                  const scalar *added, scalar *y) {                                                    \
+        whole<FORWARD, BM, BN, V>(g, x, weight, bias, added, y);                                                       \
     }                                                                                                                  \
-    KERNEL(conv_data_##suffix)(Geometry g, const scalar *gy, const scalar *weight, scalar *gx, int accumulate) {       \
-        whole<DATA, BM, BN, V>(g, gy, weight, gx, accumulate);                                                         \
+    KERNEL(conv_data_##suffix)(Geometry g, const scalar *gy, const scalar *weight, const float *bias,                  \
+                               const scalar *added, scalar *gx) {                                                      \
+        whole<DATA, BM, BN, V>(g, gy, weight, bias, added, gx);                                                        \
     }                                                                                                                  \
     KERNEL(conv_weight_##suffix)(Geometry g, const scalar *gy, const scalar *x, float *parts, int part_depth) {        \
         part<BM, BN, V>(g, gy, x, parts, part_depth);                                                                  \

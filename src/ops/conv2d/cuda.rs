@@ -23,11 +23,12 @@ impl Math {
         }
     }
 
-    fn source(self) -> &'static Source {
+    /// Of sources that are compiled once per arithmetic, its own.
+    pub fn source(self, sources: &'static [Source; 3]) -> &'static Source {
         match self {
-            Math::F32 => &SOURCES[0],
-            Math::Tf32 => &SOURCES[1],
-            Math::F16 => &SOURCES[2],
+            Math::F32 => &sources[0],
+            Math::Tf32 => &sources[1],
+            Math::F16 => &sources[2],
         }
     }
 }
@@ -45,7 +46,7 @@ const KERNELS: &[&str] = &[
     "conv_weight_sum",
 ];
 
-const TEXT: &str = include_str!("conv2d.cu");
+const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("conv2d.cu"));
 
 /// The kernels, once per arithmetic.
 pub static SOURCES: [Source; 3] = [
@@ -68,6 +69,15 @@ const BUSY: usize = 512;
 /// Fewest pixels in a part.
 const PART: usize = 512;
 
+/// What is added to a product; addresses, or 0 for nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added {
+    /// A value per channel (f32).
+    pub bias: u64,
+    /// A tensor of the result's shape, which may be the result's own memory.
+    pub tensor: u64,
+}
+
 /// A variant of a kernel: the ending of its name and its tile.
 struct Variant {
     suffix: &'static str,
@@ -80,9 +90,18 @@ impl Conv2d {
     /// # Errors
     /// When the device fails.
     pub fn forward_gpu(&self, on: OnGpu, x: u64, weight: u64, y: u64, accumulate: bool) -> Result<(), GpuError> {
+        let tensor = if accumulate { y } else { 0 };
+        self.forward_added_gpu(on, x, weight, Added { bias: 0, tensor }, y)
+    }
+
+    /// y = conv(x, weight) plus what is `added`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_added_gpu(&self, on: OnGpu, x: u64, weight: u64, added: Added, y: u64) -> Result<(), GpuError> {
         let rows = self.output_size(on.size).pixels();
         let variant = self.variant(on.math, self.input, self.output, [x, weight]);
-        self.whole(on, "forward", variant, [rows, self.output], [x, weight, y], accumulate)
+        self.whole(on, "forward", variant, [rows, self.output], [x, weight, y], added)
     }
 
     /// gx = conv^T(gy, weight), or added to gx.
@@ -97,9 +116,10 @@ impl Conv2d {
         gx: u64,
         accumulate: bool,
     ) -> Result<(), GpuError> {
+        let added = Added { bias: 0, tensor: if accumulate { gx } else { 0 } };
         let both = gcd(self.input, self.output);
         let variant = self.variant(on.math, both, self.input, [gy, weight]);
-        self.whole(on, "data", variant, [on.size.pixels(), self.input], [gy, weight, gx], accumulate)
+        self.whole(on, "data", variant, [on.size.pixels(), self.input], [gy, weight, gx], added)
     }
 
     /// gw += the weight gradient, in f32 whatever the arithmetic.
@@ -115,9 +135,14 @@ impl Conv2d {
         let parts = depth.div_ceil(part_depth);
         let sums = on.gpu.take(parts * self.weights() * 4)?;
         let args = [self.geometry(on.size), Arg::At(gy), Arg::At(x), sums.arg(), Arg::count(part_depth)];
-        on.gpu.launch(on.math.source(), &format!("conv_weight_{suffix}"), [tiles[0], tiles[1], parts], &args)?;
+        on.gpu.launch(
+            on.math.source(&SOURCES),
+            &format!("conv_weight_{suffix}"),
+            [tiles[0], tiles[1], parts],
+            &args,
+        )?;
         let args = [Arg::count(parts), Arg::count(self.weights()), sums.arg(), Arg::At(gw)];
-        on.gpu.launch(on.math.source(), "conv_weight_sum", one_each(self.weights()), &args)
+        on.gpu.launch(on.math.source(&SOURCES), "conv_weight_sum", one_each(self.weights()), &args)
     }
 
     fn whole(
@@ -127,11 +152,12 @@ impl Conv2d {
         Variant { suffix, tile }: Variant,
         [rows, columns]: [usize; 2],
         [a, b, out]: [u64; 3],
-        accumulate: bool,
+        added: Added,
     ) -> Result<(), GpuError> {
         let grid = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1]), 1];
-        let args = [self.geometry(on.size), Arg::At(a), Arg::At(b), Arg::At(out), Arg::Int(accumulate.into())];
-        on.gpu.launch(on.math.source(), &format!("conv_{pass}_{suffix}"), grid, &args)
+        let [a, b, bias, tensor, out] = [a, b, added.bias, added.tensor, out].map(Arg::At);
+        let args = [self.geometry(on.size), a, b, bias, tensor, out];
+        on.gpu.launch(on.math.source(&SOURCES), &format!("conv_{pass}_{suffix}"), grid, &args)
     }
 
     /// Tiles for a product with `columns` columns whose operands are read along axes of a multiple of `contiguous`.

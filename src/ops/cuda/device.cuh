@@ -5,7 +5,7 @@
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(256) name
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
-#define SHARED __shared__
+#define SHARED __shared__ __align__(16)
 
 // IEEE half precision, for storage alone: arithmetic is in f32.
 struct half_t {
@@ -27,6 +27,16 @@ DEVICE void from_float(half_t &to, float value) { asm("cvt.rn.f16.f32 %0, %1;" :
 
 DEVICE unsigned int float_bits(float value) { return __float_as_uint(value); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
+
+// A product that is rounded before anything is added to it.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
+
+// The sum of a value over a warp's 32 threads, the same bits in each; all of them take part.
+DEVICE float warp_sum(float value) {
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
 
 // Rounds to the 10 bits of mantissa that tensor cores read of a tf32 operand.
 DEVICE unsigned int to_tf32(float value) {

@@ -1,7 +1,7 @@
 // Takes the place of `device.cuh` where kernels are compiled for the CPU, so that tests run the very same sources.
 //
 // A block's 256 threads are fibers of one thread of the CPU. A fiber runs until it waits for the others of its block
-// (__syncthreads) or of its warp (mma). The order in which fibers run is a parameter: a kernel that lacks a barrier
+// (__syncthreads) or of its warp (mma, warp_sum). The order in which fibers run is a parameter: a kernel that lacks a barrier
 // gives different results in different orders. Blocks run one after the other. What this cannot show: speed, alignment
 // faults, memory ordering within a warp, the limits of shared memory and registers, and the GPU's own rounding of mma.
 #include <cmath>
@@ -14,7 +14,7 @@
 #define KERNEL(name) extern "C" void name
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
-#define SHARED static
+#define SHARED alignas(16) static
 #define __syncthreads() wait_for_block()
 
 struct Dim {
@@ -193,6 +193,21 @@ DEVICE float bits_float(unsigned int bits) {
     return value;
 }
 DEVICE float infinity() { return INFINITY; }
+DEVICE float product(float a, float b) { return a * b; }
+DEVICE double product(double a, double b) { return a * b; }
+
+// What the threads of each warp brought to a sum.
+static float given[THREADS];
+
+static float warp_sum(float value) {
+    for (unsigned int step = 16; step > 0; step /= 2) {
+        given[running] = value;
+        wait_for_warp();
+        value += given[running ^ step];
+        wait_for_warp();
+    }
+    return value;
+}
 
 // To nearest, ties away from zero, as the GPU's conversion does.
 DEVICE unsigned int to_tf32(float value) {

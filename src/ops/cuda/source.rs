@@ -35,4 +35,12 @@ impl Scalar {
             Scalar::F16 => 2,
         }
     }
+
+    /// Of sources that are compiled once per storage, its own.
+    pub fn source(self, sources: &'static [Source; 2]) -> &'static Source {
+        match self {
+            Scalar::F32 => &sources[0],
+            Scalar::F16 => &sources[1],
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Training on a GPU: encoder, its gradients, optimiser and moving average in our kernels on flat buffers of the device;
 //! heads and losses as dfdx tensors there.
 
+mod batch;
 mod branch;
 mod bridge;
 #[cfg(test)]

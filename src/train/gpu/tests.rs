@@ -1,16 +1,29 @@
 //! Training on every GPU at hand against the CPU's trainer.
 
+use std::sync::Arc;
+
 use dfdx::prelude::Cpu;
+use image::RgbImage;
+use parquet::arrow::ArrowWriter;
 use rand::RngExt;
+use serde_json::json;
 
 use super::GpuTrainer;
 use crate::{
+    dataset::{
+        Sample, Split,
+        augment::AugmentationsConfig,
+        shard::{Batcher, properties, schema},
+    },
     ops::{
         cuda::{Gpu, testing::one_gpu},
         named::Values,
         random::{Purpose, stream},
     },
-    train::{Batch, Crop, Precision, PretrainConfig, Trainer, tests::sweep_of_methods},
+    train::{
+        Batch, Crop, Device, Loaded, Loader, Precision, PretrainConfig, Trainer,
+        tests::{sweep_of_methods, sweep_of_methods_with_vit},
+    },
 };
 
 /// Images of a batch, and their height and width: small, as an emulated step takes long.
@@ -34,7 +47,7 @@ fn trainer(gpu: &Gpu, config: &PretrainConfig) -> GpuTrainer<Cpu> {
 #[test]
 fn every_method_trains_as_on_the_cpu() {
     let Some(gpu) = one_gpu() else { return };
-    for sections in sweep_of_methods() {
+    for sections in sweep_of_methods().into_iter().chain(sweep_of_methods_with_vit()) {
         let config = sections.config();
         let mut cpu = Trainer::<f32>::new(&config, 3, 64).unwrap();
         let mut ours = trainer(&gpu, &config);
@@ -65,8 +78,9 @@ fn every_method_trains_as_on_the_cpu() {
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
     let Some(gpu) = one_gpu() else { return };
-    let sections = sweep_of_methods().pop().expect("SNCLR is the last");
-    for precision in [Precision::F32, Precision::F16] {
+    let [resnet, vit] =
+        [sweep_of_methods(), sweep_of_methods_with_vit()].map(|mut all| all.pop().expect("SNCLR is the last"));
+    for (sections, precision) in [(&resnet, Precision::F32), (&resnet, Precision::F16), (&vit, Precision::F32)] {
         let config = PretrainConfig { precision, ..sections.config() };
         let mut straight = trainer(&gpu, &config);
         let mut broken = trainer(&gpu, &config);
@@ -108,4 +122,56 @@ fn training_starts_from_given_values_in_both_branches() {
         );
         assert!(branch.params[params..].iter().any(|p| *p != 0.5));
     }
+}
+
+/// A split of pictures of different sizes, in a shard.
+fn split(dir: &std::path::Path) -> Split {
+    let mut batcher = Batcher::default();
+    for i in 0..3 * N as u32 {
+        let picture = RgbImage::from_fn(9 + i % 7, 30 - i % 11, |x, y| {
+            image::Rgb([(x * 29 + i) as u8, (y * 31) as u8, (x * y * 3 + i * 5) as u8])
+        });
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        let sample = Sample { bytes: bytes.into_inner(), path: None, label: Some(i64::from(i % 3)) };
+        assert!(batcher.push(sample).unwrap().is_none());
+    }
+    let path = dir.join("train-00000.parquet");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, schema(), Some(properties())).unwrap();
+    writer.write(&batcher.finish().unwrap().expect("images")).unwrap();
+    writer.close().unwrap();
+    Split::open(&[path]).unwrap()
+}
+
+/// What the device augments has the bits of what the CPU does: so has all that training makes of it.
+#[test]
+fn training_is_the_same_wherever_images_are_augmented() {
+    let Some(gpu) = one_gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let split = Arc::new(split(dir.path()));
+    let view = json!({
+        "random_resized_crop": {},
+        "color_jitter": { "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1 },
+        "grayscale": { "p": 0.2 },
+        "gaussian_blur": { "p": 0.5 },
+        "solarize": { "p": 0.2 },
+        "horizontal_flip": { "p": 0.5 }
+    });
+    let local = json!({ "count": 1, "size": 8, "view": view });
+    let augmentations = json!({ "size": 8, "view1": view, "view2": view, "local_crops": local });
+    let augmentations: AugmentationsConfig = serde_json::from_value(augmentations).unwrap();
+    let sections = sweep_of_methods().remove(0);
+    let [here, there] = [Device::Cpu, Device::Cuda(0)].map(|device| {
+        // The first batch of the second epoch.
+        let loader = Loader::start(split.clone(), &augmentations, device, 5, N, 3, 3..4);
+        let mut trainer = trainer(&gpu, &sections.config());
+        let row = match (device, loader.next().unwrap()) {
+            (Device::Cpu, Loaded::Views(batch)) => trainer.step(&batch),
+            (Device::Cuda(_), Loaded::Raw(batch)) => trainer.step(&batch),
+            _ => panic!("a batch for another device than {device}"),
+        };
+        (row.unwrap().loss.to_bits(), trainer.online().unwrap())
+    });
+    assert!(here == there);
 }

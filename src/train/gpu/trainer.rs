@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use super::{branch::BranchGpu, bridge::Bridge};
+use super::{batch::GpuBatch, branch::BranchGpu, bridge::Bridge};
 use crate::{
     encoder::cuda::{SavedGpu, Statistics},
     method::{StepInput, StepOutput},
@@ -16,7 +16,7 @@ use crate::{
         seam::Matrix,
     },
     train::{
-        Batch, Branch, Crop, Model, Precision, PretrainConfig, StepRow, Watch,
+        Branch, Model, Precision, PretrainConfig, StepRow, Watch,
         diagnosis::diagnosis,
         learning_rates,
         optimizer::cuda::{OptimizerGpu, Scaling, ema},
@@ -48,6 +48,7 @@ pub struct GpuTrainer<D: Bridge> {
 /// What the online branch makes of a crop.
 struct Online<D: Bridge> {
     images: Buffer,
+    size: Size,
     h: Matrix<f32, D>,
     saved: SavedGpu,
     y: Matrix<f32, D>,
@@ -62,7 +63,7 @@ where
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
     /// # Errors
-    /// When the encoder does not run on a GPU, or memory runs out.
+    /// When the configuration describes no model, or memory runs out.
     pub fn new(
         gpu: &Gpu,
         device: D,
@@ -71,7 +72,6 @@ where
         images: usize,
     ) -> anyhow::Result<Self> {
         let mut model = Model::new(config)?;
-        model.encoder.check_gpu()?;
         model.method.search_on(gpu);
         let math = match config.precision {
             Precision::F32 => Math::F32,
@@ -165,7 +165,7 @@ where
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<StepRow> {
+    pub fn step(&mut self, batch: &impl GpuBatch) -> anyhow::Result<StepRow> {
         // Steps that the optimiser takes together share one learning rate and one momentum.
         let first = self.step / self.accumulation * self.accumulation;
         let epoch = first as f64 / self.steps_per_epoch as f64;
@@ -176,7 +176,7 @@ where
 
     pub(in crate::train) fn step_at(
         &mut self,
-        batch: &Batch<f32>,
+        batch: &impl GpuBatch,
         epoch: f64,
         learning_rate: f64,
         momentum: f64,
@@ -187,17 +187,13 @@ where
             self.before_step()?;
         }
         let Self { gpu, device, model, online, .. } = self;
-        let (n, dim) = (batch.samples.len(), model.encoder.feature_dim());
-        let math = self.math;
-        let size = |crop: &Crop<f32>| Size { n, h: crop.size, w: crop.size };
+        let (n, dim) = (batch.samples().len(), model.encoder.feature_dim());
 
         // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics.
         let leaves = leaves(gpu, device, model, online.params(), model.head_entries())?;
-        let mut crops: Vec<Online<D>> = Vec::with_capacity(batch.crops.len());
-        for crop in &batch.crops {
-            let images = upload_images(gpu, math, &crop.images)?;
-            let (h, saved) =
-                model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.at(), size(crop), true)?;
+        let mut crops: Vec<Online<D>> = Vec::new();
+        for (images, size) in batch.crops(gpu, self.math)? {
+            let (h, saved) = model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.at(), size, true)?;
             let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
             let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.host_buffers);
             let (y, tape) = y.map_err(device_error)?.split_tape();
@@ -209,7 +205,7 @@ where
                 None => z,
             }
             .split_tape();
-            crops.push(Online { images, h, saved: saved.expect("kept"), y, z, tape });
+            crops.push(Online { images, size, h, saved: saved.expect("kept"), y, z, tape });
         }
 
         // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
@@ -221,9 +217,8 @@ where
             }
             let leaves = self::leaves(gpu, device, model, target.params(), model.momentum_head_entries())?;
             let mut project = |i: usize| -> anyhow::Result<Vec<f32>> {
-                let (arenas, size) = (target.arenas(), size(&batch.crops[i]));
-                let (h, _) =
-                    model.encoder.forward_gpu(&arenas, Statistics::Batch, crops[i].images.at(), size, false)?;
+                let (arenas, Online { images, size, .. }) = (target.arenas(), &crops[i]);
+                let (h, _) = model.encoder.forward_gpu(&arenas, Statistics::Batch, images.at(), *size, false)?;
                 let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
                 let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.host_buffers);
                 Ok(k.map_err(device_error)?.as_vec())
@@ -238,8 +233,8 @@ where
             y: crops.iter().map(|crop| crop.y.clone()).collect(),
             z: crops.iter().map(|crop| crop.z.clone()).collect(),
             momentum: keys,
-            samples: &batch.samples,
-            labels: &batch.labels,
+            samples: batch.samples(),
+            labels: batch.labels(),
             diagnose,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
@@ -287,10 +282,10 @@ where
             online.refresh()?;
         }
 
-        let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
-        self.churn.update(&batch.samples, &positives.choices);
+        let neighbours = self.watch.of(&positives, batch.samples(), batch.labels());
+        self.churn.update(batch.samples(), &positives.choices);
         let diagnosis =
-            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
+            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, batch.labels(), self.churn.take()));
         Ok(StepRow {
             step: self.step - 1,
             epoch,
@@ -374,19 +369,6 @@ fn leaves<D: Bridge>(
         |entry, shape| device.tensor(gpu, at(entry.offset), shape),
         |entry, len| device.tensor(gpu, at(entry.offset), (len,)),
     )
-}
-
-/// Images on the GPU, as convolutions read them.
-fn upload_images(gpu: &Gpu, math: Math, images: &[f32]) -> Result<Buffer, GpuError> {
-    let wide = gpu.upload(images)?;
-    match math.scalar() {
-        Scalar::F32 => Ok(wide),
-        Scalar::F16 => {
-            let narrow = gpu.take(images.len() * 2)?;
-            Rows::narrow(gpu, Scalar::F16, wide.at(), images.len(), narrow.at())?;
-            Ok(narrow)
-        }
-    }
 }
 
 fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {

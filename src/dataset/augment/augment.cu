@@ -1,0 +1,166 @@
+// Views of decoded images, byte for byte those of the CPU: 8-bit steps that round where Pillow rounds. Compiled once per
+// storage of the result: HALF 0 is f32, 1 is f16.
+//
+// Products that are added to something are rounded first, as on the CPU.
+
+#if HALF
+typedef half_t scalar;
+#else
+typedef float scalar;
+#endif
+typedef unsigned char byte;
+
+// What one view makes of one image; `View` in cuda.rs fills it.
+struct View {
+    int stride;                   // bytes from row to row of the piece that was uploaded
+    int left, top, width, height; // the part that the view shows, within the piece
+    int down, along;              // where the weights of columns and rows begin
+    int down_window, along_window;
+    int down_bits, along_bits;
+    int kinds[4];     // changes of colour, in order; 0 for none
+    float factors[4]; // their factors; of a hue, its shift
+    int grayscale;
+    int blur; // pixels to either side that count in full; -1 without a blur
+    unsigned int weight, far_weight;
+    int threshold; // 256 without solarisation
+    int mirrored;
+};
+const int BRIGHTNESS = 1, CONTRAST = 2, SATURATION = 3, HUE = 4;
+
+// Weighted sum of bytes `step` apart, by entry i of a table of weights.
+DEVICE byte weigh(const int *table, int window, int bits, int i, const byte *from, int step) {
+    const int *entry = table + i * (2 + window);
+    int count = entry[1], sum = (1 << bits) >> 1;
+    from += (size_t)entry[0] * step;
+    for (int k = 0; k < count; k++) sum += entry[2 + k] * (int)from[(size_t)k * step];
+    sum >>= bits;
+    return (byte)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+}
+
+// The parts at their new height and their old width. Places are where each image's piece and its result begin.
+KERNEL(resize_columns)(const View *views, const long long *places, const int *weights, const byte *pixels, int side,
+                       byte *resized) {
+    View view = views[blockIdx.x];
+    const byte *from = pixels + places[2 * blockIdx.x] + (size_t)view.top * view.stride + 3 * view.left;
+    byte *to = resized + places[2 * blockIdx.x + 1];
+    int row = 3 * view.width;
+    for (int i = blockIdx.y * 256 + threadIdx.x; i < side * row; i += gridDim.y * 256)
+        to[i] = weigh(weights + view.down, view.down_window, view.down_bits, i / row, from + i % row, view.stride);
+}
+
+DEVICE byte luma(byte r, byte g, byte b) {
+    return (byte)(((unsigned int)r * 19595 + (unsigned int)g * 38470 + (unsigned int)b * 7471 + 0x8000) >> 16);
+}
+
+DEVICE byte blend(byte a, byte b, float factor) {
+    int value = (int)((float)a + product(factor, (float)b - (float)a));
+    return (byte)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+DEVICE void shift_hue(byte *pixel, byte shift) {
+    byte r = pixel[0], g = pixel[1], b = pixel[2];
+    byte most = r > g ? r : g, least = r < g ? r : g;
+    most = most > b ? most : b;
+    least = least < b ? least : b;
+    float range = (float)(most - least), divisor = range > 1.0f ? range : 1.0f;
+    float part = range / (float)(most > 1 ? most : 1);
+    float rc = (float)(most - r) / divisor, gc = (float)(most - g) / divisor, bc = (float)(most - b) / divisor;
+    float sector = g == most ? (float)(2.0 + (double)rc - (double)bc) : (float)(4.0 + (double)gc - (double)rc);
+    if (r == most) sector = bc - gc;
+    double turned = (double)sector / 6.0 + 1.0;
+    float hue = (float)(turned >= 1.0 ? turned - 1.0 : turned);
+    byte h = (byte)((byte)(int)((double)hue * 255.0) + shift), s = (byte)(int)((double)part * 255.0);
+
+    int whole = h * 6 / 255;
+    float fraction = (float)((double)h * 6.0 / 255.0 - (double)whole), saturation = (float)((double)s / 255.0);
+    double value = (double)most;
+    byte p = (byte)(int)(product(value, 1.0 - (double)saturation) + 0.5);
+    byte q = (byte)(int)(product(value, 1.0 - (double)(saturation * fraction)) + 0.5);
+    byte t = (byte)(int)(product(value, 1.0 - product((double)saturation, 1.0 - (double)fraction)) + 0.5);
+    byte v = most;
+    switch (whole % 6) { // the last hue, 255, is the first again
+    case 0: r = v, g = t, b = p; break;
+    case 1: r = q, g = v, b = p; break;
+    case 2: r = p, g = v, b = t; break;
+    case 3: r = p, g = q, b = v; break;
+    case 4: r = t, g = p, b = v; break;
+    default: r = v, g = p, b = q;
+    }
+    pixel[0] = r, pixel[1] = g, pixel[2] = b;
+}
+
+// The mean luma of a block's image, rounded.
+DEVICE byte mean_luma(const byte *image, int count, unsigned int *shared) {
+    unsigned int sum = 0;
+    for (int i = threadIdx.x; i < count; i += 256) sum += luma(image[3 * i], image[3 * i + 1], image[3 * i + 2]);
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    unsigned long long total = 0;
+    for (int i = 0; i < 256; i++) total += shared[i];
+    __syncthreads();
+    return (byte)(int)((double)total / (double)count + 0.5);
+}
+
+// One box blur along lines of `side` pixels, whose neighbours lie `step` bytes apart; beyond the ends they repeat the last.
+DEVICE void box_blur(const View &view, const byte *from, byte *to, int side, bool down) {
+    int step = down ? 3 * side : 3;
+    for (int i = threadIdx.x; i < 3 * side * side; i += 256) {
+        int at = down ? i / (3 * side) : i / 3 % side;
+        const byte *line = from + (i - at * step);
+        unsigned int sum = 0;
+        for (int k = at - view.blur; k <= at + view.blur; k++) sum += line[(k < 0 ? 0 : k < side ? k : side - 1) * step];
+        int before = at - view.blur - 1, next = at + view.blur + 1;
+        unsigned int far = line[(before < 0 ? 0 : before) * step];
+        far += line[(next < side ? next : side - 1) * step];
+        to[i] = (byte)((sum * view.weight + far * view.far_weight + (1u << 23)) >> 24);
+    }
+    __syncthreads();
+}
+
+// Everything behind `resize_columns`; a block has an image. `bytes` and `other` [n, side, side, 3] are its working memory;
+// `normalised` [3, 256] is what each channel's bytes become.
+KERNEL(augment)(const View *views, const long long *places, const int *weights, const byte *resized, int side,
+                const float *normalised, byte *bytes, byte *other, scalar *out) {
+    SHARED unsigned int shared[256];
+    View view = views[blockIdx.x];
+    int count = side * side;
+    const byte *from = resized + places[2 * blockIdx.x + 1];
+    bytes += (size_t)blockIdx.x * 3 * count;
+    other += (size_t)blockIdx.x * 3 * count;
+    out += (size_t)blockIdx.x * 3 * count;
+    for (int i = threadIdx.x; i < 3 * count; i += 256) {
+        int x = i / 3 % side, y = i / 3 / side;
+        const byte *row = from + (size_t)y * 3 * view.width + i % 3;
+        bytes[i] = weigh(weights + view.along, view.along_window, view.along_bits, x, row, 3);
+    }
+    __syncthreads();
+
+    for (int change = 0; change < 4; change++) {
+        int kind = view.kinds[change];
+        float factor = view.factors[change];
+        byte mean = kind == CONTRAST ? mean_luma(bytes, count, shared) : 0;
+        // A thread has the same pixels every time: only the mean has to wait for the others.
+        for (int i = threadIdx.x; i < count && kind; i += 256) {
+            byte *pixel = bytes + 3 * i;
+            if (kind == HUE) {
+                shift_hue(pixel, (byte)(int)factor);
+                continue;
+            }
+            byte towards = kind == SATURATION ? luma(pixel[0], pixel[1], pixel[2]) : mean;
+            for (int c = 0; c < 3; c++) pixel[c] = blend(towards, pixel[c], factor);
+        }
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < count && view.grayscale; i += 256) {
+        byte *pixel = bytes + 3 * i;
+        pixel[0] = pixel[1] = pixel[2] = luma(pixel[0], pixel[1], pixel[2]);
+    }
+    __syncthreads();
+    if (view.blur >= 0) // rows three times, then columns; it ends where it began
+        for (int pass = 0; pass < 6; pass++) box_blur(view, pass % 2 ? other : bytes, pass % 2 ? bytes : other, side, pass >= 3);
+    for (int i = threadIdx.x; i < 3 * count; i += 256) {
+        int x = i / 3 % side, value = bytes[view.mirrored ? i + 3 * (side - 1 - 2 * x) : i];
+        if (value >= view.threshold) value = 255 - value;
+        from_float(out[i], normalised[256 * (i % 3) + value]);
+    }
+}

@@ -1,0 +1,391 @@
+//! Augmentation on a GPU: images are decoded and their views drawn on the CPU, by the code that draws the CPU's own; the
+//! device resizes, changes and normalises. A view has the very bytes that the CPU gives it.
+
+use image::RgbImage;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::{
+    blur::BoxBlur,
+    crop::CropBox,
+    hue,
+    jitter::Change,
+    pipeline::{Drawn, Pipeline},
+    taps::Taps,
+};
+use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Scalar, Source};
+
+const KERNELS: &[&str] = &["resize_columns", "augment"];
+const TEXT: &str = include_str!("augment.cu");
+
+/// The kernels, once per storage of the views.
+pub static SOURCES: [Source; 2] = [
+    Source { name: "augment_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
+    Source { name: "augment_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+];
+
+/// Bytes of the device's memory that the images of one pass take up, if they are more than one.
+const PASS_BYTES: usize = 256 << 20;
+/// Blocks per image of the first kernel.
+const BLOCKS: usize = 16;
+
+/// What views show of an image, and what each makes of it.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Interleaved RGB rows of the smallest box around the views' parts.
+    pixels: Vec<u8>,
+    around: CropBox,
+    views: Vec<Drawn>,
+}
+
+impl Piece {
+    /// Draws a view of `image` for each pipeline from the stream of the same place.
+    pub fn new(image: &RgbImage, pipelines: &[Pipeline], random: impl Fn(usize) -> ChaCha8Rng) -> Piece {
+        let draw = |(i, pipeline): (usize, &Pipeline)| pipeline.draw(image.width(), image.height(), &mut random(i));
+        let views: Vec<Drawn> = pipelines.iter().enumerate().map(draw).collect();
+        let around = around(views.iter().map(|view| view.part));
+        let row = |y: u32| {
+            let start = 3 * (y as usize * image.width() as usize + around.left as usize);
+            &image.as_raw()[start..][..3 * around.width as usize]
+        };
+        let pixels = (around.top..around.top + around.height).flat_map(|y| row(y).iter().copied()).collect();
+        Piece { pixels, around, views }
+    }
+
+    /// Bytes that it takes up on the device, with what is made of it there.
+    fn bytes(&self, pipelines: &[Pipeline]) -> usize {
+        let view = |(view, pipeline): (&Drawn, &Pipeline)| {
+            let side = pipeline.size as usize;
+            3 * side * (view.part.width as usize + 2 * side)
+        };
+        self.pixels.len() + self.views.iter().zip(pipelines).map(view).max().unwrap_or(0)
+    }
+}
+
+/// The smallest box around others.
+fn around(parts: impl Iterator<Item = CropBox>) -> CropBox {
+    let union = |a: CropBox, b: CropBox| {
+        let (left, top) = (a.left.min(b.left), a.top.min(b.top));
+        let (right, bottom) = ((a.left + a.width).max(b.left + b.width), (a.top + a.height).max(b.top + b.height));
+        CropBox { left, top, width: right - left, height: bottom - top }
+    };
+    parts.reduce(union).expect("an image has views")
+}
+
+/// The images of a batch, ready for the device.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    images: usize,
+    pipelines: Vec<Pipeline>,
+    passes: Vec<Pass>,
+}
+
+/// Images that go through the device together.
+#[derive(Clone, Debug)]
+struct Pass {
+    images: usize,
+    pixels: Vec<u8>,
+    views: Vec<Views>,
+}
+
+/// One view of each of them, as the kernels read it.
+#[derive(Clone, Debug, Default)]
+struct Views {
+    /// `View`s of augment.cu.
+    records: Vec<u32>,
+    /// Where each image's piece begins, and where its resized columns do.
+    places: Vec<u64>,
+    /// Weights of columns and rows.
+    weights: Vec<i32>,
+    /// Bytes of all resized columns.
+    resized: usize,
+}
+
+impl Pieces {
+    /// Of images whose views were drawn for `pipelines`.
+    pub fn new(pipelines: &[Pipeline], pieces: &[Piece]) -> Pieces {
+        let mut passes: Vec<&[Piece]> = Vec::new();
+        let mut rest = pieces;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |piece: &&Piece| {
+                bytes += piece.bytes(pipelines);
+                bytes <= PASS_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (pass, others) = rest.split_at(count);
+            passes.push(pass);
+            rest = others;
+        }
+        let passes = passes.into_iter().map(|pieces| Pass::new(pipelines, pieces)).collect();
+        Pieces { images: pieces.len(), pipelines: pipelines.to_vec(), passes }
+    }
+
+    /// Height and width in pixels of each pipeline's views.
+    pub fn sizes(&self) -> impl Iterator<Item = usize> {
+        self.pipelines.iter().map(|pipeline| pipeline.size as usize)
+    }
+
+    /// A tensor [images, size, size, 3] on the device for each pipeline: the normalised views.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn augment(&self, gpu: &Gpu, scalar: Scalar) -> Result<Vec<Buffer>, GpuError> {
+        let values = |pipeline: &Pipeline| 3 * (pipeline.size as usize).pow(2);
+        let out: Result<Vec<Buffer>, _> =
+            self.pipelines.iter().map(|p| gpu.take(self.images * values(p) * scalar.bytes())).collect();
+        let (out, mut done) = (out?, 0);
+        for pass in &self.passes {
+            let pixels = gpu.upload(&pass.pixels)?;
+            for ((pipeline, views), out) in self.pipelines.iter().zip(&pass.views).zip(&out) {
+                let to = out.at() + (done * values(pipeline) * scalar.bytes()) as u64;
+                views.run(gpu, scalar, pipeline, pass.images, &pixels, to)?;
+            }
+            done += pass.images;
+        }
+        Ok(out)
+    }
+}
+
+impl Pass {
+    fn new(pipelines: &[Pipeline], pieces: &[Piece]) -> Pass {
+        let mut pixels = vec![0; pieces.iter().map(|piece| piece.pixels.len()).sum()];
+        let (mut starts, mut places, mut rest) = (Vec::new(), Vec::new(), &mut pixels[..]);
+        let mut start = 0;
+        for piece in pieces {
+            let (place, others) = rest.split_at_mut(piece.pixels.len());
+            starts.push(start);
+            places.push(place);
+            (rest, start) = (others, start + piece.pixels.len() as u64);
+        }
+        pieces.par_iter().zip(places).for_each(|(piece, place)| place.copy_from_slice(&piece.pixels));
+        let views = pipelines.par_iter().enumerate().map(|(i, pipeline)| {
+            let mut views = Views::default();
+            for (piece, start) in pieces.iter().zip(&starts) {
+                views.push(&piece.views[i], piece.around, *start, pipeline.size);
+            }
+            views
+        });
+        let views = views.collect();
+        Pass { images: pieces.len(), pixels, views }
+    }
+}
+
+impl Views {
+    /// Adds the view of an image whose piece, `around`, begins at `start`.
+    fn push(&mut self, view: &Drawn, around: CropBox, start: u64, side: u32) {
+        let part = view.part;
+        let (down, along) = (Taps::new(part.height, side), Taps::new(part.width, side));
+        let down_at = self.weights.len() as u32;
+        self.weights.extend(&down.values);
+        let along_at = self.weights.len() as u32;
+        self.weights.extend(&along.values);
+        self.records.extend([
+            3 * around.width,
+            part.left - around.left,
+            part.top - around.top,
+            part.width,
+            part.height,
+        ]);
+        self.records.extend([down_at, along_at, down.window as u32, along.window as u32, down.bits, along.bits]);
+        let changes = view.changes.map(|change| match change {
+            None => (0, 0.0),
+            Some(Change::Brightness(factor)) => (1, factor as f32),
+            Some(Change::Contrast(factor)) => (2, factor as f32),
+            Some(Change::Saturation(factor)) => (3, factor as f32),
+            Some(Change::Hue(turns)) => (4, f32::from(hue::shift(turns))),
+        });
+        self.records.extend(changes.map(|(kind, _)| kind));
+        self.records.extend(changes.map(|(_, factor)| factor.to_bits()));
+        let blur = view.sigma.and_then(BoxBlur::of);
+        let threshold = view.threshold.map_or(256, u32::from);
+        self.records.push(view.grayscale.into());
+        self.records.extend(blur.map_or([u32::MAX, 0, 0], |b| [b.whole, b.weight, b.far_weight]));
+        self.records.extend([threshold, view.mirrored.into()]);
+        self.places.extend([start, self.resized as u64]);
+        self.resized += 3 * side as usize * part.width as usize;
+    }
+
+    fn run(
+        &self,
+        gpu: &Gpu,
+        scalar: Scalar,
+        pipeline: &Pipeline,
+        images: usize,
+        pixels: &Buffer,
+        out: u64,
+    ) -> Result<(), GpuError> {
+        let (source, side) = (scalar.source(&SOURCES), pipeline.size as usize);
+        let (records, places) = (gpu.upload(&self.records)?, gpu.upload(&self.places)?);
+        let (weights, normalised) = (gpu.upload(&self.weights)?, gpu.upload(pipeline.normalize.values())?);
+        let (views, side_arg) = ([records.arg(), places.arg(), weights.arg()], Arg::count(side));
+        let resized = gpu.take(self.resized)?;
+        let args = [&views[..], &[pixels.arg(), side_arg, resized.arg()]].concat();
+        gpu.launch(source, "resize_columns", [images, BLOCKS, 1], &args)?;
+        let [bytes, other] = [gpu.take(images * 3 * side * side)?, gpu.take(images * 3 * side * side)?];
+        let rest = [resized.arg(), side_arg, normalised.arg(), bytes.arg(), other.arg(), Arg::At(out)];
+        gpu.launch(source, "augment", [images, 1, 1], &[&views[..], &rest].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        dataset::augment::AugmentationsConfig,
+        ops::{
+            cuda::testing::{on_every_gpu, to_half},
+            random::{Purpose, stream},
+        },
+    };
+
+    fn pipelines(size: u32, views: [&Value; 2]) -> Vec<Pipeline> {
+        let config = json!({ "size": size, "view1": views[0], "view2": views[1] });
+        let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
+        [&config.view1, &config.view2].map(|view| Pipeline::new(view, size, &config)).into()
+    }
+
+    /// Pictures of very different sizes, noise and colours in them.
+    fn pictures() -> Vec<RgbImage> {
+        [(40, 30), (1, 1), (16, 16), (97, 13), (21, 64), (8, 70)]
+            .into_iter()
+            .enumerate()
+            .map(|(i, (width, height))| {
+                RgbImage::from_fn(width, height, |x, y| {
+                    let noise = (x * 7919 + y * 104_729 + i as u32 * 31) % 65_537;
+                    image::Rgb([noise as u8, (x * 9) as u8, (noise >> 8) as u8 / 2 + (y * 3) as u8 / 2])
+                })
+            })
+            .collect()
+    }
+
+    fn random(sample: usize, view: usize) -> ChaCha8Rng {
+        stream(3, Purpose::Augment, 1, sample as u64, view as u32)
+    }
+
+    /// The views of all pictures by the CPU, one tensor per pipeline.
+    fn expected(pictures: &[RgbImage], pipelines: &[Pipeline]) -> Vec<Vec<f32>> {
+        let view = |(v, pipeline): (usize, &Pipeline)| {
+            let len = 3 * (pipeline.size as usize).pow(2);
+            let mut out = vec![0.0; pictures.len() * len];
+            for (i, (picture, out)) in pictures.iter().zip(out.chunks_exact_mut(len)).enumerate() {
+                pipeline.apply(picture, &mut random(i, v), out);
+            }
+            out
+        };
+        pipelines.iter().enumerate().map(view).collect()
+    }
+
+    fn pieces(pictures: &[RgbImage], pipelines: &[Pipeline]) -> Vec<Piece> {
+        let piece = |(i, picture)| Piece::new(picture, pipelines, |view| random(i, view));
+        pictures.iter().enumerate().map(piece).collect()
+    }
+
+    /// The device's views of all pictures have the CPU's very bits.
+    fn same(pictures: &[RgbImage], pipelines: &[Pipeline]) {
+        let expected = expected(pictures, pipelines);
+        let pieces = Pieces::new(pipelines, &pieces(pictures, pipelines));
+        on_every_gpu(|gpu| {
+            let found = pieces.augment(gpu, Scalar::F32).unwrap();
+            let found: Vec<Vec<f32>> = found.iter().map(|view| view.read().unwrap()).collect();
+            for (view, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let off = found.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits());
+                if let Some(i) = off {
+                    let len = expected.len() / pictures.len();
+                    panic!("view {view} of picture {}, value {}: {} not {}", i / len, i % len, found[i], expected[i]);
+                }
+            }
+            found
+        });
+    }
+
+    /// One operation at a time, on every picture; the probability of the others is 0.
+    #[test]
+    fn every_operation_gives_the_cpus_bytes() {
+        let jitter = |name: &str, strength: f32| {
+            let mut jitter = json!({ "p": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0 });
+            jitter[name] = strength.into();
+            json!({ "color_jitter": jitter })
+        };
+        let operations = [
+            json!({}),
+            jitter("brightness", 0.8),
+            jitter("contrast", 0.8),
+            jitter("saturation", 0.8),
+            jitter("hue", 0.5),
+            json!({ "grayscale": { "p": 1.0 } }),
+            json!({ "gaussian_blur": { "p": 1.0, "sigma": [0.1, 2.0] } }),
+            json!({ "gaussian_blur": { "p": 1.0, "sigma": [3.0, 9.0] } }),
+            json!({ "solarize": { "p": 1.0, "threshold": 100 } }),
+            json!({ "horizontal_flip": { "p": 1.0 } }),
+        ];
+        for pair in operations.chunks(2) {
+            let views = [&pair[0], &pair[1]].map(|steps| {
+                let mut steps = steps.clone();
+                steps["random_resized_crop"] = json!({ "scale": [0.1, 1.0] });
+                steps
+            });
+            same(&pictures(), &pipelines(16, [&views[0], &views[1]]));
+        }
+    }
+
+    #[test]
+    fn a_whole_pipeline_gives_the_cpus_bytes() {
+        let view = json!({
+            "random_resized_crop": {},
+            "color_jitter": { "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1 },
+            "grayscale": { "p": 0.2 },
+            "gaussian_blur": { "p": 0.5 },
+            "solarize": { "p": 0.2 },
+            "horizontal_flip": { "p": 0.5 }
+        });
+        let pictures: Vec<RgbImage> = pictures().into_iter().cycle().take(24).collect();
+        same(&pictures, &pipelines(24, [&view, &view]));
+    }
+
+    /// All colours, or nearly: every eighth value of each channel and its neighbours.
+    #[test]
+    fn every_colour_is_shifted_as_on_the_cpu() {
+        let colours: Vec<u8> = (0..=255).filter(|v| v % 16 < 3 || *v == 255).collect();
+        let n = colours.len();
+        let picture = RgbImage::from_fn(343, 343, |x, y| {
+            let i = (x + 343 * y) as usize % (n * n * n);
+            image::Rgb([colours[i / n / n], colours[i / n % n], colours[i % n]])
+        });
+        let jitter = json!({ "p": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.5 });
+        let view =
+            json!({ "random_resized_crop": { "scale": [1.0, 1.0], "ratio": [1.0, 1.0] }, "color_jitter": jitter });
+        same(&[picture], &pipelines(343, [&view, &view]));
+    }
+
+    #[test]
+    fn half_precision_is_the_nearest_and_large_images_go_in_several_passes() {
+        let view = json!({ "random_resized_crop": {} });
+        let (pictures, pipelines) = (pictures(), pipelines(16, [&view, &view]));
+        let expected = expected(&pictures, &pipelines);
+        let all = pieces(&pictures, &pipelines);
+        let (first, second) = all.split_at(2);
+        let passes = vec![Pass::new(&pipelines, first), Pass::new(&pipelines, second)];
+        let pieces = Pieces { images: all.len(), pipelines, passes };
+        on_every_gpu(|gpu| {
+            let found = pieces.augment(gpu, Scalar::F16).unwrap();
+            let found: Vec<Vec<u16>> = found.iter().map(|view| view.read().unwrap()).collect();
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(found.iter().zip(expected).all(|(f, e)| *f == to_half(*e)));
+            }
+            found
+        });
+    }
+
+    #[test]
+    fn a_pass_holds_what_there_is_room_for() {
+        let view = json!({ "random_resized_crop": { "scale": [1.0, 1.0], "ratio": [1.0, 1.0] } });
+        let pipelines = pipelines(16, [&view, &view]);
+        let piece = Piece::new(&RgbImage::new(6000, 6000), &pipelines, |view| random(0, view));
+        assert_eq!(piece.pixels.len(), 108_000_000);
+        let pieces = Pieces::new(&pipelines, &[piece.clone(), piece.clone(), piece]);
+        assert_eq!(pieces.passes.iter().map(|pass| pass.images).collect::<Vec<_>>(), [2, 1]);
+    }
+}

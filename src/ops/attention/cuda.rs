@@ -1,0 +1,180 @@
+//! Attention on a GPU. Addresses are of the device; tensors lie as on the CPU, in the arithmetic's storage.
+
+use super::Attention;
+use crate::ops::{
+    conv2d::cuda::Math,
+    cuda::{Arg, Gpu, GpuError, Source},
+};
+
+const KERNELS: &[&str] = &[
+    "attention_forward_32",
+    "attention_forward_64",
+    "attention_along",
+    "attention_queries_32",
+    "attention_queries_64",
+    "attention_keys_32",
+    "attention_keys_64",
+];
+
+const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("attention.cu"));
+
+/// The kernels, once per arithmetic.
+pub static SOURCES: [Source; 3] = [
+    Source { name: "attention_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
+    Source { name: "attention_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
+    Source { name: "attention_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS },
+];
+
+/// Queries of a block in the forward pass.
+const ROWS: usize = 64;
+/// Weights that a block of the summing kernel has: one per warp.
+const WARPS: usize = 8;
+
+/// Samples on a GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Samples<'a> {
+    pub gpu: &'a Gpu,
+    pub math: Math,
+    pub samples: usize,
+}
+
+/// What the backward pass reads of a forward pass; addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended {
+    pub qkv: u64,
+    /// The output.
+    pub y: u64,
+    /// Per sample, head and query the logarithm of the summed exponentials of its logits (f32).
+    pub logs: u64,
+}
+
+impl Attention {
+    /// Bytes of [`Attended::logs`].
+    pub fn logs_bytes(&self, samples: usize) -> usize {
+        samples * self.heads * self.tokens * 4
+    }
+
+    /// y = softmax(q k^T / sqrt(head width)) v, and the logs, unless their address is 0. No matrix of weights is kept.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_gpu(&self, on: Samples, Attended { qkv, y, logs }: Attended) -> Result<(), GpuError> {
+        self.run(on, "forward", ROWS, &[qkv, y, logs])
+    }
+
+    /// Writes the gradient of `qkv` to `g_qkv`, from that of y, `gy`. The weights are computed again, tile by tile.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward_gpu(&self, on: Samples, of: Attended, gy: u64, g_qkv: u64) -> Result<(), GpuError> {
+        let along = on.gpu.take(self.logs_bytes(on.samples))?;
+        let count = on.samples * self.tokens * self.heads;
+        let [tokens, heads, dim] = self.sizes();
+        let args = [tokens, heads, dim, Arg::count(count), Arg::At(of.y), Arg::At(gy), along.arg()];
+        on.gpu.launch(on.math.source(&SOURCES), "attention_along", [count.div_ceil(WARPS), 1, 1], &args)?;
+        let tile = if on.math == Math::F16 { 64 } else { 32 }; // the kernels' TILE
+        for kernel in ["queries", "keys"] {
+            self.run(on, kernel, tile, &[of.qkv, gy, of.logs, along.at(), g_qkv])?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, on: Samples, kernel: &str, tile: usize, addresses: &[u64]) -> Result<(), GpuError> {
+        let columns = if self.head_width() <= 32 { 32 } else { 64 };
+        let grid = [on.samples * self.heads, self.tokens.div_ceil(tile), self.head_width().div_ceil(columns)];
+        let [tokens, heads, dim] = self.sizes();
+        let mut args = vec![tokens, heads, dim, Arg::Float(self.scale())];
+        args.extend(addresses.iter().map(|at| Arg::At(*at)));
+        on.gpu.launch(on.math.source(&SOURCES), &format!("attention_{kernel}_{columns}"), grid, &args)
+    }
+
+    fn sizes(&self) -> [Arg; 3] {
+        [self.tokens, self.heads, self.head_width()].map(Arg::count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{
+        cuda::{
+            Buffer, Scalar,
+            testing::{from_half, on_every_gpu, to_half},
+        },
+        golden::assert_close,
+    };
+
+    /// Narrow and wide heads, and one that is gone through in two steps of which the second is ragged; fewer tokens than a
+    /// tile has, and several tiles with a ragged last one.
+    const SHAPES: [(Attention, usize); 4] = [
+        (Attention { tokens: 5, heads: 3, width: 24 }, 2),
+        (Attention { tokens: 70, heads: 2, width: 64 }, 1),
+        (Attention { tokens: 67, heads: 1, width: 64 }, 2),
+        (Attention { tokens: 37, heads: 1, width: 84 }, 1),
+    ];
+
+    /// Of values around 1: f32 sums in another order; operands of 11 bits each, weights and gradients of the logits among
+    /// them; f16 results are rounded once more.
+    const MATHS: [(Math, f64); 3] = [(Math::F32, 5e-6), (Math::Tf32, 2e-3), (Math::F16, 3e-3)];
+
+    #[test]
+    fn values_and_gradients_agree_with_the_cpus() {
+        for (shape, samples) in SHAPES {
+            let len = samples * shape.tokens * shape.width;
+            let ramp = |n: usize, step: f32| {
+                (0..n).map(|i| from_half(to_half((i as f32 * step).sin() * 1.5))).collect::<Vec<_>>()
+            };
+            let (qkv, gy) = (ramp(3 * len, 0.7), ramp(len, 0.37));
+            let (mut y, mut g_qkv) = (vec![0.0; len], vec![0.0; 3 * len]);
+            shape.forward(&qkv, &mut y);
+            shape.backward(&qkv, &gy, &mut g_qkv);
+            for (math, tolerance) in MATHS {
+                on_every_gpu(|gpu| {
+                    let up = |values: &[f32]| match math.scalar() {
+                        Scalar::F32 => gpu.upload(values).unwrap(),
+                        Scalar::F16 => gpu.upload(&values.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap(),
+                    };
+                    let read = |buffer: &Buffer| -> Vec<f32> {
+                        match math.scalar() {
+                            Scalar::F32 => buffer.read().unwrap(),
+                            Scalar::F16 => buffer.read::<u16>().unwrap().into_iter().map(from_half).collect(),
+                        }
+                    };
+                    let on = Samples { gpu, math, samples };
+                    let (qkv, gy) = (up(&qkv), up(&gy));
+                    let (y_gpu, alone) = (gpu.take(gy.bytes()).unwrap(), gpu.take(gy.bytes()).unwrap());
+                    let logs = gpu.take(shape.logs_bytes(samples)).unwrap();
+                    let of = Attended { qkv: qkv.at(), y: y_gpu.at(), logs: logs.at() };
+                    shape.forward_gpu(on, of).unwrap();
+                    shape.forward_gpu(on, Attended { y: alone.at(), logs: 0, ..of }).unwrap();
+                    assert!(read(&y_gpu) == read(&alone));
+                    let g_gpu = gpu.take(qkv.bytes()).unwrap();
+                    shape.backward_gpu(on, of, gy.at(), g_gpu.at()).unwrap();
+                    assert_close(&format!("{shape:?} {math:?} y"), &read(&y_gpu), &y, tolerance);
+                    assert_close(&format!("{shape:?} {math:?} g"), &read(&g_gpu), &g_qkv, tolerance);
+                    [read(&y_gpu), read(&g_gpu)]
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow_and_a_nan_is_not_lost() {
+        let shape = Attention { tokens: 40, heads: 1, width: 8 };
+        let values = vec![100.0f32; 40 * 3 * 8];
+        on_every_gpu(|gpu| {
+            let y = gpu.take(40 * 8 * 4).unwrap();
+            let on = Samples { gpu, math: Math::F32, samples: 1 };
+            let run = |values: &[f32]| -> Vec<f32> {
+                let qkv = gpu.upload(values).unwrap();
+                shape.forward_gpu(on, Attended { qkv: qkv.at(), y: y.at(), logs: 0 }).unwrap();
+                y.read().unwrap()
+            };
+            let found = run(&values);
+            assert!(found.iter().all(|y| (y - 100.0).abs() < 1e-4), "{found:?}");
+            let mut broken = values.clone();
+            broken[8] = f32::NAN; // of the first token's key
+            assert!(run(&broken).iter().all(|y| y.is_nan()));
+        });
+    }
+}
