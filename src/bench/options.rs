@@ -27,7 +27,7 @@ pub enum Unfit {
     Training { case: Case, why: String },
     #[error(
         "--case {case} is measured in f32 only, not in {precision}; leave --precision out, or choose a case that trains \
-         (small, resnet18, resnet50, vit_tiny, epoch)"
+         (small, resnet18, resnet50, vit_tiny, epoch; of the others queue knows bf16)"
     )]
     Precision { case: Case, precision: String },
     #[error(
