@@ -84,6 +84,7 @@ pub fn run(
         let mut row = trainer.step(&views)?;
         let elapsed = start.elapsed();
         if let Some(knn) = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps())) {
+            trainer.settle()?;
             let top1 = knn.top1(&trainer)?;
             row.knn_top1 = Some(top1);
             context.progress.value("kNN %", 100.0 * top1);
@@ -108,10 +109,12 @@ pub fn run(
             }
         }
         if trainer.steps() < total && trainer.between_updates() && checkpoint_due(&log, context) {
+            trainer.settle()?;
             log.save(&trainer, context.checkpoints)?;
             stop_if_asked(context.interrupt, trainer.steps())?;
         }
     }
+    trainer.settle()?;
     if let Some(scaling) = trainer.scaling()? {
         context.progress.log(&scaling);
     }

@@ -68,7 +68,16 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.model(), trainer.model())
     }
 
-    /// The online branch's values.
+    /// Completes what is under way on the device; before values or state are asked for. Training goes on to the same bits
+    /// with or without.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        on_either!(self, _trainer => Ok(()), _trainer.settle())
+    }
+
+    /// The online branch's values; [settled](AnyTrainer::settle).
     ///
     /// # Errors
     /// When the device fails.
@@ -99,7 +108,7 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.step(batch), trainer.step(batch))
     }
 
-    /// Everything that training depends on from here on; either device goes on from it.
+    /// Everything that training depends on from here on, [settled](AnyTrainer::settle); either device goes on from it.
     ///
     /// # Errors
     /// When the device fails.

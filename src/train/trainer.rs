@@ -10,7 +10,7 @@ use super::{
     neighbours::{Neighbour, Watch},
     optimizer::Optimizer,
     positiveness::{Churn, Positiveness},
-    schedule::{LrSchedule, learning_rates, momentum_at},
+    schedule::{Due, Timetable},
 };
 use crate::{
     encoder::Saved,
@@ -69,18 +69,14 @@ pub struct Trainer<E: Real> {
     device: Cpu,
     model: Model<E>,
     online: Branch<E>,
-    /// The momentum branch and its momentum at the start, where the method has one.
-    momentum: Option<(Branch<E>, f64)>,
+    /// The momentum branch, where the method has one.
+    momentum: Option<Branch<E>>,
     gradients: Vec<E>,
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
     churn: Churn,
     watch: Watch,
-    lr: LrSchedule,
-    health_every: u64,
-    steps_per_epoch: u64,
-    /// Steps whose gradients the optimiser takes together.
-    accumulation: u64,
+    timetable: Timetable,
     /// Steps taken.
     step: u64,
 }
@@ -107,20 +103,15 @@ where
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64, images: usize) -> anyhow::Result<Self> {
         let model = Model::new(config)?;
         let online = model.init(config.seed);
-        let accumulation = config.gradient_accumulation as u64;
-        let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
         Ok(Self {
             device: Cpu::default(),
-            momentum: config.method.momentum().map(|start| (model.momentum_branch(&online), start)),
+            momentum: config.method.momentum().map(|_| model.momentum_branch(&online)),
             gradients: vec![E::zero(); online.params.len()],
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
             churn: Churn::new(images),
             watch: Watch::new(images, config.seed),
-            lr: LrSchedule { peak, warmup_epochs: config.schedule.warmup_epochs, epochs: config.epochs as f64 },
-            health_every: config.health.every as u64,
-            steps_per_epoch,
-            accumulation,
+            timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
             online,
@@ -129,7 +120,7 @@ where
 
     /// Puts other values in the encoder's place, in both branches: those that training starts from.
     pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
-        for branch in [&mut self.online].into_iter().chain(self.momentum.as_mut().map(|(branch, _)| branch)) {
+        for branch in [&mut self.online].into_iter().chain(&mut self.momentum) {
             branch.params[..params.len()].copy_from_slice(params);
             branch.buffers[..buffers.len()].copy_from_slice(buffers);
         }
@@ -152,43 +143,35 @@ where
 
     /// The momentum branch's values, where there is one.
     pub fn momentum(&self) -> Option<&Branch<E>> {
-        self.momentum.as_ref().map(|(branch, _)| branch)
+        self.momentum.as_ref()
     }
 
     /// Whether the optimiser has taken every gradient: only then is [`Trainer::state`] complete.
     pub fn between_updates(&self) -> bool {
-        self.step.is_multiple_of(self.accumulation)
+        self.timetable.is_between_updates(self.step)
     }
 
-    /// Trains on one batch at the schedules' learning rate and momentum.
+    /// What is due in the next step.
+    pub(super) fn due(&self) -> Due {
+        self.timetable.at(self.step)
+    }
+
+    /// Trains on one batch as the timetable says.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or memory runs out.
     pub fn step(&mut self, batch: &Batch<E>) -> anyhow::Result<StepRow> {
-        // Steps that the optimiser takes together share one learning rate and one momentum.
-        let first = self.step / self.accumulation * self.accumulation;
-        let epoch = first as f64 / self.steps_per_epoch as f64;
-        let momentum = self.momentum.as_ref().map_or(f64::NAN, |(_, start)| momentum_at(epoch, *start, self.lr.epochs));
-        let diagnose = self.step.is_multiple_of(self.health_every);
-        let learning_rate = self.lr.at(epoch);
+        let due = self.due();
         // On one of rayon's own threads: from outside, every parallel loop would have to wake one and wait for it.
-        rayon::scope(|_| self.step_at(batch, epoch, learning_rate, momentum, diagnose))
+        rayon::scope(|_| self.step_at(batch, due))
     }
 
-    pub(super) fn step_at(
-        &mut self,
-        batch: &Batch<E>,
-        epoch: f64,
-        learning_rate: f64,
-        momentum: f64,
-        diagnose: bool,
-    ) -> anyhow::Result<StepRow> {
+    pub(super) fn step_at(&mut self, batch: &Batch<E>, due: Due) -> anyhow::Result<StepRow> {
         let Self { device, model, online, memory, .. } = self;
         let (n, dim) = (batch.samples.len(), model.encoder.feature_dim());
         let (encoder_params, encoder_buffers) = model.encoder_len();
         let size = |crop: &Crop<E>| Size { n, h: crop.size, w: crop.size };
-        let begins = self.step.is_multiple_of(self.accumulation);
-        if begins {
+        if due.begins {
             model.method.before_step(&model.params, &mut online.params);
         }
 
@@ -212,10 +195,10 @@ where
 
         // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
         let mut keys = None;
-        if let Some((target, _)) = &mut self.momentum {
+        if let Some(target) = &mut self.momentum {
             let shared = target.params.len();
-            if begins {
-                ema(&mut target.params, &online.params[..shared], momentum);
+            if due.begins {
+                ema(&mut target.params, &online.params[..shared], due.momentum);
             }
             let leaves = Leaves::new(device, &model.params, &target.params, model.momentum_head_entries())?;
             let mut project = |crop: &Crop<E>| {
@@ -230,14 +213,14 @@ where
 
         // Loss and its gradient with respect to features and head parameters.
         let input = StepInput {
-            step: self.step,
-            epoch,
+            step: due.step,
+            epoch: due.epoch,
             y: crops.iter().map(|crop| crop.y.clone()).collect(),
             z: crops.iter().map(|crop| crop.z.clone()).collect(),
             momentum: keys,
             samples: &batch.samples,
             labels: &batch.labels,
-            diagnose,
+            diagnose: due.diagnosis,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
         let loss_value = loss.array().as_f64();
@@ -248,7 +231,7 @@ where
         let mut gradients = loss.put_tape(tape).try_backward()?;
 
         // Encoder backward, then the optimiser.
-        if begins {
+        if due.begins {
             self.gradients.fill(E::zero());
         }
         leaves.add_gradients(&model.params, &mut gradients, &mut self.gradients)?;
@@ -258,25 +241,26 @@ where
             model.encoder.backward(params, &images.images, crop.saved, &g_features, totals, memory);
         }
         self.step += 1;
-        if self.step.is_multiple_of(self.accumulation) {
-            if self.accumulation > 1 {
-                let share = E::of(1.0 / self.accumulation as f64);
+        if due.ends {
+            let accumulation = self.timetable.accumulation();
+            if accumulation > 1 {
+                let share = E::of(1.0 / accumulation as f64);
                 self.gradients.iter_mut().for_each(|g| *g *= share);
             }
-            let trains = |entry| model.trains(entry, epoch);
-            self.optimizer.step(&model.params, &mut online.params, &self.gradients, learning_rate, trains);
+            let trains = |entry| model.trains(entry, due.epoch);
+            self.optimizer.step(&model.params, &mut online.params, &self.gradients, due.learning_rate, trains);
         }
 
         let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
         self.churn.update(&batch.samples, &positives.choices);
         let diagnosis =
-            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
+            due.diagnosis.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
         Ok(StepRow {
-            step: self.step - 1,
-            epoch,
+            step: due.step,
+            epoch: due.epoch,
             loss: loss_value,
-            learning_rate,
-            momentum,
+            learning_rate: due.learning_rate,
+            momentum: due.momentum,
             diagnosis,
             knn_top1: None,
             neighbours,
@@ -291,7 +275,7 @@ where
             flat("online.params", &self.online.params),
             flat("online.buffers", &self.online.buffers),
         ];
-        if let Some((momentum, _)) = &self.momentum {
+        if let Some(momentum) = &self.momentum {
             state.push(flat("momentum.params", &momentum.params));
             state.push(flat("momentum.buffers", &momentum.buffers));
         }
@@ -311,7 +295,7 @@ where
                 _ => {}
             }
         }
-        if let Some((momentum, _)) = &mut self.momentum {
+        if let Some(momentum) = &mut self.momentum {
             for tensor in state {
                 match (tensor.name.as_str(), &tensor.values) {
                     ("momentum.params", Values::Real(values)) => momentum.params.clone_from(values),

@@ -28,6 +28,9 @@ DEVICE void from_float(half_t &to, float value) { asm("cvt.rn.f16.f32 %0, %1;" :
 DEVICE unsigned int float_bits(float value) { return __float_as_uint(value); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
+// A product that no compiler fuses with the sum that it goes into.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+
 // Rounds to the 10 bits of mantissa that tensor cores read of a tf32 operand.
 DEVICE unsigned int to_tf32(float value) {
     unsigned int result;

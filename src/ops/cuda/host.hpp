@@ -193,6 +193,7 @@ DEVICE float bits_float(unsigned int bits) {
     return value;
 }
 DEVICE float infinity() { return INFINITY; }
+DEVICE float product(float a, float b) { return a * b; }
 
 // To nearest, ties away from zero, as the GPU's conversion does.
 DEVICE unsigned int to_tf32(float value) {

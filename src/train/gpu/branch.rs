@@ -7,7 +7,10 @@ use crate::{
         conv2d::cuda::Math,
         cuda::{Buffer, Gpu, GpuError, Scalar},
     },
-    train::Branch,
+    train::{
+        Branch,
+        optimizer::cuda::{Average, Followers},
+    },
 };
 
 /// Parameters and running statistics of a branch. The heads' statistics are on the host, where dfdx's batch norm moves them.
@@ -74,11 +77,23 @@ impl BranchGpu {
         Arenas { gpu: &self.gpu, math: self.math, params: self.params.at(), kernels, buffers: self.statistics.at() }
     }
 
-    /// Brings what is derived of the parameters up to date, after they have moved.
+    /// What follows this branch's parameters when they move: their copy in half precision, and an average of them.
+    pub fn followers(&self, average: Average) -> Followers {
+        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
+        Followers { narrow, encoder: self.lens.encoder, average }
+    }
+
+    /// This branch as the average of another, moving by `1 - momentum`.
+    pub fn average(&self, momentum: f64) -> Average {
+        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
+        Average { target: self.params.at(), len: self.lens.params, momentum, narrow }
+    }
+
+    /// Brings what is derived of the parameters up to date, after they were written.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn refresh(&self) -> Result<(), GpuError> {
+    fn refresh(&self) -> Result<(), GpuError> {
         match &self.narrow {
             Some(narrow) => Rows::narrow(&self.gpu, Scalar::F16, self.params.at(), self.lens.encoder, narrow.at()),
             None => Ok(()),

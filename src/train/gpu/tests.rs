@@ -49,6 +49,7 @@ fn every_method_trains_as_on_the_cpu() {
                 "{method:?}: {found} not {expected}"
             );
             if step == 0 {
+                ours.settle().unwrap();
                 let moved =
                     |params: &[f32]| params.iter().zip(&start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
                 let (a, b) = (moved(&cpu.online().params), moved(&ours.online().unwrap().params));
@@ -74,10 +75,12 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
             let batch = batch(step);
             let (a, b) = (straight.step(&batch).unwrap(), broken.step(&batch).unwrap());
             assert_eq!(a.loss.to_bits(), b.loss.to_bits(), "{precision:?} step {step}");
+            broken.settle().unwrap();
             let state = broken.state().unwrap();
             broken = trainer(&gpu, &config);
             broken.restore(&state).unwrap();
         }
+        straight.settle().unwrap();
         let bits = |trainer: &GpuTrainer<Cpu>| -> Vec<(String, Vec<u64>)> {
             let values = |values: &Values<f32>| match values {
                 Values::Real(values) => values.iter().map(|v| u64::from(v.to_bits())).collect(),
