@@ -12,7 +12,7 @@ use snclr::{
     ops::{
         batch_norm::{RunningStatistics, batch_norm},
         buffers::Buffers,
-        conv2d::{Conv2d, Size},
+        conv2d::{Conv2d, Size, Source},
         seam::Matrix,
     },
 };
@@ -27,13 +27,13 @@ fn conv(x: Traced, w: Matrix<f32, Cpu>, geometry: Conv2d, size: Size) -> Traced 
     let (x, mut tape) = x.split_tape();
     let pixels = geometry.output_size(size).pixels();
     let mut y = vec![0.0; pixels * geometry.output];
-    geometry.forward(&x.as_vec(), size, &w.as_vec(), 0.0, &mut y, None);
+    geometry.forward(Source::plain(&x.as_vec()), size, &w.as_vec(), 0.0, &mut y, None);
     let y: Matrix<f32, Cpu> = x.device().tensor_from_vec(y, (pixels, geometry.output));
     let ghost = y.ghost();
     tape.add_backward_op(move |gradients| {
         let gy = gradients.get_or_alloc_mut(&ghost)?.clone();
         geometry.backward_data(&gy, size, &w.as_vec(), 1.0, gradients.get_or_alloc_mut(&x)?);
-        geometry.backward_weight(&x.as_vec(), size, &gy, gradients.get_or_alloc_mut(&w)?);
+        geometry.backward_weight(Source::plain(&x.as_vec()), size, &gy, gradients.get_or_alloc_mut(&w)?);
         Ok(())
     });
     y.put_tape(tape)

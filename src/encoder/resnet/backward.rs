@@ -7,9 +7,9 @@ use super::{
 };
 use crate::ops::{
     Real,
-    batch_norm::{backward_input, backward_sums},
+    batch_norm::{Affine, Moments, Relu, backward_input, backward_sums},
     buffers::Buffers,
-    conv2d::Size,
+    conv2d::{Size, Source},
     pool,
 };
 
@@ -36,14 +36,14 @@ impl ResNet {
         let sizes = self.input_sizes(saved.size);
         let Saved { size, stem, stem_output, pooled, mut blocks } = saved;
 
-        let last = blocks.last().expect("a network has blocks").outputs.last().expect("a block has outputs");
-        let mut g = pass.memory.take(last.len());
+        let last = blocks.last().expect("a network has blocks");
+        let mut g = pass.memory.take(last.output.len());
         pool::average_pool_backward(g_features, sizes[self.blocks.len()], self.feature_dim, &mut g);
 
         while let Some(kept) = blocks.pop() {
             let i = blocks.len();
             let input = match (blocks.last(), &pooled) {
-                (Some(previous), _) => previous.outputs.last().expect("a block has outputs"),
+                (Some(previous), _) => &previous.output,
                 (None, Some((_, pooled))) => pooled,
                 (None, None) => &stem_output,
             };
@@ -57,10 +57,15 @@ impl ResNet {
             pass.memory.give(output);
             pass.memory.give(std::mem::replace(&mut g, unpooled));
         }
-        let g_raw = pass.batch_norm(&self.stem, stem, &mut g, Some(&stem_output));
+        let g_raw = pass.batch_norm(&self.stem, stem, &mut g, Relu::Output(&stem_output));
         pass.memory.give(stem_output);
         pass.memory.give(g);
-        self.stem.conv.backward_weight(images, size, &g_raw, &mut pass.gradients[self.stem.kernel.clone()]);
+        self.stem.conv.backward_weight(
+            Source::plain(images),
+            size,
+            &g_raw,
+            &mut pass.gradients[self.stem.kernel.clone()],
+        );
         if let ImageGradient::Write(gx) = image_gradient {
             self.stem.conv.backward_data(&g_raw, size, &params[self.stem.kernel.clone()], E::zero(), gx);
         }
@@ -85,51 +90,56 @@ impl ResNet {
 impl<E: Real> Pass<'_, E> {
     /// The gradient of a block's input, from that of its output `g`.
     pub(super) fn block(&mut self, block: &Block, x: &[E], size: Size, kept: SavedBlock<E>, mut g: Vec<E>) -> Vec<E> {
-        let SavedBlock { mut units, shortcut, mut outputs } = kept;
+        let SavedBlock { mut units, shortcut, output } = kept;
         let mut sizes = vec![size];
         for unit in &block.convs[..block.convs.len() - 1] {
             sizes.push(unit.conv.output_size(*sizes.last().expect("not empty")));
         }
         // The ReLU behind the addition passes its gradient on to both branches.
-        let mut output = outputs.pop();
         let mut layers = block.convs.iter().zip(sizes).rev();
         let (mut layer, mut at) = layers.next().expect("a block has convolutions");
         let unit = units.pop().expect("a unit per convolution");
-        let mut g_raw = self.batch_norm(layer, unit, &mut g, output.as_deref());
+        let mut g_raw = self.batch_norm(layer, unit, &mut g, Relu::Output(&output));
+        self.memory.give(output);
         let mut gx = match (&block.shortcut, shortcut) {
             (Some(projection), Some(unit)) => {
-                let g_projection = self.batch_norm(projection, unit, &mut g, None);
+                let g_projection = self.batch_norm(projection, unit, &mut g, Relu::None);
                 let mut gx = self.memory.take(x.len());
-                self.conv(projection, x, size, &g_projection, E::zero(), &mut gx);
+                self.conv(projection, Source::plain(x), size, &g_projection, E::zero(), &mut gx);
                 self.memory.give(g_projection);
                 self.memory.give(g);
                 gx
             }
             _ => g,
         };
-        // All but the first convolution read the output of the one before.
+        // All but the first convolution read what the one before left, normalised and rectified.
         for (previous, previous_size) in layers {
-            self.memory.give(output.expect("an output per convolution"));
-            let input = outputs.pop().expect("an output per convolution");
-            let mut g_input = self.memory.take(input.len());
-            self.conv(layer, &input, at, &g_raw, E::zero(), &mut g_input);
-            self.memory.give(g_raw);
             let unit = units.pop().expect("a unit per convolution");
-            g_raw = self.batch_norm(previous, unit, &mut g_input, Some(&input));
+            let affine = self.affine(previous, &unit.moments);
+            let mut g_input = self.memory.take(unit.raw.len());
+            let source = Source { images: &unit.raw, relu_of: Some(&affine) };
+            self.conv(layer, source, at, &g_raw, E::zero(), &mut g_input);
+            self.memory.give(g_raw);
+            g_raw = self.batch_norm(previous, unit, &mut g_input, Relu::Of(&affine));
             self.memory.give(g_input);
-            (layer, at, output) = (previous, previous_size, Some(input));
+            (layer, at) = (previous, previous_size);
         }
-        self.conv(layer, x, at, &g_raw, E::one(), &mut gx);
+        self.conv(layer, Source::plain(x), at, &g_raw, E::one(), &mut gx);
         self.memory.give(g_raw);
-        self.memory.give(output.expect("an output per convolution"));
         gx
     }
 
+    /// The affine map that a batch norm was in the forward pass.
+    fn affine(&self, layer: &ConvBatchNorm, moments: &Moments<E>) -> Affine<E> {
+        let weight_bias = (&self.params[layer.weight.clone()], &self.params[layer.bias.clone()]);
+        Affine::new(&moments.mean, &moments.inv_std, Some(weight_bias))
+    }
+
     /// Adds the gradients of a batch norm's parameters and returns that of its input. `g` is that of its output or, with
-    /// the `output` of the ReLU behind it, of that output: it then becomes that of the ReLU's input.
-    fn batch_norm(&mut self, layer: &ConvBatchNorm, unit: Unit<E>, g: &mut [E], output: Option<&[E]>) -> Vec<E> {
+    /// a ReLU behind it, of the ReLU's output: it then becomes that of the ReLU's input.
+    fn batch_norm(&mut self, layer: &ConvBatchNorm, unit: Unit<E>, g: &mut [E], relu: Relu<E>) -> Vec<E> {
         let Unit { mut raw, moments } = unit;
-        let sums = backward_sums(&raw, &moments, g, output);
+        let sums = backward_sums(&raw, &moments, g, relu);
         add(&mut self.gradients[layer.weight.clone()], &sums.g_normalised);
         add(&mut self.gradients[layer.bias.clone()], &sums.g);
         backward_input(&mut raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g);
@@ -137,7 +147,7 @@ impl<E: Real> Pass<'_, E> {
     }
 
     /// Adds the gradient of a convolution's weights; gx = that of its input + beta gx.
-    fn conv(&mut self, layer: &ConvBatchNorm, x: &[E], size: Size, g: &[E], beta: E, gx: &mut [E]) {
+    fn conv(&mut self, layer: &ConvBatchNorm, x: Source<E>, size: Size, g: &[E], beta: E, gx: &mut [E]) {
         layer.conv.backward_weight(x, size, g, &mut self.gradients[layer.kernel.clone()]);
         layer.conv.backward_data(g, size, &self.params[layer.kernel.clone()], beta, gx);
     }

@@ -8,7 +8,7 @@ use crate::ops::{
     Real,
     batch_norm::{Affine, Moments, Residual, TileMoments, apply},
     buffers::Buffers,
-    conv2d::Size,
+    conv2d::{Size, Source},
     pool,
 };
 
@@ -30,12 +30,12 @@ pub struct Unit<E> {
     pub moments: Moments<E>,
 }
 
-/// One block's intermediate results; the last output is the block's.
+/// One block's intermediate results, and its output.
 #[derive(Debug)]
 pub struct SavedBlock<E> {
     pub units: Vec<Unit<E>>,
     pub shortcut: Option<Unit<E>>,
-    pub outputs: Vec<Vec<E>>,
+    pub output: Vec<E>,
 }
 
 /// Where batch norm's statistics come from.
@@ -45,6 +45,9 @@ pub(super) enum Statistics<'a, E> {
     /// From the running statistics.
     Running(&'a [E]),
 }
+
+/// A convolution's output, its batch norm as an affine map and, where they are used, the batch's statistics.
+type Convolved<E> = (Vec<E>, Affine<E>, Option<Moments<E>>);
 
 /// One forward pass under way.
 pub(super) struct Pass<'a, E> {
@@ -97,7 +100,7 @@ impl ResNet {
 impl<E: Real> Pass<'_, E> {
     /// Features [n, feature_dim] of images [n, h, w, 3].
     fn run(&mut self, net: &ResNet, images: &[E], size: Size) -> (Vec<E>, Option<Saved<E>>) {
-        let (raw, affine, moments) = self.conv(&net.stem, images, size);
+        let (raw, affine, moments) = self.conv(&net.stem, Source::plain(images), size);
         let mut at = net.stem.conv.output_size(size);
         let mut x = self.memory.take(raw.len());
         apply(&raw, &affine, Residual::None, true, &mut x);
@@ -134,13 +137,13 @@ impl<E: Real> Pass<'_, E> {
             match (i, &mut saved.pooled) {
                 (0, Some((_, pooled))) => *pooled = input,
                 (0, None) => saved.stem_output = input,
-                _ => saved.blocks[i - 1].outputs.push(input),
+                _ => saved.blocks[i - 1].output = input,
             }
             saved.blocks.push(kept.expect("kept"));
         }
         let features = pool::average_pool(&x, at, net.feature_dim);
         match &mut saved {
-            Some(saved) => saved.blocks.last_mut().expect("a network has blocks").outputs.push(x),
+            Some(saved) => saved.blocks.last_mut().expect("a network has blocks").output = x,
             None => self.memory.give(x),
         }
         (features, saved)
@@ -148,32 +151,33 @@ impl<E: Real> Pass<'_, E> {
 
     /// A block's output; what is kept of it lacks that output. `size` becomes the output's.
     pub(super) fn block(&mut self, block: &Block, x: &[E], size: &mut Size) -> (Vec<E>, Option<SavedBlock<E>>) {
-        let shortcut = block.shortcut.as_ref().map(|unit| self.conv(unit, x, *size));
-        let mut kept = SavedBlock { units: Vec::new(), shortcut: None, outputs: Vec::new() };
-        let mut output: Option<Vec<E>> = None;
-        for (i, unit) in block.convs.iter().enumerate() {
-            let (raw, affine, moments) = self.conv(unit, output.as_deref().unwrap_or(x), *size);
+        let shortcut = block.shortcut.as_ref().map(|unit| self.conv(unit, Source::plain(x), *size));
+        let mut kept = SavedBlock { units: Vec::new(), shortcut: None, output: Vec::new() };
+        // All but the first convolution read what the one before left, normalised and rectified on the way in.
+        let mut last: Option<Convolved<E>> = None;
+        for unit in &block.convs {
+            let source = last
+                .as_ref()
+                .map_or(Source::plain(x), |(raw, affine, _)| Source { images: raw, relu_of: Some(affine) });
+            let next = self.conv(unit, source, *size);
             *size = unit.conv.output_size(*size);
-            let residual = match &shortcut {
-                _ if i + 1 < block.convs.len() => Residual::None,
-                None => Residual::Plain(x),
-                Some((raw, affine, _)) => Residual::Normalised(raw, affine),
-            };
-            let mut y = self.memory.take(raw.len());
-            apply(&raw, &affine, residual, true, &mut y);
-            kept.units.extend(self.keep_unit(raw, moments));
-            match output.replace(y) {
-                Some(previous) if self.keep => kept.outputs.push(previous),
-                Some(previous) => self.memory.give(previous),
-                None => {}
+            if let Some((raw, _, moments)) = last.replace(next) {
+                kept.units.extend(self.keep_unit(raw, moments));
             }
         }
+        let (raw, affine, moments) = last.expect("a block has convolutions");
+        let residual = match &shortcut {
+            None => Residual::Plain(x),
+            Some((raw, affine, _)) => Residual::Normalised(raw, affine),
+        };
+        let mut y = self.memory.take(raw.len());
+        apply(&raw, &affine, residual, true, &mut y);
+        kept.units.extend(self.keep_unit(raw, moments));
         kept.shortcut = shortcut.and_then(|(raw, _, moments)| self.keep_unit(raw, moments));
-        (output.expect("a block has convolutions"), self.keep.then_some(kept))
+        (y, self.keep.then_some(kept))
     }
 
-    /// A convolution's output and its batch norm as an affine map (with the batch's statistics, when they are used).
-    fn conv(&mut self, unit: &ConvBatchNorm, x: &[E], size: Size) -> (Vec<E>, Affine<E>, Option<Moments<E>>) {
+    fn conv(&mut self, unit: &ConvBatchNorm, x: Source<E>, size: Size) -> Convolved<E> {
         let kernel = &self.params[unit.kernel.clone()];
         let weight_bias = Some((&self.params[unit.weight.clone()], &self.params[unit.bias.clone()]));
         let mut raw = self.memory.take(unit.conv.output_size(size).pixels() * unit.conv.output);

@@ -149,7 +149,7 @@ fn bottleneck_agrees_with_torchvision() {
         assert_close(&entry.name, &buffers[entry.range()], &expected, 1e-10);
     }
     let mut saved = saved.unwrap();
-    saved.outputs.push(y);
+    saved.output = y;
     let mut gradients = vec![0.0; params.len()];
     let mut pass = backward::Pass { params: &params, gradients: &mut gradients, memory: &mut memory };
     let gx = pass.block(&block, &x, size, saved, golden.channels_last("in.cot"));

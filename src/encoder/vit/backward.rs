@@ -10,7 +10,7 @@ use crate::ops::{
     Real,
     buffers::Buffers,
     columns::add_column_sums,
-    conv2d::Size,
+    conv2d::{Size, Source},
     gelu::{gelu, gelu_backward},
     layer_norm,
 };
@@ -105,7 +105,12 @@ impl Vit {
             .zip(g.par_chunks(sample))
             .for_each(|(patches, g)| patches.copy_from_slice(&g[width..]));
         add_column_sums(&g_patches, &mut gradients[self.patch_embed.bias.clone()]);
-        self.patches.backward_weight(images, size, &g_patches, &mut gradients[self.patch_embed.weight.clone()]);
+        self.patches.backward_weight(
+            Source::plain(images),
+            size,
+            &g_patches,
+            &mut gradients[self.patch_embed.weight.clone()],
+        );
         memory.give(g_patches);
     }
 }

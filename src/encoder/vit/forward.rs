@@ -6,7 +6,7 @@ use super::{Block, Vit, positions};
 use crate::ops::{
     Real,
     buffers::Buffers,
-    conv2d::Size,
+    conv2d::{Size, Source},
     gelu::gelu,
     layer_norm::{self, Statistics},
 };
@@ -110,7 +110,7 @@ impl Vit {
         let grid = self.patches.output_size(size);
         let mut embedded = memory.take(grid.pixels() * width);
         let weight = &params[self.patch_embed.weight.clone()];
-        self.patches.forward(images, size, weight, E::zero(), &mut embedded, None);
+        self.patches.forward(Source::plain(images), size, weight, E::zero(), &mut embedded, None);
 
         // What is added to every sample: the class token or the bias, and the position.
         let mut offset = match (grid.h, grid.w) == (self.grid, self.grid) {

@@ -265,7 +265,7 @@ mod tests {
         apply(&x, &affine, Residual::Normalised(&shortcut, &shortcut_affine), true, &mut expected);
         let mut masked = g.clone();
         crate::ops::batch_norm::relu_backward(&expected, &mut masked);
-        let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &mut masked, None);
+        let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &mut masked, crate::ops::batch_norm::Relu::None);
         let mut gx = x.clone();
         crate::ops::batch_norm::backward_input(&mut gx, &moments, Some(&weight), &sums, &masked);
 

@@ -116,11 +116,35 @@ pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: 
     });
 }
 
+/// The ReLU behind a normalisation, as its backward pass knows it.
+#[derive(Clone, Copy)]
+pub enum Relu<'a, E> {
+    /// There is none.
+    None,
+    /// By its output.
+    Output(&'a [E]),
+    /// By the normalisation of the same input, whose sign is that of the output.
+    Of(&'a Affine<E>),
+}
+
 /// Sets the gradient of a ReLU's input from that of its output: g = 0 where the output is not positive.
 fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
     vectorized(|| {
         for (g, out) in g.iter_mut().zip(output) {
             *g = if *out > E::zero() { *g } else { E::zero() };
+        }
+    });
+}
+
+/// The same where the output is relu(affine(x)).
+fn relu_backward_of<E: Real>(x: &[E], affine: &Affine<E>, g: &mut [E]) {
+    let channels = affine.scale.len();
+    let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
+    vectorized(|| {
+        for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            for c in 0..channels {
+                g[c] = if x[c] * scale[c] + shift[c] > E::zero() { g[c] } else { E::zero() };
+            }
         }
     });
 }
@@ -134,9 +158,9 @@ pub struct BackwardSums<E> {
     pub g_normalised: Vec<E>,
 }
 
-/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With the `output` of a ReLU behind the
-/// normalisation, `g` first becomes the gradient of that ReLU's input: zero where the output is not positive.
-pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], output: Option<&[E]>) -> BackwardSums<E> {
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With a ReLU behind the normalisation,
+/// `g` first becomes the gradient of that ReLU's input: zero where the output is not positive.
+pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: Relu<E>) -> BackwardSums<E> {
     let channels = moments.mean.len();
     let chunk = CHUNK_ROWS * channels;
     let mean = &moments.mean[..channels];
@@ -146,8 +170,10 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], output
         .enumerate()
         .map(|(i, (x, g))| {
             // A chunk stays in the cache between these passes.
-            if let Some(output) = output {
-                relu_backward(&output[i * chunk..][..g.len()], g);
+            match relu {
+                Relu::None => {}
+                Relu::Output(output) => relu_backward(&output[i * chunk..][..g.len()], g),
+                Relu::Of(affine) => relu_backward_of(x, affine, g),
             }
             let mut sums = vec![E::zero(); 2 * channels];
             let (sum, product) = sums.split_at_mut(channels);

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use super::{Affine, Moments, Residual, apply, backward_input, backward_sums};
+use super::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums};
 use crate::ops::{
     Real,
     seam::{Buffer, Matrix},
@@ -96,7 +96,7 @@ where
     ) -> Result<(), CpuError> {
         let mut values = x.as_vec();
         let mut g = gy.to_vec();
-        let sums = backward_sums(&values, moments, &mut g, None);
+        let sums = backward_sums(&values, moments, &mut g, Relu::None);
         let weight = weight_bias.map(|(w, _)| w.as_vec());
         backward_input(&mut values, moments, weight.as_deref(), &sums, &g);
         add(gradients.get_or_alloc_mut(x)?, &values);

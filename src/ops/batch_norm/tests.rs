@@ -31,7 +31,7 @@ fn kernels_agree<E: Real>() {
     close("y_eval", &y, golden.channels_last("out.y_eval"));
 
     let mut g = cot.clone();
-    let sums = backward_sums(&x, &moments, &mut g, None);
+    let sums = backward_sums(&x, &moments, &mut g, Relu::None);
     assert!(g == cot);
     close("grad.weight", &sums.g_normalised, golden.get("grad.weight"));
     close("grad.bias", &sums.g, golden.get("grad.bias"));
@@ -47,9 +47,16 @@ fn sums_behind_a_relu_are_those_of_the_masked_gradient() {
         let (x, output, g) = (values(0.7), values(0.3), values(1.1));
         let moments = Moments::of(&x, channels);
         let (mut fused, mut masked) = (g.clone(), g);
-        let sums = backward_sums(&x, &moments, &mut fused, Some(&output));
+        let sums = backward_sums(&x, &moments, &mut fused, Relu::Output(&output));
         relu_backward(&output, &mut masked);
         assert_eq!(fused, masked);
+        let (scale, shift) = (vec![0.5; channels], vec![-0.1; channels]);
+        let affine = Affine { scale, shift };
+        let (mut by_input, mut by_output, mut y) = (masked.clone(), masked.clone(), vec![0.0; x.len()]);
+        apply(&x, &affine, Residual::None, true, &mut y);
+        backward_sums(&x, &moments, &mut by_input, Relu::Of(&affine));
+        backward_sums(&x, &moments, &mut by_output, Relu::Output(&y));
+        assert_eq!(by_input, by_output);
         for c in 0..channels {
             let rows = || (0..700).map(|r| r * channels + c);
             let total: f64 = rows().map(|i| masked[i]).sum();

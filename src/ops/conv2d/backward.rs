@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, winograd::Tiling};
+use super::{Conv2d, Size, Source, winograd::Tiling};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -26,9 +26,9 @@ impl Conv2d {
             if let Some(tiling) = Tiling::of(&mirrored, out) {
                 let last = self.kernel * self.kernel - 1;
                 let at = |output, tap, input| weight[input * self.patch() + (last - tap) * self.input + output];
-                return mirrored.winograd(&tiling, gy, at, beta, gx, &mut TileMoments::none());
+                return mirrored.winograd(&tiling, Source::plain(gy), at, beta, gx, &mut TileMoments::none());
             }
-            mirrored.forward(gy, out, &self.mirror(weight), beta, gx, None);
+            mirrored.forward(Source::plain(gy), out, &self.mirror(weight), beta, gx, None);
             return;
         }
         if beta == E::zero() {
@@ -50,7 +50,7 @@ impl Conv2d {
     /// gw += the weight gradient.
     ///
     /// Shapes as in [`Conv2d::forward`]; `size` is the input's.
-    pub fn backward_weight<E: Real>(&self, x: &[E], size: Size, gy: &[E], gw: &mut [E]) {
+    pub fn backward_weight<E: Real>(&self, x: Source<E>, size: Size, gy: &[E], gw: &mut [E]) {
         assert_eq!(gw.len(), self.weights());
         let pixels = self.output_size(size).pixels();
         assert_eq!(gy.len(), pixels * self.output);

@@ -251,9 +251,9 @@ mod tests {
             let (x, weight) = (ramp(size.pixels() * conv.input, 0.37), ramp(conv.weights(), 0.11));
             let cot = ramp(conv.output_size(size).pixels() * conv.output, 0.23);
             let (mut y, mut gx, mut gw) = (cot.clone(), x.clone(), vec![0.0; weight.len()]);
-            conv.forward(&x, size, &weight, 0.0, &mut y, None);
+            conv.forward(crate::ops::conv2d::Source::plain(&x), size, &weight, 0.0, &mut y, None);
             conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
-            conv.backward_weight(&x, size, &cot, &mut gw);
+            conv.backward_weight(crate::ops::conv2d::Source::plain(&x), size, &cot, &mut gw);
             for (math, tolerance) in MATHS {
                 // Sums of up to 1224 products of magnitude 1 that mostly cancel: their errors grow with the root of it.
                 let tolerance = tolerance * 32.0;

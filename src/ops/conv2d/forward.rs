@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, winograd::Tiling};
+use super::{Conv2d, Size, Source, winograd::Tiling};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -16,7 +16,7 @@ impl Conv2d {
     /// Shapes: x [n, h, w, input], weight [output, kernel, kernel, input], y [n, h', w', output].
     pub fn forward<E: Real>(
         &self,
-        x: &[E],
+        x: Source<E>,
         size: Size,
         weight: &[E],
         beta: E,
@@ -24,7 +24,7 @@ impl Conv2d {
         moments: Option<&mut TileMoments<E>>,
     ) {
         let pixels = self.output_size(size).pixels();
-        assert_eq!(x.len(), size.pixels() * self.input);
+        assert_eq!(x.images.len(), size.pixels() * self.input);
         assert_eq!(weight.len(), self.weights());
         assert_eq!(y.len(), pixels * self.output);
         let mut none = TileMoments::none();
@@ -60,19 +60,19 @@ impl Conv2d {
         );
     }
 
-    /// The patches of the output pixels `rows`: the input itself where the convolution is pointwise, else gathered
-    /// into `scratch`.
+    /// The patches of the output pixels `rows`: the input itself where the convolution is pointwise and reads it as it
+    /// lies, else gathered into `scratch`.
     pub(super) fn patches<'a, E: Real>(
         &self,
-        x: &'a [E],
+        x: Source<'a, E>,
         size: Size,
         rows: std::ops::Range<usize>,
         scratch: &'a mut Vec<E>,
         threads: Threads,
     ) -> Matrix<'a, E> {
         let patch = self.patch();
-        if self.is_pointwise() {
-            return Matrix::new(&x[rows.start * patch..rows.end * patch], rows.len(), patch);
+        if self.is_pointwise() && x.relu_of.is_none() {
+            return Matrix::new(&x.images[rows.start * patch..rows.end * patch], rows.len(), patch);
         }
         scratch.resize(rows.len() * patch, E::zero());
         match threads {

@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 
-use super::{Conv2d, Size};
+use super::{Conv2d, Size, Source};
 use crate::ops::Real;
 
 impl Conv2d {
     /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches` [rows, patch];
     /// what the kernel reads outside the image is zero.
-    pub(super) fn gather<E: Real>(&self, x: &[E], size: Size, rows: Range<usize>, patches: &mut [E]) {
+    pub(super) fn gather<E: Real>(&self, x: Source<E>, size: Size, rows: Range<usize>, patches: &mut [E]) {
         self.for_each_run(size, rows, |patch, at, source, len| {
             let target = &mut patches[patch * self.patch() + at..][..len];
             match source {
-                Some(source) => target.copy_from_slice(&x[source..][..len]),
+                Some(source) => x.copy_to(source, target),
                 None => target.fill(E::zero()),
             }
         });

@@ -9,9 +9,12 @@ mod backward;
 pub mod cuda;
 mod forward;
 mod gather;
+mod source;
 #[cfg(test)]
 mod tests;
 mod winograd;
+
+pub use source::Source;
 
 /// Number of images and their height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

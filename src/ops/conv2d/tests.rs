@@ -1,7 +1,7 @@
-use super::{Conv2d, Size};
+use super::{Conv2d, Size, Source};
 use crate::ops::{
     Real,
-    batch_norm::TileMoments,
+    batch_norm::{Affine, Residual, TileMoments, apply},
     golden::{Golden, assert_close, tolerance},
 };
 
@@ -19,7 +19,7 @@ fn reference<E: Real>(case: &str, kernel: usize, stride: usize, padding: usize) 
     let cot = golden.channels_last::<E>("in.cot");
 
     let mut y = vec![E::nan(); conv.output_size(size).pixels() * output];
-    conv.forward(&x, size, &weight, E::zero(), &mut y, None);
+    conv.forward(Source::plain(&x), size, &weight, E::zero(), &mut y, None);
     assert_close("y", &y, &golden.channels_last("out.y"), tolerance::<E>(F32));
     let mut gx = vec![E::nan(); x.len()];
     conv.backward_data(&cot, size, &weight, E::zero(), &mut gx);
@@ -29,7 +29,7 @@ fn reference<E: Real>(case: &str, kernel: usize, stride: usize, padding: usize) 
     let twice: Vec<E> = first.iter().map(|g| *g + *g).collect();
     assert_close("accumulated gx", &gx, &twice, tolerance::<E>(F32));
     let mut gw = vec![E::zero(); weight.len()];
-    conv.backward_weight(&x, size, &cot, &mut gw);
+    conv.backward_weight(Source::plain(&x), size, &cot, &mut gw);
     assert_close("gw", &gw, &golden.channels_last("grad.weight"), tolerance::<E>(F32));
 }
 
@@ -98,7 +98,7 @@ fn tiled_shapes_agree_with_the_definition_and_with_each_other() {
         let expected = direct(&conv, &x, size, &weight);
         let mut y = vec![f64::NAN; expected.len()];
         let mut tiles = TileMoments::new();
-        conv.forward(&x, size, &weight, 0.0, &mut y, Some(&mut tiles));
+        conv.forward(Source::plain(&x), size, &weight, 0.0, &mut y, Some(&mut tiles));
         assert_close("y", &y, &expected, 1e-12);
         let moments = tiles.combine();
         let rows = (expected.len() / conv.output) as f64;
@@ -116,7 +116,7 @@ fn tiled_shapes_agree_with_the_definition_and_with_each_other() {
         conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
         assert!((along(&gx, &x) - inner).abs() < 1e-9 * inner.abs().max(1.0));
         let mut gw = vec![0.0; weight.len()];
-        conv.backward_weight(&x, size, &cot, &mut gw);
+        conv.backward_weight(Source::plain(&x), size, &cot, &mut gw);
         assert!((along(&gw, &weight) - inner).abs() < 1e-9 * inner.abs().max(1.0));
         for i in [0, x.len() / 3, x.len() - 1] {
             let mut moved = x.clone();
@@ -124,6 +124,26 @@ fn tiled_shapes_agree_with_the_definition_and_with_each_other() {
             let difference = along(&direct(&conv, &moved, size, &weight), &cot) - inner;
             assert!((gx[i] - difference).abs() < 1e-8, "gx[{i}]: {} instead of {difference}", gx[i]);
         }
+    }
+}
+
+/// Normalising and rectifying on the way in is the same, to the bit, as doing it beforehand.
+#[test]
+fn a_source_behind_a_normalisation_and_relu_reads_as_its_output_would() {
+    for (conv, size) in SHAPES {
+        let x = ramp(size.pixels() * conv.input, 0.37);
+        let affine = Affine { scale: ramp(conv.input, 0.9), shift: ramp(conv.input, 1.3) };
+        let mut rectified = vec![f64::NAN; x.len()];
+        apply(&x, &affine, Residual::None, true, &mut rectified);
+        let weight = ramp(conv.weights(), 0.11);
+        let cot = ramp(conv.output_size(size).pixels() * conv.output, 0.23);
+        let run = |x: Source<f64>| {
+            let (mut y, mut gw) = (cot.clone(), weight.clone());
+            conv.forward(x, size, &weight, 0.0, &mut y, None);
+            conv.backward_weight(x, size, &cot, &mut gw);
+            [y, gw]
+        };
+        assert!(run(Source { images: &x, relu_of: Some(&affine) }) == run(Source::plain(&rectified)));
     }
 }
 
@@ -138,9 +158,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let (mut y, mut gx, mut gw) = (cot.clone(), x.clone(), weight.clone());
-                conv.forward(&x, size, &weight, 0.0, &mut y, None);
+                conv.forward(Source::plain(&x), size, &weight, 0.0, &mut y, None);
                 conv.backward_data(&cot, size, &weight, 1.0, &mut gx);
-                conv.backward_weight(&x, size, &cot, &mut gw);
+                conv.backward_weight(Source::plain(&x), size, &cot, &mut gw);
                 [y, gx, gw].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
             })
         };

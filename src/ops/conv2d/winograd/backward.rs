@@ -10,14 +10,17 @@ use super::{
     tiling::{CHANNELS, POINTS, Tiling},
     weights::add_gradient,
 };
-use crate::ops::{Real, conv2d::Conv2d};
+use crate::ops::{
+    Real,
+    conv2d::{Conv2d, Source},
+};
 
 /// Parts of the batch whose gradients are summed apart, then in order.
 const PARTS: usize = 16;
 
 impl Conv2d {
     /// gw += the weight gradient.
-    pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: &[E], gy: &[E], gw: &mut [E]) {
+    pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: Source<E>, gy: &[E], gw: &mut [E]) {
         let pass = Pass { conv: self, tiling, x, gy };
         let (blocks, weights) = (tiling.blocks(), POINTS * self.input * self.output);
         let shared = self.input * self.output >= SHARED;
@@ -51,7 +54,7 @@ impl Conv2d {
 struct Pass<'a, E> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
-    x: &'a [E],
+    x: Source<'a, E>,
     gy: &'a [E],
 }
 
@@ -64,7 +67,7 @@ impl<E: Real> Pass<'_, E> {
             let part = &mut strip[..strip_len(tiling, channels)];
             Arch::new().dispatch(TransformInput { tiling, block, images, channels, strip: part, points });
             let points = &mut Points { matrices: gradients, row: conv.output };
-            let (images, channels) = (self.gy, conv.output);
+            let (images, channels) = (Source::plain(self.gy), conv.output);
             let part = &mut strip[..strip_len(tiling, channels)];
             let gradient = TransformInput { tiling, block, images, channels, strip: part, points };
             Arch::new().dispatch(TransformGradient(gradient));

@@ -10,7 +10,11 @@ use super::{
     tiling::{POINTS, Tiling},
     weights::Weights,
 };
-use crate::ops::{Real, batch_norm::TileMoments, conv2d::Conv2d};
+use crate::ops::{
+    Real,
+    batch_norm::TileMoments,
+    conv2d::{Conv2d, Source},
+};
 
 impl Conv2d {
     /// y = conv(x, weights) + beta y with `beta` 0 or 1, where element (output, tap, input) of the weights is `weight`'s
@@ -18,7 +22,7 @@ impl Conv2d {
     pub fn winograd<E: Real>(
         &self,
         tiling: &Tiling,
-        x: &[E],
+        x: Source<E>,
         weight: impl Fn(usize, usize, usize) -> E + Sync,
         beta: E,
         y: &mut [E],
@@ -50,7 +54,7 @@ impl Conv2d {
 struct Pass<'a, E> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
-    x: &'a [E],
+    x: Source<'a, E>,
     weights: &'a Weights<'a, E>,
     add: bool,
 }

@@ -10,7 +10,7 @@ use super::{
     tiling::{EDGE, POINTS, SIDE, Tiling},
     transform,
 };
-use crate::ops::{Real, lanes::Vector};
+use crate::ops::{Real, conv2d::Source, lanes::Vector};
 
 /// The matrices of a block, each with rows of `row` elements.
 pub struct Points<'a, E> {
@@ -21,8 +21,8 @@ pub struct Points<'a, E> {
 /// Elements of working memory that [`TransformInput`] and [`TransformGradient`] need.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
     let row = (tiling.tiles_per_strip * EDGE + 2) * channels;
-    // and a row of zeros
-    (SIDE + 1) * row
+    // as many lines of pixels, and a line of zeros
+    (2 * SIDE + 1) * row
 }
 
 /// B^T d B of every tile of a block: d are the tile's 4x4 pixels and a border of one, zero outside the image.
@@ -30,7 +30,7 @@ pub struct TransformInput<'a, 'b, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
     /// All images [n, h, w, channels].
-    pub images: &'a [E],
+    pub images: Source<'a, E>,
     pub channels: usize,
     pub strip: &'a mut [E],
     pub points: &'a mut Points<'b, E>,
@@ -42,9 +42,8 @@ impl<E: Real> WithSimd for TransformInput<'_, '_, E> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { tiling, block, images, channels, strip, points } = self;
-        let image = Image { data: E::vectors::<S>(images), channels: channels / lanes::<E, S>() };
         let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Input, 6>(simd, tiling, strips, image, 1, strip, points);
+        transform_strips::<E, S, Input, 6>(simd, tiling, strips, (images, channels), 1, strip, points);
     }
 }
 
@@ -57,9 +56,8 @@ impl<E: Real> WithSimd for TransformGradient<'_, '_, E> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let TransformInput { tiling, block, images, channels, strip, points } = self.0;
-        let image = Image { data: E::vectors::<S>(images), channels: channels / lanes::<E, S>() };
         let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Gradient, 4>(simd, tiling, strips, image, 0, strip, points);
+        transform_strips::<E, S, Gradient, 4>(simd, tiling, strips, (images, channels), 0, strip, points);
     }
 }
 
@@ -86,13 +84,6 @@ impl<E: Real, S: Simd> Map<E, S, 4> for Gradient {
     }
 }
 
-/// Images [n, h, w, channels], where `channels` counts vectors.
-#[derive(Clone, Copy)]
-struct Image<'a, V> {
-    data: &'a [V],
-    channels: usize,
-}
-
 fn lanes<E: Real, S: Simd>() -> usize {
     size_of::<E::Vector<S>>() / size_of::<E>()
 }
@@ -105,20 +96,23 @@ fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
     simd: S,
     tiling: &Tiling,
     strips: Range<usize>,
-    image: Image<E::Vector<S>>,
+    (images, channels): (Source<E>, usize),
     border: usize,
     strip: &mut [E],
     points: &mut Points<E>,
 ) where
     M: Map<E, S, IN>,
 {
-    let (height, width, channels) = (tiling.size.h, tiling.size.w, image.channels);
+    let (height, width, elements) = (tiling.size.h, tiling.size.w, channels);
+    let channels = channels / lanes::<E, S>();
     let line = width * channels;
     let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
-    let (rows, zeros) = E::vectors_mut::<S>(strip).split_at_mut(SIDE * row);
+    let (rows, pixels) = strip.split_at_mut(SIDE * row * lanes::<E, S>());
+    let rows = E::vectors_mut::<S>(rows);
+    let (pixels, zeros) = pixels.split_at_mut(SIDE * width * elements);
+    zeros[..width * elements].fill(E::zero());
+    let zeros = &zeros[..width * elements];
     let zero = E::splat(simd, E::zero());
-    zeros[..line].fill(zero);
-    let zeros = &zeros[..line];
     for row in rows.chunks_exact_mut(row) {
         row[..border * channels].fill(zero);
         row[border * channels + line..].fill(zero);
@@ -126,10 +120,19 @@ fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
     let mut tile = 0;
     for s in strips {
         let (n, y) = tiling.place_of(s);
-        let lines: [&[E::Vector<S>]; IN] = std::array::from_fn(|i| {
+        let mut lines: [&[E::Vector<S>]; IN] = [&[]; IN];
+        for (i, pixels) in pixels.chunks_exact_mut(width * elements).take(IN).enumerate() {
             let y = (y + i).wrapping_sub(border);
-            if y < height { &image.data[(n * height + y) * line..][..line] } else { zeros }
-        });
+            let first = (n * height + y.min(height)) * width * elements;
+            lines[i] = E::vectors::<S>(if y >= height {
+                zeros
+            } else if images.relu_of.is_none() {
+                &images.images[first..][..width * elements]
+            } else {
+                images.copy_to(first, pixels);
+                pixels
+            });
+        }
         for x in 0..line {
             let mut pixels = [Vector::splat(simd, E::zero()); IN];
             for i in 0..IN {
