@@ -1,57 +1,81 @@
 //! FIFO queue C of the momentum branch's projections: the candidate neighbours.
 
+use std::{collections::BTreeMap, ops::Range};
+
+use dfdx::prelude::*;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::Overflow;
+use super::{Overflow, device_error};
 use crate::ops::{
     Real,
+    backend::Backend,
+    later::Later,
     named::{NamedTensor, Values},
     normalize::{norm, normalize_rows},
     random::{Purpose, stream},
-    topk::{TopK, top_k},
+    seam::Matrix,
+    topk::top_k,
+};
+#[cfg(any(test, feature = "cuda"))]
+use crate::ops::{
+    cuda::{Gpu, GpuError},
+    topk::cuda::BankGpu,
 };
 
 /// Marks a row that came from no sample, or a sample without label.
 const NONE: i64 = -1;
 
 /// The queue. Rows are kept at unit length, as the search needs them, with the lengths beside them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Queue<E> {
     /// What its tensors are called in a checkpoint.
     name: &'static str,
     dim: usize,
-    /// [length, dim]
-    bank: Vec<E>,
-    /// Length of each row as it came.
-    norms: Vec<E>,
+    rows: Rows<E>,
     /// Sample that each row came from.
     samples: Vec<i64>,
     /// That sample's label, for diagnostics only.
     labels: Vec<i64>,
     /// Training step in which each row came.
     steps: Vec<i64>,
+    /// How many rows each sample has.
+    copies: BTreeMap<i64, usize>,
     /// Where the next row goes.
     next: usize,
-    /// Where it is searched, if that is a GPU.
+}
+
+/// Where the rows lie.
+#[derive(Debug)]
+enum Rows<E> {
+    /// On the host: rows [length, dim], and the length that each came with.
+    Host(Vec<E>, Vec<E>),
+    /// On a GPU, with what is known of each row beside it.
     #[cfg(any(test, feature = "cuda"))]
-    mirror: Option<Box<super::mirror::Mirror>>,
+    Gpu(Gpu, Box<BankGpu>),
 }
 
 /// The K nearest rows of each query, nearest first.
-#[derive(Clone, Debug)]
-pub struct Neighbours<E> {
+pub struct Neighbours<E: Real, D: Backend<E>> {
     pub k: usize,
-    /// [n, k, dim], unit length
-    pub vectors: Vec<E>,
-    /// Length of each vector as it came, [n, k].
-    pub norms: Vec<E>,
-    /// Sample of each vector, [n, k]; -1 where there is none.
+    /// [n k, dim], unit length
+    pub vectors: Matrix<E, D>,
+    /// Length of each vector as it came, [n k].
+    pub norms: Tensor<(usize,), E, D>,
+    /// Where they came from, and how near they are.
+    pub origins: Later<Origins<E>>,
+}
+
+/// What is known of the K nearest rows of each query.
+#[derive(Clone, Debug)]
+pub struct Origins<E> {
+    pub k: usize,
+    /// Sample of each row, [n, k]; -1 where there is none.
     pub samples: Vec<i64>,
     /// [n, k]; -1 where there is none
     pub labels: Vec<i64>,
-    /// Training step in which each vector came, [n, k]; -1 where it was there from the start.
+    /// Training step in which each row came, [n, k]; -1 where it was there from the start.
     pub steps: Vec<i64>,
-    /// Cosine of each vector with its query, [n, k].
+    /// Cosine of each row with its query, [n, k].
     pub similarities: Vec<E>,
 }
 
@@ -76,6 +100,13 @@ pub struct TooFewNeighbours {
     k: usize,
 }
 
+/// Rows of a batch and the rows of the queue that they are written over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Run {
+    from: usize,
+    to: Range<usize>,
+}
+
 impl<E: Real> Queue<E> {
     /// A queue of random unit vectors, called `name` in checkpoints.
     pub fn new(name: &'static str, length: usize, dim: usize, seed: u64) -> Self {
@@ -86,104 +117,177 @@ impl<E: Real> Queue<E> {
         Self {
             name,
             dim,
-            bank,
-            norms: vec![E::one(); length],
+            rows: Rows::Host(bank, vec![E::one(); length]),
             samples: vec![NONE; length],
             labels: vec![NONE; length],
             steps: vec![NONE; length],
+            copies: [(NONE, length)].into(),
             next: 0,
-            #[cfg(any(test, feature = "cuda"))]
-            mirror: None,
         }
     }
 
-    /// Has it searched on a GPU.
+    /// Moves it to a GPU, where it is searched and filled from then on.
+    ///
+    /// # Errors
+    /// When memory runs out.
     #[cfg(any(test, feature = "cuda"))]
-    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
-        self.mirror = Some(Box::new(super::mirror::Mirror::new(gpu)));
+    pub fn move_to(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        if let Rows::Host(bank, norms) = &self.rows {
+            let narrow = |values: &[E]| values.iter().map(|v| v.as_f64() as f32).collect::<Vec<_>>();
+            let marks = [&self.samples[..], &self.labels, &self.steps];
+            let bank = BankGpu::new(gpu, self.dim, &narrow(bank), &narrow(norms), marks)?;
+            self.rows = Rows::Gpu(gpu.clone(), Box::new(bank));
+        }
+        Ok(())
     }
 
-    /// All rows [length, dim], at unit length.
-    pub fn rows(&self) -> &[E] {
-        &self.bank
+    /// All rows [length, dim], at unit length, of a queue that was not moved to a GPU.
+    ///
+    /// # Panics
+    /// When it was.
+    pub fn host_rows(&self) -> &[E] {
+        match &self.rows {
+            Rows::Host(bank, _) => bank,
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(..) => panic!("the rows of {} lie on a GPU", self.name),
+        }
     }
 
     /// Whether every row came from a sample.
     pub fn is_full(&self) -> bool {
-        self.samples.iter().all(|sample| *sample != NONE)
+        !self.copies.contains_key(&NONE)
     }
 
     /// The K rows nearest to each of `queries` [n, dim] (unit length) by cosine; with `exclude`, rows that came from
-    /// the query's own sample are left out.
+    /// the query's own sample are left out. `k` is at least 1.
     ///
     /// # Errors
-    /// [`TooFewNeighbours`] when fewer than K rows are left; or when the GPU fails that searches.
-    pub fn search(&self, queries: &[E], k: usize, exclude: Option<&[i64]>) -> anyhow::Result<Neighbours<E>> {
-        let found = self.find(queries, k, exclude)?;
-        if found.k < k {
-            return Err(TooFewNeighbours { length: self.samples.len(), available: found.k, k }.into());
-        }
-        let indices = found.indices;
-        let vectors = indices.iter().flat_map(|i| &self.bank[i * self.dim..(i + 1) * self.dim]).copied().collect();
-        let norms = indices.iter().map(|i| self.norms[*i]).collect();
-        let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
-        let (samples, labels, steps) = (of_each(&self.samples), of_each(&self.labels), of_each(&self.steps));
-        Ok(Neighbours { k, vectors, norms, samples, labels, steps, similarities: found.scores })
-    }
-
-    fn find(&self, queries: &[E], k: usize, exclude: Option<&[i64]>) -> anyhow::Result<TopK<E>> {
-        #[cfg(any(test, feature = "cuda"))]
-        if let Some(mirror) = &self.mirror {
-            let rows = super::mirror::Rows { bank: &self.bank, samples: &self.samples, dim: self.dim };
-            return Ok(mirror.search(rows, queries, k, exclude)?);
-        }
-        let own = |query: usize, row: usize| exclude.is_some_and(|samples| samples[query] == self.samples[row]);
-        Ok(top_k(queries, &self.bank, self.dim, k, own))
-    }
-
-    /// Writes `rows` [n, dim] of any length over the oldest ones.
-    pub fn enqueue(&mut self, rows: &[E], origin: Origin, overflow: Overflow) {
+    /// [`TooFewNeighbours`] when fewer than K rows are left; or when the device fails.
+    pub fn search<D: Backend<E>>(
+        &self,
+        queries: &Matrix<E, D>,
+        k: usize,
+        exclude: Option<&[i64]>,
+    ) -> anyhow::Result<Neighbours<E, D>> {
         let length = self.samples.len();
-        for (i, row) in rows.chunks_exact(self.dim).enumerate() {
-            let kept = &mut self.bank[self.next * self.dim..][..self.dim];
-            kept.copy_from_slice(row);
-            normalize_rows(kept, self.dim);
-            self.norms[self.next] = E::of(norm(row));
-            self.samples[self.next] = origin.samples[i];
-            self.labels[self.next] = origin.labels[i];
-            self.steps[self.next] = origin.step as i64;
+        let own = |sample| self.copies.get(sample).copied().unwrap_or(0);
+        let available = length - exclude.into_iter().flatten().map(own).max().unwrap_or(0);
+        if available < k {
+            return Err(TooFewNeighbours { length, available, k }.into());
+        }
+        match &self.rows {
+            Rows::Host(bank, norms) => {
+                let own = |query: usize, row: usize| exclude.is_some_and(|samples| samples[query] == self.samples[row]);
+                let found = top_k(&queries.as_vec(), bank, self.dim, k, own);
+                let (indices, device) = (found.indices, queries.device());
+                let vectors = indices.iter().flat_map(|i| &bank[i * self.dim..(i + 1) * self.dim]).copied().collect();
+                let vectors = device.try_tensor_from_vec(vectors, (indices.len(), self.dim)).map_err(device_error)?;
+                let norms = indices.iter().map(|i| norms[*i]).collect();
+                let norms = device.try_tensor_from_vec(norms, (indices.len(),)).map_err(device_error)?;
+                let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
+                let (samples, labels, steps) = (of_each(&self.samples), of_each(&self.labels), of_each(&self.steps));
+                let origins = Origins { k, samples, labels, steps, similarities: found.scores };
+                Ok(Neighbours { k, vectors, norms, origins: Later::now(origins) })
+            }
             #[cfg(any(test, feature = "cuda"))]
-            self.mirror.iter_mut().for_each(|mirror| mirror.changed(self.next));
-            self.next = (self.next + 1) % length;
-            if self.next == 0 && overflow == Overflow::Truncate {
-                return;
+            Rows::Gpu(gpu, bank) => {
+                let (n, device) = (queries.shape().0, queries.device());
+                let found = bank.search(D::lend(gpu, queries)?.at, n, k, exclude)?;
+                let near = bank.gather(&found)?;
+                let vectors = device.tensor_at(gpu, near.vectors.at(), (n * k, self.dim))?;
+                let norms = device.tensor_at(gpu, near.norms.at(), (n * k,))?;
+                let (marks, scores) = (near.marks.read_later::<i64>()?, found.scores.read_later::<f32>()?);
+                let origins = Later::new(move || {
+                    let (marks, scores) = (marks.wait()?, scores.wait()?);
+                    let mark = |i: usize| marks[i * n * k..][..n * k].to_vec();
+                    let similarities = scores.into_iter().map(|score| E::of(score.into())).collect();
+                    Ok(Origins { k, samples: mark(0), labels: mark(1), steps: mark(2), similarities })
+                });
+                Ok(Neighbours { k, vectors, norms, origins })
             }
         }
     }
 
+    /// Writes `rows` [n, dim] of any length over the oldest ones.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn enqueue<D: Backend<E>>(
+        &mut self,
+        rows: &Matrix<E, D>,
+        origin: Origin,
+        overflow: Overflow,
+    ) -> anyhow::Result<()> {
+        let (n, length) = (rows.shape().0, self.samples.len());
+        let runs = runs(n, length, self.next, overflow);
+        for Run { from, to } in &runs {
+            let from = *from..from + to.len();
+            for sample in &self.samples[to.clone()] {
+                match self.copies.get_mut(sample) {
+                    Some(count) if *count > 1 => *count -= 1,
+                    _ => drop(self.copies.remove(sample)),
+                }
+            }
+            self.samples[to.clone()].copy_from_slice(&origin.samples[from.clone()]);
+            self.labels[to.clone()].copy_from_slice(&origin.labels[from.clone()]);
+            self.steps[to.clone()].fill(origin.step as i64);
+            origin.samples[from].iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
+        }
+        match &mut self.rows {
+            Rows::Host(bank, norms) => {
+                let (values, dim) = (rows.as_vec(), self.dim);
+                for Run { from, to } in &runs {
+                    let rows = &values[from * dim..][..to.len() * dim];
+                    let kept = &mut bank[to.start * dim..to.end * dim];
+                    kept.copy_from_slice(rows);
+                    normalize_rows(kept, dim);
+                    let lengths = norms[to.clone()].iter_mut().zip(rows.chunks_exact(dim));
+                    lengths.for_each(|(length, row)| *length = E::of(norm(row)));
+                }
+            }
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(gpu, bank) => {
+                let lent = D::lend(gpu, rows)?;
+                for Run { from, to } in &runs {
+                    let marks = [&self.samples, &self.labels, &self.steps].map(|marks| &marks[to.clone()]);
+                    bank.write(to.start, lent.at + 4 * (from * self.dim) as u64, marks)?;
+                }
+            }
+        }
+        let end = runs.last().map_or(self.next, |run| run.to.end);
+        self.next = end % length;
+        Ok(())
+    }
+
     /// Everything that a checkpoint must hold.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
         let length = self.samples.len();
+        let (bank, norms) = self.read_rows()?;
         let name = |part: &str| format!("{}.{part}", self.name);
-        vec![
-            NamedTensor::real(name("bank"), &[length, self.dim], self.bank.clone()),
-            NamedTensor::real(name("norms"), &[length], self.norms.clone()),
+        Ok(vec![
+            NamedTensor::real(name("bank"), &[length, self.dim], bank),
+            NamedTensor::real(name("norms"), &[length], norms),
             NamedTensor::integer(name("samples"), &[length], self.samples.clone()),
             NamedTensor::integer(name("labels"), &[length], self.labels.clone()),
             NamedTensor::integer(name("steps"), &[length], self.steps.clone()),
             NamedTensor::integer(name("next"), &[1], vec![self.next as i64]),
-        ]
+        ])
     }
 
     /// Takes over what [`Queue::state`] gave; tensors of other names are left alone.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        #[cfg(any(test, feature = "cuda"))]
-        self.mirror.iter_mut().for_each(|mirror| mirror.forget());
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
+        let (mut bank, mut norms) = self.read_rows()?;
         for tensor in tensors {
             let part = tensor.name.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
             match (part, &tensor.values) {
-                (Some("bank"), Values::Real(bank)) => self.bank.clone_from(bank),
-                (Some("norms"), Values::Real(norms)) => self.norms.clone_from(norms),
+                (Some("bank"), Values::Real(values)) => bank.clone_from(values),
+                (Some("norms"), Values::Real(values)) => norms.clone_from(values),
                 (Some("samples"), Values::Integer(samples)) => self.samples.clone_from(samples),
                 (Some("labels"), Values::Integer(labels)) => self.labels.clone_from(labels),
                 (Some("steps"), Values::Integer(steps)) => self.steps.clone_from(steps),
@@ -191,7 +295,40 @@ impl<E: Real> Queue<E> {
                 _ => {}
             }
         }
+        self.copies.clear();
+        self.samples.iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
+        let before = std::mem::replace(&mut self.rows, Rows::Host(bank, norms));
+        match before {
+            Rows::Host(..) => Ok(()),
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(gpu, _) => Ok(self.move_to(&gpu)?),
+        }
     }
+
+    /// The rows and the lengths that they came with, wherever they lie.
+    fn read_rows(&self) -> anyhow::Result<(Vec<E>, Vec<E>)> {
+        match &self.rows {
+            Rows::Host(bank, norms) => Ok((bank.clone(), norms.clone())),
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(_, bank) => {
+                let (rows, norms) = bank.read()?;
+                let widen = |values: Vec<f32>| values.into_iter().map(|v| E::of(v.into())).collect();
+                Ok((widen(rows), widen(norms)))
+            }
+        }
+    }
+}
+
+/// Where `n` rows of a batch go in a queue of `length`, from `next` on. Of more than fit, the last ones stay.
+fn runs(n: usize, length: usize, next: usize, overflow: Overflow) -> Vec<Run> {
+    let (skipped, taken) = match overflow {
+        Overflow::Truncate => (0, n.min(length - next)),
+        Overflow::Wrap => (n.saturating_sub(length), n.min(length)),
+    };
+    let start = (next + skipped) % length;
+    let first = taken.min(length - start);
+    let runs = [Run { from: skipped, to: start..start + first }, Run { from: skipped + first, to: 0..taken - first }];
+    runs.into_iter().filter(|run| !run.to.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -204,52 +341,101 @@ mod tests {
         Origin { samples, labels: samples, step: 0 }
     }
 
+    fn matrix(rows: &[f32], dim: usize) -> Matrix<f32, Cpu> {
+        Cpu::default().tensor_from_vec(rows.to_vec(), (rows.len() / dim, dim))
+    }
+
+    /// A queue on the host, and one on a GPU, emulated or not.
+    fn on_both(length: usize, dim: usize) -> Vec<Queue<f32>> {
+        let gpu = crate::ops::cuda::testing::one_gpu().map(|gpu| {
+            let mut queue = Queue::new("queue", length, dim, 0);
+            queue.move_to(&gpu).unwrap();
+            queue
+        });
+        [Queue::new("queue", length, dim, 0)].into_iter().chain(gpu).collect()
+    }
+
     #[test]
     fn rows_go_in_first_and_out_first_as_in_the_reference() {
         let golden = Golden::load("queue_fifo");
         for (overflow, name) in [(Overflow::Truncate, "truncate"), (Overflow::Wrap, "wrap")] {
-            let mut queue = Queue::<f32>::new("queue", 8, 4, 0);
-            let initial = golden.get::<f32>("in.bank");
-            queue.enqueue(&initial, origin(&[0; 8]), Overflow::Wrap);
-            for (i, batch) in golden.get::<f32>("in.batches").chunks_exact(12).enumerate() {
-                queue.enqueue(batch, origin(&[1, 2, 3]), overflow);
-                let rows = queue.bank.chunks(4).zip(&queue.norms);
-                let raw: Vec<f32> = rows.flat_map(|(row, norm)| row.iter().map(move |v| v * norm)).collect();
-                assert_close("bank", &raw, &golden.get(&format!("out.{name}.bank{i}")), 1e-6);
-                assert_eq!(queue.next as i64, golden.integers(&format!("out.{name}.ptr"))[i]);
+            for mut queue in on_both(8, 4) {
+                let initial = golden.get::<f32>("in.bank");
+                queue.enqueue(&matrix(&initial, 4), origin(&[0; 8]), Overflow::Wrap).unwrap();
+                for (i, batch) in golden.get::<f32>("in.batches").chunks_exact(12).enumerate() {
+                    queue.enqueue(&matrix(batch, 4), origin(&[1, 2, 3]), overflow).unwrap();
+                    let (rows, norms) = queue.read_rows().unwrap();
+                    let rows = rows.chunks(4).zip(&norms);
+                    let raw: Vec<f32> = rows.flat_map(|(row, norm)| row.iter().map(move |v| v * norm)).collect();
+                    assert_close("bank", &raw, &golden.get(&format!("out.{name}.bank{i}")), 1e-6);
+                    assert_eq!(queue.next as i64, golden.integers(&format!("out.{name}.ptr"))[i]);
+                }
             }
         }
     }
 
     #[test]
+    fn of_a_batch_longer_than_the_queue_the_last_rows_stay() {
+        let run = |from: usize, to: Range<usize>| Run { from, to };
+        assert_eq!(runs(3, 8, 7, Overflow::Wrap), [run(0, 7..8), run(1, 0..2)]);
+        assert_eq!(runs(3, 8, 7, Overflow::Truncate), [run(0, 7..8)]);
+        assert_eq!(runs(10, 4, 1, Overflow::Wrap), [run(6, 3..4), run(7, 0..3)]);
+        assert_eq!(runs(4, 4, 0, Overflow::Wrap), [run(0, 0..4)]);
+        for mut queue in on_both(2, 1) {
+            queue.enqueue(&matrix(&[1.0, 2.0, 3.0, 4.0, 5.0], 1), origin(&[1, 2, 3, 4, 5]), Overflow::Wrap).unwrap();
+            assert_eq!(
+                (queue.read_rows().unwrap().1, &queue.samples[..], queue.next),
+                (vec![5.0, 4.0], &[5, 4][..], 1)
+            );
+        }
+    }
+
+    #[test]
     fn an_images_own_rows_are_left_out_and_too_few_others_are_an_error() {
-        let mut queue = Queue::<f32>::new("queue", 3, 2, 0);
-        let origin = Origin { samples: &[7, 8, 9], labels: &[0, 1, 2], step: 4 };
-        queue.enqueue(&[1.0, 0.0, 0.8, 0.6, 0.0, 1.0], origin, Overflow::Wrap);
-        let search = |k, exclude| queue.search(&[1.0, 0.0], k, exclude);
-        assert_eq!(search(2, None).unwrap().labels, [0, 1]);
-        let others = search(2, Some(&[7])).unwrap();
-        assert_eq!((others.labels, others.vectors), (vec![1, 2], vec![0.8, 0.6, 0.0, 1.0]));
-        assert_eq!((others.samples, others.steps), (vec![8, 9], vec![4, 4]));
-        let error = search(3, Some(&[7])).unwrap_err().to_string();
-        assert!(error.contains("holds only 2 of other images") && error.contains("3 are needed"), "{error}");
+        for mut queue in on_both(3, 2) {
+            let origin = Origin { samples: &[7, 8, 9], labels: &[0, 1, 2], step: 4 };
+            queue.enqueue(&matrix(&[1.0, 0.0, 0.8, 0.6, 0.0, 2.0], 2), origin, Overflow::Wrap).unwrap();
+            let search = |k, exclude| queue.search(&matrix(&[1.0, 0.0], 2), k, exclude);
+            assert_eq!(search(2, None).unwrap().origins.wait().unwrap().labels, [0, 1]);
+            let others = search(2, Some(&[7])).unwrap();
+            assert_close("vectors", &others.vectors.as_vec(), &[0.8, 0.6, 0.0, 1.0], 1e-6);
+            assert_close("norms", &others.norms.as_vec(), &[1.0, 2.0], 1e-6);
+            let others = others.origins.wait().unwrap();
+            assert_close("similarities", &others.similarities, &[0.8, 0.0], 1e-6);
+            assert_eq!((others.samples, others.labels, others.steps), (vec![8, 9], vec![1, 2], vec![4, 4]));
+            let error = search(3, Some(&[7])).err().expect("a row is the image's own").to_string();
+            assert!(error.contains("holds only 2 of other images") && error.contains("3 are needed"), "{error}");
+        }
+    }
+
+    /// What a step diagnoses later is what its search found, though the batch has been enqueued since.
+    #[test]
+    fn neighbours_are_told_as_they_were_when_they_were_found() {
+        for mut queue in on_both(2, 1) {
+            queue.enqueue(&matrix(&[1.0, -1.0], 1), origin(&[4, 5]), Overflow::Wrap).unwrap();
+            let near = queue.search(&matrix(&[1.0], 1), 1, None).unwrap();
+            queue.enqueue(&matrix(&[-1.0, 1.0], 1), origin(&[6, 7]), Overflow::Wrap).unwrap();
+            assert_eq!((near.vectors.as_vec(), near.origins.wait().unwrap().samples), (vec![1.0], vec![4]));
+        }
     }
 
     #[test]
     fn a_queue_is_full_when_every_row_came_from_a_sample() {
         let mut queue = Queue::<f32>::new("queue", 2, 1, 0);
-        queue.enqueue(&[1.0], origin(&[0]), Overflow::Wrap);
+        queue.enqueue(&matrix(&[1.0], 1), origin(&[0]), Overflow::Wrap).unwrap();
         assert!(!queue.is_full());
-        queue.enqueue(&[1.0], origin(&[1]), Overflow::Wrap);
+        queue.enqueue(&matrix(&[1.0], 1), origin(&[1]), Overflow::Wrap).unwrap();
         assert!(queue.is_full());
     }
 
     #[test]
-    fn state_survives_a_round_trip() {
+    fn state_survives_a_round_trip_between_devices() {
         let mut queue = Queue::<f32>::new("queue", 5, 2, 3);
-        queue.enqueue(&[1.0, 0.0], origin(&[4]), Overflow::Wrap);
-        let mut other = Queue::<f32>::new("queue", 5, 2, 9);
-        other.restore(&queue.state());
-        assert_eq!(format!("{queue:?}"), format!("{other:?}"));
+        queue.enqueue(&matrix(&[1.0, 0.0], 2), origin(&[4]), Overflow::Wrap).unwrap();
+        for mut other in on_both(5, 2) {
+            other.restore(&queue.state().unwrap()).unwrap();
+            assert_eq!(other.state().unwrap(), queue.state().unwrap());
+            assert_eq!(other.copies, queue.copies);
+        }
     }
 }

@@ -68,13 +68,13 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.model(), trainer.model())
     }
 
-    /// Completes what is under way on the device; before values or state are asked for. Training goes on to the same bits
-    /// with or without.
+    /// Completes what is under way on the device, before values or state are asked for: gives the row of the last step, if
+    /// [`AnyTrainer::step`] has not. Training goes on to the same bits with or without.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn settle(&mut self) -> anyhow::Result<()> {
-        on_either!(self, _trainer => Ok(()), _trainer.settle())
+    pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
+        on_either!(self, _trainer => Ok(None), _trainer.settle())
     }
 
     /// The online branch's values; [settled](AnyTrainer::settle).
@@ -100,12 +100,13 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.between_updates(), trainer.between_updates())
     }
 
-    /// Trains on one batch.
+    /// Trains on one batch. Gives the row of the step that has ended: this one, or the one before where a device is still at
+    /// work; None where there is none yet.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<StepRow> {
-        on_either!(self, trainer => trainer.step(batch), trainer.step(batch))
+    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<Option<StepRow>> {
+        on_either!(self, trainer => trainer.step(batch).map(Some), trainer.step(batch))
     }
 
     /// Everything that training depends on from here on, [settled](AnyTrainer::settle); either device goes on from it.
@@ -113,7 +114,7 @@ impl AnyTrainer {
     /// # Errors
     /// When the device fails.
     pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<f32>>> {
-        Ok(on_either!(self, trainer => trainer.state(), trainer.state()?))
+        on_either!(self, trainer => Ok(trainer.state()), trainer.state())
     }
 
     /// Goes on from what [`AnyTrainer::state`] gave.

@@ -114,7 +114,7 @@ impl Sections {
 
     pub(super) fn trainer<E: Real>(&self) -> Trainer<E>
     where
-        Cpu: Backend<E, Err = CpuError>,
+        Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
     {
         Trainer::new(&self.config(), 3, 8).unwrap()
     }
@@ -140,7 +140,7 @@ fn reference_name(branch: &str, name: &str) -> String {
 /// A trainer in the reference's initial state.
 fn reference_trainer<E: Real>(sections: &Sections, case: &Golden) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     let state = Golden::load("traj_soft_ce_state");
     let mut trainer = sections.trainer::<E>();
@@ -245,7 +245,7 @@ fn reference_batch<E: Real>(step: usize) -> Batch<E> {
 /// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
 fn restored<E: Real>(trainer: &Trainer<E>, sections: &Sections) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     let mut fresh = sections.trainer::<E>();
     fresh.restore(&trainer.state());

@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// Why a queue's state can be read and written.
+const HOST: &str = "on the CPU queues lie on the host";
+
 /// The crops of a batch.
 #[derive(Clone, Debug)]
 pub struct Batch<E> {
@@ -94,7 +97,7 @@ struct Online<E: Real> {
 
 impl<E: Real> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
@@ -206,7 +209,7 @@ where
                 let h = model.encoder.forward_momentum(params, buffers, &crop.images, size(crop), memory);
                 let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
                 let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.buffers)?;
-                Ok::<_, CpuError>(k.as_vec())
+                Ok::<_, CpuError>(k)
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
         }
@@ -223,7 +226,7 @@ where
             diagnose: due.diagnosis,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
-        let loss_value = loss.array().as_f64();
+        let (positives, loss_value) = (positives.wait()?, loss.array().as_f64());
         let (loss, mut tape) = loss.split_tape();
         for crop in &mut crops {
             tape = tape.merge(std::mem::take(&mut crop.tape));
@@ -253,8 +256,10 @@ where
 
         let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
         self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis =
-            due.diagnosis.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
+        let diagnosis = due.diagnosis.then(|| {
+            let (y, dim) = ([input.y[0].as_vec(), input.y[1].as_vec()], input.y[0].shape().1);
+            diagnosis(y, dim, &positives, &batch.labels, self.churn.take())
+        });
         Ok(StepRow {
             step: due.step,
             epoch: due.epoch,
@@ -280,7 +285,7 @@ where
             state.push(flat("momentum.buffers", &momentum.buffers));
         }
         state.extend(self.optimizer.state());
-        state.extend(self.model.method.state());
+        state.extend(self.model.method.state().expect(HOST));
         state.extend(self.churn.state());
         state
     }
@@ -305,7 +310,7 @@ where
             }
         }
         self.optimizer.restore(state);
-        self.model.method.restore(state);
+        self.model.method.restore(state).expect(HOST);
         self.churn.restore(state);
     }
 }

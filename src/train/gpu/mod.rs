@@ -2,7 +2,6 @@
 //! heads and losses as dfdx tensors there.
 
 mod branch;
-mod bridge;
 #[cfg(test)]
 mod tests;
 mod trainer;

@@ -2,14 +2,16 @@
 
 use dfdx::prelude::*;
 
-use super::{branch::BranchGpu, bridge::Bridge};
+use super::branch::BranchGpu;
 use crate::{
     encoder::cuda::{SavedGpu, Statistics},
-    method::{StepInput, StepOutput},
+    method::{Positives, StepInput, StepOutput},
     ops::{
+        backend::Backend,
         batch_norm::cuda::Rows,
         conv2d::{Size, cuda::Math},
         cuda::{Buffer, Gpu, GpuError, Scalar},
+        later::Later,
         leaves::Leaves,
         named::{NamedTensor, Values},
         normalize,
@@ -25,27 +27,40 @@ use crate::{
 };
 
 /// A model in training on a GPU, with heads and losses on the dfdx device `D`.
-pub struct GpuTrainer<D: Bridge> {
+pub struct GpuTrainer<D: Backend<f32>> {
     gpu: Gpu,
     device: D,
     math: Math,
     model: Model<f32>,
-    online: BranchGpu,
+    online: BranchGpu<D>,
     /// The momentum branch, where the method has one.
-    momentum: Option<BranchGpu>,
+    momentum: Option<BranchGpu<D>>,
     gradients: Buffer,
     optimizer: OptimizerGpu,
     /// The update that the gradients are for, until it is taken: with the next step, whose average goes along in one pass,
     /// or by [`GpuTrainer::settle`].
     update: Option<Due>,
+    /// The last step, as long as what it reports may be on its way to the host.
+    unfinished: Option<Unfinished>,
     churn: Churn,
     watch: Watch,
     timetable: Timetable,
     step: u64,
 }
 
+/// A step that was launched, and what its row will be made of.
+struct Unfinished {
+    due: Due,
+    samples: Vec<i64>,
+    labels: Vec<i64>,
+    loss: Later<Vec<f32>>,
+    positives: Later<Positives<f32>>,
+    /// Projections of both full views, where the step is looked at closely, and their width.
+    y: Option<([Later<Vec<f32>>; 2], usize)>,
+}
+
 /// What the online branch makes of a crop.
-struct Online<D: Bridge> {
+struct Online<D: Backend<f32>> {
     images: Buffer,
     h: Matrix<f32, D>,
     saved: SavedGpu,
@@ -54,7 +69,7 @@ struct Online<D: Bridge> {
     tape: OwnedTape<f32, D>,
 }
 
-impl<D: Bridge> GpuTrainer<D>
+impl<D: Backend<f32>> GpuTrainer<D>
 where
     D::Err: Send + Sync,
 {
@@ -71,7 +86,7 @@ where
     ) -> anyhow::Result<Self> {
         let mut model = Model::new(config)?;
         model.encoder.check_gpu()?;
-        model.method.search_on(gpu);
+        model.method.move_to(gpu)?;
         let math = match config.precision {
             Precision::F32 => Math::F32,
             Precision::Tf32 => Math::Tf32,
@@ -91,6 +106,7 @@ where
             gradients: gpu.zeros(online.len() * 4)?,
             optimizer: OptimizerGpu::new(gpu, config.optimizer, &model.params, scaled)?,
             update: None,
+            unfinished: None,
             churn: Churn::new(images),
             watch: Watch::new(images, config.seed),
             timetable: Timetable::new(config, steps_per_epoch),
@@ -154,17 +170,36 @@ where
         self.timetable.is_between_updates(self.step)
     }
 
-    /// Takes the update that waits for the next step, so that values and state are those after the last one. Training goes
-    /// on to the same bits with or without.
+    /// Takes the update that waits for the next step, so that values and state are those after the last one, and gives
+    /// that step's row, if it was not given yet. Training goes on to the same bits with or without. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn settle(&mut self) -> anyhow::Result<()> {
-        Ok(self.catch_up(None)?)
+    pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
+        self.catch_up(None)?;
+        let last = self.unfinished.take();
+        last.map(|step| self.finish(step)).transpose()
     }
 
     fn assert_settled(&self) {
-        assert!(self.update.is_none(), "an update is under way: settle the trainer first");
+        let settled = self.update.is_none() && self.unfinished.is_none();
+        assert!(settled, "a step is under way: settle the trainer first");
+    }
+
+    /// The row of a step, when what it is made of has come.
+    fn finish(&mut self, step: Unfinished) -> anyhow::Result<StepRow> {
+        let Unfinished { due, samples, labels, loss, positives, y } = step;
+        let (loss, positives) = (f64::from(loss.wait()?[0]), positives.wait()?);
+        let neighbours = self.watch.of(&positives, &samples, &labels);
+        self.churn.update(&samples, &positives.choices);
+        let diagnosis = match y {
+            Some(([y1, y2], dim)) => {
+                Some(diagnosis([y1.wait()?, y2.wait()?], dim, &positives, &labels, self.churn.take()))
+            }
+            None => None,
+        };
+        let Due { step, epoch, learning_rate, momentum, .. } = due;
+        Ok(StepRow { step, epoch, loss, learning_rate, momentum, diagnosis, knn_top1: None, neighbours })
     }
 
     /// Takes the update that waits, and moves the average by the momentum of the step that begins: one pass for both.
@@ -186,12 +221,20 @@ where
         }
     }
 
-    /// Trains on one batch as the timetable says.
+    /// Trains on one batch as the timetable says. Gives the row of the step before, whose work the device has had the time
+    /// of this call for; that of the last step comes from [`GpuTrainer::settle`].
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<StepRow> {
-        let due = self.timetable.at(self.step);
+    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<Option<StepRow>> {
+        let launched = self.launch(batch, self.timetable.at(self.step))?;
+        self.step += 1;
+        let before = self.unfinished.replace(launched);
+        before.map(|step| self.finish(step)).transpose()
+    }
+
+    /// Has the device do a step. Waits for nothing.
+    fn launch(&mut self, batch: &Batch<f32>, due: Due) -> anyhow::Result<Unfinished> {
         if due.begins {
             // The last update, and the momentum branch moves towards where that leads; then gradients begin anew.
             self.catch_up(Some(due))?;
@@ -210,13 +253,13 @@ where
             let images = upload_images(gpu, math, &crop.images)?;
             let (h, saved) =
                 model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.at(), size(crop), true)?;
-            let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
-            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.host_buffers);
+            let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.running);
             let (y, tape) = y.map_err(device_error)?.split_tape();
             let z = y.clone().put_tape(tape);
             let (z, tape) = match &model.predictor {
                 Some(predictor) => {
-                    predictor.forward(z, &leaves, &model.buffers, &mut online.host_buffers).map_err(device_error)?
+                    predictor.forward(z, &leaves, &model.buffers, &mut online.running).map_err(device_error)?
                 }
                 None => z,
             }
@@ -228,13 +271,13 @@ where
         let mut keys = None;
         if let Some(target) = &mut self.momentum {
             let leaves = self::leaves(gpu, device, model, target.params(), model.momentum_head_entries())?;
-            let mut project = |i: usize| -> anyhow::Result<Vec<f32>> {
+            let mut project = |i: usize| -> anyhow::Result<Matrix<f32, D>> {
                 let (arenas, size) = (target.arenas(), size(&batch.crops[i]));
                 let (h, _) =
                     model.encoder.forward_gpu(&arenas, Statistics::Batch, crops[i].images.at(), size, false)?;
-                let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
-                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.host_buffers);
-                Ok(k.map_err(device_error)?.as_vec())
+                let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.running);
+                k.map_err(device_error)
             };
             keys = Some([project(0)?, project(1)?]);
         }
@@ -251,8 +294,8 @@ where
             diagnose: due.diagnosis,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
-        let loss_value = f64::from(loss.as_vec()[0]);
         let (loss, mut tape) = loss.split_tape();
+        let loss_later = D::read_later(&loss).map_err(device_error)?;
         for crop in &mut crops {
             tape = tape.merge(std::mem::take(&mut crop.tape));
         }
@@ -285,23 +328,17 @@ where
             self.optimizer.scale_features(lent.at, n * dim)?;
             model.encoder.backward_gpu(&online.arenas(), crop.images.at(), crop.saved, lent.at, totals)?;
         }
-        self.step += 1;
         self.update = due.ends.then_some(due);
 
-        let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
-        self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis =
-            due.diagnosis.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
-        Ok(StepRow {
-            step: due.step,
-            epoch: due.epoch,
-            loss: loss_value,
-            learning_rate: due.learning_rate,
-            momentum: due.momentum,
-            diagnosis,
-            knn_top1: None,
-            neighbours,
-        })
+        let y = match due.diagnosis {
+            true => {
+                let later = |i: usize| D::read_later(&input.y[i]).map_err(device_error);
+                Some(([later(0)?, later(1)?], input.y[0].shape().1))
+            }
+            false => None,
+        };
+        let (samples, labels) = (batch.samples.clone(), batch.labels.clone());
+        Ok(Unfinished { due, samples, labels, loss: loss_later, positives, y })
     }
 
     /// Brings the rows of the method's own parameters that must have unit length to it.
@@ -317,7 +354,7 @@ where
     ///
     /// # Errors
     /// When the device fails.
-    pub fn state(&self) -> Result<Vec<NamedTensor<f32>>, GpuError> {
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<f32>>> {
         self.assert_settled();
         let flat = |name: &str, values: Vec<f32>| NamedTensor::real(name, &[values.len()], values);
         let mut state = vec![NamedTensor::integer("step", &[1], vec![self.step as i64])];
@@ -327,7 +364,7 @@ where
             state.extend([flat(&format!("{name}.params"), params), flat(&format!("{name}.buffers"), buffers)]);
         }
         state.extend(self.optimizer.state()?);
-        state.extend(self.model.method.state());
+        state.extend(self.model.method.state()?);
         state.extend(self.churn.state());
         Ok(state)
     }
@@ -336,8 +373,8 @@ where
     ///
     /// # Errors
     /// When the device fails.
-    pub fn restore(&mut self, state: &[NamedTensor<f32>]) -> Result<(), GpuError> {
-        self.update = None;
+    pub fn restore(&mut self, state: &[NamedTensor<f32>]) -> anyhow::Result<()> {
+        (self.update, self.unfinished) = (None, None);
         for tensor in state {
             let branch = match tensor.name.split_once('.') {
                 Some(("online", _)) => Some(&mut self.online),
@@ -356,14 +393,14 @@ where
             }
         }
         self.optimizer.restore(state)?;
-        self.model.method.restore(state);
+        self.model.method.restore(state)?;
         self.churn.restore(state);
         Ok(())
     }
 }
 
 /// The parameters of some entries as tensors.
-fn leaves<D: Bridge>(
+fn leaves<D: Backend<f32>>(
     gpu: &Gpu,
     device: &D,
     model: &Model<f32>,
@@ -374,8 +411,8 @@ fn leaves<D: Bridge>(
     Leaves::from_tensors(
         &model.params,
         entries,
-        |entry, shape| device.tensor(gpu, at(entry.offset), shape),
-        |entry, len| device.tensor(gpu, at(entry.offset), (len,)),
+        |entry, shape| device.tensor_at(gpu, at(entry.offset), shape),
+        |entry, len| device.tensor_at(gpu, at(entry.offset), (len,)),
     )
 }
 
