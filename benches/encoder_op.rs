@@ -13,6 +13,7 @@ use snclr::{
         batch_norm::{Running, batch_norm},
         buffers::Buffers,
         conv2d::{Conv2d, Size, Source},
+        product::Products,
         seam::Matrix,
     },
 };
@@ -41,7 +42,7 @@ fn conv(x: Traced, w: Matrix<f32, Cpu>, geometry: Conv2d, size: Size) -> Traced 
 
 fn conv_norm(x: Traced, [input, output]: [usize; 2], kernel: usize, stride: usize, size: &mut Size) -> Traced {
     let device = Cpu::default();
-    let geometry = Conv2d { kernel, stride, padding: kernel / 2, input, output };
+    let geometry = Conv2d { kernel, stride, padding: kernel / 2, input, output, products: Products::Full };
     let weight = (0..geometry.weights()).map(|i| (i as f32 * 0.37).sin() * 0.1).collect();
     let weight: Matrix<f32, Cpu> = device.tensor_from_vec(weight, (output, geometry.patch()));
     let y = conv(x, weight, geometry, *size);

@@ -15,6 +15,7 @@ const STEPS: usize = 5;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let precision = std::env::var("PRECISION").unwrap_or("f32".into());
     for (case, encoder, size, batch, queue, dim, hidden) in [
         ("small", json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"}), 32, 128, 16384, 128, 512),
         ("resnet18", json!({"arch": "resnet18", "stem": "cifar"}), 32, 128, 16384, 128, 512),
@@ -37,6 +38,7 @@ fn main() {
             "epochs": 100,
             "batch_size": batch,
             "health": {"every": 10},
+            "precision": precision,
         }))
         .expect("the case is a spec");
         let mut trainer = Trainer::<f32>::new(&spec.pretrain(), 100, 50_000).expect("a trainer");

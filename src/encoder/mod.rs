@@ -11,7 +11,7 @@ mod vit;
 
 pub use config::*;
 
-use crate::ops::{Real, arena::Layout, buffers::Buffers, conv2d::Size};
+use crate::ops::{Real, arena::Layout, buffers::Buffers, conv2d::Size, product::Products};
 
 /// An encoder's structure; its weights live in flat buffers that the caller owns.
 #[derive(Clone, Debug)]
@@ -60,6 +60,15 @@ impl Encoder {
             EncoderConfig::VitSmall(config) => vit(384, 6, config),
             EncoderConfig::VitBase(config) => vit(768, 12, config),
         }
+    }
+
+    /// The same network, the factors of whose products (convolutions, linear layers) are read as `products` says.
+    pub fn with_products(mut self, products: Products) -> Self {
+        match &mut self {
+            Encoder::Resnet(net) => net.set_products(products),
+            Encoder::Vit(net) => net.set_products(products),
+        }
+        self
     }
 
     /// Width of the features.

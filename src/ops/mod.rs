@@ -24,6 +24,7 @@ pub mod linear;
 pub mod named;
 pub mod normalize;
 pub mod pool;
+pub mod product;
 pub mod random;
 mod real;
 pub mod scratch;

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::Dtype;
 
-use super::{elementary::Elementary, lanes::Lanes, scratch::Scratch};
+use super::{elementary::Elementary, lanes::Lanes, product, scratch::Scratch};
 
 /// A real scalar that dfdx tensors can hold.
 pub trait Real:
@@ -20,6 +20,10 @@ pub trait Real:
     + Sync
     + 'static
 {
+    /// How two factors of bf16 share an element, where [`Real::multiplies_pairs`].
+    type Pairs: product::Operand<Self>;
+    /// Whether the running CPU multiplies pairs of bf16 and adds them to this type.
+    fn multiplies_pairs() -> bool;
     /// Nearest value to `x`.
     fn of(x: f64) -> Self;
     /// As f64.
@@ -27,6 +31,17 @@ pub trait Real:
 }
 
 impl Real for f32 {
+    #[cfg(target_arch = "x86_64")]
+    type Pairs = product::Pairs;
+    #[cfg(not(target_arch = "x86_64"))]
+    type Pairs = product::Rounded;
+
+    fn multiplies_pairs() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return product::pairs_available();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
@@ -38,6 +53,11 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    type Pairs = product::Rounded;
+
+    fn multiplies_pairs() -> bool {
+        false
+    }
     #[inline(always)]
     fn of(x: f64) -> Self {
         x

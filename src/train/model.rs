@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::PretrainConfig;
+use super::{Precision, PretrainConfig};
 use crate::{
     encoder::{Encoder, EncoderError},
     method::{Method, Mlp},
-    ops::{Real, arena::Layout},
+    ops::{Real, arena::Layout, product::Products},
 };
 
 /// The parts and where their tensors lie.
@@ -38,7 +38,11 @@ impl<E: Real> Model<E> {
     /// # Errors
     /// When the encoder's configuration names no network.
     pub fn new(config: &PretrainConfig) -> Result<Self, EncoderError> {
-        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?;
+        let products = match config.precision {
+            Precision::Bf16 => Products::Bf16,
+            Precision::F32 | Precision::Tf32 | Precision::F16 => Products::Full,
+        };
+        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?.with_products(products);
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
         params.extend("encoder.", encoder.params());
         buffers.extend("encoder.", encoder.buffers());

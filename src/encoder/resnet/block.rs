@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ops::{arena::Layout, conv2d::Conv2d};
+use crate::ops::{arena::Layout, conv2d::Conv2d, product::Products};
 
 /// A convolution and the batch norm behind it; the ranges are places in the flat buffers.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Builder {
         };
         let (params, buffers) = (&mut self.params, &mut self.buffers);
         ConvBatchNorm {
-            conv: Conv2d { kernel, stride, padding: kernel / 2, input, output },
+            conv: Conv2d { kernel, stride, padding: kernel / 2, input, output, products: Products::Full },
             kernel: place(params, format!("{conv}.weight"), &[output, input, kernel, kernel]),
             weight: place(params, format!("{norm}.weight"), &[output]),
             bias: place(params, format!("{norm}.bias"), &[output]),

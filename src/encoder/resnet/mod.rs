@@ -22,6 +22,7 @@ use super::{EncoderError, ResnetConfig, Stem};
 use crate::ops::{
     Real,
     arena::Layout,
+    product::Products,
     random::{Purpose, stream},
 };
 use block::{Block, Builder, ConvBatchNorm};
@@ -80,6 +81,14 @@ impl ResNet {
         let (params, buffers) = builder.finish();
         let max_pool = config.stem == Stem::Imagenet;
         Ok(Self { params, buffers, feature_dim: channels, stem, max_pool, blocks })
+    }
+
+    /// Reads the factors of all convolutions' products as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        let units = self.blocks.iter_mut().flat_map(|block| block.convs.iter_mut().chain(&mut block.shortcut));
+        for unit in [&mut self.stem].into_iter().chain(units) {
+            unit.conv.products = products;
+        }
     }
 
     /// Convolutions from N(0, 2 / fan-out), batch norm at the identity (torchvision's defaults).

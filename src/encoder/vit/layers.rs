@@ -6,8 +6,10 @@ use crate::ops::{
     Real,
     arena::Layout,
     columns::{add_column_sums, add_to_rows, fill_rows},
+    conv2d::{Conv2d, Size, Source},
     gemm::{Matrix, Threads, gemm},
     layer_norm::Affine,
+    product::Products,
 };
 
 /// A linear layer; the ranges are places in the flat buffer.
@@ -17,6 +19,7 @@ pub struct Linear {
     pub bias: Range<usize>,
     pub input: usize,
     pub output: usize,
+    pub products: Products,
 }
 
 /// A layer norm.
@@ -53,6 +56,12 @@ impl Linear {
     /// Adds the gradients of weight and bias; writes the gradient of x [rows, input] to `gx`.
     pub fn backward<E: Real>(&self, params: &[E], x: &[E], gy: &[E], gx: &mut [E], gradients: &mut [E]) {
         let rows = gy.len() / self.output;
+        if self.products == Products::Bf16 {
+            let (conv, size, weight) = (self.pointwise(), pixels(rows), &params[self.weight.clone()]);
+            add_column_sums(gy, &mut gradients[self.bias.clone()]);
+            conv.backward_weight(Source::plain(x), size, gy, &mut gradients[self.weight.clone()]);
+            return conv.backward_data(gy, size, weight, E::zero(), gx);
+        }
         let gy_matrix = Matrix::new(gy, rows, self.output);
         add_column_sums(gy, &mut gradients[self.bias.clone()]);
         let g_weight = &mut gradients[self.weight.clone()];
@@ -62,12 +71,27 @@ impl Linear {
 
     fn add_product<E: Real>(&self, params: &[E], x: &[E], y: &mut [E]) {
         let rows = x.len() / self.input;
+        if self.products == Products::Bf16 {
+            let weight = &params[self.weight.clone()];
+            return self.pointwise().forward(Source::plain(x), pixels(rows), weight, E::one(), y, None);
+        }
         gemm(Matrix::new(x, rows, self.input), self.matrix(params).t(), E::one(), y, Threads::All);
+    }
+
+    /// The same layer as a convolution.
+    fn pointwise(&self) -> Conv2d {
+        let Self { input, output, products, .. } = *self;
+        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products }
     }
 
     fn matrix<'a, E>(&self, params: &'a [E]) -> Matrix<'a, E> {
         Matrix::new(&params[self.weight.clone()], self.output, self.input)
     }
+}
+
+/// Rows as pixels.
+fn pixels(rows: usize) -> Size {
+    Size { n: rows, h: 1, w: 1 }
 }
 
 impl Norm {
@@ -105,7 +129,7 @@ impl Builder {
     pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
         let weight = self.param(&format!("{name}.weight"), &[output, input]);
         let bias = self.param(&format!("{name}.bias"), &[output]);
-        Linear { weight, bias, input, output }
+        Linear { weight, bias, input, output, products: Products::Full }
     }
 
     /// A layer norm.

@@ -14,7 +14,7 @@ mod tests;
 pub use forward::Saved;
 
 use super::{EncoderError, VitConfig};
-use crate::ops::{arena::Layout, attention::Attention, conv2d::Conv2d};
+use crate::ops::{arena::Layout, attention::Attention, conv2d::Conv2d, product::Products};
 use layers::{Block, Builder, Linear, Norm};
 
 /// Hidden width of the perceptrons, as a multiple of the tokens' width.
@@ -68,18 +68,30 @@ impl Vit {
         let mut builder = Builder::default();
         let cls_token = builder.param("cls_token", &[1, 1, width]);
         builder.buffer("pos_embed", &[1, 1 + grid * grid, width]);
-        let patches = Conv2d { kernel: patch, stride: patch, padding: 0, input: 3, output: width };
+        let patches =
+            Conv2d { kernel: patch, stride: patch, padding: 0, input: 3, output: width, products: Products::Full };
         let patch_embed = Linear {
             weight: builder.param("patch_embed.proj.weight", &[width, 3, patch, patch]),
             bias: builder.param("patch_embed.proj.bias", &[width]),
             input: patches.patch(),
             output: width,
+            products: Products::Full,
         };
         let blocks = (0..depth).map(|i| builder.block(&format!("blocks.{i}"), width, MLP_RATIO * width)).collect();
         let norm = builder.norm("norm", width);
         let (params, buffers) = builder.finish();
         let stop_grad_patch_embed = config.stop_grad_patch_embed;
         Ok(Self { params, buffers, shape, grid, stop_grad_patch_embed, patches, patch_embed, cls_token, blocks, norm })
+    }
+
+    /// Reads the factors of the products of all linear layers as `products` says; those of attention stay as they are.
+    pub fn set_products(&mut self, products: Products) {
+        self.patches.products = products;
+        for block in &mut self.blocks {
+            for layer in [&mut block.qkv, &mut block.proj, &mut block.fc1, &mut block.fc2] {
+                layer.products = products;
+            }
+        }
     }
 
     /// Width of the features.

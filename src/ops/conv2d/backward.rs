@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, Source, winograd::Tiling};
+use super::{Conv2d, Size, Source, packed, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -23,16 +23,26 @@ impl Conv2d {
             // The gradient of a convolution of stride 1 is a convolution with the mirrored weights.
             let mirrored =
                 Conv2d { padding: self.kernel - 1 - self.padding, input: self.output, output: self.input, ..*self };
-            if let Some(tiling) = Tiling::of(&mirrored, out) {
+            let (x, moments) = (Source::plain(gy), &mut TileMoments::none());
+            if let Some(tiling) = winograd::Tiling::of(&mirrored, out) {
                 let last = self.kernel * self.kernel - 1;
-                let at = |output, tap, input| weight[input * self.patch() + (last - tap) * self.input + output];
-                return mirrored.winograd(&tiling, Source::plain(gy), at, beta, gx, &mut TileMoments::none());
+                let weight = |output, tap, input| weight[input * self.patch() + (last - tap) * self.input + output];
+                let (conv, tiling) = (&mirrored, &tiling);
+                return self.products.run(winograd::Forward { conv, tiling, x, weight, beta, y: gx, moments });
             }
-            mirrored.forward(Source::plain(gy), out, &self.mirror(weight), beta, gx, None);
+            if self.is_packed() && self.kernel == 1 {
+                let weight = Matrix::new(weight, self.output, self.input);
+                let conv = &mirrored;
+                return self.products.run(packed::Forward { conv, x, size: out, weight, beta, y: gx, moments });
+            }
+            mirrored.forward(x, out, &self.mirror(weight), beta, gx, None);
             return;
         }
         if beta == E::zero() {
             gx.fill(E::zero());
+        }
+        if self.is_packed() {
+            return self.products.run(packed::BackwardData { conv: self, gy, size, weight, gx });
         }
         let weight = Matrix::new(weight, self.output, self.patch());
         let one = Size { n: 1, ..size };
@@ -54,8 +64,11 @@ impl Conv2d {
         assert_eq!(gw.len(), self.weights());
         let pixels = self.output_size(size).pixels();
         assert_eq!(gy.len(), pixels * self.output);
-        if let Some(tiling) = Tiling::of(self, size) {
-            return self.winograd_backward_weight(&tiling, x, gy, gw);
+        if let Some(tiling) = winograd::Tiling::of(self, size) {
+            return self.products.run(winograd::BackwardWeight { conv: self, tiling: &tiling, x, gy, gw });
+        }
+        if self.is_packed() {
+            return self.products.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
         }
         let rows = self.tile_rows();
         let add_tile = |first: usize, last: usize, patches: &mut Vec<E>, gw: &mut [E], threads| {

@@ -215,7 +215,14 @@ mod tests {
         ] {
             let golden = Golden::load(case);
             let [n, input, h, w] = golden.shape("in.x")[..] else { unreachable!() };
-            let conv = Conv2d { kernel, stride, padding, input, output: golden.shape("in.weight")[0] };
+            let conv = Conv2d {
+                kernel,
+                stride,
+                padding,
+                input,
+                output: golden.shape("in.weight")[0],
+                products: crate::ops::product::Products::Full,
+            };
             let input = |name: &str| golden.channels_last::<f32>(name);
             for (math, tolerance) in MATHS {
                 on_every_gpu(|gpu| {
@@ -237,11 +244,61 @@ mod tests {
 
     /// Shapes that take every variant, with ragged tiles and several parts of the weight pass.
     const SHAPES: [(Conv2d, Size); 5] = [
-        (Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 136 }, Size { n: 3, h: 9, w: 11 }),
-        (Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40 }, Size { n: 3, h: 17, w: 20 }),
-        (Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16 }, Size { n: 5, h: 15, w: 18 }),
-        (Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 8 }, Size { n: 2, h: 20, w: 23 }),
-        (Conv2d { kernel: 1, stride: 1, padding: 0, input: 12, output: 10 }, Size { n: 70, h: 1, w: 1 }),
+        (
+            Conv2d {
+                kernel: 3,
+                stride: 1,
+                padding: 1,
+                input: 16,
+                output: 136,
+                products: crate::ops::product::Products::Full,
+            },
+            Size { n: 3, h: 9, w: 11 },
+        ),
+        (
+            Conv2d {
+                kernel: 1,
+                stride: 1,
+                padding: 0,
+                input: 24,
+                output: 40,
+                products: crate::ops::product::Products::Full,
+            },
+            Size { n: 3, h: 17, w: 20 },
+        ),
+        (
+            Conv2d {
+                kernel: 3,
+                stride: 2,
+                padding: 1,
+                input: 32,
+                output: 16,
+                products: crate::ops::product::Products::Full,
+            },
+            Size { n: 5, h: 15, w: 18 },
+        ),
+        (
+            Conv2d {
+                kernel: 7,
+                stride: 2,
+                padding: 3,
+                input: 3,
+                output: 8,
+                products: crate::ops::product::Products::Full,
+            },
+            Size { n: 2, h: 20, w: 23 },
+        ),
+        (
+            Conv2d {
+                kernel: 1,
+                stride: 1,
+                padding: 0,
+                input: 12,
+                output: 10,
+                products: crate::ops::product::Products::Full,
+            },
+            Size { n: 70, h: 1, w: 1 },
+        ),
     ];
 
     #[test]

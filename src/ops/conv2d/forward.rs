@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, Source, winograd::Tiling};
+use super::{Conv2d, Size, Source, packed, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -29,14 +29,17 @@ impl Conv2d {
         assert_eq!(y.len(), pixels * self.output);
         let mut none = TileMoments::none();
         let moments = moments.unwrap_or(&mut none);
-        if let Some(tiling) = Tiling::of(self, size) {
+        if let Some(tiling) = winograd::Tiling::of(self, size) {
             let patch = self.patch();
-            let at = |output, tap, input| weight[output * patch + tap * self.input + input];
-            return self.winograd(&tiling, x, at, beta, y, moments);
+            let weight = |output, tap, input| weight[output * patch + tap * self.input + input];
+            return self.products.run(winograd::Forward { conv: self, tiling: &tiling, x, weight, beta, y, moments });
+        }
+        let weight = Matrix::new(weight, self.output, self.patch()).t();
+        if self.is_packed() {
+            return self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, moments });
         }
         let rows = self.tile_rows();
         moments.reset(pixels, rows, self.output);
-        let weight = Matrix::new(weight, self.output, self.patch()).t();
         let tiles = y.chunks_mut(rows * self.output).enumerate();
 
         if self.shares_product() {

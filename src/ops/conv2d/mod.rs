@@ -9,12 +9,15 @@ mod backward;
 pub mod cuda;
 mod forward;
 mod gather;
+mod packed;
 mod source;
 #[cfg(test)]
 mod tests;
 mod winograd;
 
 pub use source::Source;
+
+use super::product::Products;
 
 /// Number of images and their height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +34,7 @@ impl Size {
     }
 }
 
-/// A convolution's geometry: square kernel, equal stride and zero padding on both axes, no bias, one group.
+/// A convolution: square kernel, equal stride and zero padding on both axes, no bias, one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     pub kernel: usize,
@@ -41,6 +44,8 @@ pub struct Conv2d {
     pub input: usize,
     /// Output channels.
     pub output: usize,
+    /// How factors are read.
+    pub products: Products,
 }
 
 /// Weights with at least so many elements no longer fit a core's cache beside a tile: then all threads share each product.

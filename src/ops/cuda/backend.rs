@@ -26,6 +26,7 @@ use crate::ops::{
     later::{Later, ReadLater},
     linear::LinearKernel,
     normalize::{self, NormalizeKernel},
+    product::Products,
     seam::{Buffer, Matrix, Traced, traced},
 };
 
@@ -85,7 +86,7 @@ impl ReadLater<f32> for Cuda {
 
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, OnGpu<'_>) {
-    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output };
+    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: Products::Full };
     (conv, OnGpu { gpu, math: math(), size: Size { n: rows, h: 1, w: 1 } })
 }
 

@@ -91,6 +91,9 @@ where
             Precision::F32 => Math::F32,
             Precision::Tf32 => Math::Tf32,
             Precision::F16 => Math::F16,
+            Precision::Bf16 => anyhow::bail!(
+                "precision: bf16 needs the CPU; use precision: f16 (--set precision=f16), or --device cpu"
+            ),
         };
         let start = model.init(config.seed);
         let encoder = model.encoder_len();

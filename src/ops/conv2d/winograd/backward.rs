@@ -1,33 +1,47 @@
 //! Weight gradient.
 
-use pulp::{Arch, Simd, WithSimd};
+use std::marker::PhantomData;
+
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
     SHARED, blocks_at_once, by_block,
-    product::{Strided, Target, product},
-    tiles::{Points, TransformGradient, TransformInput, strip_len},
+    tiles::{Points, TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
     weights::add_gradient,
 };
 use crate::ops::{
     Real,
     conv2d::{Conv2d, Source},
+    product::{Operand, Strided, Target, WithOperand, elements, product},
 };
 
 /// Parts of the batch whose gradients are summed apart, then in order.
 const PARTS: usize = 16;
 
-impl Conv2d {
-    /// gw += the weight gradient.
-    pub fn winograd_backward_weight<E: Real>(&self, tiling: &Tiling, x: Source<E>, gy: &[E], gw: &mut [E]) {
-        let pass = Pass { conv: self, tiling, x, gy };
-        let (blocks, weights) = (tiling.blocks(), POINTS * self.input * self.output);
-        let shared = self.input * self.output >= SHARED;
+/// gw += the weight gradient.
+pub struct BackwardWeight<'a, E> {
+    pub conv: &'a Conv2d,
+    pub tiling: &'a Tiling,
+    pub x: Source<'a, E>,
+    pub gy: &'a [E],
+    pub gw: &'a mut [E],
+}
+
+impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, tiling, x, gy, gw } = self;
+        let Conv2d { input, output, .. } = *conv;
+        let pass = Pass::<E, P> { conv, tiling, x, gy, operand: PhantomData };
+        let (blocks, weights) = (tiling.blocks(), POINTS * input * output);
+        let shared = input * output >= SHARED;
         let part = if shared { blocks } else { blocks.div_ceil(PARTS) };
         E::with_scratch(blocks.div_ceil(part) * weights, |sums| {
             if shared {
-                let at_once = blocks_at_once(tiling, self.input + self.output);
+                let at_once = blocks_at_once(tiling, input + output);
                 for first in (0..blocks).step_by(at_once) {
                     pass.shared_blocks(first, at_once.min(blocks - first), sums);
                 }
@@ -45,38 +59,43 @@ impl Conv2d {
                     *s += *o;
                 }
             }
-            add_gradient(sum, self.input, gw);
+            add_gradient(sum, input, gw);
         });
     }
 }
 
 /// What all blocks share.
-struct Pass<'a, E> {
+struct Pass<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
     x: Source<'a, E>,
     gy: &'a [E],
+    operand: PhantomData<P>,
 }
 
-impl<E: Real> Pass<'_, E> {
+impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+    /// Elements of one point's matrices of a block, packed across: tiles and gradients.
+    fn matrices(&self) -> [usize; 2] {
+        self.tiling.matrices(self.conv).map(|len| len / P::PACK)
+    }
+
     fn transform(&self, block: usize, tiles: Vec<&mut [E]>, gradients: Vec<&mut [E]>) {
         let Self { conv, tiling, .. } = *self;
         E::with_scratch(strip_len(tiling, conv.input.max(conv.output)), |strip| {
             let points = &mut Points { matrices: tiles, row: conv.input };
             let (images, channels) = (self.x, conv.input);
             let part = &mut strip[..strip_len(tiling, channels)];
-            Arch::new().dispatch(TransformInput { tiling, block, images, channels, strip: part, points });
+            P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.across::<P>());
             let points = &mut Points { matrices: gradients, row: conv.output };
             let (images, channels) = (Source::plain(self.gy), conv.output);
             let part = &mut strip[..strip_len(tiling, channels)];
-            let gradient = TransformInput { tiling, block, images, channels, strip: part, points };
-            Arch::new().dispatch(TransformGradient(gradient));
+            P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.gradient::<P>());
         });
     }
 
     /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
     fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
             let cut = (tiles.chunks_exact_mut(input).collect(), gradients.chunks_exact_mut(output).collect());
@@ -85,14 +104,24 @@ impl<E: Real> Pass<'_, E> {
             let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
             for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(rows * channels)) {
                 let conv = *self.conv;
-                Arch::new().dispatch(Multiply { conv, first: 0, rows, count: tiles_of, tiles, gradients, sum, add });
+                P::dispatch(Multiply::<E, P> {
+                    conv,
+                    first: 0,
+                    rows,
+                    count: tiles_of,
+                    tiles,
+                    gradients,
+                    sum,
+                    add,
+                    operand: PhantomData,
+                });
             }
         });
     }
 
     /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
     fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         let conv = *self.conv;
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);
@@ -113,7 +142,17 @@ impl<E: Real> Pass<'_, E> {
                     let gradients = &gradients[at * output..][..output];
                     let (rows, count) = (sum.len() / conv.input, self.tiling.tiles_of(first + block));
                     let add = first + block > 0;
-                    Arch::new().dispatch(Multiply { conv, first: from, rows, count, tiles, gradients, sum, add });
+                    P::dispatch(Multiply::<E, P> {
+                        conv,
+                        first: from,
+                        rows,
+                        count,
+                        tiles,
+                        gradients,
+                        sum,
+                        add,
+                        operand: PhantomData,
+                    });
                 }
             });
         });
@@ -121,7 +160,7 @@ impl<E: Real> Pass<'_, E> {
 }
 
 /// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
-struct Multiply<'a, E> {
+struct Multiply<'a, E, P> {
     conv: Conv2d,
     first: usize,
     rows: usize,
@@ -131,16 +170,18 @@ struct Multiply<'a, E> {
     gradients: &'a [E],
     sum: &'a mut [E],
     add: bool,
+    operand: PhantomData<P>,
 }
 
-impl<E: Real> WithSimd for Multiply<'_, E> {
+impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add } = self;
+        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add, .. } = self;
         let a = Strided { data: &gradients[first..], row: 1, column: output };
         let b = Strided { data: tiles, row: input, column: 1 };
-        product(simd, [rows, count, input], a, b, Target { data: sum, row: input, add });
+        let depth = elements::<E, P>(count);
+        product::<E, P, S>(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
     }
 }

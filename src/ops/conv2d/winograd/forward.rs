@@ -1,11 +1,12 @@
 //! Forward pass, which is also the data gradient with mirrored weights.
 
-use pulp::{Arch, Simd, WithSimd};
+use std::marker::PhantomData;
+
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{
     SHARED, blocks_at_once, by_block,
-    product::{Strided, Target, product},
     tiles::{Points, TransformInput, TransformOutput, strip_len},
     tiling::{POINTS, Tiling},
     weights::Weights,
@@ -14,27 +15,34 @@ use crate::ops::{
     Real,
     batch_norm::TileMoments,
     conv2d::{Conv2d, Source},
+    product::{Left, Operand, Strided, WithOperand, multiply},
 };
 
-impl Conv2d {
-    /// y = conv(x, weights) + beta y with `beta` 0 or 1, where element (output, tap, input) of the weights is `weight`'s
-    /// result. With `moments`, statistics of y are taken while a block is in the cache.
-    pub fn winograd<E: Real>(
-        &self,
-        tiling: &Tiling,
-        x: Source<E>,
-        weight: impl Fn(usize, usize, usize) -> E + Sync,
-        beta: E,
-        y: &mut [E],
-        moments: &mut TileMoments<E>,
-    ) {
-        E::with_scratch(Weights::<E>::len(self.input, self.output), |memory| {
-            let weights = &Weights::of(self.input, self.output, weight, memory);
+/// y = conv(x, weight) + beta y with `beta` 0 or 1, where element (output, tap, input) of the weights is `weight`'s result.
+/// Statistics of y are taken while a block is in the cache.
+pub struct Forward<'a, E, F> {
+    pub conv: &'a Conv2d,
+    pub tiling: &'a Tiling,
+    pub x: Source<'a, E>,
+    pub weight: F,
+    pub beta: E,
+    pub y: &'a mut [E],
+    pub moments: &'a mut TileMoments<E>,
+}
+
+impl<E: Real, F: Fn(usize, usize, usize) -> E + Sync> WithOperand<E> for Forward<'_, E, F> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, tiling, x, weight, beta, y, moments } = self;
+        let Conv2d { input, output, .. } = *conv;
+        E::with_scratch(Weights::<E>::len::<P>(input, output), |memory| {
+            let weights = &Weights::of::<P>(input, output, weight, memory);
             let pixels = tiling.pixels_per_block();
-            moments.reset(tiling.size.pixels(), pixels, self.output);
-            let pass = Pass { conv: self, tiling, x, weights, add: beta != E::zero() };
-            let blocks = y.par_chunks_mut(pixels * self.output).zip(moments.par_tiles()).enumerate();
-            if self.input * self.output < SHARED {
+            moments.reset(tiling.size.pixels(), pixels, output);
+            let pass = Pass::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };
+            let blocks = y.par_chunks_mut(pixels * output).zip(moments.par_tiles()).enumerate();
+            if input * output < SHARED {
                 blocks.for_each(|(block, (y, mut moments))| {
                     pass.one_block(block, y);
                     moments.of(y);
@@ -42,7 +50,7 @@ impl Conv2d {
                 return;
             }
             let mut blocks: Vec<_> = blocks.collect();
-            for group in blocks.chunks_mut(blocks_at_once(tiling, self.input + self.output)) {
+            for group in blocks.chunks_mut(blocks_at_once(tiling, input + output)) {
                 pass.shared_blocks(group.iter_mut().map(|(block, (y, _))| (*block, &mut **y)).collect());
                 group.par_iter_mut().for_each(|(_, (y, moments))| moments.of(y));
             }
@@ -51,21 +59,28 @@ impl Conv2d {
 }
 
 /// What all blocks share.
-struct Pass<'a, E> {
+struct Pass<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
     x: Source<'a, E>,
     weights: &'a Weights<'a, E>,
     add: bool,
+    operand: PhantomData<P>,
 }
 
-impl<E: Real> Pass<'_, E> {
+impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+    /// Elements of one point's matrices of a block: tiles and products.
+    fn matrices(&self) -> [usize; 2] {
+        let [tiles, products] = self.tiling.matrices(self.conv);
+        [tiles / P::PACK, products]
+    }
+
     fn input(&self, block: usize, matrices: Vec<&mut [E]>) {
         let channels = self.conv.input;
         E::with_scratch(strip_len(self.tiling, channels), |strip| {
-            let mut points = Points { matrices, row: channels };
+            let mut points = Points { matrices, row: channels / P::PACK };
             let (tiling, images) = (self.tiling, self.x);
-            Arch::new().dispatch(TransformInput { tiling, block, images, channels, strip, points: &mut points });
+            P::dispatch(TransformInput { tiling, block, images, channels, strip, points: &mut points }.along::<P>());
         });
     }
 
@@ -76,13 +91,14 @@ impl<E: Real> Pass<'_, E> {
     }
 
     fn multiply(&self, point: usize, tiles: &[E], products: &mut [E]) {
-        let (weights, rows, input) = (self.weights, self.tiling.rows(), self.conv.input);
-        Arch::new().dispatch(Multiply { weights, point, rows, input, tiles, products, output: self.conv.output });
+        let factors = Strided { data: tiles, row: self.conv.input / P::PACK, column: 1 };
+        let left = Left { factors, rows: self.tiling.rows() };
+        multiply::<E, P>(left, self.weights.point(point), products, false);
     }
 
     /// Takes one block through all stages on this thread.
     fn one_block(&self, block: usize, y: &mut [E]) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * input);
             self.input(block, tiles.chunks_exact_mut(input).collect());
@@ -97,7 +113,7 @@ impl<E: Real> Pass<'_, E> {
 
     /// Takes several blocks through the stages, each stage on all threads.
     fn shared_blocks(&self, blocks: Vec<(usize, &mut [E])>) {
-        let [input, output] = self.tiling.matrices(self.conv);
+        let [input, output] = self.matrices();
         let count = blocks.len();
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * count * input);
@@ -117,31 +133,5 @@ impl<E: Real> Pass<'_, E> {
                 self.output(block, points, y);
             });
         });
-    }
-}
-
-/// One point's product: tiles [rows, input] times weights [input, output].
-struct Multiply<'a, E> {
-    weights: &'a Weights<'a, E>,
-    point: usize,
-    rows: usize,
-    input: usize,
-    output: usize,
-    tiles: &'a [E],
-    products: &'a mut [E],
-}
-
-impl<E: Real> WithSimd for Multiply<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { weights, point, rows, input, output, tiles, products } = self;
-        for panel in weights.panels(point) {
-            let a = Strided { data: tiles, row: input, column: 1 };
-            let b = Strided { data: panel.values, row: panel.width, column: 1 };
-            let c = Target { data: &mut products[panel.first..], row: output, add: false };
-            product(simd, [rows, input, panel.width], a, b, c);
-        }
     }
 }

@@ -15,12 +15,13 @@
 
 mod backward;
 mod forward;
-mod product;
 mod tiles;
 mod tiling;
 mod transform;
 mod weights;
 
+pub use backward::BackwardWeight;
+pub use forward::Forward;
 pub use tiling::Tiling;
 
 use tiling::POINTS;

@@ -1,8 +1,9 @@
 //! Transformed tiles: from images, and back to images.
 //!
-//! A block of tiles is 36 matrices [tiles, channels], one per point of the transformed tile.
+//! A block of tiles is 36 matrices, one per point of the transformed tile, packed as factors of products: along the channels
+//! [tiles, channels] where those are summed over, across the tiles where these are.
 
-use std::ops::Range;
+use std::marker::PhantomData;
 
 use pulp::{Simd, WithSimd};
 
@@ -10,15 +11,15 @@ use super::{
     tiling::{EDGE, POINTS, SIDE, Tiling},
     transform,
 };
-use crate::ops::{Real, conv2d::Source, lanes::Vector};
+use crate::ops::{Real, conv2d::Source, lanes::Vector, product::Operand};
 
-/// The matrices of a block, each with rows of `row` elements.
+/// The matrices of a block, each with rows of `row` elements. Packed across, a row holds several tiles.
 pub struct Points<'a, E> {
     pub matrices: Vec<&'a mut [E]>,
     pub row: usize,
 }
 
-/// Elements of working memory that [`TransformInput`] and [`TransformGradient`] need.
+/// Elements of working memory that [`TransformInput`] needs.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
     let row = (tiling.tiles_per_strip * EDGE + 2) * channels;
     // as many lines of pixels, and a line of zeros
@@ -36,50 +37,50 @@ pub struct TransformInput<'a, 'b, E> {
     pub points: &'a mut Points<'b, E>,
 }
 
-impl<E: Real> WithSimd for TransformInput<'_, '_, E> {
-    type Output = ();
+impl<'a, 'b, E: Real> TransformInput<'a, 'b, E> {
+    /// The work, with results packed along the channels.
+    pub fn along<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Input, 6, false> { of: self, kinds: PhantomData }
+    }
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, block, images, channels, strip, points } = self;
-        let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Input, 6>(simd, tiling, strips, (images, channels), 1, strip, points);
+    /// The work, with results packed across the tiles.
+    pub fn across<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Input, 6, true> { of: self, kinds: PhantomData }
+    }
+
+    /// The same for a gradient, packed across the tiles: A g A^T of every tile, where g is the gradient of its 4x4
+    /// outputs, zero outside the image.
+    pub fn gradient<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
+        Transform::<E, P, Gradient, 4, true> { of: self, kinds: PhantomData }
     }
 }
 
-/// A g A^T of every tile of a block: g is the gradient of the tile's 4x4 outputs, zero outside the image.
-pub struct TransformGradient<'a, 'b, E>(pub TransformInput<'a, 'b, E>);
-
-impl<E: Real> WithSimd for TransformGradient<'_, '_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let TransformInput { tiling, block, images, channels, strip, points } = self.0;
-        let strips = tiling.strips_of(block);
-        transform_strips::<E, S, Gradient, 4>(simd, tiling, strips, (images, channels), 0, strip, points);
-    }
+/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
+/// than a tile's edge, and reach half of what it is more beyond it.
+struct Transform<'a, 'b, E, P, M, const IN: usize, const ACROSS: bool> {
+    of: TransformInput<'a, 'b, E>,
+    kinds: PhantomData<(P, M)>,
 }
 
 /// A map along one axis of a tile. A trait rather than a closure: only so is it compiled for the vector unit.
-trait Map<E: Real, S: Simd, const IN: usize> {
-    fn map(values: [Vector<E, S>; IN]) -> [Vector<E, S>; SIDE];
+trait Map<E: Real, const IN: usize> {
+    fn map<S: Simd>(values: [Vector<E, S>; IN]) -> [Vector<E, S>; SIDE];
 }
 
 struct Input;
 
-impl<E: Real, S: Simd> Map<E, S, 6> for Input {
+impl<E: Real> Map<E, 6> for Input {
     #[inline(always)]
-    fn map(values: [Vector<E, S>; 6]) -> [Vector<E, S>; SIDE] {
+    fn map<S: Simd>(values: [Vector<E, S>; 6]) -> [Vector<E, S>; SIDE] {
         transform::input(values)
     }
 }
 
 struct Gradient;
 
-impl<E: Real, S: Simd> Map<E, S, 4> for Gradient {
+impl<E: Real> Map<E, 4> for Gradient {
     #[inline(always)]
-    fn map(values: [Vector<E, S>; 4]) -> [Vector<E, S>; SIDE] {
+    fn map<S: Simd>(values: [Vector<E, S>; 4]) -> [Vector<E, S>; SIDE] {
         transform::output_gradient(values)
     }
 }
@@ -88,83 +89,88 @@ fn lanes<E: Real, S: Simd>() -> usize {
     size_of::<E::Vector<S>>() / size_of::<E>()
 }
 
-/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
-/// than a tile's edge, and reach `border` pixels beyond it.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn transform_strips<E: Real, S: Simd, M, const IN: usize>(
-    simd: S,
-    tiling: &Tiling,
-    strips: Range<usize>,
-    (images, channels): (Source<E>, usize),
-    border: usize,
-    strip: &mut [E],
-    points: &mut Points<E>,
-) where
-    M: Map<E, S, IN>,
+impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool> WithSimd
+    for Transform<'_, '_, E, P, M, IN, ACROSS>
 {
-    let (height, width, elements) = (tiling.size.h, tiling.size.w, channels);
-    let channels = channels / lanes::<E, S>();
-    let line = width * channels;
-    let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
-    let (rows, pixels) = strip.split_at_mut(SIDE * row * lanes::<E, S>());
-    let rows = E::vectors_mut::<S>(rows);
-    let (pixels, zeros) = pixels.split_at_mut(SIDE * width * elements);
-    zeros[..width * elements].fill(E::zero());
-    let zeros = &zeros[..width * elements];
-    let zero = E::splat(simd, E::zero());
-    for row in rows.chunks_exact_mut(row) {
-        row[..border * channels].fill(zero);
-        row[border * channels + line..].fill(zero);
-    }
-    let mut tile = 0;
-    for s in strips {
-        let (n, y) = tiling.place_of(s);
-        let mut lines: [&[E::Vector<S>]; IN] = [&[]; IN];
-        for (i, pixels) in pixels.chunks_exact_mut(width * elements).take(IN).enumerate() {
-            let y = (y + i).wrapping_sub(border);
-            let first = (n * height + y.min(height)) * width * elements;
-            lines[i] = E::vectors::<S>(if y >= height {
-                zeros
-            } else if images.relu_of.is_none() {
-                &images.images[first..][..width * elements]
-            } else {
-                images.copy_to(first, pixels);
-                pixels
-            });
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let TransformInput { tiling, block, images, channels, strip, points } = self.of;
+        let border = (IN - EDGE) / 2;
+        // Elements of a result's vector, and tiles per row.
+        let (step, tiles_per_row) = if ACROSS { (lanes::<E, S>(), P::PACK) } else { (lanes::<E, S>() / P::PACK, 1) };
+        let (height, width, elements) = (tiling.size.h, tiling.size.w, channels);
+        let channels = channels / lanes::<E, S>();
+        let line = width * channels;
+        let row = (tiling.tiles_per_strip * EDGE + 2 * border) * channels;
+        let (rows, pixels) = strip.split_at_mut(SIDE * row * lanes::<E, S>());
+        let rows = E::vectors_mut::<S>(rows);
+        let (pixels, zeros) = pixels.split_at_mut(SIDE * width * elements);
+        zeros[..width * elements].fill(E::zero());
+        let zeros = &zeros[..width * elements];
+        let zero = E::splat(simd, E::zero());
+        for row in rows.chunks_exact_mut(row) {
+            row[..border * channels].fill(zero);
+            row[border * channels + line..].fill(zero);
         }
-        for x in 0..line {
-            let mut pixels = [Vector::splat(simd, E::zero()); IN];
-            for i in 0..IN {
-                pixels[i] = Vector::new(simd, lines[i][x]);
+        let mut tile = 0;
+        for s in tiling.strips_of(block) {
+            let (n, y) = tiling.place_of(s);
+            let mut lines: [&[E::Vector<S>]; IN] = [&[]; IN];
+            for (i, pixels) in pixels.chunks_exact_mut(width * elements).take(IN).enumerate() {
+                let y = (y + i).wrapping_sub(border);
+                let first = (n * height + y.min(height)) * width * elements;
+                lines[i] = E::vectors::<S>(if y >= height {
+                    zeros
+                } else if images.relu_of.is_none() {
+                    &images.images[first..][..width * elements]
+                } else {
+                    images.copy_to(first, pixels);
+                    pixels
+                });
             }
-            let values = M::map(pixels);
-            for i in 0..SIDE {
-                rows[i * row + border * channels + x] = values[i].lanes;
-            }
-        }
-        for (i, matrices) in points.matrices.chunks_exact_mut(SIDE).enumerate() {
-            let line = &rows[i * row..][..row];
-            for t in 0..tiling.tiles_per_strip {
-                let at = (tile + t) * points.row;
-                let pixels = &line[t * EDGE * channels..][..IN * channels];
-                let mut targets: [&mut [E::Vector<S>]; SIDE] = Default::default();
-                for (target, m) in targets.iter_mut().zip(&mut *matrices) {
-                    *target = &mut E::vectors_mut::<S>(&mut m[at..][..channels * lanes::<E, S>()])[..channels];
+            for x in 0..line {
+                let mut pixels = [Vector::splat(simd, E::zero()); IN];
+                for i in 0..IN {
+                    pixels[i] = Vector::new(simd, lines[i][x]);
                 }
-                for v in 0..channels {
-                    let mut values = [Vector::splat(simd, E::zero()); IN];
-                    for j in 0..IN {
-                        values[j] = Vector::new(simd, pixels[j * channels + v]);
-                    }
-                    let values = M::map(values);
-                    for j in 0..SIDE {
-                        targets[j][v] = values[j].lanes;
-                    }
+                let values = M::map(pixels);
+                for i in 0..SIDE {
+                    rows[i * row + border * channels + x] = values[i].lanes;
                 }
             }
+            for (i, matrices) in points.matrices.chunks_exact_mut(SIDE).enumerate() {
+                let line = &rows[i * row..][..row];
+                for t in 0..tiling.tiles_per_strip {
+                    let (at, part) = ((tile + t) / tiles_per_row * points.row, (tile + t) % tiles_per_row);
+                    let pixels = &line[t * EDGE * channels..][..IN * channels];
+                    let mut targets = [std::ptr::null_mut::<E>(); SIDE];
+                    for (target, m) in targets.iter_mut().zip(&mut *matrices) {
+                        *target = m[at..][..channels * step].as_mut_ptr();
+                    }
+                    for v in 0..channels {
+                        let mut values = [Vector::splat(simd, E::zero()); IN];
+                        for j in 0..IN {
+                            values[j] = Vector::new(simd, pixels[j * channels + v]);
+                        }
+                        let values = M::map(values);
+                        for j in 0..SIDE {
+                            // SAFETY: the targets have room for `channels` vectors of `step` elements.
+                            unsafe {
+                                let target = targets[j].add(v * step);
+                                if ACROSS {
+                                    P::store_across(simd, values[j].lanes, part, target);
+                                } else {
+                                    P::store_along(simd, values[j].lanes, target);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            tile += tiling.tiles_per_strip;
         }
-        tile += tiling.tiles_per_strip;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Weights to transformed weights, and their gradients back.
 
+use std::marker::PhantomData;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -7,39 +9,39 @@ use super::{
     tiling::{CHANNELS, POINTS, SIDE},
     transform,
 };
-use crate::ops::{Real, lanes::Vector};
+use crate::ops::{
+    Real,
+    lanes::Vector,
+    product::{Operand, PANEL, Panels},
+};
 
 /// Rows and columns of a kernel.
 const KERNEL: usize = 3;
-/// Output channels that lie side by side: what a product's registers take at once, on the widest CPU.
-pub const PANEL: usize = 64;
-
-/// G g G^T of all weights: per point, panels of at most [`PANEL`] output channels [input, panel].
+/// G g G^T of all weights: a right factor [input, output] per point.
 pub struct Weights<'a, E> {
     values: &'a [E],
-    input: usize,
+    /// Elements along the sum over input channels.
+    depth: usize,
     output: usize,
-}
-
-/// Output channels from `first` on that lie side by side.
-pub struct Panel<'a, E> {
-    /// [input, width]
-    pub values: &'a [E],
-    pub first: usize,
-    pub width: usize,
 }
 
 impl<'a, E: Real> Weights<'a, E> {
     /// Elements of the transformed weights.
-    pub fn len(input: usize, output: usize) -> usize {
-        POINTS * input * output
+    pub fn len<P: Operand<E>>(input: usize, output: usize) -> usize {
+        POINTS * input / P::PACK * output
     }
 
     /// Transforms weights of which `at(output, tap, input)` is the element, into `values`.
-    pub fn of(input: usize, output: usize, at: impl Fn(usize, usize, usize) -> E + Sync, values: &'a mut [E]) -> Self {
+    pub fn of<P: Operand<E>>(
+        input: usize,
+        output: usize,
+        at: impl Fn(usize, usize, usize) -> E + Sync,
+        values: &'a mut [E],
+    ) -> Self {
+        let depth = input / P::PACK;
         let mut parts: Vec<Vec<&mut [E]>> = (0..output.div_ceil(PANEL)).map(|_| Vec::new()).collect();
-        for point in values.chunks_exact_mut(input * output) {
-            for (part, panel) in parts.iter_mut().zip(point.chunks_mut(input * PANEL)) {
+        for point in values.chunks_exact_mut(depth * output) {
+            for (part, panel) in parts.iter_mut().zip(point.chunks_mut(depth * PANEL)) {
                 part.push(panel);
             }
         }
@@ -54,33 +56,33 @@ impl<'a, E: Real> Weights<'a, E> {
                             *value = at(first + o + c, tap, i);
                         }
                     }
-                    Arch::new().dispatch(Transform { taps: &taps, points: &mut points, at: i * width + o });
+                    let (at, part) = (i / P::PACK * width + o, i % P::PACK);
+                    P::dispatch(Transform::<E, P> { taps: &taps, points: &mut points, at, part, operand: PhantomData });
                 }
             }
         });
-        Self { values, input, output }
+        Self { values, depth, output }
     }
 
-    /// The panels of a point.
-    pub fn panels(&self, point: usize) -> impl Iterator<Item = Panel<'_, E>> {
-        let values = &self.values[point * self.input * self.output..][..self.input * self.output];
-        values.chunks(self.input * PANEL).enumerate().map(|(i, values)| Panel {
-            values,
-            first: i * PANEL,
-            width: values.len() / self.input,
-        })
+    /// The factor of a point.
+    pub fn point(&self, point: usize) -> Panels<'_, E> {
+        let len = self.depth * self.output;
+        Panels { values: &self.values[point * len..][..len], depth: self.depth, columns: self.output }
     }
 }
 
 /// G g G^T for [`CHANNELS`] pairs of channels.
-struct Transform<'a, 'b, E> {
+struct Transform<'a, 'b, E, P> {
     /// [taps, CHANNELS]
     taps: &'a [E],
     points: &'a mut [&'b mut [E]],
     at: usize,
+    /// Which factor of its elements this is.
+    part: usize,
+    operand: PhantomData<P>,
 }
 
-impl<E: Real> WithSimd for Transform<'_, '_, E> {
+impl<E: Real, P: Operand<E>> WithSimd for Transform<'_, '_, E, P> {
     type Output = ();
 
     #[inline(always)]
@@ -104,7 +106,9 @@ impl<E: Real> WithSimd for Transform<'_, '_, E> {
                 let values = transform::weight(rows[i]);
                 for j in 0..SIDE {
                     let point = &mut self.points[i * SIDE + j][self.at..][..CHANNELS];
-                    E::vectors_mut::<S>(point)[v] = values[j].lanes;
+                    let point = &mut E::vectors_mut::<S>(point)[v];
+                    // SAFETY: that is room for a vector.
+                    unsafe { P::store_across(simd, values[j].lanes, self.part, std::ptr::from_mut(point).cast()) };
                 }
             }
         }

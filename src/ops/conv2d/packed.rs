@@ -1,0 +1,158 @@
+//! Convolutions whose factors are rounded, tile by tile: patches and weights are packed, then multiplied.
+
+use rayon::prelude::*;
+
+use super::{Conv2d, SHARED_TILE_ROWS, Size, Source};
+use crate::ops::{
+    Real,
+    batch_norm::TileMoments,
+    columns::WHOLE_VECTORS,
+    gemm::{Matrix, Threads},
+    product::{Left, Operand, Panels, Products, WithOperand, elements, multiply},
+};
+
+/// Packed elements of a tile's patches: they should stay in a core's cache beside a panel of the weights.
+const TILE: usize = 1 << 16;
+/// Parts of the batch whose weight gradients are summed apart, then in order.
+const WEIGHT_PARTS: usize = 16;
+/// Output channels of a weight gradient per task, where all threads share each product.
+const SHARED_OUTPUTS: usize = 64;
+
+impl Conv2d {
+    /// Whether factors are packed: they are rounded, and all channels come in whole vectors.
+    pub(super) fn is_packed(&self) -> bool {
+        let whole = |channels: usize| channels.is_multiple_of(WHOLE_VECTORS);
+        self.products == Products::Bf16 && whole(self.input) && whole(self.output)
+    }
+
+    /// Output pixels per tile.
+    fn packed_rows(&self, pack: usize) -> usize {
+        (TILE / (self.patch() / pack)).clamp(32, 512)
+    }
+}
+
+/// y = conv(x, weight) + beta y, with `beta` 0 or 1.
+pub struct Forward<'a, E> {
+    pub conv: &'a Conv2d,
+    pub x: Source<'a, E>,
+    pub size: Size,
+    /// [patch, output]
+    pub weight: Matrix<'a, E>,
+    pub beta: E,
+    pub y: &'a mut [E],
+    pub moments: &'a mut TileMoments<E>,
+}
+
+impl<E: Real> WithOperand<E> for Forward<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, x, size, weight, beta, y, moments } = self;
+        let (rows, patch) = (conv.packed_rows(P::PACK), conv.patch());
+        moments.reset(conv.output_size(size).pixels(), rows, conv.output);
+        E::with_scratch(elements::<E, P>(patch) * conv.output, |memory| {
+            let weight = Panels::pack::<P>(weight, memory);
+            y.par_chunks_mut(rows * conv.output).zip(moments.par_tiles()).enumerate().for_each_init(
+                Vec::new,
+                |patches, (tile, (y, mut moments))| {
+                    let range = tile * rows..tile * rows + y.len() / conv.output;
+                    let a = conv.patches(x, size, range, patches, Threads::One);
+                    E::with_scratch(a.data.len() / P::PACK, |memory| {
+                        multiply::<E, P>(Left::rows::<P>(a.data, patch, memory), weight, y, beta != E::zero());
+                    });
+                    moments.of(y);
+                },
+            );
+        });
+    }
+}
+
+/// gx += conv^T(gy, weight), for strides that leave no convolution.
+pub struct BackwardData<'a, E> {
+    pub conv: &'a Conv2d,
+    pub gy: &'a [E],
+    pub size: Size,
+    pub weight: &'a [E],
+    pub gx: &'a mut [E],
+}
+
+impl<E: Real> WithOperand<E> for BackwardData<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, gy, size, weight, gx } = self;
+        let (out, patch) = (conv.output_size(size), conv.patch());
+        let (one, pixels, rows) = (Size { n: 1, ..size }, out.h * out.w, conv.packed_rows(P::PACK));
+        E::with_scratch(elements::<E, P>(conv.output) * patch, |memory| {
+            let weight = Panels::pack::<P>(Matrix::new(weight, conv.output, patch), memory);
+            let images = gx.par_chunks_mut(size.h * size.w * conv.input).zip(gy.par_chunks(pixels * conv.output));
+            images.for_each(|(gx, gy)| {
+                E::with_scratch(rows * (patch + conv.output / P::PACK), |memory| {
+                    let (patches, packed) = memory.split_at_mut(rows * patch);
+                    for (tile, gy) in gy.chunks(rows * conv.output).enumerate() {
+                        let left = Left::rows::<P>(gy, conv.output, packed);
+                        let patches = &mut patches[..left.rows * patch];
+                        multiply::<E, P>(left, weight, patches, false);
+                        conv.scatter(patches, one, tile * rows..tile * rows + left.rows, gx);
+                    }
+                });
+            });
+        });
+    }
+}
+
+/// gw += the weight gradient.
+pub struct BackwardWeight<'a, E> {
+    pub conv: &'a Conv2d,
+    pub x: Source<'a, E>,
+    pub size: Size,
+    pub gy: &'a [E],
+    pub gw: &'a mut [E],
+}
+
+impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { conv, x, size, gy, gw } = self;
+        let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
+        // A tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, patch].
+        let with_tile = |range: std::ops::Range<usize>, threads, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
+            let depth = elements::<E, P>(range.len());
+            E::with_scratch(depth * (conv.output + patch), |memory| {
+                let (left, right) = memory.split_at_mut(depth * conv.output);
+                let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
+                let mut patches = Vec::new();
+                let patches = conv.patches(x, size, range.clone(), &mut patches, threads);
+                work(Left::transposed::<P>(gy, left), Panels::pack::<P>(patches, right));
+            });
+        };
+        if conv.shares_product() {
+            for first in (0..pixels).step_by(SHARED_TILE_ROWS) {
+                with_tile(first..(first + SHARED_TILE_ROWS).min(pixels), Threads::All, &mut |left, right| {
+                    gw.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, gw)| {
+                        let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + gw.len() / patch;
+                        multiply::<E, P>(left.part(outputs), right, gw, true);
+                    });
+                });
+            }
+            return;
+        }
+        let rows = conv.packed_rows(1);
+        let part = pixels.div_ceil(WEIGHT_PARTS).next_multiple_of(rows);
+        let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
+        sums.par_chunks_mut(gw.len()).enumerate().for_each(|(i, sum)| {
+            let end = ((i + 1) * part).min(pixels);
+            for first in (i * part..end).step_by(rows) {
+                with_tile(first..(first + rows).min(end), Threads::One, &mut |left, right| {
+                    multiply::<E, P>(left, right, sum, true);
+                });
+            }
+        });
+        for sum in sums.chunks_exact(gw.len()) {
+            for (g, s) in gw.iter_mut().zip(sum) {
+                *g += *s;
+            }
+        }
+    }
+}

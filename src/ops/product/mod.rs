@@ -1,0 +1,55 @@
+//! Matrix products whose factors are packed for the registers first, in full precision or rounded to bf16.
+//!
+//! In bf16 (8 bits of mantissa) two factors that follow each other in a sum share one element of 32 bits, and one
+//! instruction multiplies and adds both where the CPU has it (AVX512-BF16); elsewhere factors are rounded and computed with
+//! in full. Sums are never rounded below the precision of the result.
+
+mod kernel;
+mod operand;
+mod packed;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+
+pub use kernel::{Strided, Target, product};
+pub use operand::{Full, Operand, Rounded};
+pub use packed::{Left, PANEL, Panels, elements, multiply};
+#[cfg(target_arch = "x86_64")]
+pub use pairs::{Pairs, available as pairs_available};
+
+use super::Real;
+
+/// How the factors of the encoder's products are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// As they are.
+    #[default]
+    Full,
+    /// Rounded to bf16, to nearest even.
+    Bf16,
+}
+
+/// Work that goes the same way however factors are held.
+pub trait WithOperand<E: Real> {
+    type Output;
+    fn with<P: Operand<E>>(self) -> Self::Output;
+}
+
+impl Products {
+    /// Does `work` with factors held in the fastest way that the running CPU has.
+    pub fn run<E: Real, W: WithOperand<E>>(self, work: W) -> W::Output {
+        match self {
+            Products::Full => work.with::<Full>(),
+            Products::Bf16 if E::multiplies_pairs() => work.with::<E::Pairs>(),
+            Products::Bf16 => work.with::<Rounded>(),
+        }
+    }
+}
+
+/// What multiplies factors that are rounded to bf16 on the running CPU.
+pub fn bf16_unit() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if pairs::available() {
+        return "AVX512-BF16";
+    }
+    "none: factors are rounded and multiplied in f32, which is slower than precision f32"
+}

@@ -1,0 +1,114 @@
+//! How factors are held between packing and multiplying.
+
+use half::bf16;
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::ops::Real;
+
+/// A way to hold factors in elements of `E`.
+///
+/// Where an element holds several factors they follow each other in the sum, and the element's bits are not a number.
+pub trait Operand<E: Real>: Send + Sync + 'static {
+    /// Factors per element.
+    const PACK: usize;
+
+    /// Runs `work` compiled for the vector unit that this way needs.
+    fn dispatch<W: WithSimd>(work: W) -> W::Output;
+
+    /// The element of `PACK` factors.
+    fn pack(factors: &[E]) -> E;
+
+    /// sum + a b, with all factors of the elements.
+    fn multiply_add<S: Simd>(simd: S, a: E::Vector<S>, b: E::Vector<S>, sum: E::Vector<S>) -> E::Vector<S>;
+
+    /// Writes a vector of factors that follow each other in the sum: a vector's worth of factors, in elements.
+    ///
+    /// # Safety
+    /// `target` must have room for as many elements as hold a vector of factors.
+    unsafe fn store_along<S: Simd>(simd: S, factors: E::Vector<S>, target: *mut E);
+
+    /// Writes factor `part` of each of a vector of elements; part 0 overwrites the elements, and must come first.
+    ///
+    /// # Safety
+    /// `target` must have room for a vector.
+    unsafe fn store_across<S: Simd>(simd: S, factors: E::Vector<S>, part: usize, target: *mut E);
+}
+
+/// Factors as they are.
+pub struct Full;
+
+impl<E: Real> Operand<E> for Full {
+    const PACK: usize = 1;
+
+    #[inline(always)]
+    fn dispatch<W: WithSimd>(work: W) -> W::Output {
+        Arch::new().dispatch(work)
+    }
+
+    #[inline(always)]
+    fn pack(factors: &[E]) -> E {
+        factors[0]
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, a: E::Vector<S>, b: E::Vector<S>, sum: E::Vector<S>) -> E::Vector<S> {
+        E::vector_mul_add(simd, a, b, sum)
+    }
+
+    #[inline(always)]
+    unsafe fn store_along<S: Simd>(_: S, factors: E::Vector<S>, target: *mut E) {
+        // SAFETY: as the caller promises.
+        unsafe { target.cast::<E::Vector<S>>().write_unaligned(factors) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_across<S: Simd>(simd: S, factors: E::Vector<S>, _: usize, target: *mut E) {
+        // SAFETY: as the caller promises.
+        unsafe { <Self as Operand<E>>::store_along(simd, factors, target) }
+    }
+}
+
+/// Factors rounded to bf16 in elements of full width, for CPUs that do not multiply bf16 and for checking.
+pub struct Rounded;
+
+/// Nearest bf16; an f64 by way of f32.
+fn round<E: Real>(x: E) -> E {
+    E::of(bf16::from_f32(x.as_f64() as f32).to_f64())
+}
+
+impl<E: Real> Operand<E> for Rounded {
+    const PACK: usize = 1;
+
+    #[inline(always)]
+    fn dispatch<W: WithSimd>(work: W) -> W::Output {
+        Arch::new().dispatch(work)
+    }
+
+    #[inline(always)]
+    fn pack(factors: &[E]) -> E {
+        round(factors[0])
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, a: E::Vector<S>, b: E::Vector<S>, sum: E::Vector<S>) -> E::Vector<S> {
+        E::vector_mul_add(simd, a, b, sum)
+    }
+
+    #[inline(always)]
+    unsafe fn store_along<S: Simd>(_: S, factors: E::Vector<S>, target: *mut E) {
+        let lanes = size_of::<E::Vector<S>>() / size_of::<E>();
+        // SAFETY: as the caller promises.
+        unsafe {
+            target.cast::<E::Vector<S>>().write_unaligned(factors);
+            for i in 0..lanes {
+                *target.add(i) = round(*target.add(i));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_across<S: Simd>(simd: S, factors: E::Vector<S>, _: usize, target: *mut E) {
+        // SAFETY: as the caller promises.
+        unsafe { <Self as Operand<E>>::store_along(simd, factors, target) }
+    }
+}

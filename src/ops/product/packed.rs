@@ -1,0 +1,280 @@
+//! Products of matrices of any size, from packed factors.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{Operand, Strided, Target, kernel::product};
+use crate::ops::{Real, columns::WHOLE_VECTORS, gemm::Matrix};
+
+/// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
+pub const PANEL: usize = 64;
+/// Elements along the sum that are multiplied at once, so that a panel's part stays in a core's cache.
+const DEPTH: usize = 1024;
+
+/// A right factor [k, n], packed: panels of at most [`PANEL`] columns, [elements of k, width] each.
+#[derive(Clone, Copy)]
+pub struct Panels<'a, E> {
+    /// All panels, one behind the other.
+    pub values: &'a [E],
+    /// Elements along the sum.
+    pub depth: usize,
+    pub columns: usize,
+}
+
+/// The columns of a panel.
+#[derive(Clone, Copy)]
+pub struct Panel<'a, E> {
+    /// [elements of k, width]
+    pub values: &'a [E],
+    pub first: usize,
+    pub width: usize,
+}
+
+impl<'a, E: Real> Panels<'a, E> {
+    /// Packs `b`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`, on all threads.
+    pub fn pack<P: Operand<E>>(b: Matrix<E>, memory: &'a mut [E]) -> Self {
+        let depth = elements::<E, P>(b.rows);
+        let memory = &mut memory[..depth * b.columns];
+        memory.par_chunks_mut(depth * PANEL).enumerate().for_each(|(i, panel)| {
+            let width = panel.len() / depth;
+            pack_across::<E, P>(b, i * PANEL..i * PANEL + width, panel);
+        });
+        Self { values: memory, depth, columns: b.columns }
+    }
+
+    /// The panels in order.
+    pub fn each(self) -> impl Iterator<Item = Panel<'a, E>> {
+        self.values.chunks(self.depth * PANEL).enumerate().map(move |(i, values)| Panel {
+            values,
+            first: i * PANEL,
+            width: values.len() / self.depth,
+        })
+    }
+}
+
+/// A left factor [m, k], packed.
+#[derive(Clone, Copy)]
+pub struct Left<'a, E> {
+    pub factors: Strided<'a, E>,
+    pub rows: usize,
+}
+
+impl<'a, E: Real> Left<'a, E> {
+    /// Packs the dense rows `a` of `k` factors, a multiple of [`WHOLE_VECTORS`], into `memory`, on this thread.
+    pub fn rows<P: Operand<E>>(a: &[E], k: usize, memory: &'a mut [E]) -> Self {
+        assert!(k.is_multiple_of(WHOLE_VECTORS));
+        let memory = &mut memory[..a.len() / P::PACK];
+        P::dispatch(PackAlong::<E, P> { factors: a, packed: memory, operand: Default::default() });
+        Self { factors: Strided { data: memory, row: k / P::PACK, column: 1 }, rows: a.len() / k }
+    }
+
+    /// Packs the transpose of `a`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`.
+    pub fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E]) -> Self {
+        let memory = &mut memory[..elements::<E, P>(a.rows) * a.columns];
+        pack_across::<E, P>(a, 0..a.columns, memory);
+        Self { factors: Strided { data: memory, row: 1, column: a.columns }, rows: a.columns }
+    }
+
+    /// Some of its rows.
+    pub fn part(self, rows: std::ops::Range<usize>) -> Self {
+        let data = &self.factors.data[rows.start * self.factors.row..];
+        Self { factors: Strided { data, ..self.factors }, rows: rows.len() }
+    }
+}
+
+/// c [m, n] = a b, or c += a b where `add` says so, on this thread.
+pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], add: bool) {
+    assert_eq!(c.len(), a.rows * b.columns);
+    if a.rows > 0 {
+        P::dispatch(Multiply::<E, P> { a, b, c, add, operand: Default::default() });
+    }
+}
+
+/// Elements that hold `factors` factors which follow each other in the sum.
+pub fn elements<E: Real, P: Operand<E>>(factors: usize) -> usize {
+    factors.div_ceil(P::PACK)
+}
+
+struct Multiply<'a, E, P> {
+    a: Left<'a, E>,
+    b: Panels<'a, E>,
+    c: &'a mut [E],
+    add: bool,
+    operand: std::marker::PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { a: Left { factors: a, rows }, b, c, add, .. } = self;
+        for first in (0..b.depth).step_by(DEPTH) {
+            let depth = DEPTH.min(b.depth - first);
+            let a = Strided { data: &a.data[first * a.column..], ..a };
+            for panel in b.each() {
+                let b_part = Strided { data: &panel.values[first * panel.width..], row: panel.width, column: 1 };
+                let target = Target { data: &mut c[panel.first..], row: b.columns, add: add || first > 0 };
+                product::<E, P, S>(simd, [rows, depth, panel.width], a, b_part, target);
+            }
+        }
+    }
+}
+
+/// Packs dense factors, neighbours of which follow each other in the sum.
+struct PackAlong<'a, E, P> {
+    factors: &'a [E],
+    packed: &'a mut [E],
+    operand: std::marker::PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let factors = E::vectors::<S>(self.factors);
+        let step = size_of::<E::Vector<S>>() / size_of::<E>() / P::PACK;
+        assert_eq!(self.packed.len(), factors.len() * step);
+        for i in 0..factors.len() {
+            // SAFETY: the assertion leaves room for `step` elements per vector.
+            unsafe { P::store_along(simd, factors[i], self.packed.as_mut_ptr().add(i * step)) };
+        }
+    }
+}
+
+/// Packs `columns` of `b` [k, n] as [elements of k, columns].
+fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: std::ops::Range<usize>, packed: &mut [E]) {
+    let width = columns.len();
+    assert!(width.is_multiple_of(WHOLE_VECTORS));
+    if b.column_stride == 1 {
+        return P::dispatch(PackAcross::<E, P> { b, columns, packed, operand: Default::default() });
+    }
+    let at = |l: usize, column: usize| b.data[l * b.row_stride + column * b.column_stride];
+    for (i, row) in packed.chunks_exact_mut(width).enumerate() {
+        let first = i * P::PACK;
+        for (j, element) in row.iter_mut().enumerate() {
+            let mut factors = [E::zero(); 2];
+            for (l, factor) in factors.iter_mut().enumerate().take(P::PACK.min(b.rows - first)) {
+                *factor = at(first + l, columns.start + j);
+            }
+            *element = P::pack(&factors);
+        }
+    }
+}
+
+struct PackAcross<'a, E, P> {
+    b: Matrix<'a, E>,
+    columns: std::ops::Range<usize>,
+    packed: &'a mut [E],
+    operand: std::marker::PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { b, columns, packed, .. } = self;
+        let (width, lanes) = (columns.len(), size_of::<E::Vector<S>>() / size_of::<E>());
+        assert!(packed.len() >= elements::<E, P>(b.rows) * width);
+        for l in 0..b.rows {
+            let row = E::vectors::<S>(&b.data[l * b.row_stride + columns.start..][..width]);
+            let target = l / P::PACK * width;
+            for v in 0..row.len() {
+                // SAFETY: the assertion leaves room for a row of `width` elements per `PACK` rows of b.
+                unsafe { P::store_across(simd, row[v], l % P::PACK, packed.as_mut_ptr().add(target + v * lanes)) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{
+        golden::assert_close,
+        product::{Full, Rounded},
+    };
+
+    fn ramp<E: Real>(n: usize, step: f64) -> Vec<E> {
+        (0..n).map(|i| E::of((i as f64 * step).sin())).collect()
+    }
+
+    /// Shapes on both sides of every threshold: a single row, ragged rows, odd sums, sums of two depths, several panels.
+    const SHAPES: [[usize; 3]; 6] = [[1, 16, 16], [7, 32, 48], [33, 80, 64], [16, 33, 80], [5, 2064, 32], [70, 4, 144]];
+
+    fn products<E: Real, P: Operand<E>>([m, k, n]: [usize; 3]) -> [Vec<E>; 2] {
+        let (a, b) = (ramp::<E>(m * k, 0.7), ramp::<E>(k * n, 1.3));
+        let mut memory = [(); 4].map(|()| vec![E::nan(); (m + 16) * (k + n + 16) + k * n]);
+        let [m0, m1, m2, m3] = &mut memory;
+        let panels = Panels::pack::<P>(Matrix::new(&b, k, n), m0);
+        let mut c = vec![E::nan(); m * n];
+        if k % WHOLE_VECTORS == 0 {
+            multiply::<E, P>(Left::rows::<P>(&a, k, m1), panels, &mut c, false);
+        } else {
+            // The left factor as the transpose of a padded one.
+            let wide = m.next_multiple_of(WHOLE_VECTORS);
+            let mut transposed = vec![E::zero(); k * wide];
+            for (i, a) in a.iter().enumerate() {
+                transposed[i % k * wide + i / k] = *a;
+            }
+            let left = Left::transposed::<P>(Matrix::new(&transposed, k, wide), m1);
+            multiply::<E, P>(left.part(0..m), panels, &mut c, false);
+        }
+        // The right factor as a transpose; added twice.
+        let mut columns = vec![E::zero(); k * n];
+        for (i, b) in b.iter().enumerate() {
+            columns[i % n * k + i / n] = *b;
+        }
+        let panels = Panels::pack::<P>(Matrix::new(&columns, n, k).t(), m2);
+        let mut twice = c.clone();
+        if k % WHOLE_VECTORS == 0 {
+            let left = Left::rows::<P>(&a, k, m3);
+            let (upper, lower) = twice.split_at_mut(m / 2 * n);
+            multiply::<E, P>(left.part(0..m / 2), panels, upper, true);
+            multiply::<E, P>(left.part(m / 2..m), panels, lower, true);
+        }
+        [c, twice]
+    }
+
+    fn expected<E: Real>([m, k, n]: [usize; 3], factor: impl Fn(E) -> f64) -> Vec<f64> {
+        let (a, b) = (ramp::<E>(m * k, 0.7), ramp::<E>(k * n, 1.3));
+        let sum = |i: usize, j: usize| (0..k).map(|l| factor(a[i * k + l]) * factor(b[l * n + j])).sum();
+        (0..m * n).map(|at| sum(at / n, at % n)).collect()
+    }
+
+    fn check<E: Real, P: Operand<E>>(factor: impl Fn(E) -> f64, tolerance: f64) {
+        for shape in SHAPES {
+            let expected = expected::<E>(shape, &factor);
+            let [c, twice] = products::<E, P>(shape);
+            let scale = (shape[1] as f64).sqrt();
+            let all: Vec<f64> = c.iter().map(|c| c.as_f64()).collect();
+            for (c, e) in all.iter().zip(&expected) {
+                assert!((c - e).abs() < tolerance * scale, "{shape:?}: {c} instead of {e}");
+            }
+            if shape[1] % WHOLE_VECTORS == 0 {
+                let doubled: Vec<f64> = all.iter().map(|c| 2.0 * c).collect();
+                let twice: Vec<f64> = twice.iter().map(|c| c.as_f64()).collect();
+                assert_close("added", &twice, &doubled, tolerance * scale);
+            }
+        }
+    }
+
+    #[test]
+    fn packed_products_equal_the_triple_loop() {
+        check::<f64, Full>(|x| x, 1e-13);
+        check::<f32, Full>(f64::from, 1e-6);
+        check::<f64, Rounded>(|x| half::bf16::from_f32(x as f32).to_f64(), 1e-13);
+        check::<f32, Rounded>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
+    }
+
+    /// The CPU's own bf16 against factors rounded one by one: only the sums round differently.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn pairs_of_bf16_equal_rounded_factors() {
+        if super::super::pairs::available() {
+            check::<f32, super::super::Pairs>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Pairs of bf16 factors in one f32's bits, multiplied by AVX512-BF16.
+
+use std::{arch::x86_64::*, mem::transmute_copy, sync::OnceLock};
+
+use half::bf16;
+use pulp::{Simd, WithSimd, x86::V4};
+
+use super::Operand;
+
+/// Two factors per element: the first in the lower half.
+pub struct Pairs;
+
+/// Whether the running CPU has the instructions.
+pub fn available() -> bool {
+    unit().is_some()
+}
+
+fn unit() -> Option<V4> {
+    static UNIT: OnceLock<Option<V4>> = OnceLock::new();
+    *UNIT.get_or_init(|| V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16")))
+}
+
+/// As the vector that `S` has where it is AVX-512.
+#[inline(always)]
+fn wide<S: Simd>(vector: S::f32s) -> __m512 {
+    const { assert!(size_of::<__m512>() == 64) };
+    assert!(size_of::<S::f32s>() == 64);
+    // SAFETY: both are 16 floats.
+    unsafe { transmute_copy(&vector) }
+}
+
+impl Operand<f32> for Pairs {
+    const PACK: usize = 2;
+
+    #[inline(always)]
+    fn dispatch<W: WithSimd>(work: W) -> W::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+        unsafe fn run<W: WithSimd>(unit: V4, work: W) -> W::Output {
+            work.with_simd(unit)
+        }
+        let unit = unit().expect("bf16 pairs are only chosen where the CPU multiplies them");
+        // SAFETY: `unit` is there only where the CPU has these features.
+        unsafe { run(unit, work) }
+    }
+
+    #[inline(always)]
+    fn pack(factors: &[f32]) -> f32 {
+        let [first, second] = [0, 1].map(|i| u32::from(bf16::from_f32(factors[i]).to_bits()));
+        f32::from_bits(second << 16 | first)
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(_: S, a: S::f32s, b: S::f32s, sum: S::f32s) -> S::f32s {
+        // SAFETY: reached through `dispatch` alone, where the CPU has the instruction; `wide` checks the width.
+        unsafe {
+            let bits = |v: S::f32s| transmute_copy::<__m512, __m512bh>(&wide::<S>(v));
+            transmute_copy(&_mm512_dpbf16_ps(wide::<S>(sum), bits(a), bits(b)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_along<S: Simd>(_: S, factors: S::f32s, target: *mut f32) {
+        // SAFETY: as in `multiply_add`; 32 bytes are 8 elements of 2 factors.
+        unsafe { target.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(wide::<S>(factors))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_across<S: Simd>(_: S, factors: S::f32s, part: usize, target: *mut f32) {
+        // SAFETY: as in `multiply_add`; 64 bytes are 16 elements.
+        unsafe {
+            let narrow = transmute_copy::<__m256bh, __m256i>(&_mm512_cvtneps_pbh(wide::<S>(factors)));
+            let mut elements = _mm512_cvtepu16_epi32(narrow);
+            let target = target.cast::<__m512i>();
+            if part == 1 {
+                elements = _mm512_or_si512(target.read_unaligned(), _mm512_slli_epi32::<16>(elements));
+            }
+            target.write_unaligned(elements);
+        }
+    }
+}
