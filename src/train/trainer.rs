@@ -4,12 +4,12 @@ use dfdx::prelude::*;
 
 use super::{
     Branch, Model, PretrainConfig,
-    diagnosis::diagnosis,
     ema::ema,
     health::Health,
-    neighbours::{Neighbour, Watch},
+    neighbours::Neighbour,
     optimizer::Optimizer,
-    positiveness::{Churn, Positiveness},
+    positiveness::Positiveness,
+    recorder::{Projections, Recorder},
     schedule::{Due, Timetable},
 };
 use crate::{
@@ -77,8 +77,7 @@ pub struct Trainer<E: Real> {
     gradients: Vec<E>,
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
-    churn: Churn,
-    watch: Watch,
+    recorder: Recorder,
     timetable: Timetable,
     /// Steps taken.
     step: u64,
@@ -112,8 +111,7 @@ where
             gradients: vec![E::zero(); online.params.len()],
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
-            churn: Churn::new(images),
-            watch: Watch::new(images, config.seed),
+            recorder: Recorder::new(images, config.seed),
             timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
@@ -254,22 +252,10 @@ where
             self.optimizer.step(&model.params, &mut online.params, &self.gradients, due.learning_rate, trains);
         }
 
-        let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
-        self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis = due.diagnosis.then(|| {
-            let (y, dim) = ([input.y[0].as_vec(), input.y[1].as_vec()], input.y[0].shape().1);
-            diagnosis(y, dim, &positives, &batch.labels, self.churn.take())
-        });
-        Ok(StepRow {
-            step: due.step,
-            epoch: due.epoch,
-            loss: loss_value,
-            learning_rate: due.learning_rate,
-            momentum: due.momentum,
-            diagnosis,
-            knn_top1: None,
-            neighbours,
-        })
+        let projections = due
+            .diagnosis
+            .then(|| Projections { y: [input.y[0].as_vec(), input.y[1].as_vec()], dim: input.y[0].shape().1 });
+        Ok(self.recorder.row(due, loss_value, &positives, [&batch.samples, &batch.labels], projections))
     }
 
     /// Everything that training depends on from here on, [between updates](Trainer::between_updates).
@@ -286,7 +272,7 @@ where
         }
         state.extend(self.optimizer.state());
         state.extend(self.model.method.state().expect(HOST));
-        state.extend(self.churn.state());
+        state.extend(self.recorder.state());
         state
     }
 
@@ -311,6 +297,6 @@ where
         }
         self.optimizer.restore(state);
         self.model.method.restore(state).expect(HOST);
-        self.churn.restore(state);
+        self.recorder.restore(state);
     }
 }

@@ -5,5 +5,6 @@ mod branch;
 #[cfg(test)]
 mod tests;
 mod trainer;
+mod unfinished;
 
 pub use trainer::GpuTrainer;

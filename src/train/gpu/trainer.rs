@@ -2,26 +2,24 @@
 
 use dfdx::prelude::*;
 
-use super::branch::BranchGpu;
+use super::{branch::BranchGpu, unfinished::Unfinished};
 use crate::{
     encoder::cuda::{SavedGpu, Statistics},
-    method::{Positives, StepInput, StepOutput},
+    method::{StepInput, StepOutput},
     ops::{
         backend::Backend,
         batch_norm::cuda::Rows,
         conv2d::{Size, cuda::Math},
         cuda::{Buffer, Gpu, GpuError, Scalar},
-        later::Later,
         leaves::Leaves,
         named::{NamedTensor, Values},
         normalize,
         seam::Matrix,
     },
     train::{
-        Batch, Branch, Crop, Model, Precision, PretrainConfig, StepRow, Watch,
-        diagnosis::diagnosis,
+        Batch, Branch, Crop, Model, Precision, PretrainConfig, StepRow,
         optimizer::cuda::{Average, OptimizerGpu, Scaling, StepGpu, follow},
-        positiveness::Churn,
+        recorder::Recorder,
         schedule::{Due, Timetable},
     },
 };
@@ -42,21 +40,9 @@ pub struct GpuTrainer<D: Backend<f32>> {
     update: Option<Due>,
     /// The last step, as long as what it reports may be on its way to the host.
     unfinished: Option<Unfinished>,
-    churn: Churn,
-    watch: Watch,
+    recorder: Recorder,
     timetable: Timetable,
     step: u64,
-}
-
-/// A step that was launched, and what its row will be made of.
-struct Unfinished {
-    due: Due,
-    samples: Vec<i64>,
-    labels: Vec<i64>,
-    loss: Later<Vec<f32>>,
-    positives: Later<Positives<f32>>,
-    /// Projections of both full views, where the step is looked at closely, and their width.
-    y: Option<([Later<Vec<f32>>; 2], usize)>,
 }
 
 /// What the online branch makes of a crop.
@@ -110,8 +96,7 @@ where
             optimizer: OptimizerGpu::new(gpu, config.optimizer, &model.params, scaled)?,
             update: None,
             unfinished: None,
-            churn: Churn::new(images),
-            watch: Watch::new(images, config.seed),
+            recorder: Recorder::new(images, config.seed),
             timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
@@ -181,28 +166,12 @@ where
     pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
         self.catch_up(None)?;
         let last = self.unfinished.take();
-        last.map(|step| self.finish(step)).transpose()
+        last.map(|step| step.finish(&mut self.recorder)).transpose()
     }
 
     fn assert_settled(&self) {
         let settled = self.update.is_none() && self.unfinished.is_none();
         assert!(settled, "a step is under way: settle the trainer first");
-    }
-
-    /// The row of a step, when what it is made of has come.
-    fn finish(&mut self, step: Unfinished) -> anyhow::Result<StepRow> {
-        let Unfinished { due, samples, labels, loss, positives, y } = step;
-        let (loss, positives) = (f64::from(loss.wait()?[0]), positives.wait()?);
-        let neighbours = self.watch.of(&positives, &samples, &labels);
-        self.churn.update(&samples, &positives.choices);
-        let diagnosis = match y {
-            Some(([y1, y2], dim)) => {
-                Some(diagnosis([y1.wait()?, y2.wait()?], dim, &positives, &labels, self.churn.take()))
-            }
-            None => None,
-        };
-        let Due { step, epoch, learning_rate, momentum, .. } = due;
-        Ok(StepRow { step, epoch, loss, learning_rate, momentum, diagnosis, knn_top1: None, neighbours })
     }
 
     /// Takes the update that waits, and moves the average by the momentum of the step that begins: one pass for both.
@@ -233,7 +202,7 @@ where
         let launched = self.launch(batch, self.timetable.at(self.step))?;
         self.step += 1;
         let before = self.unfinished.replace(launched);
-        before.map(|step| self.finish(step)).transpose()
+        before.map(|step| step.finish(&mut self.recorder)).transpose()
     }
 
     /// Has the device do a step. Waits for nothing.
@@ -368,7 +337,7 @@ where
         }
         state.extend(self.optimizer.state()?);
         state.extend(self.model.method.state()?);
-        state.extend(self.churn.state());
+        state.extend(self.recorder.state());
         Ok(state)
     }
 
@@ -397,7 +366,7 @@ where
         }
         self.optimizer.restore(state)?;
         self.model.method.restore(state)?;
-        self.churn.restore(state);
+        self.recorder.restore(state);
         Ok(())
     }
 }
