@@ -12,7 +12,7 @@ mod pairs;
 
 pub use kernel::{Strided, Target, product};
 pub use operand::{Full, Operand, Rounded};
-pub use packed::{Left, PANEL, Panels, elements, multiply};
+pub use packed::{Left, Multiply, PANEL, Panels, elements, multiply};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{Pairs, available as pairs_available};
 

@@ -1,5 +1,7 @@
 //! Products of matrices of any size, from packed factors.
 
+use std::{marker::PhantomData, ops::Range};
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -64,7 +66,7 @@ impl<'a, E: Real> Left<'a, E> {
     pub fn rows<P: Operand<E>>(a: &[E], k: usize, memory: &'a mut [E]) -> Self {
         assert!(k.is_multiple_of(WHOLE_VECTORS));
         let memory = &mut memory[..a.len() / P::PACK];
-        P::dispatch(PackAlong::<E, P> { factors: a, packed: memory, operand: Default::default() });
+        P::dispatch(PackAlong::<E, P> { factors: a, packed: memory, operand: PhantomData });
         Self { factors: Strided { data: memory, row: k / P::PACK, column: 1 }, rows: a.len() / k }
     }
 
@@ -76,7 +78,7 @@ impl<'a, E: Real> Left<'a, E> {
     }
 
     /// Some of its rows.
-    pub fn part(self, rows: std::ops::Range<usize>) -> Self {
+    pub fn part(self, rows: Range<usize>) -> Self {
         let data = &self.factors.data[rows.start * self.factors.row..];
         Self { factors: Strided { data, ..self.factors }, rows: rows.len() }
     }
@@ -86,7 +88,7 @@ impl<'a, E: Real> Left<'a, E> {
 pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], add: bool) {
     assert_eq!(c.len(), a.rows * b.columns);
     if a.rows > 0 {
-        P::dispatch(Multiply::<E, P> { a, b, c, add, operand: Default::default() });
+        P::dispatch(Multiply::<E, P>::new(a, b, c, add));
     }
 }
 
@@ -95,12 +97,20 @@ pub fn elements<E: Real, P: Operand<E>>(factors: usize) -> usize {
     factors.div_ceil(P::PACK)
 }
 
-struct Multiply<'a, E, P> {
+/// [`multiply`] as work that can be part of other work, to be run by [`Operand::dispatch`]; there must be rows.
+pub struct Multiply<'a, E, P> {
     a: Left<'a, E>,
     b: Panels<'a, E>,
     c: &'a mut [E],
     add: bool,
-    operand: std::marker::PhantomData<P>,
+    operand: PhantomData<P>,
+}
+
+impl<'a, E, P> Multiply<'a, E, P> {
+    /// c = a b, or c += a b.
+    pub fn new(a: Left<'a, E>, b: Panels<'a, E>, c: &'a mut [E], add: bool) -> Self {
+        Self { a, b, c, add, operand: PhantomData }
+    }
 }
 
 impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
@@ -125,7 +135,7 @@ impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
 struct PackAlong<'a, E, P> {
     factors: &'a [E],
     packed: &'a mut [E],
-    operand: std::marker::PhantomData<P>,
+    operand: PhantomData<P>,
 }
 
 impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
@@ -144,11 +154,11 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
 }
 
 /// Packs `columns` of `b` [k, n] as [elements of k, columns].
-fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: std::ops::Range<usize>, packed: &mut [E]) {
+fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, packed: &mut [E]) {
     let width = columns.len();
     assert!(width.is_multiple_of(WHOLE_VECTORS));
     if b.column_stride == 1 {
-        return P::dispatch(PackAcross::<E, P> { b, columns, packed, operand: Default::default() });
+        return P::dispatch(PackAcross::<E, P> { b, columns, packed, operand: PhantomData });
     }
     let at = |l: usize, column: usize| b.data[l * b.row_stride + column * b.column_stride];
     for (i, row) in packed.chunks_exact_mut(width).enumerate() {
@@ -165,9 +175,9 @@ fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: std::ops::Range<us
 
 struct PackAcross<'a, E, P> {
     b: Matrix<'a, E>,
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     packed: &'a mut [E],
-    operand: std::marker::PhantomData<P>,
+    operand: PhantomData<P>,
 }
 
 impl<E: Real, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {

@@ -6,8 +6,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    SHARED, blocks_at_once, by_block,
-    tiles::{Points, TransformInput, strip_len},
+    SHARED, blocks_at_once,
+    tiles::{TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
     weights::add_gradient,
 };
@@ -76,18 +76,16 @@ struct Pass<'a, E, P> {
 impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     /// Elements of one point's matrices of a block, packed across: tiles and gradients.
     fn matrices(&self) -> [usize; 2] {
-        self.tiling.matrices(self.conv).map(|len| len / P::PACK)
+        [self.conv.input, self.conv.output].map(|channels| self.tiling.matrix(channels / P::PACK))
     }
 
-    fn transform(&self, block: usize, tiles: Vec<&mut [E]>, gradients: Vec<&mut [E]>) {
+    fn transform(&self, block: usize, tiles: &mut [E], gradients: &mut [E]) {
         let Self { conv, tiling, .. } = *self;
         E::with_scratch(strip_len(tiling, conv.input.max(conv.output)), |strip| {
-            let points = &mut Points { matrices: tiles, row: conv.input };
-            let (images, channels) = (self.x, conv.input);
+            let (images, channels, points) = (self.x, conv.input, tiles);
             let part = &mut strip[..strip_len(tiling, channels)];
             P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.across::<P>());
-            let points = &mut Points { matrices: gradients, row: conv.output };
-            let (images, channels) = (Source::plain(self.gy), conv.output);
+            let (images, channels, points) = (Source::plain(self.gy), conv.output, gradients);
             let part = &mut strip[..strip_len(tiling, channels)];
             P::dispatch(TransformInput { tiling, block, images, channels, strip: part, points }.gradient::<P>());
         });
@@ -98,24 +96,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
-            let cut = (tiles.chunks_exact_mut(input).collect(), gradients.chunks_exact_mut(output).collect());
-            self.transform(block, cut.0, cut.1);
-            let (Conv2d { input: channels, output: rows, .. }, tiles_of) = (*self.conv, self.tiling.tiles_of(block));
-            let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
-            for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(rows * channels)) {
-                let conv = *self.conv;
-                P::dispatch(Multiply::<E, P> {
-                    conv,
-                    first: 0,
-                    rows,
-                    count: tiles_of,
-                    tiles,
-                    gradients,
-                    sum,
-                    add,
-                    operand: PhantomData,
-                });
-            }
+            self.transform(block, tiles, gradients);
+            P::dispatch(AllPoints { pass: self, count: self.tiling.tiles_of(block), tiles, gradients, sum, add });
         });
     }
 
@@ -125,10 +107,9 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         let conv = *self.conv;
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);
-            let matrices: Vec<_> = by_block(tiles, input).into_iter().zip(by_block(gradients, output)).collect();
-            matrices.into_par_iter().enumerate().for_each(|(i, (tiles, gradients))| {
-                self.transform(first + i, tiles, gradients);
-            });
+            let points =
+                tiles.par_chunks_exact_mut(POINTS * input).zip(gradients.par_chunks_exact_mut(POINTS * output));
+            points.enumerate().for_each(|(i, (tiles, gradients))| self.transform(first + i, tiles, gradients));
             let rows = (conv.output / CHANNELS).div_ceil(4) * CHANNELS;
             let per_point = conv.output.div_ceil(rows);
             let point = conv.output * conv.input;
@@ -137,33 +118,45 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
             parts.into_par_iter().enumerate().for_each(|(i, sum)| {
                 let (p, from) = (i / per_point, i % per_point * rows);
                 for block in 0..count {
-                    let at = p * count + block;
+                    let at = block * POINTS + p;
                     let tiles = &tiles[at * input..][..input];
-                    let gradients = &gradients[at * output..][..output];
-                    let (rows, count) = (sum.len() / conv.input, self.tiling.tiles_of(first + block));
-                    let add = first + block > 0;
-                    P::dispatch(Multiply::<E, P> {
-                        conv,
-                        first: from,
-                        rows,
-                        count,
-                        tiles,
-                        gradients,
-                        sum,
-                        add,
-                        operand: PhantomData,
-                    });
+                    let gradients = &gradients[at * output + from..(at + 1) * output];
+                    let (count, add) = (self.tiling.tiles_of(first + block), first + block > 0);
+                    P::dispatch(Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData });
                 }
             });
         });
     }
 }
 
-/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for `rows` outputs from `first` on.
+/// The products of all points of a block.
+struct AllPoints<'a, E, P> {
+    pass: &'a Pass<'a, E, P>,
+    count: usize,
+    tiles: &'a [E],
+    gradients: &'a [E],
+    sum: &'a mut [E],
+    add: bool,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, count, tiles, gradients, sum, add } = self;
+        let ([input, output], conv) = (pass.matrices(), *pass.conv);
+        let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
+        for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(conv.output * conv.input)) {
+            Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData }.with_simd(simd);
+        }
+    }
+}
+
+/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for as many outputs as `sum` has rows, the first
+/// of which `gradients` begins with.
 struct Multiply<'a, E, P> {
     conv: Conv2d,
-    first: usize,
-    rows: usize,
     /// Number of tiles.
     count: usize,
     tiles: &'a [E],
@@ -178,10 +171,10 @@ impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv: Conv2d { input, output, .. }, first, rows, count, tiles, gradients, sum, add, .. } = self;
-        let a = Strided { data: &gradients[first..], row: 1, column: output };
+        let Self { conv: Conv2d { input, output, .. }, count, tiles, gradients, sum, add, .. } = self;
+        let a = Strided { data: gradients, row: 1, column: output };
         let b = Strided { data: tiles, row: input, column: 1 };
-        let depth = elements::<E, P>(count);
+        let (rows, depth) = (sum.len() / input, elements::<E, P>(count));
         product::<E, P, S>(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
     }
 }

@@ -2,12 +2,12 @@
 
 use std::marker::PhantomData;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    SHARED, blocks_at_once, by_block,
-    tiles::{Points, TransformInput, TransformOutput, strip_len},
+    SHARED, blocks_at_once, by_point,
+    tiles::{TransformInput, TransformOutput, strip_len},
     tiling::{POINTS, Tiling},
     weights::Weights,
 };
@@ -15,7 +15,7 @@ use crate::ops::{
     Real,
     batch_norm::TileMoments,
     conv2d::{Conv2d, Source},
-    product::{Left, Operand, Strided, WithOperand, multiply},
+    product::{Left, Multiply, Operand, Strided, WithOperand},
 };
 
 /// y = conv(x, weight) + beta y with `beta` 0 or 1, where element (output, tap, input) of the weights is `weight`'s result.
@@ -71,29 +71,27 @@ struct Pass<'a, E, P> {
 impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     /// Elements of one point's matrices of a block: tiles and products.
     fn matrices(&self) -> [usize; 2] {
-        let [tiles, products] = self.tiling.matrices(self.conv);
-        [tiles / P::PACK, products]
+        [self.conv.input / P::PACK, self.conv.output].map(|row| self.tiling.matrix(row))
     }
 
-    fn input(&self, block: usize, matrices: Vec<&mut [E]>) {
+    fn input(&self, block: usize, points: &mut [E]) {
         let channels = self.conv.input;
         E::with_scratch(strip_len(self.tiling, channels), |strip| {
-            let mut points = Points { matrices, row: channels / P::PACK };
             let (tiling, images) = (self.tiling, self.x);
-            P::dispatch(TransformInput { tiling, block, images, channels, strip, points: &mut points }.along::<P>());
+            P::dispatch(TransformInput { tiling, block, images, channels, strip, points }.along::<P>());
         });
     }
 
-    fn output(&self, block: usize, points: [&[E]; POINTS], pixels: &mut [E]) {
-        let channels = self.conv.output;
-        let (tiling, add) = (self.tiling, self.add);
-        Arch::new().dispatch(TransformOutput { tiling, block, points, row: channels, channels, pixels, add });
+    fn output(&self, block: usize, points: &[E], pixels: &mut [E]) {
+        let (tiling, channels, add) = (self.tiling, self.conv.output, self.add);
+        Arch::new().dispatch(TransformOutput { tiling, block, points, channels, pixels, add });
     }
 
-    fn multiply(&self, point: usize, tiles: &[E], products: &mut [E]) {
+    fn product<'b>(&'b self, point: usize, tiles: &'b [E], products: &'b mut [E]) -> Multiply<'b, E, P> {
+        let rows = self.tiling.rows();
         let factors = Strided { data: tiles, row: self.conv.input / P::PACK, column: 1 };
-        let left = Left { factors, rows: self.tiling.rows() };
-        multiply::<E, P>(left, self.weights.point(point), products, false);
+        let products = &mut products[..rows * self.conv.output];
+        Multiply::new(Left { factors, rows }, self.weights.point(point), products, false)
     }
 
     /// Takes one block through all stages on this thread.
@@ -101,13 +99,9 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * input);
-            self.input(block, tiles.chunks_exact_mut(input).collect());
-            for (point, (tiles, products)) in
-                tiles.chunks_exact(input).zip(products.chunks_exact_mut(output)).enumerate()
-            {
-                self.multiply(point, tiles, products);
-            }
-            self.output(block, std::array::from_fn(|p| &products[p * output..][..output]), y);
+            self.input(block, tiles);
+            P::dispatch(AllPoints { pass: self, tiles, products });
+            self.output(block, products, y);
         });
     }
 
@@ -118,20 +112,36 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         E::with_scratch(POINTS * count * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * count * input);
             let first = blocks[0].0;
-            by_block(tiles, input).into_par_iter().enumerate().for_each(|(i, matrices)| {
-                self.input(first + i, matrices);
+            tiles.par_chunks_exact_mut(POINTS * input).enumerate().for_each(|(i, points)| {
+                self.input(first + i, points);
             });
             // Point by point, so that its weights stay in the cache while block after block passes.
-            tiles.par_chunks_exact(input).zip(products.par_chunks_exact_mut(output)).enumerate().for_each(
-                |(i, (tiles, products))| {
-                    self.multiply(i / count, tiles, products);
-                },
-            );
-            let products = &*products;
-            blocks.into_par_iter().enumerate().for_each(|(i, (block, y))| {
-                let points = std::array::from_fn(|p| &products[(p * count + i) * output..][..output]);
-                self.output(block, points, y);
+            by_point(products, output).into_par_iter().enumerate().for_each(|(i, products)| {
+                let (point, block) = (i / count, i % count);
+                P::dispatch(self.product(point, &tiles[(block * POINTS + point) * input..][..input], products));
             });
+            let points = products.par_chunks_exact(POINTS * output);
+            blocks.into_par_iter().zip(points).for_each(|((block, y), points)| self.output(block, points, y));
         });
+    }
+}
+
+/// The products of all points of a block.
+struct AllPoints<'a, E, P> {
+    pass: &'a Pass<'a, E, P>,
+    tiles: &'a [E],
+    products: &'a mut [E],
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let [input, output] = self.pass.matrices();
+        let points = self.tiles.chunks_exact(input).zip(self.products.chunks_exact_mut(output));
+        for (point, (tiles, products)) in points.enumerate() {
+            self.pass.product(point, tiles, products).with_simd(simd);
+        }
     }
 }

@@ -36,14 +36,9 @@ fn blocks_at_once(tiling: &Tiling, channels: usize) -> usize {
     (SHARED_TILES / (POINTS * tiling.rows() * channels)).clamp(1, tiling.blocks())
 }
 
-/// Cuts the working memory of `blocks` blocks, per point all blocks one behind the other, into each block's matrices.
-fn by_block<E>(values: &mut [E], matrix: usize) -> Vec<Vec<&mut [E]>> {
-    let blocks = values.len() / (POINTS * matrix);
-    let mut parts: Vec<Vec<&mut [E]>> = (0..blocks).map(|_| Vec::with_capacity(POINTS)).collect();
-    for point in values.chunks_exact_mut(blocks * matrix) {
-        for (part, matrix) in parts.iter_mut().zip(point.chunks_exact_mut(matrix)) {
-            part.push(matrix);
-        }
-    }
-    parts
+/// The matrices of several blocks, each of which has its points one behind the other, point by point instead.
+fn by_point<E>(values: &mut [E], matrix: usize) -> Vec<&mut [E]> {
+    let mut matrices: Vec<_> = values.chunks_exact_mut(matrix).enumerate().collect();
+    matrices.sort_by_key(|(i, _)| (i % POINTS, i / POINTS));
+    matrices.into_iter().map(|(_, matrix)| matrix).collect()
 }

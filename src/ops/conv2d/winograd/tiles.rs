@@ -13,12 +13,6 @@ use super::{
 };
 use crate::ops::{Real, conv2d::Source, lanes::Vector, product::Operand};
 
-/// The matrices of a block, each with rows of `row` elements. Packed across, a row holds several tiles.
-pub struct Points<'a, E> {
-    pub matrices: Vec<&'a mut [E]>,
-    pub row: usize,
-}
-
 /// Elements of working memory that [`TransformInput`] needs.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
     let row = (tiling.tiles_per_strip * EDGE + 2) * channels;
@@ -27,17 +21,18 @@ pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
 }
 
 /// B^T d B of every tile of a block: d are the tile's 4x4 pixels and a border of one, zero outside the image.
-pub struct TransformInput<'a, 'b, E> {
+pub struct TransformInput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
     /// All images [n, h, w, channels].
     pub images: Source<'a, E>,
     pub channels: usize,
     pub strip: &'a mut [E],
-    pub points: &'a mut Points<'b, E>,
+    /// The block's matrices, [`Tiling::matrix`] apart.
+    pub points: &'a mut [E],
 }
 
-impl<'a, 'b, E: Real> TransformInput<'a, 'b, E> {
+impl<'a, E: Real> TransformInput<'a, E> {
     /// The work, with results packed along the channels.
     pub fn along<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
         Transform::<E, P, Input, 6, false> { of: self, kinds: PhantomData }
@@ -57,8 +52,8 @@ impl<'a, 'b, E: Real> TransformInput<'a, 'b, E> {
 
 /// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
 /// than a tile's edge, and reach half of what it is more beyond it.
-struct Transform<'a, 'b, E, P, M, const IN: usize, const ACROSS: bool> {
-    of: TransformInput<'a, 'b, E>,
+struct Transform<'a, E, P, M, const IN: usize, const ACROSS: bool> {
+    of: TransformInput<'a, E>,
     kinds: PhantomData<(P, M)>,
 }
 
@@ -90,16 +85,20 @@ fn lanes<E: Real, S: Simd>() -> usize {
 }
 
 impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool> WithSimd
-    for Transform<'_, '_, E, P, M, IN, ACROSS>
+    for Transform<'_, E, P, M, IN, ACROSS>
 {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let TransformInput { tiling, block, images, channels, strip, points } = self.of;
-        let border = (IN - EDGE) / 2;
-        // Elements of a result's vector, and tiles per row.
-        let (step, tiles_per_row) = if ACROSS { (lanes::<E, S>(), P::PACK) } else { (lanes::<E, S>() / P::PACK, 1) };
+        let (border, matrix) = ((IN - EDGE) / 2, tiling.matrix(channels / P::PACK));
+        // Elements of a result's vector, tiles per row of a matrix, and elements of such a row.
+        let (step, tiles_per_row, points_row) = if ACROSS {
+            (lanes::<E, S>(), P::PACK, channels)
+        } else {
+            (lanes::<E, S>() / P::PACK, 1, channels / P::PACK)
+        };
         let (height, width, elements) = (tiling.size.h, tiling.size.w, channels);
         let channels = channels / lanes::<E, S>();
         let line = width * channels;
@@ -114,6 +113,7 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
             row[..border * channels].fill(zero);
             row[border * channels + line..].fill(zero);
         }
+        assert!(points.len() >= POINTS * matrix && channels * step <= points_row);
         let mut tile = 0;
         for s in tiling.strips_of(block) {
             let (n, y) = tiling.place_of(s);
@@ -140,15 +140,13 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
                     rows[i * row + border * channels + x] = values[i].lanes;
                 }
             }
-            for (i, matrices) in points.matrices.chunks_exact_mut(SIDE).enumerate() {
+            for i in 0..SIDE {
                 let line = &rows[i * row..][..row];
                 for t in 0..tiling.tiles_per_strip {
-                    let (at, part) = ((tile + t) / tiles_per_row * points.row, (tile + t) % tiles_per_row);
+                    let (at, part) = ((tile + t) / tiles_per_row * points_row, (tile + t) % tiles_per_row);
                     let pixels = &line[t * EDGE * channels..][..IN * channels];
-                    let mut targets = [std::ptr::null_mut::<E>(); SIDE];
-                    for (target, m) in targets.iter_mut().zip(&mut *matrices) {
-                        *target = m[at..][..channels * step].as_mut_ptr();
-                    }
+                    // SAFETY: the assertion leaves room for all tiles of all points.
+                    let target = unsafe { points.as_mut_ptr().add(i * SIDE * matrix + at) };
                     for v in 0..channels {
                         let mut values = [Vector::splat(simd, E::zero()); IN];
                         for j in 0..IN {
@@ -156,9 +154,9 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
                         }
                         let values = M::map(values);
                         for j in 0..SIDE {
-                            // SAFETY: the targets have room for `channels` vectors of `step` elements.
+                            // SAFETY: the assertion leaves room for all tiles of all points.
                             unsafe {
-                                let target = targets[j].add(v * step);
+                                let target = target.add(j * matrix + v * step);
                                 if ACROSS {
                                     P::store_across(simd, values[j].lanes, part, target);
                                 } else {
@@ -178,9 +176,8 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
 pub struct TransformOutput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
-    /// The block's matrices, and the elements of their rows.
-    pub points: [&'a [E]; POINTS],
-    pub row: usize,
+    /// The block's matrices, [`Tiling::matrix`] apart.
+    pub points: &'a [E],
     pub channels: usize,
     /// The block's pixels; what they hold is kept and added to where `add` says so.
     pub pixels: &'a mut [E],
@@ -192,10 +189,12 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiling, block, points, row, channels, pixels, add } = self;
+        let Self { tiling, block, points, channels, pixels, add } = self;
         let (height, width) = (tiling.size.h, tiling.size.w);
         let pixels = E::vectors_mut::<S>(pixels);
         let vectors = channels / lanes::<E, S>();
+        let (points, matrix) = (E::vectors::<S>(points), tiling.matrix(channels) / lanes::<E, S>());
+        assert!(points.len() >= POINTS * matrix);
         let first = block * tiling.pixels_per_block();
         let mut tile = 0;
         for strip in tiling.strips_of(block) {
@@ -204,17 +203,15 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
             let lines = EDGE.min(height - y);
             for x in (0..width).step_by(EDGE) {
                 let columns = EDGE.min(width - x);
-                let mut sources = [&[] as &[E::Vector<S>]; POINTS];
-                for (source, m) in sources.iter_mut().zip(points) {
-                    *source = &E::vectors::<S>(&m[tile * row..][..channels])[..vectors];
-                }
                 for v in 0..vectors {
                     let zero = Vector::splat(simd, E::zero());
                     let mut rows = [[zero; SIDE]; EDGE];
                     for i in 0..SIDE {
                         let mut products = [zero; SIDE];
                         for j in 0..SIDE {
-                            products[j] = Vector::new(simd, sources[i * SIDE + j][v]);
+                            let at = (i * SIDE + j) * matrix + tile * vectors + v;
+                            // SAFETY: the assertion leaves room for all tiles of all points.
+                            products[j] = Vector::new(simd, unsafe { *points.get_unchecked(at) });
                         }
                         let values = transform::output(products);
                         for column in 0..EDGE {

@@ -80,9 +80,10 @@ impl Tiling {
         (self.strips_per_block * self.tiles_per_strip).next_multiple_of(CHANNELS)
     }
 
-    /// Elements of one point's matrices of a block, with the channels of either side.
-    pub fn matrices(&self, conv: &Conv2d) -> [usize; 2] {
-        [conv.input, conv.output].map(|channels| self.rows() * channels)
+    /// Elements from one point's matrix of a block to the next one's, for rows of `row` elements. That is a line of the
+    /// cache more than the matrix takes: at powers of two the same place in all matrices would share a set of the cache.
+    pub fn matrix(&self, row: usize) -> usize {
+        self.rows() * row + CHANNELS
     }
 
     /// Image and first output row of a strip.
