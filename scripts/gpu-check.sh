@@ -57,7 +57,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 part doctor 30 "$pack/snclr" doctor --runs "$out/runs"
 grep cuda "$out/doctor.log"
 # The tests read reference numbers from the repository; without a GPU they fail instead of emulating one.
-CARGO_MANIFEST_DIR=$PWD SNCLR_ONLY_CUDA=1 part kernels 120 "$pack/tests" cuda gpu --test-threads 4
+CARGO_MANIFEST_DIR=$PWD SNCLR_ONLY_CUDA=1 part kernels 120 "$pack/tests" cuda gpu queue --test-threads 4
 tail -n 4 "$out/kernels.log"
 part gpu 240 "$pack/gpu" "$out/gpu-check.json"
 cat "$out/gpu.log"

@@ -112,6 +112,7 @@ impl Nvidia {
         let device = raw(cuda)?;
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
+        let _ = keep_memory(&device); // a device without it does the same, more slowly
         let architecture = if found.capability >= 90 { "compute_90" } else { "compute_80" };
         let name = found.name.clone();
         let pinned = Arc::new(Pinned::new(device.clone()));
@@ -170,6 +171,18 @@ impl Nvidia {
             Ok((*name, Function(function)))
         };
         source.kernels.iter().map(function).collect()
+    }
+}
+
+/// Lets the driver keep the memory of dfdx's tensors for the next ones. It would give it back whenever the host waits, and
+/// fetch it anew in the next step.
+fn keep_memory(device: &CudaDevice) -> Result<(), DriverError> {
+    let (mut pool, mut most) = (std::ptr::null_mut(), u64::MAX);
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is this driver's, and the attribute's value a u64.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, *device.cu_device()).result()?;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
     }
 }
 
