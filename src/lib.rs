@@ -15,11 +15,13 @@
 //! | [`plan`] | experiment to stage graph, keys and explanations |
 //! | [`run`] | drives a plan: cached, run, resumed |
 //! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
+//! | [`bench`] | what the program's speed is measured by |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).
 
 pub mod artifact;
+pub mod bench;
 pub mod cli;
 pub mod dataset;
 pub mod encoder;

@@ -32,9 +32,11 @@ use common::{copy_tree, python};
 use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
-/// First words of lines that build this program, open another one, or need a GPU's tools.
-const NOT_RUN: [&str; 5] = [
+/// First words of lines that build this program, open another one, or need a GPU's tools or PyTorch.
+const NOT_RUN: [&str; 7] = [
     "cargo",
+    "python3",
+    "target/torch/bin/python",
     "tensorboard",
     "scripts/cuda-setup.sh",
     "scripts/gpu-check.sh",
@@ -385,6 +387,7 @@ pages! {
     sql: "docs/how-to/sql.md",
     clean_up: "docs/how-to/clean-up.md",
     scripts: "docs/how-to/scripts.md",
+    benchmarks: "docs/benchmarks.md",
 }
 
 #[test]

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 9] = [
     &["stage"],
     &["spec"],
     &["plan"],
-    &["run", "report"],
+    &["run", "report", "bench"],
     &["cli"],
 ];
 

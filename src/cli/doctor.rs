@@ -13,7 +13,7 @@ use sysinfo::System;
 use super::{Global, show};
 use crate::{
     artifact::{Attempt, Lock, cpu_model},
-    ops::simd,
+    ops::{product::bf16_unit, simd},
     train::found_cuda,
 };
 
@@ -75,6 +75,8 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         ok("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
         ok("cpu", cpu_model()),
         vectors(simd::vector_unit()),
+        ok("convolutions", "3x3 of stride 1 by Winograd's F(4x4, 3x3), others as matrix products"),
+        bf16(bf16_unit()),
         threads(global.threads, std::thread::available_parallelism().ok().map(usize::from)),
         memory(),
     ];
@@ -96,6 +98,12 @@ fn cuda(found: Result<Vec<String>, String>) -> Vec<Check> {
             devices.iter().enumerate().map(check).collect()
         }
     }
+}
+
+/// What `precision: bf16` is multiplied by: nothing bad where there is nothing, unless one wants it.
+fn bf16(unit: Option<&'static str>) -> Check {
+    let without = "rounded and multiplied in f32: precision bf16 is slower than f32 here";
+    ok("bf16 products", unit.unwrap_or(without))
 }
 
 fn vectors(unit: &'static str) -> Check {

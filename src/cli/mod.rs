@@ -1,6 +1,7 @@
 //! The command line: global options, one file per command, exit codes.
 
 pub mod audit;
+pub mod bench;
 mod changes;
 pub mod compare;
 pub mod completions;
@@ -113,6 +114,8 @@ pub enum Command {
     Gc(gc::Args),
     /// Re-hash everything in the store; `verify resume` proves that killed runs resume exactly
     Verify(verify::Args),
+    /// Measure how fast this machine trains, searches, augments and evaluates
+    Bench(bench::Args),
     /// Check this machine and the runs folder: CPU, memory, disk, locks, devices
     Doctor(doctor::Args),
     /// Print completions for a shell
@@ -144,6 +147,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => audit::run(args, &global),
         Command::Gc(args) => gc::run(args, &global),
         Command::Verify(args) => verify::run(args, &global),
+        Command::Bench(args) => bench::run(args, &global),
         Command::Doctor(args) => doctor::run(args, &global),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

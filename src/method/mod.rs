@@ -23,6 +23,7 @@ use crate::ops::{
     later::Later,
     leaves::Leaves,
     named::NamedTensor,
+    product::Products,
     seam::{Matrix, TracedScalar},
 };
 
@@ -98,6 +99,16 @@ impl<E: Real> Method<E> {
         match self {
             Method::Swav(method) => Some(method.unit_rows()),
             Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) | Method::Snclr(_) => None,
+        }
+    }
+
+    /// Has the searches of queues read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        match self {
+            Method::Nnclr(method) => method.set_products(products),
+            Method::Snclr(method) => method.set_products(products),
+            // SwAV's queues are multiplied, not searched.
+            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => {}
         }
     }
 

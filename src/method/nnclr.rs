@@ -18,6 +18,7 @@ use crate::ops::{
     later::Later,
     named::NamedTensor,
     normalize::normalize,
+    product::Products,
     seam::{Matrix, TracedScalar, traced},
 };
 
@@ -32,6 +33,11 @@ impl<E: Real> Nnclr<E> {
     /// A queue of random unit vectors. `dim` is D.
     pub fn new(config: &NnclrConfig, dim: usize, seed: u64) -> Self {
         Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed) }
+    }
+
+    /// Has the queue's search read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        self.queue.set_products(products);
     }
 
     /// Moves the queue to a GPU.

@@ -23,6 +23,7 @@ use crate::ops::{
     linear::linear,
     named::NamedTensor,
     normalize::normalize,
+    product::Products,
     seam::{Matrix, Traced, TracedScalar, traced},
 };
 
@@ -55,6 +56,11 @@ impl<E: Real> Snclr<E> {
             init_linear(seed, layout, f1, params);
             init_linear(seed, layout, f2, params);
         }
+    }
+
+    /// Has the queue's search read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        self.queue.set_products(products);
     }
 
     /// Moves the queue to a GPU.

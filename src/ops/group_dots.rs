@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     Real,
     columns::sum,
-    seam::{Buffer, Matrix},
+    seam::{Buffer, Matrix, to_vec},
     simd::vectorized,
 };
 
@@ -50,8 +50,8 @@ where
         let y_ghost = y.ghost();
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
-            backward_a(&b.as_vec(), b.shape().1, gradients.get_or_alloc_mut(&a)?, &gy);
-            backward_b(&a.as_vec(), a.shape().1, gradients.get_or_alloc_mut(&b)?, &gy);
+            backward_a(&to_vec(&b), b.shape().1, gradients.get_or_alloc_mut(&a)?, &gy);
+            backward_b(&to_vec(&a), a.shape().1, gradients.get_or_alloc_mut(&b)?, &gy);
             Ok(())
         });
         Ok(y.put_tape(tape))
@@ -63,7 +63,7 @@ where
     Cpu: Device<E, Err = CpuError>,
 {
     let ((n, width), k) = (*a.shape(), b.shape().0 / a.shape().0);
-    let (device, a, b) = (a.device(), a.as_vec(), b.as_vec());
+    let (device, a, b) = (a.device(), to_vec(&a), to_vec(&b));
     let mut y = vec![E::zero(); n * k];
     let rows = y.par_chunks_exact_mut(k).zip(a.par_chunks_exact(width)).zip(b.par_chunks_exact(k * width));
     rows.for_each(|((y, a), b)| {

@@ -3,10 +3,19 @@
 use std::ops::Range;
 
 use dfdx::prelude::*;
+use rayon::prelude::*;
 
 #[cfg(any(test, feature = "cuda"))]
 use super::arena::Entry;
-use super::{Real, arena::Layout, seam::Matrix};
+use super::{
+    Real,
+    arena::Layout,
+    seam::{Matrix, with_elements},
+    simd::vectorized,
+};
+
+/// Elements per task of an element-wise pass.
+const PART: usize = 1 << 15;
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
@@ -116,7 +125,12 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
             Leaf::Matrix(_) => panic!("entry {entry} is a matrix"),
         }
     }
+}
 
+impl<E: Real> Leaves<E, Cpu>
+where
+    Cpu: Device<E, Err = CpuError>,
+{
     /// Adds the leaves' gradients to the flat buffer `totals`.
     ///
     /// # Errors
@@ -124,25 +138,36 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
     pub fn add_gradients(
         &self,
         layout: &Layout,
-        gradients: &mut Gradients<E, D>,
+        gradients: &mut Gradients<E, Cpu>,
         totals: &mut [E],
-    ) -> Result<(), D::Err> {
+    ) -> Result<(), CpuError> {
         for (entry, leaf) in layout.entries[self.first..].iter().zip(&self.leaves) {
+            let totals = &mut totals[entry.range()];
             // A parameter that took no part has a gradient of zero.
-            let gradient = match leaf {
+            match leaf {
                 Leaf::Matrix(leaf) => {
                     gradients.try_alloc_for(leaf)?;
-                    gradients.get(leaf).as_vec()
+                    with_elements(&gradients.get(leaf), |gradient| add(gradient, totals));
                 }
                 Leaf::Vector(leaf) => {
                     gradients.try_alloc_for(leaf)?;
-                    gradients.get(leaf).as_vec()
+                    with_elements(&gradients.get(leaf), |gradient| add(gradient, totals));
                 }
-            };
-            for (total, g) in totals[entry.range()].iter_mut().zip(gradient) {
-                *total += g;
             }
         }
         Ok(())
     }
+}
+
+fn add<E: Real>(gradient: &[E], totals: &mut [E]) {
+    totals.par_chunks_mut(PART).zip(gradient.par_chunks(PART)).for_each(|(totals, gradient)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (total, g) in totals.iter_mut().zip(gradient) {
+                    *total += *g;
+                }
+            },
+        );
+    });
 }

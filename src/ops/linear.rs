@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use super::{
     Real,
     gemm::{self, Threads, gemm},
-    seam::{Buffer, Matrix},
+    seam::{Buffer, Matrix, with_elements},
 };
 
 /// The device's part of [`linear`].
@@ -64,9 +64,13 @@ where
     fn linear_forward(&self, x: &Matrix<E, Self>, w: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
         let ((n, input), (out, w_input)) = (*x.shape(), *w.shape());
         assert_eq!(input, w_input);
-        let (x, w) = (x.as_vec(), w.as_vec());
         let mut y = vec![E::zero(); n * out];
-        gemm(gemm::Matrix::new(&x, n, input), gemm::Matrix::new(&w, out, input).t(), E::zero(), &mut y, Threads::All);
+        with_elements(x, |x| {
+            with_elements(w, |w| {
+                let (x, w) = (gemm::Matrix::new(x, n, input), gemm::Matrix::new(w, out, input));
+                gemm(x, w.t(), E::zero(), &mut y, Threads::All);
+            });
+        });
         self.try_tensor_from_vec(y, (n, out))
     }
 
@@ -78,8 +82,9 @@ where
         rows: usize,
     ) -> Result<(), CpuError> {
         let (out, input) = *w.shape();
-        let w = w.as_vec();
-        gemm(gemm::Matrix::new(gy, rows, out), gemm::Matrix::new(&w, out, input), E::one(), gx, Threads::All);
+        with_elements(w, |w| {
+            gemm(gemm::Matrix::new(gy, rows, out), gemm::Matrix::new(w, out, input), E::one(), gx, Threads::All);
+        });
         Ok(())
     }
 
@@ -91,8 +96,9 @@ where
         out: usize,
     ) -> Result<(), CpuError> {
         let (rows, input) = *x.shape();
-        let x = x.as_vec();
-        gemm(gemm::Matrix::new(gy, rows, out).t(), gemm::Matrix::new(&x, rows, input), E::one(), gw, Threads::All);
+        with_elements(x, |x| {
+            gemm(gemm::Matrix::new(gy, rows, out).t(), gemm::Matrix::new(x, rows, input), E::one(), gw, Threads::All);
+        });
         Ok(())
     }
 }

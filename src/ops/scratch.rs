@@ -8,6 +8,13 @@ pub trait Scratch: Sized + 'static {
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
+/// The smallest buffer that is long enough, else the longest.
+fn take<T>(free: &mut Vec<Vec<T>>, len: usize) -> Option<Vec<T>> {
+    let enough = (0..free.len()).filter(|i| free[*i].len() >= len).min_by_key(|i| free[*i].len());
+    let best = enough.or_else(|| (0..free.len()).max_by_key(|i| free[*i].len()))?;
+    Some(free.swap_remove(best))
+}
+
 macro_rules! scratch {
     ($scalar:ty) => {
         impl Scratch for $scalar {
@@ -16,7 +23,7 @@ macro_rules! scratch {
                     static FREE: RefCell<Vec<Vec<$scalar>>> = const { RefCell::new(Vec::new()) };
                 }
                 // Taken out while in use: `f` may ask for more, and its thread may meanwhile do other work.
-                let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+                let mut buffer = FREE.with_borrow_mut(|free| take(free, len)).unwrap_or_default();
                 if buffer.len() < len {
                     buffer.resize(len, 0.0);
                 }

@@ -5,6 +5,8 @@
 
 use dfdx::prelude::*;
 
+use super::Real;
+
 /// A tensor of two axes whose sizes are known at run time.
 pub type Matrix<E, D, T = NoneTape> = Tensor<(usize, usize), E, D, T>;
 
@@ -19,5 +21,46 @@ pub fn traced<E: Dtype, D: Storage<E>>(x: Matrix<E, D>) -> Traced<E, D> {
     x.put_tape(OwnedTape::default())
 }
 
+/// The elements of a tensor in row-major order. `Tensor::as_vec` walks them one by one, which takes several times as long
+/// as a copy.
+pub fn to_vec<S: Shape, E: Real>(x: &Tensor<S, E, Cpu>) -> Vec<E>
+where
+    Cpu: Device<E, Err = CpuError>,
+{
+    let x = x.clone().contiguous(); // shares the elements unless they were broadcast or permuted
+    let mut values = vec![E::zero(); x.shape().num_elements()];
+    x.copy_into(&mut values);
+    values
+}
+
+/// Calls `f` with the elements of a tensor in row-major order, copied to memory that the thread uses again and again.
+pub fn with_elements<S: Shape, E: Real, R>(x: &Tensor<S, E, Cpu>, f: impl FnOnce(&[E]) -> R) -> R
+where
+    Cpu: Device<E, Err = CpuError>,
+{
+    let x = x.clone().contiguous();
+    E::with_scratch(x.shape().num_elements(), |elements| {
+        x.copy_into(elements);
+        f(elements)
+    })
+}
+
 /// A device's buffer of elements.
 pub type Buffer<E, D> = <D as Storage<E>>::Vec;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_come_in_row_major_order_however_they_lie() {
+        let device = Cpu::default();
+        let x: Matrix<f64, Cpu> = device.tensor_from_vec((0..6).map(f64::from).collect(), (2, 3));
+        assert_eq!(to_vec(&x), x.as_vec());
+        let permuted: Matrix<f64, Cpu> = x.clone().permute::<_, Axes2<1, 0>>();
+        assert_eq!(to_vec(&permuted), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let row: Tensor<(usize,), f64, Cpu> = device.tensor_from_vec(vec![1.0, 2.0], (2,));
+        let broadcast: Matrix<f64, Cpu> = row.broadcast_like::<_, Axis<0>>(&(3usize, 2usize));
+        assert_eq!(to_vec(&broadcast), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+    }
+}

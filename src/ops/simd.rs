@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-/// Runs `f` compiled for the CPU at hand. What `f` calls must be inlined into it to profit.
+/// Runs `f` compiled for the CPU at hand. What `f` calls, and `f` itself, must be inlined (`#[inline(always)]`) to profit.
 ///
 /// Rust neither fuses nor reorders floating-point operations, so the result does not depend on the CPU.
 #[inline(always)]

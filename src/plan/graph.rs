@@ -40,11 +40,11 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 1,
-            Stage::Pretrain => 4,
+            Stage::Pretrain => 5,
             Stage::Embed => 2,
             Stage::EmbedRandomInit => 2,
             Stage::LinearProbe => 1,
-            Stage::Knn => 1,
+            Stage::Knn => 2,
         }
     }
 

@@ -10,7 +10,7 @@ use arrow::{
 use rand::seq::SliceRandom;
 
 use super::{
-    LinearProbeConfig, Progress, StageContext, Stopped,
+    LinearProbeConfig, Progress, Silent, StageContext, Stopped,
     evaluation::{Evaluation, predictions_batch},
     features::{self, SplitFeatures},
     labelled::Task,
@@ -100,6 +100,17 @@ fn evaluate(
     result.tables.push(("classifier", weights_batch(&fc)));
     result.tables.push(("classes", classes_batch(&trained.classes)));
     Ok(result)
+}
+
+/// One of the stage's classifiers: standardises `task`, trains a probe on it and gives its top-1 on the test split. What a probe
+/// costs is measured by this.
+///
+/// # Errors
+/// When the loss diverges.
+pub fn train_and_score(config: &LinearProbeConfig, seed: u64, task: &mut Task) -> anyhow::Result<f64> {
+    standardize(config, task);
+    let (classifier, _) = fit(config, seed, "made-up", task, &task.targets, &Silent, &|| true)?;
+    Ok(top(1, &predict(&classifier, task)))
 }
 
 fn standardize(config: &LinearProbeConfig, task: &mut Task) -> Standardizer {

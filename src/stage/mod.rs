@@ -10,7 +10,7 @@ pub mod features;
 mod frozen;
 mod initial;
 pub mod knn;
-mod labelled;
+pub mod labelled;
 pub mod linear_probe;
 mod metrics;
 mod online_knn;
@@ -20,7 +20,7 @@ mod probe_data;
 mod softmax;
 mod standardize;
 pub mod tensors;
-mod votes;
+pub mod votes;
 pub mod weights;
 
 pub use config::*;

@@ -8,10 +8,13 @@ use crate::ops::{Real, simd::vectorized};
 pub fn ema<E: Real>(target: &mut [E], source: &[E], m: f64) {
     let (keep, take) = (E::of(m), E::of(1.0 - m));
     target.par_chunks_mut(1 << 15).zip(source.par_chunks(1 << 15)).for_each(|(target, source)| {
-        vectorized(|| {
-            for (t, s) in target.iter_mut().zip(source) {
-                *t = keep * *t + take * *s;
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (t, s) in target.iter_mut().zip(source) {
+                    *t = keep * *t + take * *s;
+                }
+            },
+        );
     });
 }

@@ -51,7 +51,8 @@ impl<E: Real> Model<E> {
         let shared = (params.entries.len(), buffers.entries.len());
         let dim = config.projector.output;
         let predictor = config.predictor.map(|config| Mlp::new("predictor.", dim, config, &mut params, &mut buffers));
-        let method = Method::new(config.method, dim, config.seed, &mut params);
+        let mut method = Method::new(config.method, dim, config.seed, &mut params);
+        method.set_products(products);
         Ok(Self { encoder, projector, predictor, method, params, buffers, shared })
     }
 

@@ -39,6 +39,7 @@ pub(super) struct Sections {
     schedule: ScheduleConfig,
     health: HealthConfig,
     gradient_accumulation: usize,
+    precision: Precision,
 }
 
 impl Sections {
@@ -63,6 +64,7 @@ impl Sections {
             optimizer,
             schedule: ScheduleConfig::default(),
             health: HealthConfig::default(),
+            precision: Precision::F32,
             gradient_accumulation: 1,
         }
     }
@@ -107,7 +109,7 @@ impl Sections {
             epochs: 1,
             batch_size: 8,
             gradient_accumulation: self.gradient_accumulation,
-            precision: Precision::F32,
+            precision: self.precision,
             health: &self.health,
         }
     }
@@ -352,6 +354,41 @@ fn every_method_goes_on_from_its_state_to_the_same_bits() {
         }
         assert!(whole.online().params.iter().all(|p| p.is_finite()), "{:?}", sections.method);
         assert_eq!(whole.state(), parts.state(), "{:?}", sections.method);
+    }
+}
+
+/// In bf16 a step goes the way that it goes in f32, less what the rounding of factors turns it; and it does so to the same
+/// bits after a restart and with any number of threads.
+#[test]
+fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
+    for (sections, rounded) in sweep_of_methods().into_iter().zip(sweep_of_methods()) {
+        let rounded = Sections { precision: Precision::Bf16, ..rounded };
+        let update = |sections: &Sections| {
+            let mut trainer = sections.trainer::<f32>();
+            let before = trainer.online().params.clone();
+            let row = trainer.step(&reference_batch(0)).unwrap();
+            let update: Vec<f64> = trainer.online().params.iter().zip(&before).map(|(a, b)| f64::from(a - b)).collect();
+            (row.loss, update)
+        };
+        let ((loss, full), (rounded_loss, short)) = (update(&sections), update(&rounded));
+        let along = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = along(&full, &short) / (along(&full, &full) * along(&short, &short)).sqrt();
+        eprintln!("{loss} {rounded_loss} {cosine}");
+        assert!(full != short, "{:?}: nothing was rounded", sections.method);
+        assert!((loss - rounded_loss).abs() < 0.02 * loss.abs(), "{:?}: {loss}, {rounded_loss}", sections.method);
+        assert!(cosine > 0.9, "{:?}: {cosine}", sections.method);
+
+        let whole = three_steps(&rounded).state();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(whole, pool.install(|| three_steps(&rounded)).state(), "{:?}", sections.method);
+        let mut parts = rounded.trainer::<f32>();
+        for step in 0..3 {
+            parts.step(&reference_batch(step)).unwrap();
+            if parts.between_updates() {
+                parts = restored(&parts, &rounded);
+            }
+        }
+        assert_eq!(whole, parts.state(), "{:?}", sections.method);
     }
 }
 

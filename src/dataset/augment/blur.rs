@@ -1,6 +1,7 @@
 //! `PIL.ImageFilter.GaussianBlur`: three box blurs of fractional width along each axis, rounded to bytes after each.
 
 use super::planes::Planes;
+use crate::ops::simd::vectorized;
 
 /// Reused between calls.
 #[derive(Default)]
@@ -59,29 +60,54 @@ fn box_blur(from: &[u8], to: &mut [u8], side: usize, radius: f32, sums: &mut [u3
     let whole = radius as usize;
     let weight = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
     let far_weight = ((1u32 << 24) - (2 * whole as u32 + 1) * weight) / 2;
-    let row = |y: isize| {
-        let y = y.clamp(0, side as isize - 1) as usize;
-        &from[y * side..][..side]
-    };
-    pulp::Arch::new().dispatch(|| {
-        let reach = whole as isize;
-        sums.fill(0);
-        for y in -reach..=reach {
-            for (sum, &value) in sums.iter_mut().zip(row(y)) {
+    let row = |y: isize| &from[y.clamp(0, side as isize - 1) as usize * side..][..side];
+    let reach = whole as isize;
+    sums.fill(0);
+    for y in -reach..=reach {
+        add_row(sums, row(y));
+    }
+    for (y, out) in (0..).zip(to.chunks_exact_mut(side)) {
+        let (before, first, next) = (row(y - reach - 1), row(y - reach), row(y + reach + 1));
+        blur_row(sums, Rows { before, first, next, out }, weight, far_weight);
+    }
+}
+
+/// Adds a row to the sums.
+fn add_row(sums: &mut [u32], row: &[u8]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (sum, &value) in sums.iter_mut().zip(row) {
                 *sum += value as u32;
             }
-        }
-        for (y, out) in to.chunks_exact_mut(side).enumerate() {
-            let y = y as isize;
-            let (before, first, next) = (row(y - reach - 1), row(y - reach), row(y + reach + 1));
-            for ((((sum, out), &before), &first), &next) in sums.iter_mut().zip(out).zip(before).zip(first).zip(next) {
-                let far = before as u32 + next as u32;
-                *out = ((*sum * weight + far * far_weight + (1 << 23)) >> 24) as u8;
+        },
+    );
+}
+
+/// The row in front of a box, the box's first row, the one behind it, and what comes out.
+struct Rows<'a> {
+    before: &'a [u8],
+    first: &'a [u8],
+    next: &'a [u8],
+    out: &'a mut [u8],
+}
+
+/// A row of the result from the sums of the box, which then moves on by a row.
+fn blur_row(sums: &mut [u32], rows: Rows, weight: u32, far_weight: u32) {
+    vectorized(
+        #[inline(always)]
+        || {
+            let n = sums.len();
+            let Rows { before, first, next, out } = rows;
+            let (before, first, next, out) = (&before[..n], &first[..n], &next[..n], &mut out[..n]);
+            for x in 0..n {
+                let far = before[x] as u32 + next[x] as u32;
+                out[x] = ((sums[x] * weight + far * far_weight + (1 << 23)) >> 24) as u8;
                 // The sum never falls below what leaves it.
-                *sum = sum.wrapping_add(next as u32).wrapping_sub(first as u32);
+                sums[x] = sums[x].wrapping_add(next[x] as u32).wrapping_sub(first[x] as u32);
             }
-        }
-    });
+        },
+    );
 }
 
 fn transpose(from: &[u8], to: &mut [u8], side: usize) {

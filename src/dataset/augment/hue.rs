@@ -1,49 +1,63 @@
 //! Hue rotation through 8-bit HSV, as torchvision does it on Pillow images.
 
 use super::planes::Planes;
+use crate::ops::simd::vectorized;
 
 /// Shifts the hue by `turns` (-0.5 to 0.5): torchvision's `adjust_hue`.
 pub(super) fn hue(planes: &mut Planes, turns: f64) {
     // Towards zero, then modulo 256, as NumPy casts it.
     let shift = (turns * 255.0) as i32 as u8;
-    pulp::Arch::new().dispatch(|| {
-        let [r, g, b] = planes.split_mut();
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let (h, s, v) = to_hsv(*r, *g, *b);
-            (*r, *g, *b) = to_rgb(h.wrapping_add(shift), s, v);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            let [r, g, b] = planes.split_mut();
+            for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+                let (h, s, v) = to_hsv(*r, *g, *b);
+                (*r, *g, *b) = to_rgb(h.wrapping_add(shift), s, v);
+            }
+        },
+    );
 }
 
-/// Pillow's `rgb2hsv`. Where it mixes single and double precision, so does this, and it rounds down as there.
+/// Pillow's `rgb2hsv`, which rounds down. Of its divisions by the range of the channels one is left: the distances of the largest
+/// and the smallest channel to the largest are 0 and 1. The hue alone needs double precision to come to the same byte.
 ///
 /// No branches, so that the loop becomes vector code; for grey, whose hue is 0, the divisors are kept from 0.
 #[inline(always)]
 fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
+    let middle = r.max(g).min(r.min(g).max(b));
     let range = (most - least) as f32;
     let saturation = range / most.max(1) as f32;
-    let distance = |c: u8| (most - c) as f32 / range.max(1.0);
-    let (rc, gc, bc) = (distance(r), distance(g), distance(b));
-    let below_green = (2.0 + rc as f64 - bc as f64) as f32;
-    let below_blue = (4.0 + gc as f64 - rc as f64) as f32;
-    let sector = if g == most { below_green } else { below_blue };
-    let sector = if r == most { bc - gc } else { sector };
+    let part = (most - middle) as f32 / range.max(1.0);
+    // Where the sixth of the circle begins, and its direction: from the largest channel and the smallest.
+    let (red, green) = (r == most, g == most);
+    let least_is_blue = b == least;
+    let by_red = if least_is_blue { 1.0 } else { -1.0 };
+    let by_green = if least_is_blue { 1.0 } else { 3.0 };
+    let by_blue = if r == least { 3.0 } else { 5.0 };
+    let start = if green { by_green } else { by_blue };
+    let start = if red { by_red } else { start };
+    let start: f32 = if range == 0.0 { 0.0 } else { start };
+    let forwards = if green { least_is_blue } else { r == least };
+    let forwards = if red { !least_is_blue } else { forwards };
+    let sector = start + if forwards { part } else { -part };
     // A turn is added first: the first sector begins below zero.
-    let turned = sector as f64 / 6.0 + 1.0;
+    let turned = sector as f64 * (1.0 / 6.0) + 1.0;
     let hue = (if turned >= 1.0 { turned - 1.0 } else { turned }) as f32;
-    (byte(hue as f64 * 255.0), byte(saturation as f64 * 255.0), most)
+    (byte64(hue as f64 * 255.0), byte(saturation * 255.0), most)
 }
 
 /// Pillow's `hsv2rgb`.
 #[inline(always)]
 fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
-    let sector = h as u32 * 6 / 255;
-    let fraction = (h as f64 * 6.0 / 255.0 - sector as f64) as f32;
-    let (saturation, value) = ((s as f64 / 255.0) as f32, v as f64);
-    let p = byte(value * (1.0 - saturation as f64) + 0.5);
-    let q = byte(value * (1.0 - (saturation * fraction) as f64) + 0.5);
-    let t = byte(value * (1.0 - saturation as f64 * (1.0 - fraction as f64)) + 0.5);
+    let sixfold = h as u32 * 6;
+    let sector = sixfold / 255;
+    let fraction = (sixfold - sector * 255) as f32 * (1.0 / 255.0);
+    let (saturation, value) = (s as f32 * (1.0 / 255.0), v as f32);
+    let p = byte(value * (1.0 - saturation) + 0.5);
+    let q = byte(value * (1.0 - saturation * fraction) + 0.5);
+    let t = byte(value * (1.0 - saturation * (1.0 - fraction)) + 0.5);
     // The last hue, 255, is the first again.
     let by_sector = |values: [u8; 6]| {
         let mut chosen = values[0];
@@ -57,8 +71,68 @@ fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
 
 /// Drops the fraction of a value from 0 to below 256.
 #[inline(always)]
-fn byte(value: f64) -> u8 {
+fn byte(value: f32) -> u8 {
     debug_assert!((0.0..256.0).contains(&value));
     // SAFETY: the value is finite and fits; a checked cast would keep the loop from becoming vector code.
     unsafe { value.to_int_unchecked::<i32>() as u8 }
+}
+
+/// Drops the fraction of a value from 0 to below 256.
+#[inline(always)]
+fn byte64(value: f64) -> u8 {
+    debug_assert!((0.0..256.0).contains(&value));
+    // SAFETY: as above.
+    unsafe { value.to_int_unchecked::<i32>() as u8 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pillow's `rgb2hsv` in its own arithmetic: single precision, where it adds constants double.
+    fn pillow_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
+        let (most, least) = (r.max(g).max(b), r.min(g).min(b));
+        if most == least {
+            return (0, 0, most);
+        }
+        let range = (most - least) as f32;
+        let [rc, gc, bc] = [r, g, b].map(|c| (most - c) as f32 / range);
+        let sector = match () {
+            () if r == most => bc - gc,
+            () if g == most => (2.0 + rc as f64 - bc as f64) as f32,
+            () => (4.0 + gc as f64 - rc as f64) as f32,
+        };
+        let hue = (sector as f64 / 6.0 + 1.0).rem_euclid(1.0) as f32;
+        let saturation = range / most as f32;
+        ((hue as f64 * 255.0) as u8, (saturation as f64 * 255.0) as u8, most)
+    }
+
+    /// Pillow's `hsv2rgb` in its own arithmetic.
+    fn pillow_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
+        let turns = h as f64 * 6.0 / 255.0;
+        let (fraction, saturation) = ((turns - turns.floor()) as f32, (s as f64 / 255.0) as f32);
+        let round = |share: f64| (v as f64 * (1.0 - share) + 0.5) as u8;
+        let p = round(saturation as f64);
+        let q = round((saturation * fraction) as f64);
+        let t = round(saturation as f64 * (1.0 - fraction as f64));
+        match turns.floor() as u32 % 6 {
+            0 => (v, t, p),
+            1 => (q, v, p),
+            2 => (p, v, t),
+            3 => (p, q, v),
+            4 => (t, p, v),
+            _ => (v, p, q),
+        }
+    }
+
+    #[test]
+    fn every_colour_comes_out_as_in_pillow() {
+        let all = || 0..=255u8;
+        for (a, b) in all().flat_map(|a| all().map(move |b| (a, b))) {
+            for c in all() {
+                assert_eq!(to_hsv(a, b, c), pillow_hsv(a, b, c), "hsv of {a} {b} {c}");
+                assert_eq!(to_rgb(a, b, c), pillow_rgb(a, b, c), "rgb of {a} {b} {c}");
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ use crate::ops::{
     backend::Backend,
     named::{NamedTensor, Values},
     normalize::normalize_rows,
+    product::Products,
     random::{Purpose, stream},
     seam::Matrix,
 };
@@ -36,6 +37,8 @@ pub struct Queue<E> {
     copies: BTreeMap<i64, usize>,
     /// Where the next row goes.
     next: usize,
+    /// How a search on the CPU reads factors.
+    products: Products,
 }
 
 /// What is known of each row.
@@ -99,7 +102,13 @@ impl<E: Real> Queue<E> {
             marks: Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] },
             copies: [(NONE, length)].into(),
             next: 0,
+            products: Products::Full,
         }
+    }
+
+    /// Has the search read factors as `products` says. Rows themselves stay as they are.
+    pub fn set_products(&mut self, products: Products) {
+        self.products = products;
     }
 
     /// Moves it to a GPU, where it is searched and filled from then on.
@@ -145,7 +154,7 @@ impl<E: Real> Queue<E> {
         if available < k {
             return Err(TooFewNeighbours { length, available, k }.into());
         }
-        self.rows.search(queries, k, exclude, &self.marks)
+        self.rows.search(queries, k, exclude, &self.marks, self.products)
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.

@@ -15,6 +15,7 @@ use crate::{
         backend::Backend,
         later::Later,
         normalize::{norm, normalize_rows},
+        product::Products,
         seam::Matrix,
         topk::top_k,
     },
@@ -80,12 +81,13 @@ impl<E: Real> Rows<E> {
         k: usize,
         exclude: Option<&[i64]>,
         marks: &Marks,
+        products: Products,
     ) -> anyhow::Result<Neighbours<E, D>> {
         let ((n, dim), device) = (*queries.shape(), queries.device());
         match self {
             Rows::Host(bank, norms) => {
                 let own = |query: usize, row: usize| exclude.is_some_and(|out| out[query] == marks.samples[row]);
-                let found = top_k(&queries.as_vec(), bank, dim, k, own);
+                let found = top_k(&queries.as_vec(), bank, dim, k, products, own);
                 let indices = found.indices;
                 let vectors = indices.iter().flat_map(|i| &bank[i * dim..(i + 1) * dim]).copied().collect();
                 let vectors = device.try_tensor_from_vec(vectors, (n * k, dim)).map_err(device_error)?;

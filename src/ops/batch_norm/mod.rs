@@ -81,36 +81,45 @@ pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: 
         let part = i * chunk..i * chunk + out.len();
         let rows = out.chunks_exact_mut(channels).zip(x.chunks_exact(channels));
         match residual {
-            Residual::None => vectorized(|| {
-                for (out, x) in rows {
-                    for c in 0..channels {
-                        let v = x[c] * scale[c] + shift[c];
-                        out[c] = if v < floor { floor } else { v }; // keeps a NaN, so that it is noticed
-                    }
-                }
-            }),
-            Residual::Plain(r) => {
-                let r = &r[part];
-                vectorized(|| {
-                    for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
+            Residual::None => vectorized(
+                #[inline(always)]
+                || {
+                    for (out, x) in rows {
                         for c in 0..channels {
-                            let v = x[c] * scale[c] + shift[c] + r[c];
-                            out[c] = if v < floor { floor } else { v };
+                            let v = x[c] * scale[c] + shift[c];
+                            out[c] = if v < floor { floor } else { v }; // keeps a NaN, so that it is noticed
                         }
                     }
-                })
+                },
+            ),
+            Residual::Plain(r) => {
+                let r = &r[part];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
+                            for c in 0..channels {
+                                let v = x[c] * scale[c] + shift[c] + r[c];
+                                out[c] = if v < floor { floor } else { v };
+                            }
+                        }
+                    },
+                )
             }
             Residual::Normalised(r, affine) => {
                 let r = &r[part];
                 let (rscale, rshift) = (&affine.scale[..channels], &affine.shift[..channels]);
-                vectorized(|| {
-                    for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
-                        for c in 0..channels {
-                            let v = (x[c] * scale[c] + shift[c]) + (r[c] * rscale[c] + rshift[c]);
-                            out[c] = if v < floor { floor } else { v };
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
+                            for c in 0..channels {
+                                let v = (x[c] * scale[c] + shift[c]) + (r[c] * rscale[c] + rshift[c]);
+                                out[c] = if v < floor { floor } else { v };
+                            }
                         }
-                    }
-                })
+                    },
+                )
             }
         }
     });
@@ -129,24 +138,30 @@ pub enum Relu<'a, E> {
 
 /// Sets the gradient of a ReLU's input from that of its output: g = 0 where the output is not positive.
 fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
-    vectorized(|| {
-        for (g, out) in g.iter_mut().zip(output) {
-            *g = if *out > E::zero() { *g } else { E::zero() };
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (g, out) in g.iter_mut().zip(output) {
+                *g = if *out > E::zero() { *g } else { E::zero() };
+            }
+        },
+    );
 }
 
 /// The same where the output is relu(affine(x)).
 fn relu_backward_of<E: Real>(x: &[E], affine: &Affine<E>, g: &mut [E]) {
     let channels = affine.scale.len();
     let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
-    vectorized(|| {
-        for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-            for c in 0..channels {
-                g[c] = if x[c] * scale[c] + shift[c] > E::zero() { g[c] } else { E::zero() };
+    vectorized(
+        #[inline(always)]
+        || {
+            for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                for c in 0..channels {
+                    g[c] = if x[c] * scale[c] + shift[c] > E::zero() { g[c] } else { E::zero() };
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Sums over the rows that the backward pass needs.
@@ -243,12 +258,15 @@ pub fn backward_input<E: Real>(
     let chunk = CHUNK_ROWS * channels;
     x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| {
         let (a, b, d) = (&a[..channels], &b[..channels], &d[..channels]);
-        vectorized(|| {
-            for (x, g) in x.chunks_exact_mut(channels).zip(g.chunks_exact(channels)) {
-                for c in 0..channels {
-                    x[c] = a[c] * g[c] + b[c] * x[c] + d[c];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, g) in x.chunks_exact_mut(channels).zip(g.chunks_exact(channels)) {
+                    for c in 0..channels {
+                        x[c] = a[c] * g[c] + b[c] * x[c] + d[c];
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }

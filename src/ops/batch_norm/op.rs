@@ -7,7 +7,7 @@ use dfdx::prelude::*;
 use super::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums};
 use crate::ops::{
     Real,
-    seam::{Buffer, Matrix},
+    seam::{Buffer, Matrix, to_vec},
 };
 
 /// Running statistics of a layer, which a forward pass in training mode moves.
@@ -83,11 +83,11 @@ where
         weight_bias: Option<&WeightBias<E, Self>>,
         running: Running<E, Self>,
     ) -> Result<Normalised<E, Self>, CpuError> {
-        let values = x.as_vec();
+        let values = to_vec(x);
         let moments = Moments::of(&values, x.shape().1);
         let [mean, var] = running.all.get_disjoint_mut([running.mean, running.var]).expect("they do not overlap");
         moments.update_running(mean, var);
-        let weight_bias = weight_bias.map(|(w, b)| (w.as_vec(), b.as_vec()));
+        let weight_bias = weight_bias.map(|(w, b)| (to_vec(w), to_vec(b)));
         let affine = Affine::new(
             &moments.mean,
             &moments.inv_std,
@@ -106,10 +106,10 @@ where
         gy: &Buffer<E, Self>,
         gradients: &mut Gradients<E, Self>,
     ) -> Result<(), CpuError> {
-        let mut values = x.as_vec();
+        let mut values = to_vec(x);
         let mut g = gy.to_vec();
         let sums = backward_sums(&values, moments, &mut g, Relu::None);
-        let weight = weight_bias.map(|(w, _)| w.as_vec());
+        let weight = weight_bias.map(|(w, _)| to_vec(w));
         backward_input(&mut values, moments, weight.as_deref(), &sums, &g);
         add(gradients.get_or_alloc_mut(x)?, &values);
         if let Some((weight, bias)) = weight_bias {

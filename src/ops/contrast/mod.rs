@@ -13,7 +13,7 @@ use super::{
     Real,
     columns::sum,
     linear::{LinearKernel, linear},
-    seam::{Buffer, Matrix, Traced, traced},
+    seam::{Buffer, Matrix, Traced, to_vec, traced},
     simd::vectorized,
 };
 
@@ -135,7 +135,7 @@ where
 {
     fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
         let ((n, dim), rows) = (*a.shape(), b.shape().0);
-        let (first, rest) = (a.as_vec(), b.as_vec());
+        let (first, rest) = (to_vec(a), to_vec(b));
         let mut both = Vec::with_capacity(first.len() + rest.len());
         for (first, rest) in first.chunks_exact(dim).zip(rest.chunks_exact(rows / n * dim)) {
             both.extend_from_slice(first);
@@ -149,7 +149,7 @@ where
         let (n, m) = *s.shape();
         let scale = E::one() / tau;
         let mut y = vec![E::zero(); n];
-        y.par_iter_mut().zip(s.as_vec().par_chunks_exact(m)).for_each(|(y, s)| {
+        y.par_iter_mut().zip(to_vec(&s).par_chunks_exact(m)).for_each(|(y, s)| {
             vectorized(
                 #[inline(always)]
                 || {
@@ -163,7 +163,7 @@ where
         let kept = y.clone();
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&kept)?.clone();
-            let (values, y) = (s.as_vec(), kept.as_vec());
+            let (values, y) = (to_vec(&s), to_vec(&kept));
             let gs = gradients.get_or_alloc_mut(&s)?;
             let rows = gs.par_chunks_exact_mut(m).zip(values.par_chunks_exact(m)).zip(y.par_iter().zip(gy.par_iter()));
             rows.for_each(|((gs, s), (y, gy))| {
@@ -189,7 +189,7 @@ where
     ) -> Result<Matrix<E, Self, T>, CpuError> {
         let (s, mut tape) = s.split_tape();
         let (n, m) = *s.shape();
-        let values = s.as_vec();
+        let values = to_vec(&s);
         let y = (0..n).flat_map(|i| &values[i * (m + own)..][..own]).map(|s| *s / tau).collect();
         let y = s.device().try_tensor_from_vec(y, (n, own))?;
         let y_ghost = y.ghost();

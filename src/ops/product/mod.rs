@@ -4,6 +4,11 @@
 //! instruction multiplies and adds both where the CPU has it (AVX512-BF16); elsewhere factors are rounded and computed with
 //! in full. Sums are never rounded below the precision of the result.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "indices over register blocks; adapters with closures are not vectorised"
+)]
+
 mod kernel;
 mod operand;
 mod packed;
@@ -45,11 +50,7 @@ impl Products {
     }
 }
 
-/// What multiplies factors that are rounded to bf16 on the running CPU.
-pub fn bf16_unit() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if pairs::available() {
-        return "AVX512-BF16";
-    }
-    "none: factors are rounded and multiplied in f32, which is slower than precision f32"
+/// What multiplies bf16 on the running CPU; None where factors are rounded and multiplied in full.
+pub fn bf16_unit() -> Option<&'static str> {
+    f32::multiplies_pairs().then_some("AVX512-BF16")
 }

@@ -11,6 +11,8 @@ use crate::ops::Real;
 pub trait Operand<E: Real>: Send + Sync + 'static {
     /// Factors per element.
     const PACK: usize;
+    /// Whether packing changes factors; where it does not, they may be read where they lie.
+    const PACKS: bool = true;
 
     /// Runs `work` compiled for the vector unit that this way needs.
     fn dispatch<W: WithSimd>(work: W) -> W::Output;
@@ -39,6 +41,7 @@ pub struct Full;
 
 impl<E: Real> Operand<E> for Full {
     const PACK: usize = 1;
+    const PACKS: bool = false;
 
     #[inline(always)]
     fn dispatch<W: WithSimd>(work: W) -> W::Output {

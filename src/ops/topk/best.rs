@@ -1,56 +1,100 @@
-//! The k best of a stream of scores.
+//! The k best of streams of scores.
 
 use std::cmp::Ordering;
 
-use crate::ops::Real;
+use crate::ops::{Real, simd::vectorized};
 
-/// Scores that are compared with the floor at once; a multiple of any vector width.
+/// Queries whose scores are compared with their floors at once; a multiple of any vector width.
 const CHUNK: usize = 64;
 
-/// Keeps at least the `k` best (score, row) seen so far. It collects up to `2 k`, then drops the worse half and raises the
-/// floor: a selection per `k` arrivals is cheaper than keeping an order at each.
+/// Keeps at least the `k` best (score, row) seen so far. It collects up to `2 k`, then drops the worse half: a selection
+/// per `k` arrivals is cheaper than keeping an order at each.
 #[derive(Clone)]
 pub struct Best<E> {
     k: usize,
-    /// The k-th best at the last selection; only what exceeds it can matter, as equal ones come later and lose the tie.
-    floor: Option<E>,
     kept: Vec<(E, usize)>,
 }
 
-impl<E: Real> Best<E> {
+/// The bests of several queries, and per query the k-th best at its last selection: only what exceeds that floor can
+/// matter, as equal ones come later and lose the tie. Before the first selection it is NaN, which nothing falls below.
+#[derive(Clone)]
+pub struct Bests<E> {
+    bests: Vec<Best<E>>,
+    floors: Vec<E>,
+}
+
+impl<E: Real> Bests<E> {
     /// Nothing seen yet; `k` is at least 1.
-    pub fn new(k: usize) -> Self {
-        Self { k, floor: None, kept: Vec::with_capacity(2 * k) }
+    pub fn new(queries: usize, k: usize) -> Self {
+        let best = Best { k, kept: Vec::with_capacity(2 * k) };
+        Self { bests: vec![best; queries], floors: vec![E::nan(); queries] }
     }
 
-    /// Takes the scores of the rows from `first` on, which must come after all rows seen.
-    pub fn offer(&mut self, first: usize, scores: &[E], excluded: impl Fn(usize) -> bool) {
-        for (chunk, start) in scores.chunks(CHUNK).zip((first..).step_by(CHUNK)) {
-            // No early exit: without one the loop becomes vector instructions.
-            if self.floor.is_some_and(|floor| !chunk.iter().fold(false, |any, &score| any | (score > floor))) {
-                continue;
-            }
-            for (&score, row) in chunk.iter().zip(start..) {
-                if self.floor.is_none_or(|floor| score > floor) && !excluded(row) {
-                    self.kept.push((if score.is_nan() { E::neg_infinity() } else { score }, row));
-                    if self.kept.len() == 2 * self.k {
-                        self.select();
-                        self.floor = self.kept.last().map(|worst| worst.0);
+    #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
+    /// Takes `scores` [rows, width], of which a row begins with the scores of all queries with one bank row. The first
+    /// is that of bank row `first`; bank rows must come in order.
+    pub fn offer(&mut self, first: usize, scores: &[E], width: usize, excluded: impl Fn(usize, usize) -> bool) {
+        let queries = self.bests.len();
+        for (row, scores) in scores.chunks_exact(width).enumerate() {
+            for (start, scores) in (0..).step_by(CHUNK).zip(scores[..queries].chunks(CHUNK)) {
+                let floors = &self.floors[start..start + scores.len()];
+                if reaches(scores, floors) {
+                    for (query, score) in (start..).zip(scores) {
+                        if !(*score <= self.floors[query]) && !excluded(query, first + row) {
+                            self.take(query, *score, first + row);
+                        }
                     }
                 }
             }
         }
     }
 
+    fn take(&mut self, query: usize, score: E, row: usize) {
+        let best = &mut self.bests[query];
+        best.kept.push((if score.is_nan() { E::neg_infinity() } else { score }, row));
+        if best.kept.len() == 2 * best.k {
+            best.select();
+            self.floors[query] = best.kept[best.k - 1].0;
+        }
+    }
+
     /// The best of both.
-    pub fn merge(mut self, other: Self) -> Self {
+    pub fn merge(self, other: Self) -> Self {
+        let bests = self.bests.into_iter().zip(other.bests).map(|(left, right)| left.merge(right)).collect();
+        Self { bests, floors: self.floors }
+    }
+
+    /// Per query at most `k`, best first.
+    pub fn into_sorted(self) -> impl Iterator<Item = Vec<(E, usize)>> {
+        self.bests.into_iter().map(Best::into_sorted)
+    }
+}
+
+/// Whether a score is not below its floor. No early exit: without one the loop becomes vector instructions.
+#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
+fn reaches<E: Real>(scores: &[E], floors: &[E]) -> bool {
+    vectorized(
+        #[inline(always)]
+        || {
+            let mut any = false;
+            for i in 0..scores.len() {
+                any |= !(scores[i] <= floors[i]);
+            }
+            any
+        },
+    )
+}
+
+impl<E: Real> Best<E> {
+    /// The best of both.
+    fn merge(mut self, other: Self) -> Self {
         self.kept.extend(other.kept);
         self.select();
         self
     }
 
     /// At most `k`, best first.
-    pub fn into_sorted(mut self) -> Vec<(E, usize)> {
+    fn into_sorted(mut self) -> Vec<(E, usize)> {
         self.select();
         self.kept.sort_unstable_by(better);
         self.kept

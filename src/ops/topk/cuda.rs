@@ -174,7 +174,7 @@ mod tests {
             let bank_samples: Vec<i64> = (0..m as i64).map(|i| i % 50).collect();
             let samples: Vec<i64> = (0..n as i64).collect();
             let out = |q: usize, r: usize| own && samples[q] == bank_samples[r];
-            let expected = top_k(&queries, &bank, dim, k, out);
+            let expected = top_k(&queries, &bank, dim, k, crate::ops::product::Products::Full, out);
             on_every_gpu(|gpu| {
                 let (norms, none) = (vec![1.0; m], vec![-1; m]);
                 let gpu_bank = BankGpu::new(gpu, dim, &bank, &norms, [&bank_samples, &none, &none]).unwrap();
@@ -203,7 +203,7 @@ mod tests {
         let bank: Vec<f32> = ramp(1500, 0.3).iter().map(|v| (v * 3.0).round()).collect();
         let queries = [1.0, 2.0, -1.0, 0.0, 0.0, 0.0];
         let (norms, none) = (vec![1.0; 750], vec![0i64; 750]);
-        let expected = top_k(&queries, &bank, 2, 100, |_, _| false);
+        let expected = top_k(&queries, &bank, 2, 100, crate::ops::product::Products::Full, |_, _| false);
         on_every_gpu(|gpu| {
             let bank = BankGpu::new(gpu, 2, &bank, &norms, [&none; MARKS]).unwrap();
             let found = bank.search(gpu.upload(&queries).unwrap().at(), 3, 100, None).unwrap().read().unwrap();

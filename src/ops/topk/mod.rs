@@ -1,9 +1,9 @@
 //! The k largest dot products of each query with the rows of a bank, without ever holding all of them.
 //!
-//! The bank is cut into blocks of rows. Each block's dot products come from one matrix product and are scanned against
-//! every query's running k-th best; almost all of them fall below it and cost one comparison. Scores depend on the blocks
-//! alone, and which k win depends on the scores alone (ties go to the lower row), so that neither the number of threads
-//! nor who computed which block can change a bit of the result.
+//! The bank is cut into blocks of rows. Each block's dot products come from one matrix product, in full precision or of
+//! factors rounded to bf16, and are scanned against every query's running k-th best; almost all of them fall below it and
+//! cost one comparison. A score is one sum in the order of the dimensions, and which k win depends on the scores alone (ties
+//! go to the lower row), so that neither the number of threads nor who computed which block can change a bit of the result.
 
 mod best;
 #[cfg(any(test, feature = "cuda"))]
@@ -11,16 +11,18 @@ pub mod cuda;
 
 use rayon::prelude::*;
 
-use self::best::Best;
+use self::best::Bests;
 use super::{
     Real,
-    gemm::{Matrix, Threads, gemm},
+    columns::WHOLE_VECTORS,
+    gemm::Matrix,
+    product::{Left, Operand, Panels, Products, Strided, WithOperand, elements, multiply},
 };
 
-/// Queries per matrix product. More amortise the packing of the bank's rows; the scores of a block must stay in cache.
+/// Queries per matrix product. Every block of them reads the whole bank; packed, they must stay in a core's cache.
 const QUERY_BLOCK: usize = 256;
-/// Bank rows per matrix product.
-const BANK_BLOCK: usize = 512;
+/// Bank rows per matrix product. They and their scores must stay in the cache too.
+const BANK_BLOCK: usize = 128;
 
 /// The rows that [`top_k`] found, best first.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +36,8 @@ pub struct TopK<E> {
 }
 
 /// The `k` rows of `bank` [m, dim] with the largest dot product with each row of `queries` [n, dim], in descending order;
-/// of equal ones the lower row comes first.
+/// of equal ones the lower row comes first. Factors are read as `products` says, in bf16 only where `dim` comes in whole
+/// vectors.
 ///
 /// `excluded(query, row)` rules a row out for a query. It is asked only about rows that reach the best found so far, and
 /// must always give the same answer.
@@ -49,6 +52,7 @@ pub fn top_k<E: Real>(
     bank: &[E],
     dim: usize,
     k: usize,
+    products: Products,
     excluded: impl Fn(usize, usize) -> bool + Sync,
 ) -> TopK<E> {
     assert!(dim > 0 && queries.len().is_multiple_of(dim) && bank.len().is_multiple_of(dim));
@@ -56,12 +60,14 @@ pub fn top_k<E: Real>(
     if k == 0 {
         return TopK { k, indices: Vec::new(), scores: Vec::new() };
     }
+    let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
     let found: Vec<Vec<(E, usize)>> = queries
         .par_chunks(QUERY_BLOCK * dim)
         .enumerate()
         .flat_map_iter(|(block, queries)| {
             let first = block * QUERY_BLOCK;
-            search(queries, bank, dim, k, |query, row| excluded(first + query, row)).into_iter().map(Best::into_sorted)
+            let excluded = |query, row| excluded(first + query, row);
+            products.run(Search { queries, bank, dim, k, excluded }).into_sorted()
         })
         .collect();
     let k = found.iter().map(Vec::len).min().unwrap_or(k);
@@ -69,34 +75,51 @@ pub fn top_k<E: Real>(
     TopK { k, indices: rows().map(|row| row.1).collect(), scores: rows().map(|row| row.0).collect() }
 }
 
-/// The best rows for one block of queries. Blocks of the bank are shared out among the threads; whoever has several in
-/// a row goes on with the same running bests.
-fn search<E: Real>(
-    queries: &[E],
-    bank: &[E],
+/// The search for one block of queries. Blocks of the bank are shared out among the threads; whoever has several in a row
+/// goes on with the same running bests.
+struct Search<'a, E, F> {
+    queries: &'a [E],
+    bank: &'a [E],
     dim: usize,
     k: usize,
-    excluded: impl Fn(usize, usize) -> bool + Sync,
-) -> Vec<Best<E>> {
-    let n = queries.len() / dim;
-    bank.par_chunks(BANK_BLOCK * dim)
-        .enumerate()
-        .fold(
-            || (vec![Best::new(k); n], Vec::new()),
-            |(mut bests, mut scores), (block, rows)| {
-                let m = rows.len() / dim;
-                scores.resize(n * m, E::zero());
-                let (q, r) = (Matrix::new(queries, n, dim), Matrix::new(rows, m, dim));
-                gemm(q, r.t(), E::zero(), &mut scores, Threads::One);
-                for (query, (best, scores)) in bests.iter_mut().zip(scores.chunks_exact(m)).enumerate() {
-                    best.offer(block * BANK_BLOCK, scores, |row| excluded(query, row));
-                }
-                (bests, scores)
-            },
-        )
-        .map(|(bests, _)| bests)
-        .reduce_with(|left, right| left.into_iter().zip(right).map(|(l, r)| l.merge(r)).collect())
-        .expect("the bank has at least one row")
+    excluded: F,
+}
+
+impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, E, F> {
+    type Output = Bests<E>;
+
+    fn with<P: Operand<E>>(self) -> Bests<E> {
+        let Self { queries, bank, dim, k, excluded } = self;
+        let n = queries.len() / dim;
+        // Products come in whole vectors of queries.
+        let width = n.next_multiple_of(WHOLE_VECTORS);
+        let mut padded = queries.to_vec();
+        padded.resize(width * dim, E::zero());
+        E::with_scratch(elements::<E, P>(dim) * width, |memory| {
+            let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory);
+            bank.par_chunks(BANK_BLOCK * dim)
+                .enumerate()
+                .fold(
+                    || (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]),
+                    |(mut bests, mut scores), (block, rows)| {
+                        let scores_of = &mut scores[..rows.len() / dim * width];
+                        if P::PACKS {
+                            E::with_scratch(rows.len() / P::PACK, |memory| {
+                                multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores_of, false);
+                            });
+                        } else {
+                            let factors = Strided { data: rows, row: dim, column: 1 };
+                            multiply::<E, P>(Left { factors, rows: rows.len() / dim }, queries, scores_of, false);
+                        }
+                        bests.offer(block * BANK_BLOCK, scores_of, width, &excluded);
+                        (bests, scores)
+                    },
+                )
+                .map(|(bests, _)| bests)
+                .reduce_with(Bests::merge)
+                .expect("the bank has at least one row")
+        })
+    }
 }
 
 #[cfg(test)]

@@ -15,11 +15,14 @@ pub(super) fn step<E: Real>(config: &AdamwConfig, lr: f64, step: i32, tensor: Te
     let (c1, c2) = (E::of(1.0 - beta1), E::of(1.0 - beta2));
     let TensorStep { params, gradients, mut moments, .. } = tensor;
     let [first, second] = &mut moments[..] else { unreachable!("AdamW keeps two moments") };
-    vectorized(|| {
-        for (((p, g), m), v) in params.iter_mut().zip(gradients).zip(first.iter_mut()).zip(second.iter_mut()) {
-            *m = b1 * *m + c1 * *g;
-            *v = b2 * *v + c2 * *g * *g;
-            *p = *p * keep - rate * *m / (v.sqrt() * correction + eps);
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (((p, g), m), v) in params.iter_mut().zip(gradients).zip(first.iter_mut()).zip(second.iter_mut()) {
+                *m = b1 * *m + c1 * *g;
+                *v = b2 * *v + c2 * *g * *g;
+                *p = *p * keep - rate * *m / (v.sqrt() * correction + eps);
+            }
+        },
+    );
 }

@@ -11,10 +11,13 @@ pub(super) fn step<E: Real>(config: &SgdConfig, lr: f64, tensor: TensorStep<E>) 
     let (mu, lr) = (E::of(config.momentum), E::of(lr));
     let TensorStep { params, gradients, mut moments, .. } = tensor;
     let moment = &mut *moments[0];
-    vectorized(|| {
-        for ((p, g), m) in params.iter_mut().zip(gradients).zip(moment.iter_mut()) {
-            *m = mu * *m + (*g + decay * *p);
-            *p -= lr * *m;
-        }
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for ((p, g), m) in params.iter_mut().zip(gradients).zip(moment.iter_mut()) {
+                *m = mu * *m + (*g + decay * *p);
+                *p -= lr * *m;
+            }
+        },
+    );
 }

@@ -1,0 +1,128 @@
+//! The cases by name.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Options, Workload,
+    augment::{self, Recipe},
+    epoch, knn, probe, queue,
+    step::{self, Network},
+};
+
+/// Something whose speed is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128
+    Small,
+    /// Pretraining step: ResNet-18, 32x32, batch 128
+    Resnet18,
+    /// Pretraining step: ResNet-50, 224x224, batch 8, queue 65536
+    Resnet50,
+    /// Pretraining step: ViT-Tiny with patches of 4, 32x32, batch 128
+    #[value(name = "vit_tiny")]
+    #[serde(rename = "vit_tiny")]
+    VitTiny,
+    /// Images from shards, augmented, and the step of `small`: a training as it runs
+    Epoch,
+    /// The exact K nearest rows of the queue to 256 queries
+    Queue,
+    /// Both views of CIFAR-10's recipe from PNG bytes, one thread
+    AugmentCifar,
+    /// Both views of ImageNet's recipe from JPEG bytes, one thread
+    AugmentImagenet,
+    /// kNN classification: 10000 queries, a bank of 50000, 512 features
+    Knn,
+    /// Linear probe: trained on 50000, scored on 10000, 512 features
+    Probe,
+}
+
+impl Case {
+    /// All of them, in the order in which they are measured.
+    pub const ALL: [Case; 10] = [
+        Case::Small,
+        Case::Resnet18,
+        Case::Resnet50,
+        Case::VitTiny,
+        Case::Epoch,
+        Case::Queue,
+        Case::AugmentCifar,
+        Case::AugmentImagenet,
+        Case::Knn,
+        Case::Probe,
+    ];
+
+    /// As the command line knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Case::Small => "small",
+            Case::Resnet18 => "resnet18",
+            Case::Resnet50 => "resnet50",
+            Case::VitTiny => "vit_tiny",
+            Case::Epoch => "epoch",
+            Case::Queue => "queue",
+            Case::AugmentCifar => "augment-cifar",
+            Case::AugmentImagenet => "augment-imagenet",
+            Case::Knn => "knn",
+            Case::Probe => "probe",
+        }
+    }
+
+    /// Whether it takes pretraining steps.
+    pub(super) fn trains(self) -> bool {
+        matches!(self, Case::Small | Case::Resnet18 | Case::Resnet50 | Case::VitTiny | Case::Epoch)
+    }
+
+    /// Whether it augments and does nothing else.
+    pub(super) fn augments(self) -> bool {
+        matches!(self, Case::AugmentCifar | Case::AugmentImagenet)
+    }
+
+    /// Threads unless others are asked for: augmentation is told per core.
+    pub fn threads(self) -> usize {
+        match self.augments() {
+            true => 1,
+            false => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// Measured repetitions unless others are asked for: a few seconds of each.
+    pub fn steps(self) -> usize {
+        match self {
+            Case::Small | Case::VitTiny | Case::Epoch => 10,
+            Case::Resnet18 | Case::Resnet50 => 5,
+            Case::Queue | Case::AugmentCifar => 20,
+            Case::AugmentImagenet => 10,
+            Case::Knn | Case::Probe => 3,
+        }
+    }
+
+    /// Makes what is measured.
+    ///
+    /// # Errors
+    /// [`Unfit`] when the case does not know an option; otherwise when its data cannot be made.
+    pub fn prepare(self, options: &Options) -> anyhow::Result<Workload> {
+        options.check(self)?;
+        match self {
+            Case::Small => step::prepare(self, Network::Small, options),
+            Case::Resnet18 => step::prepare(self, Network::Resnet18, options),
+            Case::Resnet50 => step::prepare(self, Network::Resnet50, options),
+            Case::VitTiny => step::prepare(self, Network::VitTiny, options),
+            Case::Epoch => epoch::prepare(self, options),
+            Case::Queue => Ok(queue::prepare(options)),
+            Case::AugmentCifar => augment::prepare(Recipe::Cifar, options),
+            Case::AugmentImagenet => augment::prepare(Recipe::Imagenet, options),
+            Case::Knn => Ok(knn::prepare(options)),
+            Case::Probe => probe::prepare(),
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

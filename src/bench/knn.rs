@@ -1,0 +1,27 @@
+//! The kNN evaluation: unit length, exact search, weighted votes.
+
+use super::{
+    Options, Workload,
+    rows::{self, CLASSES, DIM, SPLITS},
+};
+use crate::{
+    ops::normalize::normalize_rows,
+    stage::{KnnConfig, votes::Ballot},
+};
+
+/// Neighbours unless another number is asked for: the largest of a spec's default.
+const K: usize = 200;
+
+pub(super) fn prepare(options: &Options) -> Workload {
+    let k = options.k.unwrap_or(K).min(SPLITS[0]);
+    let mut task = rows::classes();
+    let what = format!("{} queries, a bank of {}, width {DIM}, K {k}", SPLITS[1], SPLITS[0]);
+    Workload::new(what, None, move || {
+        normalize_rows(&mut task.train.rows, DIM);
+        normalize_rows(&mut task.test.rows, DIM);
+        let ballot = Ballot { ks: &[k], temperature: KnnConfig::default().temperature, classes: CLASSES };
+        let elected = ballot.elect(&task.train.rows, &[&task.targets], &task.test.rows, DIM, |_| true);
+        std::hint::black_box(elected);
+        Ok(())
+    })
+}

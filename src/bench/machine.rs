@@ -1,0 +1,48 @@
+//! The machine and the memory of this process.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{artifact::cpu_model, ops::simd::vector_unit};
+
+/// What a figure was measured on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Model of the CPU, as it calls itself.
+    pub cpu: String,
+    /// Processors that this process may use.
+    pub cores: usize,
+    /// Vector unit that the kernels use.
+    pub vector_unit: String,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        Machine {
+            cpu: cpu_model().to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            vector_unit: vector_unit().to_owned(),
+        }
+    }
+}
+
+/// The most memory that this process has held so far, in MB (10^6 bytes); None where the system does not tell (it is Linux's
+/// `VmHWM`).
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?;
+    Some(kib.parse::<f64>().ok()? * 1024.0 / 1e6)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_stays_when_memory_is_given_back() {
+        let before = peak_rss_mb().unwrap();
+        drop(std::hint::black_box(vec![1u8; 300_000_000]));
+        let after = peak_rss_mb().unwrap();
+        assert!(before > 1.0 && after > 300.0 && after >= before, "{before} {after}");
+    }
+}

@@ -1,0 +1,127 @@
+//! What may be varied in a case, and which case knows what.
+
+use std::path::PathBuf;
+
+use super::Case;
+use crate::train::{Device, Precision};
+
+/// What is varied; None leaves a case as it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// Arithmetic of what is trained.
+    pub precision: Precision,
+    /// Rows of the queue.
+    pub queue_length: Option<usize>,
+    /// Neighbours that are searched for.
+    pub k: Option<usize>,
+    /// Images that there are.
+    pub images: Option<usize>,
+    /// Folder into which the encoded images are written, to measure something else on the same ones.
+    pub save_images: Option<PathBuf>,
+}
+
+/// An option that does not suit a case.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("--case {case} cannot be measured: {why}")]
+    Training { case: Case, why: String },
+    #[error(
+        "--case {case} is measured in f32 only, not in {precision}; leave --precision out, or choose a case that trains \
+         (small, resnet18, resnet50, vit_tiny, epoch)"
+    )]
+    Precision { case: Case, precision: String },
+    #[error(
+        "--case {case} is measured on the CPU only, not on {device}; leave --device out, or choose a case that trains \
+         (small, resnet18, resnet50, vit_tiny, epoch)"
+    )]
+    Device { case: Case, device: Device },
+    #[error("--case {case} has no {option}; leave it out, or choose a case that has it ({cases})")]
+    Option { case: Case, option: &'static str, cases: String },
+}
+
+/// An option that only some cases have.
+#[derive(Clone, Copy)]
+enum Varied {
+    QueueLength,
+    K,
+    Images,
+    SaveImages,
+}
+
+impl Varied {
+    fn name(self) -> &'static str {
+        match self {
+            Varied::QueueLength => "--queue-length",
+            Varied::K => "-k",
+            Varied::Images => "--images",
+            Varied::SaveImages => "--save-images",
+        }
+    }
+
+    fn suits(self, case: Case) -> bool {
+        let searches = case.trains() || case == Case::Queue;
+        match self {
+            Varied::QueueLength => searches,
+            Varied::K => searches || case == Case::Knn,
+            Varied::Images | Varied::SaveImages => case.augments() || case == Case::Epoch,
+        }
+    }
+}
+
+impl Options {
+    /// Whether `case` knows all that is asked of it. What a trainer cannot do it says itself when it is made.
+    ///
+    /// # Errors
+    /// The first thing that it does not know.
+    pub fn check(&self, case: Case) -> Result<(), Unfit> {
+        if !case.trains() {
+            if self.precision != Precision::F32 {
+                return Err(Unfit::Precision { case, precision: self.precision_name() });
+            }
+            if Device::chosen() != Device::Cpu {
+                return Err(Unfit::Device { case, device: Device::chosen() });
+            }
+        }
+        let options = [
+            (self.queue_length.is_some(), Varied::QueueLength),
+            (self.k.is_some(), Varied::K),
+            (self.images.is_some(), Varied::Images),
+            (self.save_images.is_some(), Varied::SaveImages),
+        ];
+        for (asked, option) in options {
+            if asked && !option.suits(case) {
+                let cases: Vec<_> = Case::ALL.into_iter().filter(|case| option.suits(*case)).map(Case::name).collect();
+                return Err(Unfit::Option { case, option: option.name(), cases: cases.join(", ") });
+            }
+        }
+        Ok(())
+    }
+
+    /// The precision as specs write it.
+    pub fn precision_name(&self) -> String {
+        match serde_json::to_value(self.precision) {
+            Ok(serde_json::Value::String(name)) => name,
+            other => unreachable!("a precision is a name, not {other:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_case_does_not_know_is_refused_with_those_that_do() {
+        let refused = |options: &Options, case| options.check(case).unwrap_err().to_string();
+        let queue = Options { queue_length: Some(10), ..Options::default() };
+        assert!(queue.check(Case::Queue).is_ok() && queue.check(Case::Resnet50).is_ok());
+        assert_eq!(
+            refused(&queue, Case::Knn),
+            "--case knn has no --queue-length; leave it out, or choose a case that has it \
+             (small, resnet18, resnet50, vit_tiny, epoch, queue)"
+        );
+        let half = Options { precision: Precision::F16, ..Options::default() };
+        assert!(half.check(Case::Small).is_ok(), "the trainer decides");
+        assert!(refused(&half, Case::Probe).starts_with("--case probe is measured in f32 only, not in f16; leave"));
+    }
+}

@@ -1,0 +1,21 @@
+//! The linear probe: standardised features, SGD as a spec has it by default, predictions on the test split.
+
+use super::{
+    Workload,
+    rows::{self, CLASSES, DIM, SPLITS},
+};
+use crate::stage::{LinearProbeConfig, linear_probe};
+
+pub(super) fn prepare() -> anyhow::Result<Workload> {
+    let config = LinearProbeConfig::default();
+    let mut task = rows::classes();
+    let what = format!(
+        "{} rows, scored on {}, width {DIM}, {CLASSES} classes, {} epochs of batches of {}",
+        SPLITS[0], SPLITS[1], config.epochs, config.batch_size
+    );
+    Ok(Workload::new(what, None, move || {
+        let top1 = linear_probe::train_and_score(&config, 0, &mut task)?;
+        anyhow::ensure!(top1 > 0.9, "the probe has learned next to nothing: top-1 {top1}");
+        Ok(())
+    }))
+}

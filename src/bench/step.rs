@@ -1,0 +1,117 @@
+//! Whole pretraining steps, augmentation left out: both views forward, momentum branch, search, loss, backward, LARS.
+
+use serde_json::{Value, json};
+
+use super::{Case, Options, Unfit, Workload};
+use crate::{
+    spec::Experiment,
+    train::{AnyTrainer, Batch, Crop, Device},
+};
+
+/// Optimiser's steps in an epoch, and images, of a made-up data set: what the schedules are laid out for.
+const STEPS_PER_EPOCH: u64 = 100;
+const IMAGES: usize = 50_000;
+
+/// A network with the sizes that go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    Small,
+    Resnet18,
+    Resnet50,
+    VitTiny,
+}
+
+/// What a step is made of.
+struct Sizes {
+    encoder: Value,
+    /// Height and width of an image in pixels.
+    size: usize,
+    batch: usize,
+    queue_length: usize,
+    /// Width of the projections.
+    dim: usize,
+    /// Width of the heads' hidden layers.
+    hidden: usize,
+}
+
+impl Network {
+    fn sizes(self) -> Sizes {
+        let small = |encoder| Sizes { encoder, size: 32, batch: 128, queue_length: 16384, dim: 128, hidden: 512 };
+        match self {
+            Network::Small => small(json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"})),
+            Network::Resnet18 => small(json!({"arch": "resnet18", "stem": "cifar"})),
+            Network::VitTiny => small(json!({"arch": "vit_tiny", "patch_size": 4})),
+            Network::Resnet50 => Sizes {
+                encoder: json!({"arch": "resnet50"}),
+                size: 224,
+                batch: 8,
+                queue_length: 65536,
+                dim: 256,
+                hidden: 4096,
+            },
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Network::Small => "ResNet-18 of width 16",
+            Network::Resnet18 => "ResNet-18",
+            Network::Resnet50 => "ResNet-50",
+            Network::VitTiny => "ViT-Tiny, patches of 4",
+        }
+    }
+
+    /// The spec of its training.
+    pub fn experiment(self, options: &Options) -> Experiment {
+        let Sizes { encoder, size, batch, queue_length, dim, hidden } = self.sizes();
+        let view = json!({"random_resized_crop": {}});
+        let spec = json!({
+            "name": "bench",
+            "data": {"format": "synthetic", "classes": 2, "train_images": 1, "test_images": 1, "image_size": size},
+            "augmentations": {"size": size, "view1": view, "view2": view},
+            "encoder": encoder,
+            "projector": {"layers": 3, "hidden": hidden, "output": dim},
+            "predictor": {"layers": 2, "hidden": hidden, "output": dim},
+            "method": {
+                "name": "snclr",
+                "k": options.k.unwrap_or(30),
+                "queue_length": options.queue_length.unwrap_or(queue_length),
+                "tau": 0.2,
+                "exclude_self": false,
+            },
+            "optimizer": {"name": "lars", "base_lr": 0.1, "weight_decay": 1e-6},
+            "epochs": 100,
+            "batch_size": batch,
+            "precision": options.precision,
+        });
+        serde_json::from_value(spec).expect("the case is a spec")
+    }
+
+    /// What a step of it is, for people.
+    pub fn describe(self, options: &Options) -> String {
+        let Sizes { size, batch, queue_length, .. } = self.sizes();
+        let (name, queue) = (self.name(), options.queue_length.unwrap_or(queue_length));
+        format!("step: {name}, {size}x{size}, batch {batch}, queue {queue}, K {}", options.k.unwrap_or(30))
+    }
+}
+
+/// A trainer on the process's device.
+///
+/// # Errors
+/// [`Unfit`] when it cannot train in this precision or there.
+pub(super) fn trainer(case: Case, experiment: &Experiment) -> Result<AnyTrainer, Unfit> {
+    AnyTrainer::new(Device::chosen(), &experiment.pretrain(), STEPS_PER_EPOCH, IMAGES)
+        .map_err(|error| Unfit::Training { case, why: format!("{error:#}") })
+}
+
+pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow::Result<Workload> {
+    let experiment = network.experiment(options);
+    let mut trainer = trainer(case, &experiment)?;
+    let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
+    let crop = |phase: f32| {
+        let images = (0..n * size * size * 3).map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
+        Crop { images, size }
+    };
+    let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };
+    Ok(Workload::new(network.describe(options), Some(n), move || trainer.step(&batch).map(drop)))
+}

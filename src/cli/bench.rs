@@ -1,0 +1,287 @@
+//! `snclr bench`: how fast this machine trains, searches, augments and evaluates.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde_json::{Value, json};
+
+use super::{Global, show};
+use crate::{
+    bench::{self, Case, Measurement, Options, Point, Rate},
+    run::Reporter,
+    train::Precision,
+};
+
+/// Measure how fast this machine trains, searches, augments and evaluates
+///
+/// Without --case, all cases: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case has a process of its own,
+/// so that its peak memory is its own; it runs once unmeasured, then as often as --steps says. What is measured, and how to put
+/// it beside PyTorch, is in docs/benchmarks.md.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to measure; repeatable [default: all that know the other options]
+    #[arg(long = "case", value_enum, value_name = "CASE", value_delimiter = ',')]
+    pub cases: Vec<Case>,
+    /// How cost grows with threads, data set, queue length and K, instead of cases
+    #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "images", "save_images"])]
+    pub scaling: bool,
+    /// Arithmetic of training, as specs write it
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    pub precision: Precision,
+    /// Measured repetitions [default: what takes a few seconds]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub steps: Option<usize>,
+    /// Rows of the queue
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
+    pub queue_length: Option<usize>,
+    /// Neighbours that are searched for
+    #[arg(short, value_name = "K", value_parser = positive)]
+    pub k: Option<usize>,
+    /// Images that are augmented, or trained on
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub images: Option<usize>,
+    /// Write the images that are measured on into a folder as files, too
+    #[arg(long, value_name = "DIR")]
+    pub save_images: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    serde_json::from_value(json!(text)).map_err(|error| error.to_string())
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number from 1".into())
+}
+
+impl Args {
+    fn options(&self) -> Options {
+        Options {
+            precision: self.precision,
+            queue_length: self.queue_length,
+            k: self.k,
+            images: self.images,
+            save_images: self.save_images.clone(),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a case does not know an option, or what is measured fails.
+pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let options = args.options();
+    if args.scaling {
+        let mut rows = Vec::new();
+        for point in bench::points() {
+            let threads = point.threads().or(global.threads);
+            match child(point.series.case(), &point.options(&options), args.steps, threads, global)? {
+                Ok(measurement) => rows.push((point, measurement)),
+                Err(code) => return Ok(code),
+            }
+        }
+        return print(args.json, || scaling_json(&rows), || scaling_table(&rows));
+    }
+    let cases = match args.cases.is_empty() {
+        true => Case::ALL.into_iter().filter(|case| options.check(*case).is_ok()).collect(),
+        false => args.cases,
+    };
+    // Before the first of them takes its time.
+    cases.iter().try_for_each(|case| options.check(*case))?;
+    let measurements = match cases[..] {
+        [case] => vec![measure(case, &options, args.steps, global)?],
+        _ => {
+            let mut measurements = Vec::new();
+            for case in cases {
+                match child(case, &options, args.steps, global.threads, global)? {
+                    Ok(measurement) => measurements.push(measurement),
+                    Err(code) => return Ok(code),
+                }
+            }
+            measurements
+        }
+    };
+    print(args.json, || json!({ "cases": measurements }), || table(&measurements))
+}
+
+fn print(json: bool, value: impl FnOnce() -> Value, table: impl FnOnce() -> String) -> anyhow::Result<ExitCode> {
+    let text = if json { value().to_string() } else { table() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures a case in this process.
+fn measure(case: Case, options: &Options, steps: Option<usize>, global: &Global) -> anyhow::Result<Measurement> {
+    let threads = global.threads.unwrap_or(case.threads());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.with_context(|| format!("starting {threads} threads"))?;
+    let reporter = Reporter::new(global.verbosity());
+    reporter.stages(&[case.name()]);
+    reporter.stage_begins(case.name(), "measured");
+    let measurement = bench::measure(case, options, steps.unwrap_or(case.steps()), &reporter);
+    reporter.done();
+    measurement
+}
+
+/// Measures a case in a process of its own, which tells its progress and errors itself; Err is how it ended.
+fn child(
+    case: Case,
+    options: &Options,
+    steps: Option<usize>,
+    threads: Option<usize>,
+    global: &Global,
+) -> anyhow::Result<Result<Measurement, ExitCode>> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(program);
+    command.args(["bench", "--json", "--case", case.name(), "--precision", &options.precision_name()]);
+    command.args(["--device", &global.device.to_string()]);
+    let numbers = [
+        ("--threads", threads),
+        ("--steps", steps),
+        ("--queue-length", options.queue_length),
+        ("-k", options.k),
+        ("--images", options.images),
+    ];
+    for (option, number) in numbers {
+        command.args(number.map(|number| [option.to_owned(), number.to_string()]).into_iter().flatten());
+    }
+    if let Some(folder) = &options.save_images {
+        command.arg("--save-images").arg(folder);
+    }
+    if global.quiet {
+        command.arg("--quiet");
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("starting this program again")?;
+    if !output.status.success() {
+        let code = output.status.code().and_then(|code| u8::try_from(code).ok());
+        return Ok(Err(ExitCode::from(code.unwrap_or(1))));
+    }
+    let mut printed: Value = serde_json::from_slice(&output.stdout).context("reading what was measured")?;
+    Ok(Ok(serde_json::from_value(printed["cases"][0].take()).context("reading what was measured")?))
+}
+
+/// A number with three digits that count, or all of its whole ones.
+fn number(value: f64) -> String {
+    let decimals = match value {
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+fn figures(measurement: &Measurement) -> [String; 5] {
+    let rate = |part: fn(&Rate) -> f64| {
+        let rate = measurement.images_per_second.as_ref();
+        rate.map_or("-".to_owned(), |rate| number(part(rate)))
+    };
+    [
+        rate(|rate| rate.median),
+        rate(|rate| rate.maximum),
+        number(measurement.milliseconds.median),
+        number(measurement.milliseconds.minimum),
+        measurement.peak_rss_mb.map_or("-".to_owned(), |mb| show::bytes(mb * 1e6)),
+    ]
+}
+
+const FIGURES: [&str; 5] = ["images/s", "best", "ms", "least", "memory"];
+
+fn table(measurements: &[Measurement]) -> String {
+    let header = ["case", "precision", "threads"];
+    let row = |m: &Measurement| [m.case.name().to_owned(), m.precision.clone(), m.threads.to_string()];
+    let whats = measurements.iter().map(|m| format!("{}: {}\n", m.case, m.what)).collect::<String>();
+    let rows = measurements.iter().map(|m| (row(m), m));
+    format!("{whats}{}\n{}", grid(header, rows), machine(measurements.first()))
+}
+
+fn scaling_table(rows: &[(Point, Measurement)]) -> String {
+    let row = |point: &Point, m: &Measurement| {
+        [point.series.name().to_owned(), point.value.to_string(), m.case.name().to_owned()]
+    };
+    let first = rows.first().map(|(_, measurement)| measurement);
+    let rows = rows.iter().map(|(point, m)| (row(point, m), m));
+    format!("{}\n{}", grid(["varied", "value", "case"], rows), machine(first))
+}
+
+fn grid<'a>(header: [&str; 3], rows: impl Iterator<Item = ([String; 3], &'a Measurement)>) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(header.into_iter().chain(FIGURES));
+    for (names, measurement) in rows {
+        table.add_row(names.into_iter().chain(figures(measurement)));
+    }
+    for column in 1..header.len() + FIGURES.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn machine(first: Option<&Measurement>) -> String {
+    first.map_or(String::new(), |Measurement { machine, version, .. }| {
+        let cores = show::count(machine.cores, "core");
+        format!("{version}, {cores} of {} with {}", machine.cpu, machine.vector_unit)
+    })
+}
+
+fn scaling_json(rows: &[(Point, Measurement)]) -> Value {
+    let row = |(point, measurement): &(Point, Measurement)| json!({ "varied": point.series, "value": point.value, "measured": measurement });
+    json!({ "points": rows.iter().map(row).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{Machine, Series, Time};
+
+    fn measurement(case: Case, images_per_second: Option<Rate>) -> Measurement {
+        Measurement {
+            case,
+            what: "something".into(),
+            precision: "f32".into(),
+            device: "cpu".into(),
+            threads: 2,
+            steps: 3,
+            milliseconds: Time { median: 43.21, minimum: 4.0 },
+            images_per_second,
+            peak_rss_mb: Some(250.0),
+            machine: Machine { cpu: "a model".into(), cores: 2, vector_unit: "AVX-512".into() },
+            version: "snclr 1.2.3".into(),
+        }
+    }
+
+    #[test]
+    fn the_table_shows_every_case_and_the_machine() {
+        let images = Rate { median: 1234.5, maximum: 2000.0 };
+        let text = table(&[measurement(Case::Small, Some(images)), measurement(Case::Queue, None)]);
+        let expected = "\
+small: something
+queue: something
+┌───────┬───────────┬─────────┬──────────┬──────┬──────┬───────┬──────────┐
+│ case  ┆ precision ┆ threads ┆ images/s ┆ best ┆   ms ┆ least ┆   memory │
+╞═══════╪═══════════╪═════════╪══════════╪══════╪══════╪═══════╪══════════╡
+│ small ┆       f32 ┆       2 ┆     1234 ┆ 2000 ┆ 43.2 ┆  4.00 ┆ 250.0 MB │
+│ queue ┆       f32 ┆       2 ┆        - ┆    - ┆ 43.2 ┆  4.00 ┆ 250.0 MB │
+└───────┴───────────┴─────────┴──────────┴──────┴──────┴───────┴──────────┘
+snclr 1.2.3, 2 cores of a model with AVX-512";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn points_are_told_with_what_was_varied() {
+        let rows = [(Point { series: Series::QueueLength, value: 4096 }, measurement(Case::Queue, None))];
+        assert!(scaling_table(&rows).contains("│ queue length ┆  4096 ┆ queue ┆"), "{}", scaling_table(&rows));
+        let json = scaling_json(&rows);
+        assert_eq!((&json["points"][0]["varied"], &json["points"][0]["value"]), (&json!("queue_length"), &json!(4096)));
+        assert_eq!(json["points"][0]["measured"]["case"], "queue");
+    }
+}

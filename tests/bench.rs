@@ -1,0 +1,100 @@
+//! `snclr bench` measures what it says: cases, options, scaling, and what it refuses.
+
+mod common;
+
+use common::{Scratch, text};
+use serde_json::{Value, json};
+
+#[test]
+fn a_case_is_told_with_its_machine() {
+    let measured = Scratch::new().json("bench --case small --steps 2 --queue-length 256 -k 3 --threads 1 --json");
+    let case = &measured["cases"][0];
+    assert_eq!(case["case"], "small");
+    assert_eq!(case["what"], "step: ResNet-18 of width 16, 32x32, batch 128, queue 256, K 3");
+    assert_eq!((&case["precision"], &case["device"]), (&json!("f32"), &json!("cpu")));
+    assert_eq!((&case["threads"], &case["steps"]), (&json!(1), &json!(2)));
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} is no number in {case}"));
+    let (median, minimum) = (number(&case["milliseconds"]["median"]), number(&case["milliseconds"]["minimum"]));
+    assert!(0.0 < minimum && minimum <= median, "{case}");
+    assert!((number(&case["images_per_second"]["median"]) * median / 128e3 - 1.0).abs() < 1e-9, "{case}");
+    assert!(number(&case["images_per_second"]["maximum"]) >= number(&case["images_per_second"]["median"]));
+    // Two branches' activations of 128 images.
+    assert!((50.0..5000.0).contains(&number(&case["peak_rss_mb"])), "{case}");
+    assert!(number(&case["machine"]["cores"]) >= 1.0 && !text(&case["machine"]["vector_unit"]).is_empty());
+    assert_eq!(text(&case["version"]), format!("snclr {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn several_cases_have_a_process_each() {
+    let scratch = Scratch::new();
+    let line = "bench --case augment-cifar,augment-imagenet --images 3 --steps 1 --save-images images --json";
+    let measured = scratch.json(line);
+    let cases = measured["cases"].as_array().expect("cases");
+    let names: Vec<_> = cases.iter().map(|case| text(&case["case"])).collect();
+    assert_eq!(names, ["augment-cifar", "augment-imagenet"]);
+    // One thread, as augmentation is told per core; the second process knows nothing of the first one's memory.
+    assert!(cases.iter().all(|case| case["threads"] == 1 && case["steps"] == 1), "{measured}");
+    for (name, side) in [("00002.png", 32), ("00002.jpg", 400)] {
+        let picture = image::open(scratch.path("images").join(name)).expect("a picture");
+        assert_eq!((picture.width(), picture.height()), (side, side));
+    }
+}
+
+#[test]
+fn people_get_a_table() {
+    let finished = Scratch::new().run("bench --case queue --queue-length 300 -k 5 --steps 1");
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    assert!(finished.stdout.starts_with("queue: the 5 nearest of 300 rows to each of 256 queries, width 256\n┌"));
+    assert!(finished.stdout.contains("│ queue ┆       f32 ┆"), "{}", finished.stdout);
+    assert_eq!(finished.stderr, "queue              runs    measured\n");
+    let quiet = Scratch::new().run("bench --case queue --queue-length 300 -k 5 --steps 1 --quiet");
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn what_cannot_be_measured_is_a_matter_of_usage() {
+    let scratch = Scratch::new();
+    let refused = |args: &str, expected: &str| {
+        let finished = scratch.run(args);
+        assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{args}: {}", finished.stderr);
+        assert!(finished.stderr.contains(expected), "{args}: {}", finished.stderr);
+    };
+    refused("bench --case resnet19", "[possible values: small, resnet18, ");
+    refused("bench --precision f8", "invalid value 'f8' for '--precision <PRECISION>': unknown variant `f8`, expected");
+    refused("bench --steps 0", "expected a whole number from 1");
+    refused("bench --scaling --case small", "cannot be used with");
+    refused(
+        "bench --case knn --precision f16",
+        "error: --case knn is measured in f32 only, not in f16; leave --precision out, or choose a case that trains",
+    );
+    refused("bench --case small --precision f16", "error: --case small cannot be measured: precision: f16 needs a GPU");
+    // Of several cases, before the first one takes its time.
+    refused(
+        "bench --case queue --case probe -k 3",
+        "error: --case probe has no -k; leave it out, or choose a case that has it \
+         (small, resnet18, resnet50, vit_tiny, epoch, queue, knn)\n",
+    );
+}
+
+/// The other side of the comparison prints the same fields. `SNCLR_TORCH_PYTHON` names a Python with torch and torchvision.
+#[test]
+fn the_reference_in_python_has_the_same_shape() {
+    let Ok(python) = std::env::var("SNCLR_TORCH_PYTHON") else {
+        return println!("skipped: set SNCLR_TORCH_PYTHON to a Python that has torch and torchvision");
+    };
+    let scratch = Scratch::new();
+    let ours = scratch.json("bench --case augment-cifar --images 2 --steps 1 --save-images images --json");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bench_reference.py");
+    let args = ["queue", "augment-cifar", "--queue-length", "300", "-k", "3", "--steps", "1", "--images", "images"];
+    let output = std::process::Command::new(python).current_dir(scratch.path("")).arg(script).args(args).output();
+    let output = output.expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let keys = |case: &Value| case.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let cases = theirs["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 2, "{theirs}");
+    for case in cases {
+        assert_eq!(keys(case), keys(&ours["cases"][0]));
+        assert_eq!(keys(&case["machine"]), keys(&ours["cases"][0]["machine"]));
+    }
+}
