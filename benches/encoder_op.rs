@@ -10,7 +10,7 @@ use dfdx::prelude::*;
 use snclr::{
     encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
     ops::{
-        batch_norm::{RunningStatistics, batch_norm},
+        batch_norm::{Running, batch_norm},
         buffers::Buffers,
         conv2d::{Conv2d, Size, Source},
         product::Products,
@@ -49,8 +49,9 @@ fn conv_norm(x: Traced, [input, output]: [usize; 2], kernel: usize, stride: usiz
     *size = geometry.output_size(*size);
     let affine =
         (device.tensor_from_vec(vec![1.0; output], (output,)), device.tensor_from_vec(vec![0.0; output], (output,)));
-    let (mut mean, mut var) = (vec![0.0; output], vec![1.0; output]);
-    batch_norm(y, Some(affine), RunningStatistics { mean: &mut mean, var: &mut var }).expect("memory")
+    let mut statistics = vec![0.5; 2 * output];
+    let running = Running { all: &mut statistics, mean: 0..output, var: output..2 * output };
+    batch_norm(y, Some(affine), running).expect("memory")
 }
 
 fn fine(images: &[f32]) -> f32 {

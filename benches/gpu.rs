@@ -22,8 +22,9 @@ use snclr::{
         cuda::{Piece, Pieces},
     },
     ops::{
-        batch_norm::{RunningStatistics, batch_norm},
-        cuda::{Gpu, Scalar, address, backend, nvidia},
+        batch_norm::{Running, batch_norm},
+        contrast::{Pairs, contrast},
+        cuda::{Bridge, Gpu, Scalar, address, backend, nvidia},
         linear::linear,
         named::{NamedTensor, Values},
         normalize::normalize,
@@ -131,18 +132,26 @@ macro_rules! stock_training {
     }};
 }
 
+fn running<D: Bridge<f32>>(_: &D, gpu: &Gpu, values: &[f32]) -> D::Running {
+    D::running(gpu, values).expect("memory")
+}
+
+fn running_values<D: Bridge<f32>>(_: &D, running: &D::Running) -> Vec<f32> {
+    D::running_values(running).expect("a device that works")
+}
+
 /// Our operations on dfdx's tape: values and gradients.
 macro_rules! our_operations {
-    ($device:expr) => {{
+    ($device:expr, $gpu:expr) => {{
         let device = $device;
         let (n, input, out) = (96, 72, 40);
         let x: Matrix<f32, _> = device.tensor_from_vec(ramp(n * input, 0.37), (n, input));
         let w: Matrix<f32, _> = device.tensor_from_vec(ramp(out * input, 0.11), (out, input));
         let weight = device.tensor_from_vec(ramp(out, 0.5), (out,));
         let bias = device.tensor_from_vec(ramp(out, 0.6), (out,));
-        let (mut mean, mut var) = (vec![0.0; out], vec![1.0; out]);
+        let mut statistics = running(device, $gpu, &[vec![0.0; out], vec![1.0; out]].concat());
         let y = linear(x.leaky_trace(), w.leaky_trace()).expect("linear");
-        let running = RunningStatistics { mean: &mut mean, var: &mut var };
+        let running = Running { all: &mut statistics, mean: 0..out, var: out..2 * out };
         let y = batch_norm(y, Some((weight.clone(), bias.clone())), running).expect("batch norm");
         let y = normalize(y).expect("normalize");
         let cot: Matrix<f32, _> = device.tensor_from_vec(ramp(n * out, 0.23), (n, out));
@@ -150,13 +159,36 @@ macro_rules! our_operations {
         let gradients = (y * cot).sum::<Rank0, _>().backward();
         vec![
             values,
-            mean,
-            var,
+            running_values(device, &statistics),
             gradients.get(&x).as_vec(),
             gradients.get(&w).as_vec(),
             gradients.get(&weight).as_vec(),
             gradients.get(&bias).as_vec(),
         ]
+    }};
+}
+
+/// Contrastive logits of both layouts: values and gradients.
+macro_rules! contrastive_logits {
+    ($device:expr) => {{
+        let device = $device;
+        let (n, own, dim) = (96, 31, 40);
+        let rows = |rows: usize, step: f32| -> Matrix<f32, _> {
+            normalize(device.tensor_from_vec(ramp(rows * dim, step), (rows, dim))).expect("normalize")
+        };
+        let mut found = Vec::new();
+        for (candidates, pairs) in
+            [(rows(n * own, 0.011), Pairs::grouped(own)), (rows(n, 0.37), Pairs::of_views(n / 2))]
+        {
+            let anchors = rows(n, 0.37);
+            let (all, own) =
+                contrast(anchors.leaky_trace(), candidates.leaky_trace(), pairs, 0.2).expect("contrastive logits");
+            found.extend([all.as_vec(), own.as_vec()]);
+            let loss = all.sum::<Rank0, _>() - own.square().sum::<Rank0, _>();
+            let gradients = loss.backward();
+            found.extend([gradients.get(&anchors).as_vec(), gradients.get(&candidates).as_vec()]);
+        }
+        found
     }};
 }
 
@@ -226,10 +258,12 @@ fn resumes(case: &Case, precision: &str) -> Result<String, String> {
     for step in 0..4 {
         straight.step(&case.batch(step)).map_err(text)?;
         broken.step(&case.batch(step)).map_err(text)?;
+        broken.settle().map_err(text)?;
         let state = broken.state().map_err(text)?;
         broken = case.trainer(precision, Chosen::Cuda(0))?;
         broken.restore(&state).map_err(text)?;
     }
+    straight.settle().map_err(text)?;
     let (a, b) = (bits(&straight.state().map_err(text)?), bits(&broken.state().map_err(text)?));
     let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
     if a.len() == b.len() && differ == 0 {
@@ -249,16 +283,20 @@ fn steps(case: &Case, precision: &str) -> Result<String, String> {
     let text = |error: anyhow::Error| format!("{error:#}");
     let mut trainer = case.trainer(precision, Chosen::Cuda(0))?;
     let batch = case.batch(0);
-    trainer.step(&batch).map_err(text)?;
+    for _ in 0..2 {
+        trainer.step(&batch).map_err(text)?;
+    }
     let mut seconds = Vec::new();
     for _ in 0..7 {
         let start = Instant::now();
-        let row = trainer.step(&batch).map_err(text)?; // its loss has come back: the step's forward pass has ended
+        // Returns when the step before has come to its loss; from then on the device is busy with this one.
+        let row = trainer.step(&batch).map_err(text)?.ok_or("a row is missing")?;
         if !row.loss.is_finite() {
             return Err(format!("the loss is {}", row.loss));
         }
         seconds.push(start.elapsed().as_secs_f64());
     }
+    trainer.settle().map_err(text)?;
     let seconds = median(seconds);
     Ok(format!("{:.1} ms per step, {:.0} images/s", seconds * 1e3, case.batch as f64 / seconds))
 }
@@ -342,11 +380,20 @@ fn all(report: &mut Report) {
     });
     report.check("ours: linear, batch norm, normalise (f32)", || {
         backend::allow_tf32(false);
-        close(&our_operations!(&cuda), &our_operations!(&cpu), 1e-5)
+        close(&our_operations!(&cuda, &gpu), &our_operations!(&cpu, &gpu), 1e-5)
     });
     report.check("ours: linear, batch norm, normalise (tf32)", || {
         backend::allow_tf32(true);
-        close(&our_operations!(&cuda), &our_operations!(&cpu), 2e-2)
+        close(&our_operations!(&cuda, &gpu), &our_operations!(&cpu, &gpu), 2e-2)
+    });
+    // Sums of e^5; slopes over tau.
+    report.check("ours: contrastive logits (f32)", || {
+        backend::allow_tf32(false);
+        close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 1e-4)
+    });
+    report.check("ours: contrastive logits (tf32)", || {
+        backend::allow_tf32(true);
+        close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 5e-2)
     });
 
     let small = |name: &'static str, encoder: Value| Case {
@@ -366,7 +413,9 @@ fn all(report: &mut Report) {
             let mut losses = Vec::new();
             for device in [Chosen::Cuda(0), Chosen::Cpu] {
                 let mut trainer = case.trainer("f32", device)?;
-                losses.push(vec![trainer.step(&case.batch(0)).map_err(text)?.loss as f32]);
+                let row = trainer.step(&case.batch(0)).map_err(text)?;
+                let row = row.or(trainer.settle().map_err(text)?).ok_or("a row is missing")?;
+                losses.push(vec![row.loss as f32]);
             }
             close(&losses[..1], &losses[1..], 1e-4)
         });
@@ -414,13 +463,15 @@ fn all(report: &mut Report) {
         let text = |error: snclr::ops::cuda::GpuError| error.to_string();
         let (n, m, dim) = (1024, 131_072, 256);
         let rows: Vec<f32> = (0..m * dim).map(|i| ((i % 1_000_003) as f32 * 0.37).sin()).collect();
-        let bank = BankGpu::new(&gpu, dim, &rows, &vec![-1; m]).map_err(text)?;
+        let none = vec![-1; m];
+        let bank = BankGpu::new(&gpu, dim, &rows, &vec![1.0; m], [&none; 3]).map_err(text)?;
         let queries = gpu.upload(&ramp(n * dim, 0.11)).map_err(text)?;
-        bank.search(queries.at(), n, 30, None).map_err(text)?;
+        let search = || bank.search(queries.at(), n, 30, None)?.read(); // reading it waits for it
+        search().map_err(text)?;
         let mut seconds = Vec::new();
         for _ in 0..7 {
             let start = Instant::now();
-            bank.search(queries.at(), n, 30, None).map_err(text)?;
+            search().map_err(text)?;
             seconds.push(start.elapsed().as_secs_f64());
         }
         Ok(format!("{:.2} ms", median(seconds) * 1e3))

@@ -6,21 +6,15 @@
 use anyhow::Context;
 use dfdx::prelude::*;
 
-use super::{
-    InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error,
-    logits::{contrast, each_view_predicted},
-};
+use super::{InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error, views::each_view_predicted};
 use crate::ops::{
     Real,
     backend::Backend,
-    contrast::log_sum_exp,
-    linear::linear,
-    normalize::{normalize, normalize_rows},
-    seam::{Matrix, Traced, TracedScalar, traced},
+    contrast::{Pairs, contrast},
+    later::Later,
+    normalize::normalize,
+    seam::{Matrix, TracedScalar, traced},
 };
-
-/// A logit that no other notices: a projection is no candidate of itself.
-const NEVER: f64 = -1e9;
 
 /// One training step of InfoNCE, symmetrised; small crops predict both full views.
 ///
@@ -31,26 +25,22 @@ where
     D::Err: Send + Sync,
 {
     let momentum = input.momentum.as_ref().context("InfoNCE needs a momentum branch")?;
-    let dim = input.z[0].shape().1;
-    let targets = momentum.clone().map(|mut k| {
-        normalize_rows(&mut k, dim);
-        k
-    });
+    let unit = |k: &Matrix<E, D>| normalize(k.clone()).map_err(device_error);
+    let targets = [unit(&momentum[0])?, unit(&momentum[1])?];
     let loss = each_view_predicted(input.z.len(), |source, target| {
-        direction(config, input.z[source].clone(), &targets[target])
+        direction(config, input.z[source].clone(), targets[target].clone())
     });
-    Ok(StepOutput { loss: loss.map_err(device_error)?, positives: Positives::own_view(input.samples.len()) })
+    let positives = Later::now(Positives::own_view(input.samples.len()));
+    Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
 }
 
 /// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
 fn direction<E: Real, D: Backend<E>>(
     config: &InfonceConfig,
     z: Matrix<E, D>,
-    k: &[E],
+    k: Matrix<E, D>,
 ) -> Result<TracedScalar<E, D>, D::Err> {
-    let device = z.device().clone();
-    let k: Matrix<E, D> = device.try_tensor_from_vec(k.to_vec(), *z.shape())?;
-    let (all, own) = contrast(normalize(traced(z))?, k, 1, config.tau)?;
+    let (all, own) = contrast(normalize(traced(z))?, k, Pairs::grouped(1), config.tau)?;
     let n = all.shape().0;
     let own = own.try_reshape_like(&(n,))?;
     all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(E::of(config.loss_scale))
@@ -68,7 +58,7 @@ where
     D::Err: Send + Sync,
 {
     let loss = simclr_loss(config, input.z[0].clone(), input.z[1].clone()).map_err(device_error)?;
-    Ok(StepOutput { loss, positives: Positives::own_view(input.samples.len()) })
+    Ok(StepOutput { loss, positives: Later::now(Positives::own_view(input.samples.len())) })
 }
 
 fn simclr_loss<E: Real, D: Backend<E>>(
@@ -76,19 +66,11 @@ fn simclr_loss<E: Real, D: Backend<E>>(
     z1: Matrix<E, D>,
     z2: Matrix<E, D>,
 ) -> Result<TracedScalar<E, D>, D::Err> {
-    let device = z1.device().clone();
     let (n, dim) = *z1.shape();
     let rows = 2 * n;
     let both = (traced(z1), traced(z2)).try_concat_along(Axis::<0>)?.try_reshape_like(&(rows, dim))?;
     let (both, tape) = normalize(both)?.split_tape();
-    let itself = (0..rows * rows).map(|i| if i % (rows + 1) == 0 { E::of(NEVER) } else { E::zero() }).collect();
-    let itself: Matrix<E, D> = device.try_tensor_from_vec(itself, (rows, rows))?;
-    let s = linear(both.clone().put_tape(tape), traced(both))?.try_add(itself)?;
-    let (s, tape) = s.split_tape();
-    let all = log_sum_exp(s.clone().put_tape(tape), config.tau)?;
-    let other_view = (0..rows).map(|i| (i + n) % rows).collect();
-    let other_view: Tensor<(usize, usize), usize, D> = device.try_tensor_from_vec(other_view, (rows, 1))?;
-    let own: Traced<E, D> = traced(s).try_div(E::of(config.tau))?.try_gather(other_view)?;
+    let (all, own) = contrast(both.clone().put_tape(tape), traced(both), Pairs::of_views(n), config.tau)?;
     let own = own.try_reshape_like(&(rows,))?;
     all.try_sub(own)?.try_mean::<Rank0, _>()
 }
@@ -108,9 +90,8 @@ mod tests {
             let golden = Golden::load(case);
             let config = InfonceConfig { tau, loss_scale: 1.0, momentum: 0.99 };
             let z = matrix(&golden, "in.z1");
-            let mut k = golden.get::<f64>("in.y2");
-            normalize_rows(&mut k, 8);
-            let loss = direction(&config, z.clone(), &k).unwrap();
+            let k = normalize(matrix(&golden, "in.y2")).unwrap();
+            let loss = direction(&config, z.clone(), k).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
@@ -134,7 +115,7 @@ mod tests {
         let golden = Golden::load("loss_simclr");
         let [z1, z2] = ["in.z1", "in.z2"].map(|name| matrix(&golden, name));
         let small = Golden::load("loss_infonce_tau01");
-        let (z3, momentum) = (matrix(&small, "in.z1"), [small.get("in.y2"), golden.get("in.z1")]);
+        let (z3, momentum) = (matrix(&small, "in.z1"), [matrix(&small, "in.y2"), matrix(&golden, "in.z1")]);
         let loss = |z: &[&Matrix<f64, Cpu>]| {
             let input = StepInput {
                 step: 0,

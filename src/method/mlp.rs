@@ -8,7 +8,7 @@ use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
-    batch_norm::{RunningStatistics, batch_norm},
+    batch_norm::{Running, batch_norm},
     leaves::Leaves,
     linear::linear,
     random::{Purpose, stream},
@@ -90,7 +90,7 @@ impl Mlp {
         mut x: Matrix<E, D, T>,
         leaves: &Leaves<E, D>,
         layout: &Layout,
-        buffers: &mut [E],
+        buffers: &mut D::Running,
     ) -> Result<Matrix<E, D, T>, D::Err> {
         for layer in &self.layers {
             x = linear(x, leaves.matrix(layer.weight).put_tape(T::default()))?;
@@ -101,9 +101,8 @@ impl Mlp {
             }
             if let Some(norm) = &layer.norm {
                 let weight_bias = norm.weight_bias.map(|(w, b)| (leaves.vector(w), leaves.vector(b)));
-                let ranges = [norm.running_mean, norm.running_var].map(|i| layout.entries[i].range());
-                let [mean, var] = buffers.get_disjoint_mut(ranges).expect("buffers do not overlap");
-                x = batch_norm(x, weight_bias, RunningStatistics { mean, var })?;
+                let [mean, var] = [norm.running_mean, norm.running_var].map(|i| layout.entries[i].range());
+                x = batch_norm(x, weight_bias, Running { all: &mut *buffers, mean, var })?;
             }
             if layer.relu {
                 x = x.try_relu()?;

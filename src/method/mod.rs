@@ -2,9 +2,6 @@
 
 mod config;
 mod infonce;
-mod logits;
-#[cfg(any(test, feature = "cuda"))]
-mod mirror;
 mod mlp;
 mod nnclr;
 mod positives;
@@ -12,6 +9,7 @@ mod queue;
 mod sinkhorn;
 mod snclr;
 mod swav;
+mod views;
 
 pub use config::*;
 pub use mlp::Mlp;
@@ -22,6 +20,7 @@ use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
+    later::Later,
     leaves::Leaves,
     named::NamedTensor,
     product::Products,
@@ -40,7 +39,7 @@ pub struct StepInput<'a, E: Real, D: Backend<E>> {
     /// Online predictions z = q(y) [N, D] of each crop; y itself where there is no predictor.
     pub z: Vec<Matrix<E, D>>,
     /// Projections [N, D] of both full views from the momentum branch, where there is one.
-    pub momentum: Option<[Vec<E>; 2]>,
+    pub momentum: Option<[Matrix<E, D>; 2]>,
     /// Index of each sample in the data set.
     pub samples: &'a [i64],
     /// Label of each sample, -1 where there is none; for diagnostics only.
@@ -53,11 +52,11 @@ pub struct StepInput<'a, E: Real, D: Backend<E>> {
 pub struct StepOutput<E: Real, D: Backend<E>> {
     /// On a tape that leads back to the tensors y and z of the input and to the method's own parameters.
     pub loss: TracedScalar<E, D>,
-    pub positives: Positives<E>,
+    pub positives: Later<Positives<E>>,
 }
 
 /// A method with its state.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Method<E> {
     Infonce(InfonceConfig),
     Simclr(SimclrConfig),
@@ -113,14 +112,17 @@ impl<E: Real> Method<E> {
         }
     }
 
-    /// Has queues searched on a GPU.
+    /// Moves queues to a GPU.
+    ///
+    /// # Errors
+    /// When memory runs out.
     #[cfg(any(test, feature = "cuda"))]
-    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
+    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
         match self {
-            Method::Nnclr(method) => method.search_on(gpu),
-            Method::Snclr(method) => method.search_on(gpu),
-            // SwAV's queues are multiplied, not searched.
-            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => {}
+            Method::Nnclr(method) => method.move_to(gpu),
+            Method::Snclr(method) => method.move_to(gpu),
+            // SwAV's queues are multiplied on the host, where Sinkhorn runs.
+            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => Ok(()),
         }
     }
 
@@ -133,9 +135,12 @@ impl<E: Real> Method<E> {
     }
 
     /// What a checkpoint must hold beside the parameters.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
         match self {
-            Method::Infonce(_) | Method::Simclr(_) => Vec::new(),
+            Method::Infonce(_) | Method::Simclr(_) => Ok(Vec::new()),
             Method::Nnclr(method) => method.state(),
             Method::Swav(method) => method.state(),
             Method::Snclr(method) => method.state(),
@@ -143,9 +148,12 @@ impl<E: Real> Method<E> {
     }
 
     /// Takes over what [`Method::state`] gave.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
         match self {
-            Method::Infonce(_) | Method::Simclr(_) => {}
+            Method::Infonce(_) | Method::Simclr(_) => Ok(()),
             Method::Nnclr(method) => method.restore(tensors),
             Method::Swav(method) => method.restore(tensors),
             Method::Snclr(method) => method.restore(tensors),

@@ -8,20 +8,22 @@ use dfdx::prelude::*;
 
 use super::{
     Anchor, LookUp, NnclrConfig, Positives, StepInput, StepOutput, device_error,
-    logits::{contrast, each_view_predicted},
     queue::{Origin, Queue},
+    views::each_view_predicted,
 };
 use crate::ops::{
     Real,
     backend::Backend,
+    contrast::{Pairs, contrast},
+    later::Later,
     named::NamedTensor,
-    normalize::{normalize, normalize_rows},
+    normalize::normalize,
     product::Products,
     seam::{Matrix, TracedScalar, traced},
 };
 
 /// The method's settings and its queue Q.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Nnclr<E> {
     config: NnclrConfig,
     queue: Queue<E>,
@@ -38,20 +40,29 @@ impl<E: Real> Nnclr<E> {
         self.queue.set_products(products);
     }
 
-    /// Has the queue searched on a GPU.
+    /// Moves the queue to a GPU.
+    ///
+    /// # Errors
+    /// When memory runs out.
     #[cfg(any(test, feature = "cuda"))]
-    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
-        self.queue.search_on(gpu);
+    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
+        self.queue.move_to(gpu)
     }
 
     /// What a checkpoint must hold beside the parameters.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
         self.queue.state()
     }
 
     /// Takes over what [`Nnclr::state`] gave.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        self.queue.restore(tensors);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
+        self.queue.restore(tensors)
     }
 
     /// One training step: both look-ups, then the enqueueing of one view, then the symmetrised loss; small crops predict
@@ -63,36 +74,35 @@ impl<E: Real> Nnclr<E> {
     where
         D::Err: Send + Sync,
     {
-        let dim = input.y[0].shape().1;
-        let (mut queries, enqueued) = match self.config.look_up {
-            LookUp::Online => ([input.y[0].as_vec(), input.y[1].as_vec()], 0),
+        let (queries, enqueued) = match self.config.look_up {
+            LookUp::Online => ([input.y[0].clone(), input.y[1].clone()], 0),
             LookUp::Momentum => (input.momentum.clone().context("the look-up needs a momentum branch")?, 1),
         };
-        let rows = queries[enqueued].clone();
-        queries.iter_mut().for_each(|q| normalize_rows(q, dim));
         let exclude = self.config.exclude_self.then_some(input.samples);
-        let (near1, near2) = (self.queue.search(&queries[0], 1, exclude)?, self.queue.search(&queries[1], 1, exclude)?);
+        let nearest =
+            |queries: &Matrix<E, D>| self.queue.search(&normalize(queries.clone()).map_err(device_error)?, 1, exclude);
+        let near = [nearest(&queries[0])?, nearest(&queries[1])?];
         let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
-        self.queue.enqueue(&rows, origin, self.config.queue_overflow);
+        self.queue.enqueue(&queries[enqueued], origin, self.config.queue_overflow)?;
 
-        let near = [near1, near2];
         let loss = each_view_predicted(input.z.len(), |source, target| {
-            self.direction(&near[target].vectors, input.z[source].clone())
+            self.direction(near[target].vectors.clone(), input.z[source].clone())
         });
-        let w = vec![E::one(); 2 * input.samples.len()];
-        let [near1, near2] = near;
-        let positives = Positives::from_queue(E::zero(), w, [near2, near1], input.step);
+        let (n, step) = (input.samples.len(), input.step);
+        let [near1, near2] = near.map(|near| near.origins);
+        let positives = Later::new(move || {
+            Ok(Positives::from_queue(E::zero(), vec![E::one(); 2 * n], [near2.wait()?, near1.wait()?], step))
+        });
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
     /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
-    fn direction<D: Backend<E>>(&self, nn: &[E], p: Matrix<E, D>) -> Result<TracedScalar<E, D>, D::Err> {
-        let device = p.device().clone();
-        let nn: Matrix<E, D> = device.try_tensor_from_vec(nn.to_vec(), *p.shape())?;
+    fn direction<D: Backend<E>>(&self, nn: Matrix<E, D>, p: Matrix<E, D>) -> Result<TracedScalar<E, D>, D::Err> {
         let p = normalize(traced(p))?;
+        let own = Pairs::grouped(1);
         let (all, own) = match self.config.anchor {
-            Anchor::Neighbour => contrast(traced(nn), p, 1, self.config.tau)?,
-            Anchor::Prediction => contrast(p, nn, 1, self.config.tau)?,
+            Anchor::Neighbour => contrast(traced(nn), p, own, self.config.tau)?,
+            Anchor::Prediction => contrast(p, nn, own, self.config.tau)?,
         };
         let n = all.shape().0;
         let own = own.try_reshape_like(&(n,))?;
@@ -105,7 +115,10 @@ mod tests {
     use super::*;
     use crate::{
         method::Overflow,
-        ops::golden::{Golden, assert_close},
+        ops::{
+            golden::{Golden, assert_close},
+            normalize::normalize_rows,
+        },
     };
 
     fn method(anchor: Anchor, look_up: LookUp, bank: &[f64]) -> Nnclr<f64> {
@@ -121,7 +134,8 @@ mod tests {
         };
         let mut method = Nnclr::new(&config, 8, 0);
         let origin = Origin { samples: &[-1; 32], labels: &[-1; 32], step: 0 };
-        method.queue.enqueue(bank, origin, Overflow::Wrap);
+        let bank: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank.to_vec(), (32, 8));
+        method.queue.enqueue(&bank, origin, Overflow::Wrap).unwrap();
         method
     }
 
@@ -131,14 +145,13 @@ mod tests {
         {
             let golden = Golden::load(case);
             let method = method(anchor, LookUp::Momentum, &golden.get("in.queue"));
-            let mut queries = golden.get::<f64>("in.y2");
-            normalize_rows(&mut queries, 8);
-            let near = method.queue.search(&queries, 1, None).unwrap();
+            let y2: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.y2"), (6, 8));
+            let near = method.queue.search(&normalize(y2).unwrap(), 1, None).unwrap();
             let mut expected = golden.get::<f64>("out.nn");
             normalize_rows(&mut expected, 8);
-            assert_close("nn", &near.vectors, &expected, 1e-12);
+            assert_close("nn", &near.vectors.as_vec(), &expected, 1e-12);
             let z: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.z1"), (6, 8));
-            let loss = method.direction(&near.vectors, z.clone()).unwrap();
+            let loss = method.direction(near.vectors, z.clone()).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
@@ -148,7 +161,7 @@ mod tests {
     fn the_online_branch_looks_up_before_view_1_enters_the_queue() {
         let golden = Golden::load("loss_nnclr_anchor_nn");
         let mut method = method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue"));
-        let before = method.queue.clone();
+        let before = self::method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue")).queue;
         let matrix = |name: &str| -> Matrix<f64, Cpu> { Cpu::default().tensor_from_vec(golden.get(name), (6, 8)) };
         let y = vec![matrix("in.y2"), matrix("in.z1")];
         let input = StepInput {
@@ -162,18 +175,15 @@ mod tests {
             diagnose: true,
         };
         let output = method.step(&input).unwrap();
-        let queries = |i: usize| {
-            let mut rows = input.y[i].as_vec();
-            normalize_rows(&mut rows, 8);
-            before.search(&rows, 1, None).unwrap().vectors
-        };
+        let queries = |i: usize| before.search(&normalize(input.y[i].clone()).unwrap(), 1, None).unwrap().vectors;
         let directions = [(queries(1), 0), (queries(0), 1)];
         let expected: f64 =
-            directions.iter().map(|(nn, z)| method.direction(nn, input.z[*z].clone()).unwrap().array()).sum();
+            directions.iter().map(|(nn, z)| method.direction(nn.clone(), input.z[*z].clone()).unwrap().array()).sum();
         assert!((output.loss.array() - expected).abs() < 1e-12);
         let mut view1 = input.y[0].as_vec();
         normalize_rows(&mut view1, 8);
-        assert_eq!(method.queue.rows()[..6 * 8], view1);
-        assert_eq!((output.positives.own[0], output.positives.k), (0.0, 1));
+        assert_eq!(method.queue.host_rows()[..6 * 8], view1);
+        let positives = output.positives.wait().unwrap();
+        assert_eq!((positives.own[0], positives.k), (0.0, 1));
     }
 }

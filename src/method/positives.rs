@@ -1,6 +1,6 @@
 //! The positives that a step used, in one form for all methods, so that methods can be compared.
 
-use super::queue::Neighbours;
+use super::queue::Origins;
 use crate::ops::Real;
 
 /// The positives of a step. Rows are the samples of the first direction (view 1 predicts view 2), then those of the second.
@@ -30,7 +30,7 @@ impl<E: Real> Positives<E> {
     }
 
     /// The own image with weight `own`, and rows of a queue with weights `w` [2N, K]; `near` of both directions.
-    pub fn from_queue(own: E, w: Vec<E>, near: [Neighbours<E>; 2], step: u64) -> Self {
+    pub fn from_queue(own: E, w: Vec<E>, near: [Origins<E>; 2], step: u64) -> Self {
         let [first, second] = near;
         let rows = w.len() / first.k;
         let age = |entered: &i64| if *entered < 0 { -1 } else { step as i64 - entered };

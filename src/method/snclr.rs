@@ -8,28 +8,30 @@ use dfdx::prelude::*;
 
 use super::{
     Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput, device_error,
-    logits::{contrast, each_view_predicted},
     mlp::init_linear,
     queue::{Neighbours, Origin, Queue},
+    views::each_view_predicted,
 };
 use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
+    contrast::{Pairs, contrast, interleave},
     group_dots::group_dots,
+    later::Later,
     leaves::Leaves,
     linear::linear,
     named::NamedTensor,
-    normalize::{normalize, normalize_rows},
+    normalize::normalize,
     product::Products,
     seam::{Matrix, Traced, TracedScalar, traced},
 };
 
-/// A loss, and the positiveness [N, K] that went into it.
-type Loss<E, D> = (TracedScalar<E, D>, Vec<E>);
+/// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
+type Loss<E, D> = (TracedScalar<E, D>, Option<Later<Vec<E>>>);
 
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Snclr<E> {
     config: SnclrConfig,
     queue: Queue<E>,
@@ -61,20 +63,29 @@ impl<E: Real> Snclr<E> {
         self.queue.set_products(products);
     }
 
-    /// Has the queue searched on a GPU.
+    /// Moves the queue to a GPU.
+    ///
+    /// # Errors
+    /// When memory runs out.
     #[cfg(any(test, feature = "cuda"))]
-    pub fn search_on(&mut self, gpu: &crate::ops::cuda::Gpu) {
-        self.queue.search_on(gpu);
+    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
+        self.queue.move_to(gpu)
     }
 
     /// What a checkpoint must hold beside the parameters.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
         self.queue.state()
     }
 
     /// Takes over what [`Snclr::state`] gave.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        self.queue.restore(tensors);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
+        self.queue.restore(tensors)
     }
 
     /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss; small crops predict the
@@ -90,72 +101,80 @@ impl<E: Real> Snclr<E> {
     where
         D::Err: Send + Sync,
     {
-        let [mut k1, mut k2] = input.momentum.clone().context("SNCLR needs a momentum branch")?;
-        let (n, dim) = *input.y[0].shape();
-        let view2 = k2.clone();
-        normalize_rows(&mut k1, dim);
-        normalize_rows(&mut k2, dim);
-        let (near1, near2) = (self.look_up(&k1, input.samples)?, self.look_up(&k2, input.samples)?);
+        let momentum = input.momentum.as_ref().context("SNCLR needs a momentum branch")?;
+        let unit = |k: &Matrix<E, D>| normalize(k.clone()).map_err(device_error);
+        let k = [unit(&momentum[0])?, unit(&momentum[1])?];
+        let near = [self.look_up(&k[0], input.samples)?, self.look_up(&k[1], input.samples)?];
         let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
-        self.queue.enqueue(&view2, origin, self.config.queue_overflow);
+        self.queue.enqueue(&momentum[1], origin, self.config.queue_overflow)?;
 
-        let (k, near) = ([k1, k2], [near1, near2]);
-        let mut w = [Vec::new(), Vec::new()];
+        let mut w = [None, None];
         let loss = each_view_predicted(input.z.len(), |source, target| {
             let (z, y) = (input.z[source].clone(), input.y[source].clone());
-            let (loss, positiveness) = self.direction(z, y, &k[target], &near[target], leaves)?;
+            let (loss, positiveness) = self.direction(z, y, &k[target], near[target].as_ref(), leaves)?;
             if source < 2 {
                 w[source] = positiveness;
             }
             Ok(loss)
         });
-        let [near1, near2] = near;
-        let positives = match self.config.k {
-            0 => Positives::own_view(n),
-            _ => Positives::from_queue(E::one(), w.concat(), [near2, near1], input.step),
+        let (n, step) = (input.samples.len(), input.step);
+        let positives = match (near, w) {
+            ([Some(near1), Some(near2)], [Some(w1), Some(w2)]) => Later::new(move || {
+                let w = [w1.wait()?, w2.wait()?].concat();
+                Ok(Positives::from_queue(E::one(), w, [near2.origins.wait()?, near1.origins.wait()?], step))
+            }),
+            _ => Later::now(Positives::own_view(n)),
         };
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
-    fn look_up(&self, y2: &[E], samples: &[i64]) -> anyhow::Result<Neighbours<E>> {
-        self.queue.search(y2, self.config.k, self.config.exclude_self.then_some(samples))
+    /// NN(y2)_1..K of `queries` [N, D], y2 at unit length; none where K is 0.
+    fn look_up<D: Backend<E>>(
+        &self,
+        queries: &Matrix<E, D>,
+        samples: &[i64],
+    ) -> anyhow::Result<Option<Neighbours<E, D>>> {
+        let exclude = self.config.exclude_self.then_some(samples);
+        (self.config.k > 0).then(|| self.queue.search(queries, self.config.k, exclude)).transpose()
     }
 
-    /// The loss of one direction, and the positiveness [N, K] that went into it.
+    /// The loss of one direction, and the positiveness that went into it.
     ///
     /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
     fn direction<D: Backend<E>>(
         &self,
         z1: Matrix<E, D>,
         y1: Matrix<E, D>,
-        y2: &[E],
-        neighbours: &Neighbours<E>,
+        y2: &Matrix<E, D>,
+        neighbours: Option<&Neighbours<E, D>>,
         leaves: &Leaves<E, D>,
     ) -> Result<Loss<E, D>, D::Err> {
         let device = z1.device().clone();
-        let (n, dim) = *z1.shape();
-        let k = neighbours.k;
+        let n = z1.shape().0;
+        let (z1, scale) = (normalize(traced(z1))?, E::of(self.config.loss_scale));
+        let Some(neighbours) = neighbours else {
+            let (all, own) = contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
+            let own = own.try_reshape_like(&(n,))?;
+            return Ok((all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(scale)?, None));
+        };
 
         // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
         // all [N] is the log of its sum of exp, own [N, K+1] the logits of a sample's own candidates.
-        let candidates = interleave(y2, &neighbours.vectors, n, k, dim);
-        let candidates: Matrix<E, D> = device.try_tensor_from_vec(candidates, (n * (k + 1), dim))?;
-        let (all, own) = contrast(normalize(traced(z1))?, candidates, k + 1, self.config.tau)?;
+        let k = neighbours.k;
+        let candidates = interleave(y2, &neighbours.vectors)?;
+        let (all, own) = contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
 
-        let scale = E::of(self.config.loss_scale);
-        if k == 0 {
-            let own = own.try_reshape_like(&(n,))?;
-            return Ok((all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(scale)?, Vec::new()));
-        }
         let mut log_w = self.log_positiveness(y1, neighbours, leaves)?;
         if self.config.threshold {
             // exp of it is 0, and no infinity meets another
-            let (floor, never) = (E::of(-(k as f64).ln()), E::of(-1e30));
-            let drop = log_w.as_vec().into_iter().map(|l| if l > floor { E::zero() } else { never }).collect();
-            let drop: Matrix<E, D> = device.try_tensor_from_vec(drop, (n, k))?;
-            log_w = log_w.try_add(drop)?;
+            let (kept, tape) = log_w.split_tape();
+            let exceeds = kept.try_gt(E::of(-(k as f64).ln()))?;
+            let never = device.try_zeros_like(&(n, k))?.try_sub(E::of(1e30))?;
+            log_w = exceeds.try_choose(kept.put_tape(tape), never)?;
         }
-        let w: Vec<E> = log_w.as_vec().into_iter().map(|l| l.exp()).collect();
+        let (kept, tape) = log_w.split_tape();
+        let w = D::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp()).collect());
+        let log_w = kept.put_tape(tape);
         let zero: Matrix<E, D> = device.try_zeros_like(&(n, 1usize))?;
         let loss = match self.config.objective {
             // -log( sum_j w_j exp(own_j) / sum exp(s) ), w_0 = 1
@@ -175,14 +194,14 @@ impl<E: Real> Snclr<E> {
                 total.try_mean::<Rank0, _>()?.try_negate()?
             }
         };
-        Ok((loss.try_mul(scale)?, w))
+        Ok((loss.try_mul(scale)?, Some(w)))
     }
 
     /// log w [N, K] with w_i = softmax_i( f1(y1) . f2(NN(y2)_i) ) / gamma.
     fn log_positiveness<D: Backend<E>>(
         &self,
         y1: Matrix<E, D>,
-        neighbours: &Neighbours<E>,
+        neighbours: &Neighbours<E, D>,
         leaves: &Leaves<E, D>,
     ) -> Result<Traced<E, D>, D::Err> {
         let device = y1.device().clone();
@@ -197,11 +216,8 @@ impl<E: Real> Snclr<E> {
         if self.config.normalize_attention {
             a = normalize(a)?;
         } else {
-            for (row, norm) in near.chunks_exact_mut(dim).zip(&neighbours.norms) {
-                row.iter_mut().for_each(|v| *v *= *norm);
-            }
+            near = near.try_mul(neighbours.norms.clone().try_broadcast_like::<_, Axis<1>>(&(n * k, dim))?)?;
         }
-        let near: Matrix<E, D> = device.try_tensor_from_vec(near, (n * k, dim))?;
         let mut b = traced(near);
         if let Some((f1, f2)) = self.attention {
             a = linear(a, traced(leaves.matrix(f1)))?;
@@ -212,22 +228,15 @@ impl<E: Real> Snclr<E> {
     }
 }
 
-/// Rows NN_0 = y2, NN_1..K of sample 1, then of sample 2, ...: [N(K+1), D].
-fn interleave<E: Real>(y2: &[E], neighbours: &[E], n: usize, k: usize, dim: usize) -> Vec<E> {
-    let mut rows = Vec::with_capacity(n * (k + 1) * dim);
-    for i in 0..n {
-        rows.extend_from_slice(&y2[i * dim..(i + 1) * dim]);
-        rows.extend_from_slice(&neighbours[i * k * dim..(i + 1) * k * dim]);
-    }
-    rows
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         method::Overflow,
-        ops::golden::{Golden, assert_close, tolerance},
+        ops::{
+            golden::{Golden, assert_close, tolerance},
+            normalize::normalize_rows,
+        },
     };
 
     /// f32 logits of magnitude 10; PyTorch's own f32 run is off by up to 9e-7.
@@ -258,11 +267,14 @@ mod tests {
     }
 
     /// A method whose queue and attention are a golden case's.
-    fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<E>, Layout, Vec<E>) {
+    fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<E>, Layout, Vec<E>)
+    where
+        Cpu: Backend<E>,
+    {
         let mut layout = Layout::default();
         let mut method = Snclr::<E>::new(config, 8, 0, &mut layout);
-        let rows = golden.get::<E>("in.queue");
-        method.queue.enqueue(&rows, nobody(config.queue_length), Overflow::Wrap);
+        let rows: Matrix<E, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.queue"), (config.queue_length, 8));
+        method.queue.enqueue(&rows, nobody(config.queue_length), Overflow::Wrap).unwrap();
         let mut params = vec![E::nan(); layout.len()];
         if let Some((f1, f2)) = method.attention {
             params[layout.entries[f1].range()].copy_from_slice(&golden.get::<E>("in.f1"));
@@ -284,12 +296,11 @@ mod tests {
         let leaves = Leaves::new(&device, &layout, &params, 0..layout.entries.len()).unwrap();
         let matrix = |name: &str| -> Matrix<E, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
         let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
-        let mut y2 = golden.get::<E>("in.y2");
-        normalize_rows(&mut y2, 8);
+        let y2 = normalize(matrix("in.y2")).unwrap();
         let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
-        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &leaves).unwrap();
         close("loss", &[loss.array()], "out.loss");
-        close("w", &w, "out.w");
+        close("w", &w.unwrap().wait().unwrap(), "out.w");
         let mut gradients = loss.backward();
         close("grad.z1", &gradients.get(&z1).as_vec(), "grad.z1");
         gradients.try_alloc_for(&y1).unwrap();
@@ -329,16 +340,16 @@ mod tests {
     fn gradients_agree_with_finite_differences() {
         let golden = Golden::load("loss_paper");
         let (method, layout, params) = method::<f64>(&config(3, 32, 0.1), &golden);
-        let mut y2 = golden.get::<f64>("in.y2");
-        normalize_rows(&mut y2, 8);
-        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
         let device = Cpu::default();
+        let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
+        let y2 = normalize(y2).unwrap();
+        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
         // Everything that the loss depends on, in a row: z1, y1, f1 and f2.
         let run = |all: &[f64]| {
             let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
             let (z1, y1) = (matrix(0), matrix(48));
             let leaves = Leaves::new(&device, &layout, &all[96..], 0..layout.entries.len()).unwrap();
-            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, &neighbours, &leaves).unwrap();
+            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &leaves).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
             let mut attention = vec![0.0; layout.len()];
@@ -374,8 +385,10 @@ mod tests {
             method.queue = {
                 let bank = golden.get::<f64>("in.queue");
                 let mut queue = Queue::new("queue", 32, 8, 0);
-                queue.enqueue(&bank, nobody(32), Overflow::Wrap);
-                queue.enqueue(&bank[..29 * 8], nobody(29), Overflow::Wrap);
+                for n in [32, 29] {
+                    let rows: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank[..n * 8].to_vec(), (n, 8));
+                    queue.enqueue(&rows, nobody(n), Overflow::Wrap).unwrap();
+                }
                 queue
             };
             let device = Cpu::default();
@@ -387,7 +400,7 @@ mod tests {
                 epoch: 0.0,
                 y: y.to_vec(),
                 z: z.to_vec(),
-                momentum: Some(["in.k1", "in.k2"].map(|k| golden.get(k))),
+                momentum: Some(["in.k1", "in.k2"].map(matrix)),
                 samples: &[0, 1, 2, 3, 4, 5],
                 labels: &[-1; 6],
                 diagnose: true,
@@ -405,7 +418,7 @@ mod tests {
                 assert_close("f1", &totals[layout.entries[f1].range()], &golden.get("grad.f1"), 1e-10);
                 assert_close("f2", &totals[layout.entries[f2].range()], &golden.get("grad.f2"), 1e-10);
             }
-            let state = method.queue.state();
+            let state = method.queue.state().unwrap();
             let crate::ops::named::Values::Real(bank) = &state[0].values else { unreachable!() };
             let mut expected = golden.get::<f64>("out.queue_after");
             normalize_rows(&mut expected, 8);
@@ -421,11 +434,11 @@ mod tests {
             let device = Cpu::default();
             let leaves = Leaves::new(&device, &Layout::default(), &[], 0..0).unwrap();
             let z1: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.z1"), (6, 8));
-            let mut y2 = golden.get::<f64>("in.y2");
-            normalize_rows(&mut y2, 8);
+            let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
+            let y2 = normalize(y2).unwrap();
             let none = method.look_up(&y2, &[0; 6]).unwrap();
-            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, &none, &leaves).unwrap();
-            assert!(w.is_empty());
+            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, none.as_ref(), &leaves).unwrap();
+            assert!(none.is_none() && w.is_none());
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(&z1).as_vec(), &golden.get("grad.z1"), 1e-12);
         }

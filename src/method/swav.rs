@@ -16,6 +16,7 @@ use crate::ops::{
     arena::Layout,
     backend::Backend,
     gemm::{self, Threads, gemm},
+    later::Later,
     leaves::Leaves,
     linear::linear,
     named::NamedTensor,
@@ -28,7 +29,7 @@ use crate::ops::{
 type Loss<E, D> = (TracedScalar<E, D>, [Vec<E>; 2]);
 
 /// The method's settings, where C lies among the parameters, and the queue of each full view.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Swav<E> {
     config: SwavConfig,
     dim: usize,
@@ -70,13 +71,20 @@ impl<E: Real> Swav<E> {
     }
 
     /// What a checkpoint must hold beside the parameters.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
-        self.queues.iter().flatten().flat_map(Queue::state).collect()
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
+        let states: anyhow::Result<Vec<_>> = self.queues.iter().flatten().map(Queue::state).collect();
+        Ok(states?.concat())
     }
 
     /// Takes over what [`Swav::state`] gave.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        self.queues.iter_mut().flatten().for_each(|queue| queue.restore(tensors));
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
+        self.queues.iter_mut().flatten().try_for_each(|queue| queue.restore(tensors))
     }
 
     /// One training step: the codes of both full views, then the swapped prediction, then the queues take the batch.
@@ -97,12 +105,12 @@ impl<E: Real> Swav<E> {
         if let Some(queues) = self.queues.as_mut().filter(|_| input.epoch >= self.config.queue_start_epoch) {
             let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
             for (queue, z) in queues.iter_mut().zip(&input.z) {
-                queue.enqueue(&z.as_vec(), origin, Overflow::Wrap);
+                queue.enqueue(z, origin, Overflow::Wrap)?;
             }
         }
         let [code1, code2] = codes;
         let positives = Positives::from_codes([code2, code1], self.config.prototypes, input.labels, input.diagnose);
-        Ok(StepOutput { loss, positives })
+        Ok(StepOutput { loss, positives: Later::now(positives) })
     }
 
     /// The loss, and the codes q [N, P] of both full views.
@@ -142,7 +150,7 @@ impl<E: Real> Swav<E> {
         if let Some(queue) = self.queues.as_ref().map(|queues| &queues[view]).filter(|queue| queue.is_full()) {
             let rows = self.config.queue_length;
             all = vec![E::zero(); rows * columns];
-            let bank = gemm::Matrix::new(queue.rows(), rows, self.dim);
+            let bank = gemm::Matrix::new(queue.host_rows(), rows, self.dim);
             let prototypes = gemm::Matrix::new(prototypes, columns, self.dim);
             gemm(bank, prototypes.t(), E::zero(), &mut all, Threads::All);
         }
@@ -172,7 +180,8 @@ mod tests {
         let mut method = Swav::<f64>::new(&config, 8, 0, &mut layout);
         for queue in method.queues.iter_mut().flatten() {
             let origin = Origin { samples: &[1; 32], labels: &[-1; 32], step: 0 };
-            queue.enqueue(&golden.get("in.queue"), origin, Overflow::Wrap);
+            let rows: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.queue"), (32, 8));
+            queue.enqueue(&rows, origin, Overflow::Wrap).unwrap();
         }
         let device = Cpu::default();
         let params = golden.get::<f64>("in.protos");

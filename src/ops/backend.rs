@@ -2,18 +2,38 @@
 
 use dfdx::prelude::Dtype;
 
+#[cfg(any(test, feature = "cuda"))]
+use super::cuda::Bridge;
 use super::{
-    batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, linear::LinearKernel,
-    normalize::NormalizeKernel,
+    batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater,
+    linear::LinearKernel, normalize::NormalizeKernel,
 };
+
+/// A build that knows no GPU needs no bridge to one.
+#[cfg(not(any(test, feature = "cuda")))]
+pub trait Bridge<E> {}
+#[cfg(not(any(test, feature = "cuda")))]
+impl<E, D> Bridge<E> for D {}
 
 /// A device with all of our differentiable operations.
 pub trait Backend<E: Dtype>:
-    LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E>
+    LinearKernel<E>
+    + BatchNormKernel<E>
+    + NormalizeKernel<E>
+    + ContrastKernel<E>
+    + GroupDotsKernel<E>
+    + ReadLater<E>
+    + Bridge<E>
 {
 }
 
 impl<E: Dtype, D> Backend<E> for D where
-    D: LinearKernel<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E>
+    D: LinearKernel<E>
+        + BatchNormKernel<E>
+        + NormalizeKernel<E>
+        + ContrastKernel<E>
+        + GroupDotsKernel<E>
+        + ReadLater<E>
+        + Bridge<E>
 {
 }

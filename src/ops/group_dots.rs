@@ -63,7 +63,7 @@ where
     Cpu: Device<E, Err = CpuError>,
 {
     let ((n, width), k) = (*a.shape(), b.shape().0 / a.shape().0);
-    let (device, a, b) = (a.device(), to_vec(&a), to_vec(&b));
+    let (device, a, b) = (a.device(), to_vec(a), to_vec(b));
     let mut y = vec![E::zero(); n * k];
     let rows = y.par_chunks_exact_mut(k).zip(a.par_chunks_exact(width)).zip(b.par_chunks_exact(k * width));
     rows.for_each(|((y, a), b)| {

@@ -17,6 +17,7 @@ pub mod gemm;
 pub mod golden;
 pub mod group_dots;
 pub mod lanes;
+pub mod later;
 pub mod layer_norm;
 pub mod leaves;
 pub mod linear;

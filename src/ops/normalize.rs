@@ -64,7 +64,7 @@ where
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
     fn normalize_forward(&self, x: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let mut y = to_vec(&x);
+        let mut y = to_vec(x);
         normalize_rows(&mut y, x.shape().1);
         self.try_tensor_from_vec(y, *x.shape())
     }
@@ -78,7 +78,7 @@ where
     ) -> Result<(), CpuError> {
         // gx = (gy - y (y . gy)) / |x|
         let dim = x.shape().1;
-        let (x, y) = (to_vec(&x), to_vec(&y));
+        let (x, y) = (to_vec(x), to_vec(y));
         let rows = gx.chunks_exact_mut(dim).zip(gy.chunks_exact(dim)).zip(x.chunks_exact(dim)).zip(y.chunks_exact(dim));
         for (((gx, gy), x), y) in rows {
             let along = E::of(y.iter().zip(gy).map(|(y, g)| y.as_f64() * g.as_f64()).sum::<f64>());

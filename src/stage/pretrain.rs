@@ -82,33 +82,29 @@ pub fn run(
         let start = Instant::now();
         let views = loader.next()?;
         let waited = start.elapsed();
-        let mut row = trainer.step_loaded(&views)?;
+        let mut rows: Vec<StepRow> = trainer.step_loaded(&views)?.into_iter().collect();
         let elapsed = start.elapsed();
-        if let Some(knn) = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps())) {
+        // A device may still be at work on the step. Its row comes with the next one, unless somebody wants to look now.
+        let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
+        let last = trainer.steps() == total;
+        let saves = !last && trainer.between_updates() && checkpoint_due(&log, context);
+        if last || saves || knn.is_some() {
+            rows.extend(trainer.settle()?);
+        }
+        if let Some(knn) = knn {
             let top1 = knn.top1(&trainer)?;
-            row.knn_top1 = Some(top1);
+            rows.last_mut().expect("the step's row").knn_top1 = Some(top1);
             context.progress.value("kNN %", 100.0 * top1);
             context.progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
         }
-        log.push(row.clone(), elapsed, waited, batch);
-        context.progress.message(&format!("loss {:.4}", row.loss));
-        context.progress.value("loss", row.loss);
+        log.time(trainer.steps() - 1, elapsed, waited, batch);
         context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
         context.progress.advance(1);
-
-        if !row.loss.is_finite() {
-            let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
-            return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
+        for row in rows {
+            take_in(&row, &mut collapsed, config, context)?;
+            log.rows.push(row);
         }
-        if let Some((health, positiveness)) = row.diagnosis {
-            context.progress.detail(&details(row.step, &health, &positiveness));
-            collapsed = if health.is_collapsed() { collapsed + 1 } else { 0 };
-            if collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
-                let (std, effective_rank) = (health.std, health.effective_rank);
-                return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, context));
-            }
-        }
-        if trainer.steps() < total && trainer.between_updates() && checkpoint_due(&log, context) {
+        if saves {
             log.save(&trainer, context.checkpoints)?;
             stop_if_asked(context.interrupt, trainer.steps())?;
         }
@@ -129,6 +125,30 @@ fn announce(config: &PretrainConfig, trainer: &AnyTrainer, images: usize, total:
         config.batch_size,
         trainer.model().params.len(),
     ));
+}
+
+/// Shows the row of a step, and stops when it shows that training has failed. `collapsed` counts rows that show a collapse.
+fn take_in(
+    row: &StepRow,
+    collapsed: &mut usize,
+    config: &PretrainConfig,
+    context: &StageContext,
+) -> anyhow::Result<()> {
+    context.progress.message(&format!("loss {:.4}", row.loss));
+    context.progress.value("loss", row.loss);
+    if !row.loss.is_finite() {
+        let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
+        return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
+    }
+    if let Some((health, positiveness)) = row.diagnosis {
+        context.progress.detail(&details(row.step, &health, &positiveness));
+        *collapsed = if health.is_collapsed() { *collapsed + 1 } else { 0 };
+        if *collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
+            let (std, effective_rank) = (health.std, health.effective_rank);
+            return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, context));
+        }
+    }
+    Ok(())
 }
 
 /// A line on the state of the embeddings and of the positives.
@@ -173,11 +193,9 @@ impl Log {
         Self { first_step, rows: Vec::new(), timing: Vec::new(), saved: Instant::now() }
     }
 
-    fn push(&mut self, row: StepRow, elapsed: Duration, waited: Duration, batch: usize) {
+    fn time(&mut self, step: u64, elapsed: Duration, waited: Duration, batch: usize) {
         let (seconds, waiting_seconds) = (elapsed.as_secs_f64(), waited.as_secs_f64());
-        let images_per_second = batch as f64 / seconds;
-        self.timing.push(Timing { step: row.step, seconds, waiting_seconds, images_per_second });
-        self.rows.push(row);
+        self.timing.push(Timing { step, seconds, waiting_seconds, images_per_second: batch as f64 / seconds });
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
@@ -237,7 +255,7 @@ fn write(
     }
     // Empty for methods without a queue.
     let mut table = out.table("queue", tensors::schema(), Kind::Content)?;
-    table.write(&tensors::to_rows(&model.method.state()))?;
+    table.write(&tensors::to_rows(&model.method.state()?))?;
     table.finish()?;
 
     let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));

@@ -68,7 +68,16 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.model(), trainer.model())
     }
 
-    /// The online branch's values.
+    /// Completes what is under way on the device, before values or state are asked for: gives the row of the last step, if
+    /// [`AnyTrainer::step`] has not. Training goes on to the same bits with or without.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
+        on_either!(self, _trainer => Ok(None), _trainer.settle())
+    }
+
+    /// The online branch's values; [settled](AnyTrainer::settle).
     ///
     /// # Errors
     /// When the device fails.
@@ -91,12 +100,13 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.between_updates(), trainer.between_updates())
     }
 
-    /// Trains on one batch.
+    /// Trains on one batch. Gives the row of the step that has ended: this one, or the one before where a device is still at
+    /// work; None where there is none yet.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<StepRow> {
-        on_either!(self, trainer => trainer.step(batch), trainer.step(batch))
+    pub fn step(&mut self, batch: &Batch<f32>) -> anyhow::Result<Option<StepRow>> {
+        on_either!(self, trainer => trainer.step(batch).map(Some), trainer.step(batch))
     }
 
     /// Trains on one batch of a [`Loader`](super::Loader) for this trainer's device.
@@ -106,7 +116,7 @@ impl AnyTrainer {
     ///
     /// # Panics
     /// When the batch is for a GPU and this trainer is not.
-    pub fn step_loaded(&mut self, loaded: &Loaded) -> anyhow::Result<StepRow> {
+    pub fn step_loaded(&mut self, loaded: &Loaded) -> anyhow::Result<Option<StepRow>> {
         match (self, loaded) {
             (trainer, Loaded::Views(batch)) => trainer.step(batch),
             #[cfg(feature = "cuda")]
@@ -116,12 +126,12 @@ impl AnyTrainer {
         }
     }
 
-    /// Everything that training depends on from here on; either device goes on from it.
+    /// Everything that training depends on from here on, [settled](AnyTrainer::settle); either device goes on from it.
     ///
     /// # Errors
     /// When the device fails.
     pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<f32>>> {
-        Ok(on_either!(self, trainer => trainer.state(), trainer.state()?))
+        on_either!(self, trainer => Ok(trainer.state()), trainer.state())
     }
 
     /// Goes on from what [`AnyTrainer::state`] gave.

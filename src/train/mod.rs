@@ -3,7 +3,6 @@
 mod any;
 mod config;
 mod device;
-mod diagnosis;
 mod ema;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
@@ -13,6 +12,7 @@ mod model;
 mod neighbours;
 mod optimizer;
 mod positiveness;
+mod recorder;
 mod schedule;
 mod trainer;
 mod warning;

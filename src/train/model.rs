@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The parts and where their tensors lie.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Model<E> {
     pub encoder: Encoder,
     pub projector: Mlp,

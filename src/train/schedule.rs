@@ -1,8 +1,75 @@
-//! Learning rate and EMA momentum over (fractional) epochs.
+//! Learning rate and EMA momentum over (fractional) epochs, and what that makes of each step.
 
 use std::f64::consts::PI;
 
-use super::{LrScaling, OptimizerConfig};
+use super::{LrScaling, OptimizerConfig, PretrainConfig};
+
+/// What is due in which step.
+#[derive(Clone, Copy, Debug)]
+pub struct Timetable {
+    lr: LrSchedule,
+    /// EMA momentum at the start, where there is a momentum branch.
+    momentum: Option<f64>,
+    steps_per_epoch: u64,
+    accumulation: u64,
+    health_every: u64,
+}
+
+/// What is due in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Due {
+    pub step: u64,
+    /// Epochs before it, with fraction.
+    pub epoch: f64,
+    pub learning_rate: f64,
+    /// EMA momentum; NaN without a momentum branch.
+    pub momentum: f64,
+    /// Whether it is the first and the last step of those whose gradients the optimiser takes together.
+    pub begins: bool,
+    pub ends: bool,
+    /// Whether it is looked at closely.
+    pub diagnosis: bool,
+}
+
+impl Timetable {
+    /// The timetable of a run whose epochs have `steps_per_epoch` steps.
+    pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> Self {
+        let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
+        let (warmup_epochs, epochs) = (config.schedule.warmup_epochs, config.epochs as f64);
+        Self {
+            lr: LrSchedule { peak, warmup_epochs, epochs },
+            momentum: config.method.momentum(),
+            steps_per_epoch,
+            accumulation: config.gradient_accumulation as u64,
+            health_every: config.health.every as u64,
+        }
+    }
+
+    /// What is due in a step. Steps that the optimiser takes together share epoch, learning rate and momentum.
+    pub fn at(&self, step: u64) -> Due {
+        let first = step / self.accumulation * self.accumulation;
+        let epoch = first as f64 / self.steps_per_epoch as f64;
+        Due {
+            step,
+            epoch,
+            learning_rate: self.lr.at(epoch),
+            momentum: self.momentum.map_or(f64::NAN, |start| momentum_at(epoch, start, self.lr.epochs)),
+            begins: step == first,
+            ends: self.is_between_updates(step + 1),
+            diagnosis: step.is_multiple_of(self.health_every),
+        }
+    }
+
+    /// Whether the optimiser has taken every gradient of the steps before `step`.
+    pub fn is_between_updates(&self, step: u64) -> bool {
+        step.is_multiple_of(self.accumulation)
+    }
+
+    /// Steps whose gradients the optimiser takes together.
+    pub fn accumulation(&self) -> u64 {
+        self.accumulation
+    }
+}
 
 /// Learning rate over time.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,7 @@ use dfdx::prelude::{Cpu, CpuError};
 
 use serde_json::{Value, json};
 
-use super::{trainer::Trainer, *};
+use super::{schedule::Due, trainer::Trainer, *};
 use crate::{
     dataset::augment::AugmentationsConfig,
     encoder::EncoderConfig,
@@ -116,7 +116,7 @@ impl Sections {
 
     pub(super) fn trainer<E: Real>(&self) -> Trainer<E>
     where
-        Cpu: Backend<E, Err = CpuError>,
+        Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
     {
         Trainer::new(&self.config(), 3, 8).unwrap()
     }
@@ -149,7 +149,7 @@ fn reference_name(branch: &str, name: &str) -> String {
 /// A trainer in the reference's initial state.
 fn reference_trainer<E: Real>(sections: &Sections, case: &Golden) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     let state = Golden::load("traj_soft_ce_state");
     let mut trainer = sections.trainer::<E>();
@@ -188,13 +188,19 @@ where
 /// Learning rate and momentum of the reference's three steps.
 const STEPS: [(f64, f64); 3] = [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)];
 
+/// The step at the start of an epoch, at a learning rate and momentum of its own.
+fn at_start(due: Due, learning_rate: f64, momentum: f64) -> Due {
+    Due { epoch: 0.0, learning_rate, momentum, ..due }
+}
+
 /// Three whole steps against the reference: losses, and the norm of every tensor afterwards.
 fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let golden = Golden::load(case);
     let mut trainer = reference_trainer::<f64>(sections, &golden);
     let mut losses = Vec::new();
     for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
-        losses.push(trainer.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss);
+        let due = at_start(trainer.due(), lr, momentum);
+        losses.push(trainer.step_at(&reference_batch(step), due).unwrap().loss);
         trainer = restored(&trainer, sections);
     }
     assert_close(&format!("{case} losses"), &losses, &golden.get("out.losses"), tolerance);
@@ -248,7 +254,7 @@ fn reference_batch<E: Real>(step: usize) -> Batch<E> {
 /// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
 fn restored<E: Real>(trainer: &Trainer<E>, sections: &Sections) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     let mut fresh = sections.trainer::<E>();
     fresh.restore(&trainer.state());
@@ -294,8 +300,9 @@ fn every_step_of_the_trajectories_agrees_in_f32() {
         for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
             let mut trainer = sections.trainer::<f32>();
             trainer.restore(&rounded(exact.state()));
-            let loss = trainer.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss;
-            let expected = exact.step_at(&reference_batch(step), 0.0, lr, momentum, true).unwrap().loss;
+            let due = at_start(exact.due(), lr, momentum);
+            let loss = trainer.step_at(&reference_batch(step), due).unwrap().loss;
+            let expected = exact.step_at(&reference_batch(step), due).unwrap().loss;
             assert_close(&format!("{case} loss of step {step}"), &[loss], &[expected], 2e-5);
             for entry in &exact.model().params.entries {
                 let (actual, expected) =
@@ -423,7 +430,8 @@ fn accumulated_batches_move_the_weights_by_their_mean_gradient() {
         let mut trainer = sections.trainer::<f64>();
         let before = trainer.online().params.clone();
         for step in steps {
-            trainer.step_at(&reference_batch(*step), 0.0, 0.1, 0.9, false).unwrap();
+            let due = at_start(trainer.due(), 0.1, 0.9);
+            trainer.step_at(&reference_batch(*step), due).unwrap();
         }
         let after = trainer.online().params.iter();
         after.zip(before).map(|(after, before)| after - before).collect::<Vec<f64>>()

@@ -4,13 +4,13 @@ use dfdx::prelude::*;
 
 use super::{
     Branch, Model, PretrainConfig,
-    diagnosis::diagnosis,
     ema::ema,
     health::Health,
-    neighbours::{Neighbour, Watch},
+    neighbours::Neighbour,
     optimizer::Optimizer,
-    positiveness::{Churn, Positiveness},
-    schedule::{LrSchedule, learning_rates, momentum_at},
+    positiveness::Positiveness,
+    recorder::{Projections, Recorder},
+    schedule::{Due, Timetable},
 };
 use crate::{
     encoder::Saved,
@@ -25,6 +25,9 @@ use crate::{
         seam::Matrix,
     },
 };
+
+/// Why a queue's state can be read and written.
+const HOST: &str = "on the CPU queues lie on the host";
 
 /// The crops of a batch.
 #[derive(Clone, Debug)]
@@ -69,18 +72,13 @@ pub struct Trainer<E: Real> {
     device: Cpu,
     model: Model<E>,
     online: Branch<E>,
-    /// The momentum branch and its momentum at the start, where the method has one.
-    momentum: Option<(Branch<E>, f64)>,
+    /// The momentum branch, where the method has one.
+    momentum: Option<Branch<E>>,
     gradients: Vec<E>,
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
-    churn: Churn,
-    watch: Watch,
-    lr: LrSchedule,
-    health_every: u64,
-    steps_per_epoch: u64,
-    /// Steps whose gradients the optimiser takes together.
-    accumulation: u64,
+    recorder: Recorder,
+    timetable: Timetable,
     /// Steps taken.
     step: u64,
 }
@@ -98,7 +96,7 @@ struct Online<E: Real> {
 
 impl<E: Real> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
 {
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
@@ -107,20 +105,14 @@ where
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64, images: usize) -> anyhow::Result<Self> {
         let model = Model::new(config)?;
         let online = model.init(config.seed);
-        let accumulation = config.gradient_accumulation as u64;
-        let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
         Ok(Self {
             device: Cpu::default(),
-            momentum: config.method.momentum().map(|start| (model.momentum_branch(&online), start)),
+            momentum: config.method.momentum().map(|_| model.momentum_branch(&online)),
             gradients: vec![E::zero(); online.params.len()],
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
-            churn: Churn::new(images),
-            watch: Watch::new(images, config.seed),
-            lr: LrSchedule { peak, warmup_epochs: config.schedule.warmup_epochs, epochs: config.epochs as f64 },
-            health_every: config.health.every as u64,
-            steps_per_epoch,
-            accumulation,
+            recorder: Recorder::new(images, config.seed),
+            timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
             online,
@@ -129,7 +121,7 @@ where
 
     /// Puts other values in the encoder's place, in both branches: those that training starts from.
     pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
-        for branch in [&mut self.online].into_iter().chain(self.momentum.as_mut().map(|(branch, _)| branch)) {
+        for branch in [&mut self.online].into_iter().chain(&mut self.momentum) {
             branch.params[..params.len()].copy_from_slice(params);
             branch.buffers[..buffers.len()].copy_from_slice(buffers);
         }
@@ -152,43 +144,35 @@ where
 
     /// The momentum branch's values, where there is one.
     pub fn momentum(&self) -> Option<&Branch<E>> {
-        self.momentum.as_ref().map(|(branch, _)| branch)
+        self.momentum.as_ref()
     }
 
     /// Whether the optimiser has taken every gradient: only then is [`Trainer::state`] complete.
     pub fn between_updates(&self) -> bool {
-        self.step.is_multiple_of(self.accumulation)
+        self.timetable.is_between_updates(self.step)
     }
 
-    /// Trains on one batch at the schedules' learning rate and momentum.
+    /// What is due in the next step.
+    pub(super) fn due(&self) -> Due {
+        self.timetable.at(self.step)
+    }
+
+    /// Trains on one batch as the timetable says.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or memory runs out.
     pub fn step(&mut self, batch: &Batch<E>) -> anyhow::Result<StepRow> {
-        // Steps that the optimiser takes together share one learning rate and one momentum.
-        let first = self.step / self.accumulation * self.accumulation;
-        let epoch = first as f64 / self.steps_per_epoch as f64;
-        let momentum = self.momentum.as_ref().map_or(f64::NAN, |(_, start)| momentum_at(epoch, *start, self.lr.epochs));
-        let diagnose = self.step.is_multiple_of(self.health_every);
-        let learning_rate = self.lr.at(epoch);
+        let due = self.due();
         // On one of rayon's own threads: from outside, every parallel loop would have to wake one and wait for it.
-        rayon::scope(|_| self.step_at(batch, epoch, learning_rate, momentum, diagnose))
+        rayon::scope(|_| self.step_at(batch, due))
     }
 
-    pub(super) fn step_at(
-        &mut self,
-        batch: &Batch<E>,
-        epoch: f64,
-        learning_rate: f64,
-        momentum: f64,
-        diagnose: bool,
-    ) -> anyhow::Result<StepRow> {
+    pub(super) fn step_at(&mut self, batch: &Batch<E>, due: Due) -> anyhow::Result<StepRow> {
         let Self { device, model, online, memory, .. } = self;
         let (n, dim) = (batch.samples.len(), model.encoder.feature_dim());
         let (encoder_params, encoder_buffers) = model.encoder_len();
         let size = |crop: &Crop<E>| Size { n, h: crop.size, w: crop.size };
-        let begins = self.step.is_multiple_of(self.accumulation);
-        if begins {
+        if due.begins {
             model.method.before_step(&model.params, &mut online.params);
         }
 
@@ -212,10 +196,10 @@ where
 
         // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
         let mut keys = None;
-        if let Some((target, _)) = &mut self.momentum {
+        if let Some(target) = &mut self.momentum {
             let shared = target.params.len();
-            if begins {
-                ema(&mut target.params, &online.params[..shared], momentum);
+            if due.begins {
+                ema(&mut target.params, &online.params[..shared], due.momentum);
             }
             let leaves = Leaves::new(device, &model.params, &target.params, model.momentum_head_entries())?;
             let mut project = |crop: &Crop<E>| {
@@ -223,24 +207,24 @@ where
                 let h = model.encoder.forward_momentum(params, buffers, &crop.images, size(crop), memory);
                 let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
                 let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.buffers)?;
-                Ok::<_, CpuError>(k.as_vec())
+                Ok::<_, CpuError>(k)
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
         }
 
         // Loss and its gradient with respect to features and head parameters.
         let input = StepInput {
-            step: self.step,
-            epoch,
+            step: due.step,
+            epoch: due.epoch,
             y: crops.iter().map(|crop| crop.y.clone()).collect(),
             z: crops.iter().map(|crop| crop.z.clone()).collect(),
             momentum: keys,
             samples: &batch.samples,
             labels: &batch.labels,
-            diagnose,
+            diagnose: due.diagnosis,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
-        let loss_value = loss.array().as_f64();
+        let (positives, loss_value) = (positives.wait()?, loss.array().as_f64());
         let (loss, mut tape) = loss.split_tape();
         for crop in &mut crops {
             tape = tape.merge(std::mem::take(&mut crop.tape));
@@ -248,7 +232,7 @@ where
         let mut gradients = loss.put_tape(tape).try_backward()?;
 
         // Encoder backward, then the optimiser.
-        if begins {
+        if due.begins {
             self.gradients.fill(E::zero());
         }
         leaves.add_gradients(&model.params, &mut gradients, &mut self.gradients)?;
@@ -258,29 +242,20 @@ where
             model.encoder.backward(params, &images.images, crop.saved, &g_features, totals, memory);
         }
         self.step += 1;
-        if self.step.is_multiple_of(self.accumulation) {
-            if self.accumulation > 1 {
-                let share = E::of(1.0 / self.accumulation as f64);
+        if due.ends {
+            let accumulation = self.timetable.accumulation();
+            if accumulation > 1 {
+                let share = E::of(1.0 / accumulation as f64);
                 self.gradients.iter_mut().for_each(|g| *g *= share);
             }
-            let trains = |entry| model.trains(entry, epoch);
-            self.optimizer.step(&model.params, &mut online.params, &self.gradients, learning_rate, trains);
+            let trains = |entry| model.trains(entry, due.epoch);
+            self.optimizer.step(&model.params, &mut online.params, &self.gradients, due.learning_rate, trains);
         }
 
-        let neighbours = self.watch.of(&positives, &batch.samples, &batch.labels);
-        self.churn.update(&batch.samples, &positives.choices);
-        let diagnosis =
-            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, &batch.labels, self.churn.take()));
-        Ok(StepRow {
-            step: self.step - 1,
-            epoch,
-            loss: loss_value,
-            learning_rate,
-            momentum,
-            diagnosis,
-            knn_top1: None,
-            neighbours,
-        })
+        let projections = due
+            .diagnosis
+            .then(|| Projections { y: [input.y[0].as_vec(), input.y[1].as_vec()], dim: input.y[0].shape().1 });
+        Ok(self.recorder.row(due, loss_value, &positives, [&batch.samples, &batch.labels], projections))
     }
 
     /// Everything that training depends on from here on, [between updates](Trainer::between_updates).
@@ -291,13 +266,13 @@ where
             flat("online.params", &self.online.params),
             flat("online.buffers", &self.online.buffers),
         ];
-        if let Some((momentum, _)) = &self.momentum {
+        if let Some(momentum) = &self.momentum {
             state.push(flat("momentum.params", &momentum.params));
             state.push(flat("momentum.buffers", &momentum.buffers));
         }
         state.extend(self.optimizer.state());
-        state.extend(self.model.method.state());
-        state.extend(self.churn.state());
+        state.extend(self.model.method.state().expect(HOST));
+        state.extend(self.recorder.state());
         state
     }
 
@@ -311,7 +286,7 @@ where
                 _ => {}
             }
         }
-        if let Some((momentum, _)) = &mut self.momentum {
+        if let Some(momentum) = &mut self.momentum {
             for tensor in state {
                 match (tensor.name.as_str(), &tensor.values) {
                     ("momentum.params", Values::Real(values)) => momentum.params.clone_from(values),
@@ -321,7 +296,7 @@ where
             }
         }
         self.optimizer.restore(state);
-        self.model.method.restore(state);
-        self.churn.restore(state);
+        self.model.method.restore(state).expect(HOST);
+        self.recorder.restore(state);
     }
 }

@@ -11,7 +11,7 @@ mod op;
 mod tests;
 
 pub use moments::{Moments, TileMoments};
-pub use op::{BatchNormKernel, RunningStatistics, batch_norm};
+pub use op::{BatchNormKernel, Running, batch_norm};
 #[cfg(feature = "cuda")]
 pub use op::{Normalised, WeightBias};
 

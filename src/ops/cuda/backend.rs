@@ -14,18 +14,20 @@ use dfdx::prelude::*;
 use super::{Gpu, GpuError, Scalar, address::address, nvidia::Nvidia};
 use crate::ops::{
     batch_norm::{
-        BatchNormKernel, Moments, Normalised, RunningStatistics, WeightBias,
+        BatchNormKernel, Normalised, Running, WeightBias,
         cuda::{MomentsGpu, Normalised as Kept, Params, ResidualGpu, Rows},
     },
-    contrast::ContrastKernel,
+    contrast::{ContrastKernel, Logits, Pairs, PerRow, cuda::ContrastGpu},
     conv2d::{
         Conv2d, Size,
         cuda::{Math, OnGpu},
     },
     group_dots::GroupDotsKernel,
+    later::{Later, ReadLater},
     linear::LinearKernel,
     normalize::{self, NormalizeKernel},
-    seam::{Buffer, Matrix},
+    product::Products,
+    seam::{Buffer, Matrix, Traced, traced},
 };
 
 /// Whether linear layers of heads and losses may use tf32.
@@ -34,6 +36,11 @@ static TF32: AtomicBool = AtomicBool::new(false);
 /// Allows linear layers on dfdx tensors to read 10 bits of mantissa, or not.
 pub fn allow_tf32(allow: bool) {
     TF32.store(allow, Ordering::Relaxed);
+}
+
+/// The arithmetic of linear layers of heads and losses.
+fn math() -> Math {
+    if TF32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 }
 }
 
 /// Our side of a dfdx device.
@@ -68,12 +75,19 @@ fn contiguous(x: &Matrix<f32, Cuda>) -> Result<Matrix<f32, Cuda>, CudaError> {
     x.clone().try_contiguous()
 }
 
+impl ReadLater<f32> for Cuda {
+    fn read_later<S: Shape>(tensor: &Tensor<S, f32, Self>) -> Result<Later<Vec<f32>>, CudaError> {
+        let gpu = gpu(tensor.device())?;
+        // A copy that is made here may go at once: its memory is used again by later work alone.
+        let contiguous = tensor.clone().try_contiguous()?;
+        gpu.read_later(address(&contiguous), contiguous.shape().num_elements()).map_err(error)
+    }
+}
+
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, OnGpu<'_>) {
-    let math = if TF32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 };
-    let conv =
-        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: crate::ops::product::Products::Full };
-    (conv, OnGpu { gpu, math, size: Size { n: rows, h: 1, w: 1 } })
+    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: Products::Full };
+    (conv, OnGpu { gpu, math: math(), size: Size { n: rows, h: 1, w: 1 } })
 }
 
 impl LinearKernel<f32> for Cuda {
@@ -114,8 +128,43 @@ impl LinearKernel<f32> for Cuda {
     }
 }
 
-/// As compositions of dfdx's operations.
-impl ContrastKernel<f32> for Cuda {}
+impl ContrastKernel<f32> for Cuda {
+    fn contrast<R: Tape<f32, Self>>(
+        anchors: Traced<f32, Self>,
+        candidates: Matrix<f32, Self, R>,
+        pairs: Pairs,
+        tau: f32,
+    ) -> Result<Logits<f32, Self>, CudaError>
+    where
+        OwnedTape<f32, Self>: Merge<R>,
+    {
+        let (anchors, tape) = anchors.split_tape();
+        let (candidates, candidates_tape) = candidates.split_tape();
+        let mut tape = tape.merge(candidates_tape);
+        let (gpu, (n, dim), m) = (gpu(anchors.device())?, *anchors.shape(), candidates.shape().0);
+        let all: PerRow<f32, Self> = anchors.device().try_zeros_like(&(n,))?;
+        let own: Matrix<f32, Self> = anchors.device().try_zeros_like(&(n, pairs.own))?;
+        let (a, c) = (contiguous(&anchors)?, contiguous(&candidates)?);
+        let logits = ContrastGpu::new(&gpu, math(), [n, m, dim], pairs, tau);
+        logits.forward([address(&a), address(&c)], [address(&all), address(&own)]).map_err(error)?;
+        let (kept, own_ghost, gpu) = (all.clone(), own.ghost(), gpu.clone());
+        tape.add_backward_op(move |gradients| {
+            let slopes = [
+                *gradients.get_or_alloc_mut(&kept)?.device_ptr(),
+                *gradients.get_or_alloc_mut(&own_ghost)?.device_ptr(),
+            ];
+            let g_anchors = *gradients.get_or_alloc_mut(&anchors)?.device_ptr();
+            let g_candidates = if R::OWNS_TAPE { *gradients.get_or_alloc_mut(&candidates)?.device_ptr() } else { 0 };
+            let logits = ContrastGpu::new(&gpu, math(), [n, m, dim], pairs, tau);
+            logits
+                .backward([address(&a), address(&c)], address(&kept), slopes, [g_anchors, g_candidates])
+                .map_err(error)
+        });
+        Ok((all.put_tape(tape), traced(own)))
+    }
+}
+
+/// As a composition of dfdx's operations.
 impl GroupDotsKernel<f32> for Cuda {}
 
 impl NormalizeKernel<f32> for Cuda {
@@ -145,31 +194,30 @@ fn params(weight_bias: Option<&WeightBias<f32, Cuda>>) -> Params {
     weight_bias.map_or_else(Params::default, |(w, b)| Params { weight: address(w), bias: address(b) })
 }
 
-/// The statistics of a head's batch norm come to the host, where its running statistics live: a wait per layer.
 impl BatchNormKernel<f32> for Cuda {
+    type Running = super::Buffer;
+    type Moments = MomentsGpu;
+
     fn batch_norm_forward(
         &self,
         x: &Matrix<f32, Self>,
         weight_bias: Option<&WeightBias<f32, Self>>,
-        running: RunningStatistics<f32>,
+        running: Running<f32, Self>,
     ) -> Result<Normalised<f32, Self>, CudaError> {
         let (rows, channels) = *x.shape();
         let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        let found = on.moments(address(&kept_x), params(weight_bias), [0, 0]).map_err(error)?;
+        let running = [running.mean, running.var].map(|at| running.all.at() + 4 * at.start as u64);
+        let found = on.moments(address(&kept_x), params(weight_bias), running).map_err(error)?;
         let y = self.try_zeros_like(&(rows, channels))?;
         on.apply(address(&kept_x), found.affine.at(), ResidualGpu::None, false, address(&y)).map_err(error)?;
-        let values: Vec<f32> = found.moments.read().map_err(error)?;
-        let part = |i: usize| values[i * channels..(i + 1) * channels].to_vec();
-        let moments = Moments { mean: part(0), var: part(1), inv_std: part(2), rows };
-        moments.update_running(running.mean, running.var);
-        Ok((y, moments))
+        Ok((y, found))
     }
 
     fn batch_norm_backward(
         &self,
         x: &Matrix<f32, Self>,
-        moments: &Moments<f32>,
+        moments: &MomentsGpu,
         weight_bias: Option<&WeightBias<f32, Self>>,
         gy: &Buffer<f32, Self>,
         gradients: &mut Gradients<f32, Self>,
@@ -177,18 +225,13 @@ impl BatchNormKernel<f32> for Cuda {
         let (rows, channels) = *x.shape();
         let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        let values = [&moments.mean[..], &moments.var, &moments.inv_std].concat();
-        let kept = MomentsGpu {
-            moments: gpu.upload(&values).map_err(error)?,
-            affine: gpu.take(2 * channels * 4).map_err(error)?,
-        };
         let mut g_params = Params::default();
         if let Some((weight, bias)) = weight_bias {
             g_params.weight = *gradients.get_or_alloc_mut(weight)?.device_ptr();
             g_params.bias = *gradients.get_or_alloc_mut(bias)?.device_ptr();
         }
         let gx = *gradients.get_or_alloc_mut(x)?.device_ptr();
-        let of = Kept { x: address(&kept_x), moments: &kept, output: 0 };
+        let of = Kept { x: address(&kept_x), moments, output: 0 };
         on.backward(of, params(weight_bias), g_params, [*gy.device_ptr(), 0, gx], true).map_err(error)
     }
 }

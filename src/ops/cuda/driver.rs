@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::Source;
+use crate::ops::later::Later;
 
 /// What a GPU could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +54,8 @@ impl Arg {
     }
 }
 
-/// What a [`Gpu`] stands on. Work is done in the order of the calls; only `download` waits for it.
+/// What a [`Gpu`] stands on. Work is done in the order of the calls; only `download` waits for it, and memory of the host
+/// may be used again as soon as a call returns.
 pub trait Driver: Debug + Send + Sync {
     /// What the device calls itself.
     fn name(&self) -> String;
@@ -62,8 +64,16 @@ pub trait Driver: Debug + Send + Sync {
     fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError>;
     fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
+    /// Has so many bytes copied to the host when their turn comes.
+    fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError>;
     fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError>;
+}
+
+/// Bytes on their way to the host.
+pub trait Arriving {
+    /// Waits for them.
+    fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), GpuError>;
 }
 
 /// A GPU and its memory. Clones are the same one.
@@ -158,6 +168,19 @@ impl Gpu {
         Ok(values)
     }
 
+    /// The `len` values that are at an address when the work before has been done. Does not wait, unless for the values.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_later<T: Plain>(&self, from: u64, len: usize) -> Result<Later<Vec<T>>, GpuError> {
+        let arriving = self.0.driver.download_later(from, len * size_of::<T>())?;
+        Ok(Later::new(move || {
+            let mut values = vec![T::default(); len];
+            arriving.wait(bytes_of_mut(&mut values))?;
+            Ok(values)
+        }))
+    }
+
     /// Overwrites what lies at an address.
     ///
     /// # Errors
@@ -222,6 +245,14 @@ impl Buffer {
         self.gpu.read(self.at, self.bytes / size_of::<T>())
     }
 
+    /// All values, when the work before has been done. Does not wait, unless for the values.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_later<T: Plain>(&self) -> Result<Later<Vec<T>>, GpuError> {
+        self.gpu.read_later(self.at, self.bytes / size_of::<T>())
+    }
+
     /// A copy of it.
     ///
     /// # Errors
@@ -240,7 +271,7 @@ impl Drop for Buffer {
 }
 
 /// Values that are their bytes: no padding, every pattern valid.
-pub trait Plain: Copy + Default + private::Sealed {}
+pub trait Plain: Copy + Default + private::Sealed + 'static {}
 
 mod private {
     pub trait Sealed {}

@@ -8,18 +8,22 @@
 mod address;
 #[cfg(feature = "cuda")]
 pub mod backend;
+mod bridge;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub mod emulator;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
+#[cfg(feature = "cuda")]
+mod pinned;
 mod source;
 #[cfg(test)]
 pub mod testing;
 
 #[cfg(feature = "cuda")]
 pub use address::address;
-pub use driver::{Arg, Buffer, Driver, Gpu, GpuError, Plain};
+pub use bridge::{Bridge, Lent};
+pub use driver::{Arg, Arriving, Buffer, Driver, Gpu, GpuError, Plain};
 pub use source::{Scalar, Source};
 
 /// Threads per block of every kernel.

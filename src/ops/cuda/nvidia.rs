@@ -12,7 +12,7 @@ use cudarc::{
 };
 use dfdx::prelude::{Cuda, Storage};
 
-use super::{Arg, Driver, GpuError, Source, THREADS};
+use super::{Arg, Arriving, Driver, GpuError, Source, THREADS, pinned::Pinned};
 
 /// A usable GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,8 @@ pub struct Nvidia {
     name: String,
     /// Architecture in NVRTC's terms, e.g. `compute_90`.
     architecture: &'static str,
+    /// What copies from and to the host go through.
+    pinned: Arc<Pinned>,
     /// Kernels of the sources that are compiled and loaded.
     loaded: Mutex<HashMap<&'static str, HashMap<&'static str, Function>>>,
 }
@@ -110,9 +112,11 @@ impl Nvidia {
         let device = raw(cuda)?;
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
+        let _ = keep_memory(&device); // a device without it does the same, more slowly
         let architecture = if found.capability >= 90 { "compute_90" } else { "compute_80" };
         let name = found.name.clone();
-        Ok(Self { device, name, architecture, loaded: Mutex::default() })
+        let pinned = Arc::new(Pinned::new(device.clone()));
+        Ok(Self { device, name, architecture, pinned, loaded: Mutex::default() })
     }
 
     /// Number of a dfdx device.
@@ -170,6 +174,18 @@ impl Nvidia {
     }
 }
 
+/// Lets the driver keep the memory of dfdx's tensors for the next ones. It would give it back whenever the host waits, and
+/// fetch it anew in the next step.
+fn keep_memory(device: &CudaDevice) -> Result<(), DriverError> {
+    let (mut pool, mut most) = (std::ptr::null_mut(), u64::MAX);
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is this driver's, and the attribute's value a u64.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, *device.cu_device()).result()?;
+        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
+    }
+}
+
 /// The device below a dfdx device: dfdx keeps it to itself, but not the storage, which knows it.
 fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
     let storage: <Cuda as Storage<f32>>::Vec =
@@ -177,7 +193,7 @@ fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
     Ok(storage.device())
 }
 
-fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
+pub(super) fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
     move |error| GpuError::Failed { what: what.into(), why: explain(&error) }
 }
 
@@ -206,14 +222,17 @@ impl Driver for Nvidia {
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
-        self.bind()?;
-        // From pageable memory the call returns when `from` has been read.
-        unsafe { result::memcpy_htod_sync(to, from) }.map_err(failed("copying to the GPU"))
+        // Straight from `from`, which is no page-locked memory, the driver would wait for all work before.
+        self.pinned.upload(to, from)
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.bind()?;
         unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("copying from the GPU"))
+    }
+
+    fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
+        Ok(Box::new(Pinned::download(&self.pinned, from, bytes)?))
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {

@@ -1,11 +1,14 @@
-//! The search on a GPU, where the bank lies.
+//! The search on a GPU, where the bank lies, and the rows that it finds.
 
 use super::TopK;
-use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each};
+use crate::ops::{
+    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    normalize,
+};
 
 /// The kernels.
 pub static SOURCE: Source =
-    Source { name: "topk", defines: "", text: include_str!("topk.cu"), kernels: &["top_k", "top_k_merge", "enqueue"] };
+    Source { name: "topk", defines: "", text: include_str!("topk.cu"), kernels: &["top_k", "top_k_merge", "gather"] };
 
 /// Queries per block.
 const TILE: usize = 64;
@@ -15,47 +18,87 @@ const BUSY: usize = 528;
 const SLICES: usize = 64;
 const SLICE_ROWS: usize = 256;
 
-/// A bank of rows [length, dim] on a GPU, and the sample that each row came from.
+/// What is known of each row: its sample, and two integers more.
+pub const MARKS: usize = 3;
+
+/// A bank of rows [length, dim] of unit length on a GPU.
 #[derive(Debug)]
 pub struct BankGpu {
     gpu: Gpu,
     dim: usize,
     length: usize,
     rows: Buffer,
-    samples: Buffer,
+    /// Length that each row came with.
+    norms: Buffer,
+    /// [MARKS, length]
+    marks: Buffer,
+}
+
+/// What a search found, on the GPU.
+#[derive(Debug)]
+pub struct FoundGpu {
+    n: usize,
+    pub k: usize,
+    /// Dot products, and rows of the bank, [n, k], best first; and how many there are per query, [n].
+    pub scores: Buffer,
+    rows: Buffer,
+    counts: Buffer,
+}
+
+/// The rows that a search found, on the GPU.
+#[derive(Debug)]
+pub struct GatheredGpu {
+    /// [n k, dim]
+    pub vectors: Buffer,
+    /// [n k]
+    pub norms: Buffer,
+    /// [MARKS, n k]
+    pub marks: Buffer,
 }
 
 impl BankGpu {
-    /// Copies a bank to the GPU.
+    /// Copies a bank to the GPU: rows [length, dim], the length that each came with, and its marks.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn new(gpu: &Gpu, dim: usize, rows: &[f32], samples: &[i64]) -> Result<Self, GpuError> {
-        assert_eq!(rows.len(), samples.len() * dim);
-        let (rows, samples_gpu) = (gpu.upload(rows)?, gpu.upload(samples)?);
-        Ok(Self { gpu: gpu.clone(), dim, length: samples.len(), rows, samples: samples_gpu })
+    pub fn new(gpu: &Gpu, dim: usize, rows: &[f32], norms: &[f32], marks: [&[i64]; MARKS]) -> Result<Self, GpuError> {
+        let length = norms.len();
+        assert!(rows.len() == length * dim && marks.iter().all(|mark| mark.len() == length));
+        let (rows, norms, marks) = (gpu.upload(rows)?, gpu.upload(norms)?, gpu.upload(&marks.concat())?);
+        Ok(Self { gpu: gpu.clone(), dim, length, rows, norms, marks })
     }
 
-    /// Overwrites the rows from `first` on.
+    /// Overwrites the rows from `first` on by rows of any length, which lie at an address.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn write(&self, first: usize, rows: &[f32], samples: &[i64]) -> Result<(), GpuError> {
-        assert!(rows.len() == samples.len() * self.dim && first + samples.len() <= self.length);
-        self.gpu.write(self.rows.at() + (first * self.dim * 4) as u64, rows)?;
-        self.gpu.write(self.samples.at() + (first * 8) as u64, samples)
+    pub fn write(&self, first: usize, rows: u64, marks: [&[i64]; MARKS]) -> Result<(), GpuError> {
+        let count = marks[0].len();
+        assert!(first + count <= self.length && marks.iter().all(|mark| mark.len() == count));
+        let (to, norms) = (self.rows.at() + (first * self.dim * 4) as u64, self.norms.at() + 4 * first as u64);
+        normalize::cuda::forward(&self.gpu, rows, [count, self.dim], to, norms)?;
+        for (i, mark) in marks.iter().enumerate() {
+            self.gpu.write(self.marks.at() + 8 * (i * self.length + first) as u64, mark)?;
+        }
+        Ok(())
+    }
+
+    /// All rows and the lengths they came with. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read(&self) -> Result<(Vec<f32>, Vec<f32>), GpuError> {
+        Ok((self.rows.read()?, self.norms.read()?))
     }
 
     /// What [`super::top_k`] finds, with `exclude` the sample of each query, whose own rows are left out. Queries
-    /// [n, dim] lie at an address of the device. Waits for the result.
+    /// [n, dim] lie at an address.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn search(&self, queries: u64, n: usize, k: usize, exclude: Option<&[i64]>) -> Result<TopK<f32>, GpuError> {
+    pub fn search(&self, queries: u64, n: usize, k: usize, exclude: Option<&[i64]>) -> Result<FoundGpu, GpuError> {
         let k = k.min(self.length);
-        if k == 0 || n == 0 {
-            return Ok(TopK { k: 0, indices: Vec::new(), scores: Vec::new() });
-        }
+        assert!(k > 0 && n > 0, "there is something to look for");
         let blocks = n.div_ceil(TILE);
         let wanted = (BUSY / blocks).clamp(1, SLICES).min(self.length.div_ceil(SLICE_ROWS));
         let slice_rows = self.length.div_ceil(wanted).next_multiple_of(TILE);
@@ -66,31 +109,48 @@ impl BankGpu {
         let exclude = exclude.map(|samples| gpu.upload(samples)).transpose()?;
         let query_samples = exclude.as_ref().map_or(0, Buffer::at);
         let [n_arg, m, dim, k_arg, slice_rows] = [n, self.length, self.dim, k, slice_rows].map(Arg::count);
-        let (query_samples, samples) = (Arg::At(query_samples), self.samples.arg());
+        let (query_samples, samples) = (Arg::At(query_samples), self.marks.arg());
         let lists = [scores.arg(), rows.arg(), counts.arg()];
         let problem = [Arg::At(queries), self.rows.arg(), n_arg, m, dim, k_arg, slice_rows, query_samples, samples];
         gpu.launch(&SOURCE, "top_k", [blocks, slices, 1], &[&problem[..], &lists].concat())?;
-        let best = (take(n * k * 4)?, take(n * k * 4)?, take(n * 4)?);
-        let results = [best.0.arg(), best.1.arg(), best.2.arg()];
+        let found = FoundGpu { n, k, scores: take(n * k * 4)?, rows: take(n * k * 4)?, counts: take(n * 4)? };
+        let results = [found.scores.arg(), found.rows.arg(), found.counts.arg()];
         let args = [&[n_arg, k_arg, Arg::count(slices)][..], &lists, &results].concat();
         gpu.launch(&SOURCE, "top_k_merge", one_each(n), &args)?;
-
-        let (scores, rows, counts): (Vec<f32>, Vec<i32>, Vec<i32>) = (best.0.read()?, best.1.read()?, best.2.read()?);
-        // The worst-off query sets how many all get.
-        let least = counts.iter().map(|count| *count as usize).min().unwrap_or(k);
-        let of_each = |list: &[i32]| list.chunks(k).flat_map(|row| &row[..least]).map(|r| *r as usize).collect();
-        let indices = of_each(&rows);
-        let scores = scores.chunks(k).flat_map(|row| &row[..least]).copied().collect();
-        Ok(TopK { k: least, indices, scores })
+        Ok(found)
     }
 
-    /// As [`BankGpu::search`], for queries of the host.
+    /// The rows that were found, as they are now. Every query must have found k.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn gather(&self, found: &FoundGpu) -> Result<GatheredGpu, GpuError> {
+        let rows = found.n * found.k;
+        let take = |bytes: usize| self.gpu.take(rows * bytes);
+        let to = GatheredGpu { vectors: take(self.dim * 4)?, norms: take(4)?, marks: take(8 * MARKS)? };
+        let bank = [self.rows.arg(), self.norms.arg(), self.marks.arg()];
+        let sizes = [self.length, self.dim, MARKS].map(Arg::count);
+        let results = [to.vectors.arg(), to.norms.arg(), to.marks.arg()];
+        let args = [&[found.rows.arg()][..], &bank, &sizes, &results].concat();
+        self.gpu.launch(&SOURCE, "gather", [rows, 1, 1], &args)?;
+        Ok(to)
+    }
+}
+
+impl FoundGpu {
+    /// As [`super::top_k`] gives it. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn search_for(&self, queries: &[f32], k: usize, exclude: Option<&[i64]>) -> Result<TopK<f32>, GpuError> {
-        let n = queries.len() / self.dim;
-        self.search(self.gpu.upload(queries)?.at(), n, k, exclude)
+    pub fn read(&self) -> Result<TopK<f32>, GpuError> {
+        let (scores, rows, counts): (Vec<f32>, Vec<i32>, Vec<i32>) =
+            (self.scores.read()?, self.rows.read()?, self.counts.read()?);
+        // The worst-off query sets how many all get.
+        let least = counts.iter().map(|count| *count as usize).min().unwrap_or(self.k);
+        let of_each = |list: &[i32]| list.chunks(self.k).flat_map(|row| &row[..least]).map(|r| *r as usize).collect();
+        let indices = of_each(&rows);
+        let scores = scores.chunks(self.k).flat_map(|row| &row[..least]).copied().collect();
+        Ok(TopK { k: least, indices, scores })
     }
 }
 
@@ -99,7 +159,7 @@ const _: () = assert!(THREADS == 256); // the kernel's tiles are cut for it
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{cuda::testing::on_every_gpu, topk::top_k};
+    use crate::ops::{cuda::testing::on_every_gpu, golden::assert_close, topk::top_k};
 
     fn ramp(n: usize, step: f64) -> Vec<f32> {
         (0..n).map(|i| (i as f64 * i as f64 * step).sin() as f32).collect()
@@ -116,8 +176,11 @@ mod tests {
             let out = |q: usize, r: usize| own && samples[q] == bank_samples[r];
             let expected = top_k(&queries, &bank, dim, k, crate::ops::product::Products::Full, out);
             on_every_gpu(|gpu| {
-                let gpu_bank = BankGpu::new(gpu, dim, &bank, &bank_samples).unwrap();
-                let found = gpu_bank.search_for(&queries, k, own.then_some(&samples[..])).unwrap();
+                let (norms, none) = (vec![1.0; m], vec![-1; m]);
+                let gpu_bank = BankGpu::new(gpu, dim, &bank, &norms, [&bank_samples, &none, &none]).unwrap();
+                let queries_gpu = gpu.upload(&queries).unwrap();
+                let found = gpu_bank.search(queries_gpu.at(), n, k, own.then_some(&samples[..])).unwrap();
+                let found = found.read().unwrap();
                 assert_eq!(found.k, expected.k);
                 for (i, (a, b)) in found.scores.iter().zip(&expected.scores).enumerate() {
                     // Sums of 20 products of magnitude 1 in another order.
@@ -136,18 +199,41 @@ mod tests {
 
     /// Small integers: every product is exact and many coincide, so that rows must agree, ties and all.
     #[test]
-    fn equal_scores_go_to_the_lower_row_and_written_rows_count() {
+    fn equal_scores_go_to_the_lower_row() {
         let bank: Vec<f32> = ramp(1500, 0.3).iter().map(|v| (v * 3.0).round()).collect();
         let queries = [1.0, 2.0, -1.0, 0.0, 0.0, 0.0];
-        let samples = vec![0i64; 750];
+        let (norms, none) = (vec![1.0; 750], vec![0i64; 750]);
         let expected = top_k(&queries, &bank, 2, 100, crate::ops::product::Products::Full, |_, _| false);
         on_every_gpu(|gpu| {
-            let zeros = BankGpu::new(gpu, 2, &[0.0; 1500], &samples).unwrap();
-            zeros.write(0, &bank[..700], &samples[..350]).unwrap();
-            zeros.write(350, &bank[700..], &samples[350..]).unwrap();
-            let found = zeros.search_for(&queries, 100, None).unwrap();
+            let bank = BankGpu::new(gpu, 2, &bank, &norms, [&none; MARKS]).unwrap();
+            let found = bank.search(gpu.upload(&queries).unwrap().at(), 3, 100, None).unwrap().read().unwrap();
             assert_eq!(found, expected);
             found.indices
+        });
+    }
+
+    #[test]
+    fn written_rows_have_unit_length_and_are_gathered_with_what_is_known_of_them() {
+        on_every_gpu(|gpu| {
+            let none = [-1i64; 5];
+            let bank = BankGpu::new(gpu, 2, &[0.0; 10], &[1.0; 5], [&none; MARKS]).unwrap();
+            let rows = gpu.upload(&[3.0f32, 4.0, 0.0, 2.0]).unwrap();
+            bank.write(2, rows.at(), [&[7, 8], &[70, 80], &[5, 6]]).unwrap();
+            let queries = gpu.upload(&[1.0f32, 0.0, 0.0, 1.0]).unwrap();
+            let found = bank.search(queries.at(), 2, 2, Some(&[0, 8])).unwrap();
+            let gathered = bank.gather(&found).unwrap();
+            // The second query's own row is left out; then come rows of zeros, from the lowest on.
+            let scores: Vec<f32> = found.scores.read().unwrap();
+            assert_close("scores", &scores, &[0.6, 0.0, 0.8, 0.0], 1e-6);
+            let vectors: Vec<f32> = gathered.vectors.read().unwrap();
+            assert_close("vectors", &vectors, &[0.6, 0.8, 0.0, 0.0, 0.6, 0.8, 0.0, 0.0], 1e-6);
+            assert_close("norms", &gathered.norms.read::<f32>().unwrap(), &[5.0, 1.0, 5.0, 1.0], 1e-6);
+            let marks: Vec<i64> = gathered.marks.read().unwrap();
+            assert_eq!(marks, [7, -1, 7, -1, 70, -1, 70, -1, 5, -1, 5, -1]);
+            let (rows, norms) = bank.read().unwrap();
+            assert_close("rows", &rows, &[0.0, 0.0, 0.0, 0.0, 0.6, 0.8, 0.0, 1.0, 0.0, 0.0], 1e-6);
+            assert_close("all norms", &norms, &[1.0, 1.0, 5.0, 2.0, 1.0], 1e-6);
+            vectors
         });
     }
 }

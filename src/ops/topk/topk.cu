@@ -109,8 +109,13 @@ KERNEL(top_k_merge)(int n, int k, int slices, const float *scores, const int *ro
     best_counts[query] = found;
 }
 
-// Whole rows from `from` to places of a ring of `length` rows, the first of them at `next`.
-KERNEL(enqueue)(const float *from, int rows, int dim, int next, int length, float *bank) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < rows * dim; i += gridDim.x * 256)
-        bank[(size_t)((next + i / dim) % length) * dim + i % dim] = from[i];
+// The rows that were found, a block each: vector, length, and what else is known, [kinds, found] of [kinds, length].
+KERNEL(gather)(const int *found, const float *bank, const float *norms, const long long *marks, int length, int dim,
+               int kinds, float *vectors, float *found_norms, long long *found_marks) {
+    int row = found[blockIdx.x];
+    for (int i = threadIdx.x; i < dim; i += 256)
+        vectors[(size_t)blockIdx.x * dim + i] = bank[(size_t)row * dim + i];
+    if (threadIdx.x == 0) found_norms[blockIdx.x] = norms[row];
+    for (int i = threadIdx.x; i < kinds; i += 256)
+        found_marks[(size_t)i * gridDim.x + blockIdx.x] = marks[(size_t)i * length + row];
 }

@@ -5,14 +5,16 @@ use crate::{
     ops::{
         batch_norm::cuda::Rows,
         conv2d::cuda::Math,
-        cuda::{Buffer, Gpu, GpuError, Scalar},
+        cuda::{Bridge, Buffer, Gpu, GpuError, Scalar},
     },
-    train::Branch,
+    train::{
+        Branch,
+        optimizer::cuda::{Average, Followers},
+    },
 };
 
-/// Parameters and running statistics of a branch. The heads' statistics are on the host, where dfdx's batch norm moves them.
-#[derive(Debug)]
-pub struct BranchGpu {
+/// Parameters and running statistics of a branch, whose heads are on the dfdx device `D`.
+pub struct BranchGpu<D: Bridge<f32>> {
     gpu: Gpu,
     math: Math,
     /// All parameters, f32.
@@ -21,8 +23,8 @@ pub struct BranchGpu {
     narrow: Option<Buffer>,
     /// The encoder's running statistics.
     statistics: Buffer,
-    /// All running statistics; the encoder's part is not kept up to date.
-    pub host_buffers: Vec<f32>,
+    /// Those of the heads, where their batch norm moves them; laid out like all, without the encoder's being kept up to date.
+    pub running: D::Running,
     lens: Lens,
 }
 
@@ -34,7 +36,7 @@ struct Lens {
     statistics: usize,
 }
 
-impl BranchGpu {
+impl<D: Bridge<f32>> BranchGpu<D> {
     /// A copy of `branch` on the GPU; the encoder comes first, with so many parameters and running statistics.
     ///
     /// # Errors
@@ -51,7 +53,7 @@ impl BranchGpu {
             params: gpu.upload(&branch.params)?,
             narrow,
             statistics: gpu.upload(&branch.buffers[..statistics])?,
-            host_buffers: branch.buffers.clone(),
+            running: D::running(gpu, &branch.buffers)?,
             lens: Lens { params: branch.params.len(), encoder, statistics },
         };
         created.refresh()?;
@@ -74,11 +76,23 @@ impl BranchGpu {
         Arenas { gpu: &self.gpu, math: self.math, params: self.params.at(), kernels, buffers: self.statistics.at() }
     }
 
-    /// Brings what is derived of the parameters up to date, after they have moved.
+    /// What follows this branch's parameters when they move: their copy in half precision, and an average of them.
+    pub fn followers(&self, average: Average) -> Followers {
+        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
+        Followers { narrow, encoder: self.lens.encoder, average }
+    }
+
+    /// This branch as the average of another, moving by `1 - momentum`.
+    pub fn average(&self, momentum: f64) -> Average {
+        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
+        Average { target: self.params.at(), len: self.lens.params, momentum, narrow }
+    }
+
+    /// Brings what is derived of the parameters up to date, after they were written.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn refresh(&self) -> Result<(), GpuError> {
+    fn refresh(&self) -> Result<(), GpuError> {
         match &self.narrow {
             Some(narrow) => Rows::narrow(&self.gpu, Scalar::F16, self.params.at(), self.lens.encoder, narrow.at()),
             None => Ok(()),
@@ -90,7 +104,7 @@ impl BranchGpu {
     /// # Errors
     /// When the device fails.
     pub fn read(&self) -> Result<Branch<f32>, GpuError> {
-        let mut buffers = self.host_buffers.clone();
+        let mut buffers = D::running_values(&self.running)?;
         buffers[..self.lens.statistics].copy_from_slice(&self.statistics.read::<f32>()?);
         Ok(Branch { params: self.params.read()?, buffers })
     }
@@ -110,7 +124,9 @@ impl BranchGpu {
     /// # Errors
     /// When the device fails.
     pub fn write_buffers(&mut self, buffers: &[f32]) -> Result<(), GpuError> {
-        self.host_buffers[..buffers.len()].copy_from_slice(buffers);
+        let mut all = D::running_values(&self.running)?;
+        all[..buffers.len()].copy_from_slice(buffers);
+        self.running = D::running(&self.gpu, &all)?;
         self.gpu.write(self.statistics.at(), &buffers[..self.lens.statistics])
     }
 }

@@ -3,9 +3,9 @@
 
 mod batch;
 mod branch;
-mod bridge;
 #[cfg(test)]
 mod tests;
 mod trainer;
+mod unfinished;
 
 pub use trainer::GpuTrainer;

@@ -2,11 +2,12 @@
 
 use dfdx::prelude::*;
 
-use super::{batch::GpuBatch, branch::BranchGpu, bridge::Bridge};
+use super::{batch::GpuBatch, branch::BranchGpu, unfinished::Unfinished};
 use crate::{
     encoder::cuda::{SavedGpu, Statistics},
     method::{StepInput, StepOutput},
     ops::{
+        backend::Backend,
         batch_norm::cuda::Rows,
         conv2d::{Size, cuda::Math},
         cuda::{Buffer, Gpu, GpuError, Scalar},
@@ -16,37 +17,36 @@ use crate::{
         seam::Matrix,
     },
     train::{
-        Branch, Model, Precision, PretrainConfig, StepRow, Watch,
-        diagnosis::diagnosis,
-        learning_rates,
-        optimizer::cuda::{OptimizerGpu, Scaling, ema},
-        positiveness::Churn,
-        schedule::{LrSchedule, momentum_at},
+        Branch, Model, Precision, PretrainConfig, StepRow,
+        optimizer::cuda::{Average, OptimizerGpu, Scaling, StepGpu, follow},
+        recorder::Recorder,
+        schedule::{Due, Timetable},
     },
 };
 
 /// A model in training on a GPU, with heads and losses on the dfdx device `D`.
-pub struct GpuTrainer<D: Bridge> {
+pub struct GpuTrainer<D: Backend<f32>> {
     gpu: Gpu,
     device: D,
     math: Math,
     model: Model<f32>,
-    online: BranchGpu,
-    /// The momentum branch and its momentum at the start, where the method has one.
-    momentum: Option<(BranchGpu, f64)>,
+    online: BranchGpu<D>,
+    /// The momentum branch, where the method has one.
+    momentum: Option<BranchGpu<D>>,
     gradients: Buffer,
     optimizer: OptimizerGpu,
-    churn: Churn,
-    watch: Watch,
-    lr: LrSchedule,
-    health_every: u64,
-    steps_per_epoch: u64,
-    accumulation: u64,
+    /// The update that the gradients are for, until it is taken: with the next step, whose average goes along in one pass,
+    /// or by [`GpuTrainer::settle`].
+    update: Option<Due>,
+    /// The last step, as long as what it reports may be on its way to the host.
+    unfinished: Option<Unfinished>,
+    recorder: Recorder,
+    timetable: Timetable,
     step: u64,
 }
 
 /// What the online branch makes of a crop.
-struct Online<D: Bridge> {
+struct Online<D: Backend<f32>> {
     images: Buffer,
     size: Size,
     h: Matrix<f32, D>,
@@ -56,7 +56,7 @@ struct Online<D: Bridge> {
     tape: OwnedTape<f32, D>,
 }
 
-impl<D: Bridge> GpuTrainer<D>
+impl<D: Backend<f32>> GpuTrainer<D>
 where
     D::Err: Send + Sync,
 {
@@ -72,7 +72,7 @@ where
         images: usize,
     ) -> anyhow::Result<Self> {
         let mut model = Model::new(config)?;
-        model.method.search_on(gpu);
+        model.method.move_to(gpu)?;
         let math = match config.precision {
             Precision::F32 => Math::F32,
             Precision::Tf32 => Math::Tf32,
@@ -84,12 +84,9 @@ where
         let start = model.init(config.seed);
         let encoder = model.encoder_len();
         let online = BranchGpu::new(gpu, math, &start, encoder)?;
-        let momentum = match config.method.momentum() {
-            Some(at_start) => Some((BranchGpu::new(gpu, math, &model.momentum_branch(&start), encoder)?, at_start)),
-            None => None,
-        };
-        let accumulation = config.gradient_accumulation as u64;
-        let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
+        let averaged = config.method.momentum().is_some();
+        let momentum =
+            averaged.then(|| BranchGpu::new(gpu, math, &model.momentum_branch(&start), encoder)).transpose()?;
         let scaled = if math == Math::F16 { encoder.0 } else { 0 };
         Ok(Self {
             gpu: gpu.clone(),
@@ -97,12 +94,10 @@ where
             math,
             gradients: gpu.zeros(online.len() * 4)?,
             optimizer: OptimizerGpu::new(gpu, config.optimizer, &model.params, scaled)?,
-            churn: Churn::new(images),
-            watch: Watch::new(images, config.seed),
-            lr: LrSchedule { peak, warmup_epochs: config.schedule.warmup_epochs, epochs: config.epochs as f64 },
-            health_every: config.health.every as u64,
-            steps_per_epoch,
-            accumulation,
+            update: None,
+            unfinished: None,
+            recorder: Recorder::new(images, config.seed),
+            timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
             online,
@@ -115,7 +110,7 @@ where
     /// # Errors
     /// When the device fails.
     pub fn start_encoder_from(&mut self, [params, buffers]: [&[f32]; 2]) -> Result<(), GpuError> {
-        for branch in [&mut self.online].into_iter().chain(self.momentum.as_mut().map(|(branch, _)| branch)) {
+        for branch in [&mut self.online].into_iter().chain(&mut self.momentum) {
             branch.write_params(params)?;
             branch.write_buffers(buffers)?;
         }
@@ -132,11 +127,12 @@ where
         &self.model
     }
 
-    /// The online branch's values. Waits for the device.
+    /// The online branch's values; [settled](GpuTrainer::settle). Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn online(&self) -> Result<Branch<f32>, GpuError> {
+        self.assert_settled();
         self.online.read()
     }
 
@@ -145,46 +141,77 @@ where
     /// # Errors
     /// When the device fails.
     pub fn momentum(&self) -> Result<Option<Branch<f32>>, GpuError> {
-        self.momentum.as_ref().map(|(branch, _)| branch.read()).transpose()
+        self.momentum.as_ref().map(BranchGpu::read).transpose()
     }
 
-    /// How loss scaling went; None in f32 and tf32. Waits for the device.
+    /// How loss scaling went; None in f32 and tf32. [Settled](GpuTrainer::settle); waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn scaling(&self) -> Result<Option<Scaling>, GpuError> {
+        self.assert_settled();
         self.optimizer.scaling()
     }
 
-    /// Whether the optimiser has taken every gradient: only then is [`GpuTrainer::state`] complete.
+    /// Whether the optimiser has been given every gradient: only then is [`GpuTrainer::state`] complete.
     pub fn between_updates(&self) -> bool {
-        self.step.is_multiple_of(self.accumulation)
+        self.timetable.is_between_updates(self.step)
     }
 
-    /// Trains on one batch at the schedules' learning rate and momentum.
+    /// Takes the update that waits for the next step, so that values and state are those after the last one, and gives
+    /// that step's row, if it was not given yet. Training goes on to the same bits with or without. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
+        self.catch_up(None)?;
+        let last = self.unfinished.take();
+        last.map(|step| step.finish(&mut self.recorder)).transpose()
+    }
+
+    fn assert_settled(&self) {
+        let settled = self.update.is_none() && self.unfinished.is_none();
+        assert!(settled, "a step is under way: settle the trainer first");
+    }
+
+    /// Takes the update that waits, and moves the average by the momentum of the step that begins: one pass for both.
+    fn catch_up(&mut self, begins: Option<Due>) -> Result<(), GpuError> {
+        let (online, model) = (&self.online, &self.model);
+        let average = match (&self.momentum, begins) {
+            (Some(target), Some(due)) => target.average(due.momentum),
+            _ => Average::default(),
+        };
+        let (params, followers) = (online.params(), online.followers(average));
+        match self.update.take() {
+            Some(Due { learning_rate, epoch, .. }) => {
+                let (gradients, batches) = (self.gradients.at(), self.timetable.accumulation());
+                let step = StepGpu { params, gradients, batches, learning_rate, followers };
+                self.optimizer.step(step, |entry| model.trains(entry, epoch))
+            }
+            None if average.len > 0 => follow(&self.gpu, params, average.len, followers),
+            None => Ok(()),
+        }
+    }
+
+    /// Trains on one batch as the timetable says. Gives the row of the step before, whose work the device has had the time
+    /// of this call for; that of the last step comes from [`GpuTrainer::settle`].
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step(&mut self, batch: &impl GpuBatch) -> anyhow::Result<StepRow> {
-        // Steps that the optimiser takes together share one learning rate and one momentum.
-        let first = self.step / self.accumulation * self.accumulation;
-        let epoch = first as f64 / self.steps_per_epoch as f64;
-        let momentum = self.momentum.as_ref().map_or(f64::NAN, |(_, start)| momentum_at(epoch, *start, self.lr.epochs));
-        let diagnose = self.step.is_multiple_of(self.health_every);
-        self.step_at(batch, epoch, self.lr.at(epoch), momentum, diagnose)
+    pub fn step(&mut self, batch: &impl GpuBatch) -> anyhow::Result<Option<StepRow>> {
+        let launched = self.launch(batch, self.timetable.at(self.step))?;
+        self.step += 1;
+        let before = self.unfinished.replace(launched);
+        before.map(|step| step.finish(&mut self.recorder)).transpose()
     }
 
-    pub(in crate::train) fn step_at(
-        &mut self,
-        batch: &impl GpuBatch,
-        epoch: f64,
-        learning_rate: f64,
-        momentum: f64,
-        diagnose: bool,
-    ) -> anyhow::Result<StepRow> {
-        let begins = self.step.is_multiple_of(self.accumulation);
-        if begins {
+    /// Has the device do a step. Waits for nothing.
+    fn launch(&mut self, batch: &impl GpuBatch, due: Due) -> anyhow::Result<Unfinished> {
+        if due.begins {
+            // The last update, and the momentum branch moves towards where that leads; then gradients begin anew.
+            self.catch_up(Some(due))?;
             self.before_step()?;
+            self.gpu.zero(self.gradients.at(), self.online.len() * 4)?;
         }
         let Self { gpu, device, model, online, .. } = self;
         let (n, dim) = (batch.samples().len(), model.encoder.feature_dim());
@@ -194,13 +221,13 @@ where
         let mut crops: Vec<Online<D>> = Vec::new();
         for (images, size) in batch.crops(gpu, self.math)? {
             let (h, saved) = model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.at(), size, true)?;
-            let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
-            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.host_buffers);
+            let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.running);
             let (y, tape) = y.map_err(device_error)?.split_tape();
             let z = y.clone().put_tape(tape);
             let (z, tape) = match &model.predictor {
                 Some(predictor) => {
-                    predictor.forward(z, &leaves, &model.buffers, &mut online.host_buffers).map_err(device_error)?
+                    predictor.forward(z, &leaves, &model.buffers, &mut online.running).map_err(device_error)?
                 }
                 None => z,
             }
@@ -208,48 +235,41 @@ where
             crops.push(Online { images, size, h, saved: saved.expect("kept"), y, z, tape });
         }
 
-        // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
+        // Momentum branch: k = g'(f'(x)) of both full views.
         let mut keys = None;
-        if let Some((target, _)) = &mut self.momentum {
-            if begins {
-                ema(gpu, target.params(), online.params(), target.len(), momentum)?;
-                target.refresh()?;
-            }
+        if let Some(target) = &mut self.momentum {
             let leaves = self::leaves(gpu, device, model, target.params(), model.momentum_head_entries())?;
-            let mut project = |i: usize| -> anyhow::Result<Vec<f32>> {
+            let mut project = |i: usize| -> anyhow::Result<Matrix<f32, D>> {
                 let (arenas, Online { images, size, .. }) = (target.arenas(), &crops[i]);
                 let (h, _) = model.encoder.forward_gpu(&arenas, Statistics::Batch, images.at(), *size, false)?;
-                let h: Matrix<f32, D> = device.tensor(gpu, h.at(), (n, dim))?;
-                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.host_buffers);
-                Ok(k.map_err(device_error)?.as_vec())
+                let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.running);
+                k.map_err(device_error)
             };
             keys = Some([project(0)?, project(1)?]);
         }
 
         // Loss and its gradient with respect to features and head parameters.
         let input = StepInput {
-            step: self.step,
-            epoch,
+            step: due.step,
+            epoch: due.epoch,
             y: crops.iter().map(|crop| crop.y.clone()).collect(),
             z: crops.iter().map(|crop| crop.z.clone()).collect(),
             momentum: keys,
             samples: batch.samples(),
             labels: batch.labels(),
-            diagnose,
+            diagnose: due.diagnosis,
         };
         let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
-        let loss_value = f64::from(loss.as_vec()[0]);
         let (loss, mut tape) = loss.split_tape();
+        let loss_later = D::read_later(&loss).map_err(device_error)?;
         for crop in &mut crops {
             tape = tape.merge(std::mem::take(&mut crop.tape));
         }
         let mut gradients = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
-        // Encoder backward, then the optimiser.
+        // Encoder backward; the optimiser's turn comes with the next step.
         let totals = self.gradients.at();
-        if begins {
-            gpu.zero(totals, online.len() * 4)?;
-        }
         let mut failed = Ok(());
         let visited = leaves.each_gradient(&model.params, &mut gradients, |entry, gradient| {
             let add = || {
@@ -275,27 +295,17 @@ where
             self.optimizer.scale_features(lent.at, n * dim)?;
             model.encoder.backward_gpu(&online.arenas(), crop.images.at(), crop.saved, lent.at, totals)?;
         }
-        self.step += 1;
-        if self.step.is_multiple_of(self.accumulation) {
-            let trains = |entry| model.trains(entry, epoch);
-            self.optimizer.step(online.params(), totals, learning_rate, self.accumulation, trains)?;
-            online.refresh()?;
-        }
+        self.update = due.ends.then_some(due);
 
-        let neighbours = self.watch.of(&positives, batch.samples(), batch.labels());
-        self.churn.update(batch.samples(), &positives.choices);
-        let diagnosis =
-            diagnose.then(|| diagnosis([&input.y[0], &input.y[1]], &positives, batch.labels(), self.churn.take()));
-        Ok(StepRow {
-            step: self.step - 1,
-            epoch,
-            loss: loss_value,
-            learning_rate,
-            momentum,
-            diagnosis,
-            knn_top1: None,
-            neighbours,
-        })
+        let y = match due.diagnosis {
+            true => {
+                let later = |i: usize| D::read_later(&input.y[i]).map_err(device_error);
+                Some(([later(0)?, later(1)?], input.y[0].shape().1))
+            }
+            false => None,
+        };
+        let (samples, labels) = (batch.samples().to_vec(), batch.labels().to_vec());
+        Ok(Unfinished { due, samples, labels, loss: loss_later, positives, y })
     }
 
     /// Brings the rows of the method's own parameters that must have unit length to it.
@@ -306,22 +316,23 @@ where
         normalize::cuda::forward(&self.gpu, at, [entry.shape[0], entry.shape[1]], at, 0)
     }
 
-    /// Everything that training depends on from here on, [between updates](GpuTrainer::between_updates), under the names
-    /// that the CPU's trainer gives it. Waits for the device.
+    /// Everything that training depends on from here on, [between updates](GpuTrainer::between_updates) and
+    /// [settled](GpuTrainer::settle), under the names that the CPU's trainer gives it. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn state(&self) -> Result<Vec<NamedTensor<f32>>, GpuError> {
+    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<f32>>> {
+        self.assert_settled();
         let flat = |name: &str, values: Vec<f32>| NamedTensor::real(name, &[values.len()], values);
         let mut state = vec![NamedTensor::integer("step", &[1], vec![self.step as i64])];
-        let branches = [Some(("online", &self.online)), self.momentum.as_ref().map(|(b, _)| ("momentum", b))];
+        let branches = [Some(("online", &self.online)), self.momentum.as_ref().map(|branch| ("momentum", branch))];
         for (name, branch) in branches.into_iter().flatten() {
             let Branch { params, buffers } = branch.read()?;
             state.extend([flat(&format!("{name}.params"), params), flat(&format!("{name}.buffers"), buffers)]);
         }
         state.extend(self.optimizer.state()?);
-        state.extend(self.model.method.state());
-        state.extend(self.churn.state());
+        state.extend(self.model.method.state()?);
+        state.extend(self.recorder.state());
         Ok(state)
     }
 
@@ -329,11 +340,12 @@ where
     ///
     /// # Errors
     /// When the device fails.
-    pub fn restore(&mut self, state: &[NamedTensor<f32>]) -> Result<(), GpuError> {
+    pub fn restore(&mut self, state: &[NamedTensor<f32>]) -> anyhow::Result<()> {
+        (self.update, self.unfinished) = (None, None);
         for tensor in state {
             let branch = match tensor.name.split_once('.') {
                 Some(("online", _)) => Some(&mut self.online),
-                Some(("momentum", _)) => self.momentum.as_mut().map(|(branch, _)| branch),
+                Some(("momentum", _)) => self.momentum.as_mut(),
                 _ => None,
             };
             match (tensor.name.as_str(), &tensor.values, branch) {
@@ -348,14 +360,14 @@ where
             }
         }
         self.optimizer.restore(state)?;
-        self.model.method.restore(state);
-        self.churn.restore(state);
+        self.model.method.restore(state)?;
+        self.recorder.restore(state);
         Ok(())
     }
 }
 
 /// The parameters of some entries as tensors.
-fn leaves<D: Bridge>(
+fn leaves<D: Backend<f32>>(
     gpu: &Gpu,
     device: &D,
     model: &Model<f32>,
@@ -366,8 +378,8 @@ fn leaves<D: Bridge>(
     Leaves::from_tensors(
         &model.params,
         entries,
-        |entry, shape| device.tensor(gpu, at(entry.offset), shape),
-        |entry, len| device.tensor(gpu, at(entry.offset), (len,)),
+        |entry, shape| device.tensor_at(gpu, at(entry.offset), shape),
+        |entry, len| device.tensor_at(gpu, at(entry.offset), (len,)),
     )
 }
 

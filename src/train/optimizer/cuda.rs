@@ -1,4 +1,5 @@
-//! Optimisers on a GPU, with loss scaling for f16, and the moving average. Nothing here waits for the device.
+//! Optimisers on a GPU, with loss scaling for f16, and what follows the parameters in the same pass: the moving average and
+//! copies in half precision. Nothing here waits for the device.
 
 use super::OptimizerConfig;
 use crate::ops::{
@@ -19,7 +20,7 @@ pub static SOURCE: Source = Source {
         "lars_norms",
         "lars_trust",
         "lars_step",
-        "ema",
+        "follow_all",
         "scale",
         "find_non_finite",
         "begin_update",
@@ -33,6 +34,48 @@ const BLOCKS: usize = 2048;
 /// Loss scale to begin with, and steps without overflow after which it doubles (torch's defaults).
 const FIRST_SCALE: f32 = 65536.0;
 const GROWTH_INTERVAL: i32 = 2000;
+/// Floats of the state that a checkpoint holds.
+const KEPT: usize = 5;
+
+/// What follows the parameters in the pass that moves them; addresses, 0 for what there is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Followers {
+    /// The first `encoder` parameters in half precision.
+    pub narrow: u64,
+    pub encoder: usize,
+    pub average: Average,
+}
+
+/// The momentum branch's parameters, which move towards the first `len` of the online branch: target <- m target + (1 - m) p.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Average {
+    pub target: u64,
+    pub len: usize,
+    pub momentum: f64,
+    /// Its encoder's in half precision.
+    pub narrow: u64,
+}
+
+impl Followers {
+    /// As the kernels take them.
+    fn args(&self) -> [Arg; 7] {
+        let Average { target, len, momentum: m, narrow } = self.average;
+        let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
+        let narrow = [self.narrow, narrow].map(Arg::At);
+        [Arg::At(target), Arg::count(len), keep, take, narrow[0], narrow[1], Arg::count(self.encoder)]
+    }
+}
+
+/// What an optimiser's step is given: addresses, and its numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct StepGpu {
+    pub params: u64,
+    /// Sum over the gradients of `batches` batches.
+    pub gradients: u64,
+    pub batches: u64,
+    pub learning_rate: f64,
+    pub followers: Followers,
+}
 
 /// How loss scaling went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,11 +94,12 @@ pub struct OptimizerGpu {
     config: OptimizerConfig,
     gpu: Gpu,
     layout: Layout,
-    /// Which tensors are moved, and their chunks on the device.
+    /// Which tensors are moved, and the chunks of all on the device.
     chunks: Option<(Vec<bool>, Buffer, usize)>,
     /// One or two buffers, laid out like the parameters.
     moments: Vec<Buffer>,
-    /// Loss scale, steps since it changed, whether this update is skipped, skipped updates, updates taken.
+    /// [`KEPT`] floats: loss scale, steps since it changed, whether this update is skipped, skipped updates, updates taken;
+    /// and what this update multiplies gradients by.
     state: Buffer,
     /// Whether gradients of the first so many parameters are scaled; 0 for f32.
     scaled: usize,
@@ -73,7 +117,7 @@ impl OptimizerGpu {
         };
         let moments: Result<Vec<_>, _> = (0..buffers).map(|_| gpu.zeros(layout.len() * 4)).collect();
         let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
-        let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0])?;
+        let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0, 1.0])?;
         let (config, gpu, layout) = (config.clone(), gpu.clone(), layout.clone());
         Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
     }
@@ -83,34 +127,25 @@ impl OptimizerGpu {
     /// # Errors
     /// When the device fails.
     pub fn scale_features(&self, gradient: u64, len: usize) -> Result<(), GpuError> {
-        if self.scaled == 0 { Ok(()) } else { self.scale(gradient, len, 1.0, [false, true]) }
+        if self.scaled == 0 {
+            return Ok(());
+        }
+        self.gpu.launch(&SOURCE, "scale", strided(len), &[Arg::At(gradient), Arg::count(len), self.state.arg()])
     }
 
-    /// Moves the parameters by one step at learning rate `lr`, by the sum of `batches` batches' gradients. An update
-    /// whose f16 gradients overflowed is skipped, and counted. Tensors that `trains` refuses are left alone.
+    /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
+    /// counted; what follows does so all the same. Tensors that `trains` refuses are left alone.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn step(
-        &mut self,
-        params: u64,
-        gradients: u64,
-        lr: f64,
-        batches: u64,
-        trains: impl Fn(usize) -> bool,
-    ) -> Result<(), GpuError> {
-        let len = self.layout.len();
+    pub fn step(&mut self, step: StepGpu, trains: impl Fn(usize) -> bool) -> Result<(), GpuError> {
         let mut found = None;
         if self.scaled > 0 {
-            self.scale(gradients, self.scaled, 1.0, [true, false])?;
             let blocks = self.scaled.div_ceil(THREADS).min(BLOCKS);
             let flags = self.gpu.take(blocks * 4)?;
-            let args = [Arg::At(gradients), Arg::count(self.scaled), flags.arg()];
+            let args = [Arg::At(step.gradients), Arg::count(self.scaled), flags.arg()];
             self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args)?;
             found = Some((flags, blocks));
-        }
-        if batches > 1 {
-            self.scale(gradients, len, (1.0 / batches as f64) as f32, [false, false])?;
         }
         let (flags, blocks) = found.as_ref().map_or((0, 0), |(flags, blocks)| (flags.at(), *blocks));
         let args = [Arg::At(flags), Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
@@ -119,11 +154,12 @@ impl OptimizerGpu {
         self.find_chunks(trains)?;
         let (_, chunks, count) = self.chunks.as_ref().expect("found just now");
         let grid = [*count, 1, 1];
-        if *count == 0 {
-            return Ok(());
-        }
-        let tensors = [chunks.arg(), self.state.arg(), Arg::At(params), Arg::At(gradients), self.moments[0].arg()];
-        let run = |kernel: &str, more: &[Arg]| self.gpu.launch(&SOURCE, kernel, grid, &[&tensors[..], more].concat());
+        let tensors = [chunks.arg(), self.state.arg(), Arg::At(step.params)];
+        let share = Arg::Float((1.0 / step.batches as f64) as f32);
+        let gradients = [Arg::At(step.gradients), Arg::count(self.scaled), share];
+        let moved = [&tensors[..], &gradients, &[self.moments[0].arg()], &step.followers.args()].concat();
+        let run = |kernel: &str, more: &[Arg]| self.gpu.launch(&SOURCE, kernel, grid, &[&moved[..], more].concat());
+        let lr = step.learning_rate;
         match &self.config {
             OptimizerConfig::Sgd(c) => run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32))),
             OptimizerConfig::Adamw(c) => {
@@ -139,7 +175,7 @@ impl OptimizerGpu {
                 let norms = self.gpu.take(count * 16)?;
                 let trust = self.gpu.take(self.layout.entries.len() * 4)?;
                 let decay = Arg::Float(c.weight_decay as f32);
-                let args = [chunks.arg(), Arg::At(params), Arg::At(gradients), decay, norms.arg()];
+                let args = [&tensors[..], &gradients, &[decay, norms.arg()]].concat();
                 self.gpu.launch(&SOURCE, "lars_norms", grid, &args)?;
                 let args = [chunks.arg(), Arg::count(*count), norms.arg(), Arg::Double(c.eta), trust.arg()];
                 self.gpu.launch(&SOURCE, "lars_trust", one_each(*count), &args)?;
@@ -169,10 +205,10 @@ impl OptimizerGpu {
         for (i, moment) in self.moments.iter().enumerate() {
             state.push(NamedTensor::real(format!("optimizer.moment{}", i + 1), &[self.layout.len()], moment.read()?));
         }
-        let values: Vec<f32> = self.state.read()?;
+        let values: Vec<f32> = self.gpu.read(self.state.at(), KEPT)?;
         state.push(NamedTensor::integer("optimizer.steps", &[1], vec![values[4] as i64]));
         if self.scaled > 0 {
-            state.push(NamedTensor::real("optimizer.loss_scaling", &[5], values));
+            state.push(NamedTensor::real("optimizer.loss_scaling", &[KEPT], values));
         }
         Ok(state)
     }
@@ -194,38 +230,33 @@ impl OptimizerGpu {
         Ok(())
     }
 
-    fn scale(&self, values: u64, len: usize, factor: f32, [unscale, rescale]: [bool; 2]) -> Result<(), GpuError> {
-        let [unscale, rescale] = [unscale, rescale].map(|yes| Arg::Int(yes.into()));
-        let args = [Arg::At(values), Arg::count(len), Arg::Float(factor), self.state.arg(), unscale, rescale];
-        self.gpu.launch(&SOURCE, "scale", strided(len), &args)
-    }
-
-    /// Lays out the chunks of the tensors that are moved, unless they are those of the last time.
+    /// Lays out the chunks of all tensors, unless the same ones are moved as the last time.
     fn find_chunks(&mut self, trains: impl Fn(usize) -> bool) -> Result<(), GpuError> {
         let moved: Vec<bool> = (0..self.layout.entries.len()).map(trains).collect();
         if self.chunks.as_ref().is_some_and(|(known, ..)| *known == moved) {
             return Ok(());
         }
         let mut chunks: Vec<i32> = Vec::new();
-        for (i, entry) in self.layout.entries.iter().enumerate().filter(|(i, _)| moved[*i]) {
+        for (i, entry) in self.layout.entries.iter().enumerate() {
             for offset in entry.range().step_by(CHUNK) {
                 let length = CHUNK.min(entry.range().end - offset);
-                chunks.extend([offset as i32, length as i32, i as i32, i32::from(entry.shape.len() > 1)]);
+                let (weight, moves) = (entry.shape.len() > 1, moved[i]);
+                chunks.extend([offset as i32, length as i32, i as i32, weight.into(), moves.into()]);
             }
         }
-        let count = chunks.len() / 4;
+        let count = chunks.len() / 5;
         self.chunks = Some((moved, self.gpu.upload(&chunks)?, count));
         Ok(())
     }
 }
 
-/// target <- m target + (1 - m) source, of `len` values each.
+/// Brings what follows `len` parameters up to date, where these have not moved by a step.
 ///
 /// # Errors
 /// When the device fails.
-pub fn ema(gpu: &Gpu, target: u64, source: u64, len: usize, m: f64) -> Result<(), GpuError> {
-    let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
-    gpu.launch(&SOURCE, "ema", strided(len), &[Arg::At(target), Arg::At(source), Arg::count(len), keep, take])
+pub fn follow(gpu: &Gpu, params: u64, len: usize, followers: Followers) -> Result<(), GpuError> {
+    let args = [&[Arg::At(params), Arg::count(len)][..], &followers.args()].concat();
+    gpu.launch(&SOURCE, "follow_all", strided(len), &args)
 }
 
 fn strided(len: usize) -> [usize; 3] {
@@ -245,6 +276,12 @@ mod tests {
 
     const NAMES: [&str; 4] = ["w", "conv", "b", "zero"];
 
+    /// A step that nothing follows.
+    fn plain(params: &Buffer, gradients: &Buffer, learning_rate: f64, batches: u64) -> StepGpu {
+        let followers = Followers::default();
+        StepGpu { params: params.at(), gradients: gradients.at(), batches, learning_rate, followers }
+    }
+
     fn agrees(case: &str, config: &OptimizerConfig, lrs: [f64; 3]) {
         let golden = Golden::load(case);
         let mut layout = Layout::default();
@@ -258,7 +295,7 @@ mod tests {
             let mut optimizer = OptimizerGpu::new(gpu, config, &layout, 0).unwrap();
             for (i, lr) in lrs.into_iter().enumerate() {
                 let gradients = gpu.upload(&load(&format!("in.grad{i}."))).unwrap();
-                optimizer.step(params.at(), gradients.at(), lr, 1, |_| true).unwrap();
+                optimizer.step(plain(&params, &gradients, lr, 1), |_| true).unwrap();
                 let state = optimizer.state().unwrap();
                 optimizer = OptimizerGpu::new(gpu, config, &layout, 0).unwrap();
                 optimizer.restore(&state).unwrap();
@@ -313,7 +350,7 @@ mod tests {
             on_every_gpu(|gpu| {
                 let (params, gradients) = (gpu.upload(&ramp(0.7)).unwrap(), gpu.upload(&ramp(0.3)).unwrap());
                 let mut optimizer = OptimizerGpu::new(gpu, &config, &layout, 0).unwrap();
-                optimizer.step(params.at(), gradients.at(), 0.1, 2, |entry| entry < 2).unwrap();
+                optimizer.step(plain(&params, &gradients, 0.1, 2), |entry| entry < 2).unwrap();
                 let found: Vec<f32> = params.read().unwrap();
                 assert_close(&format!("{config:?}"), &found, &expected, 1e-6);
                 found
@@ -331,7 +368,7 @@ mod tests {
             let mut optimizer = OptimizerGpu::new(gpu, &sgd(), &layout, 1).unwrap();
             let step = |optimizer: &mut OptimizerGpu, encoder: f32| {
                 let gradients = gpu.upload(&[encoder, 1.0f32]).unwrap();
-                optimizer.step(params.at(), gradients.at(), 0.1, 1, |_| true).unwrap();
+                optimizer.step(plain(&params, &gradients, 0.1, 1), |_| true).unwrap();
                 params.read::<f32>().unwrap()
             };
             assert_eq!(step(&mut optimizer, f32::INFINITY), [2.0, 2.0]);
@@ -353,10 +390,59 @@ mod tests {
         let (target, source) = ([1.0f32, -2.0, 0.5], [0.3f32, 4.0, -1.0]);
         on_every_gpu(|gpu| {
             let (t, s) = (gpu.upload(&target).unwrap(), gpu.upload(&source).unwrap());
-            ema(gpu, t.at(), s.at(), 3, 0.99).unwrap();
+            let average = Average { target: t.at(), len: 2, momentum: 0.99, narrow: 0 };
+            follow(gpu, s.at(), 3, Followers { average, ..Followers::default() }).unwrap();
             let mut expected = target.to_vec();
-            crate::train::ema::ema(&mut expected, &source, 0.99);
+            crate::train::ema::ema(&mut expected[..2], &source[..2], 0.99);
             assert_close("ema", &t.read::<f32>().unwrap(), &expected, 1e-7);
         });
+    }
+
+    /// A step that takes average and half precision along, against a plain step and what follows it in a pass of its own:
+    /// the same bits, with a tensor that is not moved, and when the update is skipped.
+    #[test]
+    fn what_follows_a_step_has_the_bits_of_separate_passes() {
+        let mut layout = Layout::default();
+        layout.push("encoder", &[3, 2000]);
+        layout.push("stays", &[2, 500]);
+        layout.push("head", &[9]);
+        let (len, encoder, shared) = (layout.len(), 6000, 6900);
+        let ramp = |step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
+        let scaling = LrScaling::None;
+        let lars = LarsConfig { base_lr: 0.3, lr_scaling: scaling, momentum: 0.9, eta: 1e-3, weight_decay: 1e-2 };
+        let adamw =
+            AdamwConfig { base_lr: 1e-2, lr_scaling: scaling, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1 };
+        for config in [sgd(), OptimizerConfig::Lars(lars), OptimizerConfig::Adamw(adamw)] {
+            for overflows in [false, true] {
+                on_every_gpu(|gpu| {
+                    let mut g = ramp(0.3);
+                    g[5] = if overflows { f32::NAN } else { g[5] };
+                    let run = |at_once: bool| {
+                        let up = |step: f32| gpu.upload(&ramp(step)).unwrap();
+                        let (params, target, gradients) = (up(0.7), up(0.11), gpu.upload(&g).unwrap());
+                        let narrow = [gpu.take(encoder * 2).unwrap(), gpu.take(encoder * 2).unwrap()];
+                        let average =
+                            Average { target: target.at(), len: shared, momentum: 0.99, narrow: narrow[1].at() };
+                        let followers = Followers { narrow: narrow[0].at(), encoder, average };
+                        let mut optimizer = OptimizerGpu::new(gpu, &config, &layout, encoder).unwrap();
+                        let step = plain(&params, &gradients, 0.1, 2);
+                        if at_once {
+                            optimizer.step(StepGpu { followers, ..step }, |entry| entry != 1).unwrap();
+                        } else {
+                            optimizer.step(step, |entry| entry != 1).unwrap();
+                            follow(gpu, params.at(), len, followers).unwrap();
+                        }
+                        let values = [params, target].map(|b| b.read::<u32>().unwrap());
+                        (values, narrow.map(|b| b.read::<u16>().unwrap()))
+                    };
+                    let (at_once, apart) = (run(true), run(false));
+                    assert!(at_once == apart, "{config:?}");
+                    let start: Vec<u32> = ramp(0.7).iter().map(|v| v.to_bits()).collect();
+                    assert_eq!(at_once.0[0] == start, overflows);
+                    assert!(at_once.0[0][6000..7000] == start[6000..7000], "a tensor that stays has moved");
+                    at_once
+                });
+            }
+        }
     }
 }

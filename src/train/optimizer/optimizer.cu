@@ -1,23 +1,49 @@
 // Optimisers, their loss scaling, and the moving average, over flat buffers in f32.
 //
-// A block has a chunk of one tensor. `state` is five floats on the device, so that no step waits for the host:
-enum { SCALE, GOOD, SKIP, SKIPPED, TAKEN };
+// A block has a chunk of one tensor. `state` is six floats on the device, so that no step waits for the host; UNSCALE is
+// what gradients in f16 are multiplied by in this update.
+enum { SCALE, GOOD, SKIP, SKIPPED, TAKEN, UNSCALE };
 
 struct Chunk {
-    int offset, length, tensor, weight;
+    int offset, length, tensor, weight, moves;
 };
 
+// The sum of several batches' gradients; the first `scaled` carry the loss scale. A mean gradient is wanted.
+#define GRADIENTS const float *g, int scaled, float share
+DEVICE float gradient(int i, const float *state, GRADIENTS) {
+    return g[i] * (i < scaled ? state[UNSCALE] : 1.0f) * share;
+}
+
+// What follows the parameters in the same pass, where it is given: the average of the first `shared` of them,
+// target <- keep target + take p, and both in half precision as far as the first `encoder`.
+#define FOLLOWERS float *target, int shared, float keep, float take, half_t *narrow, half_t *narrow_target, int encoder
+DEVICE void follow(int i, float p, FOLLOWERS) {
+    if (narrow && i < encoder) from_float(narrow[i], p);
+    if (!target || i >= shared) return;
+    // Not fused, in whichever kernel this is: what is averaged with a step or by itself has the same bits.
+    float average = product(keep, target[i]) + product(take, p);
+    target[i] = average;
+    if (narrow_target && i < encoder) from_float(narrow_target[i], average);
+}
+#define FOLLOW(i, p) follow(i, p, target, shared, keep, take, narrow, narrow_target, encoder)
+
+// `moves` is whether the tensor is moved, and the update not skipped: what follows does so either way.
 #define EACH_OF_CHUNK(i)                                                                                               \
     Chunk chunk = chunks[blockIdx.x];                                                                                  \
-    if (state[SKIP] != 0.0f) return;                                                                                   \
+    bool moves = chunk.moves && state[SKIP] == 0.0f;                                                                   \
     for (int i = chunk.offset + (int)threadIdx.x; i < chunk.offset + chunk.length; i += 256)
 
 // m <- mu m + (g + wd p), p <- p - lr m; tensors of one axis are not decayed.
-KERNEL(sgd_step)(const Chunk *chunks, const float *state, float *p, const float *g, float *m, float lr, float mu, float wd) {
+KERNEL(sgd_step)(const Chunk *chunks, const float *state, float *p, GRADIENTS, float *m, FOLLOWERS, float lr, float mu,
+                 float wd) {
     EACH_OF_CHUNK(i) {
-        float moment = mu * m[i] + (g[i] + (chunk.weight ? wd : 0.0f) * p[i]);
-        m[i] = moment;
-        p[i] -= lr * moment;
+        float value = p[i];
+        if (moves) {
+            float moment = mu * m[i] + (gradient(i, state, g, scaled, share) + (chunk.weight ? wd : 0.0f) * value);
+            m[i] = moment;
+            p[i] = value = value - lr * moment;
+        }
+        FOLLOW(i, value);
     }
 }
 
@@ -29,22 +55,27 @@ KERNEL(adamw_prepare)(const float *state, double lr, double beta1, double beta2,
     coefficients[1] = (float)(1.0 / sqrt(1.0 - pow(beta2, steps)));
 }
 
-KERNEL(adamw_step)(const Chunk *chunks, const float *state, float *p, const float *g, float *m, float *v,
-                   const float *coefficients, float keep, float b1, float c1, float b2, float c2, float eps) {
+KERNEL(adamw_step)(const Chunk *chunks, const float *state, float *p, GRADIENTS, float *m, FOLLOWERS, float *v,
+                   const float *coefficients, float decay, float b1, float c1, float b2, float c2, float eps) {
     EACH_OF_CHUNK(i) {
-        m[i] = b1 * m[i] + c1 * g[i];
-        v[i] = b2 * v[i] + c2 * g[i] * g[i];
-        p[i] = p[i] * keep - coefficients[0] * m[i] / (sqrtf(v[i]) * coefficients[1] + eps);
+        float value = p[i];
+        if (moves) {
+            float slope = gradient(i, state, g, scaled, share);
+            m[i] = b1 * m[i] + c1 * slope;
+            v[i] = b2 * v[i] + c2 * slope * slope;
+            p[i] = value = value * decay - coefficients[0] * m[i] / (sqrtf(v[i]) * coefficients[1] + eps);
+        }
+        FOLLOW(i, value);
     }
 }
 
 // Per chunk: squared norms of p and of g + wd p, [chunks, 2].
-KERNEL(lars_norms)(const Chunk *chunks, const float *p, const float *g, float wd, double *norms) {
+KERNEL(lars_norms)(const Chunk *chunks, const float *state, const float *p, GRADIENTS, float wd, double *norms) {
     SHARED double shared[2][256];
     Chunk chunk = chunks[blockIdx.x];
     double p_norm = 0.0, d_norm = 0.0;
     for (int i = chunk.offset + (int)threadIdx.x; i < chunk.offset + chunk.length; i += 256) {
-        double d = (double)(g[i] + wd * p[i]);
+        double d = (double)(gradient(i, state, g, scaled, share) + wd * p[i]);
         p_norm += (double)p[i] * (double)p[i];
         d_norm += d * d;
     }
@@ -72,26 +103,28 @@ KERNEL(lars_trust)(const Chunk *chunks, int count, const double *norms, double e
     trust[chunks[first].tensor] = scales ? (float)(eta * sqrt(p_norm) / sqrt(d_norm)) : 1.0f;
 }
 
-KERNEL(lars_step)(const Chunk *chunks, const float *state, float *p, const float *g, float *m, const float *trust,
+KERNEL(lars_step)(const Chunk *chunks, const float *state, float *p, GRADIENTS, float *m, FOLLOWERS, const float *trust,
                   float lr, float mu, float wd) {
     EACH_OF_CHUNK(i) {
-        float moment = mu * m[i] + (g[i] + (chunk.weight ? wd : 0.0f) * p[i]) * trust[chunk.tensor];
-        m[i] = moment;
-        p[i] -= lr * moment;
+        float value = p[i];
+        if (moves) {
+            float slope = gradient(i, state, g, scaled, share) + (chunk.weight ? wd : 0.0f) * value;
+            float moment = mu * m[i] + slope * trust[chunk.tensor];
+            m[i] = moment;
+            p[i] = value = value - lr * moment;
+        }
+        FOLLOW(i, value);
     }
 }
 
-// target <- keep target + take source
-KERNEL(ema)(float *target, const float *source, int length, float keep, float take) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256)
-        target[i] = keep * target[i] + take * source[i];
+// What follows parameters that have not moved.
+KERNEL(follow_all)(const float *p, int length, FOLLOWERS) {
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) FOLLOW(i, p[i]);
 }
 
-// values *= factor, and divided by the loss scale where `unscale`, multiplied by it where `rescale`.
-KERNEL(scale)(float *values, int length, float factor, const float *state, int unscale, int rescale) {
-    if (unscale) factor /= state[SCALE];
-    if (rescale) factor *= state[SCALE];
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) values[i] *= factor;
+// values *= the loss scale.
+KERNEL(scale)(float *values, int length, const float *state) {
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) values[i] *= state[SCALE];
 }
 
 // Per block: whether any value is infinite or NaN.
@@ -114,6 +147,7 @@ KERNEL(begin_update)(const int *found, int blocks, int growth_interval, float *s
     int skip = 0;
     for (int i = 0; found && i < blocks; i++) skip |= found[i];
     state[SKIP] = (float)skip;
+    state[UNSCALE] = 1.0f / state[SCALE];
     if (skip) {
         state[SCALE] = state[SCALE] > 1.0f ? state[SCALE] / 2.0f : 1.0f;
         state[GOOD] = 0.0f;

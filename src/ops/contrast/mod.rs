@@ -1,6 +1,10 @@
 //! Contrastive logits as dfdx operations: the log of a row's sum of exp, and the columns that are a row's own.
 //!
-//! The matrix of logits is the largest that a loss touches: each operation passes over it once, on all threads.
+//! The matrix of logits is the largest that a loss touches. On the CPU each operation passes over it once, on all threads;
+//! on a GPU it is never there as a whole.
+
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 
 use dfdx::prelude::*;
 use rayon::prelude::*;
@@ -8,19 +12,85 @@ use rayon::prelude::*;
 use super::{
     Real,
     columns::sum,
-    seam::{Buffer, Matrix, to_vec},
+    linear::{LinearKernel, linear},
+    seam::{Buffer, Matrix, Traced, to_vec, traced},
     simd::vectorized,
 };
 
 /// A value per row.
 pub type PerRow<E, D, T = NoneTape> = Tensor<(usize,), E, D, T>;
 
-/// The device's way of [`log_sum_exp`] and [`own_columns`]; composed of dfdx's operations where it has no other.
-pub trait ContrastKernel<E: Dtype>: Device<E> {
+/// What a contrastive loss is made of, per anchor: log of the sum of exp over all logits [N], and the logits of its own
+/// candidates [N, own].
+pub type Logits<E, D> = (PerRow<E, D, OwnedTape<E, D>>, Traced<E, D>);
+
+/// Which of the N own candidates are an anchor's own: those of row (anchor + shift) mod N, where each row has `own`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pairs {
+    pub own: usize,
+    pub shift: usize,
+    /// Whether anchors and candidates are the same rows, none of which is its own candidate.
+    pub alone: bool,
+}
+
+impl Pairs {
+    /// The candidates are those of anchor 1, then of anchor 2, ...
+    pub fn grouped(own: usize) -> Self {
+        Self { own, shift: 0, alone: false }
+    }
+
+    /// Anchors and candidates are both views of N images, one behind the other: the other view is an anchor's own.
+    pub fn of_views(n: usize) -> Self {
+        Self { own: 1, shift: n, alone: true }
+    }
+}
+
+/// A logit that no other notices: a row is no candidate of itself.
+const NEVER: f64 = -1e9;
+
+/// The device's way of [`contrast`]; composed of dfdx's operations where it has no other.
+pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
+    fn contrast<R: Tape<E, Self>>(
+        anchors: Traced<E, Self>,
+        candidates: Matrix<E, Self, R>,
+        pairs: Pairs,
+        tau: E,
+    ) -> Result<Logits<E, Self>, Self::Err>
+    where
+        E: Real,
+        OwnedTape<E, Self>: Merge<R>,
+    {
+        let mut s = linear(anchors, candidates)?;
+        let (n, m) = *s.shape();
+        if pairs.alone {
+            let itself = (0..n * m).map(|i| if i % (m + 1) == 0 { E::of(NEVER) } else { E::zero() }).collect();
+            let itself: Matrix<E, Self> = s.device().try_tensor_from_vec(itself, (n, m))?;
+            s = s.try_add(itself)?;
+        }
+        let (s, tape) = s.split_tape();
+        let all = Self::log_sum_exp(s.clone().put_tape(tape), tau)?;
+        if pairs.shift == 0 {
+            return Ok((all, Self::own_columns(traced(s), pairs.own, tau)?));
+        }
+        let columns = |i: usize| (i + pairs.shift) % n * pairs.own..((i + pairs.shift) % n + 1) * pairs.own;
+        let columns: Tensor<(usize, usize), usize, Self> =
+            s.device().try_tensor_from_vec((0..n).flat_map(columns).collect(), (n, pairs.own))?;
+        Ok((all, traced(s).try_div(tau)?.try_gather(columns)?))
+    }
+
+    fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, Self::Err> {
+        let ((n, dim), k) = (*a.shape(), b.shape().0 / a.shape().0);
+        let a: Tensor<(usize, usize, usize), E, Self> = a.clone().try_reshape_like(&(n, 1, dim))?;
+        let b = b.clone().try_reshape_like(&(n, k, dim))?;
+        (a, b).try_concat_along(Axis::<1>)?.try_reshape_like(&(n * (k + 1), dim))
+    }
+
+    /// ln sum_j exp(s_j / tau) of each row of s [n, m].
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, Self::Err> {
         s.try_div(tau)?.try_logsumexp::<(usize,), Axis<1>>()
     }
 
+    /// Row i's columns i own .. (i + 1) own of s [n, n own], over tau: [n, own].
     fn own_columns<T: Tape<E, Self>>(
         s: Matrix<E, Self, T>,
         own: usize,
@@ -33,27 +103,29 @@ pub trait ContrastKernel<E: Dtype>: Device<E> {
     }
 }
 
-/// ln sum_j exp(s_j / tau) of each row of s [n, m].
+/// Rows a_i, b_(i k) .. b_(i k + k - 1) for each i, of a [n, d] and b [n k, d]: [n (k + 1), d].
 ///
 /// # Errors
 /// The device's, when memory runs out.
-pub fn log_sum_exp<E: Real, D: ContrastKernel<E>, T: Tape<E, D>>(
-    s: Matrix<E, D, T>,
-    tau: f64,
-) -> Result<PerRow<E, D, T>, D::Err> {
-    D::log_sum_exp(s, E::of(tau))
+pub fn interleave<E: Real, D: ContrastKernel<E>>(a: &Matrix<E, D>, b: &Matrix<E, D>) -> Result<Matrix<E, D>, D::Err> {
+    D::interleave(a, b)
 }
 
-/// Row i's columns i own .. (i + 1) own of s [n, n own], over tau: [n, own].
+/// For each of N anchors: log of the sum of exp over all logits [N], and the logits of its own candidates [N, own]. Anchors
+/// [N, D] and candidates [N own, D] have unit length; a logit is a cosine over tau.
 ///
 /// # Errors
 /// The device's, when memory runs out.
-pub fn own_columns<E: Real, D: ContrastKernel<E>, T: Tape<E, D>>(
-    s: Matrix<E, D, T>,
-    own: usize,
+pub fn contrast<E: Real, D: ContrastKernel<E>, R: Tape<E, D>>(
+    anchors: Traced<E, D>,
+    candidates: Matrix<E, D, R>,
+    pairs: Pairs,
     tau: f64,
-) -> Result<Matrix<E, D, T>, D::Err> {
-    D::own_columns(s, own, E::of(tau))
+) -> Result<Logits<E, D>, D::Err>
+where
+    OwnedTape<E, D>: Merge<R>,
+{
+    D::contrast(anchors, candidates, pairs, E::of(tau))
 }
 
 impl<E: Real> ContrastKernel<E> for Cpu
@@ -61,6 +133,17 @@ where
     Cpu: Device<E, Err = CpuError>,
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
+    fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
+        let ((n, dim), rows) = (*a.shape(), b.shape().0);
+        let (first, rest) = (to_vec(a), to_vec(b));
+        let mut both = Vec::with_capacity(first.len() + rest.len());
+        for (first, rest) in first.chunks_exact(dim).zip(rest.chunks_exact(rows / n * dim)) {
+            both.extend_from_slice(first);
+            both.extend_from_slice(rest);
+        }
+        a.device().try_tensor_from_vec(both, (n + rows, dim))
+    }
+
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, CpuError> {
         let (s, mut tape) = s.split_tape();
         let (n, m) = *s.shape();
@@ -138,8 +221,8 @@ mod tests {
         let cot: PerRow<f64, Cpu> = device.tensor_from_vec(values(n, 0.3), (n,));
         let own_cot: Matrix<f64, Cpu> = device.tensor_from_vec(values(n * own, 1.3), (n, own));
 
-        let fused = log_sum_exp(s.leaky_trace(), tau).unwrap();
-        let fused_own = own_columns(s.leaky_trace(), own, tau).unwrap();
+        let fused = Cpu::log_sum_exp(s.leaky_trace(), tau).unwrap();
+        let fused_own = Cpu::own_columns(s.leaky_trace(), own, tau).unwrap();
         let columns = device.tensor_from_vec((0..n * own).collect(), (n, own));
         let composed = (s.leaky_trace() / tau).logsumexp::<(usize,), Axis<1>>();
         let composed_own: Matrix<f64, Cpu, _> = (s.leaky_trace() / tau).gather(columns);

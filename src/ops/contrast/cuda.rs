@@ -1,0 +1,195 @@
+//! Contrastive logits on a GPU without their matrix: a chunk of candidates at a time goes through a scratch buffer, in the
+//! forward pass for the sums over it, and again in the backward pass for its gradient. Addresses are of the device.
+
+use super::Pairs;
+use crate::ops::{
+    conv2d::{
+        Conv2d, Size,
+        cuda::{Math, OnGpu},
+    },
+    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    product::Products,
+};
+
+/// The kernels.
+pub static SOURCE: Source = Source {
+    name: "contrast",
+    defines: "",
+    text: include_str!("contrast.cu"),
+    kernels: &["contrast_sums", "contrast_combine", "contrast_slopes"],
+};
+
+/// Candidates that a sum is taken over. Fixed: results do not depend on the chunks.
+const PART: usize = 256;
+/// Elements of the scratch buffer: 32 MiB, which the cache of a large GPU holds.
+const SCRATCH: usize = 8 << 20;
+/// Most blocks of an element-wise pass.
+const BLOCKS: usize = 4096;
+
+/// Logits of anchors [n, dim] and candidates [m, dim] (f32), both at unit length.
+#[derive(Clone, Copy, Debug)]
+pub struct ContrastGpu<'a> {
+    pub gpu: &'a Gpu,
+    pub math: Math,
+    pub n: usize,
+    pub m: usize,
+    pub dim: usize,
+    pub pairs: Pairs,
+    pub tau: f32,
+    /// Candidates at a time, a multiple of [`PART`].
+    chunk: usize,
+}
+
+impl<'a> ContrastGpu<'a> {
+    /// `shape` is n, m and dim.
+    pub fn new(gpu: &'a Gpu, math: Math, shape: [usize; 3], pairs: Pairs, tau: f32) -> Self {
+        let [n, m, dim] = shape;
+        let chunk = (SCRATCH / n / PART).max(1) * PART;
+        Self { gpu, math, n, m, dim, pairs, tau, chunk }
+    }
+
+    /// all [n]: the log of the sum of exp over all logits of an anchor; own [n, own]: the logits of its own candidates.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward(&self, [anchors, candidates]: [u64; 2], [all, own]: [u64; 2]) -> Result<(), GpuError> {
+        let count = self.m.div_ceil(PART);
+        let parts = self.gpu.take(count * 2 * self.n * 4)?;
+        let scratch = self.scratch()?;
+        let [n, part_rows] = [self.n, PART].map(Arg::count);
+        for (first, rows) in self.chunks() {
+            self.products([anchors, candidates], first, rows, &scratch)?;
+            let grid = [self.n.div_ceil(32), rows.div_ceil(PART), 1];
+            let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first), part_rows];
+            let args = [&chunk[..], &self.numbers(), &[parts.arg(), Arg::At(own)]].concat();
+            self.gpu.launch(&SOURCE, "contrast_sums", grid, &args)?;
+        }
+        let args = [parts.arg(), Arg::count(count), n, Arg::Float(1.0 / self.tau), Arg::At(all)];
+        self.gpu.launch(&SOURCE, "contrast_combine", one_each(self.n), &args)
+    }
+
+    /// Adds to the gradients of the anchors and, unless 0, of the candidates; from `all` and the gradients of all and own.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward(
+        &self,
+        [anchors, candidates]: [u64; 2],
+        all: u64,
+        gradients: [u64; 2],
+        [g_anchors, g_candidates]: [u64; 2],
+    ) -> Result<(), GpuError> {
+        let scratch = self.scratch()?;
+        for (first, rows) in self.chunks() {
+            self.products([anchors, candidates], first, rows, &scratch)?;
+            let blocks = (rows * self.n).div_ceil(THREADS).min(BLOCKS);
+            let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first)];
+            let args = [&chunk[..], &self.numbers(), &[all, gradients[0], gradients[1]].map(Arg::At)].concat();
+            self.gpu.launch(&SOURCE, "contrast_slopes", [blocks, 1, 1], &args)?;
+            let ((layer, on), from) = (self.layer(rows), (first * self.dim * 4) as u64);
+            // Summed over candidates in parts, as weights' gradients are over pixels.
+            layer.backward_weight_gpu(on, candidates + from, scratch.at(), g_anchors)?;
+            if g_candidates != 0 {
+                layer.backward_data_gpu(on, scratch.at(), anchors, g_candidates + from, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scratch(&self) -> Result<Buffer, GpuError> {
+        self.gpu.take(self.chunk.min(self.m) * self.n * 4)
+    }
+
+    /// First candidate and number of each chunk.
+    fn chunks(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (m, chunk) = (self.m, self.chunk);
+        (0..m).step_by(chunk).map(move |first| (first, chunk.min(m - first)))
+    }
+
+    /// The anchors as the weights of a linear layer for `rows` candidates: a 1x1 convolution of images of one pixel.
+    fn layer(&self, rows: usize) -> (Conv2d, OnGpu<'a>) {
+        let conv =
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: self.dim, output: self.n, products: Products::Full };
+        (conv, OnGpu { gpu: self.gpu, math: self.math, size: Size { n: rows, h: 1, w: 1 } })
+    }
+
+    /// s [rows, n] of the candidates from `first` on.
+    fn products(&self, [anchors, candidates]: [u64; 2], first: usize, rows: usize, s: &Buffer) -> Result<(), GpuError> {
+        let (layer, on) = self.layer(rows);
+        layer.forward_gpu(on, candidates + (first * self.dim * 4) as u64, anchors, s.at(), false)
+    }
+
+    fn numbers(&self) -> [Arg; 5] {
+        let Pairs { own, shift, alone } = self.pairs;
+        let [n, own, shift] = [self.n, own, shift].map(Arg::count);
+        [n, own, shift, Arg::Int(alone.into()), Arg::Float(1.0 / self.tau)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::prelude::*;
+
+    use super::*;
+    use crate::ops::{
+        contrast::contrast,
+        cuda::testing::on_every_gpu,
+        golden::assert_close,
+        normalize::normalize_rows,
+        seam::{Matrix, traced},
+    };
+
+    /// Several chunks and parts, ragged ends, both layouts of pairs, and large logits, against the operation of the CPU.
+    #[test]
+    fn agrees_with_the_cpu() {
+        let rows = |n: usize, dim: usize, step: f64| {
+            let mut rows: Vec<f32> = (0..n * dim).map(|i| (i as f64 * i as f64 * step).sin() as f32).collect();
+            normalize_rows(&mut rows, dim);
+            rows
+        };
+        let device = Cpu::default();
+        for (n, dim, pairs, tau, math, tolerance) in [
+            (45, 20, Pairs::grouped(13), 0.1, Math::F32, 1e-5),
+            // Operands with 10 bits of mantissa, over tau.
+            (45, 20, Pairs::grouped(13), 0.1, Math::Tf32, 2e-2),
+            // The last part has no candidate but the last anchor itself.
+            (257, 7, Pairs { own: 1, shift: 128, alone: true }, 0.02, Math::F32, 1e-4),
+        ] {
+            let m = n * pairs.own;
+            let (anchors, candidates) = (rows(n, dim, 0.37), rows(m, dim, 0.011));
+            let values = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+            let (g_all, g_own) = (values(n, 0.3), values(n * pairs.own, 1.3));
+            let a: Matrix<f32, Cpu> = device.tensor_from_vec(anchors.clone(), (n, dim));
+            let c: Matrix<f32, Cpu> = device.tensor_from_vec(candidates.clone(), (m, dim));
+            let (all, own) = contrast(traced(a.clone()), traced(c.clone()), pairs, f64::from(tau)).unwrap();
+            let expected = [all.as_vec(), own.as_vec()];
+            let along_all = (all * device.tensor_from_vec(g_all.clone(), (n,))).sum::<Rank0, _>();
+            let along_own = (own * device.tensor_from_vec(g_own.clone(), (n, pairs.own))).sum::<Rank0, _>();
+            let gradients = (along_all + along_own).backward();
+            let gradients = [gradients.get(&a).as_vec(), gradients.get(&c).as_vec()];
+            on_every_gpu(|gpu| {
+                let whole = ContrastGpu::new(gpu, math, [n, m, dim], pairs, tau);
+                let in_chunks = ContrastGpu { chunk: PART, ..whole };
+                let run = |contrast: ContrastGpu| {
+                    let inputs = [&anchors, &candidates].map(|values| gpu.upload(values).unwrap());
+                    let at = [inputs[0].at(), inputs[1].at()];
+                    let (all, own) = (gpu.take(n * 4).unwrap(), gpu.take(m * 4).unwrap());
+                    contrast.forward(at, [all.at(), own.at()]).unwrap();
+                    let (g_all, g_own) = (gpu.upload(&g_all).unwrap(), gpu.upload(&g_own).unwrap());
+                    let (ga, gc) = (gpu.zeros(n * dim * 4).unwrap(), gpu.zeros(m * dim * 4).unwrap());
+                    contrast.backward(at, all.at(), [g_all.at(), g_own.at()], [ga.at(), gc.at()]).unwrap();
+                    [all, own, ga, gc].map(|buffer| buffer.read::<f32>().unwrap())
+                };
+                let [all, own, ga, gc] = run(in_chunks);
+                assert_close("all", &all, &expected[0], tolerance);
+                assert_close("own", &own, &expected[1], tolerance);
+                // Slopes over tau, summed.
+                assert_close("ga", &ga, &gradients[0], tolerance * 10.0);
+                assert_close("gc", &gc, &gradients[1], tolerance * 10.0);
+                let at_once = run(whole);
+                assert!(at_once[0] == all && at_once[1] == own, "chunks change the sums");
+                [all, own, ga, gc]
+            });
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Values that may still be on their way from a device: whoever wants one waits for it.
+
+use dfdx::prelude::*;
+
+use super::Real;
+
+/// A value that is there when it has been waited for.
+pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T>>);
+
+impl<T: 'static> Later<T> {
+    /// What `wait` gives, which is called at most once.
+    pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// A value that is there.
+    pub fn now(value: T) -> Self {
+        Self::new(move || Ok(value))
+    }
+
+    /// What becomes of the value, worked out when somebody waits.
+    pub fn map<U: 'static>(self, with: impl FnOnce(T) -> U + 'static) -> Later<U> {
+        Later::new(move || Ok(with(self.wait()?)))
+    }
+
+    /// The value.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn wait(self) -> anyhow::Result<T> {
+        (self.0)()
+    }
+}
+
+/// A device whose tensors can be read without a wait.
+pub trait ReadLater<E: Dtype>: Device<E> {
+    /// The values that `tensor` has now.
+    ///
+    /// # Errors
+    /// The device's.
+    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+}
+
+impl<E: Real> ReadLater<E> for Cpu
+where
+    Cpu: Device<E, Err = CpuError>,
+{
+    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, CpuError> {
+        Ok(Later::now(tensor.as_vec()))
+    }
+}
