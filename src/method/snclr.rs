@@ -16,7 +16,7 @@ use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
-    contrast::{Pairs, contrast, interleave},
+    contrast::{Pairs, contrast, interleave, scale_rows},
     group_dots::group_dots,
     later::Later,
     leaves::Leaves,
@@ -205,7 +205,7 @@ impl<E: Real> Snclr<E> {
         leaves: &Leaves<E, D>,
     ) -> Result<Traced<E, D>, D::Err> {
         let device = y1.device().clone();
-        let ((n, dim), k) = (*y1.shape(), neighbours.k);
+        let (n, k) = (y1.shape().0, neighbours.k);
         let log_gamma = E::of(self.config.gamma.ln());
         if self.config.attention == Attention::Uniform {
             let uniform: Matrix<E, D> = device.try_zeros_like(&(n, k))?;
@@ -216,7 +216,7 @@ impl<E: Real> Snclr<E> {
         if self.config.normalize_attention {
             a = normalize(a)?;
         } else {
-            near = near.try_mul(neighbours.norms.clone().try_broadcast_like::<_, Axis<1>>(&(n * k, dim))?)?;
+            near = scale_rows(&near, &neighbours.norms)?;
         }
         let mut b = traced(near);
         if let Some((f1, f2)) = self.attention {

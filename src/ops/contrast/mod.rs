@@ -13,7 +13,7 @@ use super::{
     Real,
     columns::sum,
     linear::{LinearKernel, linear},
-    seam::{Buffer, Matrix, Traced, to_vec, traced},
+    seam::{Buffer, Matrix, Traced, to_vec, traced, with_elements},
     simd::vectorized,
 };
 
@@ -85,6 +85,10 @@ pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
         (a, b).try_concat_along(Axis::<1>)?.try_reshape_like(&(n * (k + 1), dim))
     }
 
+    fn scale_rows(rows: &Matrix<E, Self>, factors: &PerRow<E, Self>) -> Result<Matrix<E, Self>, Self::Err> {
+        rows.clone().try_mul(factors.clone().try_broadcast_like::<_, Axis<1>>(rows.shape())?)
+    }
+
     /// ln sum_j exp(s_j / tau) of each row of s [n, m].
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, Self::Err> {
         s.try_div(tau)?.try_logsumexp::<(usize,), Axis<1>>()
@@ -111,6 +115,17 @@ pub fn interleave<E: Real, D: ContrastKernel<E>>(a: &Matrix<E, D>, b: &Matrix<E,
     D::interleave(a, b)
 }
 
+/// Each row of `rows` [n, d] times its factor.
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn scale_rows<E: Real, D: ContrastKernel<E>>(
+    rows: &Matrix<E, D>,
+    factors: &PerRow<E, D>,
+) -> Result<Matrix<E, D>, D::Err> {
+    D::scale_rows(rows, factors)
+}
+
 /// For each of N anchors: log of the sum of exp over all logits [N], and the logits of its own candidates [N, own]. Anchors
 /// [N, D] and candidates [N own, D] have unit length; a logit is a cosine over tau.
 ///
@@ -135,13 +150,24 @@ where
 {
     fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
         let ((n, dim), rows) = (*a.shape(), b.shape().0);
-        let (first, rest) = (to_vec(a), to_vec(b));
-        let mut both = Vec::with_capacity(first.len() + rest.len());
-        for (first, rest) in first.chunks_exact(dim).zip(rest.chunks_exact(rows / n * dim)) {
-            both.extend_from_slice(first);
-            both.extend_from_slice(rest);
-        }
+        let mut both = Vec::with_capacity((n + rows) * dim);
+        with_elements(a, |first| {
+            with_elements(b, |rest| {
+                for (first, rest) in first.chunks_exact(dim).zip(rest.chunks_exact(rows / n * dim)) {
+                    both.extend_from_slice(first);
+                    both.extend_from_slice(rest);
+                }
+            });
+        });
         a.device().try_tensor_from_vec(both, (n + rows, dim))
+    }
+
+    fn scale_rows(rows: &Matrix<E, Self>, factors: &PerRow<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
+        let (mut scaled, factors, dim) = (to_vec(rows), to_vec(factors), rows.shape().1);
+        scaled.par_chunks_exact_mut(dim).zip(factors).for_each(|(row, factor)| {
+            row.iter_mut().for_each(|v| *v *= factor);
+        });
+        rows.device().try_tensor_from_vec(scaled, *rows.shape())
     }
 
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, CpuError> {
@@ -149,33 +175,36 @@ where
         let (n, m) = *s.shape();
         let scale = E::one() / tau;
         let mut y = vec![E::zero(); n];
-        y.par_iter_mut().zip(to_vec(&s).par_chunks_exact(m)).for_each(|(y, s)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let largest = s.iter().fold(E::neg_infinity(), |a, b| if *b > a { *b } else { a });
-                    let total = sum(m, |j| ((s[j] - largest) * scale).exp_inline());
-                    *y = largest * scale + total.ln();
-                },
-            );
+        with_elements(&s, |s| {
+            y.par_iter_mut().zip(s.par_chunks_exact(m)).for_each(|(y, s)| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let largest = s.iter().fold(E::neg_infinity(), |a, b| if *b > a { *b } else { a });
+                        let total = sum(m, |j| ((s[j] - largest) * scale).exp_inline());
+                        *y = largest * scale + total.ln();
+                    },
+                );
+            });
         });
         let y = s.device().try_tensor_from_vec(y, (n,))?;
         let kept = y.clone();
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&kept)?.clone();
-            let (values, y) = (to_vec(&s), to_vec(&kept));
-            let gs = gradients.get_or_alloc_mut(&s)?;
-            let rows = gs.par_chunks_exact_mut(m).zip(values.par_chunks_exact(m)).zip(y.par_iter().zip(gy.par_iter()));
-            rows.for_each(|((gs, s), (y, gy))| {
-                let factor = *gy * scale;
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (gs, s) in gs.iter_mut().zip(s) {
-                            *gs += factor * (*s * scale - *y).exp_inline();
-                        }
-                    },
-                );
+            let (y, gs) = (to_vec(&kept), gradients.get_or_alloc_mut(&s)?);
+            with_elements(&s, |s| {
+                let rows = gs.par_chunks_exact_mut(m).zip(s.par_chunks_exact(m)).zip(y.par_iter().zip(gy.par_iter()));
+                rows.for_each(|((gs, s), (y, gy))| {
+                    let factor = *gy * scale;
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for (gs, s) in gs.iter_mut().zip(s) {
+                                *gs += factor * (*s * scale - *y).exp_inline();
+                            }
+                        },
+                    );
+                });
             });
             Ok(())
         });
@@ -189,8 +218,9 @@ where
     ) -> Result<Matrix<E, Self, T>, CpuError> {
         let (s, mut tape) = s.split_tape();
         let (n, m) = *s.shape();
-        let values = to_vec(&s);
-        let y = (0..n).flat_map(|i| &values[i * (m + own)..][..own]).map(|s| *s / tau).collect();
+        let y = with_elements(&s, |s| {
+            (0..n).flat_map(|i| &s[i * (m + own)..][..own]).map(|s| *s / tau).collect::<Vec<_>>()
+        });
         let y = s.device().try_tensor_from_vec(y, (n, own))?;
         let y_ghost = y.ghost();
         tape.add_backward_op(move |gradients| {
