@@ -126,6 +126,8 @@ fn the_doctor_looks_at_machine_and_folder() {
         "target",
         "cpu",
         "vector unit",
+        "convolutions",
+        "bf16 products",
         "threads",
         "memory",
         "runs folder",
