@@ -1,10 +1,7 @@
 //! The search of the queue: the exact K largest dot products of each query with its rows.
 
 use super::{Options, Workload, rows::normal};
-use crate::{
-    ops::{normalize::normalize_rows, product::Products, topk::top_k},
-    train::Precision,
-};
+use crate::ops::{normalize::normalize_rows, topk::top_k};
 
 /// Queries, rows and width: a batch of 256 at the paper's queue.
 const QUERIES: usize = 256;
@@ -20,10 +17,7 @@ pub(super) fn prepare(options: &Options) -> Workload {
         rows
     };
     let (queries, bank) = (unit(QUERIES, 0), unit(length, 1));
-    let products = match options.precision {
-        Precision::Bf16 => Products::Bf16,
-        Precision::F32 | Precision::Tf32 | Precision::F16 => Products::Full,
-    };
+    let products = options.precision.products();
     let what = format!("the {k} nearest of {length} rows to each of {QUERIES} queries, width {DIM}");
     Workload::new(what, None, move || {
         std::hint::black_box(top_k(&queries, &bank, DIM, k, products, |_, _| false));

@@ -75,6 +75,12 @@ macro_rules! lanes {
 lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_f32s, mul_add_e_f32s, as_simd_f32s, as_mut_simd_f32s);
 lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_f64s, mul_add_e_f64s, as_simd_f64s, as_mut_simd_f64s);
 
+/// Scalars per vector.
+#[inline(always)]
+pub fn lanes<E: Lanes, S: Simd>() -> usize {
+    size_of::<E::Vector<S>>() / size_of::<E>()
+}
+
 /// A vector with operators.
 #[derive(Clone, Copy)]
 pub struct Vector<E: Lanes, S: Simd> {

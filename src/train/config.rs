@@ -7,6 +7,7 @@ use crate::{
     dataset::augment::AugmentationsConfig,
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
+    ops::product::Products,
 };
 
 /// Optimiser and its settings. `name` selects it.
@@ -137,6 +138,16 @@ pub enum Precision {
     Bf16,
     /// 16-bit floating point in the encoder, with f32 sums, parameters and statistics, and loss scaling. Needs a GPU.
     F16,
+}
+
+impl Precision {
+    /// How the CPU reads the factors of the encoder's products and of the queue's search.
+    pub fn products(self) -> Products {
+        match self {
+            Precision::Bf16 => Products::Bf16,
+            Precision::F32 | Precision::Tf32 | Precision::F16 => Products::Full,
+        }
+    }
 }
 
 /// Diagnostics of a training run.

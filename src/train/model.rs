@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Precision, PretrainConfig};
+use super::PretrainConfig;
 use crate::{
     encoder::{Encoder, EncoderError},
     method::{Method, Mlp},
-    ops::{Real, arena::Layout, product::Products},
+    ops::{Real, arena::Layout},
 };
 
 /// The parts and where their tensors lie.
@@ -38,10 +38,7 @@ impl<E: Real> Model<E> {
     /// # Errors
     /// When the encoder's configuration names no network.
     pub fn new(config: &PretrainConfig) -> Result<Self, EncoderError> {
-        let products = match config.precision {
-            Precision::Bf16 => Products::Bf16,
-            Precision::F32 | Precision::Tf32 | Precision::F16 => Products::Full,
-        };
+        let products = config.precision.products();
         let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?.with_products(products);
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
         params.extend("encoder.", encoder.params());

@@ -10,7 +10,16 @@ use crate::ops::{
 };
 
 /// Parts of the batch whose weight gradients are summed apart, then in order.
-const WEIGHT_PARTS: usize = 16;
+pub(super) const WEIGHT_PARTS: usize = 16;
+
+/// gw += every part in `sums` [parts, weights], in order.
+pub(in crate::ops::conv2d) fn add_in_order<E: Real>(sums: &[E], gw: &mut [E]) {
+    for sum in sums.chunks_exact(gw.len()) {
+        for (g, s) in gw.iter_mut().zip(sum) {
+            *g += *s;
+        }
+    }
+}
 
 impl Conv2d {
     /// gx = conv^T(gy, weight) + beta gx, with `beta` 0 or 1.
@@ -92,11 +101,7 @@ impl Conv2d {
                 add_tile(first, (first + rows).min(end), patches, sum, Threads::One);
             }
         });
-        for sum in sums.chunks_exact(gw.len()) {
-            for (g, s) in gw.iter_mut().zip(sum) {
-                *g += *s;
-            }
-        }
+        add_in_order(&sums, gw);
     }
 
     /// Weights [in, kernel, kernel, out] of the convolution that computes the data gradient.

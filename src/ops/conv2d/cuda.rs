@@ -189,6 +189,7 @@ const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::{conv2d::Source as Images, product::Products};
     use crate::ops::{
         cuda::testing::on_every_gpu,
         golden::{Golden, assert_close},
@@ -247,7 +248,7 @@ mod tests {
                 padding,
                 input,
                 output: golden.shape("in.weight")[0],
-                products: crate::ops::product::Products::Full,
+                products: Products::Full,
             };
             let input = |name: &str| golden.channels_last::<f32>(name);
             for (math, tolerance) in MATHS {
@@ -271,58 +272,23 @@ mod tests {
     /// Shapes that take every variant, with ragged tiles and several parts of the weight pass.
     const SHAPES: [(Conv2d, Size); 5] = [
         (
-            Conv2d {
-                kernel: 3,
-                stride: 1,
-                padding: 1,
-                input: 16,
-                output: 136,
-                products: crate::ops::product::Products::Full,
-            },
+            Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 136, products: Products::Full },
             Size { n: 3, h: 9, w: 11 },
         ),
         (
-            Conv2d {
-                kernel: 1,
-                stride: 1,
-                padding: 0,
-                input: 24,
-                output: 40,
-                products: crate::ops::product::Products::Full,
-            },
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40, products: Products::Full },
             Size { n: 3, h: 17, w: 20 },
         ),
         (
-            Conv2d {
-                kernel: 3,
-                stride: 2,
-                padding: 1,
-                input: 32,
-                output: 16,
-                products: crate::ops::product::Products::Full,
-            },
+            Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16, products: Products::Full },
             Size { n: 5, h: 15, w: 18 },
         ),
         (
-            Conv2d {
-                kernel: 7,
-                stride: 2,
-                padding: 3,
-                input: 3,
-                output: 8,
-                products: crate::ops::product::Products::Full,
-            },
+            Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 8, products: Products::Full },
             Size { n: 2, h: 20, w: 23 },
         ),
         (
-            Conv2d {
-                kernel: 1,
-                stride: 1,
-                padding: 0,
-                input: 12,
-                output: 10,
-                products: crate::ops::product::Products::Full,
-            },
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: 12, output: 10, products: Products::Full },
             Size { n: 70, h: 1, w: 1 },
         ),
     ];
@@ -334,9 +300,9 @@ mod tests {
             let (x, weight) = (ramp(size.pixels() * conv.input, 0.37), ramp(conv.weights(), 0.11));
             let cot = ramp(conv.output_size(size).pixels() * conv.output, 0.23);
             let (mut y, mut gx, mut gw) = (cot.clone(), x.clone(), vec![0.0; weight.len()]);
-            conv.forward(crate::ops::conv2d::Source::plain(&x), size, &weight, 0.0, &mut y, None);
+            conv.forward(Images::plain(&x), size, &weight, 0.0, &mut y, None);
             conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
-            conv.backward_weight(crate::ops::conv2d::Source::plain(&x), size, &cot, &mut gw);
+            conv.backward_weight(Images::plain(&x), size, &cot, &mut gw);
             for (math, tolerance) in MATHS {
                 // Sums of up to 1224 products of magnitude 1 that mostly cancel: their errors grow with the root of it.
                 let tolerance = tolerance * 32.0;

@@ -2,7 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, SHARED_TILE_ROWS, Size, Source};
+use super::{
+    Conv2d, SHARED_TILE_ROWS, Size, Source,
+    backward::{WEIGHT_PARTS, add_in_order},
+};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -13,8 +16,6 @@ use crate::ops::{
 
 /// Packed elements of a tile's patches: they should stay in a core's cache beside a panel of the weights.
 const TILE: usize = 1 << 16;
-/// Parts of the batch whose weight gradients are summed apart, then in order.
-const WEIGHT_PARTS: usize = 16;
 /// Output channels of a weight gradient per task, where all threads share each product.
 const SHARED_OUTPUTS: usize = 64;
 
@@ -149,10 +150,6 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 });
             }
         });
-        for sum in sums.chunks_exact(gw.len()) {
-            for (g, s) in gw.iter_mut().zip(sum) {
-                *g += *s;
-            }
-        }
+        add_in_order(&sums, gw);
     }
 }

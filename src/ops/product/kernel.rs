@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 use super::Operand;
-use crate::ops::{Real, columns::WHOLE_VECTORS};
+use crate::ops::{Real, columns::WHOLE_VECTORS, lanes::lanes};
 
 /// A matrix whose element (i, j) is at `i * row + j * column`.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ pub fn product<E: Real, P: Operand<E>, S: Simd>(
     assert!(n.is_multiple_of(WHOLE_VECTORS) && m > 0 && k > 0 && n > 0);
     assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
     assert!(b.column == 1 && (k - 1) * b.row + n <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
-    let lanes = size_of::<E::Vector<S>>() / size_of::<E>();
+    let lanes = lanes::<E, S>();
     let many_registers = S::REGISTER_COUNT >= 32;
     let target = RawTarget { data: c.data.as_mut_ptr(), row: c.row, add: c.add };
     let mut column = 0;

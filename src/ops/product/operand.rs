@@ -3,7 +3,7 @@
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::ops::Real;
+use crate::ops::{Real, lanes::lanes};
 
 /// A way to hold factors in elements of `E`.
 ///
@@ -99,11 +99,10 @@ impl<E: Real> Operand<E> for Rounded {
 
     #[inline(always)]
     unsafe fn store_along<S: Simd>(_: S, factors: E::Vector<S>, target: *mut E) {
-        let lanes = size_of::<E::Vector<S>>() / size_of::<E>();
         // SAFETY: as the caller promises.
         unsafe {
             target.cast::<E::Vector<S>>().write_unaligned(factors);
-            for i in 0..lanes {
+            for i in 0..lanes::<E, S>() {
                 *target.add(i) = round(*target.add(i));
             }
         }

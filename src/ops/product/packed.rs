@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Operand, Strided, Target, kernel::product};
-use crate::ops::{Real, columns::WHOLE_VECTORS, gemm::Matrix};
+use crate::ops::{Real, columns::WHOLE_VECTORS, gemm::Matrix, lanes::lanes};
 
 /// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
 pub const PANEL: usize = 64;
@@ -144,7 +144,7 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let factors = E::vectors::<S>(self.factors);
-        let step = size_of::<E::Vector<S>>() / size_of::<E>() / P::PACK;
+        let step = lanes::<E, S>() / P::PACK;
         assert_eq!(self.packed.len(), factors.len() * step);
         for i in 0..factors.len() {
             // SAFETY: the assertion leaves room for `step` elements per vector.
@@ -186,7 +186,7 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { b, columns, packed, .. } = self;
-        let (width, lanes) = (columns.len(), size_of::<E::Vector<S>>() / size_of::<E>());
+        let (width, lanes) = (columns.len(), lanes::<E, S>());
         assert!(packed.len() >= elements::<E, P>(b.rows) * width);
         for l in 0..b.rows {
             let row = E::vectors::<S>(&b.data[l * b.row_stride + columns.start..][..width]);

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::ops::{
     Real,
-    conv2d::{Conv2d, Source},
+    conv2d::{Conv2d, Source, backward::add_in_order},
     product::{Operand, Strided, Target, WithOperand, elements, product},
 };
 
@@ -54,11 +54,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 });
             }
             let (sum, others) = sums.split_at_mut(weights);
-            for other in others.chunks_exact(weights) {
-                for (s, o) in sum.iter_mut().zip(other) {
-                    *s += *o;
-                }
-            }
+            add_in_order(others, sum);
             add_gradient(sum, input, gw);
         });
     }

@@ -11,7 +11,12 @@ use super::{
     tiling::{EDGE, POINTS, SIDE, Tiling},
     transform,
 };
-use crate::ops::{Real, conv2d::Source, lanes::Vector, product::Operand};
+use crate::ops::{
+    Real,
+    conv2d::Source,
+    lanes::{Vector, lanes},
+    product::Operand,
+};
 
 /// Elements of working memory that [`TransformInput`] needs.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
@@ -78,10 +83,6 @@ impl<E: Real> Map<E, 4> for Gradient {
     fn map<S: Simd>(values: [Vector<E, S>; 4]) -> [Vector<E, S>; SIDE] {
         transform::output_gradient(values)
     }
-}
-
-fn lanes<E: Real, S: Simd>() -> usize {
-    size_of::<E::Vector<S>>() / size_of::<E>()
 }
 
 impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool> WithSimd
