@@ -10,9 +10,9 @@ use crate::ops::{
     backend::Backend,
     batch_norm::{Running, batch_norm},
     leaves::Leaves,
-    linear::linear,
     random::{Purpose, stream},
     seam::Matrix,
+    weight::layer as linear_layer,
 };
 
 /// A multi-layer perceptron; numbers are entries of the layouts of parameters and of buffers.
@@ -93,7 +93,7 @@ impl Mlp {
         buffers: &mut D::Running,
     ) -> Result<Matrix<E, D, T>, D::Err> {
         for layer in &self.layers {
-            x = linear(x, leaves.matrix(layer.weight).put_tape(T::default()))?;
+            x = linear_layer(x, leaves.weight(layer.weight))?;
             if let Some(bias) = layer.bias {
                 let shape = *x.shape();
                 let bias = leaves.vector(bias).put_tape(T::default());
@@ -134,7 +134,7 @@ mod tests {
         let load = |layout: &Layout| layout.entries.iter().flat_map(|e| state.get::<f64>(&e.name)).collect::<Vec<_>>();
         let (values, mut statistics) = (load(&params), load(&buffers));
         let device = Cpu::default();
-        let leaves = Leaves::new(&device, &params, &values, 0..params.entries.len()).unwrap();
+        let (leaves, totals) = Leaves::all(&params, &values);
         let x: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.x"), (6, 12));
         let y = mlp.forward(x.leaky_trace(), &leaves, &buffers, &mut statistics).unwrap();
         assert_close("y", &y.as_vec(), &golden.get("out.y"), 1e-10);
@@ -145,8 +145,8 @@ mod tests {
         let cot: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.cot"), (6, 8));
         let mut gradients = (y * cot).sum::<Rank0, _>().backward();
         assert_close("grad.x", &gradients.get(&x).as_vec(), &golden.get("grad.x"), 1e-10);
-        let mut totals = vec![0.0; values.len()];
-        leaves.add_gradients(&params, &mut gradients, &mut totals).unwrap();
+        leaves.add_gradients(&params, &mut gradients, &totals).unwrap();
+        let totals = totals.lock().clone();
         for entry in &params.entries {
             let expected = golden.get(&format!("grad.{}", entry.name));
             assert_close(&entry.name, &totals[entry.range()], &expected, 1e-10);
@@ -179,14 +179,14 @@ mod tests {
         let device = Cpu::default();
         let x: Vec<f64> = (0..24).map(|i| (i as f64 * 0.9).sin()).collect();
         let mut run = |values: &[f64]| {
-            let leaves = Leaves::new(&device, &params, values, 0..params.entries.len()).unwrap();
+            let (leaves, totals) = Leaves::all(&params, values);
             let x: Matrix<f64, Cpu> = device.tensor_from_vec(x.clone(), (6, 4));
             let y = mlp.forward(x.leaky_trace(), &leaves, &buffers, &mut statistics).unwrap();
             let cot: Matrix<f64, Cpu> = device.tensor_from_vec((0..18).map(|i| (i as f64).cos()).collect(), (6, 3));
             let loss = (y * cot).sum::<Rank0, _>();
             let value = loss.array();
-            let mut totals = vec![0.0; values.len()];
-            leaves.add_gradients(&params, &mut loss.backward(), &mut totals).unwrap();
+            leaves.add_gradients(&params, &mut loss.backward(), &totals).unwrap();
+            let totals = totals.lock().clone();
             (value, totals)
         };
         let (_, gradients) = run(&values);

@@ -20,11 +20,11 @@ use crate::ops::{
     group_dots::group_dots,
     later::Later,
     leaves::Leaves,
-    linear::linear,
     named::NamedTensor,
     normalize::normalize,
     product::Products,
     seam::{Matrix, Traced, TracedScalar, traced},
+    weight::layer,
 };
 
 /// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
@@ -220,8 +220,8 @@ impl<E: Real> Snclr<E> {
         }
         let mut b = traced(near);
         if let Some((f1, f2)) = self.attention {
-            a = linear(a, traced(leaves.matrix(f1)))?;
-            b = linear(b, traced(leaves.matrix(f2)))?;
+            a = layer(a, leaves.weight(f1))?;
+            b = layer(b, leaves.weight(f2))?;
         }
         let log_w = group_dots(a, b)?.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
@@ -236,6 +236,7 @@ mod tests {
         ops::{
             golden::{Golden, assert_close, tolerance},
             normalize::normalize_rows,
+            weight::FlatWeight,
         },
     };
 
@@ -285,7 +286,7 @@ mod tests {
 
     fn one_direction<E: Real>(case: &str, config: &SnclrConfig)
     where
-        Cpu: Backend<E>,
+        Cpu: Backend<E, Err = CpuError, Weight = FlatWeight<E>>,
     {
         let golden = Golden::load(case);
         let close = |what: &str, actual: &[E], expected: &str| {
@@ -293,7 +294,7 @@ mod tests {
         };
         let (method, layout, params) = method::<E>(config, &golden);
         let device = Cpu::default();
-        let leaves = Leaves::new(&device, &layout, &params, 0..layout.entries.len()).unwrap();
+        let (leaves, totals) = Leaves::all(&layout, &params);
         let matrix = |name: &str| -> Matrix<E, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
         let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
         let y2 = normalize(matrix("in.y2")).unwrap();
@@ -305,8 +306,8 @@ mod tests {
         close("grad.z1", &gradients.get(&z1).as_vec(), "grad.z1");
         gradients.try_alloc_for(&y1).unwrap();
         close("grad.y1", &gradients.get(&y1).as_vec(), "grad.y1");
-        let mut totals = vec![E::zero(); params.len()];
-        leaves.add_gradients(&layout, &mut gradients, &mut totals).unwrap();
+        leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
+        let totals = totals.lock().clone();
         if let Some((f1, f2)) = method.attention {
             close("grad.f1", &totals[layout.entries[f1].range()], "grad.f1");
             close("grad.f2", &totals[layout.entries[f2].range()], "grad.f2");
@@ -348,12 +349,12 @@ mod tests {
         let run = |all: &[f64]| {
             let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
             let (z1, y1) = (matrix(0), matrix(48));
-            let leaves = Leaves::new(&device, &layout, &all[96..], 0..layout.entries.len()).unwrap();
+            let (leaves, totals) = Leaves::all(&layout, &all[96..]);
             let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &leaves).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
-            let mut attention = vec![0.0; layout.len()];
-            leaves.add_gradients(&layout, &mut gradients, &mut attention).unwrap();
+            leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
+            let attention = totals.lock().clone();
             (value, [gradients.get(&z1).as_vec(), gradients.get(&y1).as_vec(), attention].concat())
         };
         let all = [golden.get::<f64>("in.z1"), golden.get("in.y1"), params].concat();
@@ -392,7 +393,7 @@ mod tests {
                 queue
             };
             let device = Cpu::default();
-            let leaves = Leaves::new(&device, &layout, &params, 0..layout.entries.len()).unwrap();
+            let (leaves, totals) = Leaves::all(&layout, &params);
             let matrix = |name: &str| -> Matrix<f64, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
             let (z, y) = (["in.z1", "in.z2"].map(matrix), ["in.y1", "in.y2"].map(matrix));
             let input = StepInput {
@@ -412,8 +413,8 @@ mod tests {
                 let expected = golden.get(&format!("grad.{name}"));
                 assert_close(name, &gradients.get(tensor).as_vec(), &expected, 1e-10);
             }
-            let mut totals = vec![0.0; params.len()];
-            leaves.add_gradients(&layout, &mut gradients, &mut totals).unwrap();
+            leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
+            let totals = totals.lock().clone();
             if let Some((f1, f2)) = method.attention {
                 assert_close("f1", &totals[layout.entries[f1].range()], &golden.get("grad.f1"), 1e-10);
                 assert_close("f2", &totals[layout.entries[f2].range()], &golden.get("grad.f2"), 1e-10);
@@ -432,7 +433,7 @@ mod tests {
             let golden = Golden::load(case);
             let method = Snclr::<f64>::new(&config(0, 4, tau), 8, 0, &mut Layout::default());
             let device = Cpu::default();
-            let leaves = Leaves::new(&device, &Layout::default(), &[], 0..0).unwrap();
+            let (leaves, _) = Leaves::all(&Layout::default(), &[]);
             let z1: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.z1"), (6, 8));
             let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
             let y2 = normalize(y2).unwrap();

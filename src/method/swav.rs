@@ -18,11 +18,11 @@ use crate::ops::{
     gemm::{self, Threads, gemm},
     later::Later,
     leaves::Leaves,
-    linear::linear,
     named::NamedTensor,
     normalize::{normalize, normalize_rows},
     random::{Purpose, stream},
     seam::{Matrix, TracedScalar, traced},
+    weight::layer,
 };
 
 /// A loss, and the codes q [N, P] of both full views.
@@ -117,10 +117,10 @@ impl<E: Real> Swav<E> {
     fn loss<D: Backend<E>>(&self, z: &[Matrix<E, D>], leaves: &Leaves<E, D>) -> Result<Loss<E, D>, D::Err> {
         let device = z[0].device().clone();
         let (n, crops) = (z[0].shape().0, z.len());
-        let prototypes = leaves.matrix(self.prototypes);
+        let prototypes = leaves.matrix(self.prototypes)?;
         let mut scores = Vec::with_capacity(crops);
         for z in z {
-            scores.push(linear(normalize(traced(z.clone()))?, traced(prototypes.clone()))?);
+            scores.push(layer(normalize(traced(z.clone()))?, leaves.weight(self.prototypes))?);
         }
         let codes = [0, 1].map(|view| self.code(view, &scores[view].as_vec(), &prototypes.as_vec()));
 
@@ -185,15 +185,15 @@ mod tests {
         }
         let device = Cpu::default();
         let params = golden.get::<f64>("in.protos");
-        let leaves = Leaves::new(&device, &layout, &params, 0..1).unwrap();
+        let (leaves, totals) = Leaves::all(&layout, &params);
         let z: Vec<Matrix<f64, Cpu>> =
             crops.iter().map(|c| device.tensor_from_vec(golden.get(&format!("in.{c}")), (6, 8))).collect();
         let (loss, codes) = method.loss(&z, &leaves).unwrap();
         let value = loss.array();
         let mut gradients = loss.backward();
         let mut found: Vec<Vec<f64>> = z.iter().map(|z| gradients.get(z).as_vec()).collect();
-        let mut prototypes = vec![0.0; params.len()];
-        leaves.add_gradients(&layout, &mut gradients, &mut prototypes).unwrap();
+        leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
+        let prototypes = totals.lock().clone();
         found.push(prototypes);
         (value, found, codes)
     }

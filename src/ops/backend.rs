@@ -6,7 +6,7 @@ use dfdx::prelude::Dtype;
 use super::cuda::Bridge;
 use super::{
     batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater,
-    linear::LinearKernel, normalize::NormalizeKernel,
+    normalize::NormalizeKernel, weight::Weights,
 };
 
 /// A build that knows no GPU needs no bridge to one.
@@ -17,18 +17,12 @@ impl<E, D> Bridge<E> for D {}
 
 /// A device with all of our differentiable operations.
 pub trait Backend<E: Dtype>:
-    LinearKernel<E>
-    + BatchNormKernel<E>
-    + NormalizeKernel<E>
-    + ContrastKernel<E>
-    + GroupDotsKernel<E>
-    + ReadLater<E>
-    + Bridge<E>
+    Weights<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E> + ReadLater<E> + Bridge<E>
 {
 }
 
 impl<E: Dtype, D> Backend<E> for D where
-    D: LinearKernel<E>
+    D: Weights<E>
         + BatchNormKernel<E>
         + NormalizeKernel<E>
         + ContrastKernel<E>

@@ -1,26 +1,22 @@
-//! Leaf tensors on a device for parameters that live in a flat buffer, and the way back for their gradients.
+//! The parameters of heads and losses on a device, and the way back for their gradients.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use dfdx::prelude::*;
-use rayon::prelude::*;
 
 #[cfg(any(test, feature = "cuda"))]
 use super::arena::Entry;
 use super::{
     Real,
     arena::Layout,
-    seam::{Matrix, with_elements},
-    simd::vectorized,
+    seam::{Matrix, to_vec},
+    weight::{FlatWeight, Totals, Weights},
 };
-
-/// Elements per task of an element-wise pass.
-const PART: usize = 1 << 15;
 
 /// One parameter on the device.
 #[derive(Clone, Debug)]
-enum Leaf<E: Dtype, D: Device<E>> {
-    Matrix(Matrix<E, D>),
+enum Leaf<E: Dtype, D: Weights<E>> {
+    Weight(D::Weight),
     Vector(Tensor<(usize,), E, D>),
 }
 
@@ -33,36 +29,20 @@ pub enum Gradient<E: Dtype, D: Device<E>> {
 
 /// The parameters of some entries of a layout, on a device.
 #[derive(Clone, Debug)]
-pub struct Leaves<E: Dtype, D: Device<E>> {
+pub struct Leaves<E: Dtype, D: Weights<E>> {
+    device: D,
     first: usize,
     leaves: Vec<Leaf<E, D>>,
 }
 
-impl<E: Real, D: Device<E>> Leaves<E, D> {
-    /// Copies the entries `entries` of `params` to the device. They must have one or two axes.
-    ///
-    /// # Errors
-    /// The device's, when memory runs out.
-    pub fn new(device: &D, layout: &Layout, params: &[E], entries: Range<usize>) -> Result<Self, D::Err> {
-        let first = entries.start;
-        let mut leaves = Vec::with_capacity(entries.len());
-        for entry in &layout.entries[entries] {
-            let values = params[entry.range()].to_vec();
-            leaves.push(match entry.shape[..] {
-                [rows, columns] => Leaf::Matrix(device.try_tensor_from_vec(values, (rows, columns))?),
-                [len] => Leaf::Vector(device.try_tensor_from_vec(values, (len,))?),
-                _ => panic!("{} has neither one nor two axes", entry.name),
-            });
-        }
-        Ok(Self { first, leaves })
-    }
-
+impl<E: Real, D: Weights<E>> Leaves<E, D> {
     /// The entries `entries` from tensors that `matrix` and `vector` give. They must have one or two axes.
     ///
     /// # Errors
     /// Those of `matrix` and `vector`.
     #[cfg(any(test, feature = "cuda"))]
     pub fn from_tensors<Error>(
+        device: &D,
         layout: &Layout,
         entries: Range<usize>,
         matrix: impl Fn(&Entry, (usize, usize)) -> Result<Matrix<E, D>, Error>,
@@ -72,15 +52,15 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
         let mut leaves = Vec::with_capacity(entries.len());
         for entry in &layout.entries[entries] {
             leaves.push(match entry.shape[..] {
-                [rows, columns] => Leaf::Matrix(matrix(entry, (rows, columns))?),
+                [rows, columns] => Leaf::Weight(D::weight(matrix(entry, (rows, columns))?)),
                 [len] => Leaf::Vector(vector(entry, len)?),
                 _ => panic!("{} has neither one nor two axes", entry.name),
             });
         }
-        Ok(Self { first, leaves })
+        Ok(Self { device: device.clone(), first, leaves })
     }
 
-    /// Shows `visit` the gradient of every leaf, with its entry.
+    /// Shows `visit` the gradient of every leaf that is made of tensors, with its entry.
     ///
     /// # Errors
     /// The device's, when memory runs out.
@@ -96,10 +76,7 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
             visit(
                 entry,
                 match leaf {
-                    Leaf::Matrix(leaf) => {
-                        gradients.try_alloc_for(leaf)?;
-                        Gradient::Matrix(gradients.get(leaf))
-                    }
+                    Leaf::Weight(weight) => Gradient::Matrix(self.device.weight_gradient(weight, gradients)?),
                     Leaf::Vector(leaf) => {
                         gradients.try_alloc_for(leaf)?;
                         Gradient::Vector(gradients.get(leaf))
@@ -110,28 +87,70 @@ impl<E: Real, D: Device<E>> Leaves<E, D> {
         Ok(())
     }
 
-    /// The matrix of an entry of the layout.
-    pub fn matrix(&self, entry: usize) -> Matrix<E, D> {
+    /// The weight of an entry of the layout that has two axes.
+    pub fn weight(&self, entry: usize) -> &D::Weight {
         match &self.leaves[entry - self.first] {
-            Leaf::Matrix(matrix) => matrix.clone(),
+            Leaf::Weight(weight) => weight,
             Leaf::Vector(_) => panic!("entry {entry} is a vector"),
         }
+    }
+
+    /// Its values, off any tape.
+    ///
+    /// # Errors
+    /// The device's, when memory runs out.
+    pub fn matrix(&self, entry: usize) -> Result<Matrix<E, D>, D::Err> {
+        self.device.matrix(self.weight(entry))
     }
 
     /// The vector of an entry of the layout.
     pub fn vector(&self, entry: usize) -> Tensor<(usize,), E, D> {
         match &self.leaves[entry - self.first] {
             Leaf::Vector(vector) => vector.clone(),
-            Leaf::Matrix(_) => panic!("entry {entry} is a matrix"),
+            Leaf::Weight(_) => panic!("entry {entry} is a matrix"),
         }
     }
 }
 
 impl<E: Real> Leaves<E, Cpu>
 where
-    Cpu: Device<E, Err = CpuError>,
+    Cpu: Weights<E, Weight = FlatWeight<E>, Err = CpuError>,
 {
-    /// Adds the leaves' gradients to the flat buffer `totals`.
+    /// The entries `entries` of `params`, which must have one or two axes. Gradients of matrices go to `totals` during the
+    /// backward pass, those of vectors by [`Leaves::add_gradients`].
+    ///
+    /// # Errors
+    /// The device's, when memory runs out.
+    pub fn new(
+        device: &Cpu,
+        layout: &Layout,
+        params: &Arc<Vec<E>>,
+        totals: &Totals<E>,
+        entries: Range<usize>,
+    ) -> Result<Self, CpuError> {
+        let first = entries.start;
+        let mut leaves = Vec::with_capacity(entries.len());
+        for entry in &layout.entries[entries] {
+            leaves.push(match entry.shape[..] {
+                [rows, columns] => {
+                    Leaf::Weight(FlatWeight::new(params.clone(), totals.clone(), entry.range(), (rows, columns)))
+                }
+                [len] => Leaf::Vector(device.try_tensor_from_vec(params[entry.range()].to_vec(), (len,))?),
+                _ => panic!("{} has neither one nor two axes", entry.name),
+            });
+        }
+        Ok(Self { device: device.clone(), first, leaves })
+    }
+
+    /// All entries with the values `params`, and where their gradients go.
+    #[cfg(test)]
+    pub fn all(layout: &Layout, params: &[E]) -> (Self, Totals<E>) {
+        let (params, totals) = (Arc::new(params.to_vec()), Totals::zeros(params.len()));
+        let leaves = Self::new(&Cpu::default(), layout, &params, &totals, 0..layout.entries.len());
+        (leaves.expect("memory"), totals)
+    }
+
+    /// Adds the vectors' gradients to `totals`, as those of matrices were during the backward pass.
     ///
     /// # Errors
     /// The device's, when memory runs out.
@@ -139,35 +158,15 @@ where
         &self,
         layout: &Layout,
         gradients: &mut Gradients<E, Cpu>,
-        totals: &mut [E],
+        totals: &Totals<E>,
     ) -> Result<(), CpuError> {
+        let mut totals = totals.lock();
         for (entry, leaf) in layout.entries[self.first..].iter().zip(&self.leaves) {
-            let totals = &mut totals[entry.range()];
+            let Leaf::Vector(leaf) = leaf else { continue };
             // A parameter that took no part has a gradient of zero.
-            match leaf {
-                Leaf::Matrix(leaf) => {
-                    gradients.try_alloc_for(leaf)?;
-                    with_elements(&gradients.get(leaf), |gradient| add(gradient, totals));
-                }
-                Leaf::Vector(leaf) => {
-                    gradients.try_alloc_for(leaf)?;
-                    with_elements(&gradients.get(leaf), |gradient| add(gradient, totals));
-                }
-            }
+            gradients.try_alloc_for(leaf)?;
+            totals[entry.range()].iter_mut().zip(to_vec(&gradients.get(leaf))).for_each(|(total, g)| *total += g);
         }
         Ok(())
     }
-}
-
-fn add<E: Real>(gradient: &[E], totals: &mut [E]) {
-    totals.par_chunks_mut(PART).zip(gradient.par_chunks(PART)).for_each(|(totals, gradient)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (total, g) in totals.iter_mut().zip(gradient) {
-                    *total += *g;
-                }
-            },
-        );
-    });
 }

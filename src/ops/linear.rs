@@ -5,6 +5,7 @@ use dfdx::prelude::*;
 use super::{
     Real,
     gemm::{self, Threads, gemm},
+    row_dots::{few, row_dots},
     seam::{Buffer, Matrix, with_elements},
 };
 
@@ -62,16 +63,9 @@ where
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
     fn linear_forward(&self, x: &Matrix<E, Self>, w: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let ((n, input), (out, w_input)) = (*x.shape(), *w.shape());
-        assert_eq!(input, w_input);
-        let mut y = vec![E::zero(); n * out];
-        with_elements(x, |x| {
-            with_elements(w, |w| {
-                let (x, w) = (gemm::Matrix::new(x, n, input), gemm::Matrix::new(w, out, input));
-                gemm(x, w.t(), E::zero(), &mut y, Threads::All);
-            });
-        });
-        self.try_tensor_from_vec(y, (n, out))
+        let shape = *w.shape();
+        let y = with_elements(x, |x| with_elements(w, |w| forward(x, w, shape)));
+        self.try_tensor_from_vec(y, (x.shape().0, shape.0))
     }
 
     fn linear_backward_x(
@@ -79,12 +73,9 @@ where
         w: &Matrix<E, Self>,
         gx: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
-        rows: usize,
+        _: usize,
     ) -> Result<(), CpuError> {
-        let (out, input) = *w.shape();
-        with_elements(w, |w| {
-            gemm(gemm::Matrix::new(gy, rows, out), gemm::Matrix::new(w, out, input), E::one(), gx, Threads::All);
-        });
+        with_elements(w, |values| backward_x(values, *w.shape(), gx, gy));
         Ok(())
     }
 
@@ -95,10 +86,31 @@ where
         gy: &Buffer<E, Self>,
         out: usize,
     ) -> Result<(), CpuError> {
-        let (rows, input) = *x.shape();
-        with_elements(x, |x| {
-            gemm(gemm::Matrix::new(gy, rows, out).t(), gemm::Matrix::new(x, rows, input), E::one(), gw, Threads::All);
-        });
+        with_elements(x, |values| backward_w(values, (out, x.shape().1), gw, gy));
         Ok(())
     }
+}
+
+/// y [n, out] = x [n, in] w^T, w [out, in].
+pub fn forward<E: Real>(x: &[E], w: &[E], (out, input): (usize, usize)) -> Vec<E> {
+    let n = x.len() / input;
+    let mut y = vec![E::zero(); n * out];
+    if few(n, input) {
+        row_dots(x, w, input, &mut y);
+        return y;
+    }
+    gemm(gemm::Matrix::new(x, n, input), gemm::Matrix::new(w, out, input).t(), E::zero(), &mut y, Threads::All);
+    y
+}
+
+/// gx [n, in] += gy [n, out] w.
+pub fn backward_x<E: Real>(w: &[E], (out, input): (usize, usize), gx: &mut [E], gy: &[E]) {
+    let n = gy.len() / out;
+    gemm(gemm::Matrix::new(gy, n, out), gemm::Matrix::new(w, out, input), E::one(), gx, Threads::All);
+}
+
+/// gw [out, in] += gy^T x.
+pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], gy: &[E]) {
+    let n = x.len() / input;
+    gemm(gemm::Matrix::new(gy, n, out).t(), gemm::Matrix::new(x, n, input), E::one(), gw, Threads::All);
 }

@@ -27,9 +27,11 @@ pub mod pool;
 pub mod product;
 pub mod random;
 mod real;
+pub mod row_dots;
 pub mod scratch;
 pub mod seam;
 pub mod simd;
 pub mod topk;
+pub mod weight;
 
 pub use real::Real;

@@ -228,7 +228,7 @@ fn write(
     let (model, online) = (trainer.model(), trainer.online()?);
     let mut encoder = Vec::new();
     let mut heads = Vec::new();
-    for (layout, values) in [(&model.params, &online.params), (&model.buffers, &online.buffers)] {
+    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &online.buffers)] {
         for entry in &layout.entries {
             let values = entry.to_torch(&values[entry.range()]);
             match entry.name.strip_prefix("encoder.") {
@@ -240,7 +240,7 @@ fn write(
     let mut tables = vec![("weights", encoder), ("heads", heads)];
     if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
-        for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
+        for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let values = entry.to_torch(&values[entry.range()]);
                 momentum.push((entry.name.clone(), entry.shape.clone(), values));

@@ -1,6 +1,6 @@
 //! Everything that is trained, in flat buffers: encoder, projector, predictor and the method's own parameters.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::PretrainConfig;
 use crate::{
@@ -28,7 +28,8 @@ pub struct Model<E> {
 /// Values of one branch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Branch<E> {
-    pub params: Vec<E>,
+    /// Shared with the heads' weights while a step is under way.
+    pub params: Arc<Vec<E>>,
     pub buffers: Vec<E>,
 }
 
@@ -62,14 +63,14 @@ impl<E: Real> Model<E> {
             mlp.init(seed, (&self.params, &self.buffers), &mut params, &mut buffers);
         }
         self.method.init(seed, &self.params, &mut params);
-        Branch { params, buffers }
+        Branch { params: Arc::new(params), buffers }
     }
 
     /// The momentum branch that starts as a copy of the online one.
     pub fn momentum_branch(&self, online: &Branch<E>) -> Branch<E> {
         let (params, buffers) = self.shared;
         Branch {
-            params: online.params[..end(&self.params, params)].to_vec(),
+            params: Arc::new(online.params[..end(&self.params, params)].to_vec()),
             buffers: online.buffers[..end(&self.buffers, buffers)].to_vec(),
         }
     }

@@ -13,6 +13,7 @@ use crate::{
         golden::{Golden, assert_close, channels_last},
         named::{NamedTensor, Values},
         normalize::normalize_rows,
+        weight::FlatWeight,
     },
 };
 
@@ -116,7 +117,7 @@ impl Sections {
 
     pub(super) fn trainer<E: Real>(&self) -> Trainer<E>
     where
-        Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
+        Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
     {
         Trainer::new(&self.config(), 3, 8).unwrap()
     }
@@ -149,7 +150,7 @@ fn reference_name(branch: &str, name: &str) -> String {
 /// A trainer in the reference's initial state.
 fn reference_trainer<E: Real>(sections: &Sections, case: &Golden) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
 {
     let state = Golden::load("traj_soft_ce_state");
     let mut trainer = sections.trainer::<E>();
@@ -208,7 +209,7 @@ fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let model = trainer.model();
     let branches = [("online", Some(trainer.online())), ("momentum", trainer.momentum())];
     for (name, branch) in branches.into_iter().filter_map(|(name, branch)| Some((name, branch?))) {
-        for (layout, values) in [(&model.params, &branch.params), (&model.buffers, &branch.buffers)] {
+        for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let reference = reference_name(name, &entry.name);
                 let expected = golden.scalar(&format!("final_norm.{reference}"));
@@ -254,7 +255,7 @@ fn reference_batch<E: Real>(step: usize) -> Batch<E> {
 /// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
 fn restored<E: Real>(trainer: &Trainer<E>, sections: &Sections) -> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
 {
     let mut fresh = sections.trainer::<E>();
     fresh.restore(&trainer.state());
@@ -374,7 +375,8 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
             let mut trainer = sections.trainer::<f32>();
             let before = trainer.online().params.clone();
             let row = trainer.step(&reference_batch(0)).unwrap();
-            let update: Vec<f64> = trainer.online().params.iter().zip(&before).map(|(a, b)| f64::from(a - b)).collect();
+            let update: Vec<f64> =
+                trainer.online().params.iter().zip(&*before).map(|(a, b)| f64::from(a - b)).collect();
             (row.loss, update)
         };
         let ((loss, full), (rounded_loss, short)) = (update(&sections), update(&rounded));
@@ -436,7 +438,7 @@ fn accumulated_batches_move_the_weights_by_their_mean_gradient() {
             trainer.step_at(&reference_batch(*step), due).unwrap();
         }
         let after = trainer.online().params.iter();
-        after.zip(before).map(|(after, before)| after - before).collect::<Vec<f64>>()
+        after.zip(&*before).map(|(after, before)| after - before).collect::<Vec<f64>>()
     };
     let (first, second) = (update(&one, &[0]), update(&one, &[1]));
     let mean: Vec<f64> = first.iter().zip(&second).map(|(a, b)| (a + b) / 2.0).collect();

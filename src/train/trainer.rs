@@ -1,5 +1,7 @@
 //! One training step, top to bottom, and the state that it moves.
 
+use std::sync::Arc;
+
 use dfdx::prelude::*;
 
 use super::{
@@ -23,6 +25,7 @@ use crate::{
         leaves::Leaves,
         named::{NamedTensor, Values},
         seam::Matrix,
+        weight::{FlatWeight, Totals},
     },
 };
 
@@ -74,7 +77,7 @@ pub struct Trainer<E: Real> {
     online: Branch<E>,
     /// The momentum branch, where the method has one.
     momentum: Option<Branch<E>>,
-    gradients: Vec<E>,
+    gradients: Totals<E>,
     optimizer: Optimizer<E>,
     memory: Buffers<E>,
     recorder: Recorder,
@@ -96,7 +99,7 @@ struct Online<E: Real> {
 
 impl<E: Real> Trainer<E>
 where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>>,
+    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
 {
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
@@ -108,7 +111,7 @@ where
         Ok(Self {
             device: Cpu::default(),
             momentum: config.method.momentum().map(|_| model.momentum_branch(&online)),
-            gradients: vec![E::zero(); online.params.len()],
+            gradients: Totals::zeros(online.params.len()),
             optimizer: Optimizer::new(config.optimizer, online.params.len()),
             memory: Buffers::default(),
             recorder: Recorder::new(images, config.seed),
@@ -122,7 +125,7 @@ where
     /// Puts other values in the encoder's place, in both branches: those that training starts from.
     pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
         for branch in [&mut self.online].into_iter().chain(&mut self.momentum) {
-            branch.params[..params.len()].copy_from_slice(params);
+            Arc::make_mut(&mut branch.params)[..params.len()].copy_from_slice(params);
             branch.buffers[..buffers.len()].copy_from_slice(buffers);
         }
     }
@@ -173,11 +176,13 @@ where
         let (encoder_params, encoder_buffers) = model.encoder_len();
         let size = |crop: &Crop<E>| Size { n, h: crop.size, w: crop.size };
         if due.begins {
-            model.method.before_step(&model.params, &mut online.params);
+            let params = Arc::make_mut(&mut online.params);
+            model.method.before_step(&model.params, params);
+            self.gradients.lock().fill(E::zero());
         }
 
         // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics.
-        let leaves = Leaves::new(device, &model.params, &online.params, model.head_entries())?;
+        let leaves = Leaves::new(device, &model.params, &online.params, &self.gradients, model.head_entries())?;
         let mut crops = Vec::with_capacity(batch.crops.len());
         for crop in &batch.crops {
             let (params, buffers) = (&online.params[..encoder_params], &mut online.buffers[..encoder_buffers]);
@@ -199,9 +204,11 @@ where
         if let Some(target) = &mut self.momentum {
             let shared = target.params.len();
             if due.begins {
-                ema(&mut target.params, &online.params[..shared], due.momentum);
+                let params = Arc::make_mut(&mut target.params);
+                ema(params, &online.params[..shared], due.momentum);
             }
-            let leaves = Leaves::new(device, &model.params, &target.params, model.momentum_head_entries())?;
+            let (nothing, entries) = (Totals::default(), model.momentum_head_entries());
+            let leaves = Leaves::new(device, &model.params, &target.params, &nothing, entries)?;
             let mut project = |crop: &Crop<E>| {
                 let (params, buffers) = (&target.params[..encoder_params], &mut target.buffers[..encoder_buffers]);
                 let h = model.encoder.forward_momentum(params, buffers, &crop.images, size(crop), memory);
@@ -232,13 +239,12 @@ where
         let mut gradients = loss.put_tape(tape).try_backward()?;
 
         // Encoder backward, then the optimiser.
-        if due.begins {
-            self.gradients.fill(E::zero());
-        }
-        leaves.add_gradients(&model.params, &mut gradients, &mut self.gradients)?;
+        leaves.add_gradients(&model.params, &mut gradients, &self.gradients)?;
+        drop(leaves); // or the optimiser would have to move a copy of the parameters
+        let mut totals = self.gradients.lock();
         for (crop, images) in crops.into_iter().zip(&batch.crops).rev() {
             let g_features = gradients.get(&crop.h).as_vec();
-            let (params, totals) = (&online.params[..encoder_params], &mut self.gradients[..encoder_params]);
+            let (params, totals) = (&online.params[..encoder_params], &mut totals[..encoder_params]);
             model.encoder.backward(params, &images.images, crop.saved, &g_features, totals, memory);
         }
         self.step += 1;
@@ -246,10 +252,11 @@ where
             let accumulation = self.timetable.accumulation();
             if accumulation > 1 {
                 let share = E::of(1.0 / accumulation as f64);
-                self.gradients.iter_mut().for_each(|g| *g *= share);
+                totals.iter_mut().for_each(|g| *g *= share);
             }
             let trains = |entry| model.trains(entry, due.epoch);
-            self.optimizer.step(&model.params, &mut online.params, &self.gradients, due.learning_rate, trains);
+            let params = Arc::make_mut(&mut online.params);
+            self.optimizer.step(&model.params, params, &totals, due.learning_rate, trains);
         }
 
         let projections = due
@@ -281,7 +288,7 @@ where
         for tensor in state {
             match (tensor.name.as_str(), &tensor.values) {
                 ("step", Values::Integer(step)) => self.step = step[0] as u64,
-                ("online.params", Values::Real(values)) => self.online.params.clone_from(values),
+                ("online.params", Values::Real(values)) => self.online.params = Arc::new(values.clone()),
                 ("online.buffers", Values::Real(values)) => self.online.buffers.clone_from(values),
                 _ => {}
             }
@@ -289,7 +296,7 @@ where
         if let Some(momentum) = &mut self.momentum {
             for tensor in state {
                 match (tensor.name.as_str(), &tensor.values) {
-                    ("momentum.params", Values::Real(values)) => momentum.params.clone_from(values),
+                    ("momentum.params", Values::Real(values)) => momentum.params = Arc::new(values.clone()),
                     ("momentum.buffers", Values::Real(values)) => momentum.buffers.clone_from(values),
                     _ => {}
                 }

@@ -24,10 +24,11 @@ use crate::ops::{
     },
     group_dots::GroupDotsKernel,
     later::{Later, ReadLater},
-    linear::LinearKernel,
+    linear::{LinearKernel, linear},
     normalize::{self, NormalizeKernel},
     product::Products,
     seam::{Buffer, Matrix, Traced, traced},
+    weight::Weights,
 };
 
 /// Whether linear layers of heads and losses may use tf32.
@@ -125,6 +126,34 @@ impl LinearKernel<f32> for Cuda {
         let (x, gpu) = (&contiguous(x)?, gpu(self)?);
         let (conv, on) = layer(&gpu, rows, input, out);
         conv.backward_weight_gpu(on, address(x), *gy.device_ptr(), *gw.device_ptr()).map_err(error)
+    }
+}
+
+impl Weights<f32> for Cuda {
+    type Weight = Matrix<f32, Self>;
+
+    fn layer<T: Tape<f32, Self> + Merge<T>>(
+        x: Matrix<f32, Self, T>,
+        w: &Matrix<f32, Self>,
+    ) -> Result<Matrix<f32, Self, T>, CudaError> {
+        linear(x, w.clone().put_tape(T::default()))
+    }
+
+    fn matrix(&self, w: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {
+        Ok(w.clone())
+    }
+
+    fn weight(tensor: Matrix<f32, Self>) -> Matrix<f32, Self> {
+        tensor
+    }
+
+    fn weight_gradient(
+        &self,
+        w: &Matrix<f32, Self>,
+        gradients: &mut Gradients<f32, Self>,
+    ) -> Result<Matrix<f32, Self>, CudaError> {
+        gradients.try_alloc_for(w)?;
+        Ok(gradients.get(w))
     }
 }
 

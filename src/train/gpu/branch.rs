@@ -1,5 +1,7 @@
 //! One branch's values on a GPU.
 
+use std::sync::Arc;
+
 use crate::{
     encoder::cuda::Arenas,
     ops::{
@@ -106,7 +108,7 @@ impl<D: Bridge<f32>> BranchGpu<D> {
     pub fn read(&self) -> Result<Branch<f32>, GpuError> {
         let mut buffers = D::running_values(&self.running)?;
         buffers[..self.lens.statistics].copy_from_slice(&self.statistics.read::<f32>()?);
-        Ok(Branch { params: self.params.read()?, buffers })
+        Ok(Branch { params: Arc::new(self.params.read()?), buffers })
     }
 
     /// Other parameters, as far as `params` goes.

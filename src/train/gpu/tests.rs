@@ -72,7 +72,7 @@ fn every_method_trains_as_on_the_cpu() {
             );
             if step == 0 {
                 let moved =
-                    |params: &[f32]| params.iter().zip(&start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
+                    |params: &[f32]| params.iter().zip(&*start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
                 let (a, b) = (moved(&cpu.online().params), moved(&ours.online().unwrap().params));
                 let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
                 let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();

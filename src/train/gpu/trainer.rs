@@ -1,5 +1,7 @@
 //! One training step on a GPU, top to bottom: what [`crate::train::Trainer`] does on the CPU, in the same order.
 
+use std::sync::Arc;
+
 use dfdx::prelude::*;
 
 use super::{batch::GpuBatch, branch::BranchGpu, unfinished::Unfinished};
@@ -328,6 +330,7 @@ where
         let branches = [Some(("online", &self.online)), self.momentum.as_ref().map(|branch| ("momentum", branch))];
         for (name, branch) in branches.into_iter().flatten() {
             let Branch { params, buffers } = branch.read()?;
+            let params = Arc::unwrap_or_clone(params);
             state.extend([flat(&format!("{name}.params"), params), flat(&format!("{name}.buffers"), buffers)]);
         }
         state.extend(self.optimizer.state()?);
@@ -376,6 +379,7 @@ fn leaves<D: Backend<f32>>(
 ) -> Result<Leaves<f32, D>, GpuError> {
     let at = |offset: usize| params + 4 * offset as u64;
     Leaves::from_tensors(
+        device,
         &model.params,
         entries,
         |entry, shape| device.tensor_at(gpu, at(entry.offset), shape),
