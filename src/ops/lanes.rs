@@ -19,6 +19,13 @@ pub trait Lanes: Copy + 'static {
     fn vector_mul<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a b + c, fused where the CPU can.
     fn vector_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
+    /// `then` where a < b, `other` elsewhere, also where either is NaN.
+    fn vector_less<S: Simd>(
+        simd: S,
+        a_b: [Self::Vector<S>; 2],
+        then: Self::Vector<S>,
+        other: Self::Vector<S>,
+    ) -> Self::Vector<S>;
     /// A slice as vectors.
     ///
     /// # Panics
@@ -32,7 +39,7 @@ pub trait Lanes: Copy + 'static {
 }
 
 macro_rules! lanes {
-    ($scalar:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $mul_add:ident, $cut:ident, $cut_mut:ident) => {
+    ($scalar:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $mul_add:ident, $less:ident, $select:ident, $cut:ident, $cut_mut:ident) => {
         impl Lanes for $scalar {
             type Vector<S: Simd> = S::$vector;
 
@@ -57,6 +64,15 @@ macro_rules! lanes {
                 simd.$mul_add(a, b, c)
             }
             #[inline(always)]
+            fn vector_less<S: Simd>(
+                simd: S,
+                [a, b]: [S::$vector; 2],
+                then: S::$vector,
+                other: S::$vector,
+            ) -> S::$vector {
+                simd.$select(simd.$less(a, b), then, other)
+            }
+            #[inline(always)]
             fn vectors<S: Simd>(values: &[Self]) -> &[S::$vector] {
                 let (vectors, rest) = S::$cut(values);
                 assert!(rest.is_empty());
@@ -72,8 +88,32 @@ macro_rules! lanes {
     };
 }
 
-lanes!(f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_f32s, mul_add_e_f32s, as_simd_f32s, as_mut_simd_f32s);
-lanes!(f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_f64s, mul_add_e_f64s, as_simd_f64s, as_mut_simd_f64s);
+lanes!(
+    f32,
+    f32s,
+    splat_f32s,
+    add_f32s,
+    sub_f32s,
+    mul_f32s,
+    mul_add_e_f32s,
+    less_than_f32s,
+    select_f32s,
+    as_simd_f32s,
+    as_mut_simd_f32s
+);
+lanes!(
+    f64,
+    f64s,
+    splat_f64s,
+    add_f64s,
+    sub_f64s,
+    mul_f64s,
+    mul_add_e_f64s,
+    less_than_f64s,
+    select_f64s,
+    as_simd_f64s,
+    as_mut_simd_f64s
+);
 
 /// Scalars per vector.
 #[inline(always)]
@@ -98,6 +138,12 @@ impl<E: Lanes, S: Simd> Vector<E, S> {
     #[inline(always)]
     pub fn splat(simd: S, value: E) -> Self {
         Self { simd, lanes: E::splat(simd, value) }
+    }
+
+    /// `then` where it is less than `other`, `or` elsewhere, also where either is NaN.
+    #[inline(always)]
+    pub fn less_than(self, other: Self, then: Self, or: Self) -> Self {
+        Self { lanes: E::vector_less(self.simd, [self.lanes, other.lanes], then.lanes, or.lanes), ..self }
     }
 
     /// self factor + more, fused where the CPU can.

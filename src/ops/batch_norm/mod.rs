@@ -5,6 +5,7 @@
 
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
+mod elementwise;
 mod moments;
 mod op;
 #[cfg(test)]
@@ -15,6 +16,9 @@ pub use op::{BatchNormKernel, Running, batch_norm};
 #[cfg(feature = "cuda")]
 pub use op::{Normalised, WeightBias};
 
+pub(crate) use elementwise::normalise;
+
+use elementwise::{combine, mask};
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
@@ -73,55 +77,15 @@ pub enum Residual<'a, E> {
 
 /// out = relu(x * scale + shift + residual), or without the ReLU.
 pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
-    let channels = affine.scale.len();
-    let chunk = CHUNK_ROWS * channels;
-    let floor = if relu { E::zero() } else { E::neg_infinity() };
-    let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
+    let chunk = CHUNK_ROWS * affine.scale.len();
     out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(|(i, (out, x))| {
         let part = i * chunk..i * chunk + out.len();
-        let rows = out.chunks_exact_mut(channels).zip(x.chunks_exact(channels));
-        match residual {
-            Residual::None => vectorized(
-                #[inline(always)]
-                || {
-                    for (out, x) in rows {
-                        for c in 0..channels {
-                            let v = x[c] * scale[c] + shift[c];
-                            out[c] = if v < floor { floor } else { v }; // keeps a NaN, so that it is noticed
-                        }
-                    }
-                },
-            ),
-            Residual::Plain(r) => {
-                let r = &r[part];
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
-                            for c in 0..channels {
-                                let v = x[c] * scale[c] + shift[c] + r[c];
-                                out[c] = if v < floor { floor } else { v };
-                            }
-                        }
-                    },
-                )
-            }
-            Residual::Normalised(r, affine) => {
-                let r = &r[part];
-                let (rscale, rshift) = (&affine.scale[..channels], &affine.shift[..channels]);
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for ((out, x), r) in rows.zip(r.chunks_exact(channels)) {
-                            for c in 0..channels {
-                                let v = (x[c] * scale[c] + shift[c]) + (r[c] * rscale[c] + rshift[c]);
-                                out[c] = if v < floor { floor } else { v };
-                            }
-                        }
-                    },
-                )
-            }
-        }
+        let residual = match residual {
+            Residual::None => Residual::None,
+            Residual::Plain(r) => Residual::Plain(&r[part]),
+            Residual::Normalised(r, affine) => Residual::Normalised(&r[part], affine),
+        };
+        normalise(x, affine, residual, relu, out);
     });
 }
 
@@ -143,22 +107,6 @@ fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
         || {
             for (g, out) in g.iter_mut().zip(output) {
                 *g = if *out > E::zero() { *g } else { E::zero() };
-            }
-        },
-    );
-}
-
-/// The same where the output is relu(affine(x)).
-fn relu_backward_of<E: Real>(x: &[E], affine: &Affine<E>, g: &mut [E]) {
-    let channels = affine.scale.len();
-    let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
-    vectorized(
-        #[inline(always)]
-        || {
-            for (g, x) in g.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                for c in 0..channels {
-                    g[c] = if x[c] * scale[c] + shift[c] > E::zero() { g[c] } else { E::zero() };
-                }
             }
         },
     );
@@ -188,7 +136,7 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: 
             match relu {
                 Relu::None => {}
                 Relu::Output(output) => relu_backward(&output[i * chunk..][..g.len()], g),
-                Relu::Of(affine) => relu_backward_of(x, affine, g),
+                Relu::Of(affine) => mask(x, affine, g),
             }
             let mut sums = vec![E::zero(); 2 * channels];
             let (sum, product) = sums.split_at_mut(channels);
@@ -257,16 +205,6 @@ pub fn backward_input<E: Real>(
     }
     let chunk = CHUNK_ROWS * channels;
     x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| {
-        let (a, b, d) = (&a[..channels], &b[..channels], &d[..channels]);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (x, g) in x.chunks_exact_mut(channels).zip(g.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        x[c] = a[c] * g[c] + b[c] * x[c] + d[c];
-                    }
-                }
-            },
-        );
+        combine(x, g, [&a, &b, &d]);
     });
 }

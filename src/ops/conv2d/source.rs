@@ -1,6 +1,9 @@
 //! What a convolution reads: images, or images with a normalisation and ReLU still to come.
 
-use crate::ops::{Real, batch_norm::Affine, simd::vectorized};
+use crate::ops::{
+    Real,
+    batch_norm::{Affine, Residual, normalise},
+};
 
 /// Images [n, h, w, channels] as they lie or, with `relu_of`, relu(affine(images)), which is computed where it is read
 /// and takes no memory.
@@ -21,18 +24,6 @@ impl<'a, E: Real> Source<'a, E> {
     pub fn copy_to(&self, first: usize, target: &mut [E]) {
         let images = &self.images[first..][..target.len()];
         let Some(affine) = self.relu_of else { return target.copy_from_slice(images) };
-        let channels = affine.scale.len();
-        let (scale, shift) = (&affine.scale[..channels], &affine.shift[..channels]);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (target, x) in target.chunks_exact_mut(channels).zip(images.chunks_exact(channels)) {
-                    for c in 0..channels {
-                        let v = x[c] * scale[c] + shift[c];
-                        target[c] = if v < E::zero() { E::zero() } else { v }; // keeps a NaN, so that it is noticed
-                    }
-                }
-            },
-        );
+        normalise(images, affine, Residual::None, true, target);
     }
 }

@@ -1,0 +1,159 @@
+//! Element-wise passes over rows of channels, on the calling thread.
+//!
+//! They go vector by vector: the loop that a compiler makes of a row takes several vectors at a time and what is left one by
+//! one, which is all of a row of few channels.
+
+use pulp::{Arch, Scalar, Simd, WithSimd};
+
+use super::{Affine, Residual};
+use crate::ops::{
+    Real,
+    columns::WHOLE_VECTORS,
+    lanes::{Vector, lanes},
+};
+
+/// What becomes of each element of `out` [rows, channels].
+trait Pass<E: Real> {
+    /// The vector at `at`, which is in the columns of vector `column`, from what it was. Inline it, or it is slow.
+    fn vector<S: Simd>(&self, simd: S, at: usize, column: usize, out: Vector<E, S>) -> Vector<E, S>;
+}
+
+struct Run<'a, E, P> {
+    pass: P,
+    channels: usize,
+    out: &'a mut [E],
+}
+
+impl<E: Real, P: Pass<E>> WithSimd for Run<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, channels, out } = self;
+        let columns = channels / lanes::<E, S>();
+        for (row, out) in E::vectors_mut::<S>(out).chunks_exact_mut(columns).enumerate() {
+            for column in 0..columns {
+                let before = Vector::new(simd, out[column]);
+                out[column] = pass.vector(simd, row * columns + column, column, before).lanes;
+            }
+        }
+    }
+}
+
+fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
+    let run = Run { pass, channels, out };
+    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(run) } else { run.with_simd(Scalar::new()) }
+}
+
+#[inline(always)]
+fn at<E: Real, S: Simd>(simd: S, values: &[E], at: usize) -> Vector<E, S> {
+    Vector::new(simd, E::vectors::<S>(values)[at])
+}
+
+impl<E: Real> Affine<E> {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: Vector<E, S>, column: usize) -> Vector<E, S> {
+        x * at(simd, &self.scale, column) + at(simd, &self.shift, column)
+    }
+}
+
+struct Normalise<'a, E> {
+    x: &'a [E],
+    affine: &'a Affine<E>,
+    floor: E,
+}
+
+impl<E: Real> Normalise<'_, E> {
+    /// At least the floor; keeps a NaN, so that it is noticed.
+    #[inline(always)]
+    fn rectified<S: Simd>(&self, simd: S, value: Vector<E, S>) -> Vector<E, S> {
+        let floor = Vector::splat(simd, self.floor);
+        value.less_than(floor, floor, value)
+    }
+
+    #[inline(always)]
+    fn normalised<S: Simd>(&self, simd: S, i: usize, column: usize) -> Vector<E, S> {
+        self.affine.of(simd, at(simd, self.x, i), column)
+    }
+}
+
+impl<E: Real> Pass<E> for Normalise<'_, E> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, _: Vector<E, S>) -> Vector<E, S> {
+        self.rectified(simd, self.normalised(simd, i, column))
+    }
+}
+
+struct NormaliseAndAdd<'a, E> {
+    of: Normalise<'a, E>,
+    residual: &'a [E],
+}
+
+impl<E: Real> Pass<E> for NormaliseAndAdd<'_, E> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, _: Vector<E, S>) -> Vector<E, S> {
+        self.of.rectified(simd, self.of.normalised(simd, i, column) + at(simd, self.residual, i))
+    }
+}
+
+struct NormaliseBoth<'a, E> {
+    of: Normalise<'a, E>,
+    residual: Normalise<'a, E>,
+}
+
+impl<E: Real> Pass<E> for NormaliseBoth<'_, E> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, _: Vector<E, S>) -> Vector<E, S> {
+        self.of.rectified(simd, self.of.normalised(simd, i, column) + self.residual.normalised(simd, i, column))
+    }
+}
+
+/// out = x scale + shift + residual, and zero where that is less and `relu` says so. A residual is that of `out` alone.
+pub fn normalise<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
+    let floor = if relu { E::zero() } else { E::neg_infinity() };
+    let (of, channels) = (Normalise { x, affine, floor }, affine.scale.len());
+    match residual {
+        Residual::None => run(of, channels, out),
+        Residual::Plain(residual) => run(NormaliseAndAdd { of, residual }, channels, out),
+        Residual::Normalised(x, affine) => {
+            run(NormaliseBoth { of, residual: Normalise { x, affine, floor } }, channels, out);
+        }
+    }
+}
+
+struct Mask<'a, E> {
+    x: &'a [E],
+    affine: &'a Affine<E>,
+}
+
+impl<E: Real> Pass<E> for Mask<'_, E> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, g: Vector<E, S>) -> Vector<E, S> {
+        let zero = Vector::splat(simd, E::zero());
+        zero.less_than(self.affine.of(simd, at(simd, self.x, i), column), g, zero)
+    }
+}
+
+/// g = 0 where the affine map of x is not positive.
+pub fn mask<E: Real>(x: &[E], affine: &Affine<E>, g: &mut [E]) {
+    run(Mask { x, affine }, affine.scale.len(), g);
+}
+
+struct Combine<'a, E> {
+    g: &'a [E],
+    /// Per channel: what g and x are multiplied by, and what is added.
+    factors: [&'a [E]; 3],
+}
+
+impl<E: Real> Pass<E> for Combine<'_, E> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, x: Vector<E, S>) -> Vector<E, S> {
+        let [a, b, d] = self.factors;
+        at(simd, a, column) * at(simd, self.g, i) + at(simd, b, column) * x + at(simd, d, column)
+    }
+}
+
+/// x = a g + b x + d with factors [a, b, d] per channel.
+pub fn combine<E: Real>(x: &mut [E], g: &[E], factors: [&[E]; 3]) {
+    run(Combine { g, factors }, factors[0].len(), x);
+}
