@@ -7,18 +7,26 @@ use crate::ops::{
     Real,
     batch_norm::TileMoments,
     gemm::{Matrix, Threads, gemm},
+    simd::vectorized,
 };
 
 /// Parts of the batch whose weight gradients are summed apart, then in order.
 pub(super) const WEIGHT_PARTS: usize = 16;
+/// Weights per task when the parts are summed.
+const SUM_PART: usize = 1 << 13;
 
 /// gw += every part in `sums` [parts, weights], in order.
 pub(in crate::ops::conv2d) fn add_in_order<E: Real>(sums: &[E], gw: &mut [E]) {
-    for sum in sums.chunks_exact(gw.len()) {
-        for (g, s) in gw.iter_mut().zip(sum) {
-            *g += *s;
+    let weights = gw.len();
+    gw.par_chunks_mut(SUM_PART).enumerate().for_each(|(i, gw)| {
+        for sum in sums.chunks_exact(weights) {
+            let sum = &sum[i * SUM_PART..][..gw.len()];
+            vectorized(
+                #[inline(always)]
+                || gw.iter_mut().zip(sum).for_each(|(g, s)| *g += *s),
+            );
         }
-    }
+    });
 }
 
 impl Conv2d {

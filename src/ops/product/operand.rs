@@ -34,6 +34,19 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
     /// # Safety
     /// `target` must have room for a vector.
     unsafe fn store_across<S: Simd>(simd: S, factors: E::Vector<S>, part: usize, target: *mut E);
+
+    /// Writes both factors of each of a vector of elements that hold two.
+    ///
+    /// # Safety
+    /// `target` must have room for a vector.
+    #[inline(always)]
+    unsafe fn store_both_across<S: Simd>(simd: S, [first, second]: [E::Vector<S>; 2], target: *mut E) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            Self::store_across(simd, first, 0, target);
+            Self::store_across(simd, second, 1, target);
+        }
+    }
 }
 
 /// Factors as they are.

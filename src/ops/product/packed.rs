@@ -160,6 +160,11 @@ fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, pack
     if b.column_stride == 1 {
         return P::dispatch(PackAcross::<E, P> { b, columns, packed, operand: PhantomData });
     }
+    if b.row_stride == 1 && b.rows.is_multiple_of(WHOLE_VECTORS) {
+        return E::with_scratch(elements::<E, P>(b.rows) * WHOLE_VECTORS, |memory| {
+            P::dispatch(PackTransposed::<E, P> { b, columns, packed, memory, operand: PhantomData });
+        });
+    }
     let at = |l: usize, column: usize| b.data[l * b.row_stride + column * b.column_stride];
     for (i, row) in packed.chunks_exact_mut(width).enumerate() {
         let first = i * P::PACK;
@@ -188,12 +193,58 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
         let Self { b, columns, packed, .. } = self;
         let (width, lanes) = (columns.len(), lanes::<E, S>());
         assert!(packed.len() >= elements::<E, P>(b.rows) * width);
-        for l in 0..b.rows {
-            let row = E::vectors::<S>(&b.data[l * b.row_stride + columns.start..][..width]);
-            let target = l / P::PACK * width;
-            for v in 0..row.len() {
-                // SAFETY: the assertion leaves room for a row of `width` elements per `PACK` rows of b.
-                unsafe { P::store_across(simd, row[v], l % P::PACK, packed.as_mut_ptr().add(target + v * lanes)) };
+        for (i, target) in packed.chunks_exact_mut(width).enumerate().take(elements::<E, P>(b.rows)) {
+            let start = i * P::PACK * b.row_stride + columns.start;
+            let first = E::vectors::<S>(&b.data[start..][..width]);
+            if P::PACK == 2 && i * 2 + 1 < b.rows {
+                let second = E::vectors::<S>(&b.data[start + b.row_stride..][..width]);
+                for v in 0..first.len() {
+                    // SAFETY: `target` has `width` elements.
+                    unsafe {
+                        P::store_both_across(simd, [first[v], second[v]], target.as_mut_ptr().add(v * lanes));
+                    }
+                }
+                continue;
+            }
+            for v in 0..first.len() {
+                // SAFETY: `target` has `width` elements.
+                unsafe { P::store_across(simd, first[v], 0, target.as_mut_ptr().add(v * lanes)) };
+            }
+        }
+    }
+}
+
+/// Columns of `b` that lie as rows, a block of them at a time: packed along the sum, then turned.
+struct PackTransposed<'a, E, P> {
+    b: Matrix<'a, E>,
+    columns: Range<usize>,
+    packed: &'a mut [E],
+    memory: &'a mut [E],
+    operand: PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for PackTransposed<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { b, columns, packed, memory, .. } = self;
+        let (width, depth, step) = (columns.len(), elements::<E, P>(b.rows), lanes::<E, S>() / P::PACK);
+        assert!(memory.len() == depth * WHOLE_VECTORS && packed.len() >= depth * width);
+        for first in (0..width).step_by(WHOLE_VECTORS) {
+            for (j, row) in memory.chunks_exact_mut(depth).enumerate() {
+                let column = E::vectors::<S>(&b.data[(columns.start + first + j) * b.column_stride..][..b.rows]);
+                assert_eq!(row.len(), column.len() * step);
+                for i in 0..column.len() {
+                    // SAFETY: the assertion leaves room for `step` elements per vector.
+                    unsafe { P::store_along(simd, column[i], row.as_mut_ptr().add(i * step)) };
+                }
+            }
+            for (l, row) in packed.chunks_exact_mut(width).enumerate().take(depth) {
+                let row = &mut row[first..first + WHOLE_VECTORS];
+                for j in 0..WHOLE_VECTORS {
+                    row[j] = memory[j * depth + l];
+                }
             }
         }
     }

@@ -77,4 +77,25 @@ impl Operand<f32> for Pairs {
             target.write_unaligned(elements);
         }
     }
+
+    #[inline(always)]
+    unsafe fn store_both_across<S: Simd>(_: S, [first, second]: [S::f32s; 2], target: *mut f32) {
+        // Of the 32 factors that one instruction rounds, the first ones are the lower half: one after another in turn.
+        const IN_TURN: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                order[i] = (i / 2 + i % 2 * 16) as u16;
+                i += 1;
+            }
+            order
+        };
+        // SAFETY: as in `multiply_add`; 64 bytes are 16 elements.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(wide::<S>(second), wide::<S>(first));
+            let order = transmute_copy::<[u16; 32], __m512i>(&IN_TURN);
+            let elements = _mm512_permutexvar_epi16(order, transmute_copy::<__m512bh, __m512i>(&both));
+            target.cast::<__m512i>().write_unaligned(elements);
+        }
+    }
 }

@@ -114,7 +114,11 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
             row[..border * channels].fill(zero);
             row[border * channels + line..].fill(zero);
         }
+        let tiles = tiling.tiles_per_strip;
         assert!(points.len() >= POINTS * matrix && channels * step <= points_row);
+        assert!(
+            rows.len() == SIDE * row && ((tiles - 1) * EDGE + IN) * channels <= row && border * channels + line <= row
+        );
         let mut tile = 0;
         for s in tiling.strips_of(block) {
             let (n, y) = tiling.place_of(s);
@@ -131,46 +135,75 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
                     pixels
                 });
             }
+            assert!(lines.iter().all(|pixels| pixels.len() == line));
             for x in 0..line {
                 let mut pixels = [Vector::splat(simd, E::zero()); IN];
                 for i in 0..IN {
-                    pixels[i] = Vector::new(simd, lines[i][x]);
+                    // SAFETY: every line has as many vectors, by the assertion.
+                    pixels[i] = Vector::new(simd, unsafe { *lines[i].get_unchecked(x) });
                 }
                 let values = M::map(pixels);
                 for i in 0..SIDE {
-                    rows[i * row + border * channels + x] = values[i].lanes;
+                    // SAFETY: there are SIDE rows, each with room for a line behind its border, by the first assertions.
+                    unsafe { *rows.get_unchecked_mut(i * row + border * channels + x) = values[i].lanes };
                 }
             }
             for i in 0..SIDE {
                 let line = &rows[i * row..][..row];
-                for t in 0..tiling.tiles_per_strip {
+                let mut t = 0;
+                while t < tiles {
                     let (at, part) = ((tile + t) / tiles_per_row * points_row, (tile + t) % tiles_per_row);
-                    let pixels = &line[t * EDGE * channels..][..IN * channels];
+                    let together = if tiles_per_row == 2 && part == 0 && t + 1 < tiles { 2 } else { 1 };
                     // SAFETY: the assertion leaves room for all tiles of all points.
                     let target = unsafe { points.as_mut_ptr().add(i * SIDE * matrix + at) };
                     for v in 0..channels {
-                        let mut values = [Vector::splat(simd, E::zero()); IN];
-                        for j in 0..IN {
-                            values[j] = Vector::new(simd, pixels[j * channels + v]);
-                        }
-                        let values = M::map(values);
+                        let first = t * EDGE * channels + v;
+                        // SAFETY: the last tile's pixels end within their row, by the first assertions.
+                        let values = unsafe { along::<E, S, M, IN>(simd, line, first, channels) };
+                        let next = match together {
+                            // SAFETY: as above.
+                            2 => unsafe { along::<E, S, M, IN>(simd, line, first + EDGE * channels, channels) },
+                            _ => values,
+                        };
                         for j in 0..SIDE {
-                            // SAFETY: the assertion leaves room for all tiles of all points.
+                            // SAFETY: as above.
                             unsafe {
                                 let target = target.add(j * matrix + v * step);
-                                if ACROSS {
-                                    P::store_across(simd, values[j].lanes, part, target);
-                                } else {
+                                if !ACROSS {
                                     P::store_along(simd, values[j].lanes, target);
+                                } else if together == 2 {
+                                    P::store_both_across(simd, [values[j].lanes, next[j].lanes], target);
+                                } else {
+                                    P::store_across(simd, values[j].lanes, part, target);
                                 }
                             }
                         }
                     }
+                    t += together;
                 }
             }
-            tile += tiling.tiles_per_strip;
+            tile += tiles;
         }
     }
+}
+
+/// The map of `IN` pixels of a line, from vector `first` on, one every `channels` vectors.
+///
+/// # Safety
+/// The line must have as many.
+#[inline(always)]
+unsafe fn along<E: Real, S: Simd, M: Map<E, IN>, const IN: usize>(
+    simd: S,
+    line: &[E::Vector<S>],
+    first: usize,
+    channels: usize,
+) -> [Vector<E, S>; SIDE] {
+    let mut values = [Vector::splat(simd, E::zero()); IN];
+    for j in 0..IN {
+        // SAFETY: as the caller promises.
+        values[j] = Vector::new(simd, unsafe { *line.get_unchecked(first + j * channels) });
+    }
+    M::map(values)
 }
 
 /// A^T m A of every tile of a block, written to the block's pixels.
@@ -197,11 +230,13 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
         let (points, matrix) = (E::vectors::<S>(points), tiling.matrix(channels) / lanes::<E, S>());
         assert!(points.len() >= POINTS * matrix);
         let first = block * tiling.pixels_per_block();
+        let row = width * vectors;
         let mut tile = 0;
         for strip in tiling.strips_of(block) {
             let (n, y) = tiling.place_of(strip);
             let start = (n * height + y) * width - first;
             let lines = EDGE.min(height - y);
+            let pixels = &mut pixels[start * vectors..][..lines * row];
             for x in (0..width).step_by(EDGE) {
                 let columns = EDGE.min(width - x);
                 for v in 0..vectors {
@@ -222,7 +257,9 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
                     for column in 0..columns {
                         let values = transform::output(rows[column]);
                         for line in 0..lines {
-                            let pixel = &mut pixels[(start + line * width + x + column) * vectors + v];
+                            let at = line * row + (x + column) * vectors + v;
+                            // SAFETY: `line` is below `lines`, and the column below `width`.
+                            let pixel = unsafe { pixels.get_unchecked_mut(at) };
                             let value = values[line];
                             *pixel = if add { (Vector::new(simd, *pixel) + value).lanes } else { value.lanes };
                         }
