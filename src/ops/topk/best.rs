@@ -6,6 +6,8 @@ use crate::ops::{Real, simd::vectorized};
 
 /// Queries whose scores are compared with their floors at once; a multiple of any vector width.
 const CHUNK: usize = 64;
+/// Where one of them exceeds its floor, it is searched for among so many.
+const PART: usize = 16;
 
 /// Keeps at least the `k` best (score, row) seen so far. It collects up to `2 k`, then drops the worse half: a selection
 /// per `k` arrivals is cheaper than keeping an order at each.
@@ -37,8 +39,13 @@ impl<E: Real> Bests<E> {
         let queries = self.bests.len();
         for (row, scores) in scores.chunks_exact(width).enumerate() {
             for (start, scores) in (0..).step_by(CHUNK).zip(scores[..queries].chunks(CHUNK)) {
-                let floors = &self.floors[start..start + scores.len()];
-                if reaches(scores, floors) {
+                if !reaches(scores, &self.floors[start..start + scores.len()]) {
+                    continue;
+                }
+                for (start, scores) in (start..).step_by(PART).zip(scores.chunks(PART)) {
+                    if !reaches(scores, &self.floors[start..start + scores.len()]) {
+                        continue;
+                    }
                     for (query, score) in (start..).zip(scores) {
                         if !(*score <= self.floors[query]) && !excluded(query, first + row) {
                             self.take(query, *score, first + row);

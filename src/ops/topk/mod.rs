@@ -23,6 +23,8 @@ use super::{
 const QUERY_BLOCK: usize = 256;
 /// Bank rows per matrix product. They and their scores must stay in the cache too.
 const BANK_BLOCK: usize = 128;
+/// Runs of blocks per thread, at most: more than one, so that a thread that is done early has something to take over.
+const RUNS: usize = 2;
 
 /// The rows that [`top_k`] found, best first.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,8 +99,11 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
         padded.resize(width * dim, E::zero());
         E::with_scratch(elements::<E, P>(dim) * width, |memory| {
             let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory);
+            // A run begins without a floor, below which nothing is looked at: few long ones.
+            let run = (bank.len() / dim).div_ceil(BANK_BLOCK * RUNS * rayon::current_num_threads());
             bank.par_chunks(BANK_BLOCK * dim)
                 .enumerate()
+                .with_min_len(run)
                 .fold(
                     || (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]),
                     |(mut bests, mut scores), (block, rows)| {
