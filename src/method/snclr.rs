@@ -24,7 +24,7 @@ use crate::ops::{
     normalize::normalize,
     product::Products,
     seam::{Matrix, Traced, TracedScalar, traced},
-    weight::layer,
+    weight::{layer, layer_of_constant},
 };
 
 /// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
@@ -218,11 +218,13 @@ impl<E: Real> Snclr<E> {
         } else {
             near = scale_rows(&near, &neighbours.norms)?;
         }
-        let mut b = traced(near);
-        if let Some((f1, f2)) = self.attention {
-            a = layer(a, leaves.weight(f1))?;
-            b = layer(b, leaves.weight(f2))?;
-        }
+        let b = match self.attention {
+            Some((f1, f2)) => {
+                a = layer(a, leaves.weight(f1))?;
+                layer_of_constant(near, leaves.weight(f2))?
+            }
+            None => traced(near),
+        };
         let log_w = group_dots(a, b)?.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }

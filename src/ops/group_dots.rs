@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     Real,
     columns::sum,
-    seam::{Buffer, Matrix, to_vec},
+    seam::{Buffer, Matrix, with_elements},
     simd::vectorized,
 };
 
@@ -50,8 +50,10 @@ where
         let y_ghost = y.ghost();
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
-            backward_a(&to_vec(&b), b.shape().1, gradients.get_or_alloc_mut(&a)?, &gy);
-            backward_b(&to_vec(&a), a.shape().1, gradients.get_or_alloc_mut(&b)?, &gy);
+            let (width, ga) = (b.shape().1, gradients.get_or_alloc_mut(&a)?);
+            with_elements(&b, |b| backward_a(b, width, ga, &gy));
+            let gb = gradients.get_or_alloc_mut(&b)?;
+            with_elements(&a, |a| backward_b(a, width, gb, &gy));
             Ok(())
         });
         Ok(y.put_tape(tape))
@@ -63,20 +65,23 @@ where
     Cpu: Device<E, Err = CpuError>,
 {
     let ((n, width), k) = (*a.shape(), b.shape().0 / a.shape().0);
-    let (device, a, b) = (a.device(), to_vec(a), to_vec(b));
     let mut y = vec![E::zero(); n * k];
-    let rows = y.par_chunks_exact_mut(k).zip(a.par_chunks_exact(width)).zip(b.par_chunks_exact(k * width));
-    rows.for_each(|((y, a), b)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (y, b) in y.iter_mut().zip(b.chunks_exact(width)) {
-                    *y = sum(width, |c| a[c] * b[c]);
-                }
-            },
-        );
+    with_elements(a, |a| {
+        with_elements(b, |b| {
+            let rows = y.par_chunks_exact_mut(k).zip(a.par_chunks_exact(width)).zip(b.par_chunks_exact(k * width));
+            rows.for_each(|((y, a), b)| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (y, b) in y.iter_mut().zip(b.chunks_exact(width)) {
+                            *y = sum(width, |c| a[c] * b[c]);
+                        }
+                    },
+                );
+            });
+        });
     });
-    device.try_tensor_from_vec(y, (n, k))
+    a.device().try_tensor_from_vec(y, (n, k))
 }
 
 /// Adds to the gradient of a.

@@ -11,7 +11,7 @@ use dfdx::prelude::*;
 use super::{
     Real,
     linear::{self, LinearKernel},
-    seam::{Buffer, Matrix, with_elements},
+    seam::{Buffer, Matrix, Traced, traced, with_elements},
 };
 
 /// A device's weights of linear layers. They are what heads have most of: where they lie in a flat buffer of the host,
@@ -25,6 +25,11 @@ pub trait Weights<E: Dtype>: LinearKernel<E> {
         x: Matrix<E, Self, T>,
         w: &Self::Weight,
     ) -> Result<Matrix<E, Self, T>, Self::Err>;
+
+    /// The same of an `x` that needs no gradient.
+    fn layer_of_constant(x: Matrix<E, Self>, w: &Self::Weight) -> Result<Traced<E, Self>, Self::Err> {
+        Self::layer(traced(x), w)
+    }
 
     /// The weight's values, off any tape.
     fn matrix(&self, w: &Self::Weight) -> Result<Matrix<E, Self>, Self::Err>;
@@ -51,6 +56,14 @@ pub fn layer<E: Dtype, D: Weights<E>, T: Tape<E, D> + Merge<T>>(
     w: &D::Weight,
 ) -> Result<Matrix<E, D, T>, D::Err> {
     D::layer(x, w)
+}
+
+/// The same of an `x` that needs no gradient.
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn layer_of_constant<E: Dtype, D: Weights<E>>(x: Matrix<E, D>, w: &D::Weight) -> Result<Traced<E, D>, D::Err> {
+    D::layer_of_constant(x, w)
 }
 
 /// Gradients of a flat buffer of parameters, which operations on a tape add to.
@@ -92,6 +105,22 @@ impl<E> FlatWeight<E> {
     }
 }
 
+impl<E: Real> FlatWeight<E>
+where
+    Cpu: Device<E, Err = CpuError>,
+{
+    /// x w^T
+    fn times(&self, x: &Matrix<E, Cpu>) -> Result<Matrix<E, Cpu>, CpuError> {
+        let y = with_elements(x, |x| linear::forward(x, self.values(), self.shape));
+        x.device().try_tensor_from_vec(y, (x.shape().0, self.shape.0))
+    }
+
+    /// Adds gy^T x.
+    fn add_gradient(&self, x: &Matrix<E, Cpu>, gy: &[E]) {
+        with_elements(x, |x| linear::backward_w(x, self.shape, &mut self.totals.lock()[self.range.clone()], gy));
+    }
+}
+
 impl<E: Real> Weights<E> for Cpu
 where
     Cpu: LinearKernel<E, Err = CpuError> + Device<E>,
@@ -104,13 +133,23 @@ where
         w: &FlatWeight<E>,
     ) -> Result<Matrix<E, Self, T>, CpuError> {
         let (x, mut tape) = x.split_tape();
-        let y = with_elements(&x, |x| linear::forward(x, w.values(), w.shape));
-        let y = x.device().try_tensor_from_vec(y, (x.shape().0, w.shape.0))?;
+        let y = w.times(&x)?;
         let (y_ghost, w) = (y.ghost(), w.clone());
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
             linear::backward_x(w.values(), w.shape, gradients.get_or_alloc_mut(&x)?, &gy);
-            with_elements(&x, |x| linear::backward_w(x, w.shape, &mut w.totals.lock()[w.range.clone()], &gy));
+            w.add_gradient(&x, &gy);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn layer_of_constant(x: Matrix<E, Self>, w: &FlatWeight<E>) -> Result<Traced<E, Self>, CpuError> {
+        let mut tape = OwnedTape::default();
+        let y = w.times(&x)?;
+        let (y_ghost, w) = (y.ghost(), w.clone());
+        tape.add_backward_op(move |gradients: &mut Gradients<E, Self>| {
+            w.add_gradient(&x, gradients.get_or_alloc_mut(&y_ghost)?);
             Ok(())
         });
         Ok(y.put_tape(tape))

@@ -1,6 +1,7 @@
 //! The rows of a queue, on the host or on a GPU: there they are searched, gathered and overwritten.
 
 use dfdx::prelude::*;
+use rayon::prelude::*;
 
 use super::{Marks, Run};
 #[cfg(any(test, feature = "cuda"))]
@@ -89,7 +90,10 @@ impl<E: Real> Rows<E> {
                 let own = |query: usize, row: usize| exclude.is_some_and(|out| out[query] == marks.samples[row]);
                 let found = top_k(&queries.as_vec(), bank, dim, k, products, own);
                 let indices = found.indices;
-                let vectors = indices.iter().flat_map(|i| &bank[i * dim..(i + 1) * dim]).copied().collect();
+                let mut vectors = vec![E::zero(); n * k * dim];
+                vectors.par_chunks_exact_mut(dim).zip(&indices).with_min_len(k).for_each(|(vector, i)| {
+                    vector.copy_from_slice(&bank[i * dim..(i + 1) * dim]);
+                });
                 let vectors = device.try_tensor_from_vec(vectors, (n * k, dim)).map_err(device_error)?;
                 let norms = indices.iter().map(|i| norms[*i]).collect();
                 let norms = device.try_tensor_from_vec(norms, (n * k,)).map_err(device_error)?;

@@ -150,13 +150,17 @@ where
 {
     fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
         let ((n, dim), rows) = (*a.shape(), b.shape().0);
-        let mut both = Vec::with_capacity((n + rows) * dim);
+        let mut both = vec![E::zero(); (n + rows) * dim];
         with_elements(a, |first| {
             with_elements(b, |rest| {
-                for (first, rest) in first.chunks_exact(dim).zip(rest.chunks_exact(rows / n * dim)) {
-                    both.extend_from_slice(first);
-                    both.extend_from_slice(rest);
-                }
+                let k = rows / n;
+                let groups = both.par_chunks_exact_mut((k + 1) * dim);
+                groups.zip(first.par_chunks_exact(dim)).zip(rest.par_chunks_exact(k * dim)).for_each(
+                    |((both, first), rest)| {
+                        both[..dim].copy_from_slice(first);
+                        both[dim..].copy_from_slice(rest);
+                    },
+                );
             });
         });
         a.device().try_tensor_from_vec(both, (n + rows, dim))
