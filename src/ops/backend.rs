@@ -6,7 +6,7 @@ use dfdx::prelude::Dtype;
 use super::cuda::Bridge;
 use super::{
     batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater,
-    linear::LinearKernel, normalize::NormalizeKernel,
+    linear::LinearKernel, normalize::NormalizeKernel, sinkhorn::SinkhornKernel,
 };
 
 /// A build that knows no GPU needs no bridge to one.
@@ -22,6 +22,7 @@ pub trait Backend<E: Dtype>:
     + NormalizeKernel<E>
     + ContrastKernel<E>
     + GroupDotsKernel<E>
+    + SinkhornKernel<E>
     + ReadLater<E>
     + Bridge<E>
 {
@@ -33,6 +34,7 @@ impl<E: Dtype, D> Backend<E> for D where
         + NormalizeKernel<E>
         + ContrastKernel<E>
         + GroupDotsKernel<E>
+        + SinkhornKernel<E>
         + ReadLater<E>
         + Bridge<E>
 {

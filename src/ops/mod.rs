@@ -30,6 +30,7 @@ mod real;
 pub mod scratch;
 pub mod seam;
 pub mod simd;
+pub mod sinkhorn;
 pub mod topk;
 
 pub use real::Real;
