@@ -35,6 +35,7 @@ use snclr::{
         normalize::normalize,
         random::{Purpose, stream},
         seam::Matrix,
+        sinkhorn::{Sinkhorn, assign},
     },
     spec::Experiment,
     stage::Silent,
@@ -217,6 +218,18 @@ macro_rules! contrastive_logits {
             found.extend([gradients.get(&anchors).as_vec(), gradients.get(&candidates).as_vec()]);
         }
         found
+    }};
+}
+
+/// Codes of scores, without and with those of a queue beside them.
+macro_rules! codes {
+    ($device:expr) => {{
+        let device = $device;
+        let (n, queued, prototypes) = (96, 200, 300);
+        let own: Matrix<f32, _> = device.tensor_from_vec(ramp(n * prototypes, 0.7), (n, prototypes));
+        let beside: Matrix<f32, _> = device.tensor_from_vec(ramp(queued * prototypes, 0.3), (queued, prototypes));
+        let settings = Sinkhorn { epsilon: 0.05, iterations: 3 };
+        [None, Some(&beside)].map(|beside| assign(&own, beside, settings).expect("codes").as_vec())
     }};
 }
 
@@ -415,6 +428,8 @@ fn checks(report: &mut Report) {
         backend::allow_tf32(true);
         close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 5e-2)
     });
+    // exp of up to -40: its argument's rounding is what differs.
+    report.check("ours: Sinkhorn's codes", || close(&codes!(&cuda), &codes!(&cpu), 1e-5));
 
     let small = |name: &'static str, encoder: Value| Case {
         name,
