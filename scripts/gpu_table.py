@@ -143,7 +143,7 @@ def rows_of_waiting(cases):
         case = found.pop(name, None)
         share = case and case["waiting_share"]
         yield {
-            "what": f"waiting for images: {case['what'] if case else name}",
+            "what": f"waiting for images from JPEG in Parquet ({name})",
             "ours": f"{100 * share:.1f} %, {speed(case)}" if case else "not run",
             "pytorch": None,
             "ratio": None,

@@ -108,7 +108,7 @@ fn bars_are_met_or_not() {
         let mut epoch = on_gpu("snclr 0.1.0", 100.0);
         (epoch["case"], epoch["waiting_share"]) = (json!("epoch-imagenet"), json!(share));
         let (rows, _) = table(&python, &scratch, &[file(&[&epoch])], "");
-        assert_eq!(row(&rows, "waiting for images: step")["met"], expected);
+        assert_eq!(row(&rows, "waiting for images from JPEG in Parquet (epoch-imagenet)")["met"], expected);
     }
 }
 
