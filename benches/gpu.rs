@@ -1,10 +1,14 @@
-//! What a GPU has to show, in one go: `cargo bench --features cuda --bench gpu [-- OUT.json]`; see `scripts/gpu-check.sh`.
+//! What a GPU has to show, in one go: `cargo bench --features cuda --bench gpu [-- [checks|times] [OUT.json]]`; see
+//! `scripts/gpu-check.sh`.
 //!
-//! First the seam to dfdx and dfdx's own operations against the CPU, then ours on its tape, then resuming to the same
-//! bits, then times. Prints a table as it goes, and writes all of it as JSON. Ends with 1 if a check fails.
+//! First the checks: the seam to dfdx and dfdx's own operations against the CPU, then ours on its tape, then resuming to the
+//! same bits. Then the times, of the cases of `snclr bench`, with the model's floating-point operations beside the GPU's peak.
+//! Prints a table as it goes, and writes all of it as JSON, row by row, so that a time limit leaves what there is. Ends with
+//! 1 if a check fails.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     process::ExitCode,
     time::Instant,
 };
@@ -17,6 +21,7 @@ use dfdx::{
 use image::RgbImage;
 use serde_json::{Value, json};
 use snclr::{
+    bench::{self, Case as Timed, Measurement, Options},
     dataset::augment::{
         AugmentationsConfig, Pipeline,
         cuda::{Piece, Pieces},
@@ -30,22 +35,46 @@ use snclr::{
         normalize::normalize,
         random::{Purpose, stream},
         seam::Matrix,
-        topk::cuda::BankGpu,
+        sinkhorn::{Sinkhorn, assign},
     },
     spec::Experiment,
-    train::{AnyTrainer, Batch, Crop, Device as Chosen},
+    stage::Silent,
+    train::{AnyTrainer, Batch, Crop, Device as Chosen, Precision},
 };
 
-/// Rows of the table: what, whether it is right or how long it took, and details.
+/// Rows of the table: what, whether it is right, and details; and what was measured.
 struct Report {
     rows: Vec<Value>,
+    cases: Vec<Measurement>,
     failed: bool,
+    out: Option<PathBuf>,
 }
 
 impl Report {
     fn row(&mut self, what: &str, result: &str, detail: &str) {
         println!("{what:<44} {result:<14} {detail}");
         self.rows.push(json!({"what": what, "result": result, "detail": detail}));
+        self.save();
+    }
+
+    fn save(&self) {
+        if let Some(out) = &self.out {
+            let text = format!("{:#}\n", json!({"ok": !self.failed, "rows": self.rows, "cases": self.cases}));
+            std::fs::write(out, text).expect("the report can be written");
+        }
+    }
+
+    /// Measures a case as `snclr bench` does.
+    fn time(&mut self, case: Timed, options: &Options) {
+        let mut measured = None;
+        self.check(&format!("{case} ({})", options.precision_name()), || {
+            let found = bench::measure(case, options, 7, &Silent).map_err(|error| format!("{error:#}"))?;
+            let text = figures(&found);
+            measured = Some(found);
+            Ok(text)
+        });
+        self.cases.extend(measured);
+        self.save();
     }
 
     /// Runs a check, which gives a detail or says what is wrong. A panic is a failure of this check alone.
@@ -192,6 +221,18 @@ macro_rules! contrastive_logits {
     }};
 }
 
+/// Codes of scores, without and with those of a queue beside them.
+macro_rules! codes {
+    ($device:expr) => {{
+        let device = $device;
+        let (n, queued, prototypes) = (96, 200, 300);
+        let own: Matrix<f32, _> = device.tensor_from_vec(ramp(n * prototypes, 0.7), (n, prototypes));
+        let beside: Matrix<f32, _> = device.tensor_from_vec(ramp(queued * prototypes, 0.3), (queued, prototypes));
+        let settings = Sinkhorn { epsilon: 0.05, iterations: 3 };
+        [None, Some(&beside)].map(|beside| assign(&own, beside, settings).expect("codes").as_vec())
+    }};
+}
+
 /// A trainer's case.
 struct Case {
     name: &'static str,
@@ -278,27 +319,17 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// Milliseconds of a step and images per second.
-fn steps(case: &Case, precision: &str) -> Result<String, String> {
-    let text = |error: anyhow::Error| format!("{error:#}");
-    let mut trainer = case.trainer(precision, Chosen::Cuda(0))?;
-    let batch = case.batch(0);
-    for _ in 0..2 {
-        trainer.step(&batch).map_err(text)?;
-    }
-    let mut seconds = Vec::new();
-    for _ in 0..7 {
-        let start = Instant::now();
-        // Returns when the step before has come to its loss; from then on the device is busy with this one.
-        let row = trainer.step(&batch).map_err(text)?.ok_or("a row is missing")?;
-        if !row.loss.is_finite() {
-            return Err(format!("the loss is {}", row.loss));
+/// Milliseconds, images per second, and what the model's operations come to.
+fn figures(found: &Measurement) -> String {
+    let mut text = format!("{:.2} ms", found.milliseconds.median);
+    if let (Some(rate), Some(flops)) = (&found.images_per_second, &found.flops) {
+        text += &format!(", {:.0} images/s, {:.1} GFLOP per image, ", rate.median, flops.gflop_per_image);
+        text += &format!("{:.1} TFLOP/s", flops.tflops);
+        if let Some(share) = flops.utilisation {
+            text += &format!(", MFU {:.1} %", 100.0 * share);
         }
-        seconds.push(start.elapsed().as_secs_f64());
     }
-    trainer.settle().map_err(text)?;
-    let seconds = median(seconds);
-    Ok(format!("{:.1} ms per step, {:.0} images/s", seconds * 1e3, case.batch as f64 / seconds))
+    format!("{text}: {}", found.what)
 }
 
 /// Milliseconds from decoded images to both views in f16, uploading included; and whether views are the CPU's.
@@ -342,21 +373,23 @@ fn augmentation(gpu: &Gpu) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
-    let out = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
-    let mut report = Report { rows: Vec::new(), failed: false };
+    let words: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let asks = |part: &str| words.iter().any(|word| word == part);
+    let out = words.iter().find(|word| !["checks", "times"].contains(&word.as_str()));
+    let mut report = Report { rows: Vec::new(), cases: Vec::new(), failed: false, out: out.map(PathBuf::from) };
     let found = nvidia::devices();
     report.check("devices", || found.map(|d| format!("{d:?}")).map_err(|error| error.to_string()));
-    if !report.failed {
-        all(&mut report);
+    let found = !report.failed;
+    if found && !asks("times") {
+        checks(&mut report);
     }
-    if let Some(out) = out {
-        let text = format!("{:#}\n", json!({"ok": !report.failed, "rows": report.rows}));
-        std::fs::write(&out, text).expect("the report can be written");
+    if found && !asks("checks") {
+        times(&mut report);
     }
     if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn all(report: &mut Report) {
+fn checks(report: &mut Report) {
     let cuda = match nvidia::open(0) {
         Ok(cuda) => cuda,
         Err(error) => return report.check("open cuda:0", || Err(error.to_string())),
@@ -395,6 +428,8 @@ fn all(report: &mut Report) {
         backend::allow_tf32(true);
         close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 5e-2)
     });
+    // exp of up to -40: its argument's rounding is what differs.
+    report.check("ours: Sinkhorn's codes", || close(&codes!(&cuda), &codes!(&cpu), 1e-5));
 
     let small = |name: &'static str, encoder: Value| Case {
         name,
@@ -425,55 +460,26 @@ fn all(report: &mut Report) {
             });
         }
     }
+}
 
-    let resnet18 = Case {
-        name: "ResNet-18, 32x32, batch 512",
-        encoder: json!({"arch": "resnet18", "stem": "cifar"}),
-        size: 32,
-        batch: 512,
-        queue: 16384,
-        dim: 128,
-        hidden: 512,
-    };
-    let resnet50 = Case {
-        name: "ResNet-50, 224x224, batch 256",
-        encoder: json!({"arch": "resnet50"}),
-        size: 224,
-        batch: 256,
-        queue: 65536,
-        dim: 256,
-        hidden: 4096,
-    };
-    let vit = Case {
-        name: "ViT-S/16, 224x224, batch 256",
-        encoder: json!({"arch": "vit_small"}),
-        size: 224,
-        batch: 256,
-        queue: 65536,
-        dim: 256,
-        hidden: 4096,
-    };
-    for case in [&resnet18, &resnet50, &vit] {
-        for precision in ["f16", "tf32", "f32"] {
-            report.check(&format!("{} ({precision})", case.name), || steps(case, precision));
-        }
+/// Cases that a bar is put to come first.
+fn times(report: &mut Report) {
+    if let Err(error) = Chosen::Cuda(0).choose() {
+        return report.check("choose cuda:0", || Err(error.to_string()));
     }
-    report.check("augment 256 of 500x375 to 2 x 224x224", || augmentation(&gpu));
-    report.check("search 1024 x 131072 x 256, K 30 (f32)", || {
-        let text = |error: snclr::ops::cuda::GpuError| error.to_string();
-        let (n, m, dim) = (1024, 131_072, 256);
-        let rows: Vec<f32> = (0..m * dim).map(|i| ((i % 1_000_003) as f32 * 0.37).sin()).collect();
-        let none = vec![-1; m];
-        let bank = BankGpu::new(&gpu, dim, &rows, &vec![1.0; m], [&none; 3]).map_err(text)?;
-        let queries = gpu.upload(&ramp(n * dim, 0.11)).map_err(text)?;
-        let search = || bank.search(queries.at(), n, 30, None)?.read(); // reading it waits for it
-        search().map_err(text)?;
-        let mut seconds = Vec::new();
-        for _ in 0..7 {
-            let start = Instant::now();
-            search().map_err(text)?;
-            seconds.push(start.elapsed().as_secs_f64());
+    let sized = |case, batch| (case, Options { batch: Some(batch), ..Options::default() });
+    let steps = [sized(Timed::Resnet50, 256), sized(Timed::Resnet18, 512), sized(Timed::VitSmall, 256)];
+    let step = |report: &mut Report, precision: Precision| {
+        for (case, options) in &steps {
+            report.time(*case, &Options { precision, ..options.clone() });
         }
-        Ok(format!("{:.2} ms", median(seconds) * 1e3))
+    };
+    step(report, Precision::F16);
+    report.time(Timed::Queue, &Options { queries: Some(1024), ..Options::default() });
+    report.check("augment 256 of 500x375 to 2 x 224x224", || {
+        let cuda = nvidia::open(0).map_err(|error| error.to_string())?;
+        augmentation(&backend::gpu(&cuda).map_err(|error| format!("{error:?}"))?)
     });
+    step(report, Precision::Tf32);
+    step(report, Precision::F32);
 }

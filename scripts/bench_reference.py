@@ -3,6 +3,8 @@
     python scripts/bench_reference.py queue knn probe
     python scripts/bench_reference.py augment-cifar augment-imagenet --images DIR   # DIR: snclr bench --save-images
     python scripts/bench_reference.py small resnet50 --compile --bf16
+    python scripts/bench_reference.py resnet50 --device cuda --precision f16 --batch 256 --compile
+    python scripts/bench_reference.py queue --device cuda --precision tf32 --queries 1024
 
 Prints one JSON object like that of `snclr bench --json`, a row per implementation; each case has a process of its own, so that
 its peak memory is its own. Needs torch, torchvision and (for queue and knn) faiss-cpu.
@@ -38,8 +40,10 @@ CASES = {
 }
 
 
-def timed(once, steps):
-    """Milliseconds of each of `steps` calls, after one that does not count."""
+def timed(once, steps, device=torch.device("cpu")):
+    """Milliseconds of each of `steps` calls, after one that does not count (on a GPU three: algorithms are chosen in the first)."""
+    if device.type == "cuda":
+        return timed_on_gpu(once, steps)
     once()
     took = []
     for _ in range(steps):
@@ -49,6 +53,28 @@ def timed(once, steps):
     return took
 
 
+def timed_on_gpu(once, steps):
+    """The time between the ends of calls on the device, which is not waited for between them: it may be kept busy."""
+    for _ in range(3):
+        once()
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    torch.cuda.synchronize()
+    ends[0].record()
+    for end in ends[1:]:
+        once()
+        end.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in zip(ends, ends[1:])]
+
+
+def gpu(device):
+    """Name of the GPU, and what is held of its memory: allocators give nothing back, so that it is the peak."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return {"name": torch.cuda.get_device_name(device), "memory_mb": (total - free) / 1e6}
+
+
 def row(args, case, library, what, took, images=None, precision="f32"):
     median, least = statistics.median(took), min(took)
     rate = images and {"median": images * 1e3 / median, "maximum": images * 1e3 / least}
@@ -56,12 +82,15 @@ def row(args, case, library, what, took, images=None, precision="f32"):
         "case": case,
         "what": what,
         "precision": precision,
-        "device": "cpu",
+        "device": "cpu" if args.device.type == "cpu" else f"cuda:{args.device.index or 0}",
         "threads": torch.get_num_threads(),
         "steps": len(took),
         "milliseconds": {"median": median, "minimum": least},
         "images_per_second": rate,
+        "flops": None,
+        "waiting_share": None,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "gpu": gpu(args.device),
         "machine": {"cpu": cpu(), "cores": len(os.sched_getaffinity(0)), "vector_unit": torch.backends.cpu.get_cpu_capability()},
         "version": library,
     }
@@ -98,9 +127,10 @@ def faiss_or_none():
 
 
 def queue(args):
-    length, k, dim = args.queue_length or 131072, args.k or 30, 256
-    queries, bank = unit_rows(256, dim, 0), unit_rows(length, dim, 1)
-    what = f"the {k} nearest of {length} rows to each of 256 queries, width {dim}"
+    length, k, dim, count = args.queue_length or 131072, args.k or 30, 256, args.queries or 256
+    storage = {"f16": torch.float16, "bf16": torch.bfloat16}.get(args.precision, torch.float32)
+    queries, bank = (unit_rows(n, dim, seed).to(args.device, storage) for n, seed in ((count, 0), (length, 1)))
+    what = f"the {k} nearest of {length} rows to each of {count} queries, width {dim}"
     columns = bank.T.contiguous()
     layouts = {
         "rows": lambda: queries @ bank.T,
@@ -109,11 +139,13 @@ def queue(args):
     }
     best = None
     for layout, scores in layouts.items():
-        took = timed(lambda: scores().topk(k, dim=1), args.steps)
-        found = row(args, "queue", f"{torch_version()} matmul+topk ({layout})", what, took)
+        took = timed(lambda: scores().topk(k, dim=1), args.steps, args.device)
+        found = row(args, "queue", f"{torch_version()} matmul+topk ({layout})", what, took, precision=args.precision)
         if best is None or found["milliseconds"]["median"] < best["milliseconds"]["median"]:
             best = found
     yield best
+    if args.device.type != "cpu" or args.precision != "f32":
+        return
     if faiss := faiss_or_none():
         index = faiss.IndexFlatIP(dim)
         index.add(bank.numpy())
@@ -285,20 +317,49 @@ def lars(parameters, velocity, rate):
         parameter.sub_(velocity[parameter], alpha=rate)
 
 
+class Lars(torch.optim.Optimizer):
+    """The same with one launch for many tensors, as a GPU wants it, and as an optimiser, as loss scaling wants it."""
+
+    def __init__(self, parameters, rate):
+        super().__init__(parameters, {})
+        everything = self.param_groups[0]["params"]
+        self.parts = [[p for p in everything if p.ndim > 1], [p for p in everything if p.ndim <= 1]]
+        self.velocity = [[torch.zeros_like(p) for p in part] for part in self.parts]
+        self.rate = rate
+
+    @torch.no_grad()
+    def step(self):
+        for scaled, (part, velocity) in enumerate(zip(self.parts, self.velocity)):
+            change = [p.grad for p in part]
+            if scaled == 0:
+                change = torch._foreach_add(change, part, alpha=1e-6)
+                lengths = [torch.stack(torch._foreach_norm(tensors)) for tensors in (part, change)]
+                trust = torch.where(lengths[0] * lengths[1] > 0, 1e-3 * lengths[0] / lengths[1], 1.0)
+                change = torch._foreach_mul(change, trust.unbind())
+            torch._foreach_mul_(velocity, 0.9)
+            torch._foreach_add_(velocity, change)
+            torch._foreach_sub_(part, velocity, alpha=self.rate)
+
+
 def step(args, case):
     large = case == "resnet50"
     n, size, dim, hidden = (8, 224, 256, 4096) if large else (128, 32, 128, 512)
+    n, device = args.batch or n, args.device
     length, k, tau = args.queue_length or (65536 if large else 16384), args.k or 30, 0.2
     net, width = encoder(case)
-    online = nn.Sequential(net, mlp(3, width, hidden, dim)).to(memory_format=torch.channels_last)
+    online = nn.Sequential(net, mlp(3, width, hidden, dim)).to(device, memory_format=torch.channels_last)
     target = copy.deepcopy(online).requires_grad_(False)
-    predictor = mlp(2, dim, hidden, dim)
-    attention = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)])
-    bank = unit_rows(length, dim, 0)
-    views = [torch.randn(n, 3, size, size).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    predictor = mlp(2, dim, hidden, dim).to(device)
+    attention = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)]).to(device)
+    bank = unit_rows(length, dim, 0).to(device)
+    views = [torch.randn(n, 3, size, size).to(device, memory_format=torch.channels_last) for _ in range(2)]
     parameters = [p for module in (online, predictor, attention) for p in module.parameters()]
     pairs = list(zip(target.parameters(), online.parameters()))
     velocity = {parameter: torch.zeros_like(parameter) for parameter in parameters}
+    half = {"f16": torch.float16, "bf16": torch.bfloat16}.get(args.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "f16")
+    at_once = Lars(parameters, 0.05) if device.type == "cuda" or scaler.is_enabled() else None
+    numbers = torch.arange(n, device=device)
     oldest = 0
     if args.compile:
         online.forward, target.forward = torch.compile(online.forward), torch.compile(target.forward)
@@ -310,32 +371,39 @@ def step(args, case):
         scores = torch.einsum("nd,mkd->nmk", F.normalize(z, dim=1), candidates) / tau
         asked = attention[0](F.normalize(y, dim=1))
         weight = torch.log_softmax(torch.einsum("nd,nkd->nk", asked, attention[1](candidates[:, 1:])), 1)
-        own = scores[torch.arange(n), torch.arange(n)] + F.pad(weight, (1, 0))
+        own = scores[numbers, numbers] + F.pad(weight, (1, 0))
         return (scores.flatten(1).logsumexp(1) - own.logsumexp(1)).mean()
 
     def once():
         nonlocal oldest
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             y = [online(view) for view in views]
             z = [predictor(y) for y in y]
             with torch.no_grad():
-                for slow, fast in pairs:
-                    slow.lerp_(fast, 0.01)
+                if at_once is None:
+                    for slow, fast in pairs:
+                        slow.lerp_(fast, 0.01)
+                else:
+                    torch._foreach_lerp_(*map(list, zip(*pairs)), 0.01)
                 keys = [target(view).float() for view in views]
         loss = direction(z[0].float(), y[0].float(), keys[1]) + direction(z[1].float(), y[1].float(), keys[0])
         for parameter in parameters:
             parameter.grad = None
-        loss.backward()
+        scaler.scale(loss).backward()
+        if at_once is not None:
+            scaler.step(at_once)
+            scaler.update()
         with torch.no_grad():
-            lars(parameters, velocity, 0.05)
-            bank[(oldest + torch.arange(n)) % length] = F.normalize(keys[1], dim=1)
+            if at_once is None:
+                lars(parameters, velocity, 0.05)
+            bank[(oldest + numbers) % length] = F.normalize(keys[1], dim=1)
             oldest += n
 
     names = {"small": "ResNet-18 of width 16", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
     what = f"step: {names[case]}, {size}x{size}, batch {n}, queue {length}, K {k}"
     library = f"{torch_version()}{' compiled' if args.compile else ''}, channels last"
-    took = timed(once, args.steps)
-    yield row(args, case, library, what, took, images=n, precision="bf16" if args.bf16 else "f32")
+    took = timed(once, args.steps, device)
+    yield row(args, case, library, what, took, images=n, precision=args.precision)
 
 
 def measure(args, case):
@@ -343,6 +411,11 @@ def measure(args, case):
     torch.set_num_threads(args.threads or threads or len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)
+        torch.backends.cudnn.benchmark = True
+    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        library.allow_tf32 = args.precision != "f32"  # of f16 what autocast leaves in f32
     args.steps = args.steps or steps
     if case in ("small", "resnet18", "resnet50"):
         return step(args, case)
@@ -358,10 +431,18 @@ def main():
     parser.add_argument("--steps", type=int, help="measured repetitions")
     parser.add_argument("--queue-length", type=int)
     parser.add_argument("-k", type=int)
+    parser.add_argument("--queries", type=int, help="of the queue")
+    parser.add_argument("--batch", type=int, help="images of a step")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, cuda or cuda:N, for steps and the queue")
+    parser.add_argument("--precision", choices=("f32", "tf32", "f16", "bf16"), default="f32", help="f16, bf16: of a step by autocast")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images to augment")
     parser.add_argument("--compile", action="store_true", help="torch.compile both branches of a step")
-    parser.add_argument("--bf16", action="store_true", help="run a step under bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="--precision bf16")
     args = parser.parse_args()
+    args.precision = "bf16" if args.bf16 else args.precision
+    unfit = [case for case in args.cases if case.startswith("augment") or case in ("knn", "probe")]
+    if unfit and (args.device.type, args.precision) != ("cpu", "f32"):
+        parser.error(f"{', '.join(unfit)}: on the CPU in f32 only")
     if len(args.cases) == 1:
         rows = list(measure(args, args.cases[0]))
     else:

@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to show, in one call of under 9 minutes: dfdx's own operations against the CPU (in f16 and with
-# AMP, too), every test of our kernels, resuming to the same bits, and times. Needs nothing installed but a driver and the CUDA 13 libraries
-# (NVRTC, cuBLAS, cuRAND; those of Python packages are found).
+# Everything that a GPU has to show, in one call of under 8 minutes: dfdx's own operations against the CPU (in f16 and with AMP,
+# too), every test of our kernels, killing and resuming to the same bits, and speed beside PyTorch. Ours needs nothing installed
+# but a driver and the CUDA 13 libraries (NVRTC, cuBLAS, cuRAND; those of Python packages are found); the other side PyTorch.
 #
-#   scripts/gpu-check.sh --pack          on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
-#   scripts/gpu-check.sh [OUT]           on the GPU machine, in a copy of the repository with that file: prints the table,
-#                                        writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
+#   scripts/gpu-check.sh --pack            on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
+#   scripts/gpu-check.sh [OUT]             on the GPU machine, in a copy of the repository with that file: prints the table,
+#                                          writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
+#   scripts/gpu-check.sh --rehearse [OUT]  without a GPU, with target/release/snclr: the same parts as far as a CPU has them, small
+#
+# PYTHON names the Python that has PyTorch (python3); SECONDS_IN_ALL is the time after which nothing goes on (460).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu-check
+python=${PYTHON:-python3}
+deadline=${SECONDS_IN_ALL:-460} # the table and the last part's end fit into what is left of 8 minutes
+rehearse=
 
 if [ "${1:-}" = --pack ]; then
   set -e
@@ -33,36 +39,126 @@ if [ "${1:-}" = --pack ]; then
   du -h "$pack.tar.gz"
   exit
 fi
-[ -d "$pack" ] || tar -C target -xzf "$pack.tar.gz"
+if [ "${1:-}" = --rehearse ]; then
+  rehearse=yes
+  shift
+fi
 
 out=${1:-$pack/out}
 mkdir -p "$out"
-where=$(cat "$pack/include-path")
-[ -e "$where" ] || { mkdir -p "$(dirname "$where")" && cp -r "$pack/include" "$where"; }
-for libraries in $(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia/{cu13,cublas,cuda_nvrtc,curand}/lib; do
-  [ -d "$libraries" ] && export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-done
+rm -f "$out"/*.json "$out"/*.log
+parts=$out/parts.log # a JSON object per line
+: >"$parts"
 status=0
+record() { # name, result, seconds or null, why
+  printf '{"part": "%s", "result": "%s", "seconds": %s, "why": "%s"}\n' "$@" >>"$parts"
+  echo "$1: $2${4:+: $4}$([ "$3" = null ] || echo ", $3 s")"
+}
 part() { # name, seconds at most, command...
+  local name=$1 limit=$2 left=$((deadline - SECONDS)) begin=$SECONDS code
+  shift 2
+  if [ "$left" -lt 10 ]; then
+    record "$name" "not run" null "no time was left"
+    status=1
+    return 1
+  fi
+  [ "$limit" -le "$left" ] || limit=$left
+  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
+  code=$?
+  case $code in
+    0) record "$name" ok $((SECONDS - begin)) "" ;;
+    124 | 137) record "$name" failed $((SECONDS - begin)) "stopped after its $limit s" ;;
+    *) record "$name" failed $((SECONDS - begin)) "exit code $code" ;;
+  esac
+  [ "$code" = 0 ] && return
+  echo "the end of $out/$name.log:"
+  tail -n 15 "$out/$name.log"
+  status=1
+  return 1
+}
+figures() { # name, seconds at most, command that prints JSON...
   local name=$1 limit=$2
   shift 2
-  local begin=$SECONDS
-  if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then echo "$name: ok, $((SECONDS - begin)) s"; else
-    echo "$name: FAILED ($?), $((SECONDS - begin)) s; the end of $out/$name.log:"
-    tail -n 15 "$out/$name.log"
-    status=1
-  fi
+  part "$name" "$limit" bash -c 'to=$1; shift; exec "$@" >"$to"' figures "$out/$name.json" "$@"
 }
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-part doctor 30 "$pack/snclr" doctor --runs "$out/runs"
+left_out() { # name, why
+  record "$1" "not run" null "$2"
+}
+
+# --- what is measured with, and how much
+
+if [ -n "$rehearse" ]; then
+  ours=(target/release/snclr --quiet)
+  device=cpu precision=f32
+  large=(small --batch 16 --queue-length 512) small=(small --batch 32 --queue-length 512)
+  search=(--queries 64 --queue-length 8192) epoch=(--batch 4 --images 16 --queue-length 64 -k 5) steps=2 resumed=4
+else
+  [ -d "$pack" ] || tar -C target -xzf "$pack.tar.gz" || exit 2
+  where=$(cat "$pack/include-path")
+  [ -e "$where" ] || { mkdir -p "$(dirname "$where")" && cp -r "$pack/include" "$where"; }
+  libraries=${LD_LIBRARY_PATH:-}
+  for folder in $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia/{cu13,cublas,cuda_nvrtc,curand}/lib; do
+    [ -d "$folder" ] && libraries=$folder${libraries:+:$libraries}
+  done
+  # For our programs alone: PyTorch finds its own.
+  on_gpu=(env "LD_LIBRARY_PATH=$libraries")
+  ours=("${on_gpu[@]}" "$pack/snclr" --quiet --device cuda:0)
+  device=cuda precision=f16
+  large=(resnet50 --batch 256) small=(resnet18 --batch 512)
+  search=(--queries 1024) epoch=(--batch 256 --images 1024) steps=12 resumed=6
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+fi
+reference=("$python" scripts/bench_reference.py --device "$device" --steps "$steps")
+no_torch=
+if ! "$python" -c 'import torch, torchvision, sys; sys.exit(sys.argv[1] == "cuda" and not torch.cuda.is_available())' "$device" 2>/dev/null; then
+  no_torch="$python has no PyTorch that sees the device; $python -m pip install torch torchvision"
+fi
+beside() { # the same of PyTorch: name, seconds at most, arguments
+  if [ -n "$no_torch" ]; then left_out "$1" "$no_torch"; else figures "$1" "$2" "${reference[@]}" "${@:3}"; fi
+}
+needs_gpu() { # name, seconds at most, command...
+  if [ -n "$rehearse" ]; then left_out "$1" "needs a GPU"; else part "$@"; fi
+}
+
+# --- the parts, the most important ones first
+
+part doctor 20 "${ours[@]}" --runs "$out/runs" doctor
 grep cuda "$out/doctor.log"
+needs_gpu checks 90 "${on_gpu[@]:-}" "$pack/gpu" checks "$out/checks.json"
+[ -e "$out/checks.log" ] && cat "$out/checks.log"
+needs_gpu half 30 "${on_gpu[@]:-}" "$pack/half"
+# Side by side: ours, then PyTorch's.
+figures large 60 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${large[@]}"
+beside large-torch 60 "${large[@]}" --precision "$precision"
+figures small 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${small[@]}"
+beside small-torch 45 "${small[@]}" --precision "$precision"
+figures queue 30 "${ours[@]}" bench --json --steps 20 --case queue "${search[@]}"
+beside queue-torch 40 queue "${search[@]}" --steps 20
+# From JPEG in Parquet to the step, with every core that there is.
+figures epoch 75 "${ours[@]}" bench --json --steps $((2 * steps)) --precision "$precision" --case epoch-imagenet "${epoch[@]}"
 # The tests read reference numbers from the repository; without a GPU they fail instead of emulating one.
-CARGO_MANIFEST_DIR=$PWD SNCLR_ONLY_CUDA=1 part kernels 120 "$pack/tests" cuda gpu queue --test-threads 4
-tail -n 4 "$out/kernels.log"
-part gpu 240 "$pack/gpu" "$out/gpu-check.json"
-cat "$out/gpu.log"
-part half 30 "$pack/half"
-cat "$out/half.log"
-part resume 80 "$pack/snclr" --device cuda:0 --runs "$out/runs" verify resume specs/quickstart.yaml --steps 6
-tail -n 3 "$out/resume.log"
+needs_gpu kernels 90 "${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD" SNCLR_ONLY_CUDA=1 "$pack/tests" cuda gpu queue --test-threads 4
+[ -e "$out/kernels.log" ] && tail -n 4 "$out/kernels.log"
+part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.yaml --steps "$resumed"
+[ -e "$out/resume.log" ] && tail -n 3 "$out/resume.log"
+# Compiling takes one to two minutes, of which the figures above know nothing: the better of both counts.
+if [ -n "$rehearse" ]; then
+  left_out large-compiled "takes minutes on a CPU"
+  left_out small-compiled "takes minutes on a CPU"
+else
+  beside large-compiled 140 "${large[@]}" --precision "$precision" --compile
+  beside small-compiled 100 "${small[@]}" --precision "$precision" --compile
+fi
+# For orientation, as far as there is time: other precisions, the vision transformer, augmentation.
+beside queue-f16 20 queue "${search[@]}" --precision f16
+needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
+[ -e "$out/times.log" ] && cat "$out/times.log"
+
+files=()
+for name in checks large large-torch large-compiled small small-torch small-compiled queue queue-torch queue-f16 epoch times; do
+  [ -e "$out/$name.json" ] && files+=("$out/$name.json")
+done
+echo
+"$python" scripts/gpu_table.py --parts "$parts" --json "$out/gpu-check.json" "${files[@]}" | tee "$out/table.log"
+echo "$SECONDS s in all; $out/gpu-check.json"
 exit $status

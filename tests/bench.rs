@@ -20,6 +20,12 @@ fn a_case_is_told_with_its_machine() {
     assert!(number(&case["images_per_second"]["maximum"]) >= number(&case["images_per_second"]["median"]));
     // Two branches' activations of 128 images.
     assert!((50.0..5000.0).contains(&number(&case["peak_rss_mb"])), "{case}");
+    // 85 million multiply-adds of both branches' passes and a few of the heads; two operations each.
+    let flops = &case["flops"];
+    assert!((0.5..0.7).contains(&number(&flops["gflop_per_image"])), "{flops}");
+    let rate = number(&case["images_per_second"]["median"]);
+    assert!((number(&flops["tflops"]) / rate / number(&flops["gflop_per_image"]) * 1e3 - 1.0).abs() < 1e-9, "{flops}");
+    assert!(flops["utilisation"].is_null() && case["gpu"].is_null() && case["waiting_share"].is_null(), "{case}");
     assert!(number(&case["machine"]["cores"]) >= 1.0 && !text(&case["machine"]["vector_unit"]).is_empty());
     assert_eq!(text(&case["version"]), format!("snclr {}", env!("CARGO_PKG_VERSION")));
 }
@@ -38,6 +44,18 @@ fn several_cases_have_a_process_each() {
         let picture = image::open(scratch.path("images").join(name)).expect("a picture");
         assert_eq!((picture.width(), picture.height()), (side, side));
     }
+}
+
+#[test]
+fn a_training_from_images_tells_how_long_it_waited_for_them() {
+    let scratch = Scratch::new();
+    let line = "bench --case epoch --batch 8 --images 20 --steps 3 --queue-length 64 -k 3 --json";
+    let case = &scratch.json(line)["cases"][0];
+    let share = case["waiting_share"].as_f64().expect("a share");
+    assert!((0.0..1.0).contains(&share), "{case}");
+    let what = text(&case["what"]);
+    assert!(what.starts_with("20 Png images of 32x32 in shards, augmented on "), "{what}");
+    assert!(what.ends_with("; step: ResNet-18 of width 16, 32x32, batch 8, queue 64, K 3"), "{what}");
 }
 
 #[test]
@@ -72,7 +90,7 @@ fn what_cannot_be_measured_is_a_matter_of_usage() {
     refused(
         "bench --case queue --case probe -k 3",
         "error: --case probe has no -k; leave it out, or choose a case that has it \
-         (small, resnet18, resnet50, vit_tiny, epoch, queue, knn)\n",
+         (small, resnet18, resnet50, vit_tiny, vit_small, epoch, epoch-imagenet, queue, knn)\n",
     );
 }
 

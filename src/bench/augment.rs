@@ -50,10 +50,18 @@ impl Recipe {
     }
 
     /// Encoding, side in pixels, and images unless another number is asked for.
-    fn images(self) -> (Encoding, u32, usize) {
+    pub fn images(self) -> (Encoding, u32, usize) {
         match self {
             Recipe::Cifar => (Encoding::Png, 32, 1024),
             Recipe::Imagenet => (Encoding::Jpeg, 400, 64),
+        }
+    }
+
+    /// Images of a training's data set unless another number is asked for.
+    pub fn epoch(self) -> usize {
+        match self {
+            Recipe::Cifar => 10_000,
+            Recipe::Imagenet => 256,
         }
     }
 

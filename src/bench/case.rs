@@ -26,8 +26,14 @@ pub enum Case {
     #[value(name = "vit_tiny")]
     #[serde(rename = "vit_tiny")]
     VitTiny,
+    /// Pretraining step: ViT-S/16, 224x224, batch 8
+    #[value(name = "vit_small")]
+    #[serde(rename = "vit_small")]
+    VitSmall,
     /// Images from shards, augmented, and the step of `small`: a training as it runs
     Epoch,
+    /// JPEG images from shards, augmented by ImageNet's recipe, and the step of `resnet50`
+    EpochImagenet,
     /// The exact K nearest rows of the queue to 256 queries
     Queue,
     /// Both views of CIFAR-10's recipe from PNG bytes, one thread
@@ -42,12 +48,14 @@ pub enum Case {
 
 impl Case {
     /// All of them, in the order in which they are measured.
-    pub const ALL: [Case; 10] = [
+    pub const ALL: [Case; 12] = [
         Case::Small,
         Case::Resnet18,
         Case::Resnet50,
         Case::VitTiny,
+        Case::VitSmall,
         Case::Epoch,
+        Case::EpochImagenet,
         Case::Queue,
         Case::AugmentCifar,
         Case::AugmentImagenet,
@@ -62,7 +70,9 @@ impl Case {
             Case::Resnet18 => "resnet18",
             Case::Resnet50 => "resnet50",
             Case::VitTiny => "vit_tiny",
+            Case::VitSmall => "vit_small",
             Case::Epoch => "epoch",
+            Case::EpochImagenet => "epoch-imagenet",
             Case::Queue => "queue",
             Case::AugmentCifar => "augment-cifar",
             Case::AugmentImagenet => "augment-imagenet",
@@ -73,7 +83,13 @@ impl Case {
 
     /// Whether it takes pretraining steps.
     pub(super) fn trains(self) -> bool {
-        matches!(self, Case::Small | Case::Resnet18 | Case::Resnet50 | Case::VitTiny | Case::Epoch)
+        use Case::*;
+        matches!(self, Small | Resnet18 | Resnet50 | VitTiny | VitSmall) || self.loads()
+    }
+
+    /// Whether it loads and augments images beside the steps that train on them.
+    pub(super) fn loads(self) -> bool {
+        matches!(self, Case::Epoch | Case::EpochImagenet)
     }
 
     /// Whether it augments and does nothing else.
@@ -93,7 +109,7 @@ impl Case {
     pub fn steps(self) -> usize {
         match self {
             Case::Small | Case::VitTiny | Case::Epoch => 10,
-            Case::Resnet18 | Case::Resnet50 => 5,
+            Case::Resnet18 | Case::Resnet50 | Case::VitSmall | Case::EpochImagenet => 5,
             Case::Queue | Case::AugmentCifar => 20,
             Case::AugmentImagenet => 10,
             Case::Knn | Case::Probe => 3,
@@ -111,8 +127,10 @@ impl Case {
             Case::Resnet18 => step::prepare(self, Network::Resnet18, options),
             Case::Resnet50 => step::prepare(self, Network::Resnet50, options),
             Case::VitTiny => step::prepare(self, Network::VitTiny, options),
-            Case::Epoch => epoch::prepare(self, options),
-            Case::Queue => Ok(queue::prepare(options)),
+            Case::VitSmall => step::prepare(self, Network::VitSmall, options),
+            Case::Epoch => epoch::prepare(self, Network::Small, Recipe::Cifar, options),
+            Case::EpochImagenet => epoch::prepare(self, Network::Resnet50, Recipe::Imagenet, options),
+            Case::Queue => queue::prepare(options),
             Case::AugmentCifar => augment::prepare(Recipe::Cifar, options),
             Case::AugmentImagenet => augment::prepare(Recipe::Imagenet, options),
             Case::Knn => Ok(knn::prepare(options)),

@@ -1,37 +1,50 @@
 //! A training as it runs: images from shards, decoded and augmented ahead of the step that trains on them.
 
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
 use super::{
     Case, Options, Workload,
     augment::Recipe,
-    images::{Encoding, Images},
+    images::Images,
     step::{self, Network},
 };
 use crate::train::{Device, Loader};
 
-/// Images unless another number is asked for.
-const IMAGES: usize = 10_000;
-
-pub(super) fn prepare(case: Case, options: &Options) -> anyhow::Result<Workload> {
-    let network = Network::Small;
+pub(super) fn prepare(case: Case, network: Network, recipe: Recipe, options: &Options) -> anyhow::Result<Workload> {
     let experiment = network.experiment(options);
-    let mut trainer = step::trainer(case, &experiment)?;
+    let (mut trainer, flops) = step::trainer(case, &experiment)?;
     let batch = experiment.batch_size;
-    let count = options.images.unwrap_or(IMAGES).max(batch);
-    let images = Images::new(Encoding::Png, experiment.augmentations.size, count, options.save_images.as_deref())?;
+    let (encoding, side, _) = recipe.images();
+    let count = options.images.unwrap_or(recipe.epoch()).max(batch);
+    let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
     let steps_per_epoch = (count / batch) as u64;
     let loader = Loader::start(
         images.split.clone(),
-        &Recipe::Cifar.augmentations(),
+        &recipe.augmentations(),
         Device::chosen(),
         experiment.seed,
         batch,
         steps_per_epoch,
         0..u64::MAX,
     );
-    let what = format!("{count} images in shards, augmented; {}", network.describe(options));
-    Ok(Workload::new(what, Some(batch), move || {
+    let what = format!(
+        "{count} {encoding:?} images of {side}x{side} in shards, augmented on {} threads; {}",
+        rayon::current_num_threads(),
+        network.describe(options)
+    );
+    let waited = Rc::new(Cell::new(Duration::ZERO));
+    let waiting = waited.clone();
+    let once = move || {
         // The folder stays as long as there are repetitions.
         let _ = &images;
-        trainer.step_loaded(&loader.next()?).map(drop)
-    }))
+        let begun = Instant::now();
+        let batch = loader.next()?;
+        waiting.set(waiting.get() + begun.elapsed());
+        trainer.step_loaded(&batch).map(drop)
+    };
+    Ok(Workload::new(what, Some(batch), once).training(flops).waiting(waited))
 }

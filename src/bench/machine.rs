@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{artifact::cpu_model, ops::simd::vector_unit};
+use crate::{artifact::cpu_model, ops::simd::vector_unit, train::Device};
 
 /// What a figure was measured on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,31 @@ impl Machine {
             cpu: cpu_model().to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             vector_unit: vector_unit().to_owned(),
+        }
+    }
+}
+
+/// The GPU that a figure was measured on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// As the driver calls it.
+    pub name: String,
+    /// What is held of its memory, in MB (10^6 bytes), other processes included. Pools give nothing back, so that this is the peak.
+    pub memory_mb: f64,
+}
+
+impl GpuUse {
+    /// The process's device, once something has run there; None on the CPU.
+    pub fn here() -> Option<Self> {
+        match Device::chosen() {
+            Device::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(index) => {
+                let found = crate::ops::cuda::nvidia::devices().ok()?.into_iter().nth(index)?;
+                Some(GpuUse { name: found.name, memory_mb: crate::ops::cuda::nvidia::memory_in_use()? as f64 / 1e6 })
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => None,
         }
     }
 }

@@ -4,8 +4,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Case, Machine, Options, machine::peak_rss_mb};
+use super::{Case, GpuUse, Machine, Options, Workload, machine::peak_rss_mb, peak::dense_peak};
 use crate::{stage::Progress, train::Device};
+
+/// Repetitions on a GPU that are not counted: kernels are compiled in the first, and the host runs ahead from the second on.
+const UNMEASURED_ON_GPU: usize = 3;
 
 /// What a case came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,8 +25,14 @@ pub struct Measurement {
     pub milliseconds: Time,
     /// Where it is images that count.
     pub images_per_second: Option<Rate>,
+    /// Where a model is trained.
+    pub flops: Option<Flops>,
+    /// Share of the repetitions' time that was spent waiting for data, where data is made beside them.
+    pub waiting_share: Option<f64>,
     /// The most memory that the process held, what was prepared included; None where the system does not tell.
     pub peak_rss_mb: Option<f64>,
+    /// Where one was used.
+    pub gpu: Option<GpuUse>,
     pub machine: Machine,
     /// Program and version.
     pub version: String,
@@ -43,6 +52,17 @@ pub struct Rate {
     pub maximum: f64,
 }
 
+/// Floating-point operations of a model, as [`crate::train::Model::flops_per_image`] counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flops {
+    /// 10^9 operations per image of a step.
+    pub gflop_per_image: f64,
+    /// 10^12 operations per second, in the median.
+    pub tflops: f64,
+    /// That as a share of the device's dense peak in this precision (model FLOP utilisation); None where the peak is not known.
+    pub utilisation: Option<f64>,
+}
+
 impl Time {
     /// Of at least one repetition; the median of an even number is the mean of the middle two.
     fn of(mut milliseconds: Vec<f64>) -> Self {
@@ -53,15 +73,21 @@ impl Time {
     }
 }
 
-/// Measures `case` in this process, on rayon's threads: once unmeasured, then `steps` times (at least 1).
+/// Measures `case` in this process, on rayon's threads: once unmeasured (on a GPU three times), then `steps` times (at least
+/// 1). A step on a GPU is still under way when the next one begins: what is measured is the time from one to the next.
 ///
 /// # Errors
 /// [`super::Unfit`] when the case does not know an option; otherwise when what is measured fails.
 pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progress) -> anyhow::Result<Measurement> {
-    progress.start(Some(steps as u64 + 1), "repetitions");
+    let unmeasured = if Device::chosen() == Device::Cpu { 1 } else { UNMEASURED_ON_GPU };
+    progress.start(Some((steps + unmeasured) as u64), "repetitions");
     let mut workload = case.prepare(options)?;
-    workload.once()?;
-    progress.advance(1);
+    for _ in 0..unmeasured {
+        workload.once()?;
+        progress.advance(1);
+    }
+    let waited = |workload: &Workload| workload.waited.as_ref().map(|waited| waited.get());
+    let waited_before = waited(&workload);
     let mut milliseconds = Vec::with_capacity(steps);
     for _ in 0..steps {
         let begun = Instant::now();
@@ -71,7 +97,17 @@ pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progr
         progress.value("ms", took);
         progress.advance(1);
     }
+    let waiting_share = waited(&workload).zip(waited_before).map(|(after, before)| {
+        let seconds = milliseconds.iter().sum::<f64>() / 1e3;
+        (after - before).as_secs_f64() / seconds
+    });
     let time = Time::of(milliseconds);
+    let gpu = GpuUse::here();
+    let flops = workload.images.zip(workload.flops_per_image).map(|(images, flops)| {
+        let tflops = rate(images, time.median) * flops as f64 / 1e12;
+        let peak = gpu.as_ref().and_then(|gpu| dense_peak(&gpu.name, options.precision));
+        Flops { gflop_per_image: flops as f64 / 1e9, tflops, utilisation: peak.map(|peak| tflops / peak) }
+    });
     let rate = |images: usize| Rate { median: rate(images, time.median), maximum: rate(images, time.minimum) };
     Ok(Measurement {
         case,
@@ -81,7 +117,10 @@ pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progr
         steps,
         milliseconds: time,
         images_per_second: workload.images.map(rate),
+        flops,
+        waiting_share,
         peak_rss_mb: peak_rss_mb(),
+        gpu,
         machine: Machine::here(),
         version: format!("snclr {}", env!("CARGO_PKG_VERSION")),
         what: workload.what,

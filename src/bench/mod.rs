@@ -8,15 +8,18 @@ mod knn;
 mod machine;
 mod measure;
 mod options;
+mod peak;
 mod probe;
 mod queue;
 mod rows;
 mod scaling;
 mod step;
 
+use std::{cell::Cell, rc::Rc, time::Duration};
+
 pub use case::Case;
-pub use machine::Machine;
-pub use measure::{Measurement, Rate, Time, measure};
+pub use machine::{GpuUse, Machine};
+pub use measure::{Flops, Measurement, Rate, Time, measure};
 pub use options::{Options, Unfit};
 pub use scaling::{Point, Series, points};
 
@@ -26,12 +29,24 @@ pub struct Workload {
     pub what: String,
     /// Images that one repetition goes through, where it is images that count.
     pub images: Option<usize>,
+    /// Floating-point operations of the model per image, where one is trained.
+    flops_per_image: Option<u64>,
+    /// Time that the repetitions have waited for data, where data is made beside them.
+    waited: Option<Rc<Cell<Duration>>>,
     once: Box<dyn FnMut() -> anyhow::Result<()>>,
 }
 
 impl Workload {
     fn new(what: String, images: Option<usize>, once: impl FnMut() -> anyhow::Result<()> + 'static) -> Self {
-        Workload { what, images, once: Box::new(once) }
+        Workload { what, images, flops_per_image: None, waited: None, once: Box::new(once) }
+    }
+
+    fn training(self, flops_per_image: u64) -> Self {
+        Workload { flops_per_image: Some(flops_per_image), ..self }
+    }
+
+    fn waiting(self, waited: Rc<Cell<Duration>>) -> Self {
+        Workload { waited: Some(waited), ..self }
     }
 
     /// One repetition.

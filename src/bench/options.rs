@@ -14,6 +14,10 @@ pub struct Options {
     pub queue_length: Option<usize>,
     /// Neighbours that are searched for.
     pub k: Option<usize>,
+    /// Images of a step.
+    pub batch: Option<usize>,
+    /// Queries of a search.
+    pub queries: Option<usize>,
     /// Images that there are.
     pub images: Option<usize>,
     /// Folder into which the encoded images are written, to measure something else on the same ones.
@@ -27,12 +31,12 @@ pub enum Unfit {
     Training { case: Case, why: String },
     #[error(
         "--case {case} is measured in f32 only, not in {precision}; leave --precision out, or choose a case that trains \
-         (small, resnet18, resnet50, vit_tiny, epoch; of the others queue knows bf16)"
+         (small, resnet18, resnet50, vit_tiny, vit_small, epoch, epoch-imagenet; of the others queue knows bf16)"
     )]
     Precision { case: Case, precision: String },
     #[error(
         "--case {case} is measured on the CPU only, not on {device}; leave --device out, or choose a case that trains \
-         (small, resnet18, resnet50, vit_tiny, epoch)"
+         (small, resnet18, resnet50, vit_tiny, vit_small, epoch, epoch-imagenet), or queue in f32"
     )]
     Device { case: Case, device: Device },
     #[error("--case {case} has no {option}; leave it out, or choose a case that has it ({cases})")]
@@ -44,6 +48,8 @@ pub enum Unfit {
 enum Varied {
     QueueLength,
     K,
+    Batch,
+    Queries,
     Images,
     SaveImages,
 }
@@ -53,6 +59,8 @@ impl Varied {
         match self {
             Varied::QueueLength => "--queue-length",
             Varied::K => "-k",
+            Varied::Batch => "--batch",
+            Varied::Queries => "--queries",
             Varied::Images => "--images",
             Varied::SaveImages => "--save-images",
         }
@@ -63,7 +71,9 @@ impl Varied {
         match self {
             Varied::QueueLength => searches,
             Varied::K => searches || case == Case::Knn,
-            Varied::Images | Varied::SaveImages => case.augments() || case == Case::Epoch,
+            Varied::Batch => case.trains(),
+            Varied::Queries => case == Case::Queue,
+            Varied::Images | Varied::SaveImages => case.augments() || case.loads(),
         }
     }
 }
@@ -79,13 +89,15 @@ impl Options {
             if !known {
                 return Err(Unfit::Precision { case, precision: self.precision_name() });
             }
-            if Device::chosen() != Device::Cpu {
+            if Device::chosen() != Device::Cpu && (case, self.precision) != (Case::Queue, Precision::F32) {
                 return Err(Unfit::Device { case, device: Device::chosen() });
             }
         }
         let options = [
             (self.queue_length.is_some(), Varied::QueueLength),
             (self.k.is_some(), Varied::K),
+            (self.batch.is_some(), Varied::Batch),
+            (self.queries.is_some(), Varied::Queries),
             (self.images.is_some(), Varied::Images),
             (self.save_images.is_some(), Varied::SaveImages),
         ];
@@ -119,7 +131,7 @@ mod tests {
         assert_eq!(
             refused(&queue, Case::Knn),
             "--case knn has no --queue-length; leave it out, or choose a case that has it \
-             (small, resnet18, resnet50, vit_tiny, epoch, queue)"
+             (small, resnet18, resnet50, vit_tiny, vit_small, epoch, epoch-imagenet, queue)"
         );
         let rounded = Options { precision: Precision::Bf16, ..Options::default() };
         assert!(rounded.check(Case::Queue).is_ok() && rounded.check(Case::Knn).is_err());

@@ -1,7 +1,10 @@
 //! The search of the queue: the exact K largest dot products of each query with its rows.
 
 use super::{Options, Workload, rows::normal};
-use crate::ops::{normalize::normalize_rows, topk::top_k};
+use crate::{
+    ops::{normalize::normalize_rows, topk::top_k},
+    train::Device,
+};
 
 /// Queries, rows and width: a batch of 256 at the paper's queue.
 const QUERIES: usize = 256;
@@ -9,18 +12,47 @@ const ROWS: usize = 131_072;
 const DIM: usize = 256;
 const K: usize = 30;
 
-pub(super) fn prepare(options: &Options) -> Workload {
+/// # Errors
+/// When the device fails.
+pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
     let (length, k) = (options.queue_length.unwrap_or(ROWS), options.k.unwrap_or(K));
+    let count = options.queries.unwrap_or(QUERIES);
     let unit = |n, seed| {
         let mut rows = normal(n, DIM, seed);
         normalize_rows(&mut rows, DIM);
         rows
     };
-    let (queries, bank) = (unit(QUERIES, 0), unit(length, 1));
+    let (queries, bank) = (unit(count, 0), unit(length, 1));
     let products = options.precision.products();
-    let what = format!("the {k} nearest of {length} rows to each of {QUERIES} queries, width {DIM}");
-    Workload::new(what, None, move || {
-        std::hint::black_box(top_k(&queries, &bank, DIM, k, products, |_, _| false));
+    let what = format!("the {k} nearest of {length} rows to each of {count} queries, width {DIM}");
+    match Device::chosen() {
+        Device::Cpu => Ok(Workload::new(what, None, move || {
+            std::hint::black_box(top_k(&queries, &bank, DIM, k, products, |_, _| false));
+            Ok(())
+        })),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => on_gpu(index, &queries, &bank, k, what),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => unreachable!("no feature, no device"),
+    }
+}
+
+/// Queries and rows lie on the device; what is found is read, which waits for it.
+#[cfg(feature = "cuda")]
+fn on_gpu(index: usize, queries: &[f32], bank: &[f32], k: usize, what: String) -> anyhow::Result<Workload> {
+    use crate::ops::{
+        cuda::{backend, nvidia},
+        topk::cuda::BankGpu,
+    };
+    let cuda = nvidia::open(index)?;
+    let gpu = backend::gpu(&cuda).map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
+    let (n, length) = (queries.len() / DIM, bank.len() / DIM);
+    let none = vec![-1; length];
+    let bank = BankGpu::new(&gpu, DIM, bank, &vec![1.0; length], [&none; 3])?;
+    let queries = gpu.upload(queries)?;
+    Ok(Workload::new(what, None, move || {
+        let _ = &cuda; // the device stays open
+        std::hint::black_box(bank.search(queries.at(), n, k, None)?.read()?);
         Ok(())
-    })
+    }))
 }

@@ -19,6 +19,7 @@ pub(super) enum Network {
     Resnet18,
     Resnet50,
     VitTiny,
+    VitSmall,
 }
 
 /// What a step is made of.
@@ -37,18 +38,13 @@ struct Sizes {
 impl Network {
     fn sizes(self) -> Sizes {
         let small = |encoder| Sizes { encoder, size: 32, batch: 128, queue_length: 16384, dim: 128, hidden: 512 };
+        let large = |encoder| Sizes { encoder, size: 224, batch: 8, queue_length: 65536, dim: 256, hidden: 4096 };
         match self {
             Network::Small => small(json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"})),
             Network::Resnet18 => small(json!({"arch": "resnet18", "stem": "cifar"})),
             Network::VitTiny => small(json!({"arch": "vit_tiny", "patch_size": 4})),
-            Network::Resnet50 => Sizes {
-                encoder: json!({"arch": "resnet50"}),
-                size: 224,
-                batch: 8,
-                queue_length: 65536,
-                dim: 256,
-                hidden: 4096,
-            },
+            Network::Resnet50 => large(json!({"arch": "resnet50"})),
+            Network::VitSmall => large(json!({"arch": "vit_small"})),
         }
     }
 
@@ -58,6 +54,7 @@ impl Network {
             Network::Resnet18 => "ResNet-18",
             Network::Resnet50 => "ResNet-50",
             Network::VitTiny => "ViT-Tiny, patches of 4",
+            Network::VitSmall => "ViT-S/16",
         }
     }
 
@@ -81,7 +78,7 @@ impl Network {
             },
             "optimizer": {"name": "lars", "base_lr": 0.1, "weight_decay": 1e-6},
             "epochs": 100,
-            "batch_size": batch,
+            "batch_size": options.batch.unwrap_or(batch),
             "precision": options.precision,
         });
         serde_json::from_value(spec).expect("the case is a spec")
@@ -91,27 +88,33 @@ impl Network {
     pub fn describe(self, options: &Options) -> String {
         let Sizes { size, batch, queue_length, .. } = self.sizes();
         let (name, queue) = (self.name(), options.queue_length.unwrap_or(queue_length));
+        let batch = options.batch.unwrap_or(batch);
         format!("step: {name}, {size}x{size}, batch {batch}, queue {queue}, K {}", options.k.unwrap_or(30))
     }
 }
 
-/// A trainer on the process's device.
+/// A trainer on the process's device, and what its steps cost: floating-point operations of the model per image.
 ///
 /// # Errors
 /// [`Unfit`] when it cannot train in this precision or there.
-pub(super) fn trainer(case: Case, experiment: &Experiment) -> Result<AnyTrainer, Unfit> {
-    AnyTrainer::new(Device::chosen(), &experiment.pretrain(), STEPS_PER_EPOCH, IMAGES)
-        .map_err(|error| Unfit::Training { case, why: format!("{error:#}") })
+pub(super) fn trainer(case: Case, experiment: &Experiment) -> Result<(AnyTrainer, u64), Unfit> {
+    let config = experiment.pretrain();
+    let trainer = AnyTrainer::new(Device::chosen(), &config, STEPS_PER_EPOCH, IMAGES)
+        .map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?;
+    let flops = trainer.model().flops_per_image(&config);
+    Ok((trainer, flops))
 }
 
 pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow::Result<Workload> {
     let experiment = network.experiment(options);
-    let mut trainer = trainer(case, &experiment)?;
+    let (mut trainer, flops) = trainer(case, &experiment)?;
     let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
     let crop = |phase: f32| {
         let images = (0..n * size * size * 3).map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
         Crop { images, size }
     };
     let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };
-    Ok(Workload::new(network.describe(options), Some(n), move || trainer.step(&batch).map(drop)))
+    // Uploading them is not what is measured: a loader's images come to a device in another form.
+    let batch = trainer.keep(batch)?;
+    Ok(Workload::new(network.describe(options), Some(n), move || trainer.step_loaded(&batch).map(drop)).training(flops))
 }

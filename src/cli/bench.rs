@@ -20,7 +20,7 @@ use crate::{
 /// Measure how fast this machine trains, searches, augments and evaluates
 ///
 /// Without --case, all cases: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case has a process of its own,
-/// so that its peak memory is its own; it runs once unmeasured, then as often as --steps says. What is measured, and how to put
+/// so that its peak memory is its own; it runs once unmeasured (on a GPU three times), then as often as --steps says. What is measured, and how to put
 /// it beside PyTorch, is in docs/benchmarks.md.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long = "case", value_enum, value_name = "CASE", value_delimiter = ',')]
     pub cases: Vec<Case>,
     /// How cost grows with threads, data set, queue length and K, instead of cases
-    #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "images", "save_images"])]
+    #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "batch", "queries", "images", "save_images"])]
     pub scaling: bool,
     /// Arithmetic of training, as specs write it
     #[arg(long, default_value = "f32", value_parser = precision)]
@@ -42,6 +42,12 @@ pub struct Args {
     /// Neighbours that are searched for
     #[arg(short, value_name = "K", value_parser = positive)]
     pub k: Option<usize>,
+    /// Images of a training step
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub batch: Option<usize>,
+    /// Queries of a search
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub queries: Option<usize>,
     /// Images that are augmented, or trained on
     #[arg(long, value_name = "N", value_parser = positive)]
     pub images: Option<usize>,
@@ -67,6 +73,8 @@ impl Args {
             precision: self.precision,
             queue_length: self.queue_length,
             k: self.k,
+            batch: self.batch,
+            queries: self.queries,
             images: self.images,
             save_images: self.save_images.clone(),
         }
@@ -148,6 +156,8 @@ fn child(
         ("--steps", steps),
         ("--queue-length", options.queue_length),
         ("-k", options.k),
+        ("--batch", options.batch),
+        ("--queries", options.queries),
         ("--images", options.images),
     ];
     for (option, number) in numbers {
@@ -192,12 +202,27 @@ fn figures(measurement: &Measurement) -> [String; 5] {
     ]
 }
 
+/// What a model's training comes to, for people.
+fn work(measurement: &Measurement) -> String {
+    let mut text = String::new();
+    if let Some(flops) = &measurement.flops {
+        text = format!("; {} GFLOP per image, {} TFLOP/s", number(flops.gflop_per_image), number(flops.tflops));
+        if let Some(share) = flops.utilisation {
+            text += &format!(", {:.1} % of the peak", 100.0 * share);
+        }
+    }
+    if let Some(share) = measurement.waiting_share {
+        text += &format!("; waited for images {:.1} % of the time", 100.0 * share);
+    }
+    text
+}
+
 const FIGURES: [&str; 5] = ["images/s", "best", "ms", "least", "memory"];
 
 fn table(measurements: &[Measurement]) -> String {
     let header = ["case", "precision", "threads"];
     let row = |m: &Measurement| [m.case.name().to_owned(), m.precision.clone(), m.threads.to_string()];
-    let whats = measurements.iter().map(|m| format!("{}: {}\n", m.case, m.what)).collect::<String>();
+    let whats = measurements.iter().map(|m| format!("{}: {}{}\n", m.case, m.what, work(m))).collect::<String>();
     let rows = measurements.iter().map(|m| (row(m), m));
     format!("{whats}{}\n{}", grid(header, rows), machine(measurements.first()))
 }
@@ -241,7 +266,7 @@ fn scaling_json(rows: &[(Point, Measurement)]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{Machine, Series, Time};
+    use crate::bench::{Flops, Machine, Series, Time};
 
     fn measurement(case: Case, images_per_second: Option<Rate>) -> Measurement {
         Measurement {
@@ -252,8 +277,11 @@ mod tests {
             threads: 2,
             steps: 3,
             milliseconds: Time { median: 43.21, minimum: 4.0 },
+            flops: images_per_second.map(|_| Flops { gflop_per_image: 2.5, tflops: 3.0, utilisation: Some(0.251) }),
             images_per_second,
+            waiting_share: images_per_second.map(|_| 0.012),
             peak_rss_mb: Some(250.0),
+            gpu: None,
             machine: Machine { cpu: "a model".into(), cores: 2, vector_unit: "AVX-512".into() },
             version: "snclr 1.2.3".into(),
         }
@@ -264,7 +292,7 @@ mod tests {
         let images = Rate { median: 1234.5, maximum: 2000.0 };
         let text = table(&[measurement(Case::Small, Some(images)), measurement(Case::Queue, None)]);
         let expected = "\
-small: something
+small: something; 2.50 GFLOP per image, 3.00 TFLOP/s, 25.1 % of the peak; waited for images 1.2 % of the time
 queue: something
 ┌───────┬───────────┬─────────┬──────────┬──────┬──────┬───────┬──────────┐
 │ case  ┆ precision ┆ threads ┆ images/s ┆ best ┆   ms ┆ least ┆   memory │

@@ -4,6 +4,7 @@
 //! (see [`crate::ops::arena`]), and only features and their gradient cross into dfdx.
 
 mod config;
+mod cost;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod resnet;

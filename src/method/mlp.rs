@@ -68,6 +68,11 @@ impl Mlp {
         Self { layers }
     }
 
+    /// Multiply-adds of one row; norms are left out.
+    pub fn multiply_adds(&self, layout: &Layout) -> u64 {
+        self.layers.iter().map(|layer| layout.entries[layer.weight].len() as u64).sum()
+    }
+
     /// Initial values: linear layers uniform in +-1/sqrt(inputs) (torch's default), biases zero, batch norm at the identity.
     pub fn init<E: Real>(&self, seed: u64, layouts: (&Layout, &Layout), params: &mut [E], buffers: &mut [E]) {
         for layer in &self.layers {

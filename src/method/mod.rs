@@ -6,7 +6,6 @@ mod mlp;
 mod nnclr;
 mod positives;
 mod queue;
-mod sinkhorn;
 mod snclr;
 mod swav;
 mod views;
@@ -121,8 +120,8 @@ impl<E: Real> Method<E> {
         match self {
             Method::Nnclr(method) => method.move_to(gpu),
             Method::Snclr(method) => method.move_to(gpu),
-            // SwAV's queues are multiplied on the host, where Sinkhorn runs.
-            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => Ok(()),
+            Method::Swav(method) => method.move_to(gpu),
+            Method::Infonce(_) | Method::Simclr(_) => Ok(()),
         }
     }
 

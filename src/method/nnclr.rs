@@ -182,7 +182,7 @@ mod tests {
         assert!((output.loss.array() - expected).abs() < 1e-12);
         let mut view1 = input.y[0].as_vec();
         normalize_rows(&mut view1, 8);
-        assert_eq!(method.queue.host_rows()[..6 * 8], view1);
+        assert_eq!(method.queue.all(&Cpu::default()).unwrap().as_vec()[..6 * 8], view1);
         let positives = output.positives.wait().unwrap();
         assert_eq!((positives.own[0], positives.k), (0.0, 1));
     }

@@ -9,24 +9,26 @@ use rand_distr::{Distribution, StandardNormal};
 use super::{
     Overflow, Positives, StepInput, StepOutput, SwavConfig, device_error,
     queue::{Origin, Queue},
-    sinkhorn::sinkhorn,
 };
 use crate::ops::{
     Real,
     arena::Layout,
     backend::Backend,
-    gemm::{self, Threads, gemm},
     later::Later,
     leaves::Leaves,
     named::NamedTensor,
     normalize::{normalize, normalize_rows},
     random::{Purpose, stream},
     seam::{Matrix, TracedScalar, traced},
+    sinkhorn::{Sinkhorn, assign},
     weight::layer,
 };
 
 /// A loss, and the codes q [N, P] of both full views.
-type Loss<E, D> = (TracedScalar<E, D>, [Vec<E>; 2]);
+type Loss<E, D> = (TracedScalar<E, D>, [Matrix<E, D>; 2]);
+
+/// Rows [M, D] of each full view's queue, where it has a part in the codes.
+type Queued<E, D> = [Option<Matrix<E, D>>; 2];
 
 /// The method's settings, where C lies among the parameters, and the queue of each full view.
 #[derive(Debug)]
@@ -65,6 +67,15 @@ impl<E: Real> Swav<E> {
         self.prototypes
     }
 
+    /// Moves the queues to a GPU.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
+        self.queues.iter_mut().flatten().try_for_each(|queue| queue.move_to(gpu))
+    }
+
     /// Whether the optimiser moves an entry of the parameters at this time.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
         entry != self.prototypes || epoch >= self.config.freeze_prototypes_epochs
@@ -101,39 +112,58 @@ impl<E: Real> Swav<E> {
     where
         D::Err: Send + Sync,
     {
-        let (loss, codes) = self.loss(&input.z, leaves).map_err(device_error)?;
+        let queued = self.queued(input.z[0].device())?;
+        let (loss, codes) = self.loss(&input.z, leaves, queued).map_err(device_error)?;
         if let Some(queues) = self.queues.as_mut().filter(|_| input.epoch >= self.config.queue_start_epoch) {
             let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
             for (queue, z) in queues.iter_mut().zip(&input.z) {
                 queue.enqueue(z, origin, Overflow::Wrap)?;
             }
         }
-        let [code1, code2] = codes;
-        let positives = Positives::from_codes([code2, code1], self.config.prototypes, input.labels, input.diagnose);
-        Ok(StepOutput { loss, positives: Later::now(positives) })
+        let [code1, code2] = [&codes[0], &codes[1]].map(D::read_later);
+        let (code1, code2) = (code1.map_err(device_error)?, code2.map_err(device_error)?);
+        let (prototypes, labels, diagnose) = (self.config.prototypes, input.labels.to_vec(), input.diagnose);
+        let positives =
+            move || Ok(Positives::from_codes([code2.wait()?, code1.wait()?], prototypes, &labels, diagnose));
+        Ok(StepOutput { loss, positives: Later::new(positives) })
+    }
+
+    /// The rows of the queues; a queue takes part once it is full.
+    fn queued<D: Backend<E>>(&self, device: &D) -> anyhow::Result<Queued<E, D>> {
+        let Some(queues) = &self.queues else { return Ok([None, None]) };
+        let rows = |queue: &Queue<E>| queue.is_full().then(|| queue.all(device)).transpose();
+        Ok([rows(&queues[0])?, rows(&queues[1])?])
     }
 
     /// The loss, and the codes q [N, P] of both full views.
-    fn loss<D: Backend<E>>(&self, z: &[Matrix<E, D>], leaves: &Leaves<E, D>) -> Result<Loss<E, D>, D::Err> {
-        let device = z[0].device().clone();
+    fn loss<D: Backend<E>>(
+        &self,
+        z: &[Matrix<E, D>],
+        leaves: &Leaves<E, D>,
+        queued: Queued<E, D>,
+    ) -> Result<Loss<E, D>, D::Err> {
         let (n, crops) = (z[0].shape().0, z.len());
         let prototypes = leaves.matrix(self.prototypes)?;
         let mut scores = Vec::with_capacity(crops);
         for z in z {
-            scores.push(layer(normalize(traced(z.clone()))?, leaves.weight(self.prototypes))?);
+            scores.push(layer(normalize(traced(z.clone()))?, leaves.weight(self.prototypes))?.split_tape());
         }
-        let codes = [0, 1].map(|view| self.code(view, &scores[view].as_vec(), &prototypes.as_vec()));
+        let [first, second] = queued;
+        let codes = [
+            self.code(&scores[0].0, first.as_ref(), &prototypes)?,
+            self.code(&scores[1].0, second.as_ref(), &prototypes)?,
+        ];
 
         // Every crop predicts the codes of the full views other than itself.
         let share = E::of(-1.0 / (2 * (crops - 1) * n) as f64);
         let mut total: Option<TracedScalar<E, D>> = None;
-        for (crop, scores) in scores.into_iter().enumerate() {
-            let mut q = vec![E::zero(); n * self.config.prototypes];
-            for (_, code) in codes.iter().enumerate().filter(|(view, _)| *view != crop) {
-                q.iter_mut().zip(code).for_each(|(q, c)| *q += *c);
-            }
-            let q: Matrix<E, D> = device.try_tensor_from_vec(q, (n, self.config.prototypes))?;
-            let log_p = scores.try_div(E::of(self.config.tau))?.try_log_softmax::<Axis<1>>()?;
+        for (crop, (scores, tape)) in scores.into_iter().enumerate() {
+            let q = match crop {
+                0 => codes[1].clone(),
+                1 => codes[0].clone(),
+                _ => codes[0].clone().try_add(codes[1].clone())?,
+            };
+            let log_p = scores.put_tape(tape).try_div(E::of(self.config.tau))?.try_log_softmax::<Axis<1>>()?;
             let loss = log_p.try_mul(q)?.try_sum::<Rank0, _>()?.try_mul(share)?;
             total = Some(match total {
                 Some(total) => total.try_add(loss)?,
@@ -143,30 +173,35 @@ impl<E: Real> Swav<E> {
         Ok((total.expect("there are two views"), codes))
     }
 
-    /// The code q [N, P] of a full view's scores; its queue's scores join the normalisation once the queue is full.
-    fn code(&self, view: usize, scores: &[E], prototypes: &[E]) -> Vec<E> {
-        let columns = self.config.prototypes;
-        let mut all = Vec::new();
-        if let Some(queue) = self.queues.as_ref().map(|queues| &queues[view]).filter(|queue| queue.is_full()) {
-            let rows = self.config.queue_length;
-            all = vec![E::zero(); rows * columns];
-            let bank = gemm::Matrix::new(queue.host_rows(), rows, self.dim);
-            let prototypes = gemm::Matrix::new(prototypes, columns, self.dim);
-            gemm(bank, prototypes.t(), E::zero(), &mut all, Threads::All);
-        }
-        all.extend_from_slice(scores);
-        sinkhorn(&mut all, columns, self.config.epsilon, self.config.sinkhorn_iterations);
-        all.split_off(all.len() - scores.len())
+    /// The code q [N, P] of a full view's scores, normalised together with those of its queue's rows.
+    fn code<D: Backend<E>>(
+        &self,
+        scores: &Matrix<E, D>,
+        queued: Option<&Matrix<E, D>>,
+        prototypes: &Matrix<E, D>,
+    ) -> Result<Matrix<E, D>, D::Err> {
+        let beside = queued.map(|rows| scores.device().linear_forward(rows, prototypes)).transpose()?;
+        let settings = Sinkhorn { epsilon: self.config.epsilon, iterations: self.config.sinkhorn_iterations };
+        assign(scores, beside.as_ref(), settings)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::golden::{Golden, assert_close};
+    use crate::ops::{
+        cuda::{Gpu, testing::on_every_gpu},
+        golden::{Golden, assert_close},
+    };
 
     /// A golden case's loss, its gradients with respect to crops and prototypes, and the codes.
-    fn run(golden: &Golden, crops: &[&str], queue_length: usize) -> (f64, Vec<Vec<f64>>, [Vec<f64>; 2]) {
+    /// The queues lie on `gpu`, where there is one.
+    fn run(
+        golden: &Golden,
+        crops: &[&str],
+        queue_length: usize,
+        gpu: Option<&Gpu>,
+    ) -> (f64, Vec<Vec<f64>>, [Vec<f64>; 2]) {
         let config = SwavConfig {
             prototypes: 5,
             tau: 0.1,
@@ -178,6 +213,7 @@ mod tests {
         };
         let mut layout = Layout::default();
         let mut method = Swav::<f64>::new(&config, 8, 0, &mut layout);
+        gpu.iter().for_each(|gpu| method.move_to(gpu).unwrap());
         for queue in method.queues.iter_mut().flatten() {
             let origin = Origin { samples: &[1; 32], labels: &[-1; 32], step: 0 };
             let rows: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.queue"), (32, 8));
@@ -188,21 +224,21 @@ mod tests {
         let (leaves, totals) = Leaves::all(&layout, &params);
         let z: Vec<Matrix<f64, Cpu>> =
             crops.iter().map(|c| device.tensor_from_vec(golden.get(&format!("in.{c}")), (6, 8))).collect();
-        let (loss, codes) = method.loss(&z, &leaves).unwrap();
+        let (loss, codes) = method.loss(&z, &leaves, method.queued(&device).unwrap()).unwrap();
         let value = loss.array();
         let mut gradients = loss.backward();
         let mut found: Vec<Vec<f64>> = z.iter().map(|z| gradients.get(z).as_vec()).collect();
         leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
         let prototypes = totals.lock().clone();
         found.push(prototypes);
-        (value, found, codes)
+        (value, found, codes.map(|code| code.as_vec()))
     }
 
     #[test]
     fn loss_codes_and_gradients_agree_with_the_reference() {
         for (case, queue_length) in [("loss_swav", 0), ("loss_swav_queue", 32)] {
             let golden = Golden::load(case);
-            let (loss, gradients, codes) = run(&golden, &["za", "zb"], queue_length);
+            let (loss, gradients, codes) = run(&golden, &["za", "zb"], queue_length, None);
             assert!((loss - golden.scalar("out.loss")).abs() < 1e-12, "{case}");
             for (gradient, name) in gradients.iter().zip(["za", "zb", "protos"]) {
                 assert_close(&format!("{case} {name}"), gradient, &golden.get(&format!("grad.{name}")), 1e-11);
@@ -214,9 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn queues_on_a_gpu_have_the_same_part_in_the_codes() {
+        let golden = Golden::load("loss_swav_queue");
+        on_every_gpu(|gpu| {
+            let (loss, gradients, codes) = run(&golden, &["za", "zb"], 32, Some(gpu));
+            // The rows of the queues are f32 there, and divided by epsilon.
+            assert!((loss - golden.scalar("out.loss")).abs() < 1e-5);
+            for (code, name) in codes.iter().zip(["out.q_a", "out.q_b"]) {
+                assert_close(name, code, &golden.get(name), 1e-5);
+            }
+            (gradients, codes)
+        });
+    }
+
+    #[test]
     fn small_crops_predict_the_codes_of_both_full_views() {
         let golden = Golden::load("loss_swav_multi_crop");
-        let (loss, gradients, _) = run(&golden, &["z0", "z1", "z2", "z3", "z4"], 0);
+        let (loss, gradients, _) = run(&golden, &["z0", "z1", "z2", "z3", "z4"], 0, None);
         assert!((loss - golden.scalar("out.loss")).abs() < 1e-12);
         for (gradient, name) in gradients.iter().zip(["z0", "z1", "z2", "z3", "z4", "protos"]) {
             assert_close(name, gradient, &golden.get(&format!("grad.{name}")), 1e-11);

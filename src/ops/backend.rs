@@ -6,7 +6,7 @@ use dfdx::prelude::Dtype;
 use super::cuda::Bridge;
 use super::{
     batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater,
-    normalize::NormalizeKernel, weight::Weights,
+    normalize::NormalizeKernel, sinkhorn::SinkhornKernel, weight::Weights,
 };
 
 /// A build that knows no GPU needs no bridge to one.
@@ -17,7 +17,14 @@ impl<E, D> Bridge<E> for D {}
 
 /// A device with all of our differentiable operations.
 pub trait Backend<E: Dtype>:
-    Weights<E> + BatchNormKernel<E> + NormalizeKernel<E> + ContrastKernel<E> + GroupDotsKernel<E> + ReadLater<E> + Bridge<E>
+    Weights<E>
+    + BatchNormKernel<E>
+    + NormalizeKernel<E>
+    + ContrastKernel<E>
+    + GroupDotsKernel<E>
+    + SinkhornKernel<E>
+    + ReadLater<E>
+    + Bridge<E>
 {
 }
 
@@ -27,6 +34,7 @@ impl<E: Dtype, D> Backend<E> for D where
         + NormalizeKernel<E>
         + ContrastKernel<E>
         + GroupDotsKernel<E>
+        + SinkhornKernel<E>
         + ReadLater<E>
         + Bridge<E>
 {

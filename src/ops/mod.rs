@@ -31,6 +31,7 @@ pub mod row_dots;
 pub mod scratch;
 pub mod seam;
 pub mod simd;
+pub mod sinkhorn;
 pub mod topk;
 pub mod weight;
 

@@ -109,6 +109,14 @@ impl AnyTrainer {
         on_either!(self, trainer => trainer.step(batch).map(Some), trainer.step(batch))
     }
 
+    /// `batch` where this trainer's device reads it, to be trained on by [`AnyTrainer::step_loaded`] as often as wanted.
+    ///
+    /// # Errors
+    /// When the device's memory runs out.
+    pub fn keep(&self, batch: Batch<f32>) -> anyhow::Result<Loaded> {
+        Ok(on_either!(self, _trainer => Loaded::Views(batch), Loaded::Kept(_trainer.keep(&batch)?)))
+    }
+
     /// Trains on one batch of a [`Loader`](super::Loader) for this trainer's device.
     ///
     /// # Errors
@@ -121,8 +129,10 @@ impl AnyTrainer {
             (trainer, Loaded::Views(batch)) => trainer.step(batch),
             #[cfg(feature = "cuda")]
             (AnyTrainer::Cuda(trainer), Loaded::Raw(batch)) => trainer.step(batch),
+            #[cfg(feature = "cuda")]
+            (AnyTrainer::Cuda(trainer), Loaded::Kept(batch)) => trainer.step(batch),
             #[cfg(any(test, feature = "cuda"))]
-            (AnyTrainer::Cpu(_), Loaded::Raw(_)) => panic!("a batch for a GPU"),
+            (AnyTrainer::Cpu(_), Loaded::Raw(_) | Loaded::Kept(_)) => panic!("a batch for a GPU"),
         }
     }
 

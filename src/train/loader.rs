@@ -14,6 +14,8 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+#[cfg(any(test, feature = "cuda"))]
+use super::gpu::KeptBatch;
 use super::{Batch, Crop, Device};
 #[cfg(any(test, feature = "cuda"))]
 use crate::dataset::augment::cuda::{Piece, Pieces};
@@ -35,6 +37,9 @@ pub enum Loaded {
     /// For the GPU to augment.
     #[cfg(any(test, feature = "cuda"))]
     Raw(RawBatch),
+    /// On the GPU already.
+    #[cfg(any(test, feature = "cuda"))]
+    Kept(KeptBatch),
 }
 
 /// A batch of decoded images, their views drawn but not made.

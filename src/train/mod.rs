@@ -2,6 +2,7 @@
 
 mod any;
 mod config;
+mod cost;
 mod device;
 mod ema;
 #[cfg(any(test, feature = "cuda"))]

@@ -462,3 +462,24 @@ fn a_frozen_patch_embedding_stays_while_the_rest_of_the_transformer_moves() {
         }
     }
 }
+
+#[test]
+fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() {
+    let cost = |sections: &Sections, crops: u64| {
+        let config = sections.config();
+        let model = Model::<f64>::new(&config).unwrap();
+        let encoder = model.encoder.multiply_adds(32);
+        // Three layers of a projector from 64 features, two of a predictor; both 32 wide inside and 16 outside.
+        let (projector, predictor) = (64 * 32 + 32 * 32 + 32 * 16, 16 * 32 + 32 * 16);
+        let (predictor, momentum) = match config.predictor {
+            Some(_) => (predictor, 2),
+            None => (0, 0),
+        };
+        let expected = 2 * (3 * crops * (encoder + projector + predictor) + momentum * (encoder + projector));
+        (model.flops_per_image(&config), expected)
+    };
+    for sections in [Sections::snclr(json!({})), Sections::swav(json!({}))] {
+        let (found, expected) = cost(&sections, 2);
+        assert_eq!(found, expected, "{:?}", sections.method);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod backward;
 mod block;
+mod cost;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;
 mod forward;

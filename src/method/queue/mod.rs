@@ -120,16 +120,12 @@ impl<E: Real> Queue<E> {
         self.rows.move_to(gpu, self.dim, &self.marks)
     }
 
-    /// All rows [length, dim], at unit length, of a queue that was not moved to a GPU.
+    /// All rows [length, dim], at unit length.
     ///
-    /// # Panics
-    /// When it was.
-    pub fn host_rows(&self) -> &[E] {
-        match &self.rows {
-            Rows::Host(bank, _) => bank,
-            #[cfg(any(test, feature = "cuda"))]
-            Rows::Gpu(..) => panic!("the rows of {} lie on a GPU", self.name),
-        }
+    /// # Errors
+    /// When the device fails.
+    pub fn all<D: Backend<E>>(&self, device: &D) -> anyhow::Result<Matrix<E, D>> {
+        self.rows.all(device, (self.marks.samples.len(), self.dim))
     }
 
     /// Whether every row came from a sample.

@@ -72,6 +72,18 @@ impl<E: Real> Rows<E> {
         Ok(())
     }
 
+    /// All of them, [length, dim].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn all<D: Backend<E>>(&self, device: &D, shape: (usize, usize)) -> anyhow::Result<Matrix<E, D>> {
+        match self {
+            Rows::Host(bank, _) => device.try_tensor_from_vec(bank.clone(), shape).map_err(device_error),
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(gpu, bank) => Ok(device.tensor_at(gpu, bank.rows(), shape)?),
+        }
+    }
+
     /// The `k` rows nearest to each of `queries` [n, dim], which must be there, but for those of the samples `exclude` [n].
     ///
     /// # Errors

@@ -28,6 +28,7 @@ use crate::ops::{
     normalize::{self, NormalizeKernel},
     product::Products,
     seam::{Buffer, Matrix, Traced, traced},
+    sinkhorn::{self, Sinkhorn, SinkhornKernel},
     weight::Weights,
 };
 
@@ -195,6 +196,22 @@ impl ContrastKernel<f32> for Cuda {
 
 /// As a composition of dfdx's operations.
 impl GroupDotsKernel<f32> for Cuda {}
+
+impl SinkhornKernel<f32> for Cuda {
+    fn assign(
+        scores: &Matrix<f32, Self>,
+        beside: Option<&Matrix<f32, Self>>,
+        settings: Sinkhorn,
+    ) -> Result<Matrix<f32, Self>, CudaError> {
+        let (device, (n, columns)) = (scores.device(), *scores.shape());
+        let y = device.try_zeros_like(&(n, columns))?;
+        let (own, beside) = (contiguous(scores)?, beside.map(contiguous).transpose()?);
+        let rows = |of: &Matrix<f32, Self>| sinkhorn::cuda::Scores { at: address(of), rows: of.shape().0 };
+        let beside = beside.as_ref().map_or(sinkhorn::cuda::Scores { at: 0, rows: 0 }, rows);
+        sinkhorn::cuda::assign(&gpu(device)?, settings, columns, [beside, rows(&own)], address(&y)).map_err(error)?;
+        Ok(y)
+    }
+}
 
 impl NormalizeKernel<f32> for Cuda {
     fn normalize_forward(&self, x: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {

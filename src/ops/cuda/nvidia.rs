@@ -55,6 +55,12 @@ pub fn devices() -> Result<Vec<Device>, GpuError> {
     }
 }
 
+/// Bytes of the memory of this thread's device that are in use, by any process; None where the driver does not tell.
+pub fn memory_in_use() -> Option<usize> {
+    let (free, total) = result::mem_get_info().ok()?;
+    Some(total - free)
+}
+
 fn explain(error: &DriverError) -> String {
     // SAFETY: the text is the driver's own, or there is none.
     match error.error_string() {

@@ -83,6 +83,11 @@ impl BankGpu {
         Ok(())
     }
 
+    /// Address of the rows.
+    pub fn rows(&self) -> u64 {
+        self.rows.at()
+    }
+
     /// All rows and the lengths they came with. Waits for the device.
     ///
     /// # Errors

@@ -52,6 +52,38 @@ impl GpuBatch for Batch<f32> {
     }
 }
 
+/// A batch whose crops lie on a GPU, to be trained on as often as wanted: no upload is part of a step on it.
+pub struct KeptBatch {
+    samples: Vec<i64>,
+    labels: Vec<i64>,
+    crops: Vec<(Buffer, Size)>,
+}
+
+impl KeptBatch {
+    /// What `batch` has, as `math` stores it.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(gpu: &Gpu, math: Math, batch: &Batch<f32>) -> Result<Self, GpuError> {
+        Ok(Self { samples: batch.samples.clone(), labels: batch.labels.clone(), crops: batch.crops(gpu, math)? })
+    }
+}
+
+impl GpuBatch for KeptBatch {
+    fn samples(&self) -> &[i64] {
+        &self.samples
+    }
+
+    fn labels(&self) -> &[i64] {
+        &self.labels
+    }
+
+    /// Copies, since a step does with its crops what it likes. The arithmetic is the one that they were made for.
+    fn crops(&self, _gpu: &Gpu, _math: Math) -> Result<Vec<(Buffer, Size)>, GpuError> {
+        self.crops.iter().map(|(images, size)| Ok((images.try_clone()?, *size))).collect()
+    }
+}
+
 /// Decoded and drawn on the CPU: the device makes the views, and no augmented image passes through the host.
 impl GpuBatch for RawBatch {
     fn samples(&self) -> &[i64] {

@@ -8,4 +8,5 @@ mod tests;
 mod trainer;
 mod unfinished;
 
+pub use batch::KeptBatch;
 pub use trainer::GpuTrainer;

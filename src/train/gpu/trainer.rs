@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dfdx::prelude::*;
 
-use super::{batch::GpuBatch, branch::BranchGpu, unfinished::Unfinished};
+use super::{KeptBatch, batch::GpuBatch, branch::BranchGpu, unfinished::Unfinished};
 use crate::{
     encoder::cuda::{SavedGpu, Statistics},
     method::{StepInput, StepOutput},
@@ -19,7 +19,7 @@ use crate::{
         seam::Matrix,
     },
     train::{
-        Branch, Model, Precision, PretrainConfig, StepRow,
+        Batch, Branch, Model, Precision, PretrainConfig, StepRow,
         optimizer::cuda::{Average, OptimizerGpu, Scaling, StepGpu, follow},
         recorder::Recorder,
         schedule::{Due, Timetable},
@@ -193,6 +193,14 @@ where
             None if average.len > 0 => follow(&self.gpu, params, average.len, followers),
             None => Ok(()),
         }
+    }
+
+    /// `batch` on the device, as this trainer reads it.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn keep(&self, batch: &Batch<f32>) -> Result<KeptBatch, GpuError> {
+        KeptBatch::new(&self.gpu, self.math, batch)
     }
 
     /// Trains on one batch as the timetable says. Gives the row of the step before, whose work the device has had the time

@@ -1,16 +1,75 @@
 //! Sinkhorn's normalisation: scores of samples and prototypes to an assignment that uses all prototypes alike.
 
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
+
+use dfdx::prelude::*;
 use rayon::prelude::*;
 
-use crate::ops::Real;
+use super::{
+    Real,
+    seam::{Matrix, to_vec},
+};
 
 /// Rows per piece of a column sum. Pieces are fixed, so that results do not depend on the number of threads.
 const ROWS: usize = 64;
 
+/// How scores are normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sinkhorn {
+    /// Regularisation: what scores are divided by before the exponential.
+    pub epsilon: f64,
+    /// Rounds of columns and rows in turn.
+    pub iterations: usize,
+}
+
+/// The device's way of [`assign`].
+pub trait SinkhornKernel<E: Dtype>: Device<E> {
+    /// As [`assign`].
+    ///
+    /// # Errors
+    /// The device's.
+    fn assign(
+        scores: &Matrix<E, Self>,
+        beside: Option<&Matrix<E, Self>>,
+        settings: Sinkhorn,
+    ) -> Result<Matrix<E, Self>, Self::Err>;
+}
+
+/// The assignment [n, columns] of the samples whose scores are given, no gradient; the scores `beside` [m, columns] of other
+/// samples are normalised with them.
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn assign<E: Dtype, D: SinkhornKernel<E>>(
+    scores: &Matrix<E, D>,
+    beside: Option<&Matrix<E, D>>,
+    settings: Sinkhorn,
+) -> Result<Matrix<E, D>, D::Err> {
+    D::assign(scores, beside, settings)
+}
+
+impl<E: Real> SinkhornKernel<E> for Cpu
+where
+    Cpu: Device<E, Err = CpuError>,
+{
+    fn assign(
+        scores: &Matrix<E, Self>,
+        beside: Option<&Matrix<E, Self>>,
+        settings: Sinkhorn,
+    ) -> Result<Matrix<E, Self>, CpuError> {
+        let (n, columns) = *scores.shape();
+        let mut all = beside.map(to_vec).unwrap_or_default();
+        all.extend(to_vec(scores));
+        sinkhorn(&mut all, columns, settings);
+        let own = all.split_off(all.len() - n * columns);
+        scores.device().try_tensor_from_vec(own, (n, columns))
+    }
+}
+
 /// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose
-/// columns sum to about rows / columns: exp(scores / epsilon), then `iterations` times columns and rows in turn
-/// (Caron et al. 2020, appendix A).
-pub fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, epsilon: f64, iterations: usize) {
+/// columns sum to about rows / columns: exp(scores / epsilon), then columns and rows in turn (Caron et al. 2020, appendix A).
+fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
     let rows = scores.len() / columns;
     // Subtracting the maximum cancels in the first division.
     let most = scores.iter().copied().fold(E::neg_infinity(), E::max);
@@ -58,7 +117,7 @@ mod tests {
     #[test]
     fn rows_sum_to_one_and_prototypes_are_used_alike() {
         let mut q: Vec<f64> = (0..300 * 5).map(|i| (i as f64 * 0.7).sin()).collect();
-        sinkhorn(&mut q, 5, 0.5, 50);
+        sinkhorn(&mut q, 5, Sinkhorn { epsilon: 0.5, iterations: 50 });
         for row in q.chunks(5) {
             assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         }
@@ -70,7 +129,7 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         let mut q = [900.0f32, 0.0, 0.0, 900.0];
-        sinkhorn(&mut q, 2, 1.0, 3);
+        sinkhorn(&mut q, 2, Sinkhorn { epsilon: 1.0, iterations: 3 });
         assert_eq!(q, [1.0, 0.0, 0.0, 1.0]);
     }
 }

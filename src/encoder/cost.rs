@@ -1,0 +1,67 @@
+//! What a forward pass costs: multiplications with an addition each, in convolutions, linear layers and attention's products.
+//!
+//! Norms, activations and pooling are left out, as in the figures that torchvision and timm publish.
+
+use super::Encoder;
+use crate::ops::conv2d::{Conv2d, Size};
+
+impl Encoder {
+    /// Multiply-adds of the features of one image of `size` pixels (height and width).
+    pub fn multiply_adds(&self, size: usize) -> u64 {
+        let image = Size { n: 1, h: size, w: size };
+        match self {
+            Encoder::Resnet(net) => net.multiply_adds(image),
+            Encoder::Vit(net) => net.multiply_adds(image),
+        }
+    }
+}
+
+/// Multiply-adds of a convolution over images of `size`.
+pub(super) fn of_convolution(conv: &Conv2d, size: Size) -> u64 {
+    (conv.output_size(size).pixels() * conv.output * conv.patch()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn multiply_adds(encoder: Value, size: usize) -> u64 {
+        Encoder::new(&serde_json::from_value(encoder).unwrap(), size).unwrap().multiply_adds(size)
+    }
+
+    /// torchvision's `_ops` of its weights, in 10^9 multiply-adds at 224 pixels; with the classifier of 1000 classes.
+    #[test]
+    fn resnets_cost_what_torchvision_says() {
+        for (arch, features, expected) in
+            [("resnet18", 512, 1.814), ("resnet34", 512, 3.664), ("resnet50", 2048, 4.089), ("resnet101", 2048, 7.801)]
+        {
+            let found = multiply_adds(json!({ "arch": arch }), 224) + features * 1000;
+            assert_eq!((found as f64 / 1e6).round() / 1e3, expected, "{arch}");
+        }
+    }
+
+    /// timm's `GMACs` of `vit_*_patch16_224`, attention included.
+    #[test]
+    fn vision_transformers_cost_what_timm_says() {
+        for (arch, expected) in [("vit_tiny", 1.3), ("vit_small", 4.6), ("vit_base", 17.6)] {
+            let found = multiply_adds(json!({ "arch": arch }), 224) as f64 / 1e9;
+            assert!((found - expected).abs() < 0.05, "{arch}: {found}");
+        }
+    }
+
+    /// The same by hand, for a network that is small enough: a 3x3 stem over 32x32, then blocks.
+    #[test]
+    fn stems_and_strides_count() {
+        let cifar = multiply_adds(json!({"arch": "resnet18", "stem": "cifar", "width_multiplier": 0.25}), 32);
+        let (stem, full) = (1024 * 16 * 27, 4 * 1024 * 16 * 144);
+        // A stage halves the image and doubles the channels: its first 3x3 convolution costs half of those behind it.
+        let stage = |pixels: usize, channels: usize| {
+            let conv = pixels * channels * 9 * channels;
+            conv / 2 + 3 * conv + pixels * channels * channels / 2
+        };
+        let expected = stem + full + stage(256, 32) + stage(64, 64) + stage(16, 128);
+        assert_eq!(cifar, expected as u64);
+    }
+}

@@ -1,0 +1,139 @@
+//! Sinkhorn's normalisation on a GPU. Addresses are of the device; values are f32, sums f64 in a fixed order.
+
+use super::{ROWS, Sinkhorn};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Source, THREADS, one_each};
+
+/// The kernels.
+pub static SOURCE: Source = Source {
+    name: "sinkhorn",
+    defines: "",
+    text: include_str!("sinkhorn.cu"),
+    kernels: &[
+        "sinkhorn_max",
+        "sinkhorn_exp",
+        "sinkhorn_columns",
+        "sinkhorn_factors",
+        "sinkhorn_rows",
+        "sinkhorn_scale",
+    ],
+};
+
+/// Rows of scores at an address.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores {
+    pub at: u64,
+    pub rows: usize,
+}
+
+/// Writes to `y` the assignment [own.rows, columns] of the scores `own`, for which those of `beside` are normalised with them.
+///
+/// # Errors
+/// When the device fails.
+pub fn assign(
+    gpu: &Gpu,
+    settings: Sinkhorn,
+    columns: usize,
+    [beside, own]: [Scores; 2],
+    y: u64,
+) -> Result<(), GpuError> {
+    let rows = beside.rows + own.rows;
+    let (count, pieces) = (rows * columns, rows.div_ceil(ROWS));
+    let q = gpu.take(count * 4)?;
+    let own_q = q.at() + (beside.rows * columns * 4) as u64;
+    if beside.rows > 0 {
+        gpu.copy(beside.at, q.at(), beside.rows * columns * 4)?;
+    }
+    gpu.copy(own.at, own_q, own.rows * columns * 4)?;
+
+    // Each thread of the next kernel's blocks reads the maximum of one block.
+    let blocks = count.div_ceil(THREADS).min(THREADS);
+    let maxima = gpu.take(blocks * 4)?;
+    let launch = |kernel: &str, grid: [usize; 3], args: &[Arg]| gpu.launch(&SOURCE, kernel, grid, args);
+    launch("sinkhorn_max", [blocks, 1, 1], &[q.arg(), Arg::count(count), maxima.arg()])?;
+    let inverse = Arg::Float((1.0 / settings.epsilon) as f32);
+    let args = [q.arg(), Arg::count(count), maxima.arg(), Arg::count(blocks), inverse];
+    launch("sinkhorn_exp", one_each(count), &args)?;
+
+    let (sums, factors) = (gpu.take(pieces * columns * 8)?, gpu.take(columns * 4)?);
+    let [r, c, piece, p] = [rows, columns, ROWS, pieces].map(Arg::count);
+    for _ in 0..settings.iterations {
+        let across = columns.div_ceil(THREADS);
+        launch("sinkhorn_columns", [across, pieces, 1], &[q.arg(), r, c, piece, sums.arg()])?;
+        launch("sinkhorn_factors", one_each(columns), &[sums.arg(), p, c, factors.arg()])?;
+        launch("sinkhorn_rows", [rows, 1, 1], &[q.arg(), r, c, factors.arg()])?;
+    }
+    let count = own.rows * columns;
+    launch("sinkhorn_scale", one_each(count), &[Arg::At(own_q), Arg::count(count), Arg::Float(rows as f32), Arg::At(y)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{
+        cuda::testing::on_every_gpu,
+        golden::{Golden, assert_close},
+        normalize::normalize_rows,
+        sinkhorn::sinkhorn,
+    };
+
+    fn found(gpu: &Gpu, settings: Sinkhorn, columns: usize, beside: &[f32], own: &[f32]) -> Vec<f32> {
+        let scores = [beside, own].map(|values| (gpu.upload(values).unwrap(), values.len() / columns));
+        let y = gpu.take(own.len() * 4).unwrap();
+        let [a, b] = [&scores[0], &scores[1]].map(|(buffer, rows)| Scores { at: buffer.at(), rows: *rows });
+        assign(gpu, settings, columns, [a, b], y.at()).unwrap();
+        y.read().unwrap()
+    }
+
+    #[test]
+    fn assigns_as_the_cpu_does() {
+        // With and without rows beside them; several pieces of rows; more columns than a block has threads; one row.
+        for (beside, own, columns, epsilon) in
+            [(0, 70, 5, 0.05), (130, 30, 300, 0.05), (3, 1, 7, 0.5), (0, 300, 2, 0.2)]
+        {
+            let scores: Vec<f32> = (0..(beside + own) * columns).map(|i| (i as f32 * 0.7).sin()).collect();
+            let settings = Sinkhorn { epsilon, iterations: 3 };
+            let mut expected = scores.clone();
+            sinkhorn(&mut expected, columns, settings);
+            let expected = expected.split_off(beside * columns);
+            on_every_gpu(|gpu| {
+                let found = found(gpu, settings, columns, &scores[..beside * columns], &scores[beside * columns..]);
+                // exp of up to -40: its argument's rounding is what differs.
+                assert_close(&format!("{beside} + {own} by {columns}"), &found, &expected, 1e-5);
+                found
+            });
+        }
+    }
+
+    /// SwAV's codes with a queue, from scores in f64.
+    #[test]
+    fn codes_agree_with_the_reference() {
+        let golden = Golden::load("loss_swav_queue");
+        let unit = |name: &str| {
+            let mut rows = golden.get::<f64>(name);
+            normalize_rows(&mut rows, 8);
+            rows
+        };
+        let prototypes = golden.get::<f64>("in.protos");
+        let scores = |rows: Vec<f64>| -> Vec<f32> {
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() as f32;
+            rows.chunks(8).flat_map(|row| prototypes.chunks(8).map(|c| dot(row, c)).collect::<Vec<_>>()).collect()
+        };
+        let (queue, own) = (scores(unit("in.queue")), scores(unit("in.za")));
+        let expected = golden.get::<f32>("out.q_a");
+        on_every_gpu(|gpu| {
+            let found = found(gpu, Sinkhorn { epsilon: 0.05, iterations: 3 }, 5, &queue, &own);
+            // Scores in f32 over epsilon.
+            assert_close("codes", &found, &expected, 1e-5);
+            found
+        });
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        on_every_gpu(|gpu| {
+            let found = found(gpu, Sinkhorn { epsilon: 1.0, iterations: 3 }, 2, &[], &[900.0, 0.0, 0.0, 900.0]);
+            assert_eq!(found, [1.0, 0.0, 0.0, 1.0]);
+            found
+        });
+    }
+}
