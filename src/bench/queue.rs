@@ -2,7 +2,7 @@
 
 use super::{Options, Workload, rows::normal};
 use crate::{
-    ops::{normalize::normalize_rows, topk::top_k},
+    ops::{normalize::normalize_rows, topk::Bank},
     train::Device,
 };
 
@@ -26,10 +26,13 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
     let products = options.precision.products();
     let what = format!("the {k} nearest of {length} rows to each of {count} queries, width {DIM}");
     match Device::chosen() {
-        Device::Cpu => Ok(Workload::new(what, None, move || {
-            std::hint::black_box(top_k(&queries, &bank, DIM, k, products, |_, _| false));
-            Ok(())
-        })),
+        Device::Cpu => {
+            let bank = Bank::new(bank, DIM, products);
+            Ok(Workload::new(what, None, move || {
+                std::hint::black_box(bank.top_k(&queries, k, |_, _| false));
+                Ok(())
+            }))
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => on_gpu(index, &queries, &bank, k, what),
         #[cfg(not(feature = "cuda"))]

@@ -20,6 +20,7 @@ use crate::ops::{
     product::Products,
     random::{Purpose, stream},
     seam::Matrix,
+    topk::Bank,
 };
 
 /// Marks a row that came from no sample, or a sample without label.
@@ -98,7 +99,7 @@ impl<E: Real> Queue<E> {
         Self {
             name,
             dim,
-            rows: Rows::Host(bank, vec![E::one(); length]),
+            rows: Rows::Host(Bank::new(bank, dim, Products::Full), vec![E::one(); length]),
             marks: Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] },
             copies: [(NONE, length)].into(),
             next: 0,
@@ -109,6 +110,11 @@ impl<E: Real> Queue<E> {
     /// Has the search read factors as `products` says. Rows themselves stay as they are.
     pub fn set_products(&mut self, products: Products) {
         self.products = products;
+        match &mut self.rows {
+            Rows::Host(bank, _) => bank.set_products(products),
+            #[cfg(any(test, feature = "cuda"))]
+            Rows::Gpu(..) => {} // reads them as they are
+        }
     }
 
     /// Moves it to a GPU, where it is searched and filled from then on.
@@ -150,7 +156,7 @@ impl<E: Real> Queue<E> {
         if available < k {
             return Err(TooFewNeighbours { length, available, k }.into());
         }
-        self.rows.search(queries, k, exclude, &self.marks, self.products)
+        self.rows.search(queries, k, exclude, &self.marks)
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.
@@ -222,7 +228,7 @@ impl<E: Real> Queue<E> {
         }
         self.copies.clear();
         self.marks.samples.iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
-        let before = std::mem::replace(&mut self.rows, Rows::Host(bank, norms));
+        let before = std::mem::replace(&mut self.rows, Rows::Host(Bank::new(bank, self.dim, self.products), norms));
         match before {
             Rows::Host(..) => Ok(()),
             #[cfg(any(test, feature = "cuda"))]

@@ -16,9 +16,8 @@ use crate::{
         backend::Backend,
         later::Later,
         normalize::{norm, normalize_rows},
-        product::Products,
         seam::Matrix,
-        topk::top_k,
+        topk::Bank,
     },
 };
 
@@ -26,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Rows<E> {
     /// On the host: rows [length, dim], lengths [length].
-    Host(Vec<E>, Vec<E>),
+    Host(Bank<E>, Vec<E>),
     /// On a GPU, with what is known of each row beside it.
     #[cfg(any(test, feature = "cuda"))]
     Gpu(Gpu, Box<BankGpu>),
@@ -66,7 +65,7 @@ impl<E: Real> Rows<E> {
     pub(super) fn move_to(&mut self, gpu: &Gpu, dim: usize, marks: &Marks) -> Result<(), GpuError> {
         if let Rows::Host(bank, norms) = self {
             let narrow = |values: &[E]| values.iter().map(|v| v.as_f64() as f32).collect::<Vec<_>>();
-            let bank = BankGpu::new(gpu, dim, &narrow(bank), &narrow(norms), marks.all(0..norms.len()))?;
+            let bank = BankGpu::new(gpu, dim, &narrow(bank.rows()), &narrow(norms), marks.all(0..norms.len()))?;
             *self = Rows::Gpu(gpu.clone(), Box::new(bank));
         }
         Ok(())
@@ -78,7 +77,7 @@ impl<E: Real> Rows<E> {
     /// When the device fails.
     pub(super) fn all<D: Backend<E>>(&self, device: &D, shape: (usize, usize)) -> anyhow::Result<Matrix<E, D>> {
         match self {
-            Rows::Host(bank, _) => device.try_tensor_from_vec(bank.clone(), shape).map_err(device_error),
+            Rows::Host(bank, _) => device.try_tensor_from_vec(bank.rows().to_vec(), shape).map_err(device_error),
             #[cfg(any(test, feature = "cuda"))]
             Rows::Gpu(gpu, bank) => Ok(device.tensor_at(gpu, bank.rows(), shape)?),
         }
@@ -94,13 +93,12 @@ impl<E: Real> Rows<E> {
         k: usize,
         exclude: Option<&[i64]>,
         marks: &Marks,
-        products: Products,
     ) -> anyhow::Result<Neighbours<E, D>> {
         let ((n, dim), device) = (*queries.shape(), queries.device());
         match self {
             Rows::Host(bank, norms) => {
                 let own = |query: usize, row: usize| exclude.is_some_and(|out| out[query] == marks.samples[row]);
-                let found = top_k(&queries.as_vec(), bank, dim, k, products, own);
+                let (found, bank) = (bank.top_k(&queries.as_vec(), k, own), bank.rows());
                 let indices = found.indices;
                 let mut vectors = vec![E::zero(); n * k * dim];
                 vectors.par_chunks_exact_mut(dim).zip(&indices).with_min_len(k).for_each(|(vector, i)| {
@@ -153,11 +151,11 @@ impl<E: Real> Rows<E> {
                 let values = batch.as_vec();
                 for Run { from, to } in runs {
                     let rows = &values[from * dim..][..to.len() * dim];
-                    let kept = &mut bank[to.start * dim..to.end * dim];
-                    kept.copy_from_slice(rows);
-                    normalize_rows(kept, dim);
                     let lengths = norms[to.clone()].iter_mut().zip(rows.chunks_exact(dim));
                     lengths.for_each(|(length, row)| *length = E::of(norm(row)));
+                    let mut unit = rows.to_vec();
+                    normalize_rows(&mut unit, dim);
+                    bank.write(to.start, &unit);
                 }
             }
             #[cfg(any(test, feature = "cuda"))]
@@ -177,7 +175,7 @@ impl<E: Real> Rows<E> {
     /// When the device fails.
     pub(super) fn read(&self) -> anyhow::Result<(Vec<E>, Vec<E>)> {
         match self {
-            Rows::Host(bank, norms) => Ok((bank.clone(), norms.clone())),
+            Rows::Host(bank, norms) => Ok((bank.rows().to_vec(), norms.clone())),
             #[cfg(any(test, feature = "cuda"))]
             Rows::Gpu(_, bank) => {
                 let (rows, norms) = bank.read()?;

@@ -2,12 +2,10 @@
 
 use std::cmp::Ordering;
 
-use crate::ops::{Real, simd::vectorized};
+use crate::ops::{Real, columns::WHOLE_VECTORS, simd::vectorized};
 
-/// Queries whose scores are compared with their floors at once; a multiple of any vector width.
+/// Queries whose scores are compared with their floors at once.
 const CHUNK: usize = 64;
-/// Where one of them exceeds its floor, it is searched for among so many.
-const PART: usize = 16;
 
 /// Keeps at least the `k` best (score, row) seen so far. It collects up to `2 k`, then drops the worse half: a selection
 /// per `k` arrivals is cheaper than keeping an order at each.
@@ -22,6 +20,7 @@ pub struct Best<E> {
 #[derive(Clone)]
 pub struct Bests<E> {
     bests: Vec<Best<E>>,
+    /// Those of the queries, then what makes them whole vectors.
     floors: Vec<E>,
 }
 
@@ -29,29 +28,49 @@ impl<E: Real> Bests<E> {
     /// Nothing seen yet; `k` is at least 1.
     pub fn new(queries: usize, k: usize) -> Self {
         let best = Best { k, kept: Vec::with_capacity(2 * k) };
-        Self { bests: vec![best; queries], floors: vec![E::nan(); queries] }
+        let mut floors = vec![E::nan(); queries];
+        floors.resize(queries.next_multiple_of(WHOLE_VECTORS), E::infinity());
+        Self { bests: vec![best; queries], floors }
     }
 
-    #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
-    /// Takes `scores` [rows, width], of which a row begins with the scores of all queries with one bank row. The first
-    /// is that of bank row `first`; bank rows must come in order.
+    /// Takes `scores` [rows, width], of which a row begins with the scores of all queries with one bank row; the width is
+    /// that of all queries in whole vectors. The first is that of bank row `first`; bank rows must come in order.
     pub fn offer(&mut self, first: usize, scores: &[E], width: usize, excluded: impl Fn(usize, usize) -> bool) {
-        let queries = self.bests.len();
-        for (row, scores) in scores.chunks_exact(width).enumerate() {
-            for (start, scores) in (0..).step_by(CHUNK).zip(scores[..queries].chunks(CHUNK)) {
-                if !reaches(scores, &self.floors[start..start + scores.len()]) {
-                    continue;
-                }
-                for (start, scores) in (start..).step_by(PART).zip(scores.chunks(PART)) {
-                    if !reaches(scores, &self.floors[start..start + scores.len()]) {
-                        continue;
-                    }
-                    for (query, score) in (start..).zip(scores) {
-                        if !(*score <= self.floors[query]) && !excluded(query, first + row) {
-                            self.take(query, *score, first + row);
+        assert_eq!(self.floors.len(), width);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, scores) in scores.chunks_exact(width).enumerate() {
+                    let (chunks, rest) = scores.as_chunks::<CHUNK>();
+                    for (i, chunk) in chunks.iter().enumerate() {
+                        let start = i * CHUNK;
+                        if reaches(chunk, self.floors[start..].first_chunk().expect("a floor for each score")) {
+                            self.scan(start, chunk, first + row, &excluded);
                         }
                     }
+                    self.scan(chunks.len() * CHUNK, rest, first + row, &excluded);
                 }
+            },
+        );
+    }
+
+    /// Takes those `scores` of queries from `start` on with bank row `row` that exceed their floors.
+    #[inline(always)]
+    fn scan(&mut self, start: usize, scores: &[E], row: usize, excluded: &impl Fn(usize, usize) -> bool) {
+        for (i, part) in scores.as_chunks::<WHOLE_VECTORS>().0.iter().enumerate() {
+            let start = start + i * WHOLE_VECTORS;
+            if reaches(part, self.floors[start..].first_chunk().expect("a floor for each score")) {
+                self.take_hits(start, part, row, excluded);
+            }
+        }
+    }
+
+    #[inline(never)]
+    #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
+    fn take_hits(&mut self, start: usize, scores: &[E], row: usize, excluded: &impl Fn(usize, usize) -> bool) {
+        for (query, score) in (start..self.bests.len()).zip(scores) {
+            if !(*score <= self.floors[query]) && !excluded(query, row) {
+                self.take(query, *score, row);
             }
         }
     }
@@ -78,18 +97,14 @@ impl<E: Real> Bests<E> {
 }
 
 /// Whether a score is not below its floor. No early exit: without one the loop becomes vector instructions.
+#[inline(always)]
 #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
-fn reaches<E: Real>(scores: &[E], floors: &[E]) -> bool {
-    vectorized(
-        #[inline(always)]
-        || {
-            let mut any = false;
-            for i in 0..scores.len() {
-                any |= !(scores[i] <= floors[i]);
-            }
-            any
-        },
-    )
+fn reaches<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> bool {
+    let mut any = false;
+    for i in 0..N {
+        any |= !(scores[i] <= floors[i]);
+    }
+    any
 }
 
 impl<E: Real> Best<E> {

@@ -5,12 +5,14 @@
 //! cost one comparison. A score is one sum in the order of the dimensions, and which k win depends on the scores alone (ties
 //! go to the lower row), so that neither the number of threads nor who computed which block can change a bit of the result.
 
+mod bank;
 mod best;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use rayon::prelude::*;
 
+pub use self::bank::Bank;
 use self::best::Bests;
 use super::{
     Real,
@@ -23,8 +25,6 @@ use super::{
 const QUERY_BLOCK: usize = 256;
 /// Bank rows per matrix product. They and their scores must stay in the cache too.
 const BANK_BLOCK: usize = 128;
-/// Runs of blocks per thread, at most: more than one, so that a thread that is done early has something to take over.
-const RUNS: usize = 2;
 
 /// The rows that [`top_k`] found, best first.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,19 +57,38 @@ pub fn top_k<E: Real>(
     products: Products,
     excluded: impl Fn(usize, usize) -> bool + Sync,
 ) -> TopK<E> {
-    assert!(dim > 0 && queries.len().is_multiple_of(dim) && bank.len().is_multiple_of(dim));
-    let k = k.min(bank.len() / dim);
+    assert!(dim > 0 && bank.len().is_multiple_of(dim));
+    let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
+    search(queries, Found::Plain(bank), [bank.len() / dim, dim], k, products, excluded)
+}
+
+/// The factors of a bank's rows: as they are, or packed as the products want them.
+#[derive(Clone, Copy)]
+enum Found<'a, E> {
+    Plain(&'a [E]),
+    Packed(&'a [E]),
+}
+
+fn search<E: Real>(
+    queries: &[E],
+    bank: Found<E>,
+    [rows, dim]: [usize; 2],
+    k: usize,
+    products: Products,
+    excluded: impl Fn(usize, usize) -> bool + Sync,
+) -> TopK<E> {
+    assert!(queries.len().is_multiple_of(dim));
+    let k = k.min(rows);
     if k == 0 {
         return TopK { k, indices: Vec::new(), scores: Vec::new() };
     }
-    let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
     let found: Vec<Vec<(E, usize)>> = queries
         .par_chunks(QUERY_BLOCK * dim)
         .enumerate()
         .flat_map_iter(|(block, queries)| {
             let first = block * QUERY_BLOCK;
             let excluded = |query, row| excluded(first + query, row);
-            products.run(Search { queries, bank, dim, k, excluded }).into_sorted()
+            products.run(Search { queries, bank, rows, dim, k, excluded }).into_sorted()
         })
         .collect();
     let k = found.iter().map(Vec::len).min().unwrap_or(k);
@@ -81,7 +100,8 @@ pub fn top_k<E: Real>(
 /// goes on with the same running bests.
 struct Search<'a, E, F> {
     queries: &'a [E],
-    bank: &'a [E],
+    bank: Found<'a, E>,
+    rows: usize,
     dim: usize,
     k: usize,
     excluded: F,
@@ -91,7 +111,7 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
     type Output = Bests<E>;
 
     fn with<P: Operand<E>>(self) -> Bests<E> {
-        let Self { queries, bank, dim, k, excluded } = self;
+        let Self { queries, bank, rows, dim, k, excluded } = self;
         let n = queries.len() / dim;
         // Products come in whole vectors of queries.
         let width = n.next_multiple_of(WHOLE_VECTORS);
@@ -99,24 +119,34 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
         padded.resize(width * dim, E::zero());
         E::with_scratch(elements::<E, P>(dim) * width, |memory| {
             let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory);
-            // A run begins without a floor, below which nothing is looked at: few long ones.
-            let run = (bank.len() / dim).div_ceil(BANK_BLOCK * RUNS * rayon::current_num_threads());
-            bank.par_chunks(BANK_BLOCK * dim)
-                .enumerate()
+            let blocks = rows.div_ceil(BANK_BLOCK);
+            // A run begins without a floor, below which nothing is looked at: one for each thread.
+            let run = blocks.div_ceil(rayon::current_num_threads());
+            (0..blocks)
+                .into_par_iter()
                 .with_min_len(run)
                 .fold(
                     || (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]),
-                    |(mut bests, mut scores), (block, rows)| {
-                        let scores_of = &mut scores[..rows.len() / dim * width];
-                        if P::PACKS {
-                            E::with_scratch(rows.len() / P::PACK, |memory| {
-                                multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores_of, false);
-                            });
-                        } else {
-                            let factors = Strided { data: rows, row: dim, column: 1 };
-                            multiply::<E, P>(Left { factors, rows: rows.len() / dim }, queries, scores_of, false);
+                    |(mut bests, mut scores), block| {
+                        let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
+                        let scores_of = &mut scores[..range.len() * width];
+                        let lying = |data, row| Left { factors: Strided { data, row, column: 1 }, rows: range.len() };
+                        match bank {
+                            Found::Plain(bank) if P::PACKS => {
+                                let rows = &bank[range.start * dim..range.end * dim];
+                                E::with_scratch(rows.len() / P::PACK, |memory| {
+                                    multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores_of, false);
+                                });
+                            }
+                            Found::Plain(bank) => {
+                                multiply::<E, P>(lying(&bank[range.start * dim..], dim), queries, scores_of, false);
+                            }
+                            Found::Packed(bank) => {
+                                let row = dim / P::PACK;
+                                multiply::<E, P>(lying(&bank[range.start * row..], row), queries, scores_of, false);
+                            }
                         }
-                        bests.offer(block * BANK_BLOCK, scores_of, width, &excluded);
+                        bests.offer(range.start, scores_of, width, &excluded);
                         (bests, scores)
                     },
                 )

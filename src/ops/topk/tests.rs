@@ -128,3 +128,22 @@ fn bf16_finds_the_best_of_its_own_scores() {
     }
     assert_ne!(native.scores, exact.scores);
 }
+
+#[test]
+fn a_bank_whose_rows_were_overwritten_finds_what_the_rows_themselves_do() {
+    for (dim, products) in [(5, Products::Bf16), (32, Products::Bf16), (32, Products::Full)] {
+        let (n, m, k) = (33, 2 * BANK_BLOCK + 7, 9);
+        let cast = |v: Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
+        let (queries, mut rows) = (cast(random(n * dim, 20)), cast(random(m * dim, 21)));
+        let mut bank = Bank::new(rows.clone(), dim, Products::Full);
+        bank.set_products(products);
+        for (first, seed) in [(0, 22), (BANK_BLOCK - 2, 23), (m - 3, 24)] {
+            let new = cast(random(3 * dim, seed));
+            rows[first * dim..][..new.len()].copy_from_slice(&new);
+            bank.write(first, &new);
+        }
+        assert_eq!(bank.rows(), rows);
+        let out = |query: usize, row: usize| query == row;
+        assert_eq!(bank.top_k(&queries, k, out), top_k(&queries, &rows, dim, k, products, out));
+    }
+}

@@ -1,0 +1,80 @@
+//! Rows that are searched again and again.
+
+use super::{Found, TopK, search};
+use crate::ops::{
+    Real,
+    columns::WHOLE_VECTORS,
+    product::{Left, Operand, Products, WithOperand, elements},
+};
+
+/// Rows [m, dim] and, where a search rounds factors, the same packed for it: rounding them anew would take each search a
+/// seventh of its time.
+#[derive(Clone, Debug)]
+pub struct Bank<E> {
+    dim: usize,
+    products: Products,
+    rows: Vec<E>,
+    /// Empty where factors are read as they are.
+    packed: Vec<E>,
+}
+
+impl<E: Real> Bank<E> {
+    /// A bank of `rows` whose search reads factors as `products` says.
+    ///
+    /// # Panics
+    /// When `dim` does not divide the length of `rows`.
+    pub fn new(rows: Vec<E>, dim: usize, products: Products) -> Self {
+        assert!(rows.len().is_multiple_of(dim));
+        // In bf16 dimensions come in whole vectors.
+        let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
+        let packed = products.run(Pack { rows: &rows, dim, first: 0, packed: Vec::new() });
+        Self { dim, products, rows, packed }
+    }
+
+    /// All rows.
+    pub fn rows(&self) -> &[E] {
+        &self.rows
+    }
+
+    /// Has the search read factors as `products` says.
+    pub fn set_products(&mut self, products: Products) {
+        *self = Self::new(std::mem::take(&mut self.rows), self.dim, products);
+    }
+
+    /// Overwrites rows from row `first` on.
+    pub fn write(&mut self, first: usize, rows: &[E]) {
+        let Self { dim, products, .. } = *self;
+        self.rows[first * dim..][..rows.len()].copy_from_slice(rows);
+        let packed = std::mem::take(&mut self.packed);
+        self.packed = products.run(Pack { rows, dim, first, packed });
+    }
+
+    /// As [`super::top_k`].
+    pub fn top_k(&self, queries: &[E], k: usize, excluded: impl Fn(usize, usize) -> bool + Sync) -> TopK<E> {
+        let bank = if self.packed.is_empty() { Found::Plain(&self.rows) } else { Found::Packed(&self.packed) };
+        let rows = self.rows.len() / self.dim;
+        search(queries, bank, [rows, self.dim], k, self.products, excluded)
+    }
+}
+
+/// Writes rows into packed ones, from row `first` on; those that are not there yet are appended.
+struct Pack<'a, E> {
+    rows: &'a [E],
+    dim: usize,
+    first: usize,
+    packed: Vec<E>,
+}
+
+impl<E: Real> WithOperand<E> for Pack<'_, E> {
+    type Output = Vec<E>;
+
+    fn with<P: Operand<E>>(self) -> Vec<E> {
+        let Self { rows, dim, first, mut packed } = self;
+        if P::PACKS {
+            let (row, count) = (elements::<E, P>(dim), rows.len() / dim);
+            packed.resize(packed.len().max((first + count) * row), E::zero());
+            Left::rows::<P>(rows, dim, &mut packed[first * row..][..count * row]);
+        }
+        packed
+    }
+}
