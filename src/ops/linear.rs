@@ -71,6 +71,7 @@ where
 {
     fn linear_forward(&self, x: &Matrix<E, Self>, w: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
         let shape = *w.shape();
+        assert_eq!(x.shape().1, shape.1);
         let y = with_elements(x, |x| with_elements(w, |w| forward(x, w, shape)));
         self.try_tensor_from_vec(y, (x.shape().0, shape.0))
     }
@@ -124,7 +125,7 @@ pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], 
 
 /// c = a b, or c += a b where `add` says so, on all threads.
 fn multiply<E: Real>(a: gemm::Matrix<E>, b: gemm::Matrix<E>, c: &mut [E], add: bool) {
-    // Packing b pays where many rows of a follow; a product that packs more does so on one thread where it is small.
+    // Packing b pays where many rows of a are multiplied with it; gemm, which packs less, leaves small products to one thread.
     if a.rows < PACKED_ROWS || !b.columns.is_multiple_of(WHOLE_VECTORS) || a.columns == 0 {
         return gemm(a, b, if add { E::one() } else { E::zero() }, c, Threads::All);
     }

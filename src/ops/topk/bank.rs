@@ -1,6 +1,6 @@
 //! Rows that are searched again and again.
 
-use super::{Found, TopK, search};
+use super::{Factors, TopK, search};
 use crate::ops::{
     Real,
     columns::WHOLE_VECTORS,
@@ -51,7 +51,7 @@ impl<E: Real> Bank<E> {
 
     /// As [`super::top_k`].
     pub fn top_k(&self, queries: &[E], k: usize, excluded: impl Fn(usize, usize) -> bool + Sync) -> TopK<E> {
-        let bank = if self.packed.is_empty() { Found::Plain(&self.rows) } else { Found::Packed(&self.packed) };
+        let bank = if self.packed.is_empty() { Factors::Plain(&self.rows) } else { Factors::Packed(&self.packed) };
         let rows = self.rows.len() / self.dim;
         search(queries, bank, [rows, self.dim], k, self.products, excluded)
     }

@@ -59,19 +59,19 @@ pub fn top_k<E: Real>(
 ) -> TopK<E> {
     assert!(dim > 0 && bank.len().is_multiple_of(dim));
     let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
-    search(queries, Found::Plain(bank), [bank.len() / dim, dim], k, products, excluded)
+    search(queries, Factors::Plain(bank), [bank.len() / dim, dim], k, products, excluded)
 }
 
 /// The factors of a bank's rows: as they are, or packed as the products want them.
 #[derive(Clone, Copy)]
-enum Found<'a, E> {
+enum Factors<'a, E> {
     Plain(&'a [E]),
     Packed(&'a [E]),
 }
 
 fn search<E: Real>(
     queries: &[E],
-    bank: Found<E>,
+    bank: Factors<E>,
     [rows, dim]: [usize; 2],
     k: usize,
     products: Products,
@@ -100,7 +100,7 @@ fn search<E: Real>(
 /// goes on with the same running bests.
 struct Search<'a, E, F> {
     queries: &'a [E],
-    bank: Found<'a, E>,
+    bank: Factors<'a, E>,
     rows: usize,
     dim: usize,
     k: usize,
@@ -132,16 +132,16 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                         let scores_of = &mut scores[..range.len() * width];
                         let lying = |data, row| Left { factors: Strided { data, row, column: 1 }, rows: range.len() };
                         match bank {
-                            Found::Plain(bank) if P::PACKS => {
+                            Factors::Plain(bank) if P::PACKS => {
                                 let rows = &bank[range.start * dim..range.end * dim];
                                 E::with_scratch(rows.len() / P::PACK, |memory| {
                                     multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores_of, false);
                                 });
                             }
-                            Found::Plain(bank) => {
+                            Factors::Plain(bank) => {
                                 multiply::<E, P>(lying(&bank[range.start * dim..], dim), queries, scores_of, false);
                             }
-                            Found::Packed(bank) => {
+                            Factors::Packed(bank) => {
                                 let row = dim / P::PACK;
                                 multiply::<E, P>(lying(&bank[range.start * row..], row), queries, scores_of, false);
                             }
