@@ -5,7 +5,7 @@ pub mod cuda;
 
 use rayon::prelude::*;
 
-use super::{Real, conv2d::Size};
+use super::{Real, conv2d::Size, simd::vectorized};
 
 /// Height and width after pooling.
 pub fn pooled(size: Size) -> Size {
@@ -21,20 +21,31 @@ pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], taps
     rows.for_each(|(i, (y, taps))| {
         let (n, oy) = (i / out.h, i % out.h);
         let x = &x[n * image..(n + 1) * image];
-        for ox in 0..out.w {
-            let (y, taps) = (&mut y[ox * channels..][..channels], &mut taps[ox * channels..][..channels]);
-            y.fill(E::neg_infinity());
-            taps.fill(u8::MAX);
-            for_each_tap(size, oy, ox, |tap, pixel| {
-                let x = &x[pixel * channels..][..channels];
-                for c in 0..channels {
-                    // A NaN wins over everything, so that it is noticed.
-                    if taps[c] == u8::MAX || x[c] > y[c] || x[c].is_nan() {
-                        (y[c], taps[c]) = (x[c], tap);
-                    }
+        vectorized(
+            #[inline(always)]
+            || {
+                for ox in 0..out.w {
+                    let (y, taps) = (&mut y[ox * channels..][..channels], &mut taps[ox * channels..][..channels]);
+                    y.fill(E::neg_infinity());
+                    taps.fill(u8::MAX);
+                    for_each_tap(
+                        size,
+                        oy,
+                        ox,
+                        #[inline(always)]
+                        |tap, pixel| {
+                            let x = &x[pixel * channels..][..channels];
+                            for c in 0..channels {
+                                // A NaN wins over everything, so that it is noticed. No branch, or it is no vector code.
+                                let wins = (taps[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
+                                y[c] = if wins { x[c] } else { y[c] };
+                                taps[c] = if wins { tap } else { taps[c] };
+                            }
+                        },
+                    );
                 }
-            });
-        }
+            },
+        );
     });
 }
 
@@ -45,19 +56,29 @@ pub fn max_pool_backward<E: Real>(gy: &[E], taps: &[u8], size: Size, channels: u
     let images = gx.par_chunks_mut(size.h * size.w * channels).zip(gy.par_chunks(pooled_image));
     images.zip(taps.par_chunks(pooled_image)).for_each(|((gx, gy), taps)| {
         gx.fill(E::zero());
-        for oy in 0..out.h {
-            for ox in 0..out.w {
-                let at = (oy * out.w + ox) * channels;
-                for_each_tap(size, oy, ox, |tap, pixel| {
-                    let gx = &mut gx[pixel * channels..][..channels];
-                    for c in 0..channels {
-                        if taps[at + c] == tap {
-                            gx[c] += gy[at + c];
-                        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for oy in 0..out.h {
+                    for ox in 0..out.w {
+                        let at = (oy * out.w + ox) * channels;
+                        let (gy, taps) = (&gy[at..][..channels], &taps[at..][..channels]);
+                        for_each_tap(
+                            size,
+                            oy,
+                            ox,
+                            #[inline(always)]
+                            |tap, pixel| {
+                                let gx = &mut gx[pixel * channels..][..channels];
+                                for c in 0..channels {
+                                    gx[c] += if taps[c] == tap { gy[c] } else { E::zero() };
+                                }
+                            },
+                        );
                     }
-                });
-            }
-        }
+                }
+            },
+        );
     });
 }
 

@@ -42,10 +42,8 @@ impl Conv2d {
                 Conv2d { padding: self.kernel - 1 - self.padding, input: self.output, output: self.input, ..*self };
             let (x, moments) = (Source::plain(gy), &mut TileMoments::none());
             if let Some(tiling) = winograd::Tiling::of(&mirrored, out) {
-                let last = self.kernel * self.kernel - 1;
-                let weight = |output, tap, input| weight[input * self.patch() + (last - tap) * self.input + output];
-                let (conv, tiling) = (&mirrored, &tiling);
-                return self.products.run(winograd::Forward { conv, tiling, x, weight, beta, y: gx, moments });
+                let (conv, tiling, kernels) = (&mirrored, &tiling, winograd::Kernels::Mirrored(weight));
+                return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y: gx, moments });
             }
             if self.is_packed() && self.kernel == 1 {
                 let weight = Matrix::new(weight, self.output, self.input);

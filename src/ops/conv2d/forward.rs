@@ -30,9 +30,8 @@ impl Conv2d {
         let mut none = TileMoments::none();
         let moments = moments.unwrap_or(&mut none);
         if let Some(tiling) = winograd::Tiling::of(self, size) {
-            let patch = self.patch();
-            let weight = |output, tap, input| weight[output * patch + tap * self.input + input];
-            return self.products.run(winograd::Forward { conv: self, tiling: &tiling, x, weight, beta, y, moments });
+            let (conv, tiling, kernels) = (self, &tiling, winograd::Kernels::Own(weight));
+            return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y, moments });
         }
         let weight = Matrix::new(weight, self.output, self.patch()).t();
         if self.is_packed() {

@@ -9,7 +9,7 @@ use super::{
     SHARED, blocks_at_once, by_point,
     tiles::{TransformInput, TransformOutput, strip_len},
     tiling::{POINTS, Tiling},
-    weights::Weights,
+    weights::{Kernels, Weights},
 };
 use crate::ops::{
     Real,
@@ -18,26 +18,26 @@ use crate::ops::{
     product::{Left, Multiply, Operand, Strided, WithOperand},
 };
 
-/// y = conv(x, weight) + beta y with `beta` 0 or 1, where element (output, tap, input) of the weights is `weight`'s result.
+/// y = conv(x, kernels) + beta y with `beta` 0 or 1.
 /// Statistics of y are taken while a block is in the cache.
-pub struct Forward<'a, E, F> {
+pub struct Forward<'a, E> {
     pub conv: &'a Conv2d,
     pub tiling: &'a Tiling,
     pub x: Source<'a, E>,
-    pub weight: F,
+    pub kernels: Kernels<'a, E>,
     pub beta: E,
     pub y: &'a mut [E],
     pub moments: &'a mut TileMoments<E>,
 }
 
-impl<E: Real, F: Fn(usize, usize, usize) -> E + Sync> WithOperand<E> for Forward<'_, E, F> {
+impl<E: Real> WithOperand<E> for Forward<'_, E> {
     type Output = ();
 
     fn with<P: Operand<E>>(self) {
-        let Self { conv, tiling, x, weight, beta, y, moments } = self;
+        let Self { conv, tiling, x, kernels, beta, y, moments } = self;
         let Conv2d { input, output, .. } = *conv;
         E::with_scratch(Weights::<E>::len::<P>(input, output), |memory| {
-            let weights = &Weights::of::<P>(input, output, weight, memory);
+            let weights = &Weights::of::<P>(input, output, kernels, memory);
             let pixels = tiling.pixels_per_block();
             moments.reset(tiling.size.pixels(), pixels, output);
             let pass = Pass::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };

@@ -23,6 +23,7 @@ mod weights;
 pub use backward::BackwardWeight;
 pub use forward::Forward;
 pub use tiling::Tiling;
+pub use weights::Kernels;
 
 use tiling::POINTS;
 

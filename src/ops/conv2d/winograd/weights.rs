@@ -11,12 +11,49 @@ use super::{
 };
 use crate::ops::{
     Real,
-    lanes::Vector,
+    lanes::{Vector, lanes},
     product::{Operand, PANEL, Panels},
 };
 
 /// Rows and columns of a kernel.
 const KERNEL: usize = 3;
+const TAPS: usize = KERNEL * KERNEL;
+
+/// The kernels of a convolution.
+#[derive(Clone, Copy)]
+pub enum Kernels<'a, E> {
+    /// As it has them: [output, taps, input].
+    Own(&'a [E]),
+    /// Those of the convolution whose data gradient it computes, [input, mirrored taps, output].
+    Mirrored(&'a [E]),
+}
+
+impl<E: Real> Kernels<'_, E> {
+    /// Those of [`CHANNELS`] channels each from channels `i` and `o` on, of [input, output], as `taps` [inputs, taps, outputs].
+    fn gather(self, [input, output]: [usize; 2], [i, o]: [usize; 2], taps: &mut [E]) {
+        match self {
+            Kernels::Own(weight) => {
+                for c in 0..CHANNELS {
+                    for tap in 0..TAPS {
+                        let inputs = &weight[((o + c) * TAPS + tap) * input + i..][..CHANNELS];
+                        for (l, value) in inputs.iter().enumerate() {
+                            taps[(l * TAPS + tap) * CHANNELS + c] = *value;
+                        }
+                    }
+                }
+            }
+            Kernels::Mirrored(weight) => {
+                for (l, taps) in taps.chunks_exact_mut(TAPS * CHANNELS).enumerate() {
+                    for (tap, outputs) in taps.chunks_exact_mut(CHANNELS).enumerate() {
+                        let from = ((i + l) * TAPS + TAPS - 1 - tap) * output + o;
+                        outputs.copy_from_slice(&weight[from..][..CHANNELS]);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// G g G^T of all weights: a right factor [input, output] per point.
 pub struct Weights<'a, E> {
     values: &'a [E],
@@ -31,13 +68,8 @@ impl<'a, E: Real> Weights<'a, E> {
         POINTS * input / P::PACK * output
     }
 
-    /// Transforms weights of which `at(output, tap, input)` is the element, into `values`.
-    pub fn of<P: Operand<E>>(
-        input: usize,
-        output: usize,
-        at: impl Fn(usize, usize, usize) -> E + Sync,
-        values: &'a mut [E],
-    ) -> Self {
+    /// Transforms `kernels` into `values`.
+    pub fn of<P: Operand<E>>(input: usize, output: usize, kernels: Kernels<E>, values: &'a mut [E]) -> Self {
         let depth = input / P::PACK;
         let mut parts: Vec<Vec<&mut [E]>> = (0..output.div_ceil(PANEL)).map(|_| Vec::new()).collect();
         for point in values.chunks_exact_mut(depth * output) {
@@ -48,16 +80,12 @@ impl<'a, E: Real> Weights<'a, E> {
         parts.into_par_iter().enumerate().for_each(|(panel, mut points)| {
             let first = panel * PANEL;
             let width = PANEL.min(output - first);
-            let mut taps = vec![E::zero(); KERNEL * KERNEL * CHANNELS];
-            for i in 0..input {
+            let mut taps = vec![E::zero(); CHANNELS * TAPS * CHANNELS];
+            for i in (0..input).step_by(CHANNELS) {
                 for o in (0..width).step_by(CHANNELS) {
-                    for (tap, row) in taps.chunks_exact_mut(CHANNELS).enumerate() {
-                        for (c, value) in row.iter_mut().enumerate() {
-                            *value = at(first + o + c, tap, i);
-                        }
-                    }
-                    let (at, part) = (i / P::PACK * width + o, i % P::PACK);
-                    P::dispatch(Transform::<E, P> { taps: &taps, points: &mut points, at, part, operand: PhantomData });
+                    kernels.gather([input, output], [i, first + o], &mut taps);
+                    let (at, row) = (i / P::PACK * width + o, width);
+                    P::dispatch(Transform::<E, P> { taps: &taps, points: &mut points, at, row, operand: PhantomData });
                 }
             }
         });
@@ -71,14 +99,14 @@ impl<'a, E: Real> Weights<'a, E> {
     }
 }
 
-/// G g G^T for [`CHANNELS`] pairs of channels.
+/// G g G^T of the kernels of [`CHANNELS`] input with as many output channels.
 struct Transform<'a, 'b, E, P> {
-    /// [taps, CHANNELS]
+    /// [inputs, taps, outputs]
     taps: &'a [E],
     points: &'a mut [&'b mut [E]],
+    /// Where the first result belongs in a point's matrix, and elements of a row of it.
     at: usize,
-    /// Which factor of its elements this is.
-    part: usize,
+    row: usize,
     operand: PhantomData<P>,
 }
 
@@ -88,38 +116,58 @@ impl<E: Real, P: Operand<E>> WithSimd for Transform<'_, '_, E, P> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let taps = E::vectors::<S>(self.taps);
-        let vectors = taps.len() / (KERNEL * KERNEL);
-        for v in 0..vectors {
-            let zero = Vector::splat(simd, E::zero());
-            let mut rows = [[zero; KERNEL]; SIDE];
-            for x in 0..KERNEL {
-                let mut column = [zero; KERNEL];
-                for y in 0..KERNEL {
-                    column[y] = Vector::new(simd, taps[(y * KERNEL + x) * vectors + v]);
-                }
-                let values = transform::weight(column);
+        let vectors = CHANNELS / lanes::<E, S>();
+        for input in (0..CHANNELS).step_by(P::PACK) {
+            let target = self.at + input / P::PACK * self.row;
+            for v in 0..vectors {
+                let first = down::<E, S>(simd, &taps[input * TAPS * vectors..][..TAPS * vectors], v);
+                let second = match P::PACK {
+                    2 => down::<E, S>(simd, &taps[(input + 1) * TAPS * vectors..][..TAPS * vectors], v),
+                    _ => first,
+                };
                 for i in 0..SIDE {
-                    rows[i][x] = values[i];
-                }
-            }
-            for i in 0..SIDE {
-                let values = transform::weight(rows[i]);
-                for j in 0..SIDE {
-                    let point = &mut self.points[i * SIDE + j][self.at..][..CHANNELS];
-                    let point = &mut E::vectors_mut::<S>(point)[v];
-                    // SAFETY: that is room for a vector.
-                    unsafe { P::store_across(simd, values[j].lanes, self.part, std::ptr::from_mut(point).cast()) };
+                    let (first, second) = (transform::weight(first[i]), transform::weight(second[i]));
+                    for j in 0..SIDE {
+                        let point = &mut self.points[i * SIDE + j][target..][..CHANNELS];
+                        let point = std::ptr::from_mut(&mut E::vectors_mut::<S>(point)[v]).cast();
+                        // SAFETY: that is room for a vector.
+                        unsafe {
+                            match P::PACK {
+                                2 => P::store_both_across(simd, [first[j].lanes, second[j].lanes], point),
+                                _ => P::store_across(simd, first[j].lanes, 0, point),
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 }
 
+/// G g of vector `v` of the kernels `taps` [3, 3, vectors], by rows.
+#[inline(always)]
+fn down<E: Real, S: Simd>(simd: S, taps: &[E::Vector<S>], v: usize) -> [[Vector<E, S>; KERNEL]; SIDE] {
+    let zero = Vector::splat(simd, E::zero());
+    let vectors = taps.len() / TAPS;
+    let mut rows = [[zero; KERNEL]; SIDE];
+    for x in 0..KERNEL {
+        let mut column = [zero; KERNEL];
+        for y in 0..KERNEL {
+            column[y] = Vector::new(simd, taps[(y * KERNEL + x) * vectors + v]);
+        }
+        let values = transform::weight(column);
+        for i in 0..SIDE {
+            rows[i][x] = values[i];
+        }
+    }
+    rows
+}
+
 /// Adds to `gradient` [output, taps, input] what `points` [36, output, input], the transformed weights' gradient, means
 /// for the weights: G^T u G.
 pub fn add_gradient<E: Real>(points: &[E], input: usize, gradient: &mut [E]) {
     let point = points.len() / POINTS;
-    gradient.par_chunks_exact_mut(KERNEL * KERNEL * input).enumerate().for_each(|(o, gradient)| {
+    gradient.par_chunks_exact_mut(TAPS * input).enumerate().for_each(|(o, gradient)| {
         let rows = std::array::from_fn(|p| &points[p * point + o * input..][..input]);
         Arch::new().dispatch(AddGradient { rows, gradient });
     });
