@@ -32,9 +32,8 @@ impl<E: Real, P: Pass<E>> WithSimd for Run<'_, E, P> {
         let Self { pass, channels, out } = self;
         let columns = channels / lanes::<E, S>();
         for (row, out) in E::vectors_mut::<S>(out).chunks_exact_mut(columns).enumerate() {
-            for column in 0..columns {
-                let before = Vector::new(simd, out[column]);
-                out[column] = pass.vector(simd, row * columns + column, column, before).lanes;
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = pass.vector(simd, row * columns + column, column, Vector::new(simd, *out)).lanes;
             }
         }
     }

@@ -96,8 +96,7 @@ fn search<E: Real>(
     TopK { k, indices: rows().map(|row| row.1).collect(), scores: rows().map(|row| row.0).collect() }
 }
 
-/// The search for one block of queries. Blocks of the bank are shared out among the threads; whoever has several in a row
-/// goes on with the same running bests.
+/// The search for one block of queries. Blocks of the bank are shared out among the threads.
 struct Search<'a, E, F> {
     queries: &'a [E],
     bank: Factors<'a, E>,
@@ -119,40 +118,38 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
         padded.resize(width * dim, E::zero());
         E::with_scratch(elements::<E, P>(dim) * width, |memory| {
             let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory);
+            let score = |block: usize, bests: &mut Bests<E>, scores: &mut [E]| {
+                let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
+                let scores = &mut scores[..range.len() * width];
+                let lying = |data, row| Left { factors: Strided { data, row, column: 1 }, rows: range.len() };
+                match bank {
+                    Factors::Plain(bank) if P::PACKS => {
+                        let rows = &bank[range.start * dim..range.end * dim];
+                        E::with_scratch(rows.len() / P::PACK, |memory| {
+                            multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores, false);
+                        });
+                    }
+                    Factors::Plain(bank) => {
+                        multiply::<E, P>(lying(&bank[range.start * dim..], dim), queries, scores, false);
+                    }
+                    Factors::Packed(bank) => {
+                        let row = dim / P::PACK;
+                        multiply::<E, P>(lying(&bank[range.start * row..], row), queries, scores, false);
+                    }
+                }
+                bests.offer(range.start, scores, width, &excluded);
+            };
+            // One run of blocks for each thread, since a run begins without a floor, below which nothing is looked at.
             let blocks = rows.div_ceil(BANK_BLOCK);
-            // A run begins without a floor, below which nothing is looked at: one for each thread.
-            let run = blocks.div_ceil(rayon::current_num_threads());
-            (0..blocks)
-                .into_par_iter()
-                .with_min_len(run)
-                .fold(
-                    || (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]),
-                    |(mut bests, mut scores), block| {
-                        let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
-                        let scores_of = &mut scores[..range.len() * width];
-                        let lying = |data, row| Left { factors: Strided { data, row, column: 1 }, rows: range.len() };
-                        match bank {
-                            Factors::Plain(bank) if P::PACKS => {
-                                let rows = &bank[range.start * dim..range.end * dim];
-                                E::with_scratch(rows.len() / P::PACK, |memory| {
-                                    multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores_of, false);
-                                });
-                            }
-                            Factors::Plain(bank) => {
-                                multiply::<E, P>(lying(&bank[range.start * dim..], dim), queries, scores_of, false);
-                            }
-                            Factors::Packed(bank) => {
-                                let row = dim / P::PACK;
-                                multiply::<E, P>(lying(&bank[range.start * row..], row), queries, scores_of, false);
-                            }
-                        }
-                        bests.offer(range.start, scores_of, width, &excluded);
-                        (bests, scores)
-                    },
-                )
-                .map(|(bests, _)| bests)
-                .reduce_with(Bests::merge)
-                .expect("the bank has at least one row")
+            let runs = rayon::current_num_threads().min(blocks);
+            let found = (0..runs).into_par_iter().with_max_len(1).map(|run| {
+                let (mut bests, mut scores) = (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]);
+                for block in run * blocks / runs..(run + 1) * blocks / runs {
+                    score(block, &mut bests, &mut scores);
+                }
+                bests
+            });
+            found.reduce_with(Bests::merge).expect("the bank has at least one row")
         })
     }
 }
