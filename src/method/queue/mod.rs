@@ -38,8 +38,6 @@ pub struct Queue<E> {
     copies: BTreeMap<i64, usize>,
     /// Where the next row goes.
     next: usize,
-    /// How a search on the CPU reads factors.
-    products: Products,
 }
 
 /// What is known of each row.
@@ -103,13 +101,11 @@ impl<E: Real> Queue<E> {
             marks: Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] },
             copies: [(NONE, length)].into(),
             next: 0,
-            products: Products::Full,
         }
     }
 
     /// Has the search read factors as `products` says. Rows themselves stay as they are.
     pub fn set_products(&mut self, products: Products) {
-        self.products = products;
         match &mut self.rows {
             Rows::Host(bank, _) => bank.set_products(products),
             #[cfg(any(test, feature = "cuda"))]
@@ -228,12 +224,19 @@ impl<E: Real> Queue<E> {
         }
         self.copies.clear();
         self.marks.samples.iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
-        let before = std::mem::replace(&mut self.rows, Rows::Host(Bank::new(bank, self.dim, self.products), norms));
-        match before {
-            Rows::Host(..) => Ok(()),
+        match &mut self.rows {
+            Rows::Host(kept, kept_norms) => {
+                kept.write(0, &bank);
+                *kept_norms = norms;
+            }
             #[cfg(any(test, feature = "cuda"))]
-            Rows::Gpu(gpu, _) => Ok(self.move_to(&gpu)?),
+            Rows::Gpu(gpu, _) => {
+                let gpu = gpu.clone();
+                self.rows = Rows::Host(Bank::new(bank, self.dim, Products::Full), norms);
+                self.move_to(&gpu)?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -229,16 +229,12 @@ impl<E: Real, P: Operand<E>> WithSimd for PackTransposed<'_, E, P> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { b, columns, packed, memory, .. } = self;
-        let (width, depth, step) = (columns.len(), elements::<E, P>(b.rows), lanes::<E, S>() / P::PACK);
+        let (width, depth) = (columns.len(), elements::<E, P>(b.rows));
         assert!(memory.len() == depth * WHOLE_VECTORS && packed.len() >= depth * width);
         for first in (0..width).step_by(WHOLE_VECTORS) {
             for (j, row) in memory.chunks_exact_mut(depth).enumerate() {
-                let column = E::vectors::<S>(&b.data[(columns.start + first + j) * b.column_stride..][..b.rows]);
-                assert_eq!(row.len(), column.len() * step);
-                for i in 0..column.len() {
-                    // SAFETY: the assertion leaves room for `step` elements per vector.
-                    unsafe { P::store_along(simd, column[i], row.as_mut_ptr().add(i * step)) };
-                }
+                let factors = &b.data[(columns.start + first + j) * b.column_stride..][..b.rows];
+                PackAlong::<E, P> { factors, packed: row, operand: PhantomData }.with_simd(simd);
             }
             for (l, row) in packed.chunks_exact_mut(width).enumerate().take(depth) {
                 let row = &mut row[first..first + WHOLE_VECTORS];

@@ -121,7 +121,6 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
             let score = |block: usize, bests: &mut Bests<E>, scores: &mut [E]| {
                 let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
                 let scores = &mut scores[..range.len() * width];
-                let lying = |data, row| Left { factors: Strided { data, row, column: 1 }, rows: range.len() };
                 match bank {
                     Factors::Plain(bank) if P::PACKS => {
                         let rows = &bank[range.start * dim..range.end * dim];
@@ -129,12 +128,10 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                             multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores, false);
                         });
                     }
-                    Factors::Plain(bank) => {
-                        multiply::<E, P>(lying(&bank[range.start * dim..], dim), queries, scores, false);
-                    }
-                    Factors::Packed(bank) => {
-                        let row = dim / P::PACK;
-                        multiply::<E, P>(lying(&bank[range.start * row..], row), queries, scores, false);
+                    Factors::Plain(bank) | Factors::Packed(bank) => {
+                        let row = elements::<E, P>(dim);
+                        let factors = Strided { data: &bank[range.start * row..], row, column: 1 };
+                        multiply::<E, P>(Left { factors, rows: range.len() }, queries, scores, false);
                     }
                 }
                 bests.offer(range.start, scores, width, &excluded);
