@@ -18,7 +18,9 @@ impl<E: Real> Buffers<E> {
     /// A buffer of `len` elements whose values are unspecified.
     pub fn take(&mut self, len: usize) -> Vec<E> {
         let fits = |b: &Vec<E>| b.capacity() >= len && b.capacity() <= 2 * len;
-        let best = (0..self.free.len()).filter(|i| fits(&self.free[*i])).min_by_key(|i| self.free[*i].capacity());
+        // What had the same length needs no zeros.
+        let cost = |i: &usize| (self.free[*i].len() != len, self.free[*i].capacity());
+        let best = (0..self.free.len()).filter(|i| fits(&self.free[*i])).min_by_key(cost);
         let mut buffer = best.map_or_else(|| Vec::with_capacity(len), |i| self.free.swap_remove(i));
         buffer.resize(len, E::zero());
         buffer

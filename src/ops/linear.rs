@@ -9,6 +9,7 @@ use super::{
     gemm::{self, Threads, gemm},
     product::{self, Full, Left, Panels, Strided},
     row_dots::{few, row_dots},
+    row_sums::{add_to_few, add_to_many},
     seam::{Buffer, Matrix, with_elements},
 };
 
@@ -114,12 +115,18 @@ pub fn forward<E: Real>(x: &[E], w: &[E], (out, input): (usize, usize)) -> Vec<E
 /// gx [n, in] += gy [n, out] w.
 pub fn backward_x<E: Real>(w: &[E], (out, input): (usize, usize), gx: &mut [E], gy: &[E]) {
     let n = gy.len() / out;
+    if few(n, input) {
+        return add_to_few(Strided { data: gy, row: out, column: 1 }, w, input, gx);
+    }
     multiply(gemm::Matrix::new(gy, n, out), gemm::Matrix::new(w, out, input), gx, true);
 }
 
 /// gw [out, in] += gy^T x.
 pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], gy: &[E]) {
     let n = x.len() / input;
+    if few(n, input) {
+        return add_to_many(Strided { data: gy, row: 1, column: out }, x, input, gw);
+    }
     multiply(gemm::Matrix::new(gy, n, out).t(), gemm::Matrix::new(x, n, input), gw, true);
 }
 

@@ -29,22 +29,29 @@ struct RawTarget<E> {
     add: bool,
 }
 
-/// c [m, n] = a [m, k] b [k, n], b's columns being neighbours; k counts elements of factors. Each element of c is one sum
-/// over k in order.
+/// # Panics
+/// When n is no multiple of [`WHOLE_VECTORS`], b's columns are no neighbours, or a slice is too short.
+#[inline(always)]
+pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<E>) {
+    assert!(n.is_multiple_of(WHOLE_VECTORS) && m > 0 && k > 0 && n > 0);
+    assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
+    assert!(b.column == 1 && (k - 1) * b.row + n <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
+}
+
+/// [`Operand::product`] on the vector unit.
 ///
 /// # Panics
-/// When n is no multiple of [`WHOLE_VECTORS`], or a slice is too short.
+/// As [`check`].
 #[inline(always)]
 pub fn product<E: Real, P: Operand<E>, S: Simd>(
     simd: S,
-    [m, k, n]: [usize; 3],
+    shape: [usize; 3],
     a: Strided<E>,
     b: Strided<E>,
     c: Target<E>,
 ) {
-    assert!(n.is_multiple_of(WHOLE_VECTORS) && m > 0 && k > 0 && n > 0);
-    assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
-    assert!(b.column == 1 && (k - 1) * b.row + n <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
+    check(shape, a, b, &c);
+    let [m, k, n] = shape;
     let lanes = lanes::<E, S>();
     let many_registers = S::REGISTER_COUNT >= 32;
     let target = RawTarget { data: c.data.as_mut_ptr(), row: c.row, add: c.add };

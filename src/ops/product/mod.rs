@@ -1,8 +1,8 @@
 //! Matrix products whose factors are packed for the registers first, in full precision or rounded to bf16.
 //!
 //! In bf16 (8 bits of mantissa) two factors that follow each other in a sum share one element of 32 bits, and one
-//! instruction multiplies and adds both where the CPU has it (AVX512-BF16); elsewhere factors are rounded and computed with
-//! in full. Sums are never rounded below the precision of the result.
+//! instruction multiplies and adds both where the CPU has it (AVX512-BF16, or AMX for 16 by 16 sums at once); elsewhere factors
+//! are rounded and computed with in full. Sums are never rounded below the precision of the result.
 
 #![allow(
     clippy::needless_range_loop,
@@ -14,8 +14,10 @@ mod operand;
 mod packed;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
-pub use kernel::{Strided, Target, product};
+pub use kernel::{Strided, Target};
 pub use operand::{Full, Operand, Rounded};
 pub use packed::{Left, Multiply, PANEL, Panels, elements, multiply};
 #[cfg(target_arch = "x86_64")]
@@ -52,5 +54,9 @@ impl Products {
 
 /// What multiplies bf16 on the running CPU; None where factors are rounded and multiplied in full.
 pub fn bf16_unit() -> Option<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    if tiles::available() {
+        return Some("AMX-BF16");
+    }
     f32::multiplies_pairs().then_some("AVX512-BF16")
 }

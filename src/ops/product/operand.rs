@@ -3,6 +3,7 @@
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
+use super::kernel::{self, Strided, Target};
 use crate::ops::{Real, lanes::lanes};
 
 /// A way to hold factors in elements of `E`.
@@ -19,6 +20,19 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
 
     /// The element of `PACK` factors.
     fn pack(factors: &[E]) -> E;
+
+    /// c [m, n] = a [m, k] b [k, n], b's columns being neighbours; k counts elements. Each element of c is one sum over k in an
+    /// order that k alone fixes.
+    ///
+    /// # Panics
+    /// When n is no multiple of [`WHOLE_VECTORS`](crate::ops::columns::WHOLE_VECTORS), or a slice is too short.
+    #[inline(always)]
+    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
+    where
+        Self: Sized,
+    {
+        kernel::product::<E, Self, S>(simd, shape, a, b, c);
+    }
 
     /// sum + a b, with all factors of the elements.
     fn multiply_add<S: Simd>(simd: S, a: E::Vector<S>, b: E::Vector<S>, sum: E::Vector<S>) -> E::Vector<S>;

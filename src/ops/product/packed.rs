@@ -5,7 +5,7 @@ use std::{marker::PhantomData, ops::Range};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Operand, Strided, Target, kernel::product};
+use super::{Operand, Strided, Target};
 use crate::ops::{Real, columns::WHOLE_VECTORS, gemm::Matrix, lanes::lanes};
 
 /// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
@@ -125,7 +125,7 @@ impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
             for panel in b.each() {
                 let b_part = Strided { data: &panel.values[first * panel.width..], row: panel.width, column: 1 };
                 let target = Target { data: &mut c[panel.first..], row: b.columns, add: add || first > 0 };
-                product::<E, P, S>(simd, [rows, depth, panel.width], a, b_part, target);
+                P::product(simd, [rows, depth, panel.width], a, b_part, target);
             }
         }
     }
@@ -332,6 +332,15 @@ mod tests {
     fn pairs_of_bf16_equal_rounded_factors() {
         if super::super::pairs::available() {
             check::<f32, super::super::Pairs>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
+        }
+    }
+
+    /// The same by tiles, on any CPU with AVX512-BF16: where it has none, their instructions are emulated.
+    #[test]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn tiles_of_bf16_equal_rounded_factors() {
+        if super::super::pairs::available() {
+            check::<f32, super::super::tiles::emulator::Tiles>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
         }
     }
 }

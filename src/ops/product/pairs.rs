@@ -1,11 +1,11 @@
-//! Pairs of bf16 factors in one f32's bits, multiplied by AVX512-BF16.
+//! Pairs of bf16 factors in one f32's bits, multiplied by AVX512-BF16 or, where the CPU has it too, by AMX.
 
 use std::{arch::x86_64::*, mem::transmute_copy, sync::OnceLock};
 
 use half::bf16;
 use pulp::{Simd, WithSimd, x86::V4};
 
-use super::Operand;
+use super::{Operand, Strided, Target, kernel, tiles};
 
 /// Two factors per element: the first in the lower half.
 pub struct Pairs;
@@ -47,6 +47,16 @@ impl Operand<f32> for Pairs {
     fn pack(factors: &[f32]) -> f32 {
         let [first, second] = [0, 1].map(|i| u32::from(bf16::from_f32(factors[i]).to_bits()));
         f32::from_bits(second << 16 | first)
+    }
+
+    #[inline(always)]
+    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+        if tiles::available() {
+            // SAFETY: just checked.
+            unsafe { tiles::product(shape, a, b, c) }
+        } else {
+            kernel::product::<f32, Self, S>(simd, shape, a, b, c);
+        }
     }
 
     #[inline(always)]

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use rayon::prelude::*;
+
 use crate::ops::{Real, columns::WHOLE_VECTORS, simd::vectorized};
 
 /// Queries whose scores are compared with their floors at once.
@@ -80,20 +82,39 @@ impl<E: Real> Bests<E> {
         best.kept.push((if score.is_nan() { E::neg_infinity() } else { score }, row));
         if best.kept.len() == 2 * best.k {
             best.select();
-            self.floors[query] = best.kept[best.k - 1].0;
+            // One taken over may be higher; a NaN never is.
+            self.floors[query] = best.kept[best.k - 1].0.max(self.floors[query]);
         }
     }
 
-    /// The best of both.
-    pub fn merge(self, other: Self) -> Self {
-        let bests = self.bests.into_iter().zip(other.bests).map(|(left, right)| left.merge(right)).collect();
-        Self { bests, floors: self.floors }
+    /// Gives the own floors to `floors`, and takes over those that are higher.
+    pub fn exchange(&mut self, floors: &mut Floors<E>) {
+        for (own, shared) in self.floors.iter_mut().zip(&mut floors.0) {
+            *shared = shared.max(*own);
+            *own = own.max(below(*shared));
+        }
     }
 
-    /// Per query at most `k`, best first.
-    pub fn into_sorted(self) -> impl Iterator<Item = Vec<(E, usize)>> {
-        self.bests.into_iter().map(Best::into_sorted)
+    /// The best of all of them: per query at most `k`, best first.
+    pub fn merge(parts: Vec<Self>) -> Vec<Vec<(E, usize)>> {
+        let queries = parts.first().map_or(0, |part| part.bests.len());
+        (0..queries).into_par_iter().map(|query| Best::merge(parts.iter().map(|part| &part.bests[query]))).collect()
     }
+}
+
+/// Per query a score that `k` rows are known to reach, wherever they lie; NaN where none is known.
+pub struct Floors<E>(Vec<E>);
+
+impl<E: Real> Floors<E> {
+    /// Nothing known.
+    pub fn none(queries: usize) -> Self {
+        Self(vec![E::nan(); queries])
+    }
+}
+
+/// Less than `floor`, as a row that equals another run's floor may come first by its number; NaN where there is nothing less.
+fn below<E: Real>(floor: E) -> E {
+    if floor.is_finite() { floor - (floor.abs() * E::epsilon() + E::min_positive_value()) } else { E::nan() }
 }
 
 /// Whether a score is not below its floor. No early exit: without one the loop becomes vector instructions.
@@ -108,18 +129,16 @@ fn reaches<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> bool {
 }
 
 impl<E: Real> Best<E> {
-    /// The best of both.
-    fn merge(mut self, other: Self) -> Self {
-        self.kept.extend(other.kept);
-        self.select();
-        self
-    }
-
-    /// At most `k`, best first.
-    fn into_sorted(mut self) -> Vec<(E, usize)> {
-        self.select();
-        self.kept.sort_unstable_by(better);
-        self.kept
+    /// The best of all of them: at most `k`, best first.
+    fn merge<'a>(parts: impl Iterator<Item = &'a Self>) -> Vec<(E, usize)> {
+        let mut all = Self { k: 0, kept: Vec::new() };
+        for part in parts {
+            all.k = part.k;
+            all.kept.extend_from_slice(&part.kept);
+        }
+        all.select();
+        all.kept.sort_unstable_by(better);
+        all.kept
     }
 
     /// Drops all but the `k` best; the worst of these is then the last.

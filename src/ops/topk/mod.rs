@@ -10,10 +10,15 @@ mod best;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use rayon::prelude::*;
 
 pub use self::bank::Bank;
-use self::best::Bests;
+use self::best::{Bests, Floors};
 use super::{
     Real,
     columns::WHOLE_VECTORS,
@@ -25,6 +30,8 @@ use super::{
 const QUERY_BLOCK: usize = 256;
 /// Bank rows per matrix product. They and their scores must stay in the cache too.
 const BANK_BLOCK: usize = 128;
+/// Blocks after which a thread takes over what the others have found out.
+const EXCHANGE: usize = 4;
 
 /// The rows that [`top_k`] found, best first.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +95,7 @@ fn search<E: Real>(
         .flat_map_iter(|(block, queries)| {
             let first = block * QUERY_BLOCK;
             let excluded = |query, row| excluded(first + query, row);
-            products.run(Search { queries, bank, rows, dim, k, excluded }).into_sorted()
+            products.run(Search { queries, bank, rows, dim, k, excluded })
         })
         .collect();
     let k = found.iter().map(Vec::len).min().unwrap_or(k);
@@ -96,7 +103,7 @@ fn search<E: Real>(
     TopK { k, indices: rows().map(|row| row.1).collect(), scores: rows().map(|row| row.0).collect() }
 }
 
-/// The search for one block of queries. Blocks of the bank are shared out among the threads.
+/// The search for one block of queries: per query at most `k`, best first. Blocks of the bank are shared out among the threads.
 struct Search<'a, E, F> {
     queries: &'a [E],
     bank: Factors<'a, E>,
@@ -107,9 +114,9 @@ struct Search<'a, E, F> {
 }
 
 impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, E, F> {
-    type Output = Bests<E>;
+    type Output = Vec<Vec<(E, usize)>>;
 
-    fn with<P: Operand<E>>(self) -> Bests<E> {
+    fn with<P: Operand<E>>(self) -> Self::Output {
         let Self { queries, bank, rows, dim, k, excluded } = self;
         let n = queries.len() / dim;
         // Products come in whole vectors of queries.
@@ -136,17 +143,26 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                 }
                 bests.offer(range.start, scores, width, &excluded);
             };
-            // One run of blocks for each thread, since a run begins without a floor, below which nothing is looked at.
+            // One run for each thread, since a run begins without floors, below which nothing is looked at. Each takes the
+            // blocks that no other took, and now and then the floors that all have reached.
             let blocks = rows.div_ceil(BANK_BLOCK);
             let runs = rayon::current_num_threads().min(blocks);
-            let found = (0..runs).into_par_iter().with_max_len(1).map(|run| {
+            let (next, floors) = (AtomicUsize::new(0), Mutex::new(Floors::none(n)));
+            let found = (0..runs).into_par_iter().with_max_len(1).map(|_| {
                 let (mut bests, mut scores) = (Bests::new(n, k), vec![E::zero(); BANK_BLOCK * width]);
-                for block in run * blocks / runs..(run + 1) * blocks / runs {
+                for taken in 1.. {
+                    let block = next.fetch_add(1, Ordering::Relaxed);
+                    if block >= blocks {
+                        break;
+                    }
                     score(block, &mut bests, &mut scores);
+                    if runs > 1 && taken % EXCHANGE == 0 {
+                        bests.exchange(&mut floors.lock().unwrap_or_else(PoisonError::into_inner));
+                    }
                 }
                 bests
             });
-            found.reduce_with(Bests::merge).expect("the bank has at least one row")
+            Bests::merge(found.collect())
         })
     }
 }

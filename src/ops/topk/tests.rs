@@ -48,13 +48,18 @@ fn equals_a_full_sort_across_block_boundaries_and_with_exclusions() {
 
 #[test]
 fn equal_scores_go_to_the_lower_row() {
-    let (m, k) = (3 * BANK_BLOCK, 100);
+    // Enough rows that several threads exchange their floors.
+    let (m, k) = (12 * EXCHANGE * BANK_BLOCK, 100);
     // Small integers: every dot product is exact and many coincide.
     let bank: Vec<f64> = random(m * 2, 5).iter().map(|v| (v * 6.0).round()).collect();
     let queries = [1.0, 2.0, -1.0, 0.0, 0.0, 0.0];
-    let found = top_k(&queries, &bank, 2, k, Products::Full, |_, _| false);
-    assert_eq!(found.indices, naive(&queries, &bank, 2, k, |_, _| false));
-    assert_eq!(found.indices[2 * k..], (0..k).collect::<Vec<_>>());
+    let expected = naive(&queries, &bank, 2, k, |_, _| false);
+    for threads in 1..=4 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let found = pool.install(|| top_k(&queries, &bank, 2, k, Products::Full, |_, _| false));
+        assert_eq!(found.indices, expected);
+        assert_eq!(found.indices[2 * k..], (0..k).collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::{
 use crate::ops::{
     Real,
     conv2d::{Conv2d, Source, backward::add_in_order},
-    product::{Operand, Strided, Target, WithOperand, elements, product},
+    product::{Operand, Strided, Target, WithOperand, elements},
 };
 
 /// Parts of the batch whose gradients are summed apart, then in order.
@@ -171,6 +171,6 @@ impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
         let a = Strided { data: gradients, row: 1, column: output };
         let b = Strided { data: tiles, row: input, column: 1 };
         let (rows, depth) = (sum.len() / input, elements::<E, P>(count));
-        product::<E, P, S>(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
+        P::product(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
     }
 }

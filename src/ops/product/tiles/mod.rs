@@ -1,0 +1,290 @@
+//! Products of pairs of bf16 by AMX, whose tile registers hold 16 rows of 16 elements.
+//!
+//! One instruction multiplies two tiles and adds to a third: of each sum, 16 elements or 32 factors. A block of the result of
+//! 32 by 32 stays in four registers while two of each factor pass.
+
+#[cfg(all(test, target_os = "linux"))]
+pub mod emulator;
+mod turn;
+
+use std::{
+    arch::{asm, x86_64::__cpuid_count},
+    sync::OnceLock,
+};
+
+use super::{Strided, Target, kernel};
+use crate::ops::scratch::Scratch;
+use turn::turn;
+
+/// Rows of a tile, and elements of a row.
+const SIDE: usize = 16;
+/// Rows and columns of a block.
+const BLOCK: usize = 2 * SIDE;
+
+// Registers: sums by row and column of tiles, then factors.
+const SUMS: [[u8; 2]; 2] = [[0, 1], [2, 3]];
+const LEFT: [u8; 2] = [4, 5];
+const RIGHT: [u8; 2] = [6, 7];
+
+/// Whether the running CPU has the instructions and the system lets this process use them.
+pub fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| cpu_has_tiles() && super::pairs::available() && may_use_tiles())
+}
+
+/// AMX-TILE and AMX-BF16, as CPUID says.
+fn cpu_has_tiles() -> bool {
+    const TILE: u32 = 1 << 24;
+    const BF16: u32 = 1 << 22;
+    let found = __cpuid_count(7, 0).edx;
+    found & TILE != 0 && found & BF16 != 0
+}
+
+/// Linux keeps room for the registers only in processes that ask for it (Documentation/arch/x86/xstate.rst).
+#[cfg(target_os = "linux")]
+fn may_use_tiles() -> bool {
+    const REQUEST_PERMISSION: libc::c_int = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and changes nothing but what this process may use.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    false
+}
+
+/// [`super::Operand::product`] of elements that are pairs.
+///
+/// # Safety
+/// [`available`] must have said so.
+///
+/// # Panics
+/// As [`kernel::check`].
+pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    kernel::check(shape, a, b, &c);
+    let [m, k, n] = shape;
+    let whole = k - k % SIDE;
+    let parts = [(0, whole), (whole, k)].into_iter().filter(|(first, end)| first < end);
+    for (first, end) in parts {
+        for row in (0..m).step_by(BLOCK) {
+            let rows = BLOCK.min(m - row);
+            let data = &a.data[row * a.row + first * a.column..];
+            let target = &mut c.data[row * c.row..];
+            let target = Target { data: target, row: c.row, add: c.add || first > 0 };
+            let right = Strided { data: &b.data[first * b.row..], ..b };
+            let shape = [rows, end - first, n];
+            // SAFETY: as the caller promises.
+            unsafe {
+                if a.column == 1 {
+                    let left = Left { data: data.as_ptr(), row: a.row, step: SIDE };
+                    rows_of_blocks(shape, left, right, target);
+                } else {
+                    f32::with_scratch(shape[1].next_multiple_of(SIDE) * BLOCK, |memory| {
+                        turn([rows, shape[1]], Strided { data, ..a }, memory);
+                        let left = Left { data: memory.as_ptr(), row: SIDE, step: SIDE * BLOCK };
+                        rows_of_blocks(shape, left, right, target);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A left factor of at most [`BLOCK`] rows.
+#[derive(Clone, Copy)]
+struct Left {
+    data: *const f32,
+    /// Elements from a row to the next, and from a tile to the one that follows it along the sum.
+    row: usize,
+    step: usize,
+}
+
+/// The product of at most [`BLOCK`] rows; k is less than [`SIDE`] or a multiple of it.
+///
+/// # Safety
+/// [`available`], and all bounds, must have been checked.
+unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f32>, c: Target<f32>) {
+    // SAFETY: as the caller promises; blocks begin within b and c.
+    unsafe {
+        configure(&Shapes::new(rows, k.min(SIDE)));
+        for column in (0..n).step_by(BLOCK) {
+            let b = right.data.as_ptr().add(column);
+            let c = RawTarget { data: c.data.as_mut_ptr().add(column), row: c.row, add: c.add };
+            let steps = k.div_ceil(SIDE);
+            match (rows > SIDE, n - column > SIDE) {
+                (false, false) => block::<1, 1>(steps, left, b, right.row, c),
+                (false, true) => block::<1, 2>(steps, left, b, right.row, c),
+                (true, false) => block::<2, 1>(steps, left, b, right.row, c),
+                (true, true) => block::<2, 2>(steps, left, b, right.row, c),
+            }
+        }
+        release();
+    }
+}
+
+/// A block of the result; its rows are `row` elements apart.
+#[derive(Clone, Copy)]
+struct RawTarget {
+    data: *mut f32,
+    row: usize,
+    add: bool,
+}
+
+/// A block of `ROWS` by `COLUMNS` tiles; the right factor's rows are `b_row` elements apart.
+///
+/// # Safety
+/// [`configure`] must have been called for it on this thread, and bounds have been checked.
+#[inline(always)]
+unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
+    steps: usize,
+    left: Left,
+    b: *const f32,
+    b_row: usize,
+    c: RawTarget,
+) {
+    const {
+        assert!(1 <= ROWS && ROWS <= 2 && 1 <= COLUMNS && COLUMNS <= 2);
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        let sums = |i: usize, j: usize| c.data.add(i * SIDE * c.row + j * SIDE);
+        begin::<{ SUMS[0][0] }>(sums(0, 0), c.row, c.add);
+        if COLUMNS == 2 {
+            begin::<{ SUMS[0][1] }>(sums(0, 1), c.row, c.add);
+        }
+        if ROWS == 2 {
+            begin::<{ SUMS[1][0] }>(sums(1, 0), c.row, c.add);
+        }
+        if ROWS == 2 && COLUMNS == 2 {
+            begin::<{ SUMS[1][1] }>(sums(1, 1), c.row, c.add);
+        }
+        for step in 0..steps {
+            let (a, b) = (left.data.add(step * left.step), b.add(step * SIDE * b_row));
+            load::<{ RIGHT[0] }>(b, b_row);
+            if COLUMNS == 2 {
+                load::<{ RIGHT[1] }>(b.add(SIDE), b_row);
+            }
+            load::<{ LEFT[0] }>(a, left.row);
+            multiply_add::<{ SUMS[0][0] }, { LEFT[0] }, { RIGHT[0] }>();
+            if COLUMNS == 2 {
+                multiply_add::<{ SUMS[0][1] }, { LEFT[0] }, { RIGHT[1] }>();
+            }
+            if ROWS == 2 {
+                load::<{ LEFT[1] }>(a.add(SIDE * left.row), left.row);
+                multiply_add::<{ SUMS[1][0] }, { LEFT[1] }, { RIGHT[0] }>();
+            }
+            if ROWS == 2 && COLUMNS == 2 {
+                multiply_add::<{ SUMS[1][1] }, { LEFT[1] }, { RIGHT[1] }>();
+            }
+        }
+        store::<{ SUMS[0][0] }>(sums(0, 0), c.row);
+        if COLUMNS == 2 {
+            store::<{ SUMS[0][1] }>(sums(0, 1), c.row);
+        }
+        if ROWS == 2 {
+            store::<{ SUMS[1][0] }>(sums(1, 0), c.row);
+        }
+        if ROWS == 2 && COLUMNS == 2 {
+            store::<{ SUMS[1][1] }>(sums(1, 1), c.row);
+        }
+    }
+}
+
+/// What LDTILECFG reads.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Shapes {
+    /// For a block of `rows` rows, and `depth` elements along the sum.
+    fn new(rows: usize, depth: usize) -> Self {
+        const ELEMENT: usize = size_of::<f32>();
+        let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut set = |register: u8, rows: usize, elements: usize| {
+            shapes.rows[usize::from(register)] = rows as u8;
+            shapes.row_bytes[usize::from(register)] = (elements * ELEMENT) as u16;
+        };
+        for i in 0..2 {
+            set(RIGHT[i], depth, SIDE);
+            let rows = rows.saturating_sub(i * SIDE).min(SIDE);
+            if rows > 0 {
+                set(LEFT[i], rows, depth);
+                set(SUMS[i][0], rows, SIDE);
+                set(SUMS[i][1], rows, SIDE);
+            }
+        }
+        shapes
+    }
+}
+
+// One instruction each. The compiler knows no tile registers and thus neither uses nor saves them between two of these, whose
+// order it keeps, as they are volatile.
+
+/// # Safety
+/// The CPU must have tiles.
+#[inline(always)]
+unsafe fn configure(shapes: &Shapes) {
+    // SAFETY: as the caller promises; LDTILECFG reads 64 bytes.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) shapes, options(nostack, preserves_flags, readonly)) }
+}
+
+/// # Safety
+/// The CPU must have tiles.
+#[inline(always)]
+unsafe fn release() {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
+}
+
+/// Sums from zero, or from what is there.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+unsafe fn begin<const TILE: u8>(from: *const f32, row: usize, add: bool) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if add {
+            load::<TILE>(from, row);
+        } else {
+            asm!("tilezero tmm{}", const TILE, options(nostack, preserves_flags, nomem));
+        }
+    }
+}
+
+/// # Safety
+/// The registers must be configured, and the tile's rows, `row` elements apart, be there.
+#[inline(always)]
+unsafe fn load<const TILE: u8>(from: *const f32, row: usize) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!("tileloadd tmm{}, [{} + 4*{}]", const TILE, in(reg) from, in(reg) row,
+            options(nostack, preserves_flags, readonly));
+    }
+}
+
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+unsafe fn store<const TILE: u8>(to: *mut f32, row: usize) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!("tilestored [{} + 4*{}], tmm{}", in(reg) to, in(reg) row, const TILE, options(nostack, preserves_flags));
+    }
+}
+
+/// # Safety
+/// The registers must be configured.
+#[inline(always)]
+unsafe fn multiply_add<const SUM: u8, const A: u8, const B: u8>() {
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const SUM, const A, const B, options(nostack, preserves_flags, nomem));
+    }
+}
