@@ -40,7 +40,7 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 1,
-            Stage::Pretrain => 6,
+            Stage::Pretrain => 7,
             Stage::Embed => 2,
             Stage::EmbedRandomInit => 2,
             Stage::LinearProbe => 1,

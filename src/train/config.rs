@@ -134,7 +134,7 @@ pub enum Precision {
     /// 32-bit floating point in memory; a GPU's tensor cores may read 10 bits of mantissa. On the CPU the same as f32.
     Tf32,
     /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa); sums, parameters, statistics and
-    /// everything else are f32. Faster on CPUs with AVX512-BF16. Needs the CPU.
+    /// everything else are f32. Faster on CPUs with AMX-BF16 or AVX512-BF16. Needs the CPU.
     Bf16,
     /// 16-bit floating point in the encoder, with f32 sums, parameters and statistics, and loss scaling. Needs a GPU.
     F16,

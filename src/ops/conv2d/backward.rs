@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, Source, packed, winograd};
+use super::{BLOCK_ROWS, Conv2d, Size, Source, packed, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -10,8 +10,10 @@ use crate::ops::{
     simd::vectorized,
 };
 
-/// Parts of the batch whose weight gradients are summed apart, then in order.
-pub(super) const WEIGHT_PARTS: usize = 16;
+/// Into how many parts a batch is cut whose weight gradients are summed apart, then in order: the first that leaves each
+/// [`PART_ROWS`] pixels, as every part costs a pass over the weights.
+const WEIGHT_PARTS: [usize; 4] = [16, 8, 4, 2];
+const PART_ROWS: usize = 96;
 /// Weights per task when the parts are summed.
 const SUM_PART: usize = 1 << 13;
 
@@ -85,7 +87,7 @@ impl Conv2d {
         if self.is_packed() {
             return self.products.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
         }
-        let rows = self.tile_rows();
+        let rows = self.tile_rows(pixels);
         let add_tile = |first: usize, last: usize, patches: &mut Vec<E>, gw: &mut [E], threads| {
             let gy = &gy[first * self.output..last * self.output];
             let patches = self.patches(x, size, first..last, patches, threads);
@@ -99,7 +101,7 @@ impl Conv2d {
             }
             return;
         }
-        let part = pixels.div_ceil(WEIGHT_PARTS).next_multiple_of(rows);
+        let [part, rows] = self.weight_parts(pixels, rows);
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
             let end = ((i + 1) * part).min(pixels);
@@ -108,6 +110,13 @@ impl Conv2d {
             }
         });
         add_in_order(&sums, gw);
+    }
+
+    /// Pixels of each of the parts whose weight gradients are summed apart, and of a tile of one, at most `rows`.
+    pub(super) fn weight_parts(&self, pixels: usize, rows: usize) -> [usize; 2] {
+        let parts = WEIGHT_PARTS.into_iter().find(|parts| pixels >= parts * PART_ROWS).unwrap_or(1);
+        let part = pixels.div_ceil(parts).next_multiple_of(BLOCK_ROWS);
+        [part, part.div_ceil(part.div_ceil(rows)).next_multiple_of(BLOCK_ROWS)]
     }
 
     /// Weights [in, kernel, kernel, out] of the convolution that computes the data gradient.

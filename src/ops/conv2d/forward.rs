@@ -37,7 +37,7 @@ impl Conv2d {
         if self.is_packed() {
             return self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, moments });
         }
-        let rows = self.tile_rows();
+        let rows = self.tile_rows(pixels);
         moments.reset(pixels, rows, self.output);
         let tiles = y.chunks_mut(rows * self.output).enumerate();
 

@@ -54,6 +54,10 @@ const SHARED_PRODUCT: usize = 1 << 18;
 const TILE: usize = 1 << 16;
 /// Output pixels per tile when all threads share each product.
 const SHARED_TILE_ROWS: usize = 1024;
+/// Output pixels per tile, at least.
+const LEAST_ROWS: usize = 32;
+/// Rows of the products' register blocks.
+const BLOCK_ROWS: usize = 4;
 
 impl Conv2d {
     /// Number of images and height and width of the output.
@@ -81,8 +85,20 @@ impl Conv2d {
         self.weights() >= SHARED_PRODUCT
     }
 
-    /// Output pixels per tile.
-    pub fn tile_rows(&self) -> usize {
-        if self.shares_product() { SHARED_TILE_ROWS } else { (TILE / self.patch()).clamp(32, 1024) }
+    /// Output pixels per tile, of `pixels`.
+    fn tile_rows(&self, pixels: usize) -> usize {
+        if self.shares_product() {
+            SHARED_TILE_ROWS
+        } else {
+            even_rows(pixels, (TILE / self.patch()).clamp(LEAST_ROWS, 1024))
+        }
     }
+}
+
+/// Rows per tile, at most `most`, such that the tiles of `rows` rows share out evenly among 2, 4 or 8 threads.
+fn even_rows(rows: usize, most: usize) -> usize {
+    let tiles = rows.div_ceil(most);
+    let even = [8, 4, 2].map(|threads| tiles.next_multiple_of(threads));
+    let tiles = even.into_iter().find(|tiles| rows >= tiles * LEAST_ROWS).unwrap_or(tiles);
+    rows.div_ceil(tiles).next_multiple_of(BLOCK_ROWS).min(most)
 }

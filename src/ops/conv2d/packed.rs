@@ -2,10 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{
-    Conv2d, SHARED_TILE_ROWS, Size, Source,
-    backward::{WEIGHT_PARTS, add_in_order},
-};
+use super::{Conv2d, LEAST_ROWS, SHARED_TILE_ROWS, Size, Source, backward::add_in_order, even_rows};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -26,9 +23,9 @@ impl Conv2d {
         self.products == Products::Bf16 && whole(self.input) && whole(self.output)
     }
 
-    /// Output pixels per tile.
-    fn packed_rows(&self, pack: usize) -> usize {
-        (TILE / (self.patch() / pack)).clamp(32, 512)
+    /// Output pixels per tile, of `pixels`.
+    fn packed_rows(&self, pixels: usize, pack: usize) -> usize {
+        even_rows(pixels, (TILE / (self.patch() / pack)).clamp(LEAST_ROWS, 512))
     }
 }
 
@@ -49,8 +46,9 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
 
     fn with<P: Operand<E>>(self) {
         let Self { conv, x, size, weight, beta, y, moments } = self;
-        let (rows, patch) = (conv.packed_rows(P::PACK), conv.patch());
-        moments.reset(conv.output_size(size).pixels(), rows, conv.output);
+        let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
+        let rows = conv.packed_rows(pixels, P::PACK);
+        moments.reset(pixels, rows, conv.output);
         E::with_scratch(elements::<E, P>(patch) * conv.output, |memory| {
             let weight = Panels::pack::<P>(weight, memory);
             y.par_chunks_mut(rows * conv.output).zip(moments.par_tiles()).enumerate().for_each_init(
@@ -83,7 +81,8 @@ impl<E: Real> WithOperand<E> for BackwardData<'_, E> {
     fn with<P: Operand<E>>(self) {
         let Self { conv, gy, size, weight, gx } = self;
         let (out, patch) = (conv.output_size(size), conv.patch());
-        let (one, pixels, rows) = (Size { n: 1, ..size }, out.h * out.w, conv.packed_rows(P::PACK));
+        let (one, pixels) = (Size { n: 1, ..size }, out.h * out.w);
+        let rows = conv.packed_rows(pixels, P::PACK);
         E::with_scratch(elements::<E, P>(conv.output) * patch, |memory| {
             let weight = Panels::pack::<P>(Matrix::new(weight, conv.output, patch), memory);
             let images = gx.par_chunks_mut(size.h * size.w * conv.input).zip(gy.par_chunks(pixels * conv.output));
@@ -125,7 +124,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
                 let mut patches = Vec::new();
                 let patches = conv.patches(x, size, range.clone(), &mut patches, threads);
-                work(Left::transposed::<P>(gy, left), Panels::pack::<P>(patches, right));
+                work(Left::transposed::<P>(gy, left, threads), Panels::pack::<P>(patches, right));
             });
         };
         if conv.shares_product() {
@@ -139,8 +138,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             }
             return;
         }
-        let rows = conv.packed_rows(1);
-        let part = pixels.div_ceil(WEIGHT_PARTS).next_multiple_of(rows);
+        let [part, rows] = conv.weight_parts(pixels, conv.packed_rows(pixels, 1));
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each(|(i, sum)| {
             let end = ((i + 1) * part).min(pixels);

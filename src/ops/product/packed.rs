@@ -6,12 +6,19 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Operand, Strided, Target};
-use crate::ops::{Real, columns::WHOLE_VECTORS, gemm::Matrix, lanes::lanes};
+use crate::ops::{
+    Real,
+    columns::WHOLE_VECTORS,
+    gemm::{Matrix, Threads},
+    lanes::lanes,
+};
 
 /// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
 pub const PANEL: usize = 64;
 /// Elements along the sum that are multiplied at once, so that a panel's part stays in a core's cache.
 const DEPTH: usize = 1024;
+/// Elements along the sum that a task packs.
+const TASK_DEPTH: usize = 64;
 
 /// A right factor [k, n], packed: panels of at most [`PANEL`] columns, [elements of k, width] each.
 #[derive(Clone, Copy)]
@@ -70,10 +77,20 @@ impl<'a, E: Real> Left<'a, E> {
         Self { factors: Strided { data: memory, row: k / P::PACK, column: 1 }, rows: a.len() / k }
     }
 
-    /// Packs the transpose of `a`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`.
-    pub fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E]) -> Self {
+    /// Packs the transpose of the dense `a`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`.
+    pub fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E], threads: Threads) -> Self {
         let memory = &mut memory[..elements::<E, P>(a.rows) * a.columns];
-        pack_across::<E, P>(a, 0..a.columns, memory);
+        match threads {
+            Threads::One => pack_across::<E, P>(a, 0..a.columns, memory),
+            Threads::All => {
+                memory.par_chunks_mut(TASK_DEPTH * a.columns).enumerate().for_each(|(i, part)| {
+                    let first = i * TASK_DEPTH * P::PACK;
+                    let rows = (TASK_DEPTH * P::PACK).min(a.rows - first);
+                    let a = Matrix { data: &a.data[first * a.row_stride..], rows, ..a };
+                    pack_across::<E, P>(a, 0..a.columns, part);
+                });
+            }
+        }
         Self { factors: Strided { data: memory, row: 1, column: a.columns }, rows: a.columns }
     }
 
@@ -276,7 +293,7 @@ mod tests {
             for (i, a) in a.iter().enumerate() {
                 transposed[i % k * wide + i / k] = *a;
             }
-            let left = Left::transposed::<P>(Matrix::new(&transposed, k, wide), m1);
+            let left = Left::transposed::<P>(Matrix::new(&transposed, k, wide), m1, Threads::All);
             multiply::<E, P>(left.part(0..m), panels, &mut c, false);
         }
         // The right factor as a transpose; added twice.
