@@ -1,6 +1,6 @@
 use rand_distr::{Distribution, StandardNormal};
 
-use super::{Conv2d, Size, Source, winograd};
+use super::{Conv2d, LEAST_ROWS, Size, Source, even_rows, winograd};
 use crate::ops::{
     Real,
     batch_norm::{Affine, Residual, TileMoments, apply},
@@ -260,4 +260,18 @@ fn the_number_of_threads_does_not_change_a_bit() {
         assert_eq!(one, run(2));
         assert_eq!(one, run(5));
     }
+}
+
+#[test]
+fn tiles_share_out_evenly() {
+    for (rows, most) in [(392, 64), (392, 256), (1568, 512), (6272, 256), (25088, 512), (131072, 455)] {
+        let tile = even_rows(rows, most);
+        assert!(tile <= most && tile >= LEAST_ROWS, "{rows} {most}: {tile}");
+        // What two threads do differs by less than a tile.
+        let tiles = rows.div_ceil(tile);
+        let half = tiles / 2 * tile;
+        assert!(half.abs_diff(rows - half) < tile, "{rows} {most}: {tiles} tiles of {tile}");
+    }
+    // Too few for more than one.
+    assert_eq!(even_rows(40, 512), 40);
 }

@@ -29,8 +29,10 @@ struct RawTarget<E> {
     add: bool,
 }
 
+/// That c [m, n] = a [m, k] b [k, n] stays within its matrices.
+///
 /// # Panics
-/// When n is no multiple of [`WHOLE_VECTORS`], b's columns are no neighbours, or a slice is too short.
+/// When it does not, n is no multiple of [`WHOLE_VECTORS`], or b's columns are no neighbours.
 #[inline(always)]
 pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<E>) {
     assert!(n.is_multiple_of(WHOLE_VECTORS) && m > 0 && k > 0 && n > 0);

@@ -61,18 +61,28 @@ impl<E: Real> Bests<E> {
     fn scan(&mut self, start: usize, scores: &[E], row: usize, excluded: &impl Fn(usize, usize) -> bool) {
         for (i, part) in scores.as_chunks::<WHOLE_VECTORS>().0.iter().enumerate() {
             let start = start + i * WHOLE_VECTORS;
-            if reaches(part, self.floors[start..].first_chunk().expect("a floor for each score")) {
-                self.take_hits(start, part, row, excluded);
+            let hits = hits(part, self.floors[start..].first_chunk().expect("a floor for each score"));
+            if hits != 0 {
+                self.take_hits(start, part, hits, row, excluded);
             }
         }
     }
 
     #[inline(never)]
-    #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
-    fn take_hits(&mut self, start: usize, scores: &[E], row: usize, excluded: &impl Fn(usize, usize) -> bool) {
-        for (query, score) in (start..self.bests.len()).zip(scores) {
-            if !(*score <= self.floors[query]) && !excluded(query, row) {
-                self.take(query, *score, row);
+    fn take_hits(
+        &mut self,
+        start: usize,
+        scores: &[E],
+        mut hits: u32,
+        row: usize,
+        excluded: &impl Fn(usize, usize) -> bool,
+    ) {
+        while hits != 0 {
+            let i = hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            let query = start + i;
+            if query < self.bests.len() && !excluded(query, row) {
+                self.take(query, scores[i], row);
             }
         }
     }
@@ -128,6 +138,18 @@ fn reaches<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> bool {
     any
 }
 
+/// Bit i says whether score i is not below its floor.
+#[inline(always)]
+#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
+fn hits<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> u32 {
+    const { assert!(N <= 32) };
+    let mut hits = 0;
+    for i in 0..N {
+        hits |= u32::from(!(scores[i] <= floors[i])) << i;
+    }
+    hits
+}
+
 impl<E: Real> Best<E> {
     /// The best of all of them: at most `k`, best first.
     fn merge<'a>(parts: impl Iterator<Item = &'a Self>) -> Vec<(E, usize)> {
@@ -152,5 +174,11 @@ impl<E: Real> Best<E> {
 
 /// Larger scores first, then lower rows. NaN was replaced on arrival.
 fn better<E: Real>(a: &(E, usize), b: &(E, usize)) -> Ordering {
-    b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
+    if a.0 == b.0 {
+        a.1.cmp(&b.1)
+    } else if a.0 > b.0 {
+        Ordering::Less
+    } else {
+        Ordering::Greater
+    }
 }
