@@ -27,9 +27,7 @@ impl Operand<f32> for Tiles {
 
     #[inline(always)]
     fn product<S: Simd>(_: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
-        if !super::available() {
-            install();
-        }
+        install();
         // SAFETY: the CPU has the instructions, or they are emulated from here on.
         unsafe { super::product(shape, a, b, c) }
     }
@@ -68,10 +66,12 @@ thread_local! {
     };
 }
 
-/// From now on illegal tile instructions are emulated in this process, and other illegal ones end it as ever.
-fn install() {
+/// From now on illegal tile instructions are emulated in this process, and other illegal ones end it as ever. Where the CPU
+/// has tiles they are not illegal, once the process may use them.
+pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        super::available();
         // SAFETY: the handler has the signature that SA_SIGINFO wants.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();

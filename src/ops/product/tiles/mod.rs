@@ -12,7 +12,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::{Strided, Target, kernel};
+use super::{Operand, Pairs, Strided, Target, kernel};
 use crate::ops::scratch::Scratch;
 use turn::turn;
 
@@ -26,10 +26,33 @@ const SUMS: [[u8; 2]; 2] = [[0, 1], [2, 3]];
 const LEFT: [u8; 2] = [4, 5];
 const RIGHT: [u8; 2] = [6, 7];
 
-/// Whether the running CPU has the instructions and the system lets this process use them.
+/// Whether the running CPU has the instructions, the system lets this process use them, and they compute right.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| cpu_has_tiles() && super::pairs::available() && may_use_tiles())
+    // SAFETY: asked only where the CPU and the system have tiles.
+    let right = || unsafe { computes_right() };
+    *AVAILABLE.get_or_init(|| cpu_has_tiles() && super::pairs::available() && may_use_tiles() && right())
+}
+
+/// Whether the instructions do here what their manual says: small whole numbers, whose products and sums are exact.
+///
+/// # Safety
+/// The CPU must have tiles and AVX-512.
+unsafe fn computes_right() -> bool {
+    // Ragged in every direction.
+    let [m, k, n] = [BLOCK + 5, SIDE + 3, BLOCK + SIDE];
+    let number = |i: usize, step: usize| (i * step % 7) as f32 - 3.0;
+    let factors = |elements: usize, step: usize| -> Vec<f32> {
+        (0..elements).map(|i| Pairs::pack(&[number(2 * i, step), number(2 * i + 1, step)])).collect()
+    };
+    let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
+    let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
+    // SAFETY: as the caller promises.
+    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, add: true }) };
+    let pair = |l: usize, i: usize, j: usize| -> f32 {
+        (0..2).map(|part| number(2 * (i * k + l) + part, 3) * number(2 * (l * n + j) + part, 5)).sum()
+    };
+    (0..m * n).all(|at| c[at] == 1.0 + (0..k).map(|l| pair(l, at / n, at % n)).sum::<f32>())
 }
 
 /// AMX-TILE and AMX-BF16, as CPUID says.
@@ -286,5 +309,19 @@ unsafe fn multiply_add<const SUM: u8, const A: u8, const B: u8>() {
     // SAFETY: as the caller promises.
     unsafe {
         asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const SUM, const A, const B, options(nostack, preserves_flags, nomem));
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulated_tiles_compute_right() {
+        if super::super::pairs::available() {
+            emulator::install();
+            // SAFETY: what the CPU lacks is emulated.
+            assert!(unsafe { computes_right() });
+        }
     }
 }
