@@ -39,7 +39,7 @@ impl Stage {
     /// Version of what the stage computes and writes; raised when either changes, so that older artifacts no longer count.
     pub fn version(self) -> u64 {
         match self {
-            Stage::Data => 1,
+            Stage::Data => 2,
             Stage::Pretrain => 7,
             Stage::Embed => 2,
             Stage::EmbedRandomInit => 2,

@@ -75,13 +75,29 @@ fn paint(random: &mut ChaCha8Rng) -> Paint {
     std::array::from_fn(|_| random.random())
 }
 
-/// A colour whose luminance is at least `least` from that of `other`.
+/// A colour whose luminance is at least `least` from that of `other`; `least` is a half at most.
 fn apart(other: Paint, least: f32, random: &mut ChaCha8Rng) -> Paint {
+    // Far from a medium grey hardly any colour is: without an end some picture of every few tens of thousands would take hours.
+    const DRAWS: usize = 1 << 20;
     let luminance = |p: Paint| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
-    loop {
-        let candidate = paint(random);
-        if (luminance(candidate) - luminance(other)).abs() >= least {
-            return candidate;
+    let far = |candidate: &Paint| (luminance(*candidate) - luminance(other)).abs() >= least;
+    let black_or_white = if luminance(other) < 0.5 { [1.0; 3] } else { [0.0; 3] };
+    (0..DRAWS).map(|_| paint(random)).find(far).unwrap_or(black_or_white)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_second_colour_is_found_beside_every_first() {
+        let mut random = ChaCha8Rng::seed_from_u64(0);
+        for grey in [0.0, 0.1, 0.4999, 0.5, 0.5001, 0.9, 1.0] {
+            let [red, green, blue] = apart([grey; 3], 0.5, &mut random);
+            let luminance = 0.299 * red + 0.587 * green + 0.114 * blue;
+            assert!((luminance - grey).abs() > 0.499, "{luminance} beside {grey}");
         }
     }
 }
