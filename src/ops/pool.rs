@@ -21,28 +21,20 @@ pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], taps
     rows.for_each(|(i, (y, taps))| {
         let (n, oy) = (i / out.h, i % out.h);
         let x = &x[n * image..(n + 1) * image];
-        vectorized(
+        y.fill(E::neg_infinity());
+        taps.fill(u8::MAX);
+        for_each_tap(
+            size,
+            oy,
             #[inline(always)]
-            || {
-                for ox in 0..out.w {
-                    let (y, taps) = (&mut y[ox * channels..][..channels], &mut taps[ox * channels..][..channels]);
-                    y.fill(E::neg_infinity());
-                    taps.fill(u8::MAX);
-                    for_each_tap(
-                        size,
-                        oy,
-                        ox,
-                        #[inline(always)]
-                        |tap, pixel| {
-                            let x = &x[pixel * channels..][..channels];
-                            for c in 0..channels {
-                                // A NaN wins over everything, so that it is noticed. No branch, or it is no vector code.
-                                let wins = (taps[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
-                                y[c] = if wins { x[c] } else { y[c] };
-                                taps[c] = if wins { tap } else { taps[c] };
-                            }
-                        },
-                    );
+            |ox, tap, pixel| {
+                let (y, taps) = (&mut y[ox * channels..][..channels], &mut taps[ox * channels..][..channels]);
+                let x = &x[pixel * channels..][..channels];
+                for c in 0..channels {
+                    // A NaN wins over everything, so that it is noticed. No branch, or it is no vector code.
+                    let wins = (taps[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
+                    y[c] = if wins { x[c] } else { y[c] };
+                    taps[c] = if wins { tap } else { taps[c] };
                 }
             },
         );
@@ -56,43 +48,43 @@ pub fn max_pool_backward<E: Real>(gy: &[E], taps: &[u8], size: Size, channels: u
     let images = gx.par_chunks_mut(size.h * size.w * channels).zip(gy.par_chunks(pooled_image));
     images.zip(taps.par_chunks(pooled_image)).for_each(|((gx, gy), taps)| {
         gx.fill(E::zero());
-        vectorized(
-            #[inline(always)]
-            || {
-                for oy in 0..out.h {
-                    for ox in 0..out.w {
-                        let at = (oy * out.w + ox) * channels;
-                        let (gy, taps) = (&gy[at..][..channels], &taps[at..][..channels]);
-                        for_each_tap(
-                            size,
-                            oy,
-                            ox,
-                            #[inline(always)]
-                            |tap, pixel| {
-                                let gx = &mut gx[pixel * channels..][..channels];
-                                for c in 0..channels {
-                                    gx[c] += if taps[c] == tap { gy[c] } else { E::zero() };
-                                }
-                            },
-                        );
+        for oy in 0..out.h {
+            for_each_tap(
+                size,
+                oy,
+                #[inline(always)]
+                |ox, tap, pixel| {
+                    let at = (oy * out.w + ox) * channels;
+                    let (gy, taps) = (&gy[at..][..channels], &taps[at..][..channels]);
+                    let gx = &mut gx[pixel * channels..][..channels];
+                    for c in 0..channels {
+                        gx[c] += if taps[c] == tap { gy[c] } else { E::zero() };
                     }
-                }
-            },
-        );
+                },
+            );
+        }
     });
 }
 
-/// Calls `f(tap, pixel index in the image)` for the pixels of an output's window that lie inside the image.
+/// Calls `f(ox, tap, pixel index in the image)` for the outputs of row `oy` and the pixels of their windows that lie inside the
+/// image, compiled for the CPU at hand.
 #[inline(always)]
-fn for_each_tap(size: Size, oy: usize, ox: usize, mut f: impl FnMut(u8, usize)) {
-    for ky in 0..3 {
-        for kx in 0..3 {
-            let (y, x) = (oy * 2 + ky, ox * 2 + kx);
-            if (1..=size.h).contains(&y) && (1..=size.w).contains(&x) {
-                f((ky * 3 + kx) as u8, (y - 1) * size.w + x - 1);
+fn for_each_tap(size: Size, oy: usize, mut f: impl FnMut(usize, u8, usize)) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for ox in 0..pooled(size).w {
+                for ky in 0..3 {
+                    for kx in 0..3 {
+                        let (y, x) = (oy * 2 + ky, ox * 2 + kx);
+                        if (1..=size.h).contains(&y) && (1..=size.w).contains(&x) {
+                            f(ox, (ky * 3 + kx) as u8, (y - 1) * size.w + x - 1);
+                        }
+                    }
+                }
             }
-        }
-    }
+        },
+    );
 }
 
 /// features [n, channels] = mean over each image's pixels.

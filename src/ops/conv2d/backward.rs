@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{BLOCK_ROWS, Conv2d, Size, Source, packed, winograd};
+use super::{Conv2d, Size, Source, packed, rows_of, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -29,6 +29,13 @@ pub(in crate::ops::conv2d) fn add_in_order<E: Real>(sums: &[E], gw: &mut [E]) {
             );
         }
     });
+}
+
+/// Pixels of each of the parts whose weight gradients are summed apart, and of a tile of one, at most `rows`.
+pub(super) fn weight_parts(pixels: usize, rows: usize) -> [usize; 2] {
+    let parts = WEIGHT_PARTS.into_iter().find(|parts| pixels >= parts * PART_ROWS).unwrap_or(1);
+    let part = rows_of(pixels, parts);
+    [part, rows_of(part, part.div_ceil(rows))]
 }
 
 impl Conv2d {
@@ -101,7 +108,7 @@ impl Conv2d {
             }
             return;
         }
-        let [part, rows] = self.weight_parts(pixels, rows);
+        let [part, rows] = weight_parts(pixels, rows);
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
             let end = ((i + 1) * part).min(pixels);
@@ -110,13 +117,6 @@ impl Conv2d {
             }
         });
         add_in_order(&sums, gw);
-    }
-
-    /// Pixels of each of the parts whose weight gradients are summed apart, and of a tile of one, at most `rows`.
-    pub(super) fn weight_parts(&self, pixels: usize, rows: usize) -> [usize; 2] {
-        let parts = WEIGHT_PARTS.into_iter().find(|parts| pixels >= parts * PART_ROWS).unwrap_or(1);
-        let part = pixels.div_ceil(parts).next_multiple_of(BLOCK_ROWS);
-        [part, part.div_ceil(part.div_ceil(rows)).next_multiple_of(BLOCK_ROWS)]
     }
 
     /// Weights [in, kernel, kernel, out] of the convolution that computes the data gradient.

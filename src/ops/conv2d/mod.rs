@@ -100,5 +100,10 @@ fn even_rows(rows: usize, most: usize) -> usize {
     let tiles = rows.div_ceil(most);
     let even = [8, 4, 2].map(|threads| tiles.next_multiple_of(threads));
     let tiles = even.into_iter().find(|tiles| rows >= tiles * LEAST_ROWS).unwrap_or(tiles);
-    rows.div_ceil(tiles).next_multiple_of(BLOCK_ROWS).min(most)
+    rows_of(rows, tiles).min(most)
+}
+
+/// Rows of each of `parts` parts of `rows` rows, in whole register blocks.
+fn rows_of(rows: usize, parts: usize) -> usize {
+    rows.div_ceil(parts).next_multiple_of(BLOCK_ROWS)
 }

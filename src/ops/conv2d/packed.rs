@@ -2,7 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, LEAST_ROWS, SHARED_TILE_ROWS, Size, Source, backward::add_in_order, even_rows};
+use super::{
+    Conv2d, LEAST_ROWS, SHARED_TILE_ROWS, Size, Source,
+    backward::{add_in_order, weight_parts},
+    even_rows,
+};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -138,7 +142,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             }
             return;
         }
-        let [part, rows] = conv.weight_parts(pixels, conv.packed_rows(pixels, 1));
+        let [part, rows] = weight_parts(pixels, conv.packed_rows(pixels, 1));
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each(|(i, sum)| {
             let end = ((i + 1) * part).min(pixels);

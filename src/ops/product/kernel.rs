@@ -23,10 +23,10 @@ pub struct Target<'a, E> {
 
 /// A [`Target`] whose bounds were checked.
 #[derive(Clone, Copy)]
-struct RawTarget<E> {
-    data: *mut E,
-    row: usize,
-    add: bool,
+pub struct RawTarget<E> {
+    pub data: *mut E,
+    pub row: usize,
+    pub add: bool,
 }
 
 /// That c [m, n] = a [m, k] b [k, n] stays within its matrices.

@@ -127,25 +127,30 @@ fn below<E: Real>(floor: E) -> E {
     if floor.is_finite() { floor - (floor.abs() * E::epsilon() + E::min_positive_value()) } else { E::nan() }
 }
 
-/// Whether a score is not below its floor. No early exit: without one the loop becomes vector instructions.
+/// Whether a score exceeds its floor.
 #[inline(always)]
 #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
+fn passes<E: Real>(score: E, floor: E) -> bool {
+    !(score <= floor)
+}
+
+/// Whether any score exceeds its floor. No early exit: without one the loop becomes vector instructions.
+#[inline(always)]
 fn reaches<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> bool {
     let mut any = false;
     for i in 0..N {
-        any |= !(scores[i] <= floors[i]);
+        any |= passes(scores[i], floors[i]);
     }
     any
 }
 
-/// Bit i says whether score i is not below its floor.
+/// Bit i says whether score i exceeds its floor.
 #[inline(always)]
-#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "a floor that is NaN lets everything pass")]
 fn hits<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> u32 {
     const { assert!(N <= 32) };
     let mut hits = 0;
     for i in 0..N {
-        hits |= u32::from(!(scores[i] <= floors[i])) << i;
+        hits |= u32::from(passes(scores[i], floors[i])) << i;
     }
     hits
 }

@@ -12,7 +12,10 @@ use std::{
     sync::OnceLock,
 };
 
-use super::{Operand, Pairs, Strided, Target, kernel};
+use super::{
+    Operand, Pairs, Strided, Target,
+    kernel::{RawTarget, check},
+};
 use crate::ops::scratch::Scratch;
 use turn::turn;
 
@@ -83,9 +86,9 @@ fn may_use_tiles() -> bool {
 /// [`available`] must have said so.
 ///
 /// # Panics
-/// As [`kernel::check`].
+/// As [`check`].
 pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
-    kernel::check(shape, a, b, &c);
+    check(shape, a, b, &c);
     let [m, k, n] = shape;
     let whole = k - k % SIDE;
     let parts = [(0, whole), (whole, k)].into_iter().filter(|(first, end)| first < end);
@@ -146,14 +149,6 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
     }
 }
 
-/// A block of the result; its rows are `row` elements apart.
-#[derive(Clone, Copy)]
-struct RawTarget {
-    data: *mut f32,
-    row: usize,
-    add: bool,
-}
-
 /// A block of `ROWS` by `COLUMNS` tiles; the right factor's rows are `b_row` elements apart.
 ///
 /// # Safety
@@ -164,7 +159,7 @@ unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
     left: Left,
     b: *const f32,
     b_row: usize,
-    c: RawTarget,
+    c: RawTarget<f32>,
 ) {
     const {
         assert!(1 <= ROWS && ROWS <= 2 && 1 <= COLUMNS && COLUMNS <= 2);
