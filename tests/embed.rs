@@ -251,25 +251,30 @@ fn a_killed_call_leaves_the_old_file_and_an_interrupted_one_what_it_computed() {
         }
         (child, lines)
     };
-    let at_work = std::time::Duration::from_millis(200);
+    let mut at_work = std::time::Duration::from_millis(200);
     let (mut child, _lines) = begin();
     std::thread::sleep(at_work);
     child.kill().expect("a kill");
     child.wait().expect("an end");
     assert_eq!(fs::read(&out).expect("the file"), old);
 
-    let (mut child, lines) = begin();
-    std::thread::sleep(at_work);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
-    let last = lines.map_while(Result::ok).last().expect("a last line");
-    assert_eq!(child.wait().expect("an end").code(), Some(130), "{last}");
-    assert_eq!(last, "interrupted at embed; run the same command again to go on with it");
-    assert_eq!(fs::read(&out).expect("the file"), old);
-    let kept = rows(&scratch.path(".out.parquet.partial"));
+    let partial = scratch.path(".out.parquet.partial");
+    while !partial.exists() {
+        let (mut child, lines) = begin();
+        std::thread::sleep(at_work);
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+        let last = lines.map_while(Result::ok).last().expect("a last line");
+        assert_eq!(child.wait().expect("an end").code(), Some(130), "{last}");
+        assert_eq!(last, "interrupted at embed; run the same command again to go on with it");
+        assert_eq!(fs::read(&out).expect("the file"), old);
+        // A busy machine may not have come to a first batch, of which nothing is kept.
+        at_work *= 2;
+    }
+    let kept = rows(&partial);
     assert!(!kept.is_empty() && kept.len() < 12_000, "{}", kept.len());
 
     let [rows, computed, reused] = counts(&scratch.json(&format!("{line} --json")));
     assert_eq!((rows, computed + reused), (12_000, 12_000));
     assert!(reused >= kept.len() as u64, "{reused} of {}", kept.len());
-    assert!(!scratch.path(".out.parquet.partial").exists());
+    assert!(!partial.exists());
 }

@@ -95,7 +95,7 @@ fn the_report_of_a_run_works_in_a_browser() {
     assert_eq!(found["matrixCells"], 16);
     // Six images with their two views and two small crops; eight watched ones, early and late, with three neighbours each.
     assert_eq!((&found["gallery"], &found["queries"], &found["neighbours"]), (&json!(30), &json!(8), &json!(48)));
-    assert_eq!((&found["unnamed"], &found["sheets"]), (&json!(0), &json!(vec![true; 6])));
+    assert_eq!((&found["unnamed"], &found["sheets"]), (&json!(0), &json!(vec![true; 9])));
 
     let (dark, _) = browse(&page, DESKTOP, true);
     assert_ne!(dark["background"], found["background"]);
