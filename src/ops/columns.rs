@@ -74,6 +74,8 @@ pub fn add_parts<E: Real>(parts: &[Vec<E>], sums: &mut [E]) {
 pub const WHOLE_VECTORS: usize = 16;
 /// Rows that are summed side by side: an addition takes several cycles, but many can be under way.
 const REGISTER_ROWS: usize = 4;
+/// Vectors in a row from which on sums lie in memory, so that the rows are read as they lie.
+const WIDE: usize = 4;
 
 /// What is summed over the rows of matrices [rows, columns], given as vectors: `N` terms per element.
 pub trait ColumnTerms<E: Real, const N: usize> {
@@ -81,8 +83,8 @@ pub trait ColumnTerms<E: Real, const N: usize> {
     fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; N];
 }
 
-/// Per column the sums of `terms` over all rows, in a fixed order, in registers. The columns, of which there are as many
-/// as each of `sums` has elements, must come in whole vectors.
+/// Per column the sums of `terms` over all rows, in a fixed order. The columns, of which there are as many as each of `sums`
+/// has elements, must come in whole vectors.
 pub struct ColumnSums<'a, E, T, const N: usize> {
     pub terms: T,
     pub rows: usize,
@@ -98,6 +100,38 @@ impl<E: Real, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, 
         let Self { terms, rows, sums } = self;
         let columns = E::vectors::<S>(sums[0]).len();
         let whole = rows - rows % REGISTER_ROWS;
+        if columns >= WIDE {
+            let sums = sums.map(
+                #[inline(always)]
+                |sums| E::vectors_mut::<S>(sums),
+            );
+            let zero = E::splat(simd, E::zero());
+            for n in 0..N {
+                sums[n].fill(zero);
+            }
+            for row in (0..whole).step_by(REGISTER_ROWS) {
+                for column in 0..columns {
+                    let mut partial = [[Vector::splat(simd, E::zero()); N]; REGISTER_ROWS];
+                    for r in 0..REGISTER_ROWS {
+                        partial[r] = terms.terms(simd, (row + r) * columns + column, column);
+                    }
+                    let [a, b, c, d] = partial;
+                    for n in 0..N {
+                        let more = (a[n] + b[n]) + (c[n] + d[n]);
+                        sums[n][column] = (Vector::new(simd, sums[n][column]) + more).lanes;
+                    }
+                }
+            }
+            for row in whole..rows {
+                for column in 0..columns {
+                    let values = terms.terms(simd, row * columns + column, column);
+                    for n in 0..N {
+                        sums[n][column] = (Vector::new(simd, sums[n][column]) + values[n]).lanes;
+                    }
+                }
+            }
+            return;
+        }
         for column in 0..columns {
             let mut partial = [[Vector::splat(simd, E::zero()); REGISTER_ROWS]; N];
             let mut row = 0;

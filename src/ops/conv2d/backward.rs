@@ -6,6 +6,7 @@ use super::{Conv2d, Size, Source, packed, rows_of, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
+    columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads, gemm},
     simd::vectorized,
 };
@@ -54,7 +55,7 @@ impl Conv2d {
                 let (conv, tiling, kernels) = (&mirrored, &tiling, winograd::Kernels::Mirrored(weight));
                 return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y: gx, moments });
             }
-            if self.is_packed() && self.kernel == 1 {
+            if self.kernel == 1 && mirrored.is_packed() {
                 let weight = Matrix::new(weight, self.output, self.input);
                 let conv = &mirrored;
                 return self.products.run(packed::Forward { conv, x, size: out, weight, beta, y: gx, moments });
@@ -65,7 +66,7 @@ impl Conv2d {
         if beta == E::zero() {
             gx.fill(E::zero());
         }
-        if self.is_packed() {
+        if self.is_packed() && self.patch().is_multiple_of(WHOLE_VECTORS) {
             return self.products.run(packed::BackwardData { conv: self, gy, size, weight, gx });
         }
         let weight = Matrix::new(weight, self.output, self.patch());
@@ -95,25 +96,15 @@ impl Conv2d {
             return self.products.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
         }
         let rows = self.tile_rows(pixels);
-        let add_tile = |first: usize, last: usize, patches: &mut Vec<E>, gw: &mut [E], threads| {
-            let gy = &gy[first * self.output..last * self.output];
-            let patches = self.patches(x, size, first..last, patches, threads);
-            gemm(Matrix::new(gy, last - first, self.output).t(), patches, E::one(), gw, threads);
-        };
-
-        if self.shares_product() {
-            let mut patches = Vec::new();
-            for first in (0..pixels).step_by(rows) {
-                add_tile(first, (first + rows).min(pixels), &mut patches, gw, Threads::All);
-            }
-            return;
-        }
         let [part, rows] = weight_parts(pixels, rows);
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
             let end = ((i + 1) * part).min(pixels);
             for first in (i * part..end).step_by(rows) {
-                add_tile(first, (first + rows).min(end), patches, sum, Threads::One);
+                let range = first..(first + rows).min(end);
+                let gy = Matrix::new(&gy[first * self.output..], range.len(), self.output);
+                let patches = self.patches(x, size, range, self.patch(), patches, Threads::One);
+                gemm(gy.t(), patches, E::one(), sum, Threads::One);
             }
         });
         add_in_order(&sums, gw);

@@ -39,54 +39,43 @@ impl Conv2d {
         }
         let rows = self.tile_rows(pixels);
         moments.reset(pixels, rows, self.output);
-        let tiles = y.chunks_mut(rows * self.output).enumerate();
-
-        if self.shares_product() {
-            let mut patches = Vec::new();
-            for (tile, y) in tiles {
-                let range = tile * rows..tile * rows + y.len() / self.output;
-                let a = self.patches(x, size, range, &mut patches, Threads::All);
-                gemm(a, weight, beta, y, Threads::All);
-            }
-            moments.of_tiles(y);
-            return;
-        }
         y.par_chunks_mut(rows * self.output).zip(moments.par_tiles()).enumerate().for_each_init(
             Vec::new,
             |patches, (tile, (y, mut moments))| {
                 let range = tile * rows..tile * rows + y.len() / self.output;
-                let a = self.patches(x, size, range, patches, Threads::One);
+                let a = self.patches(x, size, range, self.patch(), patches, Threads::One);
                 gemm(a, weight, beta, y, Threads::One);
                 moments.of(y);
             },
         );
     }
 
-    /// The patches of the output pixels `rows`: the input itself where the convolution is pointwise and reads it as it
-    /// lies, else gathered into `scratch`.
+    /// The patches of the output pixels `rows`, as rows of `row` elements of which those after the patch are zero: the input
+    /// itself where the convolution is pointwise and reads it as it lies, else gathered into `scratch`, which no other
+    /// convolution may have used.
     pub(super) fn patches<'a, E: Real>(
         &self,
         x: Source<'a, E>,
         size: Size,
         rows: std::ops::Range<usize>,
+        row: usize,
         scratch: &'a mut Vec<E>,
         threads: Threads,
     ) -> Matrix<'a, E> {
-        let patch = self.patch();
-        if self.is_pointwise() && x.relu_of.is_none() {
-            return Matrix::new(&x.images[rows.start * patch..rows.end * patch], rows.len(), patch);
+        if self.is_pointwise() && x.relu_of.is_none() && row == self.patch() {
+            return Matrix::new(&x.images[rows.start * row..rows.end * row], rows.len(), row);
         }
-        scratch.resize(rows.len() * patch, E::zero());
+        scratch.resize(rows.len() * row, E::zero());
         match threads {
-            Threads::One => self.gather(x, size, rows.clone(), scratch),
+            Threads::One => self.gather(x, size, rows.clone(), row, scratch),
             Threads::All => {
                 let part = rows.len().div_ceil(16);
-                scratch.par_chunks_mut(part * patch).enumerate().for_each(|(i, patches)| {
+                scratch.par_chunks_mut(part * row).enumerate().for_each(|(i, patches)| {
                     let first = rows.start + i * part;
-                    self.gather(x, size, first..first + patches.len() / patch, patches);
+                    self.gather(x, size, first..first + patches.len() / row, row, patches);
                 });
             }
         }
-        Matrix::new(scratch, rows.len(), patch)
+        Matrix::new(scratch, rows.len(), row)
     }
 }

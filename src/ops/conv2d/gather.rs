@@ -6,11 +6,11 @@ use super::{Conv2d, Size, Source};
 use crate::ops::Real;
 
 impl Conv2d {
-    /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches` [rows, patch];
-    /// what the kernel reads outside the image is zero.
-    pub(super) fn gather<E: Real>(&self, x: Source<E>, size: Size, rows: Range<usize>, patches: &mut [E]) {
+    /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches`, rows of `row`
+    /// elements that begin with a patch; what the kernel reads outside the image is zero.
+    pub(super) fn gather<E: Real>(&self, x: Source<E>, size: Size, rows: Range<usize>, row: usize, patches: &mut [E]) {
         self.for_each_run(size, rows, |patch, at, source, len| {
-            let target = &mut patches[patch * self.patch() + at..][..len];
+            let target = &mut patches[patch * row + at..][..len];
             match source {
                 Some(source) => x.copy_to(source, target),
                 None => target.fill(E::zero()),

@@ -48,12 +48,8 @@ pub struct Conv2d {
     pub products: Products,
 }
 
-/// Weights with at least so many elements no longer fit a core's cache beside a tile: then all threads share each product.
-const SHARED_PRODUCT: usize = 1 << 18;
-/// Elements of gathered patches per tile when each thread works on its own tile (256 KiB in f32).
+/// Elements of a tile's patches as they are multiplied (256 KiB in f32): they should stay in a core's cache.
 const TILE: usize = 1 << 16;
-/// Output pixels per tile when all threads share each product.
-const SHARED_TILE_ROWS: usize = 1024;
 /// Output pixels per tile, at least.
 const LEAST_ROWS: usize = 32;
 /// Rows of the products' register blocks.
@@ -81,17 +77,9 @@ impl Conv2d {
         self.kernel == 1 && self.stride == 1 && self.padding == 0
     }
 
-    fn shares_product(&self) -> bool {
-        self.weights() >= SHARED_PRODUCT
-    }
-
     /// Output pixels per tile, of `pixels`.
     fn tile_rows(&self, pixels: usize) -> usize {
-        if self.shares_product() {
-            SHARED_TILE_ROWS
-        } else {
-            even_rows(pixels, (TILE / self.patch()).clamp(LEAST_ROWS, 1024))
-        }
+        even_rows(pixels, (TILE / self.patch()).clamp(LEAST_ROWS, 1024))
     }
 }
 

@@ -1,9 +1,9 @@
-//! Convolutions whose factors are rounded, tile by tile: patches and weights are packed, then multiplied.
+//! Convolutions with packed weights, tile by tile: patches are gathered, packed where factors are rounded, and multiplied.
 
 use rayon::prelude::*;
 
 use super::{
-    Conv2d, LEAST_ROWS, SHARED_TILE_ROWS, Size, Source,
+    Conv2d, LEAST_ROWS, Size, Source, TILE,
     backward::{add_in_order, weight_parts},
     even_rows,
 };
@@ -12,19 +12,21 @@ use crate::ops::{
     batch_norm::TileMoments,
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
-    product::{Left, Operand, Panels, Products, WithOperand, elements, multiply},
+    product::{Left, Operand, Panels, WithOperand, elements, multiply},
+    simd::vectorized,
 };
 
-/// Packed elements of a tile's patches: they should stay in a core's cache beside a panel of the weights.
-const TILE: usize = 1 << 16;
-/// Output channels of a weight gradient per task, where all threads share each product.
+/// Weight gradients of at least so many elements are not summed apart: all threads share each product.
+const SHARED_PRODUCT: usize = 1 << 18;
+/// Output pixels per tile then.
+const SHARED_TILE_ROWS: usize = 1024;
+/// Output channels per task then.
 const SHARED_OUTPUTS: usize = 64;
 
 impl Conv2d {
-    /// Whether factors are packed: they are rounded, and all channels come in whole vectors.
+    /// Whether weights can be packed: output channels come in whole vectors.
     pub(super) fn is_packed(&self) -> bool {
-        let whole = |channels: usize| channels.is_multiple_of(WHOLE_VECTORS);
-        self.products == Products::Bf16 && whole(self.input) && whole(self.output)
+        self.output.is_multiple_of(WHOLE_VECTORS)
     }
 
     /// Output pixels per tile, of `pixels`.
@@ -52,6 +54,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
         let Self { conv, x, size, weight, beta, y, moments } = self;
         let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
         let rows = conv.packed_rows(pixels, P::PACK);
+        let row = if P::PACKS { patch.next_multiple_of(WHOLE_VECTORS) } else { patch };
         moments.reset(pixels, rows, conv.output);
         E::with_scratch(elements::<E, P>(patch) * conv.output, |memory| {
             let weight = Panels::pack::<P>(weight, memory);
@@ -59,10 +62,8 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
                 Vec::new,
                 |patches, (tile, (y, mut moments))| {
                     let range = tile * rows..tile * rows + y.len() / conv.output;
-                    let a = conv.patches(x, size, range, patches, Threads::One);
-                    E::with_scratch(a.data.len() / P::PACK, |memory| {
-                        multiply::<E, P>(Left::rows::<P>(a.data, patch, memory), weight, y, beta != E::zero());
-                    });
+                    let a = conv.patches(x, size, range, row, patches, Threads::One);
+                    Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, beta != E::zero()));
                     moments.of(y);
                 },
             );
@@ -70,7 +71,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
     }
 }
 
-/// gx += conv^T(gy, weight), for strides that leave no convolution.
+/// gx += conv^T(gy, weight), for strides that leave no convolution and patches of whole vectors.
 pub struct BackwardData<'a, E> {
     pub conv: &'a Conv2d,
     pub gy: &'a [E],
@@ -91,13 +92,12 @@ impl<E: Real> WithOperand<E> for BackwardData<'_, E> {
             let weight = Panels::pack::<P>(Matrix::new(weight, conv.output, patch), memory);
             let images = gx.par_chunks_mut(size.h * size.w * conv.input).zip(gy.par_chunks(pixels * conv.output));
             images.for_each(|(gx, gy)| {
-                E::with_scratch(rows * (patch + conv.output / P::PACK), |memory| {
-                    let (patches, packed) = memory.split_at_mut(rows * patch);
+                E::with_scratch(rows * patch, |patches| {
                     for (tile, gy) in gy.chunks(rows * conv.output).enumerate() {
-                        let left = Left::rows::<P>(gy, conv.output, packed);
-                        let patches = &mut patches[..left.rows * patch];
-                        multiply::<E, P>(left, weight, patches, false);
-                        conv.scatter(patches, one, tile * rows..tile * rows + left.rows, gx);
+                        let range = tile * rows..tile * rows + gy.len() / conv.output;
+                        let patches = &mut patches[..range.len() * patch];
+                        Left::with_rows::<P>(gy, conv.output, |gy| multiply::<E, P>(gy, weight, patches, false));
+                        conv.scatter(patches, one, range, gx);
                     }
                 });
             });
@@ -120,18 +120,19 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
     fn with<P: Operand<E>>(self) {
         let Self { conv, x, size, gy, gw } = self;
         let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
-        // A tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, patch].
+        let row = patch.next_multiple_of(WHOLE_VECTORS);
+        // A tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile = |range: std::ops::Range<usize>, threads, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
             let depth = elements::<E, P>(range.len());
-            E::with_scratch(depth * (conv.output + patch), |memory| {
+            E::with_scratch(depth * (conv.output + row), |memory| {
                 let (left, right) = memory.split_at_mut(depth * conv.output);
                 let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
                 let mut patches = Vec::new();
-                let patches = conv.patches(x, size, range.clone(), &mut patches, threads);
+                let patches = conv.patches(x, size, range.clone(), row, &mut patches, threads);
                 work(Left::transposed::<P>(gy, left, threads), Panels::pack::<P>(patches, right));
             });
         };
-        if conv.shares_product() {
+        if conv.weights() >= SHARED_PRODUCT && row == patch {
             for first in (0..pixels).step_by(SHARED_TILE_ROWS) {
                 with_tile(first..(first + SHARED_TILE_ROWS).min(pixels), Threads::All, &mut |left, right| {
                     gw.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, gw)| {
@@ -143,8 +144,8 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             return;
         }
         let [part, rows] = weight_parts(pixels, conv.packed_rows(pixels, 1));
-        let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
-        sums.par_chunks_mut(gw.len()).enumerate().for_each(|(i, sum)| {
+        let mut sums = vec![E::zero(); pixels.div_ceil(part) * conv.output * row];
+        sums.par_chunks_mut(conv.output * row).enumerate().for_each(|(i, sum)| {
             let end = ((i + 1) * part).min(pixels);
             for first in (i * part..end).step_by(rows) {
                 with_tile(first..(first + rows).min(end), Threads::One, &mut |left, right| {
@@ -152,6 +153,16 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 });
             }
         });
-        add_in_order(&sums, gw);
+        if row == patch {
+            return add_in_order(&sums, gw);
+        }
+        let (sum, others) = sums.split_at_mut(conv.output * row);
+        add_in_order(others, sum);
+        for (gw, sum) in gw.chunks_exact_mut(patch).zip(sum.chunks_exact(row)) {
+            vectorized(
+                #[inline(always)]
+                || gw.iter_mut().zip(sum).for_each(|(g, s)| *g += *s),
+            );
+        }
     }
 }

@@ -77,6 +77,16 @@ impl<'a, E: Real> Left<'a, E> {
         Self { factors: Strided { data: memory, row: k / P::PACK, column: 1 }, rows: a.len() / k }
     }
 
+    /// Does `work` with the dense rows `a` of `k` factors: packed as by [`Left::rows`], or where they lie if packing would not
+    /// change them.
+    pub fn with_rows<P: Operand<E>>(a: &[E], k: usize, work: impl FnOnce(Left<E>)) {
+        if P::PACKS {
+            E::with_scratch(a.len() / P::PACK, |memory| work(Left::rows::<P>(a, k, memory)));
+        } else {
+            work(Left { factors: Strided { data: a, row: k, column: 1 }, rows: a.len() / k });
+        }
+    }
+
     /// Packs the transpose of the dense `a`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`.
     pub fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E], threads: Threads) -> Self {
         let memory = &mut memory[..elements::<E, P>(a.rows) * a.columns];
