@@ -142,7 +142,7 @@ impl<E: Real> Pass<'_, E> {
         let sums = backward_sums(&raw, &moments, g, relu);
         add(&mut self.gradients[layer.weight.clone()], &sums.g_normalised);
         add(&mut self.gradients[layer.bias.clone()], &sums.g);
-        backward_input(&mut raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g);
+        backward_input(&mut raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g, relu);
         raw
     }
 

@@ -267,7 +267,7 @@ mod tests {
         crate::ops::batch_norm::relu_backward(&expected, &mut masked);
         let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &mut masked, crate::ops::batch_norm::Relu::None);
         let mut gx = x.clone();
-        crate::ops::batch_norm::backward_input(&mut gx, &moments, Some(&weight), &sums, &masked);
+        crate::ops::batch_norm::backward_input(&mut gx, &moments, Some(&weight), &sums, &masked, crate::ops::batch_norm::Relu::None);
 
         on_every_gpu(|gpu| {
             let rows = Rows { gpu, scalar: Scalar::F32, rows: n, channels };

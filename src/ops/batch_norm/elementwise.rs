@@ -44,8 +44,9 @@ fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
     if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(run) } else { run.with_simd(Scalar::new()) }
 }
 
+/// The vector at `at`.
 #[inline(always)]
-fn at<E: Real, S: Simd>(simd: S, values: &[E], at: usize) -> Vector<E, S> {
+pub fn at<E: Real, S: Simd>(simd: S, values: &[E], at: usize) -> Vector<E, S> {
     Vector::new(simd, E::vectors::<S>(values)[at])
 }
 
@@ -120,39 +121,49 @@ pub fn normalise<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, re
     }
 }
 
-struct Mask<'a, E> {
-    x: &'a [E],
-    affine: &'a Affine<E>,
+/// What passes of a gradient, by the input of the normalisation whose output it belongs to.
+pub trait Gate<E: Real>: Copy {
+    /// Of the gradient's vector `g`, in the columns of vector `column`. Inline it, or it is slow.
+    fn pass<S: Simd>(&self, simd: S, x: Vector<E, S>, g: Vector<E, S>, column: usize) -> Vector<E, S>;
 }
 
-impl<E: Real> Pass<E> for Mask<'_, E> {
+/// All of it.
+#[derive(Clone, Copy)]
+pub struct Open;
+
+impl<E: Real> Gate<E> for Open {
     #[inline(always)]
-    fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, g: Vector<E, S>) -> Vector<E, S> {
-        let zero = Vector::splat(simd, E::zero());
-        zero.less_than(self.affine.of(simd, at(simd, self.x, i), column), g, zero)
+    fn pass<S: Simd>(&self, _: S, _: Vector<E, S>, g: Vector<E, S>, _: usize) -> Vector<E, S> {
+        g
     }
 }
 
-/// g = 0 where the affine map of x is not positive.
-pub fn mask<E: Real>(x: &[E], affine: &Affine<E>, g: &mut [E]) {
-    run(Mask { x, affine }, affine.scale.len(), g);
+/// Where the affine map of x is positive, as behind a ReLU.
+impl<E: Real> Gate<E> for &Affine<E> {
+    #[inline(always)]
+    fn pass<S: Simd>(&self, simd: S, x: Vector<E, S>, g: Vector<E, S>, column: usize) -> Vector<E, S> {
+        let zero = Vector::splat(simd, E::zero());
+        zero.less_than(self.of(simd, x, column), g, zero)
+    }
 }
 
-struct Combine<'a, E> {
+struct Combine<'a, E, G> {
     g: &'a [E],
+    gate: G,
     /// Per channel: what g and x are multiplied by, and what is added.
     factors: [&'a [E]; 3],
 }
 
-impl<E: Real> Pass<E> for Combine<'_, E> {
+impl<E: Real, G: Gate<E>> Pass<E> for Combine<'_, E, G> {
     #[inline(always)]
     fn vector<S: Simd>(&self, simd: S, i: usize, column: usize, x: Vector<E, S>) -> Vector<E, S> {
         let [a, b, d] = self.factors;
-        at(simd, a, column) * at(simd, self.g, i) + at(simd, b, column) * x + at(simd, d, column)
+        let g = self.gate.pass(simd, x, at(simd, self.g, i), column);
+        at(simd, a, column) * g + at(simd, b, column) * x + at(simd, d, column)
     }
 }
 
-/// x = a g + b x + d with factors [a, b, d] per channel.
-pub fn combine<E: Real>(x: &mut [E], g: &[E], factors: [&[E]; 3]) {
-    run(Combine { g, factors }, factors[0].len(), x);
+/// x = a g + b x + d with factors [a, b, d] per channel, of what `gate` lets through of g.
+pub fn combine<E: Real>(x: &mut [E], g: &[E], gate: impl Gate<E>, factors: [&[E]; 3]) {
+    run(Combine { g, gate, factors }, factors[0].len(), x);
 }

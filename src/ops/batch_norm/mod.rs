@@ -18,8 +18,8 @@ pub use op::{Normalised, WeightBias};
 
 pub(crate) use elementwise::normalise;
 
-use elementwise::{combine, mask};
-use pulp::{Arch, Simd};
+use elementwise::{Gate, Open, at, combine};
+use pulp::{Arch, Scalar, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -33,8 +33,15 @@ use super::{
 pub const EPS: f64 = 1e-5;
 /// Share of the batch in the running statistics.
 pub const MOMENTUM: f64 = 0.1;
-/// Rows per task of the element-wise passes, at most; fixed, since sums are taken per task.
-pub(crate) const CHUNK_ROWS: usize = 512;
+/// Rows per task, at most; fixed, since sums are taken per task.
+const CHUNK_ROWS: usize = 512;
+/// Elements per task where rows are long (128 KiB in f32): what a task reads stays in a core's cache between two passes.
+const CHUNK: usize = 1 << 15;
+
+/// Rows of `channels` elements per task.
+fn chunk_rows(channels: usize) -> usize {
+    (CHUNK / channels).clamp(16, CHUNK_ROWS)
+}
 
 /// The affine map x * scale + shift per channel that a normalisation comes down to.
 #[derive(Clone, Debug)]
@@ -77,7 +84,7 @@ pub enum Residual<'a, E> {
 
 /// out = relu(x * scale + shift + residual), or without the ReLU.
 pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
-    let chunk = CHUNK_ROWS * affine.scale.len();
+    let chunk = chunk_rows(affine.scale.len()) * affine.scale.len();
     out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(|(i, (out, x))| {
         let part = i * chunk..i * chunk + out.len();
         let residual = match residual {
@@ -121,35 +128,26 @@ pub struct BackwardSums<E> {
     pub g_normalised: Vec<E>,
 }
 
-/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With a ReLU behind the normalisation,
-/// `g` first becomes the gradient of that ReLU's input: zero where the output is not positive.
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With a ReLU behind the normalisation, g is
+/// the gradient of that ReLU's input: zero where the output is not positive. `g` becomes it where the output is given;
+/// where it follows from x, it is computed wherever g is read.
 pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: Relu<E>) -> BackwardSums<E> {
     let channels = moments.mean.len();
-    let chunk = CHUNK_ROWS * channels;
+    let chunk = chunk_rows(channels) * channels;
     let mean = &moments.mean[..channels];
     let parts: Vec<Vec<E>> = x
         .par_chunks(chunk)
         .zip(g.par_chunks_mut(chunk))
         .enumerate()
         .map(|(i, (x, g))| {
-            // A chunk stays in the cache between these passes.
-            match relu {
-                Relu::None => {}
-                Relu::Output(output) => relu_backward(&output[i * chunk..][..g.len()], g),
-                Relu::Of(affine) => mask(x, affine, g),
+            if let Relu::Output(output) = relu {
+                // The chunk stays in the cache until it is summed.
+                relu_backward(&output[i * chunk..][..g.len()], g);
             }
             let mut sums = vec![E::zero(); 2 * channels];
-            let (sum, product) = sums.split_at_mut(channels);
-            if channels.is_multiple_of(WHOLE_VECTORS) {
-                let (rows, terms) = (x.len() / channels, BackwardTerms { x, g, mean });
-                Arch::new().dispatch(ColumnSums { terms, rows, sums: [sum, product] });
-                return sums;
-            }
-            for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
-                for c in 0..channels {
-                    sum[c] += g[c];
-                    product[c] += g[c] * (x[c] - mean[c]);
-                }
+            match relu {
+                Relu::Of(affine) => add_up(x, g, affine, mean, &mut sums),
+                Relu::None | Relu::Output(_) => add_up(x, g, Open, mean, &mut sums),
             }
             sums
         })
@@ -165,29 +163,38 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: 
     BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }
 }
 
-/// g and g (x - mean)
-struct BackwardTerms<'a, E> {
+/// Per column the sum of what `gate` lets through of g and the sum of that times (x - mean), one behind the other.
+fn add_up<E: Real, G: Gate<E>>(x: &[E], g: &[E], gate: G, mean: &[E], sums: &mut [E]) {
+    let (channels, rows) = (mean.len(), x.len() / mean.len());
+    let (sum, product) = sums.split_at_mut(channels);
+    let sums = ColumnSums { terms: BackwardTerms { x, g, gate, mean }, rows, sums: [sum, product] };
+    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(sums) } else { sums.with_simd(Scalar::new()) }
+}
+
+struct BackwardTerms<'a, E, G> {
     x: &'a [E],
     g: &'a [E],
+    gate: G,
     mean: &'a [E],
 }
 
-impl<E: Real> ColumnTerms<E, 2> for BackwardTerms<'_, E> {
+impl<E: Real, G: Gate<E>> ColumnTerms<E, 2> for BackwardTerms<'_, E, G> {
     #[inline(always)]
-    fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; 2] {
-        let g = Vector::<E, S>::new(simd, E::vectors::<S>(self.g)[at]);
-        let x = Vector::<E, S>::new(simd, E::vectors::<S>(self.x)[at]);
-        [g, g * (x - Vector::new(simd, E::vectors::<S>(self.mean)[column]))]
+    fn terms<S: Simd>(&self, simd: S, i: usize, column: usize) -> [Vector<E, S>; 2] {
+        let x = at(simd, self.x, i);
+        let g = self.gate.pass(simd, x, at(simd, self.g, i), column);
+        [g, g * (x - at(simd, self.mean, column))]
     }
 }
 
-/// Turns the input `x` into its gradient, from the output's `g`, in training mode.
+/// Turns the input `x` into its gradient, from `sums` and what [`backward_sums`] left in `g`, in training mode.
 pub fn backward_input<E: Real>(
     x: &mut [E],
     moments: &Moments<E>,
     weight: Option<&[E]>,
     sums: &BackwardSums<E>,
     g: &[E],
+    relu: Relu<E>,
 ) {
     let channels = moments.mean.len();
     let rows = E::of((x.len() / channels) as f64);
@@ -203,8 +210,12 @@ pub fn backward_input<E: Real>(
         b[c] = E::zero() - factor * slope;
         d[c] = factor * (slope * mean - sums.g[c] / rows);
     }
-    let chunk = CHUNK_ROWS * channels;
+    let chunk = chunk_rows(channels) * channels;
     x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| {
-        combine(x, g, [&a, &b, &d]);
+        let factors = [&a[..], &b, &d];
+        match relu {
+            Relu::Of(affine) => combine(x, g, affine, factors),
+            Relu::None | Relu::Output(_) => combine(x, g, Open, factors),
+        }
     });
 }

@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::{CHUNK_ROWS, EPS, MOMENTUM};
+use super::{EPS, MOMENTUM, chunk_rows};
 use crate::ops::{
     Real,
     columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
@@ -26,7 +26,7 @@ impl<E: Real> Moments<E> {
     /// Statistics of x [rows, channels].
     pub fn of(x: &[E], channels: usize) -> Self {
         let mut tiles = TileMoments::new();
-        tiles.reset(x.len() / channels, CHUNK_ROWS, channels);
+        tiles.reset(x.len() / channels, chunk_rows(channels), channels);
         tiles.of_tiles(x);
         tiles.combine()
     }

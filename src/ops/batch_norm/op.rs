@@ -110,7 +110,7 @@ where
         let mut g = gy.to_vec();
         let sums = backward_sums(&values, moments, &mut g, Relu::None);
         let weight = weight_bias.map(|(w, _)| to_vec(w));
-        backward_input(&mut values, moments, weight.as_deref(), &sums, &g);
+        backward_input(&mut values, moments, weight.as_deref(), &sums, &g, Relu::None);
         add(gradients.get_or_alloc_mut(x)?, &values);
         if let Some((weight, bias)) = weight_bias {
             add(gradients.get_or_alloc_mut(weight)?, &sums.g_normalised);
