@@ -1,5 +1,6 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
+mod aligned;
 pub mod arena;
 pub mod attention;
 pub mod backend;
