@@ -139,5 +139,9 @@ fn main() {
         3.0,
         median_seconds(|| drop(backward_sums(&x, &moments, &mut g, Relu::Of(&affine)))),
     );
-    show("batch norm's gradient", 3.0, median_seconds(|| backward_input(&mut raw, &moments, None, &sums, &g, Relu::None)));
+    show(
+        "batch norm's gradient",
+        3.0,
+        median_seconds(|| backward_input(&mut raw, &moments, None, &sums, &g, Relu::None)),
+    );
 }

@@ -197,7 +197,7 @@ impl Rows<'_> {
 mod tests {
     use super::*;
     use crate::ops::{
-        batch_norm::{Affine, Moments, Residual, apply},
+        batch_norm::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums},
         cuda::testing::on_every_gpu,
         golden::{Golden, assert_close},
     };
@@ -264,10 +264,10 @@ mod tests {
         let mut expected = vec![0.0; x.len()];
         apply(&x, &affine, Residual::Normalised(&shortcut, &shortcut_affine), true, &mut expected);
         let mut masked = g.clone();
-        crate::ops::batch_norm::relu_backward(&expected, &mut masked);
-        let sums = crate::ops::batch_norm::backward_sums(&x, &moments, &mut masked, crate::ops::batch_norm::Relu::None);
+        let relu = Relu::Output(&expected);
+        let sums = backward_sums(&x, &moments, &mut masked, relu);
         let mut gx = x.clone();
-        crate::ops::batch_norm::backward_input(&mut gx, &moments, Some(&weight), &sums, &masked, crate::ops::batch_norm::Relu::None);
+        backward_input(&mut gx, &moments, Some(&weight), &sums, &masked, relu);
 
         on_every_gpu(|gpu| {
             let rows = Rows { gpu, scalar: Scalar::F32, rows: n, channels };

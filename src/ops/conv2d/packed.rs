@@ -1,5 +1,7 @@
 //! Convolutions with packed weights, tile by tile: patches are gathered, packed where factors are rounded, and multiplied.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
@@ -122,19 +124,21 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
         let row = patch.next_multiple_of(WHOLE_VECTORS);
         // A tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, row].
-        let with_tile = |range: std::ops::Range<usize>, threads, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
-            let depth = elements::<E, P>(range.len());
-            E::with_scratch(depth * (conv.output + row), |memory| {
-                let (left, right) = memory.split_at_mut(depth * conv.output);
-                let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
-                let mut patches = Vec::new();
-                let patches = conv.patches(x, size, range.clone(), row, &mut patches, threads);
-                work(Left::transposed::<P>(gy, left, threads), Panels::pack::<P>(patches, right));
-            });
-        };
+        let with_tile =
+            |range: Range<usize>, threads, patches: &mut Vec<E>, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
+                let depth = elements::<E, P>(range.len());
+                E::with_scratch(depth * (conv.output + row), |memory| {
+                    let (left, right) = memory.split_at_mut(depth * conv.output);
+                    let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
+                    let patches = conv.patches(x, size, range, row, patches, threads);
+                    work(Left::transposed::<P>(gy, left, threads), Panels::pack::<P>(patches, right));
+                });
+            };
         if conv.weights() >= SHARED_PRODUCT && row == patch {
+            let mut patches = Vec::new();
             for first in (0..pixels).step_by(SHARED_TILE_ROWS) {
-                with_tile(first..(first + SHARED_TILE_ROWS).min(pixels), Threads::All, &mut |left, right| {
+                let range = first..(first + SHARED_TILE_ROWS).min(pixels);
+                with_tile(range, Threads::All, &mut patches, &mut |left, right| {
                     gw.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, gw)| {
                         let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + gw.len() / patch;
                         multiply::<E, P>(left.part(outputs), right, gw, true);
@@ -145,12 +149,11 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         }
         let [part, rows] = weight_parts(pixels, conv.packed_rows(pixels, 1));
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * conv.output * row];
-        sums.par_chunks_mut(conv.output * row).enumerate().for_each(|(i, sum)| {
+        sums.par_chunks_mut(conv.output * row).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
             let end = ((i + 1) * part).min(pixels);
             for first in (i * part..end).step_by(rows) {
-                with_tile(first..(first + rows).min(end), Threads::One, &mut |left, right| {
-                    multiply::<E, P>(left, right, sum, true);
-                });
+                let range = first..(first + rows).min(end);
+                with_tile(range, Threads::One, patches, &mut |left, right| multiply::<E, P>(left, right, sum, true));
             }
         });
         if row == patch {
