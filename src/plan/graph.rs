@@ -40,9 +40,9 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 2,
-            Stage::Pretrain => 7,
-            Stage::Embed => 2,
-            Stage::EmbedRandomInit => 2,
+            Stage::Pretrain => 8,
+            Stage::Embed => 3,
+            Stage::EmbedRandomInit => 3,
             Stage::LinearProbe => 1,
             Stage::Knn => 2,
         }
