@@ -129,13 +129,11 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                 let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
                 let scores = &mut scores[..range.len() * width];
                 match bank {
-                    Factors::Plain(bank) if P::PACKS => {
+                    Factors::Plain(bank) => {
                         let rows = &bank[range.start * dim..range.end * dim];
-                        E::with_scratch(rows.len() / P::PACK, |memory| {
-                            multiply::<E, P>(Left::rows::<P>(rows, dim, memory), queries, scores, false);
-                        });
+                        Left::with_rows::<P>(rows, dim, |rows| multiply::<E, P>(rows, queries, scores, false));
                     }
-                    Factors::Plain(bank) | Factors::Packed(bank) => {
+                    Factors::Packed(bank) => {
                         let row = elements::<E, P>(dim);
                         let factors = Strided { data: &bank[range.start * row..], row, column: 1 };
                         multiply::<E, P>(Left { factors, rows: range.len() }, queries, scores, false);
