@@ -40,8 +40,12 @@ impl<E: Real, P: Pass<E>> WithSimd for Run<'_, E, P> {
 }
 
 fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
-    let run = Run { pass, channels, out };
-    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(run) } else { run.with_simd(Scalar::new()) }
+    dispatch(channels, Run { pass, channels, out });
+}
+
+/// Does `work` on rows of `channels` elements: by vectors where these are whole ones, else one by one.
+pub fn dispatch<W: WithSimd>(channels: usize, work: W) -> W::Output {
+    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(work) } else { work.with_simd(Scalar::new()) }
 }
 
 /// The vector at `at`.

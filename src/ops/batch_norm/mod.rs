@@ -18,13 +18,13 @@ pub use op::{Normalised, WeightBias};
 
 pub(crate) use elementwise::normalise;
 
-use elementwise::{Gate, Open, at, combine};
-use pulp::{Arch, Scalar, Simd, WithSimd};
+use elementwise::{Gate, Open, at, combine, dispatch};
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
     Real,
-    columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
+    columns::{ColumnSums, ColumnTerms},
     lanes::Vector,
     simd::vectorized,
 };
@@ -167,8 +167,7 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: 
 fn add_up<E: Real, G: Gate<E>>(x: &[E], g: &[E], gate: G, mean: &[E], sums: &mut [E]) {
     let (channels, rows) = (mean.len(), x.len() / mean.len());
     let (sum, product) = sums.split_at_mut(channels);
-    let sums = ColumnSums { terms: BackwardTerms { x, g, gate, mean }, rows, sums: [sum, product] };
-    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(sums) } else { sums.with_simd(Scalar::new()) }
+    dispatch(channels, ColumnSums { terms: BackwardTerms { x, g, gate, mean }, rows, sums: [sum, product] });
 }
 
 struct BackwardTerms<'a, E, G> {

@@ -25,9 +25,9 @@ pub struct Moments<E> {
 impl<E: Real> Moments<E> {
     /// Statistics of x [rows, channels].
     pub fn of(x: &[E], channels: usize) -> Self {
-        let mut tiles = TileMoments::new();
-        tiles.reset(x.len() / channels, chunk_rows(channels), channels);
-        tiles.of_tiles(x);
+        let (rows, mut tiles) = (chunk_rows(channels), TileMoments::new());
+        tiles.reset(x.len() / channels, rows, channels);
+        x.par_chunks(rows * channels).zip(tiles.par_tiles()).for_each(|(x, mut slot)| slot.of(x));
         tiles.combine()
     }
 
@@ -88,14 +88,6 @@ impl<E: Real> TileMoments<E> {
             let (mean, deviation) = slot.split_at_mut(if wanted { channels } else { 0 });
             TileSlot { mean, deviation }
         })
-    }
-
-    /// Takes the statistics of all tiles of x [rows, channels].
-    pub fn of_tiles(&mut self, x: &[E]) {
-        if self.wanted {
-            let tile = self.tile_rows * self.channels;
-            x.par_chunks(tile).zip(self.par_tiles()).for_each(|(x, mut slot)| slot.of(x));
-        }
     }
 
     /// Statistics of all rows.

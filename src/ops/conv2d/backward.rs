@@ -95,8 +95,7 @@ impl Conv2d {
         if self.is_packed() {
             return self.products.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
         }
-        let rows = self.tile_rows(pixels);
-        let [part, rows] = weight_parts(pixels, rows);
+        let [part, rows] = weight_parts(pixels, self.tile_rows(pixels));
         let mut sums = vec![E::zero(); pixels.div_ceil(part) * gw.len()];
         sums.par_chunks_mut(gw.len()).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
             let end = ((i + 1) * part).min(pixels);

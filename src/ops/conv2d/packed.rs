@@ -15,7 +15,6 @@ use crate::ops::{
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
     product::{Left, Operand, Panels, WithOperand, elements, multiply},
-    simd::vectorized,
 };
 
 /// Weight gradients of at least so many elements are not summed apart: all threads share each product.
@@ -162,10 +161,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         let (sum, others) = sums.split_at_mut(conv.output * row);
         add_in_order(others, sum);
         for (gw, sum) in gw.chunks_exact_mut(patch).zip(sum.chunks_exact(row)) {
-            vectorized(
-                #[inline(always)]
-                || gw.iter_mut().zip(sum).for_each(|(g, s)| *g += *s),
-            );
+            add_in_order(&sum[..patch], gw);
         }
     }
 }
