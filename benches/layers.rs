@@ -6,12 +6,13 @@
 
 use std::time::Instant;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use snclr::ops::{
     batch_norm::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums},
     conv2d::{Conv2d, Size, Source},
     product::Products,
+    simd::dispatch,
 };
 
 const REPEATS: usize = 7;
@@ -98,7 +99,7 @@ fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let products = if asked.iter().any(|a| a == "bf16") { Products::Bf16 } else { Products::Full };
     let threads = rayon::current_num_threads();
-    let peak: f64 = (0..threads).into_par_iter().map(|_| Arch::new().dispatch(Peak)).sum();
+    let peak: f64 = (0..threads).into_par_iter().map(|_| dispatch(Peak)).sum();
     println!("{threads} threads, {peak:.0} GFLOP/s of fused multiply-adds in f32; factors: {products:?}");
     let cases: Vec<&str> = asked.iter().map(String::as_str).filter(|a| *a != "bf16").collect();
     for case in if cases.is_empty() { vec!["small", "resnet18", "resnet50"] } else { cases } {

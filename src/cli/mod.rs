@@ -30,7 +30,7 @@ use clap::Parser;
 
 pub use failure::report;
 
-use crate::{run::Verbosity, train::Device};
+use crate::{ops::simd, run::Verbosity, train::Device};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -127,6 +127,7 @@ pub enum Command {
 /// Runs a command.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
+    simd::check()?;
     // The doctor tells why a device cannot be used.
     if !matches!(command, Command::Doctor(_)) {
         global.device.choose()?;

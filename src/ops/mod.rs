@@ -24,6 +24,7 @@ pub mod leaves;
 pub mod linear;
 pub mod named;
 pub mod normalize;
+pub mod parts;
 pub mod pool;
 pub mod product;
 pub mod random;

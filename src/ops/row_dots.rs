@@ -7,6 +7,7 @@ use super::{
     Real,
     columns::WHOLE_VECTORS,
     lanes::{Vector, lanes},
+    simd::dispatch,
 };
 
 /// Up to this many rows of x it is faster than a general product.
@@ -29,7 +30,7 @@ pub fn row_dots<E: Real>(x: &[E], w: &[E], width: usize, y: &mut [E]) {
         .par_chunks(TASK * width)
         .map(|w| {
             let mut part = vec![E::zero(); n * (w.len() / width)];
-            pulp::Arch::new().dispatch(Dots { x, w, width, y: &mut part });
+            dispatch(Dots { x, w, width, y: &mut part });
             part
         })
         .collect();

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Real, lanes::Vector, product::Strided};
+use super::{Real, lanes::Vector, product::Strided, simd::dispatch};
 
 /// Rows of c per task where it has many, and columns of c per task where it has few.
 const TASK_ROWS: usize = 64;
@@ -15,7 +15,7 @@ const TOGETHER: usize = 8;
 pub fn add_to_many<E: Real>(s: Strided<E>, b: &[E], width: usize, c: &mut [E]) {
     c.par_chunks_mut(TASK_ROWS * width).enumerate().for_each(|(i, c)| {
         let s = Strided { data: &s.data[i * TASK_ROWS * s.row..], ..s };
-        pulp::Arch::new().dispatch(Add { s, b, b_row: width, width, c });
+        dispatch(Add { s, b, b_row: width, width, c });
     });
 }
 
@@ -31,7 +31,7 @@ pub fn add_to_few<E: Real>(s: Strided<E>, b: &[E], width: usize, c: &mut [E]) {
         E::with_scratch(rows.len() * columns, |sums| {
             sums.chunks_exact_mut(columns).zip(&rows).for_each(|(sum, row)| sum.copy_from_slice(row));
             let b = &b[i * TASK_COLUMNS..];
-            pulp::Arch::new().dispatch(Add { s, b, b_row: width, width: columns, c: sums });
+            dispatch(Add { s, b, b_row: width, width: columns, c: sums });
             rows.iter_mut().zip(sums.chunks_exact(columns)).for_each(|(row, sum)| row.copy_from_slice(sum));
         });
     });

@@ -1,24 +1,138 @@
-//! Element-wise loops compiled for the widest vector unit that the running CPU has.
+//! The vector unit that loops and products are compiled for: the widest of the running CPU, or the one that the environment
+//! names. Results are the same bits on each of them (see `docs/design.md`).
 
-use pulp::Arch;
+use std::sync::OnceLock;
 
-/// Runs `f` compiled for the CPU at hand. What `f` calls, and `f` itself, must be inlined (`#[inline(always)]`) to profit.
-///
-/// Rust neither fuses nor reorders floating-point operations, so the result does not depend on the CPU.
-#[inline(always)]
-pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(f)
+use pulp::{Arch, Scalar, WithSimd};
+
+/// Environment variable that forces a vector unit.
+pub const VARIABLE: &str = "SNCLR_VECTOR_UNIT";
+
+/// Why [`VARIABLE`] cannot be obeyed.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    #[error("{VARIABLE}: unknown vector unit `{found}`; use one of: {}", known().join(", "))]
+    Unknown { found: String },
+    #[error("{VARIABLE}: this CPU has no `{found}`; it has: {}", available().join(", "))]
+    Missing { found: String },
 }
 
-/// The vector unit that [`vectorized`] uses on the running CPU; matrix products use the same.
-pub fn vector_unit() -> &'static str {
-    match Arch::new() {
+/// The units of all CPUs of this architecture by name, narrowest first.
+fn known() -> Vec<&'static str> {
+    let mut names = vec!["scalar"];
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    names.extend(["avx2", "avx512"]);
+    #[cfg(target_arch = "aarch64")]
+    names.push("neon");
+    names
+}
+
+/// Those that the running CPU has.
+pub fn available() -> Vec<&'static str> {
+    known().into_iter().filter(|name| by_name(name).is_some()).collect()
+}
+
+fn by_name(name: &str) -> Option<Arch> {
+    match name {
+        "scalar" => Some(Arch::Scalar),
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        Arch::V4(_) => "AVX-512",
+        "avx2" => pulp::x86::V3::try_new().map(Arch::V3),
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        Arch::V3(_) => "AVX2 with FMA",
+        "avx512" => pulp::x86::V4::try_new().map(Arch::V4),
         #[cfg(target_arch = "aarch64")]
-        Arch::Neon(_) => "NEON",
+        "neon" => pulp::aarch64::Neon::try_new().map(Arch::Neon),
+        _ => None,
+    }
+}
+
+/// The unit that the environment asks for, or the widest.
+fn choose(wanted: Option<&str>) -> Result<Arch, UnitError> {
+    let Some(found) = wanted.filter(|name| !name.is_empty()) else { return Ok(Arch::new()) };
+    if !known().contains(&found) {
+        return Err(UnitError::Unknown { found: found.to_owned() });
+    }
+    by_name(found).ok_or_else(|| UnitError::Missing { found: found.to_owned() })
+}
+
+/// Checks that [`VARIABLE`] can be obeyed; to be called before any work.
+///
+/// # Errors
+/// When it names no unit that this CPU has.
+pub fn check() -> Result<(), UnitError> {
+    choose(std::env::var(VARIABLE).ok().as_deref()).map(|_| ())
+}
+
+/// The unit in use, the same as long as the program runs.
+///
+/// # Panics
+/// When [`check`] would fail.
+pub fn unit() -> Arch {
+    static UNIT: OnceLock<Arch> = OnceLock::new();
+    *UNIT.get_or_init(|| choose(std::env::var(VARIABLE).ok().as_deref()).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Runs `work` compiled for the unit in use.
+#[inline(always)]
+pub fn dispatch<W: WithSimd>(work: W) -> W::Output {
+    match unit() {
+        Arch::Scalar => scalar(work),
+        unit => unit.dispatch(work),
+    }
+}
+
+/// Without vectors, but with the CPU's fused multiply-add where it has one: the C library's takes a hundred times as long.
+fn scalar<W: WithSimd>(work: W) -> W::Output {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    {
+        #[target_feature(enable = "fma")]
+        fn fused<W: WithSimd>(work: W) -> W::Output {
+            work.with_simd(Scalar::new())
+        }
+        if is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has it.
+            return unsafe { fused(work) };
+        }
+    }
+    work.with_simd(Scalar::new())
+}
+
+/// Runs `f` compiled for the unit in use. What `f` calls, and `f` itself, must be inlined (`#[inline(always)]`) to profit.
+///
+/// Rust neither fuses nor reorders floating-point operations, so the result does not depend on the unit.
+#[inline(always)]
+pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    dispatch(f)
+}
+
+/// Name of the unit in use, as [`VARIABLE`] takes it.
+pub fn vector_unit() -> &'static str {
+    match unit() {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V4(_) => "avx512",
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        Arch::V3(_) => "avx2",
+        #[cfg(target_arch = "aarch64")]
+        Arch::Neon(_) => "neon",
         _ => "scalar",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_chosen_by_name_or_refused_with_those_that_there_are() {
+        let chosen = choose(Some("scalar")).expect("every CPU has it");
+        assert!(matches!(chosen, Arch::Scalar));
+        assert!(choose(Some("")).is_ok() && choose(None).is_ok());
+        let unknown = choose(Some("sse9")).expect_err("there is none");
+        assert_eq!(
+            unknown.to_string(),
+            format!("SNCLR_VECTOR_UNIT: unknown vector unit `sse9`; use one of: {}", known().join(", "))
+        );
+        let missing = UnitError::Missing { found: "avx512".into() };
+        let expected = format!("SNCLR_VECTOR_UNIT: this CPU has no `avx512`; it has: {}", available().join(", "));
+        assert_eq!(missing.to_string(), expected);
     }
 }

@@ -3,13 +3,14 @@
 //! They go vector by vector: the loop that a compiler makes of a row takes several vectors at a time and what is left one by
 //! one, which is all of a row of few channels.
 
-use pulp::{Arch, Scalar, Simd, WithSimd};
+use pulp::{Scalar, Simd, WithSimd};
 
 use super::{Affine, Residual};
 use crate::ops::{
     Real,
     columns::WHOLE_VECTORS,
     lanes::{Vector, lanes},
+    simd,
 };
 
 /// What becomes of each element of `out` [rows, channels].
@@ -45,7 +46,7 @@ fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
 
 /// Does `work` on rows of `channels` elements: by vectors where these are whole ones, else one by one.
 pub fn dispatch<W: WithSimd>(channels: usize, work: W) -> W::Output {
-    if channels.is_multiple_of(WHOLE_VECTORS) { Arch::new().dispatch(work) } else { work.with_simd(Scalar::new()) }
+    if channels.is_multiple_of(WHOLE_VECTORS) { simd::dispatch(work) } else { work.with_simd(Scalar::new()) }
 }
 
 /// The vector at `at`.

@@ -1,6 +1,6 @@
 //! Mean and variance per channel, taken tile by tile and combined in a fixed order.
 
-use pulp::{Arch, Simd};
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{EPS, MOMENTUM, chunk_rows};
@@ -8,6 +8,7 @@ use crate::ops::{
     Real,
     columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
     lanes::Vector,
+    simd::dispatch,
 };
 
 /// Statistics of a batch per channel.
@@ -124,9 +125,9 @@ impl<E: Real> TileSlot<'_, E> {
         let rows = x.len() / channels;
         let (mean, deviation) = (&mut self.mean[..channels], &mut self.deviation[..channels]);
         if channels.is_multiple_of(WHOLE_VECTORS) {
-            Arch::new().dispatch(ColumnSums { terms: Values { x }, rows, sums: [mean] });
+            dispatch(ColumnSums { terms: Values { x }, rows, sums: [mean] });
             mean.iter_mut().for_each(|m| *m /= E::of(rows as f64));
-            Arch::new().dispatch(ColumnSums { terms: SquaredDeviations { x, mean }, rows, sums: [deviation] });
+            dispatch(ColumnSums { terms: SquaredDeviations { x, mean }, rows, sums: [deviation] });
             return;
         }
         mean.fill(E::zero());

@@ -1,10 +1,10 @@
 //! How factors are held between packing and multiplying.
 
 use half::bf16;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::kernel::{self, Strided, Target};
-use crate::ops::{Real, lanes::lanes};
+use crate::ops::{Real, lanes::lanes, simd::dispatch};
 
 /// A way to hold factors in elements of `E`.
 ///
@@ -72,7 +72,7 @@ impl<E: Real> Operand<E> for Full {
 
     #[inline(always)]
     fn dispatch<W: WithSimd>(work: W) -> W::Output {
-        Arch::new().dispatch(work)
+        dispatch(work)
     }
 
     #[inline(always)]
@@ -111,7 +111,7 @@ impl<E: Real> Operand<E> for Rounded {
 
     #[inline(always)]
     fn dispatch<W: WithSimd>(work: W) -> W::Output {
-        Arch::new().dispatch(work)
+        dispatch(work)
     }
 
     #[inline(always)]

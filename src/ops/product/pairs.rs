@@ -3,9 +3,10 @@
 use std::{arch::x86_64::*, mem::transmute_copy, sync::OnceLock};
 
 use half::bf16;
-use pulp::{Simd, WithSimd, x86::V4};
+use pulp::{Arch, Simd, WithSimd, x86::V4};
 
 use super::{Operand, Strided, Target, kernel, tiles};
+use crate::ops::simd::unit as unit_in_use;
 
 /// Two factors per element: the first in the lower half.
 pub struct Pairs;
@@ -17,7 +18,10 @@ pub fn available() -> bool {
 
 fn unit() -> Option<V4> {
     static UNIT: OnceLock<Option<V4>> = OnceLock::new();
-    *UNIT.get_or_init(|| V4::try_new().filter(|_| is_x86_feature_detected!("avx512bf16")))
+    *UNIT.get_or_init(|| match unit_in_use() {
+        Arch::V4(unit) if is_x86_feature_detected!("avx512bf16") => Some(unit),
+        _ => None,
+    })
 }
 
 /// As the vector that `S` has where it is AVX-512.

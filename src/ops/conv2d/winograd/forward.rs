@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -16,6 +16,7 @@ use crate::ops::{
     batch_norm::TileMoments,
     conv2d::{Conv2d, Source},
     product::{Left, Multiply, Operand, Strided, WithOperand},
+    simd::dispatch,
 };
 
 /// y = conv(x, kernels) + beta y with `beta` 0 or 1.
@@ -84,7 +85,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
 
     fn output(&self, block: usize, points: &[E], pixels: &mut [E]) {
         let (tiling, channels, add) = (self.tiling, self.conv.output, self.add);
-        Arch::new().dispatch(TransformOutput { tiling, block, points, channels, pixels, add });
+        dispatch(TransformOutput { tiling, block, points, channels, pixels, add });
     }
 
     fn product<'b>(&'b self, point: usize, tiles: &'b [E], products: &'b mut [E]) -> Multiply<'b, E, P> {

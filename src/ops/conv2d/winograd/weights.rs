@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -13,6 +13,7 @@ use crate::ops::{
     Real,
     lanes::{Vector, lanes},
     product::{Operand, PANEL, Panels},
+    simd::dispatch,
 };
 
 /// Rows and columns of a kernel.
@@ -169,7 +170,7 @@ pub fn add_gradient<E: Real>(points: &[E], input: usize, gradient: &mut [E]) {
     let point = points.len() / POINTS;
     gradient.par_chunks_exact_mut(TAPS * input).enumerate().for_each(|(o, gradient)| {
         let rows = std::array::from_fn(|p| &points[p * point + o * input..][..input]);
-        Arch::new().dispatch(AddGradient { rows, gradient });
+        dispatch(AddGradient { rows, gradient });
     });
 }
 

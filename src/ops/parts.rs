@@ -1,0 +1,154 @@
+//! How a batch is cut into parts of whole images, and the binary tree by which what they give is summed.
+//!
+//! The number of parts follows from the batch size alone, and the tree from the number of parts. So a sum over the batch has the
+//! same bits however many threads computed it, and a half of the batch has as its sum the tree's left or right branch.
+
+use super::{Real, gemm::Threads, simd::vectorized};
+
+/// Images of a part, at least, where there is more than one part.
+const LEAST_IMAGES: usize = 8;
+/// Elements per task when large sums are added.
+const TASK: usize = 1 << 13;
+
+/// Into how many parts a batch of `images` is cut: the largest power of two that divides it and leaves each part at least
+/// 8 images; 1 if none does.
+pub fn parts(images: usize) -> usize {
+    powers(images, LEAST_IMAGES, |count| images.is_multiple_of(count))
+}
+
+/// The largest power of two that leaves each of as many leaves of `len` elements at least `least` of them; 1 if none does.
+pub fn leaves(len: usize, least: usize) -> usize {
+    powers(len, least, |_| true)
+}
+
+fn powers(len: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let powers = std::iter::successors(Some(1usize), |count| count.checked_mul(2));
+    powers.skip(1).take_while(|count| len / count >= least && fits(*count)).last().unwrap_or(1)
+}
+
+/// The tree's sum of what `leaf` gives for 0 .. `count`, a power of two, in order; at most log2 `count` sums wait at a time.
+pub fn tree<T>(count: usize, mut leaf: impl FnMut(usize) -> T, mut add: impl FnMut(T, T) -> T) -> T {
+    assert!(count.is_power_of_two());
+    let mut waiting = Vec::with_capacity(count.trailing_zeros() as usize + 1);
+    for i in 0..count {
+        let mut sum = leaf(i);
+        // As many branches end with this leaf as its number has ones at its end.
+        for _ in 0..i.trailing_ones() {
+            sum = add(waiting.pop().expect("a left branch waits"), sum);
+        }
+        waiting.push(sum);
+    }
+    waiting.pop().expect("there is a leaf")
+}
+
+/// The tree's sum of the `values` of a batch, of which each part has as many.
+pub fn sum<E: Real>(values: &[E], parts: usize) -> E {
+    let part = values.len() / parts;
+    assert_eq!(part * parts, values.len());
+    tree(parts, |i| values[i * part..][..part].iter().copied().fold(E::zero(), |a, b| a + b), |a, b| a + b)
+}
+
+/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's. Leaves are shared out among threads,
+/// unless `within` says that each takes all of them itself.
+pub fn add_tree<E: Real>(count: usize, total: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
+    assert!(count.is_power_of_two());
+    E::with_scratch(total.len(), |sum| {
+        branch(0, count, sum, within, &leaf);
+        add(total, sum);
+    });
+}
+
+fn branch<E: Real>(
+    first: usize,
+    count: usize,
+    sum: &mut [E],
+    within: Threads,
+    leaf: &(impl Fn(usize, &mut [E]) + Sync),
+) {
+    if count == 1 {
+        return leaf(first, sum);
+    }
+    let half = count / 2;
+    E::with_scratch(sum.len(), |right| {
+        match within {
+            Threads::One => {
+                rayon::join(
+                    || branch(first, half, sum, within, leaf),
+                    || branch(first + half, half, right, within, leaf),
+                );
+            }
+            Threads::All => {
+                branch(first, half, sum, within, leaf);
+                branch(first + half, half, right, within, leaf);
+            }
+        }
+        add(sum, right);
+    });
+}
+
+/// a += b, on all threads where that pays.
+pub fn add<E: Real>(a: &mut [E], b: &[E]) {
+    use rayon::prelude::*;
+    let task = |a: &mut [E], b: &[E]| {
+        vectorized(
+            #[inline(always)]
+            || a.iter_mut().zip(b).for_each(|(a, b)| *a += *b),
+        );
+    };
+    if a.len() < 4 * TASK {
+        return task(a, b);
+    }
+    a.par_chunks_mut(TASK).zip(b.par_chunks(TASK)).for_each(|(a, b)| task(a, b));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_parts_follows_from_the_batch() {
+        let expected =
+            [(1, 1), (7, 1), (8, 1), (12, 1), (16, 2), (24, 2), (32, 4), (40, 4), (100, 4), (128, 16), (129, 1)];
+        for (images, count) in expected {
+            assert_eq!(parts(images), count, "{images}");
+        }
+        // A half of a batch has half of its parts.
+        for images in [16, 48, 96, 4096] {
+            assert_eq!(parts(images / 2) * 2, parts(images), "{images}");
+        }
+        assert_eq!([leaves(1568, 384), leaves(512, 384), leaves(3, 384)], [4, 1, 1]);
+    }
+
+    /// Sums whose order shows: a tree of strings.
+    #[test]
+    fn the_order_is_that_of_a_binary_tree() {
+        let text = tree(8, |i| i.to_string(), |a, b| format!("({a}{b})"));
+        assert_eq!(text, "(((01)(23))((45)(67)))");
+        assert_eq!(tree(1, |i| i + 5, |_, _| unreachable!("one leaf needs no sum")), 5);
+    }
+
+    #[test]
+    fn trees_of_slices_have_the_bits_of_a_tree_of_numbers() {
+        let value = |i: usize, c: usize| ((i * 37 + c) as f32 * 0.7).sin() * 1e3;
+        for count in [1, 2, 8, 32] {
+            for within in [Threads::One, Threads::All] {
+                let mut total = vec![1.0f32; 50];
+                add_tree(count, &mut total, within, |i, sum| {
+                    sum.iter_mut().enumerate().for_each(|(c, s)| *s = value(i, c));
+                });
+                for (c, total) in total.iter().enumerate() {
+                    let expected = 1.0 + tree(count, |i| value(i, c), |a, b| a + b);
+                    assert_eq!(total.to_bits(), expected.to_bits(), "{count} {c}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_half_of_the_batch_sums_to_a_branch() {
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.9).sin() * 1e3).collect();
+        let (left, right) = values.split_at(32);
+        let whole = sum(&values, parts(64));
+        assert_eq!(whole.to_bits(), (sum(left, parts(32)) + sum(right, parts(32))).to_bits());
+    }
+}
