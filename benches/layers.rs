@@ -128,7 +128,7 @@ fn main() {
     let (rows, channels) = (128 * 32 * 32, 16);
     let x: Vec<f32> = (0..rows * channels).map(|i| (i as f32 * 0.7).sin()).collect();
     let (mut y, mut g, mut raw) = (x.clone(), x.clone(), x.clone());
-    let moments = Moments::of(&x, channels);
+    let moments = Moments::of(&x, channels, 16);
     let affine = Affine::new(&moments.mean, &moments.inv_std, None);
     println!("\nelement-wise passes over {rows} rows of {channels} channels, GB/s read and written");
     let bytes = (rows * channels * 4) as f64;

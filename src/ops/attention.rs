@@ -44,7 +44,7 @@ impl Attention {
                     let [q, k, v] = self.matrices(qkv, head);
                     self.weights(q, k, &mut scratch.weights);
                     let weights = Matrix::new(&scratch.weights, self.tokens, self.tokens);
-                    gemm(weights, v, E::zero(), &mut scratch.rows, Threads::One);
+                    gemm(weights, v, false, &mut scratch.rows, Threads::One);
                     self.place(&scratch.rows, y, self.width, head * dim);
                 }
             },
@@ -70,14 +70,14 @@ impl Attention {
                         row_stride: self.width,
                         column_stride: 1,
                     };
-                    gemm(gy, v.t(), E::zero(), g_weights, Threads::One);
-                    gemm(Matrix::new(weights, tokens, tokens).t(), gy, E::zero(), rows, Threads::One);
+                    gemm(gy, v.t(), false, g_weights, Threads::One);
+                    gemm(Matrix::new(weights, tokens, tokens).t(), gy, false, rows, Threads::One);
                     self.place(rows, g_qkv, 3 * self.width, 2 * self.width + head * dim);
                     self.softmax_backward(weights, g_weights);
                     let g_logits = Matrix::new(g_weights.as_slice(), tokens, tokens);
-                    gemm(g_logits, k, E::zero(), rows, Threads::One);
+                    gemm(g_logits, k, false, rows, Threads::One);
                     self.place(rows, g_qkv, 3 * self.width, head * dim);
-                    gemm(g_logits.t(), q, E::zero(), rows, Threads::One);
+                    gemm(g_logits.t(), q, false, rows, Threads::One);
                     self.place(rows, g_qkv, 3 * self.width, self.width + head * dim);
                 }
             },
@@ -115,7 +115,7 @@ impl Attention {
 
     /// weights [tokens, tokens] = softmax over each row of q k^T / sqrt(head width).
     fn weights<E: Real>(&self, q: Matrix<E>, k: Matrix<E>, weights: &mut [E]) {
-        gemm(q, k.t(), E::zero(), weights, Threads::One);
+        gemm(q, k.t(), false, weights, Threads::One);
         let scale = self.scale::<E>();
         vectorized(
             #[inline(always)]

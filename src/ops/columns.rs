@@ -6,11 +6,17 @@ pub mod cuda;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Real, lanes::Vector, simd::vectorized};
+use super::{
+    Real,
+    gemm::Threads,
+    lanes::{Vector, lanes},
+    parts::{add_tree, leaf_rows, leaves},
+    simd::{dispatch, vectorized},
+};
 
-/// Rows whose sums are taken apart, then added in order: fixed, so that the number of threads does not change a bit.
+/// Rows per task, and rows whose sums are taken apart where a part of the batch has that many more.
 pub const SUM_ROWS: usize = 256;
-/// Partial sums within a row; fixed for the same reason, and a multiple of the vector width.
+/// Partial sums within a row; fixed, so that the CPU does not change a bit, and a multiple of any vector's width.
 const LANES: usize = 16;
 
 /// Every row of y [rows, bias.len()] becomes `bias`: what a matrix product is then added to.
@@ -38,35 +44,45 @@ pub fn add_to_rows<E: Real>(bias: &[E], y: &mut [E]) {
     });
 }
 
-/// sums += the sum of the rows of x [rows, sums.len()].
-pub fn add_column_sums<E: Real>(x: &[E], sums: &mut [E]) {
+/// sums += the sum of the rows of x [rows, sums.len()], which are those of a batch of `parts` parts.
+pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
     let dim = sums.len();
-    let parts: Vec<Vec<E>> = x
-        .par_chunks(dim * SUM_ROWS)
-        .map(|rows| {
-            let mut part = vec![E::zero(); dim];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for row in rows.chunks_exact(dim) {
-                        for (sum, x) in part.iter_mut().zip(row) {
-                            *sum += *x;
-                        }
-                    }
-                },
-            );
-            part
-        })
-        .collect();
-    add_parts(&parts, sums);
+    let rows = x.len() / dim;
+    let within = leaves(rows / parts, SUM_ROWS);
+    add_tree(parts * within, sums, Threads::One, |leaf, sums| {
+        let rows = leaf_rows(rows, parts, within, leaf);
+        column_sums(&x[rows.start * dim..rows.end * dim], sums);
+    });
 }
 
-/// sums += every part, in order.
-pub fn add_parts<E: Real>(parts: &[Vec<E>], sums: &mut [E]) {
-    for part in parts {
-        for (sum, part) in sums.iter_mut().zip(part) {
-            *sum += *part;
-        }
+/// The sums of the rows of x, on this thread.
+fn column_sums<E: Real>(x: &[E], sums: &mut [E]) {
+    let (dim, rows) = (sums.len(), x.len() / sums.len());
+    if dim.is_multiple_of(WHOLE_VECTORS) {
+        return dispatch(ColumnSums { terms: Values { x }, rows, sums: [sums] });
+    }
+    sums.fill(E::zero());
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in x.chunks_exact(dim) {
+                for (sum, x) in sums.iter_mut().zip(row) {
+                    *sum += *x;
+                }
+            }
+        },
+    );
+}
+
+/// x
+pub struct Values<'a, E> {
+    pub x: &'a [E],
+}
+
+impl<E: Real> ColumnTerms<E, 1> for Values<'_, E> {
+    #[inline(always)]
+    fn terms<S: Simd>(&self, simd: S, at: usize, _: usize) -> [Vector<E, S>; 1] {
+        [Vector::new(simd, E::vectors::<S>(self.x)[at])]
     }
 }
 
@@ -74,8 +90,9 @@ pub fn add_parts<E: Real>(parts: &[Vec<E>], sums: &mut [E]) {
 pub const WHOLE_VECTORS: usize = 16;
 /// Rows that are summed side by side: an addition takes several cycles, but many can be under way.
 const REGISTER_ROWS: usize = 4;
-/// Vectors in a row from which on sums lie in memory, so that the rows are read as they lie.
-const WIDE: usize = 4;
+/// Columns from which on sums lie in memory, so that the rows are read as they lie. Not vectors: the order of the sums must not
+/// depend on the CPU.
+const WIDE: usize = 64;
 
 /// What is summed over the rows of matrices [rows, columns], given as vectors: `N` terms per element.
 pub trait ColumnTerms<E: Real, const N: usize> {
@@ -100,7 +117,7 @@ impl<E: Real, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, 
         let Self { terms, rows, sums } = self;
         let columns = E::vectors::<S>(sums[0]).len();
         let whole = rows - rows % REGISTER_ROWS;
-        if columns >= WIDE {
+        if columns * lanes::<E, S>() >= WIDE {
             let sums = sums.map(
                 #[inline(always)]
                 |sums| E::vectors_mut::<S>(sums),
@@ -192,7 +209,7 @@ mod tests {
         let (rows, dim) = (SUM_ROWS * 2 + 3, 5);
         let x: Vec<f64> = (0..rows * dim).map(|i| i as f64).collect();
         let mut sums = vec![1.0; dim];
-        add_column_sums(&x, &mut sums);
+        add_column_sums(&x, 1, &mut sums);
         for (c, sum) in sums.iter().enumerate() {
             assert_eq!(*sum, 1.0 + (0..rows).map(|r| x[r * dim + c]).sum::<f64>());
         }

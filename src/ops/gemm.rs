@@ -1,6 +1,22 @@
 //! Matrix products on slices, on the calling thread or on all of rayon's.
+//!
+//! Every element of a product is one sum in an order that its length fixes, by the products of [`product`](super::product): which
+//! rows and columns stand beside it, the threads and the CPU do not change a bit.
 
-use super::real::Real;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{
+    product::{Full, Left, PANEL, Panels, Strided, multiply_leaves},
+    real::Real,
+};
+
+/// Rows of the result per task.
+const TASK_ROWS: usize = 32;
+/// Elements along the sum from which on a task takes all rows of a few columns, where there are more columns than rows: the
+/// right factor, the larger one, is then read once.
+const LONG: usize = 512;
 
 /// A matrix in a slice: element (i, j) is at `offset + i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
@@ -48,47 +64,72 @@ pub enum Threads {
     All,
 }
 
-/// c = a b + beta c, with c dense and row-major, [a.rows, b.columns]. `beta` = 0 overwrites whatever c held.
+/// c = a b, or c += a b where `add` says so, with c dense and row-major, [a.rows, b.columns].
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub fn gemm<E: Real>(a: Matrix<E>, b: Matrix<E>, beta: E, c: &mut [E], threads: Threads) {
+pub fn gemm<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads) {
+    gemm_leaves(a, b, add, c, threads, 1);
+}
+
+/// [`gemm`] whose sums are cut into `leaves` of equal length, a power of two, and summed as a binary tree.
+///
+/// # Panics
+/// When the shapes do not fit, or the leaves do not divide the length of the sums.
+pub fn gemm_leaves<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads, leaves: usize) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert_eq!(k, b.rows);
     assert_eq!(c.len(), m * n);
     a.check();
     b.check();
-    if m == 0 || n == 0 {
+    if m == 0 || n == 0 || k == 0 {
+        if !add {
+            c.fill(E::zero());
+        }
         return;
     }
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
+    let left = |rows: Range<usize>| {
+        let factors =
+            Strided { data: &a.data[rows.start * a.row_stride..], row: a.row_stride, column: a.column_stride };
+        Left { factors, rows: rows.len() }
     };
-    // SAFETY: the bounds of all three matrices were checked above; c is borrowed mutably and overlaps neither a nor b.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            beta != E::zero(),
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            beta,
-            E::one(),
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    if threads == Threads::All && m < n && (k >= LONG || m < TASK_ROWS) {
+        let panels: Vec<Vec<E>> = (0..n.div_ceil(PANEL))
+            .into_par_iter()
+            .map(|panel| {
+                let columns = panel * PANEL..((panel + 1) * PANEL).min(n);
+                let b = Matrix { data: &b.data[columns.start * b.column_stride..], columns: columns.len(), ..b };
+                let mut part = vec![E::zero(); m * columns.len()];
+                if add {
+                    for (part, c) in part.chunks_exact_mut(columns.len()).zip(c.chunks_exact(n)) {
+                        part.copy_from_slice(&c[columns.clone()]);
+                    }
+                }
+                E::with_scratch(Panels::<E>::len::<Full>([k, b.columns]), |memory| {
+                    let b = Panels::pack::<Full>(b, memory, Threads::One);
+                    multiply_leaves::<E, Full>(left(0..m), b, &mut part, add, leaves);
+                });
+                part
+            })
+            .collect();
+        for (panel, part) in panels.iter().enumerate() {
+            let width = part.len() / m;
+            for (c, part) in c.chunks_exact_mut(n).zip(part.chunks_exact(width)) {
+                c[panel * PANEL..][..width].copy_from_slice(part);
+            }
+        }
+        return;
     }
+    E::with_scratch(Panels::<E>::len::<Full>([k, n]), |memory| {
+        let b = Panels::pack::<Full>(b, memory, threads);
+        match threads {
+            Threads::One => multiply_leaves::<E, Full>(left(0..m), b, c, add, leaves),
+            Threads::All => c.par_chunks_mut(TASK_ROWS * n).enumerate().for_each(|(i, c)| {
+                let first = i * TASK_ROWS;
+                multiply_leaves::<E, Full>(left(first..first + c.len() / n), b, c, add, leaves);
+            }),
+        }
+    });
 }
 
 #[cfg(test)]
@@ -109,7 +150,7 @@ mod tests {
     #[test]
     fn products_and_transposed_products_equal_the_triple_loop() {
         let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin()).collect::<Vec<_>>();
-        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 1, 12), (1, 40, 64)] {
+        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (17, 33, 9), (64, 1, 12), (1, 40, 64), (40, 520, 130)] {
             let (a, b) = (ramp(m * k, 0.7), ramp(k * n, 1.3));
             let (at, bt) = (ramp(k * m, 0.7), ramp(n * k, 1.3));
             for (a, b) in [
@@ -119,12 +160,64 @@ mod tests {
             ] {
                 let expected = naive(a, b);
                 let mut c = vec![f64::NAN; m * n];
-                gemm(a, b, 0.0, &mut c, Threads::One);
+                gemm(a, b, false, &mut c, Threads::One);
                 let mut twice = c.clone();
-                gemm(a, b, 1.0, &mut twice, Threads::All);
+                gemm(a, b, true, &mut twice, Threads::All);
                 for ((c, twice), e) in c.iter().zip(&twice).zip(&expected) {
                     assert!((c - e).abs() < 1e-12 && (twice - 2.0 * e).abs() < 1e-12);
                 }
+            }
+        }
+    }
+    /// Whatever stands beside an element: parts of the rows, of the columns, more threads.
+    #[test]
+    fn an_element_has_the_same_bits_in_every_company() {
+        let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+        let (m, k, n) = (45, 2100, 83);
+        let (a, b) = (ramp(m * k, 0.7), ramp(k * n, 1.3));
+        let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+        let mut whole = ramp(m * n, 0.2);
+        gemm(a, b, true, &mut whole, Threads::All);
+        for rows in [0..1, 3..20, 40..45] {
+            let mut part = ramp(m * n, 0.2)[rows.start * n..rows.end * n].to_vec();
+            let a = Matrix { data: &a.data[rows.start * k..], rows: rows.len(), ..a };
+            gemm(a, b, true, &mut part, Threads::One);
+            assert_eq!(part, whole[rows.start * n..rows.end * n]);
+        }
+        for columns in [0..1, 5..80] {
+            let b = Matrix { data: &b.data[columns.start..], columns: columns.len(), ..b };
+            let mut part = vec![0.0; m * columns.len()];
+            for (part, start) in part.chunks_exact_mut(columns.len()).zip(ramp(m * n, 0.2).chunks_exact(n)) {
+                part.copy_from_slice(&start[columns.clone()]);
+            }
+            gemm(a, b, true, &mut part, Threads::All);
+            for (part, whole) in part.chunks_exact(columns.len()).zip(whole.chunks_exact(n)) {
+                assert_eq!(part, &whole[columns.clone()]);
+            }
+        }
+    }
+
+    #[test]
+    fn leaves_are_summed_as_a_tree() {
+        let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+        for (m, depth, n, leaves) in [(5, 8, 20, 1), (9, 8, 48, 2), (3, 9, 7, 4), (40, 8, 70, 32)] {
+            let k = depth * leaves;
+            let (a, b) = (ramp(m * k, 0.7), ramp(k * n, 1.3));
+            for threads in [Threads::One, Threads::All] {
+                let mut found = ramp(m * n, 0.4);
+                gemm_leaves(Matrix::new(&a, m, k), Matrix::new(&b, k, n), true, &mut found, threads, leaves);
+                let tree = crate::ops::parts::tree(
+                    leaves,
+                    |leaf| {
+                        let mut c = vec![0.0f32; m * n];
+                        let a = Matrix { data: &a[leaf * depth..], columns: depth, ..Matrix::new(&a, m, k) };
+                        gemm(a, Matrix::new(&b[leaf * depth * n..], depth, n), false, &mut c, Threads::One);
+                        c
+                    },
+                    |a, b| a.iter().zip(b).map(|(a, b)| a + b).collect(),
+                );
+                let expected: Vec<f32> = ramp(m * n, 0.4).iter().zip(tree).map(|(c, t)| c + t).collect();
+                assert_eq!(found, expected, "{m} {depth} {n} {leaves}");
             }
         }
     }

@@ -3,11 +3,14 @@
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
     Real,
-    columns::{SUM_ROWS, add_parts, sum},
+    columns::{SUM_ROWS, sum},
+    parts::{add, leaf_rows, leaves, par_tree},
     simd::vectorized,
 };
 
@@ -59,7 +62,8 @@ pub fn apply<E: Real>(x: &[E], statistics: &Statistics<E>, affine: Affine<E>, y:
     });
 }
 
-/// gx += the gradient of x, from that of y; adds to the gradients of weight and bias.
+/// gx += the gradient of x, from that of y; adds to the gradients of weight and bias, which are summed over the rows of `parts`
+/// parts of a batch.
 pub fn backward<E: Real>(
     x: &[E],
     statistics: &Statistics<E>,
@@ -67,44 +71,48 @@ pub fn backward<E: Real>(
     gy: &[E],
     gx: &mut [E],
     [g_weight, g_bias]: [&mut [E]; 2],
+    parts: usize,
 ) {
     let dim = weight.len();
     let inverse = E::of(1.0 / dim as f64);
-    let block = dim * SUM_ROWS;
-    let blocks = gx
-        .par_chunks_mut(block)
-        .zip(gy.par_chunks(block))
-        .zip(x.par_chunks(block))
-        .zip(statistics.par_chunks(SUM_ROWS));
-    let parts: Vec<(Vec<E>, Vec<E>)> = blocks
-        .map(|(((gx, gy), x), statistics)| {
-            let (mut g_weight, mut g_bias) = (vec![E::zero(); dim], vec![E::zero(); dim]);
-            let rows = gx.chunks_exact_mut(dim).zip(gy.chunks_exact(dim)).zip(x.chunks_exact(dim)).zip(statistics);
-            vectorized(
-                #[inline(always)]
-                || {
-                    let (g_weight, g_bias, weight) = (&mut g_weight[..dim], &mut g_bias[..dim], &weight[..dim]);
-                    for (((gx, gy), x), [mean, inv_std]) in rows {
-                        let (gx, gy, x) = (&mut gx[..dim], &gy[..dim], &x[..dim]);
-                        let normalised = |c: usize| (x[c] - *mean) * *inv_std;
-                        // gx = inv_std (g - mean(g) - x^ mean(g x^)), with g = gy weight and x^ the normalised row
-                        let g_mean = sum(dim, |c| gy[c] * weight[c]) * inverse;
-                        let along = sum(dim, |c| gy[c] * weight[c] * normalised(c)) * inverse;
-                        for c in 0..dim {
-                            let n = normalised(c);
-                            gx[c] += *inv_std * (gy[c] * weight[c] - g_mean - n * along);
-                            g_weight[c] += gy[c] * n;
-                            g_bias[c] += gy[c];
-                        }
+    let within = leaves(statistics.len() / parts, SUM_ROWS);
+    let mut rest = gx;
+    let leaves = (0..parts * within).map(|leaf| {
+        let rows = leaf_rows(statistics.len(), parts, within, leaf);
+        (rows.clone(), rest.split_off_mut(..rows.len() * dim).expect("a gradient for each row"))
+    });
+    let of_leaf = |(rows, gx): (Range<usize>, &mut [E])| {
+        let mut sums = vec![E::zero(); 2 * dim];
+        let (gy, x) = (&gy[rows.start * dim..rows.end * dim], &x[rows.start * dim..rows.end * dim]);
+        let rows = gx.chunks_exact_mut(dim).zip(gy.chunks_exact(dim)).zip(x.chunks_exact(dim)).zip(&statistics[rows]);
+        vectorized(
+            #[inline(always)]
+            || {
+                let (g_weight, g_bias) = sums.split_at_mut(dim);
+                let (g_bias, weight) = (&mut g_bias[..dim], &weight[..dim]);
+                for (((gx, gy), x), [mean, inv_std]) in rows {
+                    let (gx, gy, x) = (&mut gx[..dim], &gy[..dim], &x[..dim]);
+                    let normalised = |c: usize| (x[c] - *mean) * *inv_std;
+                    // gx = inv_std (g - mean(g) - x^ mean(g x^)), with g = gy weight and x^ the normalised row
+                    let g_mean = sum(dim, |c| gy[c] * weight[c]) * inverse;
+                    let along = sum(dim, |c| gy[c] * weight[c] * normalised(c)) * inverse;
+                    for c in 0..dim {
+                        let n = normalised(c);
+                        gx[c] += *inv_std * (gy[c] * weight[c] - g_mean - n * along);
+                        g_weight[c] += gy[c] * n;
+                        g_bias[c] += gy[c];
                     }
-                },
-            );
-            (g_weight, g_bias)
-        })
-        .collect();
-    let (weights, biases): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    add_parts(&weights, g_weight);
-    add_parts(&biases, g_bias);
+                }
+            },
+        );
+        sums
+    };
+    let sums = par_tree(leaves.collect(), &of_leaf, &|mut left: Vec<E>, right| {
+        add(&mut left, &right);
+        left
+    });
+    add(g_weight, &sums[..dim]);
+    add(g_bias, &sums[dim..]);
 }
 
 #[cfg(test)]
@@ -142,7 +150,7 @@ mod tests {
             forward(x, weight, bias).iter().zip(&cot).map(|(y, c)| y * c).sum()
         };
         let (mut gx, mut gw, mut gb) = (vec![0.0; x.len()], vec![0.0; DIM], vec![0.0; DIM]);
-        backward(&x, &statistics(&x, DIM), &weight, &cot, &mut gx, [&mut gw, &mut gb]);
+        backward(&x, &statistics(&x, DIM), &weight, &cot, &mut gx, [&mut gw, &mut gb], 1);
         let inputs = [x, weight, bias];
         for (which, gradient) in [gx, gw, gb].iter().enumerate() {
             let direction = ramp(gradient.len(), 0.9);

@@ -1,21 +1,13 @@
 //! Linear layer without bias on dfdx tensors: y = x w^T, with torch's weight layout [out, in].
 
 use dfdx::prelude::*;
-use rayon::prelude::*;
 
 use super::{
     Real,
-    columns::WHOLE_VECTORS,
-    gemm::{self, Threads, gemm},
-    product::{self, Full, Left, Panels, Strided},
-    row_dots::{few, row_dots},
-    row_sums::{add_to_few, add_to_many},
+    gemm::{self, Threads, gemm, gemm_leaves},
+    parts::parts,
     seam::{Buffer, Matrix, with_elements},
 };
-
-/// Rows from which on the other factor is packed, and rows per task then.
-const PACKED_ROWS: usize = 32;
-const TASK_ROWS: usize = 32;
 
 /// The device's part of [`linear`].
 pub trait LinearKernel<E: Dtype>: Device<E> {
@@ -104,44 +96,19 @@ where
 pub fn forward<E: Real>(x: &[E], w: &[E], (out, input): (usize, usize)) -> Vec<E> {
     let n = x.len() / input;
     let mut y = vec![E::zero(); n * out];
-    if few(n, input) {
-        row_dots(x, w, input, &mut y);
-    } else {
-        multiply(gemm::Matrix::new(x, n, input), gemm::Matrix::new(w, out, input).t(), &mut y, false);
-    }
+    gemm(gemm::Matrix::new(x, n, input), gemm::Matrix::new(w, out, input).t(), false, &mut y, Threads::All);
     y
 }
 
 /// gx [n, in] += gy [n, out] w.
 pub fn backward_x<E: Real>(w: &[E], (out, input): (usize, usize), gx: &mut [E], gy: &[E]) {
     let n = gy.len() / out;
-    if few(n, input) {
-        return add_to_few(Strided { data: gy, row: out, column: 1 }, w, input, gx);
-    }
-    multiply(gemm::Matrix::new(gy, n, out), gemm::Matrix::new(w, out, input), gx, true);
+    gemm(gemm::Matrix::new(gy, n, out), gemm::Matrix::new(w, out, input), true, gx, Threads::All);
 }
 
-/// gw [out, in] += gy^T x.
+/// gw [out, in] += gy^T x, the rows being summed as the parts of a batch are.
 pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], gy: &[E]) {
     let n = x.len() / input;
-    if few(n, input) {
-        return add_to_many(Strided { data: gy, row: 1, column: out }, x, input, gw);
-    }
-    multiply(gemm::Matrix::new(gy, n, out).t(), gemm::Matrix::new(x, n, input), gw, true);
-}
-
-/// c = a b, or c += a b where `add` says so, on all threads.
-fn multiply<E: Real>(a: gemm::Matrix<E>, b: gemm::Matrix<E>, c: &mut [E], add: bool) {
-    // Packing b pays where many rows of a are multiplied with it; gemm, which packs less, leaves small products to one thread.
-    if a.rows < PACKED_ROWS || !b.columns.is_multiple_of(WHOLE_VECTORS) || a.columns == 0 {
-        return gemm(a, b, if add { E::one() } else { E::zero() }, c, Threads::All);
-    }
-    E::with_scratch(b.rows * b.columns, |memory| {
-        let b = Panels::pack::<Full>(b, memory);
-        c.par_chunks_mut(TASK_ROWS * b.columns).enumerate().for_each(|(i, c)| {
-            let data = &a.data[i * TASK_ROWS * a.row_stride..];
-            let factors = Strided { data, row: a.row_stride, column: a.column_stride };
-            product::multiply::<E, Full>(Left { factors, rows: c.len() / b.columns }, b, c, add);
-        });
-    });
+    let (gy, x) = (gemm::Matrix::new(gy, n, out).t(), gemm::Matrix::new(x, n, input));
+    gemm_leaves(gy, x, true, gw, Threads::All, parts(n));
 }

@@ -29,8 +29,6 @@ pub mod pool;
 pub mod product;
 pub mod random;
 mod real;
-pub mod row_dots;
-mod row_sums;
 pub mod scratch;
 pub mod seam;
 pub mod simd;

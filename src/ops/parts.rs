@@ -3,6 +3,10 @@
 //! The number of parts follows from the batch size alone, and the tree from the number of parts. So a sum over the batch has the
 //! same bits however many threads computed it, and a half of the batch has as its sum the tree's left or right branch.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::{Real, gemm::Threads, simd::vectorized};
 
 /// Images of a part, at least, where there is more than one part.
@@ -19,6 +23,12 @@ pub fn parts(images: usize) -> usize {
 /// The largest power of two that leaves each of as many leaves of `len` elements at least `least` of them; 1 if none does.
 pub fn leaves(len: usize, least: usize) -> usize {
     powers(len, least, |_| true)
+}
+
+/// The rows of leaf `leaf`, where each of `parts` parts of `rows` rows is cut into `within` leaves about as long.
+pub fn leaf_rows(rows: usize, parts: usize, within: usize, leaf: usize) -> Range<usize> {
+    let (part, first, leaf) = (rows / parts, leaf / within * (rows / parts), leaf % within);
+    first + part * leaf / within..first + part * (leaf + 1) / within
 }
 
 fn powers(len: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
@@ -51,11 +61,16 @@ pub fn sum<E: Real>(values: &[E], parts: usize) -> E {
 /// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's. Leaves are shared out among threads,
 /// unless `within` says that each takes all of them itself.
 pub fn add_tree<E: Real>(count: usize, total: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
-    assert!(count.is_power_of_two());
     E::with_scratch(total.len(), |sum| {
-        branch(0, count, sum, within, &leaf);
+        write_tree(count, sum, within, leaf);
         add(total, sum);
     });
+}
+
+/// As [`add_tree`], in the place of what `sum` holds.
+pub fn write_tree<E: Real>(count: usize, sum: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
+    assert!(count.is_power_of_two());
+    branch(0, count, sum, within, &leaf);
 }
 
 fn branch<E: Real>(
@@ -86,9 +101,24 @@ fn branch<E: Real>(
     });
 }
 
+/// The tree's sum of what `leaf` gives for each of `items`, a power of two of them, on all threads.
+pub fn par_tree<I: Send, T: Send>(
+    items: Vec<I>,
+    leaf: &(impl Fn(I) -> T + Sync),
+    add: &(impl Fn(T, T) -> T + Sync),
+) -> T {
+    assert!(items.len().is_power_of_two());
+    let mut left = items;
+    if left.len() == 1 {
+        return leaf(left.remove(0));
+    }
+    let right = left.split_off(left.len() / 2);
+    let (left, right) = rayon::join(|| par_tree(left, leaf, add), || par_tree(right, leaf, add));
+    add(left, right)
+}
+
 /// a += b, on all threads where that pays.
 pub fn add<E: Real>(a: &mut [E], b: &[E]) {
-    use rayon::prelude::*;
     let task = |a: &mut [E], b: &[E]| {
         vectorized(
             #[inline(always)]
@@ -99,6 +129,55 @@ pub fn add<E: Real>(a: &mut [E], b: &[E]) {
         return task(a, b);
     }
     a.par_chunks_mut(TASK).zip(b.par_chunks(TASK)).for_each(|(a, b)| task(a, b));
+}
+
+/// How the rows of a batch are cut into tiles, none of which crosses the border of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    pub parts: usize,
+    /// Rows of a part.
+    pub part: usize,
+    /// Rows of a tile, at most: all but the last of a part have as many.
+    pub tile: usize,
+}
+
+impl Tiles {
+    /// `rows` rows of `parts` parts, in tiles of `tile` rows.
+    ///
+    /// # Panics
+    /// When the parts do not divide the rows.
+    pub fn new(rows: usize, parts: usize, tile: usize) -> Self {
+        assert!(rows.is_multiple_of(parts), "{rows} rows of {parts} parts");
+        let part = rows / parts;
+        Self { parts, part, tile: tile.clamp(1, part.max(1)) }
+    }
+
+    /// Tiles of a part.
+    pub fn per_part(&self) -> usize {
+        self.part.div_ceil(self.tile)
+    }
+
+    /// Tiles of all parts.
+    pub fn count(&self) -> usize {
+        self.parts * self.per_part()
+    }
+
+    /// The rows of a tile.
+    pub fn rows(&self, tile: usize) -> Range<usize> {
+        let (part, tile) = (tile / self.per_part(), tile % self.per_part());
+        let first = tile * self.tile;
+        part * self.part + first..part * self.part + (first + self.tile).min(self.part)
+    }
+
+    /// `values` [rows, row] tile by tile.
+    pub fn each<'a, T: Sync>(&self, values: &'a [T], row: usize) -> Vec<&'a [T]> {
+        values.chunks(self.part * row).flat_map(|part| part.chunks(self.tile * row)).collect()
+    }
+
+    /// The same.
+    pub fn each_mut<'a, T: Send>(&self, values: &'a mut [T], row: usize) -> Vec<&'a mut [T]> {
+        values.chunks_mut(self.part * row).flat_map(|part| part.chunks_mut(self.tile * row)).collect()
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +221,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn leaves_cover_the_rows_and_none_crosses_a_part() {
+        for (rows, parts, within) in [(48, 4, 1), (52, 4, 2), (1568, 1, 4), (96, 2, 8)] {
+            let all: Vec<_> = (0..parts * within).map(|leaf| leaf_rows(rows, parts, within, leaf)).collect();
+            assert!(all[0].start == 0 && all.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert!((1..=parts).all(|part| all[part * within - 1].end == part * rows / parts));
+        }
+        let tiles = Tiles::new(52, 4, 5);
+        let all: Vec<_> = (0..tiles.count()).map(|tile| tiles.rows(tile)).collect();
+        assert_eq!(all[..4], [0..5, 5..10, 10..13, 13..18]);
+        assert_eq!(tiles.each(&[0; 104], 2).iter().map(|tile| tile.len()).sum::<usize>(), 104);
+        assert_eq!(tiles.each(&[0; 104], 2)[2].len(), 6);
     }
 
     #[test]

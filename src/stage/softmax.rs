@@ -55,7 +55,7 @@ impl<E: Real> Classifier<E> {
             row.copy_from_slice(bias);
         }
         let x = Matrix::new(x, logits.len() / self.classes, self.dim);
-        gemm(x, Matrix::new(weight, self.dim, self.classes), E::one(), logits, Threads::One);
+        gemm(x, Matrix::new(weight, self.dim, self.classes), true, logits, Threads::One);
     }
 
     /// Loss and gradient on the rows of `x` [m, dim] that `order` names, with `targets` [m].
@@ -90,7 +90,7 @@ impl<E: Real> Classifier<E> {
         weight.par_chunks_mut(FEATURES * classes).enumerate().for_each(|(block, gradient)| {
             let columns = gradient.len() / classes;
             let x = Matrix { data: &batch[block * FEATURES..], rows: n, columns, row_stride: dim, column_stride: 1 };
-            gemm(x.t(), errors, E::zero(), gradient, Threads::One);
+            gemm(x.t(), errors, false, gradient, Threads::One);
         });
         for row in errors.data.chunks_exact(classes) {
             bias.iter_mut().zip(row).for_each(|(b, &e)| *b += e);

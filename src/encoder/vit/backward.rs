@@ -13,6 +13,7 @@ use crate::ops::{
     conv2d::{Size, Source},
     gelu::{gelu, gelu_backward},
     layer_norm,
+    parts::parts,
 };
 
 impl Vit {
@@ -30,7 +31,15 @@ impl Vit {
         let Saved { size, blocks, cls, statistics } = saved;
         let mut g_cls = vec![E::zero(); cls.len()];
         let norm = self.norm.gradients(gradients);
-        layer_norm::backward(&cls, &statistics, self.norm.affine(params).weight, g_features, &mut g_cls, norm);
+        layer_norm::backward(
+            &cls,
+            &statistics,
+            self.norm.affine(params).weight,
+            g_features,
+            &mut g_cls,
+            norm,
+            parts(size.n),
+        );
 
         // Only the class tokens lead to the features.
         let grid = self.patches.output_size(size);
@@ -41,7 +50,7 @@ impl Vit {
             g[width..].fill(E::zero());
         });
         for (block, kept) in self.blocks.iter().zip(blocks).rev() {
-            self.block_backward(block, params, sample / width, kept, &mut g, gradients, memory);
+            self.block_backward(block, params, [size.n, sample / width], kept, &mut g, gradients, memory);
         }
         self.embed_backward(images, size, &g, gradients, memory);
         memory.give(g);
@@ -53,7 +62,7 @@ impl Vit {
         &self,
         block: &Block,
         params: &[E],
-        tokens: usize,
+        [images, tokens]: [usize; 2],
         kept: SavedBlock<E>,
         g: &mut [E],
         gradients: &mut [E],
@@ -64,25 +73,25 @@ impl Vit {
 
         let (mut active, mut g_hidden) = (memory.take(kept.hidden.len()), memory.take(kept.hidden.len()));
         gelu(&kept.hidden, &mut active);
-        block.fc2.backward(params, &active, g, &mut g_hidden, gradients);
+        block.fc2.backward(params, &active, g, images, &mut g_hidden, gradients);
         gelu_backward(&kept.hidden, &mut g_hidden);
         let affine = block.norm2.affine(params);
         layer_norm::apply(&kept.middle, &kept.statistics2, affine, &mut normed);
-        block.fc1.backward(params, &normed, &g_hidden, &mut g_normed, gradients);
+        block.fc1.backward(params, &normed, &g_hidden, images, &mut g_normed, gradients);
         let norm = block.norm2.gradients(gradients);
-        layer_norm::backward(&kept.middle, &kept.statistics2, affine.weight, &g_normed, g, norm);
+        layer_norm::backward(&kept.middle, &kept.statistics2, affine.weight, &g_normed, g, norm, parts(images));
         memory.give(active);
         memory.give(g_hidden);
 
         let mut g_qkv = memory.take(kept.qkv.len());
         let g_attended = &mut g_normed;
-        block.proj.backward(params, &kept.attended, g, g_attended, gradients);
+        block.proj.backward(params, &kept.attended, g, images, g_attended, gradients);
         self.attention(tokens).backward(&kept.qkv, g_attended, &mut g_qkv);
         let affine = block.norm1.affine(params);
         layer_norm::apply(&kept.input, &kept.statistics1, affine, &mut normed);
-        block.qkv.backward(params, &normed, &g_qkv, &mut g_normed, gradients);
+        block.qkv.backward(params, &normed, &g_qkv, images, &mut g_normed, gradients);
         let norm = block.norm1.gradients(gradients);
-        layer_norm::backward(&kept.input, &kept.statistics1, affine.weight, &g_normed, g, norm);
+        layer_norm::backward(&kept.input, &kept.statistics1, affine.weight, &g_normed, g, norm, parts(images));
         for buffer in [normed, g_normed, g_qkv] {
             memory.give(buffer);
         }
@@ -93,9 +102,8 @@ impl Vit {
     fn embed_backward<E: Real>(&self, images: &[E], size: Size, g: &[E], gradients: &mut [E], memory: &mut Buffers<E>) {
         let width = self.shape.width;
         let sample = g.len() / size.n;
-        for g in g.chunks_exact(sample) {
-            gradients[self.cls_token.clone()].iter_mut().zip(&g[..width]).for_each(|(sum, g)| *sum += *g);
-        }
+        let g_cls: Vec<E> = g.chunks_exact(sample).flat_map(|g| &g[..width]).copied().collect();
+        add_column_sums(&g_cls, parts(size.n), &mut gradients[self.cls_token.clone()]);
         if self.stop_grad_patch_embed {
             return;
         }
@@ -104,7 +112,7 @@ impl Vit {
             .par_chunks_mut(sample - width)
             .zip(g.par_chunks(sample))
             .for_each(|(patches, g)| patches.copy_from_slice(&g[width..]));
-        add_column_sums(&g_patches, &mut gradients[self.patch_embed.bias.clone()]);
+        add_column_sums(&g_patches, parts(size.n), &mut gradients[self.patch_embed.bias.clone()]);
         self.patches.backward_weight(
             Source::plain(images),
             size,

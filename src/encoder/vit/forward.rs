@@ -88,7 +88,7 @@ impl Vit {
         let mut x = self.embed(params, buffers, images, size, memory);
         let tokens = x.len() / (size.n * width);
         for block in &self.blocks {
-            let (output, saved) = self.block(block, params, x, tokens, memory);
+            let (output, saved) = self.block(block, params, x, size.n, memory);
             keep(saved, memory);
             x = output;
         }
@@ -142,33 +142,34 @@ impl Vit {
         block: &Block,
         params: &[E],
         input: Vec<E>,
-        tokens: usize,
+        images: usize,
         memory: &mut Buffers<E>,
     ) -> (Vec<E>, SavedBlock<E>) {
         let width = self.shape.width;
         let rows = input.len() / width;
+        let tokens = rows / images;
 
         let statistics1 = layer_norm::statistics(&input, width);
         let mut normed = memory.take(input.len());
         layer_norm::apply(&input, &statistics1, block.norm1.affine(params), &mut normed);
         let mut qkv = memory.take(rows * block.qkv.output);
-        block.qkv.forward(params, &normed, &mut qkv);
+        block.qkv.forward(params, &normed, images, &mut qkv);
         let mut attended = memory.take(input.len());
         self.attention(tokens).forward(&qkv, &mut attended);
         let mut middle = memory.take(input.len());
         middle.copy_from_slice(&input);
-        block.proj.add_forward(params, &attended, &mut middle);
+        block.proj.add_forward(params, &attended, images, &mut middle);
 
         let statistics2 = layer_norm::statistics(&middle, width);
         layer_norm::apply(&middle, &statistics2, block.norm2.affine(params), &mut normed);
         let mut hidden = memory.take(rows * block.fc1.output);
-        block.fc1.forward(params, &normed, &mut hidden);
+        block.fc1.forward(params, &normed, images, &mut hidden);
         let mut active = memory.take(hidden.len());
         gelu(&hidden, &mut active);
         // The norm's output is not needed any more: its buffer becomes the block's output.
         let mut output = normed;
         output.copy_from_slice(&middle);
-        block.fc2.add_forward(params, &active, &mut output);
+        block.fc2.add_forward(params, &active, images, &mut output);
         memory.give(active);
         (output, SavedBlock { input, statistics1, qkv, attended, middle, statistics2, hidden })
     }

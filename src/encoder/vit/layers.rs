@@ -7,8 +7,8 @@ use crate::ops::{
     arena::Layout,
     columns::{add_column_sums, add_to_rows, fill_rows},
     conv2d::{Conv2d, Size, Source},
-    gemm::{Matrix, Threads, gemm},
     layer_norm::Affine,
+    parts::parts,
     product::Products,
 };
 
@@ -41,57 +41,41 @@ pub struct Block {
 }
 
 impl Linear {
-    /// y [rows, output] = x w^T + bias, for x [rows, input].
-    pub fn forward<E: Real>(&self, params: &[E], x: &[E], y: &mut [E]) {
+    /// y [rows, output] = x w^T + bias, for x [rows, input], the tokens of `images` images.
+    pub fn forward<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
         fill_rows(&params[self.bias.clone()], y);
-        self.add_product(params, x, y);
+        self.add_product(params, x, images, y);
     }
 
     /// y += x w^T + bias.
-    pub fn add_forward<E: Real>(&self, params: &[E], x: &[E], y: &mut [E]) {
-        self.add_product(params, x, y);
+    pub fn add_forward<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
+        self.add_product(params, x, images, y);
         add_to_rows(&params[self.bias.clone()], y);
     }
 
-    /// Adds the gradients of weight and bias; writes the gradient of x [rows, input] to `gx`.
-    pub fn backward<E: Real>(&self, params: &[E], x: &[E], gy: &[E], gx: &mut [E], gradients: &mut [E]) {
-        let rows = gy.len() / self.output;
-        if self.products == Products::Bf16 {
-            let (conv, size, weight) = (self.pointwise(), pixels(rows), &params[self.weight.clone()]);
-            add_column_sums(gy, &mut gradients[self.bias.clone()]);
-            conv.backward_weight(Source::plain(x), size, gy, &mut gradients[self.weight.clone()]);
-            return conv.backward_data(gy, size, weight, E::zero(), gx);
-        }
-        let gy_matrix = Matrix::new(gy, rows, self.output);
-        add_column_sums(gy, &mut gradients[self.bias.clone()]);
-        let g_weight = &mut gradients[self.weight.clone()];
-        gemm(gy_matrix.t(), Matrix::new(x, rows, self.input), E::one(), g_weight, Threads::All);
-        gemm(gy_matrix, self.matrix(params), E::zero(), gx, Threads::All);
+    /// Adds the gradients of weight and bias, summed over the parts of the batch; writes the gradient of x [rows, input] to `gx`.
+    pub fn backward<E: Real>(&self, params: &[E], x: &[E], gy: &[E], images: usize, gx: &mut [E], gradients: &mut [E]) {
+        let (conv, size) = (self.pointwise(), pixels(images, gy.len() / self.output));
+        add_column_sums(gy, parts(images), &mut gradients[self.bias.clone()]);
+        conv.backward_weight(Source::plain(x), size, gy, &mut gradients[self.weight.clone()]);
+        conv.backward_data(gy, size, &params[self.weight.clone()], E::zero(), gx);
     }
 
-    fn add_product<E: Real>(&self, params: &[E], x: &[E], y: &mut [E]) {
-        let rows = x.len() / self.input;
-        if self.products == Products::Bf16 {
-            let weight = &params[self.weight.clone()];
-            return self.pointwise().forward(Source::plain(x), pixels(rows), weight, E::one(), y, None);
-        }
-        gemm(Matrix::new(x, rows, self.input), self.matrix(params).t(), E::one(), y, Threads::All);
+    fn add_product<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
+        let size = pixels(images, x.len() / self.input);
+        self.pointwise().forward(Source::plain(x), size, &params[self.weight.clone()], E::one(), y, None);
     }
 
-    /// The same layer as a convolution of images of one pixel.
+    /// The same layer as a convolution: tokens as pixels.
     pub fn pointwise(&self) -> Conv2d {
         let Self { input, output, products, .. } = *self;
         Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products }
     }
-
-    fn matrix<'a, E>(&self, params: &'a [E]) -> Matrix<'a, E> {
-        Matrix::new(&params[self.weight.clone()], self.output, self.input)
-    }
 }
 
-/// Rows as pixels.
-pub fn pixels(rows: usize) -> Size {
-    Size { n: rows, h: 1, w: 1 }
+/// Rows of `images` images as pixels.
+pub fn pixels(images: usize, rows: usize) -> Size {
+    Size { n: images, h: rows / images, w: 1 }
 }
 
 impl Norm {

@@ -256,7 +256,7 @@ mod tests {
         let ramp = |step: f64| (0..n * channels).map(|i| (i as f64 * step).sin() as f32 + 3.0).collect::<Vec<_>>();
         let (x, shortcut) = (ramp(0.7), ramp(0.31));
         let g: Vec<f32> = ramp(0.9).iter().map(|v| v - 3.0).collect();
-        let moments = Moments::of(&x, channels);
+        let moments = Moments::of(&x, channels, 1);
         let weight: Vec<f32> = (0..channels).map(|c| 1.0 + 0.1 * c as f32).collect();
         let bias = vec![0.3; channels];
         let affine = Affine::new(&moments.mean, &moments.inv_std, Some((&weight, &bias)));

@@ -11,7 +11,7 @@ mod op;
 #[cfg(test)]
 mod tests;
 
-pub use moments::{Moments, TileMoments};
+pub use moments::{Moments, TileMoments, TileSlot};
 pub use op::{BatchNormKernel, Running, batch_norm};
 #[cfg(feature = "cuda")]
 pub use op::{Normalised, WeightBias};
@@ -26,6 +26,7 @@ use super::{
     Real,
     columns::{ColumnSums, ColumnTerms},
     lanes::Vector,
+    parts::{Tiles, tree},
     simd::vectorized,
 };
 
@@ -128,21 +129,23 @@ pub struct BackwardSums<E> {
     pub g_normalised: Vec<E>,
 }
 
-/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel. With a ReLU behind the normalisation, g is
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel, over the parts of the batch as the moments
+/// were. With a ReLU behind the normalisation, g is
 /// the gradient of that ReLU's input: zero where the output is not positive. `g` becomes it where the output is given;
 /// where it follows from x, it is computed wherever g is read.
 pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: Relu<E>) -> BackwardSums<E> {
     let channels = moments.mean.len();
-    let chunk = chunk_rows(channels) * channels;
+    let tiles = Tiles::new(x.len() / channels, moments.parts, chunk_rows(channels));
     let mean = &moments.mean[..channels];
-    let parts: Vec<Vec<E>> = x
-        .par_chunks(chunk)
-        .zip(g.par_chunks_mut(chunk))
+    let tile_sums: Vec<Vec<E>> = tiles
+        .each(x, channels)
+        .into_par_iter()
+        .zip(tiles.each_mut(g, channels))
         .enumerate()
-        .map(|(i, (x, g))| {
+        .map(|(tile, (x, g))| {
             if let Relu::Output(output) = relu {
-                // The chunk stays in the cache until it is summed.
-                relu_backward(&output[i * chunk..][..g.len()], g);
+                // The tile stays in the cache until it is summed.
+                relu_backward(&output[tiles.rows(tile).start * channels..][..g.len()], g);
             }
             let mut sums = vec![E::zero(); 2 * channels];
             match relu {
@@ -152,12 +155,17 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: 
             sums
         })
         .collect();
-    let mut totals = vec![0.0f64; 2 * channels];
-    for part in &parts {
-        for (total, value) in totals.iter_mut().zip(part) {
-            *total += value.as_f64();
+    let of_part = |part: usize| {
+        let mut totals = vec![0.0f64; 2 * channels];
+        for sums in &tile_sums[part * tiles.per_part()..][..tiles.per_part()] {
+            totals.iter_mut().zip(sums).for_each(|(total, value)| *total += value.as_f64());
         }
-    }
+        totals
+    };
+    let totals = tree(tiles.parts, of_part, |mut left, right| {
+        left.iter_mut().zip(right).for_each(|(l, r)| *l += r);
+        left
+    });
     let g = totals[..channels].iter().map(|t| E::of(*t)).collect();
     let product = totals[channels..].iter().zip(&moments.inv_std);
     BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }

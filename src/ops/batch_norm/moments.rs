@@ -1,4 +1,4 @@
-//! Mean and variance per channel, taken tile by tile and combined in a fixed order.
+//! Mean and variance per channel, taken tile by tile, combined in order within a part of the batch and as a tree over its parts.
 
 use pulp::Simd;
 use rayon::prelude::*;
@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use super::{EPS, MOMENTUM, chunk_rows};
 use crate::ops::{
     Real,
-    columns::{ColumnSums, ColumnTerms, WHOLE_VECTORS},
+    columns::{ColumnSums, ColumnTerms, Values, WHOLE_VECTORS},
     lanes::Vector,
+    parts::{Tiles, tree},
     simd::dispatch,
 };
 
@@ -21,15 +22,18 @@ pub struct Moments<E> {
     pub inv_std: Vec<E>,
     /// Number of rows.
     pub rows: usize,
+    /// Parts of the batch that they are of.
+    pub parts: usize,
 }
 
 impl<E: Real> Moments<E> {
-    /// Statistics of x [rows, channels].
-    pub fn of(x: &[E], channels: usize) -> Self {
-        let (rows, mut tiles) = (chunk_rows(channels), TileMoments::new());
-        tiles.reset(x.len() / channels, rows, channels);
-        x.par_chunks(rows * channels).zip(tiles.par_tiles()).for_each(|(x, mut slot)| slot.of(x));
-        tiles.combine()
+    /// Statistics of x [rows, channels], the rows of a batch of `parts` parts.
+    pub fn of(x: &[E], channels: usize, parts: usize) -> Self {
+        let tiles = Tiles::new(x.len() / channels, parts, chunk_rows(channels));
+        let mut moments = TileMoments::new();
+        moments.reset(tiles, channels);
+        tiles.each(x, channels).into_par_iter().zip(moments.par_tiles()).for_each(|(x, mut slot)| slot.of(x));
+        moments.combine()
     }
 
     /// Moves running statistics towards these.
@@ -44,13 +48,12 @@ impl<E: Real> Moments<E> {
 
 /// Mean and summed squared deviation per tile of rows and channel.
 ///
-/// Deviations are from the tile's own mean, so that a large mean costs no precision; tiles are combined in f64
+/// Deviations are from the tile's own mean, so that a large mean costs no precision; tiles and parts are combined in f64
 /// (Chan, Golub, LeVeque 1979).
 #[derive(Clone, Debug)]
 pub struct TileMoments<E> {
     wanted: bool,
-    rows: usize,
-    tile_rows: usize,
+    tiles: Tiles,
     channels: usize,
     /// [tiles][2][channels]
     values: Vec<E>,
@@ -66,7 +69,7 @@ impl<E: Real> TileMoments<E> {
     /// To be filled.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        Self { wanted: true, rows: 0, tile_rows: 1, channels: 1, values: Vec::new() }
+        Self { wanted: true, tiles: Tiles::new(0, 1, 1), channels: 1, values: Vec::new() }
     }
 
     /// A stand-in that takes no statistics.
@@ -74,12 +77,11 @@ impl<E: Real> TileMoments<E> {
         Self { wanted: false, ..Self::new() }
     }
 
-    /// Makes room for `rows` rows in tiles of `tile_rows`.
-    pub fn reset(&mut self, rows: usize, tile_rows: usize, channels: usize) {
-        (self.rows, self.tile_rows, self.channels) = (rows, tile_rows, channels);
+    /// Makes room for the tiles of a batch.
+    pub fn reset(&mut self, tiles: Tiles, channels: usize) {
+        (self.tiles, self.channels) = (tiles, channels);
         // Without statistics each tile still has its (empty) slot.
-        let tiles = rows.div_ceil(tile_rows);
-        self.values.resize(if self.wanted { tiles * 2 * channels } else { tiles }, E::zero());
+        self.values.resize(if self.wanted { tiles.count() * 2 * channels } else { tiles.count() }, E::zero());
     }
 
     /// The tiles' slots in order.
@@ -93,25 +95,59 @@ impl<E: Real> TileMoments<E> {
 
     /// Statistics of all rows.
     pub fn combine(&self) -> Moments<E> {
-        let (mut mean, mut deviation) = (vec![0.0f64; self.channels], vec![0.0f64; self.channels]);
-        let mut seen = 0.0;
-        for (i, tile) in self.values.chunks_exact(2 * self.channels).enumerate() {
-            let rows = (self.rows - i * self.tile_rows).min(self.tile_rows) as f64;
-            let total = seen + rows;
-            for c in 0..self.channels {
-                let delta = tile[c].as_f64() - mean[c];
-                mean[c] += delta * rows / total;
-                deviation[c] += tile[self.channels + c].as_f64() + delta * delta * seen * rows / total;
+        let (tiles, channels) = (self.tiles, self.channels);
+        let of_part = |part: usize| {
+            let mut all = Combined { rows: 0.0, mean: vec![0.0; channels], deviation: vec![0.0; channels] };
+            for tile in part * tiles.per_part()..(part + 1) * tiles.per_part() {
+                let (mean, deviation) = self.values[tile * 2 * channels..][..2 * channels].split_at(channels);
+                all.add(tiles.rows(tile).len() as f64, |c| [mean[c].as_f64(), deviation[c].as_f64()]);
             }
-            seen = total;
-        }
-        let var: Vec<f64> = deviation.iter().map(|d| d / seen).collect();
+            all
+        };
+        let parts: Vec<Combined> = match tiles.parts {
+            1 => vec![of_part(0)],
+            parts => (0..parts).into_par_iter().map(of_part).collect(),
+        };
+        let mut parts = parts.into_iter();
+        let Combined { rows, mean, deviation } = tree(
+            tiles.parts,
+            |_| parts.next().expect("as many as there are"),
+            |mut left, right| {
+                left.add(right.rows, |c| [right.mean[c], right.deviation[c]]);
+                left
+            },
+        );
+        let var: Vec<f64> = deviation.iter().map(|d| d / rows).collect();
         Moments {
             mean: mean.iter().map(|m| E::of(*m)).collect(),
             inv_std: var.iter().map(|v| E::of(1.0 / (v + EPS).sqrt())).collect(),
             var: var.iter().map(|v| E::of(*v)).collect(),
-            rows: self.rows,
+            rows: rows as usize,
+            parts: tiles.parts,
         }
+    }
+}
+
+/// Statistics of rows seen so far, per channel.
+struct Combined {
+    rows: f64,
+    mean: Vec<f64>,
+    /// Summed squared deviation from the mean.
+    deviation: Vec<f64>,
+}
+
+impl Combined {
+    /// Adds `rows` rows with the mean and deviation that `of` gives for a channel.
+    fn add(&mut self, rows: f64, of: impl Fn(usize) -> [f64; 2]) {
+        let (seen, total) = (self.rows, self.rows + rows);
+        let (share, weight) = (rows / total, seen * rows / total);
+        for (c, (mean, deviation)) in self.mean.iter_mut().zip(&mut self.deviation).enumerate() {
+            let [more, spread] = of(c);
+            let delta = more - *mean;
+            *mean += delta * share;
+            *deviation += spread + delta * delta * weight;
+        }
+        self.rows = total;
     }
 }
 
@@ -144,18 +180,6 @@ impl<E: Real> TileSlot<'_, E> {
                 deviation[c] += d * d;
             }
         }
-    }
-}
-
-/// x
-struct Values<'a, E> {
-    x: &'a [E],
-}
-
-impl<E: Real> ColumnTerms<E, 1> for Values<'_, E> {
-    #[inline(always)]
-    fn terms<S: Simd>(&self, simd: S, at: usize, _: usize) -> [Vector<E, S>; 1] {
-        [Vector::new(simd, E::vectors::<S>(self.x)[at])]
     }
 }
 

@@ -7,6 +7,7 @@ use dfdx::prelude::*;
 use super::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums};
 use crate::ops::{
     Real,
+    parts::parts,
     seam::{Buffer, Matrix, to_vec},
 };
 
@@ -84,7 +85,7 @@ where
         running: Running<E, Self>,
     ) -> Result<Normalised<E, Self>, CpuError> {
         let values = to_vec(x);
-        let moments = Moments::of(&values, x.shape().1);
+        let moments = Moments::of(&values, x.shape().1, parts(x.shape().0));
         let [mean, var] = running.all.get_disjoint_mut([running.mean, running.var]).expect("they do not overlap");
         moments.update_running(mean, var);
         let weight_bias = weight_bias.map(|(w, b)| (to_vec(w), to_vec(b)));

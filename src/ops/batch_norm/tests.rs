@@ -16,7 +16,7 @@ fn kernels_agree<E: Real>() {
     let (mut mean, mut var) = (golden.get::<E>("in.rmean"), golden.get::<E>("in.rvar"));
     let close = |what: &str, actual: &[E], expected: Vec<E>| assert_close(what, actual, &expected, tolerance::<E>(F32));
 
-    let moments = Moments::of(&x, 3);
+    let moments = Moments::of(&x, 3, 1);
     let mut y = vec![E::nan(); x.len()];
     let affine = Affine::new(&moments.mean, &moments.inv_std, Some((&weight, &bias)));
     apply(&x, &affine, Residual::None, false, &mut y);
@@ -24,7 +24,7 @@ fn kernels_agree<E: Real>() {
     moments.update_running(&mut mean, &mut var);
     close("rmean1", &mean, golden.get("out.rmean1"));
     close("rvar1", &var, golden.get("out.rvar1"));
-    Moments::of(&golden.channels_last::<E>("in.x2"), 3).update_running(&mut mean, &mut var);
+    Moments::of(&golden.channels_last::<E>("in.x2"), 3, 1).update_running(&mut mean, &mut var);
     close("rmean2", &mean, golden.get("out.rmean2"));
     close("rvar2", &var, golden.get("out.rvar2"));
     apply(&x, &Affine::eval(&mean, &var, Some((&weight, &bias))), Residual::None, false, &mut y);
@@ -45,7 +45,7 @@ fn sums_behind_a_relu_are_those_of_the_masked_gradient() {
     for channels in [5, 32] {
         let values = |step: f64| (0..700 * channels).map(|i| (i as f64 * step).sin()).collect::<Vec<f64>>();
         let (x, output, g) = (values(0.7), values(0.3), values(1.1));
-        let moments = Moments::of(&x, channels);
+        let moments = Moments::of(&x, channels, 4);
         let (mut fused, mut masked) = (g.clone(), g);
         let sums = backward_sums(&x, &moments, &mut fused, Relu::Output(&output));
         relu_backward(&output, &mut masked);
@@ -130,7 +130,7 @@ fn the_operation_with_affine_agrees_with_finite_differences() {
 #[test]
 fn a_large_mean_costs_no_precision() {
     let x: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 7) as f32).collect();
-    let moments = Moments::of(&x, 1);
+    let moments = Moments::of(&x, 1, 4);
     let mean = x.iter().map(|v| *v as f64).sum::<f64>() / 4096.0;
     let var = x.iter().map(|v| (*v as f64 - mean).powi(2)).sum::<f64>() / 4096.0;
     assert!((moments.var[0] as f64 - var).abs() < 1e-4 * var, "{} instead of {var}", moments.var[0]);

@@ -72,7 +72,7 @@ mod tests {
         let (rows, width) = (701, 37);
         let x: Vec<f32> = (0..rows * width).map(|i| from_half(to_half((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
-        columns::add_column_sums(&x, &mut expected);
+        columns::add_column_sums(&x, 1, &mut expected);
         let half: Vec<u16> = x.iter().map(|v| to_half(*v)).collect();
         on_every_gpu(|gpu| {
             let (wide, narrow) = (gpu.upload(&x).unwrap(), gpu.upload(&half).unwrap());

@@ -6,7 +6,7 @@ use super::{Conv2d, Size, Source, packed, winograd};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
-    gemm::{Matrix, Threads, gemm},
+    gemm::{Matrix, Threads},
 };
 
 impl Conv2d {
@@ -34,20 +34,7 @@ impl Conv2d {
             return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y, moments });
         }
         let weight = Matrix::new(weight, self.output, self.patch()).t();
-        if self.is_packed() {
-            return self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, moments });
-        }
-        let rows = self.tile_rows(pixels);
-        moments.reset(pixels, rows, self.output);
-        y.par_chunks_mut(rows * self.output).zip(moments.par_tiles()).enumerate().for_each_init(
-            Vec::new,
-            |patches, (tile, (y, mut moments))| {
-                let range = tile * rows..tile * rows + y.len() / self.output;
-                let a = self.patches(x, size, range, self.patch(), patches, Threads::One);
-                gemm(a, weight, beta, y, Threads::One);
-                moments.of(y);
-            },
-        );
+        self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, moments });
     }
 
     /// The patches of the output pixels `rows`, as rows of `row` elements of which those after the patch are zero: the input

@@ -2,7 +2,9 @@
 //!
 //! Images are [n, height, width, channels], weights [out, height, width, in]. Patches are gathered a tile of output
 //! pixels at a time, small enough for the cache, and multiplied by the weights; no patch matrix of the whole batch exists.
-//! Tiles and the order of every sum are fixed by the shapes alone, so that the number of threads does not change a bit.
+//! Tiles and the order of every sum are fixed by the shapes alone, so that neither the number of threads nor the CPU changes a
+//! bit. Sums over the batch, those of weight gradients and of batch norm's statistics, are trees over its parts
+//! (see [`parts`](super::parts)).
 
 mod backward;
 #[cfg(any(test, feature = "cuda"))]
@@ -76,11 +78,6 @@ impl Conv2d {
     fn is_pointwise(&self) -> bool {
         self.kernel == 1 && self.stride == 1 && self.padding == 0
     }
-
-    /// Output pixels per tile, of `pixels`.
-    fn tile_rows(&self, pixels: usize) -> usize {
-        even_rows(pixels, (TILE / self.patch()).clamp(LEAST_ROWS, 1024))
-    }
 }
 
 /// Rows per tile, at most `most`, such that the tiles of `rows` rows share out evenly among 2, 4 or 8 threads.
@@ -88,10 +85,5 @@ fn even_rows(rows: usize, most: usize) -> usize {
     let tiles = rows.div_ceil(most);
     let even = [8, 4, 2].map(|threads| tiles.next_multiple_of(threads));
     let tiles = even.into_iter().find(|tiles| rows >= tiles * LEAST_ROWS).unwrap_or(tiles);
-    rows_of(rows, tiles).min(most)
-}
-
-/// Rows of each of `parts` parts of `rows` rows, in whole register blocks.
-fn rows_of(rows: usize, parts: usize) -> usize {
-    rows.div_ceil(parts).next_multiple_of(BLOCK_ROWS)
+    rows.div_ceil(tiles).next_multiple_of(BLOCK_ROWS).min(most)
 }

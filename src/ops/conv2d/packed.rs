@@ -4,33 +4,29 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{
-    Conv2d, LEAST_ROWS, Size, Source, TILE,
-    backward::{add_in_order, weight_parts},
-    even_rows,
-};
+use super::{Conv2d, LEAST_ROWS, Size, Source, TILE, even_rows};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
-    product::{Left, Operand, Panels, WithOperand, elements, multiply},
+    parts::{Tiles, add_tree, leaf_rows, leaves, parts},
+    product::{Left, Operand, Panels, WithOperand, multiply, multiply_leaves},
 };
 
-/// Weight gradients of at least so many elements are not summed apart: all threads share each product.
+/// Output pixels whose weight gradients are summed apart, at least: every sum costs a pass over the weights.
+const LEAF_ROWS: usize = 512;
+/// Weight gradients of at least so many elements are shared out among all threads, instead of what is summed apart.
 const SHARED_PRODUCT: usize = 1 << 18;
-/// Output pixels per tile then.
+/// Output pixels per tile then, at most.
 const SHARED_TILE_ROWS: usize = 1024;
 /// Output channels per task then.
 const SHARED_OUTPUTS: usize = 64;
+/// Leaves for as many threads as there may be, where parts are multiplied several at once.
+const TASKS: usize = 8;
 
 impl Conv2d {
-    /// Whether weights can be packed: output channels come in whole vectors.
-    pub(super) fn is_packed(&self) -> bool {
-        self.output.is_multiple_of(WHOLE_VECTORS)
-    }
-
-    /// Output pixels per tile, of `pixels`.
+    /// Output pixels per tile, of the `pixels` of a part.
     fn packed_rows(&self, pixels: usize, pack: usize) -> usize {
         even_rows(pixels, (TILE / (self.patch() / pack)).clamp(LEAST_ROWS, 512))
     }
@@ -53,26 +49,23 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
 
     fn with<P: Operand<E>>(self) {
         let Self { conv, x, size, weight, beta, y, moments } = self;
-        let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
-        let rows = conv.packed_rows(pixels, P::PACK);
+        let (pixels, patch, parts) = (conv.output_size(size).pixels(), conv.patch(), parts(size.n));
+        let tiles = Tiles::new(pixels, parts, conv.packed_rows(pixels / parts, P::PACK));
         let row = if P::PACKS { patch.next_multiple_of(WHOLE_VECTORS) } else { patch };
-        moments.reset(pixels, rows, conv.output);
-        E::with_scratch(elements::<E, P>(patch) * conv.output, |memory| {
-            let weight = Panels::pack::<P>(weight, memory);
-            y.par_chunks_mut(rows * conv.output).zip(moments.par_tiles()).enumerate().for_each_init(
-                Vec::new,
-                |patches, (tile, (y, mut moments))| {
-                    let range = tile * rows..tile * rows + y.len() / conv.output;
-                    let a = conv.patches(x, size, range, row, patches, Threads::One);
-                    Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, beta != E::zero()));
-                    moments.of(y);
-                },
-            );
+        moments.reset(tiles, conv.output);
+        E::with_scratch(Panels::<E>::len::<P>([patch, conv.output]), |memory| {
+            let weight = Panels::pack::<P>(weight, memory, Threads::All);
+            let y = tiles.each_mut(y, conv.output).into_par_iter().zip(moments.par_tiles());
+            y.enumerate().for_each_init(Vec::new, |patches, (tile, (y, mut moments))| {
+                let a = conv.patches(x, size, tiles.rows(tile), row, patches, Threads::One);
+                Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, beta != E::zero()));
+                moments.of(y);
+            });
         });
     }
 }
 
-/// gx += conv^T(gy, weight), for strides that leave no convolution and patches of whole vectors.
+/// gx += conv^T(gy, weight), for strides that leave no convolution.
 pub struct BackwardData<'a, E> {
     pub conv: &'a Conv2d,
     pub gy: &'a [E],
@@ -89,8 +82,8 @@ impl<E: Real> WithOperand<E> for BackwardData<'_, E> {
         let (out, patch) = (conv.output_size(size), conv.patch());
         let (one, pixels) = (Size { n: 1, ..size }, out.h * out.w);
         let rows = conv.packed_rows(pixels, P::PACK);
-        E::with_scratch(elements::<E, P>(conv.output) * patch, |memory| {
-            let weight = Panels::pack::<P>(Matrix::new(weight, conv.output, patch), memory);
+        E::with_scratch(Panels::<E>::len::<P>([conv.output, patch]), |memory| {
+            let weight = Panels::pack::<P>(Matrix::new(weight, conv.output, patch), memory, Threads::All);
             let images = gx.par_chunks_mut(size.h * size.w * conv.input).zip(gy.par_chunks(pixels * conv.output));
             images.for_each(|(gx, gy)| {
                 E::with_scratch(rows * patch, |patches| {
@@ -120,48 +113,45 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
 
     fn with<P: Operand<E>>(self) {
         let Self { conv, x, size, gy, gw } = self;
-        let (pixels, patch) = (conv.output_size(size).pixels(), conv.patch());
-        let row = patch.next_multiple_of(WHOLE_VECTORS);
-        // A tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, row].
+        let (pixels, patch, parts) = (conv.output_size(size).pixels(), conv.patch(), parts(size.n));
+        let (row, part) = (patch.next_multiple_of(WHOLE_VECTORS), pixels / parts);
+        let shared = conv.weights() >= SHARED_PRODUCT;
+        let (least, most) =
+            if shared { (SHARED_TILE_ROWS / 2, SHARED_TILE_ROWS) } else { (LEAF_ROWS, conv.packed_rows(part, 1)) };
+        // A part of many pixels is cut into leaves; several of few are multiplied at once, where threads still get enough.
+        let within = leaves(part, least);
+        let fits =
+            |count: &usize| count * part <= most && (shared || parts / count >= TASKS) && part.is_multiple_of(P::PACK);
+        let powers = std::iter::successors(Some(1), |count| Some(count * 2));
+        let together = powers.take_while(|count| *count <= parts).filter(fits).last().unwrap_or(1);
+        // A tile's factors, across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile =
-            |range: Range<usize>, threads, patches: &mut Vec<E>, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
-                let depth = elements::<E, P>(range.len());
-                E::with_scratch(depth * (conv.output + row), |memory| {
-                    let (left, right) = memory.split_at_mut(depth * conv.output);
-                    let gy = Matrix::new(&gy[range.start * conv.output..], range.len(), conv.output);
-                    let patches = conv.patches(x, size, range, row, patches, threads);
-                    work(Left::transposed::<P>(gy, left, threads), Panels::pack::<P>(patches, right));
+            |rows: Range<usize>, threads, patches: &mut Vec<E>, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
+                let gy = Matrix::new(&gy[rows.start * conv.output..rows.end * conv.output], rows.len(), conv.output);
+                let patches = conv.patches(x, size, rows, row, patches, threads);
+                E::with_scratch(Panels::<E>::len::<P>([patches.rows, row]), |memory| {
+                    let right = Panels::pack::<P>(patches, memory, threads).first(patch);
+                    Left::with_transposed::<P>(gy, threads, |left| work(left, right));
                 });
             };
-        if conv.weights() >= SHARED_PRODUCT && row == patch {
-            let mut patches = Vec::new();
-            for first in (0..pixels).step_by(SHARED_TILE_ROWS) {
-                let range = first..(first + SHARED_TILE_ROWS).min(pixels);
-                with_tile(range, Threads::All, &mut patches, &mut |left, right| {
-                    gw.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, gw)| {
-                        let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + gw.len() / patch;
-                        multiply::<E, P>(left.part(outputs), right, gw, true);
-                    });
+        let rows_of = |leaf: usize| match together {
+            1 => leaf_rows(pixels, parts, within, leaf),
+            _ => leaf * together * part..(leaf + 1) * together * part,
+        };
+        let threads = if shared { Threads::All } else { Threads::One };
+        add_tree(parts / together * if together == 1 { within } else { 1 }, gw, threads, |leaf, sum| {
+            let (rows, mut patches) = (rows_of(leaf), Vec::new());
+            let tile = if together == 1 { even_rows(rows.len(), most) } else { rows.len() };
+            for first in rows.clone().step_by(tile) {
+                let (range, add) = (first..(first + tile).min(rows.end), first > rows.start);
+                with_tile(range, threads, &mut patches, &mut |left, right| match shared {
+                    false => multiply_leaves::<E, P>(left, right, sum, add, together),
+                    true => sum.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, sum)| {
+                        let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + sum.len() / patch;
+                        multiply_leaves::<E, P>(left.part(outputs), right, sum, add, together);
+                    }),
                 });
             }
-            return;
-        }
-        let [part, rows] = weight_parts(pixels, conv.packed_rows(pixels, 1));
-        let mut sums = vec![E::zero(); pixels.div_ceil(part) * conv.output * row];
-        sums.par_chunks_mut(conv.output * row).enumerate().for_each_init(Vec::new, |patches, (i, sum)| {
-            let end = ((i + 1) * part).min(pixels);
-            for first in (i * part..end).step_by(rows) {
-                let range = first..(first + rows).min(end);
-                with_tile(range, Threads::One, patches, &mut |left, right| multiply::<E, P>(left, right, sum, true));
-            }
         });
-        if row == patch {
-            return add_in_order(&sums, gw);
-        }
-        let (sum, others) = sums.split_at_mut(conv.output * row);
-        add_in_order(others, sum);
-        for (gw, sum) in gw.chunks_exact_mut(patch).zip(sum.chunks_exact(row)) {
-            add_in_order(&sum[..patch], gw);
-        }
     }
 }

@@ -118,7 +118,7 @@ mod tests {
         let (mut y, mut gx) = (vec![0.0; x.len()], before.clone());
         let (mut gw, mut gb) = (vec![0.25; DIM], vec![0.25; DIM]);
         layer_norm::apply(&x, &statistics, Affine { weight: &weight, bias: &bias }, &mut y);
-        layer_norm::backward(&x, &statistics, &weight, &gy, &mut gx, [&mut gw, &mut gb]);
+        layer_norm::backward(&x, &statistics, &weight, &gy, &mut gx, [&mut gw, &mut gb], 1);
         // f32: sums of 75 and 261 values in another order; f16: y and gx have 11 bits.
         for (scalar, tolerance) in [(Scalar::F32, 2e-6), (Scalar::F16, 6e-4)] {
             on_every_gpu(|gpu| {

@@ -21,11 +21,11 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
     /// The element of `PACK` factors.
     fn pack(factors: &[E]) -> E;
 
-    /// c [m, n] = a [m, k] b [k, n], b's columns being neighbours; k counts elements. Each element of c is one sum over k in an
-    /// order that k alone fixes.
+    /// c [m, n] = a [m, k] b [k, n], b's columns being neighbours; k counts elements. Each element of c is a sum over k in an
+    /// order that k and the leaves fix. Rows of b end with whole vectors, whatever n is.
     ///
     /// # Panics
-    /// When n is no multiple of [`WHOLE_VECTORS`](crate::ops::columns::WHOLE_VECTORS), or a slice is too short.
+    /// When the leaves do not divide k, or a slice is too short.
     #[inline(always)]
     fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
     where

@@ -20,7 +20,8 @@ const DEPTH: usize = 1024;
 /// Elements along the sum that a task packs.
 const TASK_DEPTH: usize = 64;
 
-/// A right factor [k, n], packed: panels of at most [`PANEL`] columns, [elements of k, width] each.
+/// A right factor [k, n], packed: panels of at most [`PANEL`] columns, [elements of k, width] each. The last panel is filled up
+/// with zeros to whole vectors.
 #[derive(Clone, Copy)]
 pub struct Panels<'a, E> {
     /// All panels, one behind the other.
@@ -33,21 +34,31 @@ pub struct Panels<'a, E> {
 /// The columns of a panel.
 #[derive(Clone, Copy)]
 pub struct Panel<'a, E> {
-    /// [elements of k, width]
+    /// [elements of k, width in whole vectors]
     pub values: &'a [E],
     pub first: usize,
+    /// Columns that there are.
     pub width: usize,
 }
 
 impl<'a, E: Real> Panels<'a, E> {
-    /// Packs `b`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`, on all threads.
-    pub fn pack<P: Operand<E>>(b: Matrix<E>, memory: &'a mut [E]) -> Self {
+    /// Elements of memory that a factor [k, n] takes, packed.
+    pub fn len<P: Operand<E>>([k, n]: [usize; 2]) -> usize {
+        elements::<E, P>(k) * n.next_multiple_of(WHOLE_VECTORS)
+    }
+
+    /// Packs `b` into `memory`.
+    pub fn pack<P: Operand<E>>(b: Matrix<E>, memory: &'a mut [E], threads: Threads) -> Self {
         let depth = elements::<E, P>(b.rows);
-        let memory = &mut memory[..depth * b.columns];
-        memory.par_chunks_mut(depth * PANEL).enumerate().for_each(|(i, panel)| {
+        let memory = &mut memory[..Self::len::<P>([b.rows, b.columns])];
+        let pack = |(i, panel): (usize, &mut [E])| {
             let width = panel.len() / depth;
             pack_across::<E, P>(b, i * PANEL..i * PANEL + width, panel);
-        });
+        };
+        match threads {
+            Threads::One => memory.chunks_mut(depth * PANEL).enumerate().for_each(pack),
+            Threads::All => memory.par_chunks_mut(depth * PANEL).enumerate().for_each(pack),
+        }
         Self { values: memory, depth, columns: b.columns }
     }
 
@@ -56,8 +67,14 @@ impl<'a, E: Real> Panels<'a, E> {
         self.values.chunks(self.depth * PANEL).enumerate().map(move |(i, values)| Panel {
             values,
             first: i * PANEL,
-            width: values.len() / self.depth,
+            width: PANEL.min(self.columns - i * PANEL),
         })
+    }
+
+    /// The first `columns` columns, which end within the last panel.
+    pub fn first(self, columns: usize) -> Self {
+        assert!(columns.next_multiple_of(WHOLE_VECTORS) == self.columns.next_multiple_of(WHOLE_VECTORS));
+        Self { columns, ..self }
     }
 }
 
@@ -69,7 +86,7 @@ pub struct Left<'a, E> {
 }
 
 impl<'a, E: Real> Left<'a, E> {
-    /// Packs the dense rows `a` of `k` factors, a multiple of [`WHOLE_VECTORS`], into `memory`, on this thread.
+    /// Packs the dense rows `a` of `k` factors, a multiple of [`WHOLE_VECTORS`], into `memory`.
     pub fn rows<P: Operand<E>>(a: &[E], k: usize, memory: &'a mut [E]) -> Self {
         assert!(k.is_multiple_of(WHOLE_VECTORS));
         let memory = &mut memory[..a.len() / P::PACK];
@@ -80,28 +97,48 @@ impl<'a, E: Real> Left<'a, E> {
     /// Does `work` with the dense rows `a` of `k` factors: packed as by [`Left::rows`], or where they lie if packing would not
     /// change them.
     pub fn with_rows<P: Operand<E>>(a: &[E], k: usize, work: impl FnOnce(Left<E>)) {
-        if P::PACKS {
+        let whole = k.next_multiple_of(WHOLE_VECTORS);
+        if P::PACKS && k < whole {
+            // Rows are packed by whole vectors.
+            E::with_scratch(a.len() / k * whole, |padded| {
+                for (padded, a) in padded.chunks_exact_mut(whole).zip(a.chunks_exact(k)) {
+                    padded[..k].copy_from_slice(a);
+                    padded[k..].fill(E::zero());
+                }
+                Self::with_rows::<P>(padded, whole, work);
+            });
+        } else if P::PACKS {
             E::with_scratch(a.len() / P::PACK, |memory| work(Left::rows::<P>(a, k, memory)));
         } else {
             work(Left { factors: Strided { data: a, row: k, column: 1 }, rows: a.len() / k });
         }
     }
 
-    /// Packs the transpose of the dense `a`, whose number of columns is a multiple of [`WHOLE_VECTORS`], into `memory`.
-    pub fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E], threads: Threads) -> Self {
-        let memory = &mut memory[..elements::<E, P>(a.rows) * a.columns];
+    /// Does `work` with the transpose of the dense `a`: packed, or where it lies if packing would not change its factors.
+    pub fn with_transposed<P: Operand<E>>(a: Matrix<E>, threads: Threads, work: impl FnOnce(Left<E>)) {
+        if P::PACKS {
+            let row = a.columns.next_multiple_of(WHOLE_VECTORS);
+            E::with_scratch(elements::<E, P>(a.rows) * row, |memory| work(Left::transposed::<P>(a, memory, threads)));
+        } else {
+            work(Left { factors: Strided { data: a.data, row: 1, column: a.columns }, rows: a.columns });
+        }
+    }
+
+    /// Packs the transpose of the dense `a` into `memory`.
+    fn transposed<P: Operand<E>>(a: Matrix<E>, memory: &'a mut [E], threads: Threads) -> Self {
+        let row = a.columns.next_multiple_of(WHOLE_VECTORS);
         match threads {
-            Threads::One => pack_across::<E, P>(a, 0..a.columns, memory),
+            Threads::One => pack_across::<E, P>(a, 0..row, memory),
             Threads::All => {
-                memory.par_chunks_mut(TASK_DEPTH * a.columns).enumerate().for_each(|(i, part)| {
+                memory.par_chunks_mut(TASK_DEPTH * row).enumerate().for_each(|(i, part)| {
                     let first = i * TASK_DEPTH * P::PACK;
                     let rows = (TASK_DEPTH * P::PACK).min(a.rows - first);
                     let a = Matrix { data: &a.data[first * a.row_stride..], rows, ..a };
-                    pack_across::<E, P>(a, 0..a.columns, part);
+                    pack_across::<E, P>(a, 0..row, part);
                 });
             }
         }
-        Self { factors: Strided { data: memory, row: 1, column: a.columns }, rows: a.columns }
+        Self { factors: Strided { data: memory, row: 1, column: row }, rows: a.columns }
     }
 
     /// Some of its rows.
@@ -119,6 +156,15 @@ pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], a
     }
 }
 
+/// [`multiply`] whose sums over k are cut into `leaves` of equal length and summed as a binary tree (see
+/// [`parts`](crate::ops::parts)).
+pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], add: bool, leaves: usize) {
+    assert_eq!(c.len(), a.rows * b.columns);
+    if a.rows > 0 {
+        P::dispatch(Multiply::<E, P> { leaves, ..Multiply::new(a, b, c, add) });
+    }
+}
+
 /// Elements that hold `factors` factors which follow each other in the sum.
 pub fn elements<E: Real, P: Operand<E>>(factors: usize) -> usize {
     factors.div_ceil(P::PACK)
@@ -130,13 +176,14 @@ pub struct Multiply<'a, E, P> {
     b: Panels<'a, E>,
     c: &'a mut [E],
     add: bool,
+    leaves: usize,
     operand: PhantomData<P>,
 }
 
 impl<'a, E, P> Multiply<'a, E, P> {
     /// c = a b, or c += a b.
     pub fn new(a: Left<'a, E>, b: Panels<'a, E>, c: &'a mut [E], add: bool) -> Self {
-        Self { a, b, c, add, operand: PhantomData }
+        Self { a, b, c, add, leaves: 1, operand: PhantomData }
     }
 }
 
@@ -145,13 +192,16 @@ impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { a: Left { factors: a, rows }, b, c, add, .. } = self;
-        for first in (0..b.depth).step_by(DEPTH) {
-            let depth = DEPTH.min(b.depth - first);
+        let Self { a: Left { factors: a, rows }, b, c, add, leaves, .. } = self;
+        // A tree is not cut.
+        let step = if leaves == 1 { DEPTH } else { b.depth };
+        for first in (0..b.depth).step_by(step) {
+            let depth = step.min(b.depth - first);
             let a = Strided { data: &a.data[first * a.column..], ..a };
             for panel in b.each() {
-                let b_part = Strided { data: &panel.values[first * panel.width..], row: panel.width, column: 1 };
-                let target = Target { data: &mut c[panel.first..], row: b.columns, add: add || first > 0 };
+                let row = panel.width.next_multiple_of(WHOLE_VECTORS);
+                let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
+                let target = Target { data: &mut c[panel.first..], row: b.columns, add: add || first > 0, leaves };
                 P::product(simd, [rows, depth, panel.width], a, b_part, target);
             }
         }
@@ -180,24 +230,27 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
     }
 }
 
-/// Packs `columns` of `b` [k, n] as [elements of k, columns].
+/// Packs `columns` of `b` [k, n], whole vectors of them, as [elements of k, columns]; columns that b has not are zero.
 fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, packed: &mut [E]) {
     let width = columns.len();
     assert!(width.is_multiple_of(WHOLE_VECTORS));
-    if b.column_stride == 1 {
+    if columns.end <= b.columns && b.column_stride == 1 {
         return P::dispatch(PackAcross::<E, P> { b, columns, packed, operand: PhantomData });
     }
-    if b.row_stride == 1 && b.rows.is_multiple_of(WHOLE_VECTORS) {
+    if columns.end <= b.columns && b.row_stride == 1 && b.rows.is_multiple_of(WHOLE_VECTORS) {
         return E::with_scratch(elements::<E, P>(b.rows) * WHOLE_VECTORS, |memory| {
             P::dispatch(PackTransposed::<E, P> { b, columns, packed, memory, operand: PhantomData });
         });
     }
-    let at = |l: usize, column: usize| b.data[l * b.row_stride + column * b.column_stride];
-    for (i, row) in packed.chunks_exact_mut(width).enumerate() {
+    let at = |l: usize, column: usize| match l < b.rows && column < b.columns {
+        true => b.data[l * b.row_stride + column * b.column_stride],
+        false => E::zero(),
+    };
+    for (i, row) in packed.chunks_exact_mut(width).enumerate().take(elements::<E, P>(b.rows)) {
         let first = i * P::PACK;
         for (j, element) in row.iter_mut().enumerate() {
             let mut factors = [E::zero(); 2];
-            for (l, factor) in factors.iter_mut().enumerate().take(P::PACK.min(b.rows - first)) {
+            for (l, factor) in factors.iter_mut().enumerate().take(P::PACK) {
                 *factor = at(first + l, columns.start + j);
             }
             *element = P::pack(&factors);
@@ -286,32 +339,32 @@ mod tests {
     }
 
     /// Shapes on both sides of every threshold: a single row, ragged rows, odd sums, sums of two depths, several panels.
-    const SHAPES: [[usize; 3]; 6] = [[1, 16, 16], [7, 32, 48], [33, 80, 64], [16, 33, 80], [5, 2064, 32], [70, 4, 144]];
+    const SHAPES: [[usize; 3]; 8] =
+        [[1, 16, 16], [7, 32, 48], [33, 80, 64], [16, 33, 80], [5, 2064, 32], [70, 4, 144], [9, 48, 5], [17, 32, 85]];
 
     fn products<E: Real, P: Operand<E>>([m, k, n]: [usize; 3]) -> [Vec<E>; 2] {
         let (a, b) = (ramp::<E>(m * k, 0.7), ramp::<E>(k * n, 1.3));
-        let mut memory = [(); 4].map(|()| vec![E::nan(); (m + 16) * (k + n + 16) + k * n]);
+        let mut memory = [(); 4].map(|()| vec![E::nan(); (m + 16) * (k + n + 16) + k * (n + 16)]);
         let [m0, m1, m2, m3] = &mut memory;
-        let panels = Panels::pack::<P>(Matrix::new(&b, k, n), m0);
+        let panels = Panels::pack::<P>(Matrix::new(&b, k, n), m0, Threads::All);
         let mut c = vec![E::nan(); m * n];
         if k % WHOLE_VECTORS == 0 {
             multiply::<E, P>(Left::rows::<P>(&a, k, m1), panels, &mut c, false);
         } else {
-            // The left factor as the transpose of a padded one.
-            let wide = m.next_multiple_of(WHOLE_VECTORS);
-            let mut transposed = vec![E::zero(); k * wide];
+            let mut transposed = vec![E::zero(); k * m];
             for (i, a) in a.iter().enumerate() {
-                transposed[i % k * wide + i / k] = *a;
+                transposed[i % k * m + i / k] = *a;
             }
-            let left = Left::transposed::<P>(Matrix::new(&transposed, k, wide), m1, Threads::All);
-            multiply::<E, P>(left.part(0..m), panels, &mut c, false);
+            Left::with_transposed::<P>(Matrix::new(&transposed, k, m), Threads::All, |left| {
+                multiply::<E, P>(left, panels, &mut c, false);
+            });
         }
         // The right factor as a transpose; added twice.
         let mut columns = vec![E::zero(); k * n];
         for (i, b) in b.iter().enumerate() {
             columns[i % n * k + i / n] = *b;
         }
-        let panels = Panels::pack::<P>(Matrix::new(&columns, n, k).t(), m2);
+        let panels = Panels::pack::<P>(Matrix::new(&columns, n, k).t(), m2, Threads::One);
         let mut twice = c.clone();
         if k % WHOLE_VECTORS == 0 {
             let left = Left::rows::<P>(&a, k, m3);

@@ -55,7 +55,7 @@ impl Operand<f32> for Pairs {
 
     #[inline(always)]
     fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
-        if tiles::available() {
+        if tiles::available() && tiles::fit(shape, &c) {
             // SAFETY: just checked.
             unsafe { tiles::product(shape, a, b, c) }
         } else {

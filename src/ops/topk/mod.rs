@@ -22,7 +22,7 @@ use self::best::{Bests, Floors};
 use super::{
     Real,
     columns::WHOLE_VECTORS,
-    gemm::Matrix,
+    gemm::{Matrix, Threads},
     product::{Left, Operand, Panels, Products, Strided, WithOperand, elements, multiply},
 };
 
@@ -124,7 +124,7 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
         let mut padded = queries.to_vec();
         padded.resize(width * dim, E::zero());
         E::with_scratch(elements::<E, P>(dim) * width, |memory| {
-            let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory);
+            let queries = Panels::pack::<P>(Matrix::new(&padded, width, dim).t(), memory, Threads::All);
             let score = |block: usize, bests: &mut Bests<E>, scores: &mut [E]| {
                 let range = block * BANK_BLOCK..((block + 1) * BANK_BLOCK).min(rows);
                 let scores = &mut scores[..range.len() * width];

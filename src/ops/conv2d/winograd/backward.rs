@@ -1,28 +1,35 @@
 //! Weight gradient.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
-    SHARED, blocks_at_once,
+    SHARED, SHARED_TILES,
     tiles::{TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
-    weights::add_gradient,
+    weights::{TAPS, gradient, gradient_rows},
 };
 use crate::ops::{
     Real,
-    conv2d::{Conv2d, Source, backward::add_in_order},
+    conv2d::{Conv2d, Source},
+    gemm::Threads,
+    parts::{Tiles, add_tree, leaf_rows, leaves, write_tree},
     product::{Operand, Strided, Target, WithOperand, elements},
 };
 
-/// Parts of the batch whose gradients are summed apart, then in order.
-const PARTS: usize = 16;
+/// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
+const LEAF_TILES: usize = 384;
+/// Channels of both sides, at most, whose gradients a thread sums at a time.
+const REGION: usize = 64;
+/// Tiles up to which so few channels are multiplied at a time that the products of all points stay in the nearest cache.
+const FEW_TILES: usize = 32;
 
 /// gw += the weight gradient.
 pub struct BackwardWeight<'a, E> {
     pub conv: &'a Conv2d,
+    /// In blocks of at most one part each.
     pub tiling: &'a Tiling,
     pub x: Source<'a, E>,
     pub gy: &'a [E],
@@ -36,26 +43,20 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         let Self { conv, tiling, x, gy, gw } = self;
         let Conv2d { input, output, .. } = *conv;
         let pass = Pass::<E, P> { conv, tiling, x, gy, operand: PhantomData };
-        let (blocks, weights) = (tiling.blocks(), POINTS * input * output);
-        let shared = input * output >= SHARED;
-        let part = if shared { blocks } else { blocks.div_ceil(PARTS) };
-        E::with_scratch(blocks.div_ceil(part) * weights, |sums| {
-            if shared {
-                let at_once = blocks_at_once(tiling, input + output);
-                for first in (0..blocks).step_by(at_once) {
-                    pass.shared_blocks(first, at_once.min(blocks - first), sums);
+        if input * output >= SHARED {
+            return pass.shared(gw);
+        }
+        // Each thread takes the blocks of a leaf through all stages.
+        let (parts, blocks) = (tiling.blocks.parts, tiling.blocks.count());
+        let within = leaves(tiling.blocks.part * tiling.tiles_per_strip, LEAF_TILES);
+        add_tree(parts * within, gw, Threads::One, |leaf, gw| {
+            E::with_scratch(POINTS * input * output, |sum| {
+                let blocks = leaf_rows(blocks, parts, within, leaf);
+                for block in blocks.clone() {
+                    pass.one_block(block, sum, block > blocks.start);
                 }
-            } else {
-                sums.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
-                    let first = i * part;
-                    for block in first..(first + part).min(blocks) {
-                        pass.one_block(block, sum, block > first);
-                    }
-                });
-            }
-            let (sum, others) = sums.split_at_mut(weights);
-            add_in_order(others, sum);
-            add_gradient(sum, input, gw);
+                gradient(sum, [output, input], gw);
+            });
         });
     }
 }
@@ -97,31 +98,111 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         });
     }
 
-    /// The part of `count` blocks from `first` on, each stage on all threads; added to `sum`, the first in its place.
-    fn shared_blocks(&self, first: usize, count: usize, sum: &mut [E]) {
-        let [input, output] = self.matrices();
-        let conv = *self.conv;
-        E::with_scratch(POINTS * count * (input + output), |memory| {
-            let (tiles, gradients) = memory.split_at_mut(POINTS * count * input);
-            let points =
-                tiles.par_chunks_exact_mut(POINTS * input).zip(gradients.par_chunks_exact_mut(POINTS * output));
-            points.enumerate().for_each(|(i, (tiles, gradients))| self.transform(first + i, tiles, gradients));
-            let rows = (conv.output / CHANNELS).div_ceil(4) * CHANNELS;
-            let per_point = conv.output.div_ceil(rows);
-            let point = conv.output * conv.input;
-            let parts = sum.chunks_exact_mut(point).flat_map(|point| point.chunks_mut(rows * conv.input));
-            let parts: Vec<_> = parts.collect();
-            parts.into_par_iter().enumerate().for_each(|(i, sum)| {
-                let (p, from) = (i / per_point, i % per_point * rows);
-                for block in 0..count {
-                    let at = block * POINTS + p;
-                    let tiles = &tiles[at * input..][..input];
-                    let gradients = &gradients[at * output + from..(at + 1) * output];
-                    let (count, add) = (self.tiling.tiles_of(first + block), first + block > 0);
-                    P::dispatch(Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData });
+    /// The gradient where both sides have many channels: all threads transform the tiles of some leaves, then each sums regions
+    /// of channels over them.
+    fn shared(&self, gw: &mut [E]) {
+        let Conv2d { input, output, .. } = *self.conv;
+        let region = |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels % n == 0);
+        let [rows, columns] = [output, input].map(|channels| region(channels).expect("whole vectors"));
+        let (weights, Tiles { parts, .. }) = (rows * TAPS * columns, self.tiling.blocks);
+        // As many leaves at once as memory is set aside for: several parts, or a piece of one.
+        let [tiles_len, gradients_len] = self.matrices();
+        let at_once = (SHARED_TILES / (POINTS * (tiles_len + gradients_len))).max(1);
+        let per_part = self.tiling.blocks.per_part();
+        let within = per_part.div_ceil(at_once).next_power_of_two().min(leaves(per_part, 1));
+        let together = if within > 1 { 1 } else { parts.min(leaves(at_once / per_part, 1)) };
+        let blocks_of = |leaf: usize| leaf_rows(self.tiling.blocks.count(), parts, within, leaf);
+        E::with_scratch(output * TAPS * input, |total| {
+            // Region by region, so that each is written by one thread.
+            write_tree(parts * within / together, total, Threads::All, |group, total| {
+                let first = blocks_of(group * together).start;
+                let count = blocks_of(group * together + together - 1).end - first;
+                E::with_scratch(POINTS * count * (tiles_len + gradients_len), |memory| {
+                    let (tiles, gradients) = memory.split_at_mut(POINTS * count * tiles_len);
+                    let blocks = tiles
+                        .par_chunks_exact_mut(POINTS * tiles_len)
+                        .zip(gradients.par_chunks_exact_mut(POINTS * gradients_len));
+                    blocks.enumerate().for_each(|(i, (tiles, gradients))| self.transform(first + i, tiles, gradients));
+                    total.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
+                        let (o, c) = (i / (input / columns) * rows, i % (input / columns) * columns);
+                        write_tree(together, sum, Threads::All, |leaf, sum| {
+                            let blocks = blocks_of(group * together + leaf);
+                            let blocks = blocks.start - first..blocks.end - first;
+                            let region = Region { first, blocks, rows: o..o + rows, columns: c..c + columns };
+                            self.region(region, tiles, gradients, sum);
+                        });
+                    });
+                });
+            });
+            let regions = total.chunks_exact(weights).collect::<Vec<_>>();
+            gw.par_chunks_exact_mut(TAPS * input).enumerate().for_each(|(o, gw)| {
+                for (i, gw) in gw.chunks_exact_mut(columns).enumerate() {
+                    let (tap, region) = (i / (input / columns), o / rows * (input / columns) + i % (input / columns));
+                    let sum = &regions[region][(o % rows * TAPS + tap) * columns..][..columns];
+                    gw.iter_mut().zip(sum).for_each(|(gw, sum)| *gw += *sum);
                 }
             });
         });
+    }
+
+    /// The gradient of a region of the weights, [rows, taps, columns], over the blocks of a leaf.
+    fn region(&self, region: Region, tiles: &[E], gradients: &[E], sum: &mut [E]) {
+        let few =
+            region.blocks.clone().map(|block| self.tiling.tiles_of(region.first + block)).sum::<usize>() <= FEW_TILES;
+        let [rows, columns] = [&region.rows, &region.columns].map(|range| if few { CHANNELS } else { range.len() });
+        E::with_scratch(POINTS * rows * columns, |products| {
+            for o in region.rows.clone().step_by(rows) {
+                for c in region.columns.clone().step_by(columns) {
+                    let part = Region { rows: o..o + rows, columns: c..c + columns, ..region.clone() };
+                    P::dispatch(PointsOfRegion { pass: self, region: part, tiles, gradients, products });
+                    let at = ((o - region.rows.start) * TAPS) * region.columns.len() + c - region.columns.start;
+                    gradient_rows(products, [rows, columns], &mut sum[at..], region.columns.len());
+                }
+            }
+        });
+    }
+}
+
+/// Some of the weights, and the blocks over which their gradient is summed.
+#[derive(Clone)]
+struct Region {
+    /// The block that the matrices begin with.
+    first: usize,
+    /// Blocks among those of the matrices.
+    blocks: Range<usize>,
+    /// Output channels.
+    rows: Range<usize>,
+    /// Input channels.
+    columns: Range<usize>,
+}
+
+/// The products of all points of a region, [36, rows, columns].
+struct PointsOfRegion<'a, E, P> {
+    pass: &'a Pass<'a, E, P>,
+    region: Region,
+    tiles: &'a [E],
+    gradients: &'a [E],
+    products: &'a mut [E],
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for PointsOfRegion<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { pass, region: Region { first, blocks, rows, columns }, tiles, gradients, products } = self;
+        let ([tiles_len, gradients_len], conv) = (pass.matrices(), pass.conv);
+        for block in blocks.clone() {
+            let depth = elements::<E, P>(pass.tiling.tiles_of(first + block));
+            for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
+                let at = block * POINTS + point;
+                let (tiles, gradients) = (&tiles[at * tiles_len..][..tiles_len], &gradients[at * gradients_len..]);
+                let a = Strided { data: &gradients[rows.start..gradients_len], row: 1, column: conv.output };
+                let b = Strided { data: &tiles[columns.start..], row: conv.input, column: 1 };
+                let target = Target { data: product, row: columns.len(), add: block > blocks.start, leaves: 1 };
+                P::product(simd, [rows.len(), depth, columns.len()], a, b, target);
+            }
+        }
     }
 }
 
@@ -141,36 +222,14 @@ impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { pass, count, tiles, gradients, sum, add } = self;
-        let ([input, output], conv) = (pass.matrices(), *pass.conv);
-        let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
-        for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(conv.output * conv.input)) {
-            Multiply::<E, P> { conv, count, tiles, gradients, sum, add, operand: PhantomData }.with_simd(simd);
+        let ([tiles_len, gradients_len], conv) = (pass.matrices(), *pass.conv);
+        let points = tiles.chunks_exact(tiles_len).zip(gradients.chunks_exact(gradients_len));
+        let Conv2d { input, output, .. } = conv;
+        for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(output * input)) {
+            let a = Strided { data: gradients, row: 1, column: output };
+            let b = Strided { data: tiles, row: input, column: 1 };
+            let target = Target { data: sum, row: input, add, leaves: 1 };
+            P::product(simd, [output, elements::<E, P>(count), input], a, b, target);
         }
-    }
-}
-
-/// sum [rows, input] (+)= gradients [tiles, output]^T tiles [tiles, input], for as many outputs as `sum` has rows, the first
-/// of which `gradients` begins with.
-struct Multiply<'a, E, P> {
-    conv: Conv2d,
-    /// Number of tiles.
-    count: usize,
-    tiles: &'a [E],
-    gradients: &'a [E],
-    sum: &'a mut [E],
-    add: bool,
-    operand: PhantomData<P>,
-}
-
-impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { conv: Conv2d { input, output, .. }, count, tiles, gradients, sum, add, .. } = self;
-        let a = Strided { data: gradients, row: 1, column: output };
-        let b = Strided { data: tiles, row: input, column: 1 };
-        let (rows, depth) = (sum.len() / input, elements::<E, P>(count));
-        P::product(simd, [rows, depth, input], a, b, Target { data: sum, row: input, add });
     }
 }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::ops::{
     Real,
-    batch_norm::TileMoments,
-    conv2d::{Conv2d, Source},
+    batch_norm::{TileMoments, TileSlot},
+    conv2d::{BLOCK_ROWS, Conv2d, Source},
     product::{Left, Multiply, Operand, Strided, WithOperand},
     simd::dispatch,
 };
@@ -39,21 +39,25 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
         let Conv2d { input, output, .. } = *conv;
         E::with_scratch(Weights::<E>::len::<P>(input, output), |memory| {
             let weights = &Weights::of::<P>(input, output, kernels, memory);
-            let pixels = tiling.pixels_per_block();
-            moments.reset(tiling.size.pixels(), pixels, output);
+            moments.reset(tiling.statistics, output);
             let pass = Pass::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };
-            let blocks = y.par_chunks_mut(pixels * output).zip(moments.par_tiles()).enumerate();
+            // Statistics are those of a block or, where it has several parts, of each.
+            let slots = tiling.statistics.count() / tiling.blocks.count();
+            let take = |y: &[E], slots: &mut [TileSlot<E>]| {
+                y.chunks(y.len() / slots.len()).zip(slots).for_each(|(y, slot)| slot.of(y));
+            };
+            let blocks = tiling.pixels.each_mut(y, output).into_par_iter().zip(moments.par_tiles().chunks(slots));
             if input * output < SHARED {
-                blocks.for_each(|(block, (y, mut moments))| {
+                blocks.enumerate().for_each(|(block, (y, mut slots))| {
                     pass.one_block(block, y);
-                    moments.of(y);
+                    take(y, &mut slots);
                 });
                 return;
             }
-            let mut blocks: Vec<_> = blocks.collect();
+            let mut blocks: Vec<_> = blocks.enumerate().collect();
             for group in blocks.chunks_mut(blocks_at_once(tiling, input + output)) {
                 pass.shared_blocks(group.iter_mut().map(|(block, (y, _))| (*block, &mut **y)).collect());
-                group.par_iter_mut().for_each(|(_, (y, moments))| moments.of(y));
+                group.par_iter_mut().for_each(|(_, (y, slots))| take(y, slots));
             }
         });
     }
@@ -70,6 +74,11 @@ struct Pass<'a, E, P> {
 }
 
 impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+    /// Tiles of a block, in whole register blocks.
+    fn rows(&self, block: usize) -> usize {
+        self.tiling.tiles_of(block).next_multiple_of(BLOCK_ROWS)
+    }
+
     /// Elements of one point's matrices of a block: tiles and products.
     fn matrices(&self) -> [usize; 2] {
         [self.conv.input / P::PACK, self.conv.output].map(|row| self.tiling.matrix(row))
@@ -88,8 +97,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         dispatch(TransformOutput { tiling, block, points, channels, pixels, add });
     }
 
-    fn product<'b>(&'b self, point: usize, tiles: &'b [E], products: &'b mut [E]) -> Multiply<'b, E, P> {
-        let rows = self.tiling.rows();
+    /// The product of a block's `rows` tiles.
+    fn product<'b>(&'b self, point: usize, rows: usize, tiles: &'b [E], products: &'b mut [E]) -> Multiply<'b, E, P> {
         let factors = Strided { data: tiles, row: self.conv.input / P::PACK, column: 1 };
         let products = &mut products[..rows * self.conv.output];
         Multiply::new(Left { factors, rows }, self.weights.point(point), products, false)
@@ -101,7 +110,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * input);
             self.input(block, tiles);
-            P::dispatch(AllPoints { pass: self, tiles, products });
+            P::dispatch(AllPoints { pass: self, rows: self.rows(block), tiles, products });
             self.output(block, products, y);
         });
     }
@@ -119,7 +128,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
             // Point by point, so that its weights stay in the cache while block after block passes.
             by_point(products, output).into_par_iter().enumerate().for_each(|(i, products)| {
                 let (point, block) = (i / count, i % count);
-                P::dispatch(self.product(point, &tiles[(block * POINTS + point) * input..][..input], products));
+                let tiles = &tiles[(block * POINTS + point) * input..][..input];
+                P::dispatch(self.product(point, self.rows(first + block), tiles, products));
             });
             let points = products.par_chunks_exact(POINTS * output);
             blocks.into_par_iter().zip(points).for_each(|((block, y), points)| self.output(block, points, y));
@@ -130,6 +140,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
 /// The products of all points of a block.
 struct AllPoints<'a, E, P> {
     pass: &'a Pass<'a, E, P>,
+    rows: usize,
     tiles: &'a [E],
     products: &'a mut [E],
 }
@@ -142,7 +153,7 @@ impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
         let [input, output] = self.pass.matrices();
         let points = self.tiles.chunks_exact(input).zip(self.products.chunks_exact_mut(output));
         for (point, (tiles, products)) in points.enumerate() {
-            self.pass.product(point, tiles, products).with_simd(simd);
+            self.pass.product(point, self.rows, tiles, products).with_simd(simd);
         }
     }
 }

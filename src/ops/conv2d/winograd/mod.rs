@@ -34,7 +34,7 @@ const SHARED_TILES: usize = 1 << 23;
 
 /// How many blocks are in work at once when threads share the stages; `channels` are those of both sides together.
 fn blocks_at_once(tiling: &Tiling, channels: usize) -> usize {
-    (SHARED_TILES / (POINTS * tiling.rows() * channels)).clamp(1, tiling.blocks())
+    (SHARED_TILES / (POINTS * tiling.rows() * channels)).clamp(1, tiling.blocks.count())
 }
 
 /// The matrices of several blocks, each of which has its points one behind the other, point by point instead.

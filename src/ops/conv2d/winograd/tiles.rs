@@ -229,7 +229,7 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
         let vectors = channels / lanes::<E, S>();
         let (points, matrix) = (E::vectors::<S>(points), tiling.matrix(channels) / lanes::<E, S>());
         assert!(points.len() >= POINTS * matrix);
-        let first = block * tiling.pixels_per_block();
+        let first = tiling.pixels.rows(block).start;
         let row = width * vectors;
         let mut tile = 0;
         for strip in tiling.strips_of(block) {

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::ops::{
     columns::WHOLE_VECTORS,
-    conv2d::{Conv2d, Size},
+    conv2d::{BLOCK_ROWS, Conv2d, Size},
+    parts::{Tiles, parts},
 };
 
 /// Outputs along a tile's edge.
@@ -22,8 +23,8 @@ const MOST_TILES: usize = 64;
 
 /// The tiles of a batch of images.
 ///
-/// Tiles in a row make a strip; consecutive strips make a block. Every block but the last has the same number of pixels,
-/// which are neighbours in memory.
+/// Tiles in a row make a strip; consecutive strips make a block. A block is a piece of one part of the batch, or several whole
+/// parts, and its pixels are neighbours in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiling {
     pub size: Size,
@@ -31,14 +32,27 @@ pub struct Tiling {
     pub strips_per_image: usize,
     /// Tiles per strip.
     pub tiles_per_strip: usize,
-    /// Strips per block.
-    pub strips_per_block: usize,
+    /// Strips by block.
+    pub blocks: Tiles,
+    /// Pixels by block.
+    pub pixels: Tiles,
+    /// Pixels by block, and by part where a block has several.
+    pub statistics: Tiles,
 }
 
 impl Tiling {
     /// The tiling of images of `size` for a convolution that keeps their size; None where the algorithm does not apply or
     /// would not pay.
     pub fn of(conv: &Conv2d, size: Size) -> Option<Self> {
+        Self::new(conv, size, usize::MAX)
+    }
+
+    /// The same in blocks of at most one part each.
+    pub fn of_parts(conv: &Conv2d, size: Size) -> Option<Self> {
+        Self::new(conv, size, 1)
+    }
+
+    fn new(conv: &Conv2d, size: Size, most_parts: usize) -> Option<Self> {
         let applies = conv.kernel == 3 && conv.stride == 1 && conv.padding == 1;
         if !applies || !conv.input.is_multiple_of(CHANNELS) || !conv.output.is_multiple_of(CHANNELS) {
             return None;
@@ -50,24 +64,25 @@ impl Tiling {
         if unit > 1 && unit * tiles_per_strip > 4 * MOST_TILES {
             return None;
         }
-        let strips_per_block = (most / (unit * tiles_per_strip)).max(1) * unit;
-        Some(Self { size, strips_per_image, tiles_per_strip, strips_per_block })
-    }
-
-    /// Strips of all images.
-    fn strips(&self) -> usize {
-        self.size.n * self.strips_per_image
-    }
-
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.strips().div_ceil(self.strips_per_block)
+        let strips = (most / (unit * tiles_per_strip)).max(1) * unit;
+        let (all, parts) = (size.n * strips_per_image, parts(size.n));
+        let statistics = Tiles::new(size.pixels(), parts, strips * size.h * size.w / strips_per_image);
+        let blocks = Tiles::new(all, parts, strips);
+        let fits = |count: &usize| *count <= parts.min(most_parts) && count * blocks.part <= strips;
+        let together = std::iter::successors(Some(1), |count| Some(count * 2)).take_while(fits).last().unwrap_or(1);
+        let (blocks, pixels) = match together {
+            1 => (blocks, statistics),
+            _ => {
+                let whole = |rows: usize| Tiles::new(rows, parts / together, usize::MAX);
+                (whole(all), whole(size.pixels()))
+            }
+        };
+        Some(Self { size, strips_per_image, tiles_per_strip, blocks, pixels, statistics })
     }
 
     /// The strips of a block.
     pub fn strips_of(&self, block: usize) -> Range<usize> {
-        let first = block * self.strips_per_block;
-        first..(first + self.strips_per_block).min(self.strips())
+        self.blocks.rows(block)
     }
 
     /// Number of tiles of a block.
@@ -75,9 +90,9 @@ impl Tiling {
         self.strips_of(block).len() * self.tiles_per_strip
     }
 
-    /// Rows of a matrix that holds any block's tiles, and of the products with it.
+    /// Rows of a matrix that holds any block's tiles.
     pub fn rows(&self) -> usize {
-        (self.strips_per_block * self.tiles_per_strip).next_multiple_of(CHANNELS)
+        (self.blocks.tile * self.tiles_per_strip).next_multiple_of(BLOCK_ROWS)
     }
 
     /// Elements from one point's matrix of a block to the next one's, for rows of `row` elements. That is a line of the
@@ -89,15 +104,5 @@ impl Tiling {
     /// Image and first output row of a strip.
     pub fn place_of(&self, strip: usize) -> (usize, usize) {
         (strip / self.strips_per_image, strip % self.strips_per_image * EDGE)
-    }
-
-    /// Pixels of every block but the last.
-    pub fn pixels_per_block(&self) -> usize {
-        let image = self.size.h * self.size.w;
-        if self.size.h.is_multiple_of(EDGE) {
-            self.strips_per_block * EDGE * self.size.w
-        } else {
-            self.strips_per_block / self.strips_per_image * image
-        }
     }
 }

@@ -18,7 +18,7 @@ use crate::ops::{
 
 /// Rows and columns of a kernel.
 const KERNEL: usize = 3;
-const TAPS: usize = KERNEL * KERNEL;
+pub const TAPS: usize = KERNEL * KERNEL;
 
 /// The kernels of a convolution.
 #[derive(Clone, Copy)]
@@ -164,50 +164,57 @@ fn down<E: Real, S: Simd>(simd: S, taps: &[E::Vector<S>], v: usize) -> [[Vector<
     rows
 }
 
-/// Adds to `gradient` [output, taps, input] what `points` [36, output, input], the transformed weights' gradient, means
-/// for the weights: G^T u G.
-pub fn add_gradient<E: Real>(points: &[E], input: usize, gradient: &mut [E]) {
-    let point = points.len() / POINTS;
-    gradient.par_chunks_exact_mut(TAPS * input).enumerate().for_each(|(o, gradient)| {
-        let rows = std::array::from_fn(|p| &points[p * point + o * input..][..input]);
-        dispatch(AddGradient { rows, gradient });
-    });
+/// The gradient of the weights [rows, taps, columns] from that of the transformed ones, `points` [36, rows, columns]:
+/// G^T u G.
+pub fn gradient<E: Real>(points: &[E], shape: [usize; 2], gradient: &mut [E]) {
+    gradient_rows(points, shape, gradient, shape[1]);
 }
 
-/// One output channel's part of [`add_gradient`].
-struct AddGradient<'a, E> {
-    /// [input] per point
-    rows: [&'a [E]; POINTS],
-    /// [taps, input]
+/// The same, with `row` elements from a tap to the next.
+pub fn gradient_rows<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E], row: usize) {
+    dispatch(Gradient { points, rows, columns, gradient, row });
+}
+
+struct Gradient<'a, E> {
+    points: &'a [E],
+    rows: usize,
+    columns: usize,
     gradient: &'a mut [E],
+    row: usize,
 }
 
-impl<E: Real> WithSimd for AddGradient<'_, E> {
+impl<E: Real> WithSimd for Gradient<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let rows = self.rows.map(E::vectors::<S>);
-        let vectors = rows[0].len();
-        let gradient = E::vectors_mut::<S>(self.gradient);
-        for v in 0..vectors {
-            let zero = Vector::splat(simd, E::zero());
-            let mut columns = [[zero; SIDE]; KERNEL];
-            for i in 0..SIDE {
-                let mut line = [zero; SIDE];
-                for j in 0..SIDE {
-                    line[j] = Vector::new(simd, rows[i * SIDE + j][v]);
+        let Self { points, rows, columns, gradient, row } = self;
+        let lanes = lanes::<E, S>();
+        let (points, gradient) = (E::vectors::<S>(points), E::vectors_mut::<S>(gradient));
+        let (vectors, row) = (columns / lanes, row / lanes);
+        let point = rows * vectors;
+        assert!(points.len() >= POINTS * point && gradient.len() >= (rows * TAPS - 1) * row + vectors);
+        for o in 0..rows {
+            for v in 0..vectors {
+                let zero = Vector::splat(simd, E::zero());
+                let mut columns = [[zero; SIDE]; KERNEL];
+                for i in 0..SIDE {
+                    let mut line = [zero; SIDE];
+                    for j in 0..SIDE {
+                        // SAFETY: the assertion leaves room for all points.
+                        let value = unsafe { *points.get_unchecked((i * SIDE + j) * point + o * vectors + v) };
+                        line[j] = Vector::new(simd, value);
+                    }
+                    let values = transform::weight_gradient(line);
+                    for x in 0..KERNEL {
+                        columns[x][i] = values[x];
+                    }
                 }
-                let values = transform::weight_gradient(line);
                 for x in 0..KERNEL {
-                    columns[x][i] = values[x];
-                }
-            }
-            for x in 0..KERNEL {
-                let values = transform::weight_gradient(columns[x]);
-                for y in 0..KERNEL {
-                    let target = &mut gradient[(y * KERNEL + x) * vectors + v];
-                    *target = (Vector::new(simd, *target) + values[y]).lanes;
+                    let values = transform::weight_gradient(columns[x]);
+                    for y in 0..KERNEL {
+                        gradient[(o * TAPS + y * KERNEL + x) * row + v] = values[y].lanes;
+                    }
                 }
             }
         }

@@ -9,7 +9,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{SIDE, Shapes};
-use crate::ops::product::{Operand, Pairs, Strided, Target};
+use crate::ops::product::{Operand, Pairs, Strided, Target, kernel};
 
 /// Pairs that are multiplied by tiles, whether the CPU has them or not.
 pub struct Tiles;
@@ -26,7 +26,10 @@ impl Operand<f32> for Tiles {
     }
 
     #[inline(always)]
-    fn product<S: Simd>(_: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+        if !super::fit(shape, &c) {
+            return kernel::product::<f32, Self, S>(simd, shape, a, b, c);
+        }
         install();
         // SAFETY: the CPU has the instructions, or they are emulated from here on.
         unsafe { super::product(shape, a, b, c) }

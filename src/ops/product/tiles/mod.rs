@@ -37,6 +37,11 @@ pub fn available() -> bool {
     *AVAILABLE.get_or_init(|| cpu_has_tiles() && super::pairs::available() && may_use_tiles() && right())
 }
 
+/// Whether tiles can do a product: they hold whole rows of sums, which are not cut into leaves.
+pub fn fit([_, _, n]: [usize; 3], c: &Target<f32>) -> bool {
+    c.leaves == 1 && n.is_multiple_of(SIDE)
+}
+
 /// Whether the instructions do here what their manual says: small whole numbers, whose products and sums are exact.
 ///
 /// # Safety
@@ -51,7 +56,7 @@ unsafe fn computes_right() -> bool {
     let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
     let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
     // SAFETY: as the caller promises.
-    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, add: true }) };
+    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, add: true, leaves: 1 }) };
     let pair = |l: usize, i: usize, j: usize| -> f32 {
         (0..2).map(|part| number(2 * (i * k + l) + part, 3) * number(2 * (l * n + j) + part, 5)).sum()
     };
@@ -86,10 +91,11 @@ fn may_use_tiles() -> bool {
 /// [`available`] must have said so.
 ///
 /// # Panics
-/// As [`check`].
+/// As [`check`], and when tiles do not [`fit`].
 pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
     check(shape, a, b, &c);
     let [m, k, n] = shape;
+    assert!(fit(shape, &c));
     let whole = k - k % SIDE;
     let parts = [(0, whole), (whole, k)].into_iter().filter(|(first, end)| first < end);
     for (first, end) in parts {
@@ -97,7 +103,7 @@ pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Ta
             let rows = BLOCK.min(m - row);
             let data = &a.data[row * a.row + first * a.column..];
             let target = &mut c.data[row * c.row..];
-            let target = Target { data: target, row: c.row, add: c.add || first > 0 };
+            let target = Target { data: target, row: c.row, add: c.add || first > 0, leaves: 1 };
             let right = Strided { data: &b.data[first * b.row..], ..b };
             let shape = [rows, end - first, n];
             // SAFETY: as the caller promises.
@@ -136,7 +142,8 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
         configure(&Shapes::new(rows, k.min(SIDE)));
         for column in (0..n).step_by(BLOCK) {
             let b = right.data.as_ptr().add(column);
-            let c = RawTarget { data: c.data.as_mut_ptr().add(column), row: c.row, add: c.add };
+            let data = c.data.as_mut_ptr().add(column);
+            let c = RawTarget { data, row: c.row, add: c.add, leaves: 1, columns: n - column };
             let steps = k.div_ceil(SIDE);
             match (rows > SIDE, n - column > SIDE) {
                 (false, false) => block::<1, 1>(steps, left, b, right.row, c),
