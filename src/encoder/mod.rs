@@ -8,6 +8,8 @@ mod cost;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod resnet;
+#[cfg(test)]
+mod tests;
 mod vit;
 
 pub use config::*;

@@ -1,12 +1,10 @@
-//! Softmax attention of several heads within each sample: forward and gradient.
+//! Softmax attention of several heads within each sample: forward and gradient, on the calling thread.
 //!
-//! Queries, keys and values lie as timm's `attn.qkv` gives them, [samples, tokens, 3, heads, head width]. The attention
-//! weights of one sample and head fit a core's cache; the backward pass computes them again instead of keeping them.
+//! The attention weights of one sample and head fit a core's cache; the backward pass computes them again instead of keeping
+//! them.
 
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
-
-use rayon::prelude::*;
 
 use super::{
     Real,
@@ -25,63 +23,76 @@ pub struct Attention {
     pub width: usize,
 }
 
-/// Matrices of one head, used again for the next one.
-struct Scratch<E> {
-    weights: Vec<E>,
-    g_weights: Vec<E>,
-    rows: Vec<E>,
+/// Tokens of [heads, head width] elements each, which begin every `row` elements.
+#[derive(Clone, Copy)]
+pub struct Tokens<'a, E> {
+    pub data: &'a [E],
+    pub row: usize,
+}
+
+impl<'a, E> Tokens<'a, E> {
+    /// The part of `head` of the tokens of a sample that has `count` of them.
+    fn of(self, sample: usize, count: usize, head: usize, dim: usize) -> Matrix<'a, E> {
+        let data = &self.data[sample * count * self.row + head * dim..];
+        Matrix { data, rows: count, columns: dim, row_stride: self.row, column_stride: 1 }
+    }
 }
 
 impl Attention {
-    /// y [samples, tokens, heads, head width] = softmax(q k^T / sqrt(head width)) v.
-    pub fn forward<E: Real>(&self, qkv: &[E], y: &mut [E]) {
-        let (sample, dim) = (self.tokens * self.width, self.head_width());
-        assert_eq!(qkv.len(), 3 * y.len());
-        y.par_chunks_mut(sample).zip(qkv.par_chunks(3 * sample)).for_each_init(
-            || self.scratch(),
-            |scratch, (y, qkv)| {
+    /// y [samples, queries, heads, head width] = softmax(q k^T / sqrt(head width)) v, with as many queries of each sample as y has
+    /// room for.
+    pub fn forward<E: Real>(&self, samples: usize, [q, k, v]: [Tokens<E>; 3], y: &mut [E]) {
+        let (tokens, dim) = (self.tokens, self.head_width());
+        let queries = y.len() / (samples * self.width);
+        E::with_scratch(queries * (tokens + dim), |memory| {
+            let (weights, rows) = memory.split_at_mut(queries * tokens);
+            for (sample, y) in y.chunks_exact_mut(queries * self.width).enumerate() {
                 for head in 0..self.heads {
-                    let [q, k, v] = self.matrices(qkv, head);
-                    self.weights(q, k, &mut scratch.weights);
-                    let weights = Matrix::new(&scratch.weights, self.tokens, self.tokens);
-                    gemm(weights, v, false, &mut scratch.rows, Threads::One);
-                    self.place(&scratch.rows, y, self.width, head * dim);
+                    let [k, v] = [k, v].map(|part| part.of(sample, tokens, head, dim));
+                    self.weights(q.of(sample, queries, head, dim), k, weights);
+                    gemm(Matrix::new(weights, queries, tokens), v, false, rows, Threads::One);
+                    place(rows, dim, y, self.width, head * dim);
                 }
-            },
-        );
+            }
+        });
     }
 
-    /// Writes the gradient of `qkv` to `g_qkv`, from that of y, `gy`.
-    pub fn backward<E: Real>(&self, qkv: &[E], gy: &[E], g_qkv: &mut [E]) {
-        let (tokens, sample, dim) = (self.tokens, self.tokens * self.width, self.head_width());
-        assert_eq!((qkv.len(), g_qkv.len()), (3 * gy.len(), 3 * gy.len()));
-        let samples = g_qkv.par_chunks_mut(3 * sample).zip(gy.par_chunks(sample)).zip(qkv.par_chunks(3 * sample));
-        samples.for_each_init(
-            || self.scratch(),
-            |scratch, ((g_qkv, gy), qkv)| {
+    /// Writes the gradients of q [samples, queries, width] and of k and v, side by side [samples, tokens, 2 width], from that of
+    /// y, `gy`.
+    pub fn backward<E: Real>(
+        &self,
+        samples: usize,
+        [q, k, v]: [Tokens<E>; 3],
+        gy: &[E],
+        g_q: &mut [E],
+        g_kv: &mut [E],
+    ) {
+        let (tokens, width, dim) = (self.tokens, self.width, self.head_width());
+        let queries = gy.len() / (samples * width);
+        let gy = Tokens { data: gy, row: width };
+        E::with_scratch(2 * queries * tokens + tokens.max(queries) * dim, |memory| {
+            let (weights, memory) = memory.split_at_mut(queries * tokens);
+            let (g_weights, rows) = memory.split_at_mut(queries * tokens);
+            let samples = g_q.chunks_exact_mut(queries * width).zip(g_kv.chunks_exact_mut(tokens * 2 * width));
+            for (sample, (g_q, g_kv)) in samples.enumerate() {
                 for head in 0..self.heads {
-                    let [q, k, v] = self.matrices(qkv, head);
-                    self.weights(q, k, &mut scratch.weights);
-                    let Scratch { weights, g_weights, rows } = scratch;
-                    let gy = Matrix {
-                        data: &gy[head * dim..],
-                        rows: tokens,
-                        columns: dim,
-                        row_stride: self.width,
-                        column_stride: 1,
-                    };
+                    let [k, v] = [k, v].map(|part| part.of(sample, tokens, head, dim));
+                    let [q, gy] = [q, gy].map(|part| part.of(sample, queries, head, dim));
+                    self.weights(q, k, weights);
                     gemm(gy, v.t(), false, g_weights, Threads::One);
-                    gemm(Matrix::new(weights, tokens, tokens).t(), gy, false, rows, Threads::One);
-                    self.place(rows, g_qkv, 3 * self.width, 2 * self.width + head * dim);
+                    let of_keys = &mut rows[..tokens * dim];
+                    gemm(Matrix::new(weights, queries, tokens).t(), gy, false, of_keys, Threads::One);
+                    place(of_keys, dim, g_kv, 2 * width, width + head * dim);
                     self.softmax_backward(weights, g_weights);
-                    let g_logits = Matrix::new(g_weights.as_slice(), tokens, tokens);
-                    gemm(g_logits, k, false, rows, Threads::One);
-                    self.place(rows, g_qkv, 3 * self.width, head * dim);
-                    gemm(g_logits.t(), q, false, rows, Threads::One);
-                    self.place(rows, g_qkv, 3 * self.width, self.width + head * dim);
+                    let g_logits = Matrix::new(&*g_weights, queries, tokens);
+                    gemm(g_logits.t(), q, false, of_keys, Threads::One);
+                    place(of_keys, dim, g_kv, 2 * width, head * dim);
+                    let of_queries = &mut rows[..queries * dim];
+                    gemm(g_logits, k, false, of_queries, Threads::One);
+                    place(of_queries, dim, g_q, width, head * dim);
                 }
-            },
-        );
+            }
+        });
     }
 
     fn head_width(&self) -> usize {
@@ -93,27 +104,7 @@ impl Attention {
         E::of(1.0 / (self.head_width() as f64).sqrt())
     }
 
-    fn scratch<E: Real>(&self) -> Scratch<E> {
-        let square = self.tokens * self.tokens;
-        Scratch {
-            weights: vec![E::zero(); square],
-            g_weights: vec![E::zero(); square],
-            rows: vec![E::zero(); self.tokens * self.head_width()],
-        }
-    }
-
-    /// Queries, keys and values [tokens, head width] of a head of one sample.
-    fn matrices<'a, E>(&self, qkv: &'a [E], head: usize) -> [Matrix<'a, E>; 3] {
-        [0, 1, 2].map(|part| Matrix {
-            data: &qkv[part * self.width + head * self.head_width()..],
-            rows: self.tokens,
-            columns: self.head_width(),
-            row_stride: 3 * self.width,
-            column_stride: 1,
-        })
-    }
-
-    /// weights [tokens, tokens] = softmax over each row of q k^T / sqrt(head width).
+    /// weights [queries, tokens] = softmax over each row of q k^T / sqrt(head width).
     fn weights<E: Real>(&self, q: Matrix<E>, k: Matrix<E>, weights: &mut [E]) {
         gemm(q, k.t(), false, weights, Threads::One);
         let scale = self.scale::<E>();
@@ -149,13 +140,37 @@ impl Attention {
             },
         );
     }
+}
 
-    /// Copies the rows of one head to their place, `offset` elements into rows of `stride`.
-    fn place<E: Real>(&self, rows: &[E], target: &mut [E], stride: usize, offset: usize) {
-        let dim = self.head_width();
-        for (row, target) in rows.chunks_exact(dim).zip(target.chunks_exact_mut(stride)) {
-            target[offset..offset + dim].copy_from_slice(row);
-        }
+/// Copies rows of `dim` elements to their place, `offset` elements into rows of `stride`.
+fn place<E: Real>(rows: &[E], dim: usize, target: &mut [E], stride: usize, offset: usize) {
+    for (row, target) in rows.chunks_exact(dim).zip(target.chunks_exact_mut(stride)) {
+        target[offset..offset + dim].copy_from_slice(row);
+    }
+}
+
+/// Queries, keys and values that lie as timm's `attn.qkv` gives them, [samples, tokens, 3, heads, head width].
+#[cfg(test)]
+pub(crate) mod side_by_side {
+    use super::*;
+
+    fn of<'a, E>(shape: &Attention, qkv: &'a [E]) -> (usize, [Tokens<'a, E>; 3]) {
+        let row = 3 * shape.width;
+        let tokens = [0, 1, 2].map(|part| Tokens { data: &qkv[part * shape.width..], row });
+        (qkv.len() / (row * shape.tokens), tokens)
+    }
+
+    pub fn forward<E: Real>(shape: &Attention, qkv: &[E], y: &mut [E]) {
+        let (samples, tokens) = of(shape, qkv);
+        shape.forward(samples, tokens, y);
+    }
+
+    pub fn backward<E: Real>(shape: &Attention, qkv: &[E], gy: &[E], g_qkv: &mut [E]) {
+        let (samples, tokens) = of(shape, qkv);
+        let (mut g_q, mut g_kv) = (gy.to_vec(), vec![E::nan(); 2 * gy.len()]);
+        shape.backward(samples, tokens, gy, &mut g_q, &mut g_kv);
+        place(&g_q, shape.width, g_qkv, 3 * shape.width, 0);
+        place(&g_kv, 2 * shape.width, g_qkv, 3 * shape.width, shape.width);
     }
 }
 
@@ -172,7 +187,7 @@ mod tests {
 
     fn forward(qkv: &[f64]) -> Vec<f64> {
         let mut y = vec![f64::NAN; qkv.len() / 3];
-        SHAPE.forward(qkv, &mut y);
+        side_by_side::forward(&SHAPE, qkv, &mut y);
         y
     }
 
@@ -197,7 +212,7 @@ mod tests {
         let qkv = ramp(SAMPLES * SHAPE.tokens * 3 * SHAPE.width, 0.7);
         let cot = ramp(qkv.len() / 3, 0.37);
         let mut g = vec![f64::NAN; qkv.len()];
-        SHAPE.backward(&qkv, &cot, &mut g);
+        side_by_side::backward(&SHAPE, &qkv, &cot, &mut g);
         // Queries, keys and values each along a direction of their own.
         for part in 0..3 {
             let direction: Vec<f64> = ramp(qkv.len(), 1.1)
@@ -219,7 +234,38 @@ mod tests {
     fn large_logits_do_not_overflow() {
         let mut y = vec![0.0f32; 2 * 8];
         let shape = Attention { tokens: 2, ..SHAPE };
-        shape.forward(&[100.0; 2 * 3 * 8], &mut y);
+        side_by_side::forward(&shape, &[100.0; 2 * 3 * 8], &mut y);
         assert!(y.iter().all(|y| (y - 100.0).abs() < 1e-4), "{y:?}");
+    }
+
+    /// Fewer queries than tokens: what the first ones give, to the bit, and the gradient where the others' is zero.
+    #[test]
+    fn queries_stand_for_themselves() {
+        let (t, w) = (SHAPE.tokens, SHAPE.width);
+        let qkv: Vec<f32> = ramp(SAMPLES * t * 3 * w, 0.7).iter().map(|v| *v as f32).collect();
+        let mut whole = vec![0.0; qkv.len() / 3];
+        side_by_side::forward(&SHAPE, &qkv, &mut whole);
+        let first = |rows: &[f32], row: usize| -> Vec<f32> {
+            rows.chunks_exact(t * row).flat_map(|sample| &sample[..2 * row]).copied().collect()
+        };
+        let queries = first(&qkv, 3 * w);
+        let tokens = [(&queries[..], 0), (&qkv[..], 1), (&qkv[..], 2)]
+            .map(|(data, part)| Tokens { data: &data[part * w..], row: 3 * w });
+        let mut y = vec![0.0; SAMPLES * 2 * w];
+        SHAPE.forward(SAMPLES, tokens, &mut y);
+        assert_eq!(y, first(&whole, w));
+        let mut gy = vec![0.0; whole.len()];
+        gy.chunks_exact_mut(t * w)
+            .for_each(|sample| sample[..2 * w].iter_mut().enumerate().for_each(|(i, g)| *g = (i as f32).cos()));
+        let mut g_whole = vec![0.0; qkv.len()];
+        side_by_side::backward(&SHAPE, &qkv, &gy, &mut g_whole);
+        let (mut g_q, mut g_kv) = (vec![0.0; y.len()], vec![0.0; SAMPLES * t * 2 * w]);
+        SHAPE.backward(SAMPLES, tokens, &first(&gy, w), &mut g_q, &mut g_kv);
+        let close = |a: f32, b: f32| (a - b).abs() < 1e-5;
+        for (i, g) in g_kv.iter().enumerate() {
+            assert!(close(*g, g_whole[i / (2 * w) * 3 * w + w + i % (2 * w)]));
+        }
+        let expected = first(&g_whole, 3 * w);
+        assert!(g_q.iter().enumerate().all(|(i, g)| close(*g, expected[i / w * 3 * w + i % w])));
     }
 }

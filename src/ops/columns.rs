@@ -1,10 +1,7 @@
-//! Rows and columns of row-major matrices: a bias for each row, sums over all rows, sums within a row.
+//! Sums over the rows of row-major matrices, and within a row.
 
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
-
-use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::{
     Real,
@@ -13,36 +10,12 @@ use super::{
     parts::{add_tree, leaf_rows, leaves},
     simd::{dispatch, vectorized},
 };
+use pulp::{Simd, WithSimd};
 
 /// Rows per task, and rows whose sums are taken apart where a part of the batch has that many more.
 pub const SUM_ROWS: usize = 256;
 /// Partial sums within a row; fixed, so that the CPU does not change a bit, and a multiple of any vector's width.
 const LANES: usize = 16;
-
-/// Every row of y [rows, bias.len()] becomes `bias`: what a matrix product is then added to.
-pub fn fill_rows<E: Real>(bias: &[E], y: &mut [E]) {
-    y.par_chunks_mut(bias.len() * SUM_ROWS).for_each(|rows| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            row.copy_from_slice(bias);
-        }
-    });
-}
-
-/// y [rows, bias.len()] += `bias`, row by row.
-pub fn add_to_rows<E: Real>(bias: &[E], y: &mut [E]) {
-    y.par_chunks_mut(bias.len() * SUM_ROWS).for_each(|rows| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for row in rows.chunks_exact_mut(bias.len()) {
-                    for (y, b) in row.iter_mut().zip(bias) {
-                        *y += *b;
-                    }
-                }
-            },
-        );
-    });
-}
 
 /// sums += the sum of the rows of x [rows, sums.len()], which are those of a batch of `parts` parts.
 pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
@@ -56,7 +29,7 @@ pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
 }
 
 /// The sums of the rows of x, on this thread.
-fn column_sums<E: Real>(x: &[E], sums: &mut [E]) {
+pub fn column_sums<E: Real>(x: &[E], sums: &mut [E]) {
     let (dim, rows) = (sums.len(), x.len() / sums.len());
     if dim.is_multiple_of(WHOLE_VECTORS) {
         return dispatch(ColumnSums { terms: Values { x }, rows, sums: [sums] });
@@ -216,14 +189,5 @@ mod tests {
         for n in [0, 1, 15, 16, 17, 100] {
             assert_eq!(sum(n, |i| x[i]), (0..n).map(|i| x[i]).sum::<f64>());
         }
-    }
-
-    #[test]
-    fn every_row_gets_the_bias() {
-        let mut y = [0.0f32; 6];
-        fill_rows(&[1.0, 2.0], &mut y);
-        assert_eq!(y, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
-        add_to_rows(&[1.0, 0.0], &mut y);
-        assert_eq!(y, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
     }
 }

@@ -3,43 +3,36 @@
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
-use rayon::prelude::*;
-
 use super::{Real, simd::vectorized};
-
-/// Elements per parallel piece.
-const PIECE: usize = 1 << 14;
 
 /// y = x Phi(x), element by element; Phi is the standard normal distribution function.
 pub fn gelu<E: Real>(x: &[E], y: &mut [E]) {
     let (half, root) = (E::of(0.5), E::of(std::f64::consts::FRAC_1_SQRT_2));
-    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y = half * *x * (E::one() + (*x * root).erf_inline());
-                }
-            },
-        );
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = *x * (half * (E::one() + (*x * root).erf_inline()));
+            }
+        },
+    );
 }
 
-/// g becomes g (Phi(x) + x phi(x)): from the output's gradient to the input's; phi is the normal density.
-pub fn gelu_backward<E: Real>(x: &[E], g: &mut [E]) {
+/// g becomes g (Phi(x) + x phi(x)): from the output's gradient to the input's; phi is the normal density. y becomes x Phi(x)
+/// once more.
+pub fn gelu_backward<E: Real>(x: &[E], g: &mut [E], y: &mut [E]) {
     let (half, root) = (E::of(0.5), E::of(std::f64::consts::FRAC_1_SQRT_2));
     let density = E::of(1.0 / (2.0 * std::f64::consts::PI).sqrt());
-    g.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(g, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (g, x) in g.iter_mut().zip(x) {
-                    let below = half * (E::one() + (*x * root).erf_inline());
-                    *g *= below + *x * density * (-half * *x * *x).exp_inline();
-                }
-            },
-        );
-    });
+    vectorized(
+        #[inline(always)]
+        || {
+            for ((g, y), x) in g.iter_mut().zip(y).zip(x) {
+                let below = half * (E::one() + (*x * root).erf_inline());
+                *y = *x * below;
+                *g *= below + *x * density * (-half * *x * *x).exp_inline();
+            }
+        },
+    );
 }
 
 #[cfg(test)]
@@ -63,8 +56,10 @@ mod tests {
         let (mut g, mut g_wide) = (vec![1.0f32; x.len()], vec![1.0f64; x.len()]);
         gelu(&x, &mut y);
         gelu(&wide, &mut y_wide);
-        gelu_backward(&x, &mut g);
-        gelu_backward(&wide, &mut g_wide);
+        let (mut again, mut again_wide) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        gelu_backward(&x, &mut g, &mut again);
+        gelu_backward(&wide, &mut g_wide, &mut again_wide);
+        assert!(again == y && again_wide == y_wide);
         for i in 0..x.len() {
             let scale = wide[i].abs().max(1.0);
             assert!((f64::from(y[i]) - y_wide[i]).abs() < 2e-7 * scale, "{}", x[i]);
@@ -76,7 +71,7 @@ mod tests {
     fn the_gradient_is_the_difference_quotient() {
         let x: Vec<f64> = (-50..50).map(|i| f64::from(i) * 0.1).collect();
         let mut g = vec![1.0; x.len()];
-        gelu_backward(&x, &mut g);
+        gelu_backward(&x, &mut g, &mut vec![0.0; x.len()]);
         let at = |step: f64| {
             let mut y = vec![0.0; x.len()];
             gelu(&x.iter().map(|x| x + step).collect::<Vec<_>>(), &mut y);

@@ -69,52 +69,36 @@ pub fn add_tree<E: Real>(count: usize, total: &mut [E], within: Threads, leaf: i
 
 /// As [`add_tree`], in the place of what `sum` holds.
 pub fn write_tree<E: Real>(count: usize, sum: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
-    assert!(count.is_power_of_two());
-    branch(0, count, sum, within, &leaf);
+    write_tree_of((0..count).collect(), sum, within, &leaf);
 }
 
-fn branch<E: Real>(
-    first: usize,
-    count: usize,
+/// As [`write_tree`], where each leaf has something of its own.
+pub fn write_tree_of<I: Send, E: Real>(
+    mut items: Vec<I>,
     sum: &mut [E],
     within: Threads,
-    leaf: &(impl Fn(usize, &mut [E]) + Sync),
+    leaf: &(impl Fn(I, &mut [E]) + Sync),
 ) {
-    if count == 1 {
-        return leaf(first, sum);
+    assert!(items.len().is_power_of_two());
+    let right_items = items.split_off(items.len().div_ceil(2));
+    if right_items.is_empty() {
+        return items.into_iter().for_each(|item| leaf(item, sum));
     }
-    let half = count / 2;
     E::with_scratch(sum.len(), |right| {
         match within {
             Threads::One => {
                 rayon::join(
-                    || branch(first, half, sum, within, leaf),
-                    || branch(first + half, half, right, within, leaf),
+                    || write_tree_of(items, sum, within, leaf),
+                    || write_tree_of(right_items, right, within, leaf),
                 );
             }
             Threads::All => {
-                branch(first, half, sum, within, leaf);
-                branch(first + half, half, right, within, leaf);
+                write_tree_of(items, sum, within, leaf);
+                write_tree_of(right_items, right, within, leaf);
             }
         }
         add(sum, right);
     });
-}
-
-/// The tree's sum of what `leaf` gives for each of `items`, a power of two of them, on all threads.
-pub fn par_tree<I: Send, T: Send>(
-    items: Vec<I>,
-    leaf: &(impl Fn(I) -> T + Sync),
-    add: &(impl Fn(T, T) -> T + Sync),
-) -> T {
-    assert!(items.len().is_power_of_two());
-    let mut left = items;
-    if left.len() == 1 {
-        return leaf(left.remove(0));
-    }
-    let right = left.split_off(left.len() / 2);
-    let (left, right) = rayon::join(|| par_tree(left, leaf, add), || par_tree(right, leaf, add));
-    add(left, right)
 }
 
 /// a += b, on all threads where that pays.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Block, Vit,
+    Vit, block,
     forward::{Saved, SavedBlock},
 };
 use crate::ops::{
@@ -11,9 +11,9 @@ use crate::ops::{
     buffers::Buffers,
     columns::add_column_sums,
     conv2d::{Size, Source},
-    gelu::{gelu, gelu_backward},
+    gemm::Threads,
     layer_norm,
-    parts::parts,
+    parts::{add, leaf_rows, parts, write_tree_of},
 };
 
 impl Vit {
@@ -28,74 +28,36 @@ impl Vit {
         memory: &mut Buffers<E>,
     ) {
         let width = self.shape.width;
-        let Saved { size, blocks, cls, statistics } = saved;
+        let Saved { size, blocks, cls } = saved;
+        let count = parts(size.n);
         let mut g_cls = vec![E::zero(); cls.len()];
-        let norm = self.norm.gradients(gradients);
-        layer_norm::backward(
-            &cls,
-            &statistics,
-            self.norm.affine(params).weight,
-            g_features,
-            &mut g_cls,
-            norm,
-            parts(size.n),
-        );
+        let (own, weight) = (self.norm.weight.start..self.norm.bias.end, self.norm.affine(params).weight);
+        let mut of_norm = vec![E::zero(); own.len()];
+        let rows = g_cls.chunks_mut(cls.len() / count).enumerate().collect();
+        write_tree_of(rows, &mut of_norm, Threads::One, &|(part, gx): (usize, &mut [E]), sums: &mut [E]| {
+            let rows = leaf_rows(cls.len(), count, 1, part);
+            let (g_weight, g_bias) = sums.split_at_mut(width);
+            layer_norm::backward(&cls[rows.clone()], weight, &g_features[rows], gx, [g_weight, g_bias]);
+        });
+        add(&mut gradients[own], &of_norm);
 
         // Only the class tokens lead to the features.
         let grid = self.patches.output_size(size);
-        let sample = (1 + grid.h * grid.w) * width;
-        let mut g = memory.take(size.n * sample);
-        g.par_chunks_mut(sample).zip(g_cls.par_chunks(width)).for_each(|(g, g_cls)| {
+        let tokens = 1 + grid.h * grid.w;
+        let mut g = memory.take(size.n * tokens * width);
+        g.par_chunks_mut(tokens * width).zip(g_cls.par_chunks(width)).for_each(|(g, g_cls)| {
             g[..width].copy_from_slice(g_cls);
             g[width..].fill(E::zero());
         });
-        for (block, kept) in self.blocks.iter().zip(blocks).rev() {
-            self.block_backward(block, params, [size.n, sample / width], kept, &mut g, gradients, memory);
+        for (i, (block, saved)) in self.blocks.iter().zip(blocks).enumerate().rev() {
+            let SavedBlock { input, kept } = &saved;
+            let (shape, kept) = (self.block_shape(i, [size.n, tokens]), kept.each_ref().map(Vec::as_slice));
+            let g = &mut g;
+            self.products(block).run(block::Backward { block, params, shape, input, kept, g, gradients });
+            saved.give_to(memory);
         }
         self.embed_backward(images, size, &g, gradients, memory);
         memory.give(g);
-    }
-
-    /// `g` goes from the gradient of the block's output to that of its input.
-    #[allow(clippy::too_many_arguments)]
-    fn block_backward<E: Real>(
-        &self,
-        block: &Block,
-        params: &[E],
-        [images, tokens]: [usize; 2],
-        kept: SavedBlock<E>,
-        g: &mut [E],
-        gradients: &mut [E],
-        memory: &mut Buffers<E>,
-    ) {
-        // The residual connection passes g on as it is; each half adds its own part.
-        let (mut normed, mut g_normed) = (memory.take(g.len()), memory.take(g.len()));
-
-        let (mut active, mut g_hidden) = (memory.take(kept.hidden.len()), memory.take(kept.hidden.len()));
-        gelu(&kept.hidden, &mut active);
-        block.fc2.backward(params, &active, g, images, &mut g_hidden, gradients);
-        gelu_backward(&kept.hidden, &mut g_hidden);
-        let affine = block.norm2.affine(params);
-        layer_norm::apply(&kept.middle, &kept.statistics2, affine, &mut normed);
-        block.fc1.backward(params, &normed, &g_hidden, images, &mut g_normed, gradients);
-        let norm = block.norm2.gradients(gradients);
-        layer_norm::backward(&kept.middle, &kept.statistics2, affine.weight, &g_normed, g, norm, parts(images));
-        memory.give(active);
-        memory.give(g_hidden);
-
-        let mut g_qkv = memory.take(kept.qkv.len());
-        let g_attended = &mut g_normed;
-        block.proj.backward(params, &kept.attended, g, images, g_attended, gradients);
-        self.attention(tokens).backward(&kept.qkv, g_attended, &mut g_qkv);
-        let affine = block.norm1.affine(params);
-        layer_norm::apply(&kept.input, &kept.statistics1, affine, &mut normed);
-        block.qkv.backward(params, &normed, &g_qkv, images, &mut g_normed, gradients);
-        let norm = block.norm1.gradients(gradients);
-        layer_norm::backward(&kept.input, &kept.statistics1, affine.weight, &g_normed, g, norm, parts(images));
-        for buffer in [normed, g_normed, g_qkv] {
-            memory.give(buffer);
-        }
-        kept.give_to(memory);
     }
 
     /// Gradients of class token and patch embedding, from that of the tokens.

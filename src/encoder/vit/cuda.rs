@@ -172,20 +172,20 @@ impl Pass<'_> {
     /// y [rows, output] = x w^T + bias, plus the tensor at address `added`, where there is one.
     fn linear(&self, layer: &Linear, x: &Buffer, added: u64, y: &Buffer) -> Result<(), GpuError> {
         let added = Added { bias: self.on.param(layer.bias.start), tensor: added };
-        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows(), self.rows())));
+        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows())));
         conv.forward_added_gpu(on, x.at(), self.on.kernel(layer.weight.start), added, y.at())
     }
 
     /// gx [rows, input] = gy w.
     fn linear_backward_data(&self, layer: &Linear, gy: &Buffer, gx: &Buffer) -> Result<(), GpuError> {
-        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows(), self.rows())));
+        let (conv, on) = (layer.pointwise(), self.on(pixels(self.rows())));
         conv.backward_data_gpu(on, gy.at(), self.on.kernel(layer.weight.start), gx.at(), false)
     }
 
     /// Adds the gradients of weight and bias.
     fn linear_backward_params(&self, layer: &Linear, x: &Buffer, gy: &Buffer, gradients: u64) -> Result<(), GpuError> {
         let at = |index: usize| gradients + 4 * index as u64;
-        let (conv, on, rows) = (layer.pointwise(), self.on(pixels(self.rows(), self.rows())), self.rows());
+        let (conv, on, rows) = (layer.pointwise(), self.on(pixels(self.rows())), self.rows());
         conv.backward_weight_gpu(on, x.at(), gy.at(), at(layer.weight.start))?;
         add_column_sums(self.on.gpu, self.tokens.scalar, gy.at(), [rows, layer.output], at(layer.bias.start))
     }

@@ -2,13 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::{Block, Vit, positions};
+use super::{
+    Block, Vit,
+    block::{self, Shape},
+    positions,
+};
 use crate::ops::{
     Real,
     buffers::Buffers,
     conv2d::{Size, Source},
-    gelu::gelu,
-    layer_norm::{self, Statistics},
+    layer_norm,
+    product::Products,
 };
 
 /// What the backward pass needs of a forward pass.
@@ -18,30 +22,21 @@ pub struct Saved<E> {
     pub(super) blocks: Vec<SavedBlock<E>>,
     /// Class tokens [n, width] before the last norm.
     pub(super) cls: Vec<E>,
-    pub(super) statistics: Statistics<E>,
 }
 
-/// One block's intermediate results; rows are tokens. Outputs of norms and of the GELU are computed again when needed.
+/// One block's input and intermediate results, which are those of [`Shape::kept`]. Outputs of norms and of the GELU are computed
+/// again when needed.
 #[derive(Debug)]
 pub struct SavedBlock<E> {
     pub input: Vec<E>,
-    pub statistics1: Statistics<E>,
-    pub qkv: Vec<E>,
-    /// The attention's output, before `proj`.
-    pub attended: Vec<E>,
-    /// Input of the perceptron's half.
-    pub middle: Vec<E>,
-    pub statistics2: Statistics<E>,
-    /// Output of `fc1`, before the GELU.
-    pub hidden: Vec<E>,
+    pub kept: [Vec<E>; 5],
 }
 
 impl<E: Real> SavedBlock<E> {
     /// Hands all buffers back.
     pub fn give_to(self, memory: &mut Buffers<E>) {
-        for buffer in [self.input, self.qkv, self.attended, self.middle, self.hidden] {
-            memory.give(buffer);
-        }
+        memory.give(self.input);
+        self.kept.into_iter().for_each(|buffer| memory.give(buffer));
     }
 }
 
@@ -55,11 +50,9 @@ impl Vit {
         size: Size,
         memory: &mut Buffers<E>,
     ) -> (Vec<E>, Saved<E>) {
-        let mut kept = Vec::new();
-        let (features, cls, statistics) = self.forward(params, buffers, images, size, memory, |block, _| {
-            kept.push(block);
-        });
-        (features, Saved { size, blocks: kept, cls, statistics })
+        let mut blocks = Vec::new();
+        let (features, cls) = self.forward(params, buffers, images, size, memory, Some(&mut blocks));
+        (features, Saved { size, blocks, cls })
     }
 
     /// Features alone.
@@ -71,10 +64,10 @@ impl Vit {
         size: Size,
         memory: &mut Buffers<E>,
     ) -> Vec<E> {
-        self.forward(params, buffers, images, size, memory, SavedBlock::give_to).0
+        self.forward(params, buffers, images, size, memory, None).0
     }
 
-    /// Features, class tokens before the last norm and that norm's statistics. `keep` gets what each block leaves behind.
+    /// Features, and class tokens before the last norm. `keep` gets what each block leaves behind.
     fn forward<E: Real>(
         &self,
         params: &[E],
@@ -82,22 +75,44 @@ impl Vit {
         images: &[E],
         size: Size,
         memory: &mut Buffers<E>,
-        mut keep: impl FnMut(SavedBlock<E>, &mut Buffers<E>),
-    ) -> (Vec<E>, Vec<E>, Statistics<E>) {
-        let width = self.shape.width;
+        mut keep: Option<&mut Vec<SavedBlock<E>>>,
+    ) -> (Vec<E>, Vec<E>) {
         let mut x = self.embed(params, buffers, images, size, memory);
-        let tokens = x.len() / (size.n * width);
-        for block in &self.blocks {
-            let (output, saved) = self.block(block, params, x, size.n, memory);
-            keep(saved, memory);
-            x = output;
+        let tokens = x.len() / (size.n * self.shape.width);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let shape = self.block_shape(i, [size.n, tokens]);
+            let mut output = memory.take(shape.output());
+            let mut kept = keep.as_ref().map(|_| shape.kept().map(|len| memory.take(len)));
+            let pass = block::Forward {
+                block,
+                params,
+                shape,
+                input: &x,
+                output: &mut output,
+                keep: kept.as_mut().map(|kept| kept.each_mut().map(Vec::as_mut_slice)),
+            };
+            self.products(block).run(pass);
+            let input = std::mem::replace(&mut x, output);
+            match (&mut keep, kept) {
+                (Some(blocks), Some(kept)) => blocks.push(SavedBlock { input, kept }),
+                _ => memory.give(input),
+            }
         }
-        let cls: Vec<E> = x.chunks_exact(tokens * width).flat_map(|sample| &sample[..width]).copied().collect();
-        memory.give(x);
-        let statistics = layer_norm::statistics(&cls, width);
-        let mut features = vec![E::zero(); cls.len()];
-        layer_norm::apply(&cls, &statistics, self.norm.affine(params), &mut features);
-        (features, cls, statistics)
+        // The last block's output are the class tokens.
+        let mut features = vec![E::zero(); x.len()];
+        layer_norm::forward(&x, self.norm.affine(params), &mut features);
+        (features, x)
+    }
+
+    /// What block `i` works on; only class tokens are read of the last one's output.
+    pub(super) fn block_shape(&self, i: usize, [images, tokens]: [usize; 2]) -> Shape {
+        let read = if i + 1 == self.blocks.len() { 1 } else { tokens };
+        Shape { images, attention: self.attention(tokens), read }
+    }
+
+    /// How the factors of a block's products are read.
+    pub(super) fn products(&self, block: &Block) -> Products {
+        block.fc1.products
     }
 
     /// Tokens [n, 1 + patches, width]: the class token and the embedded patches, positions added.
@@ -134,43 +149,5 @@ impl Vit {
         });
         memory.give(embedded);
         x
-    }
-
-    /// A block's output and its intermediate results.
-    fn block<E: Real>(
-        &self,
-        block: &Block,
-        params: &[E],
-        input: Vec<E>,
-        images: usize,
-        memory: &mut Buffers<E>,
-    ) -> (Vec<E>, SavedBlock<E>) {
-        let width = self.shape.width;
-        let rows = input.len() / width;
-        let tokens = rows / images;
-
-        let statistics1 = layer_norm::statistics(&input, width);
-        let mut normed = memory.take(input.len());
-        layer_norm::apply(&input, &statistics1, block.norm1.affine(params), &mut normed);
-        let mut qkv = memory.take(rows * block.qkv.output);
-        block.qkv.forward(params, &normed, images, &mut qkv);
-        let mut attended = memory.take(input.len());
-        self.attention(tokens).forward(&qkv, &mut attended);
-        let mut middle = memory.take(input.len());
-        middle.copy_from_slice(&input);
-        block.proj.add_forward(params, &attended, images, &mut middle);
-
-        let statistics2 = layer_norm::statistics(&middle, width);
-        layer_norm::apply(&middle, &statistics2, block.norm2.affine(params), &mut normed);
-        let mut hidden = memory.take(rows * block.fc1.output);
-        block.fc1.forward(params, &normed, images, &mut hidden);
-        let mut active = memory.take(hidden.len());
-        gelu(&hidden, &mut active);
-        // The norm's output is not needed any more: its buffer becomes the block's output.
-        let mut output = normed;
-        output.copy_from_slice(&middle);
-        block.fc2.add_forward(params, &active, images, &mut output);
-        memory.give(active);
-        (output, SavedBlock { input, statistics1, qkv, attended, middle, statistics2, hidden })
     }
 }

@@ -2,15 +2,9 @@
 
 use std::ops::Range;
 
-use crate::ops::{
-    Real,
-    arena::Layout,
-    columns::{add_column_sums, add_to_rows, fill_rows},
-    conv2d::{Conv2d, Size, Source},
-    layer_norm::Affine,
-    parts::parts,
-    product::Products,
-};
+#[cfg(any(test, feature = "cuda"))]
+use crate::ops::conv2d::{Conv2d, Size};
+use crate::ops::{arena::Layout, layer_norm::Affine, product::Products};
 
 /// A linear layer; the ranges are places in the flat buffer.
 #[derive(Clone, Debug)]
@@ -40,32 +34,8 @@ pub struct Block {
     pub fc2: Linear,
 }
 
+#[cfg(any(test, feature = "cuda"))]
 impl Linear {
-    /// y [rows, output] = x w^T + bias, for x [rows, input], the tokens of `images` images.
-    pub fn forward<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
-        fill_rows(&params[self.bias.clone()], y);
-        self.add_product(params, x, images, y);
-    }
-
-    /// y += x w^T + bias.
-    pub fn add_forward<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
-        self.add_product(params, x, images, y);
-        add_to_rows(&params[self.bias.clone()], y);
-    }
-
-    /// Adds the gradients of weight and bias, summed over the parts of the batch; writes the gradient of x [rows, input] to `gx`.
-    pub fn backward<E: Real>(&self, params: &[E], x: &[E], gy: &[E], images: usize, gx: &mut [E], gradients: &mut [E]) {
-        let (conv, size) = (self.pointwise(), pixels(images, gy.len() / self.output));
-        add_column_sums(gy, parts(images), &mut gradients[self.bias.clone()]);
-        conv.backward_weight(Source::plain(x), size, gy, &mut gradients[self.weight.clone()]);
-        conv.backward_data(gy, size, &params[self.weight.clone()], E::zero(), gx);
-    }
-
-    fn add_product<E: Real>(&self, params: &[E], x: &[E], images: usize, y: &mut [E]) {
-        let size = pixels(images, x.len() / self.input);
-        self.pointwise().forward(Source::plain(x), size, &params[self.weight.clone()], E::one(), y, None);
-    }
-
     /// The same layer as a convolution: tokens as pixels.
     pub fn pointwise(&self) -> Conv2d {
         let Self { input, output, products, .. } = *self;
@@ -73,20 +43,23 @@ impl Linear {
     }
 }
 
-/// Rows of `images` images as pixels.
-pub fn pixels(images: usize, rows: usize) -> Size {
-    Size { n: images, h: rows / images, w: 1 }
+impl Block {
+    /// All of its parameters, which lie one behind the other.
+    pub fn params(&self) -> Range<usize> {
+        self.norm1.weight.start..self.fc2.bias.end
+    }
+}
+
+/// Rows as pixels.
+#[cfg(any(test, feature = "cuda"))]
+pub fn pixels(rows: usize) -> Size {
+    Size { n: rows, h: 1, w: 1 }
 }
 
 impl Norm {
     /// Its weight and bias.
     pub fn affine<'a, E>(&self, params: &'a [E]) -> Affine<'a, E> {
         Affine { weight: &params[self.weight.clone()], bias: &params[self.bias.clone()] }
-    }
-
-    /// The gradients of its weight and bias.
-    pub fn gradients<'a, E>(&self, gradients: &'a mut [E]) -> [&'a mut [E]; 2] {
-        gradients.get_disjoint_mut([self.weight.clone(), self.bias.clone()]).expect("tensors do not overlap")
     }
 }
 

@@ -3,6 +3,7 @@
 //! The features are the class token behind the last norm. Positions are fixed (MoCo-v3): a buffer, not a parameter.
 
 mod backward;
+mod block;
 mod cost;
 #[cfg(any(test, feature = "cuda"))]
 mod cuda;

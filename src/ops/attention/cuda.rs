@@ -97,6 +97,7 @@ impl Attention {
 mod tests {
     use super::*;
     use crate::ops::{
+        attention::side_by_side,
         cuda::{
             Buffer, Scalar,
             testing::{from_half, on_every_gpu, to_half},
@@ -126,8 +127,8 @@ mod tests {
             };
             let (qkv, gy) = (ramp(3 * len, 0.7), ramp(len, 0.37));
             let (mut y, mut g_qkv) = (vec![0.0; len], vec![0.0; 3 * len]);
-            shape.forward(&qkv, &mut y);
-            shape.backward(&qkv, &gy, &mut g_qkv);
+            side_by_side::forward(&shape, &qkv, &mut y);
+            side_by_side::backward(&shape, &qkv, &gy, &mut g_qkv);
             for (math, tolerance) in MATHS {
                 on_every_gpu(|gpu| {
                     let up = |values: &[f32]| match math.scalar() {

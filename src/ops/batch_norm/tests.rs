@@ -135,3 +135,38 @@ fn a_large_mean_costs_no_precision() {
     let var = x.iter().map(|v| (*v as f64 - mean).powi(2)).sum::<f64>() / 4096.0;
     assert!((moments.var[0] as f64 - var).abs() < 1e-4 * var, "{} instead of {var}", moments.var[0]);
 }
+
+/// Statistics and backward sums of a batch are those of its parts, combined as a tree: one part after another, by hand.
+#[test]
+fn parts_of_the_batch_are_combined_as_a_tree() {
+    for channels in [5, 16, 80] {
+        let (rows, count) = (96, 4);
+        let values = |step: f64| (0..rows * channels).map(|i| (i as f64 * step).sin() + 0.5).collect::<Vec<f64>>();
+        let (x, g) = (values(0.7), values(1.1));
+        let part = rows / count * channels;
+        let of = |i: usize| Moments::of(&x[i * part..][..part], channels, 1);
+        // Equal numbers of rows: the mean is that of the means, half of what they differ by is squared.
+        let combined = crate::ops::parts::tree(
+            count,
+            |i| (rows / count, of(i).mean, of(i).var),
+            |(n, m1, v1), (_, m2, v2)| {
+                let mean = m1.iter().zip(&m2).map(|(a, b)| (a + b) / 2.0).collect();
+                let var = (0..channels).map(|c| (v1[c] + v2[c]) / 2.0 + (m2[c] - m1[c]).powi(2) / 4.0).collect();
+                (2 * n, mean, var)
+            },
+        );
+        let moments = Moments::of(&x, channels, count);
+        assert_eq!((moments.rows, moments.parts), (rows, count));
+        assert_close("mean", &moments.mean, &combined.1, 1e-14);
+        assert_close("var", &moments.var, &combined.2, 1e-14);
+        let sums = backward_sums(&x, &moments, &mut g.clone(), Relu::None);
+        let halves = |range: std::ops::Range<usize>| {
+            let moments = Moments { parts: count / 2, ..moments.clone() };
+            backward_sums(&x[range.clone()], &moments, &mut g[range].to_vec(), Relu::None).g
+        };
+        let (left, right) = (halves(0..2 * part), halves(2 * part..4 * part));
+        for c in 0..channels {
+            assert_eq!(sums.g[c], left[c] + right[c], "{channels} {c}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use crate::ops::{
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
     parts::{Tiles, add_tree, leaf_rows, leaves, parts},
-    product::{Left, Operand, Panels, WithOperand, multiply, multiply_leaves},
+    product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
 };
 
 /// Output pixels whose weight gradients are summed apart, at least: every sum costs a pass over the weights.
@@ -58,7 +58,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
             let y = tiles.each_mut(y, conv.output).into_par_iter().zip(moments.par_tiles());
             y.enumerate().for_each_init(Vec::new, |patches, (tile, (y, mut moments))| {
                 let a = conv.patches(x, size, tiles.rows(tile), row, patches, Threads::One);
-                Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, beta != E::zero()));
+                Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, Start::adding(beta != E::zero())));
                 moments.of(y);
             });
         });
@@ -90,7 +90,7 @@ impl<E: Real> WithOperand<E> for BackwardData<'_, E> {
                     for (tile, gy) in gy.chunks(rows * conv.output).enumerate() {
                         let range = tile * rows..tile * rows + gy.len() / conv.output;
                         let patches = &mut patches[..range.len() * patch];
-                        Left::with_rows::<P>(gy, conv.output, |gy| multiply::<E, P>(gy, weight, patches, false));
+                        Left::with_rows::<P>(gy, conv.output, |gy| multiply::<E, P>(gy, weight, patches, Start::Zero));
                         conv.scatter(patches, one, range, gx);
                     }
                 });
@@ -143,12 +143,12 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             let (rows, mut patches) = (rows_of(leaf), Vec::new());
             let tile = if together == 1 { even_rows(rows.len(), most) } else { rows.len() };
             for first in rows.clone().step_by(tile) {
-                let (range, add) = (first..(first + tile).min(rows.end), first > rows.start);
+                let (range, start) = (first..(first + tile).min(rows.end), Start::adding(first > rows.start));
                 with_tile(range, threads, &mut patches, &mut |left, right| match shared {
-                    false => multiply_leaves::<E, P>(left, right, sum, add, together),
+                    false => multiply_leaves::<E, P>(left, right, sum, start, together),
                     true => sum.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, sum)| {
                         let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + sum.len() / patch;
-                        multiply_leaves::<E, P>(left.part(outputs), right, sum, add, together);
+                        multiply_leaves::<E, P>(left.part(outputs), right, sum, start, together);
                     }),
                 });
             }

@@ -46,7 +46,8 @@ mod tests {
         let x: Vec<f32> = (-1500..1501).map(|i| from_half(to_half(i as f32 * 0.004))).collect();
         let (mut expected, mut g_expected) = (vec![0.0; x.len()], vec![0.5; x.len()]);
         gelu::gelu(&x, &mut expected);
-        gelu::gelu_backward(&x, &mut g_expected);
+        let mut again = vec![0.0; x.len()];
+        gelu::gelu_backward(&x, &mut g_expected, &mut again);
         on_every_gpu(|gpu| {
             let check = |scalar: Scalar, tolerance: f64, up: &dyn Fn(&[f32]) -> crate::ops::cuda::Buffer| {
                 let read = |buffer: &crate::ops::cuda::Buffer| -> Vec<f32> {

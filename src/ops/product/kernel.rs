@@ -1,11 +1,15 @@
 //! The innermost product: a block of the result stays in registers.
 
-use std::mem::MaybeUninit;
+use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::Operand;
-use crate::ops::{Real, columns::WHOLE_VECTORS, lanes::lanes};
+use crate::ops::{
+    Real,
+    columns::WHOLE_VECTORS,
+    lanes::{Lanes, lanes},
+};
 
 /// A matrix whose element (i, j) is at `i * row + j * column`.
 #[derive(Clone, Copy)]
@@ -19,10 +23,37 @@ pub struct Strided<'a, E> {
 pub struct Target<'a, E> {
     pub data: &'a mut [E],
     pub row: usize,
-    /// Whether the product is added to what is there.
-    pub add: bool,
+    pub start: Start<'a, E>,
     /// Into how many leaves of equal length the sum over k is cut, a power of two; they are summed as a binary tree.
     pub leaves: usize,
+}
+
+/// What the sums of a product begin with.
+#[derive(Clone, Copy)]
+pub enum Start<'a, E> {
+    Zero,
+    /// What the target holds.
+    Target,
+    /// The same in every row: a value per column.
+    Bias(&'a [E]),
+    /// Rows that lie as far apart as the target's, and a value per column.
+    Rows(&'a [E], &'a [E]),
+}
+
+impl<'a, E> Start<'a, E> {
+    /// To add to the target, or to overwrite it.
+    pub fn adding(add: bool) -> Self {
+        if add { Start::Target } else { Start::Zero }
+    }
+
+    /// From column `first` on.
+    pub fn from_column(self, first: usize) -> Self {
+        match self {
+            Start::Zero | Start::Target => self,
+            Start::Bias(bias) => Start::Bias(&bias[first..]),
+            Start::Rows(rows, bias) => Start::Rows(&rows[first..], &bias[first..]),
+        }
+    }
 }
 
 /// A [`Target`] whose bounds were checked.
@@ -30,7 +61,10 @@ pub struct Target<'a, E> {
 pub struct RawTarget<E> {
     pub data: *mut E,
     pub row: usize,
-    pub add: bool,
+    /// Rows that sums begin with, as far apart as the target's.
+    pub rows: Option<*const E>,
+    /// What they begin with in every row.
+    pub bias: Option<*const E>,
     pub leaves: usize,
     /// Columns that there are; a block of registers may hold more.
     pub columns: usize,
@@ -50,40 +84,59 @@ pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<
     assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
     let whole = n.next_multiple_of(WHOLE_VECTORS);
     assert!(b.column == 1 && (k - 1) * b.row + whole <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
+    assert!(match c.start {
+        Start::Zero | Start::Target => true,
+        Start::Bias(bias) => n <= bias.len(),
+        Start::Rows(rows, bias) => (m - 1) * c.row + n <= rows.len() && n <= bias.len(),
+    });
 }
 
-/// [`Operand::product`] on the vector unit.
+/// [`Operand::product`] on a vector unit.
 ///
 /// # Panics
 /// As [`check`].
-#[inline(always)]
-pub fn product<E: Real, P: Operand<E>, S: Simd>(
-    simd: S,
-    shape: [usize; 3],
-    a: Strided<E>,
-    b: Strided<E>,
-    c: Target<E>,
-) {
-    check(shape, a, b, &c);
-    let [m, k, n] = shape;
-    let lanes = lanes::<E, S>();
-    let many_registers = S::REGISTER_COUNT >= 32;
-    let Target { data, row, add, leaves } = c;
-    let target = RawTarget { data: data.as_mut_ptr(), row, add, leaves, columns: n };
-    let mut column = 0;
-    while column < n {
-        let left = (n - column).div_ceil(lanes);
-        // SAFETY: the registers begin in a column below n and end within b's rows; all bounds were checked above.
-        column += lanes
-            * unsafe {
-                match left {
-                    4.. if many_registers => columns::<E, P, S, 4, 4>(simd, [m, k, column], a, b, target),
-                    2.. if many_registers => columns::<E, P, S, 8, 2>(simd, [m, k, column], a, b, target),
-                    2.. => columns::<E, P, S, 4, 2>(simd, [m, k, column], a, b, target),
-                    _ if many_registers => columns::<E, P, S, 16, 1>(simd, [m, k, column], a, b, target),
-                    _ => columns::<E, P, S, 8, 1>(simd, [m, k, column], a, b, target),
-                }
-            };
+pub struct Product<'a, E, P> {
+    pub shape: [usize; 3],
+    pub a: Strided<'a, E>,
+    pub b: Strided<'a, E>,
+    pub c: Target<'a, E>,
+    pub operand: PhantomData<P>,
+}
+
+impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { shape, a, b, c, .. } = self;
+        check(shape, a, b, &c);
+        let [m, k, n] = shape;
+        let lanes = lanes::<E, S>();
+        let many_registers = S::REGISTER_COUNT >= 32;
+        let Target { data, row, start, leaves } = c;
+        let data = data.as_mut_ptr();
+        let (rows, bias) = match start {
+            Start::Zero => (None, None),
+            Start::Target => (Some(data.cast_const()), None),
+            Start::Bias(bias) => (None, Some(bias.as_ptr())),
+            Start::Rows(rows, bias) => (Some(rows.as_ptr()), Some(bias.as_ptr())),
+        };
+        let target = RawTarget { data, row, rows, bias, leaves, columns: n };
+        let mut column = 0;
+        while column < n {
+            let left = (n - column).div_ceil(lanes);
+            // SAFETY: the registers begin in a column below n and end within b's rows; all bounds were checked above.
+            column += lanes
+                * unsafe {
+                    match left {
+                        4.. if many_registers => columns::<E, P, S, 4, 4>(simd, [m, k, column], a, b, target),
+                        2.. if many_registers => columns::<E, P, S, 8, 2>(simd, [m, k, column], a, b, target),
+                        2.. => columns::<E, P, S, 4, 2>(simd, [m, k, column], a, b, target),
+                        _ if many_registers => columns::<E, P, S, 16, 1>(simd, [m, k, column], a, b, target),
+                        _ => columns::<E, P, S, 8, 1>(simd, [m, k, column], a, b, target),
+                    }
+                };
+        }
     }
 }
 
@@ -112,6 +165,9 @@ unsafe fn columns<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECT
     VECTORS
 }
 
+/// A block of sums in registers.
+type Sums<E, S, const ROWS: usize, const VECTORS: usize> = [[<E as Lanes>::Vector<S>; VECTORS]; ROWS];
+
 /// `ROWS` rows from `row` on of the `VECTORS` vectors of columns from `column` on.
 ///
 /// # Safety
@@ -124,62 +180,154 @@ unsafe fn registers<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VE
     b: Strided<E>,
     c: RawTarget<E>,
 ) {
-    let zero = E::splat(simd, E::zero());
-    let mut sums = [[zero; VECTORS]; ROWS];
-    // Left branches of the tree that wait for their right ones, by level.
-    let mut waiting = [const { MaybeUninit::<[[E::Vector<S>; VECTORS]; ROWS]>::uninit() }; LEVELS];
-    let depth = k / c.leaves;
-    // SAFETY: as the caller promises; a level is read only after it was written.
+    // SAFETY: as the caller promises.
     unsafe {
         let (a_rows, b_columns) = (a.data.as_ptr().add(row * a.row), b.data.as_ptr().add(column));
-        for leaf in 0..c.leaves {
-            sums = [[zero; VECTORS]; ROWS];
-            for l in leaf * depth..(leaf + 1) * depth {
-                let b_row = b_columns.add(l * b.row).cast::<E::Vector<S>>();
-                let mut values = [zero; VECTORS];
-                for v in 0..VECTORS {
-                    values[v] = b_row.add(v).read_unaligned();
-                }
-                for i in 0..ROWS {
-                    let factor = E::splat(simd, *a_rows.add(i * a.row + l * a.column));
-                    for v in 0..VECTORS {
-                        sums[i][v] = P::multiply_add(simd, factor, values[v], sums[i][v]);
-                    }
-                }
-            }
-            let level = leaf.trailing_ones() as usize;
-            for left in &waiting[..level] {
-                let left = left.assume_init_ref();
-                for i in 0..ROWS {
-                    for v in 0..VECTORS {
-                        sums[i][v] = E::vector_add(simd, left[i][v], sums[i][v]);
-                    }
-                }
-            }
-            if leaf + 1 < c.leaves {
-                waiting[level].write(sums);
+        let valid = (c.columns - column).min(VECTORS * lanes::<E, S>());
+        let mut sums: Sums<E, S, ROWS, VECTORS> = [[E::splat(simd, E::zero()); VECTORS]; ROWS];
+        if let Some(rows) = c.rows {
+            for i in 0..ROWS {
+                sums[i] = load::<E, S, VECTORS>(simd, rows.add((row + i) * c.row + column), valid);
             }
         }
-        let valid = c.columns - column;
-        let ragged = valid < VECTORS * lanes::<E, S>();
+        if let Some(bias) = c.bias {
+            let bias = load::<E, S, VECTORS>(simd, bias.add(column), valid);
+            for i in 0..ROWS {
+                for v in 0..VECTORS {
+                    sums[i][v] = E::vector_add(simd, sums[i][v], bias[v]);
+                }
+            }
+        }
+        let (a, b) = ((a_rows, a), (b_columns, b));
+        let sums = match c.leaves {
+            1 => sum::<E, P, S, ROWS, VECTORS>(simd, sums, 0..k, a, b),
+            leaves => add::<E, S, ROWS, VECTORS>(simd, sums, tree::<E, P, S, ROWS, VECTORS>(simd, [k, leaves], a, b)),
+        };
         for i in 0..ROWS {
             let target = c.data.add((row + i) * c.row + column);
-            if ragged {
-                let mut values = [E::zero(); 4 * WHOLE_VECTORS];
-                values.as_mut_ptr().cast::<[E::Vector<S>; VECTORS]>().write_unaligned(sums[i]);
-                for j in 0..valid {
-                    let target = target.add(j);
-                    *target = if c.add { *target + values[j] } else { values[j] };
-                }
+            if valid < VECTORS * lanes::<E, S>() {
+                store_ragged::<E, S, VECTORS>(sums[i], target, valid);
                 continue;
             }
             for v in 0..VECTORS {
-                let (target, mut sum) = (target.cast::<E::Vector<S>>().add(v), sums[i][v]);
-                if c.add {
-                    sum = E::vector_add(simd, target.read_unaligned(), sum);
-                }
-                target.write_unaligned(sum);
+                target.cast::<E::Vector<S>>().add(v).write_unaligned(sums[i][v]);
             }
         }
     }
+}
+
+/// a + b.
+#[inline(always)]
+fn add<E: Real, S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    a: Sums<E, S, ROWS, VECTORS>,
+    mut b: Sums<E, S, ROWS, VECTORS>,
+) -> Sums<E, S, ROWS, VECTORS> {
+    for i in 0..ROWS {
+        for v in 0..VECTORS {
+            b[i][v] = E::vector_add(simd, a[i][v], b[i][v]);
+        }
+    }
+    b
+}
+
+/// The `valid` elements at `from`, and zeros after them.
+///
+/// # Safety
+/// There must be as many.
+#[inline(always)]
+unsafe fn load<E: Real, S: Simd, const VECTORS: usize>(
+    simd: S,
+    from: *const E,
+    valid: usize,
+) -> [E::Vector<S>; VECTORS] {
+    let mut values = [E::splat(simd, E::zero()); VECTORS];
+    // SAFETY: as the caller promises.
+    unsafe {
+        if valid < VECTORS * lanes::<E, S>() {
+            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr().cast(), valid);
+        } else {
+            for v in 0..VECTORS {
+                values[v] = from.cast::<E::Vector<S>>().add(v).read_unaligned();
+            }
+        }
+    }
+    values
+}
+
+/// Writes the first `valid` elements of `values` to `target`.
+///
+/// # Safety
+/// There must be room for as many.
+#[inline(never)]
+unsafe fn store_ragged<E: Real, S: Simd, const VECTORS: usize>(
+    values: [E::Vector<S>; VECTORS],
+    target: *mut E,
+    valid: usize,
+) {
+    // SAFETY: as the caller promises; the vectors hold more.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), target, valid) };
+}
+
+/// What `sums` begin with and, in order over `depth`, the products of the rows that begin at the first pointer with the columns
+/// that begin at the second.
+///
+/// # Safety
+/// As for [`columns`].
+#[inline(always)]
+unsafe fn sum<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    mut sums: Sums<E, S, ROWS, VECTORS>,
+    depth: Range<usize>,
+    (a_rows, a): (*const E, Strided<E>),
+    (b_columns, b): (*const E, Strided<E>),
+) -> Sums<E, S, ROWS, VECTORS> {
+    let zero = E::splat(simd, E::zero());
+    for l in depth {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let b_row = b_columns.add(l * b.row).cast::<E::Vector<S>>();
+            let mut values = [zero; VECTORS];
+            for v in 0..VECTORS {
+                values[v] = b_row.add(v).read_unaligned();
+            }
+            for i in 0..ROWS {
+                let factor = E::splat(simd, *a_rows.add(i * a.row + l * a.column));
+                for v in 0..VECTORS {
+                    sums[i][v] = P::multiply_add(simd, factor, values[v], sums[i][v]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The binary tree's sum of `leaves` leaves of equal length.
+///
+/// # Safety
+/// As for [`columns`].
+#[inline(always)]
+unsafe fn tree<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    [k, leaves]: [usize; 2],
+    a: (*const E, Strided<E>),
+    b: (*const E, Strided<E>),
+) -> Sums<E, S, ROWS, VECTORS> {
+    let (depth, zero) = (k / leaves, [[E::splat(simd, E::zero()); VECTORS]; ROWS]);
+    let mut sums = zero;
+    // Left branches that wait for their right ones, by level.
+    let mut waiting = [const { MaybeUninit::<Sums<E, S, ROWS, VECTORS>>::uninit() }; LEVELS];
+    for leaf in 0..leaves {
+        // SAFETY: as the caller promises.
+        sums = unsafe { sum::<E, P, S, ROWS, VECTORS>(simd, zero, leaf * depth..(leaf + 1) * depth, a, b) };
+        let level = leaf.trailing_ones() as usize;
+        for left in &waiting[..level] {
+            // SAFETY: the leaf ends a right branch of each of these levels, whose left one was written before it.
+            sums = add::<E, S, ROWS, VECTORS>(simd, unsafe { left.assume_init_read() }, sums);
+        }
+        if leaf + 1 < leaves {
+            waiting[level].write(sums);
+        }
+    }
+    sums
 }

@@ -17,9 +17,9 @@ mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-pub use kernel::{Strided, Target};
+pub use kernel::{Start, Strided, Target};
 pub use operand::{Full, Operand, Rounded};
-pub use packed::{Left, Multiply, PANEL, Panels, elements, multiply, multiply_leaves};
+pub use packed::{Left, PANEL, Panels, elements, multiply, multiply_leaves};
 #[cfg(target_arch = "x86_64")]
 pub use pairs::{Pairs, available as pairs_available};
 

@@ -1,9 +1,11 @@
 //! How factors are held between packing and multiplying.
 
+use std::marker::PhantomData;
+
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{self, Strided, Target};
+use super::kernel::{Product, Strided, Target};
 use crate::ops::{Real, lanes::lanes, simd::dispatch};
 
 /// A way to hold factors in elements of `E`.
@@ -26,12 +28,11 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
     ///
     /// # Panics
     /// When the leaves do not divide k, or a slice is too short.
-    #[inline(always)]
-    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
+    fn product(shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
     where
         Self: Sized,
     {
-        kernel::product::<E, Self, S>(simd, shape, a, b, c);
+        Self::dispatch(Product::<E, Self> { shape, a, b, c, operand: PhantomData });
     }
 
     /// sum + a b, with all factors of the elements.

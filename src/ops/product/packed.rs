@@ -5,7 +5,7 @@ use std::{marker::PhantomData, ops::Range};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Operand, Strided, Target};
+use super::{Operand, Start, Strided, Target};
 use crate::ops::{
     Real,
     columns::WHOLE_VECTORS,
@@ -148,64 +148,37 @@ impl<'a, E: Real> Left<'a, E> {
     }
 }
 
-/// c [m, n] = a b, or c += a b where `add` says so, on this thread.
-pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], add: bool) {
-    assert_eq!(c.len(), a.rows * b.columns);
-    if a.rows > 0 {
-        P::dispatch(Multiply::<E, P>::new(a, b, c, add));
-    }
+/// c [m, n] = start + a b, on this thread.
+pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>) {
+    multiply_leaves::<E, P>(a, b, c, start, 1);
 }
 
 /// [`multiply`] whose sums over k are cut into `leaves` of equal length and summed as a binary tree (see
 /// [`parts`](crate::ops::parts)).
-pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], add: bool, leaves: usize) {
-    assert_eq!(c.len(), a.rows * b.columns);
-    if a.rows > 0 {
-        P::dispatch(Multiply::<E, P> { leaves, ..Multiply::new(a, b, c, add) });
+pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>, leaves: usize) {
+    let Left { factors: a, rows } = a;
+    assert!(c.len() >= rows * b.columns);
+    if rows == 0 {
+        return;
+    }
+    // A tree is not cut.
+    let step = if leaves == 1 { DEPTH } else { b.depth };
+    for first in (0..b.depth).step_by(step) {
+        let depth = step.min(b.depth - first);
+        let a = Strided { data: &a.data[first * a.column..], ..a };
+        for panel in b.each() {
+            let row = panel.width.next_multiple_of(WHOLE_VECTORS);
+            let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
+            let start = if first > 0 { Start::Target } else { start.from_column(panel.first) };
+            let target = Target { data: &mut c[panel.first..], row: b.columns, start, leaves };
+            P::product([rows, depth, panel.width], a, b_part, target);
+        }
     }
 }
 
 /// Elements that hold `factors` factors which follow each other in the sum.
 pub fn elements<E: Real, P: Operand<E>>(factors: usize) -> usize {
     factors.div_ceil(P::PACK)
-}
-
-/// [`multiply`] as work that can be part of other work, to be run by [`Operand::dispatch`]; there must be rows.
-pub struct Multiply<'a, E, P> {
-    a: Left<'a, E>,
-    b: Panels<'a, E>,
-    c: &'a mut [E],
-    add: bool,
-    leaves: usize,
-    operand: PhantomData<P>,
-}
-
-impl<'a, E, P> Multiply<'a, E, P> {
-    /// c = a b, or c += a b.
-    pub fn new(a: Left<'a, E>, b: Panels<'a, E>, c: &'a mut [E], add: bool) -> Self {
-        Self { a, b, c, add, leaves: 1, operand: PhantomData }
-    }
-}
-
-impl<E: Real, P: Operand<E>> WithSimd for Multiply<'_, E, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { a: Left { factors: a, rows }, b, c, add, leaves, .. } = self;
-        // A tree is not cut.
-        let step = if leaves == 1 { DEPTH } else { b.depth };
-        for first in (0..b.depth).step_by(step) {
-            let depth = step.min(b.depth - first);
-            let a = Strided { data: &a.data[first * a.column..], ..a };
-            for panel in b.each() {
-                let row = panel.width.next_multiple_of(WHOLE_VECTORS);
-                let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
-                let target = Target { data: &mut c[panel.first..], row: b.columns, add: add || first > 0, leaves };
-                P::product(simd, [rows, depth, panel.width], a, b_part, target);
-            }
-        }
-    }
 }
 
 /// Packs dense factors, neighbours of which follow each other in the sum.
@@ -349,14 +322,14 @@ mod tests {
         let panels = Panels::pack::<P>(Matrix::new(&b, k, n), m0, Threads::All);
         let mut c = vec![E::nan(); m * n];
         if k % WHOLE_VECTORS == 0 {
-            multiply::<E, P>(Left::rows::<P>(&a, k, m1), panels, &mut c, false);
+            multiply::<E, P>(Left::rows::<P>(&a, k, m1), panels, &mut c, Start::Zero);
         } else {
             let mut transposed = vec![E::zero(); k * m];
             for (i, a) in a.iter().enumerate() {
                 transposed[i % k * m + i / k] = *a;
             }
             Left::with_transposed::<P>(Matrix::new(&transposed, k, m), Threads::All, |left| {
-                multiply::<E, P>(left, panels, &mut c, false);
+                multiply::<E, P>(left, panels, &mut c, Start::Zero);
             });
         }
         // The right factor as a transpose; added twice.
@@ -369,8 +342,8 @@ mod tests {
         if k % WHOLE_VECTORS == 0 {
             let left = Left::rows::<P>(&a, k, m3);
             let (upper, lower) = twice.split_at_mut(m / 2 * n);
-            multiply::<E, P>(left.part(0..m / 2), panels, upper, true);
-            multiply::<E, P>(left.part(m / 2..m), panels, lower, true);
+            multiply::<E, P>(left.part(0..m / 2), panels, upper, Start::Target);
+            multiply::<E, P>(left.part(m / 2..m), panels, lower, Start::Target);
         }
         [c, twice]
     }

@@ -1,11 +1,11 @@
 //! Pairs of bf16 factors in one f32's bits, multiplied by AVX512-BF16 or, where the CPU has it too, by AMX.
 
-use std::{arch::x86_64::*, mem::transmute_copy, sync::OnceLock};
+use std::{arch::x86_64::*, marker::PhantomData, mem::transmute_copy, sync::OnceLock};
 
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd, x86::V4};
 
-use super::{Operand, Strided, Target, kernel, tiles};
+use super::{Operand, Strided, Target, kernel::Product, tiles};
 use crate::ops::simd::unit as unit_in_use;
 
 /// Two factors per element: the first in the lower half.
@@ -53,13 +53,12 @@ impl Operand<f32> for Pairs {
         f32::from_bits(second << 16 | first)
     }
 
-    #[inline(always)]
-    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if tiles::available() && tiles::fit(shape, &c) {
             // SAFETY: just checked.
             unsafe { tiles::product(shape, a, b, c) }
         } else {
-            kernel::product::<f32, Self, S>(simd, shape, a, b, c);
+            Self::dispatch(Product::<f32, Self> { shape, a, b, c, operand: PhantomData });
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
     Real,
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
-    product::{Left, Operand, Panels, Products, Strided, WithOperand, elements, multiply},
+    product::{Left, Operand, Panels, Products, Start, Strided, WithOperand, elements, multiply},
 };
 
 /// Queries per matrix product. Every block of them reads the whole bank; packed, they must stay in a core's cache.
@@ -131,12 +131,12 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                 match bank {
                     Factors::Plain(bank) => {
                         let rows = &bank[range.start * dim..range.end * dim];
-                        Left::with_rows::<P>(rows, dim, |rows| multiply::<E, P>(rows, queries, scores, false));
+                        Left::with_rows::<P>(rows, dim, |rows| multiply::<E, P>(rows, queries, scores, Start::Zero));
                     }
                     Factors::Packed(bank) => {
                         let row = elements::<E, P>(dim);
                         let factors = Strided { data: &bank[range.start * row..], row, column: 1 };
-                        multiply::<E, P>(Left { factors, rows: range.len() }, queries, scores, false);
+                        multiply::<E, P>(Left { factors, rows: range.len() }, queries, scores, Start::Zero);
                     }
                 }
                 bests.offer(range.start, scores, width, &excluded);

@@ -2,7 +2,6 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -16,7 +15,7 @@ use crate::ops::{
     conv2d::{Conv2d, Source},
     gemm::Threads,
     parts::{Tiles, add_tree, leaf_rows, leaves, write_tree},
-    product::{Operand, Strided, Target, WithOperand, elements},
+    product::{Operand, Start, Strided, Target, WithOperand, elements},
 };
 
 /// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
@@ -94,7 +93,11 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
             self.transform(block, tiles, gradients);
-            P::dispatch(AllPoints { pass: self, count: self.tiling.tiles_of(block), tiles, gradients, sum, add });
+            let region = [0..self.conv.output, 0..self.conv.input];
+            let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
+            for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(self.conv.output * self.conv.input)) {
+                self.product(block, region.clone(), tiles, gradients, sum, Start::adding(add));
+            }
         });
     }
 
@@ -154,12 +157,44 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
             for o in region.rows.clone().step_by(rows) {
                 for c in region.columns.clone().step_by(columns) {
                     let part = Region { rows: o..o + rows, columns: c..c + columns, ..region.clone() };
-                    P::dispatch(PointsOfRegion { pass: self, region: part, tiles, gradients, products });
+                    self.points_of(&part, tiles, gradients, products);
                     let at = ((o - region.rows.start) * TAPS) * region.columns.len() + c - region.columns.start;
                     gradient_rows(products, [rows, columns], &mut sum[at..], region.columns.len());
                 }
             }
         });
+    }
+
+    /// The products of all points of a region, [36, rows, columns], over its blocks.
+    fn points_of(&self, region: &Region, tiles: &[E], gradients: &[E], products: &mut [E]) {
+        let [tiles_len, gradients_len] = self.matrices();
+        let Region { first, blocks, rows, columns } = region;
+        for block in blocks.clone() {
+            for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
+                let at = block * POINTS + point;
+                let (tiles, gradients) = (&tiles[at * tiles_len..], &gradients[at * gradients_len..]);
+                let region = [rows.clone(), columns.clone()];
+                let start = Start::adding(block > blocks.start);
+                self.product(first + block, region, &tiles[..tiles_len], &gradients[..gradients_len], product, start);
+            }
+        }
+    }
+
+    /// A point's product of a block: for some output and input channels, start + gradients [tiles, output]^T tiles [tiles, input].
+    fn product(
+        &self,
+        block: usize,
+        [rows, columns]: [Range<usize>; 2],
+        tiles: &[E],
+        gradients: &[E],
+        product: &mut [E],
+        start: Start<E>,
+    ) {
+        let a = Strided { data: &gradients[rows.start..], row: 1, column: self.conv.output };
+        let b = Strided { data: &tiles[columns.start..], row: self.conv.input, column: 1 };
+        let depth = elements::<E, P>(self.tiling.tiles_of(block));
+        let target = Target { data: product, row: columns.len(), start, leaves: 1 };
+        P::product([rows.len(), depth, columns.len()], a, b, target);
     }
 }
 
@@ -174,62 +209,4 @@ struct Region {
     rows: Range<usize>,
     /// Input channels.
     columns: Range<usize>,
-}
-
-/// The products of all points of a region, [36, rows, columns].
-struct PointsOfRegion<'a, E, P> {
-    pass: &'a Pass<'a, E, P>,
-    region: Region,
-    tiles: &'a [E],
-    gradients: &'a [E],
-    products: &'a mut [E],
-}
-
-impl<E: Real, P: Operand<E>> WithSimd for PointsOfRegion<'_, E, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { pass, region: Region { first, blocks, rows, columns }, tiles, gradients, products } = self;
-        let ([tiles_len, gradients_len], conv) = (pass.matrices(), pass.conv);
-        for block in blocks.clone() {
-            let depth = elements::<E, P>(pass.tiling.tiles_of(first + block));
-            for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
-                let at = block * POINTS + point;
-                let (tiles, gradients) = (&tiles[at * tiles_len..][..tiles_len], &gradients[at * gradients_len..]);
-                let a = Strided { data: &gradients[rows.start..gradients_len], row: 1, column: conv.output };
-                let b = Strided { data: &tiles[columns.start..], row: conv.input, column: 1 };
-                let target = Target { data: product, row: columns.len(), add: block > blocks.start, leaves: 1 };
-                P::product(simd, [rows.len(), depth, columns.len()], a, b, target);
-            }
-        }
-    }
-}
-
-/// The products of all points of a block.
-struct AllPoints<'a, E, P> {
-    pass: &'a Pass<'a, E, P>,
-    count: usize,
-    tiles: &'a [E],
-    gradients: &'a [E],
-    sum: &'a mut [E],
-    add: bool,
-}
-
-impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { pass, count, tiles, gradients, sum, add } = self;
-        let ([tiles_len, gradients_len], conv) = (pass.matrices(), *pass.conv);
-        let points = tiles.chunks_exact(tiles_len).zip(gradients.chunks_exact(gradients_len));
-        let Conv2d { input, output, .. } = conv;
-        for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(output * input)) {
-            let a = Strided { data: gradients, row: 1, column: output };
-            let b = Strided { data: tiles, row: input, column: 1 };
-            let target = Target { data: sum, row: input, add, leaves: 1 };
-            P::product(simd, [output, elements::<E, P>(count), input], a, b, target);
-        }
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::marker::PhantomData;
 
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{
@@ -15,7 +14,7 @@ use crate::ops::{
     Real,
     batch_norm::{TileMoments, TileSlot},
     conv2d::{BLOCK_ROWS, Conv2d, Source},
-    product::{Left, Multiply, Operand, Strided, WithOperand},
+    product::{Left, Operand, Start, Strided, WithOperand, multiply},
     simd::dispatch,
 };
 
@@ -74,11 +73,6 @@ struct Pass<'a, E, P> {
 }
 
 impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
-    /// Tiles of a block, in whole register blocks.
-    fn rows(&self, block: usize) -> usize {
-        self.tiling.tiles_of(block).next_multiple_of(BLOCK_ROWS)
-    }
-
     /// Elements of one point's matrices of a block: tiles and products.
     fn matrices(&self) -> [usize; 2] {
         [self.conv.input / P::PACK, self.conv.output].map(|row| self.tiling.matrix(row))
@@ -97,11 +91,12 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         dispatch(TransformOutput { tiling, block, points, channels, pixels, add });
     }
 
-    /// The product of a block's `rows` tiles.
-    fn product<'b>(&'b self, point: usize, rows: usize, tiles: &'b [E], products: &'b mut [E]) -> Multiply<'b, E, P> {
+    /// The product of a point's matrix of a block.
+    fn product(&self, point: usize, block: usize, tiles: &[E], products: &mut [E]) {
         let factors = Strided { data: tiles, row: self.conv.input / P::PACK, column: 1 };
-        let products = &mut products[..rows * self.conv.output];
-        Multiply::new(Left { factors, rows }, self.weights.point(point), products, false)
+        // In whole register blocks.
+        let rows = self.tiling.tiles_of(block).next_multiple_of(BLOCK_ROWS);
+        multiply::<E, P>(Left { factors, rows }, self.weights.point(point), products, Start::Zero);
     }
 
     /// Takes one block through all stages on this thread.
@@ -110,7 +105,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, products) = memory.split_at_mut(POINTS * input);
             self.input(block, tiles);
-            P::dispatch(AllPoints { pass: self, rows: self.rows(block), tiles, products });
+            let points = tiles.chunks_exact(input).zip(products.chunks_exact_mut(output));
+            points.enumerate().for_each(|(point, (tiles, products))| self.product(point, block, tiles, products));
             self.output(block, products, y);
         });
     }
@@ -129,31 +125,10 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
             by_point(products, output).into_par_iter().enumerate().for_each(|(i, products)| {
                 let (point, block) = (i / count, i % count);
                 let tiles = &tiles[(block * POINTS + point) * input..][..input];
-                P::dispatch(self.product(point, self.rows(first + block), tiles, products));
+                self.product(point, first + block, tiles, products);
             });
             let points = products.par_chunks_exact(POINTS * output);
             blocks.into_par_iter().zip(points).for_each(|((block, y), points)| self.output(block, points, y));
         });
-    }
-}
-
-/// The products of all points of a block.
-struct AllPoints<'a, E, P> {
-    pass: &'a Pass<'a, E, P>,
-    rows: usize,
-    tiles: &'a [E],
-    products: &'a mut [E],
-}
-
-impl<E: Real, P: Operand<E>> WithSimd for AllPoints<'_, E, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let [input, output] = self.pass.matrices();
-        let points = self.tiles.chunks_exact(input).zip(self.products.chunks_exact_mut(output));
-        for (point, (tiles, products)) in points.enumerate() {
-            self.pass.product(point, self.rows, tiles, products).with_simd(simd);
-        }
     }
 }

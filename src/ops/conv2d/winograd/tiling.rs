@@ -66,8 +66,11 @@ impl Tiling {
         }
         let strips = (most / (unit * tiles_per_strip)).max(1) * unit;
         let (all, parts) = (size.n * strips_per_image, parts(size.n));
-        let statistics = Tiles::new(size.pixels(), parts, strips * size.h * size.w / strips_per_image);
-        let blocks = Tiles::new(all, parts, strips);
+        // Blocks of a part are about as large: one block somewhat larger is better than a small one left over.
+        let units = all / parts / unit;
+        let even = units.div_ceil(((units * unit + strips / 2) / strips).max(1)) * unit;
+        let statistics = Tiles::new(size.pixels(), parts, even * size.h * size.w / strips_per_image);
+        let blocks = Tiles::new(all, parts, even);
         let fits = |count: &usize| *count <= parts.min(most_parts) && count * blocks.part <= strips;
         let together = std::iter::successors(Some(1), |count| Some(count * 2)).take_while(fits).last().unwrap_or(1);
         let (blocks, pixels) = match together {

@@ -3,13 +3,13 @@
 //!
 //! It shows that registers, shapes, addresses and the order of everything are right. It cannot show speed.
 
-use std::{cell::UnsafeCell, sync::Once};
+use std::{cell::UnsafeCell, marker::PhantomData, sync::Once};
 
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{SIDE, Shapes};
-use crate::ops::product::{Operand, Pairs, Strided, Target, kernel};
+use crate::ops::product::{Operand, Pairs, Strided, Target, kernel::Product};
 
 /// Pairs that are multiplied by tiles, whether the CPU has them or not.
 pub struct Tiles;
@@ -25,10 +25,9 @@ impl Operand<f32> for Tiles {
         Pairs::pack(factors)
     }
 
-    #[inline(always)]
-    fn product<S: Simd>(simd: S, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if !super::fit(shape, &c) {
-            return kernel::product::<f32, Self, S>(simd, shape, a, b, c);
+            return Self::dispatch(Product::<f32, Self> { shape, a, b, c, operand: PhantomData });
         }
         install();
         // SAFETY: the CPU has the instructions, or they are emulated from here on.

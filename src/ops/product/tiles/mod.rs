@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Operand, Pairs, Strided, Target,
+    Operand, Pairs, Start, Strided, Target,
     kernel::{RawTarget, check},
 };
 use crate::ops::scratch::Scratch;
@@ -56,7 +56,7 @@ unsafe fn computes_right() -> bool {
     let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
     let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
     // SAFETY: as the caller promises.
-    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, add: true, leaves: 1 }) };
+    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, start: Start::Target, leaves: 1 }) };
     let pair = |l: usize, i: usize, j: usize| -> f32 {
         (0..2).map(|part| number(2 * (i * k + l) + part, 3) * number(2 * (l * n + j) + part, 5)).sum()
     };
@@ -96,6 +96,17 @@ pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Ta
     check(shape, a, b, &c);
     let [m, k, n] = shape;
     assert!(fit(shape, &c));
+    // Tiles begin with zero or with what the target holds.
+    let add = !matches!(c.start, Start::Zero);
+    match c.start {
+        Start::Zero | Start::Target => {}
+        Start::Bias(bias) => c.data.chunks_mut(c.row).take(m).for_each(|row| row[..n].copy_from_slice(&bias[..n])),
+        Start::Rows(rows, bias) => {
+            for (row, from) in c.data.chunks_mut(c.row).zip(rows.chunks(c.row)).take(m) {
+                row[..n].iter_mut().zip(from).zip(bias).for_each(|((to, from), bias)| *to = from + bias);
+            }
+        }
+    }
     let whole = k - k % SIDE;
     let parts = [(0, whole), (whole, k)].into_iter().filter(|(first, end)| first < end);
     for (first, end) in parts {
@@ -103,7 +114,8 @@ pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Ta
             let rows = BLOCK.min(m - row);
             let data = &a.data[row * a.row + first * a.column..];
             let target = &mut c.data[row * c.row..];
-            let target = Target { data: target, row: c.row, add: c.add || first > 0, leaves: 1 };
+            let start = Start::adding(add || first > 0);
+            let target = Target { data: target, row: c.row, start, leaves: 1 };
             let right = Strided { data: &b.data[first * b.row..], ..b };
             let shape = [rows, end - first, n];
             // SAFETY: as the caller promises.
@@ -143,7 +155,8 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
         for column in (0..n).step_by(BLOCK) {
             let b = right.data.as_ptr().add(column);
             let data = c.data.as_mut_ptr().add(column);
-            let c = RawTarget { data, row: c.row, add: c.add, leaves: 1, columns: n - column };
+            let begin = matches!(c.start, Start::Target).then_some(data.cast_const());
+            let c = RawTarget { data, row: c.row, rows: begin, bias: None, leaves: 1, columns: n - column };
             let steps = k.div_ceil(SIDE);
             match (rows > SIDE, n - column > SIDE) {
                 (false, false) => block::<1, 1>(steps, left, b, right.row, c),
@@ -174,15 +187,15 @@ unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         let sums = |i: usize, j: usize| c.data.add(i * SIDE * c.row + j * SIDE);
-        begin::<{ SUMS[0][0] }>(sums(0, 0), c.row, c.add);
+        begin::<{ SUMS[0][0] }>(sums(0, 0), c.row, c.rows.is_some());
         if COLUMNS == 2 {
-            begin::<{ SUMS[0][1] }>(sums(0, 1), c.row, c.add);
+            begin::<{ SUMS[0][1] }>(sums(0, 1), c.row, c.rows.is_some());
         }
         if ROWS == 2 {
-            begin::<{ SUMS[1][0] }>(sums(1, 0), c.row, c.add);
+            begin::<{ SUMS[1][0] }>(sums(1, 0), c.row, c.rows.is_some());
         }
         if ROWS == 2 && COLUMNS == 2 {
-            begin::<{ SUMS[1][1] }>(sums(1, 1), c.row, c.add);
+            begin::<{ SUMS[1][1] }>(sums(1, 1), c.row, c.rows.is_some());
         }
         for step in 0..steps {
             let (a, b) = (left.data.add(step * left.step), b.add(step * SIDE * b_row));

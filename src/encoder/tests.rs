@@ -1,0 +1,62 @@
+//! What holds for every encoder.
+
+use super::*;
+use crate::ops::parts::parts;
+
+fn encoders() -> Vec<Encoder> {
+    let specs = [
+        "{arch: resnet18, width_multiplier: 0.0625, stem: cifar}",
+        "{arch: resnet18, width_multiplier: 0.25, stem: cifar}",
+        "{arch: resnet50, width_multiplier: 0.25, stem: imagenet}",
+        "{arch: vit_tiny, patch_size: 8, heads: 3}",
+    ];
+    let config = |spec: &str| serde_yaml::from_str::<EncoderConfig>(spec).expect("a configuration");
+    specs.iter().map(|spec| Encoder::new(&config(spec), 32).expect("a network")).collect()
+}
+
+fn ramp(n: usize, step: f64) -> Vec<f32> {
+    (0..n).map(|i| (i as f64 * step).sin() as f32).collect()
+}
+
+/// Each half of a batch is computed as it would be alone, in either precision: what ranks need that share a batch.
+#[test]
+fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
+    for encoder in encoders() {
+        let (n, size) = (32, 32);
+        let (params, buffers) = encoder.init::<f32>(3);
+        let images = ramp(n * size * size * 3, 0.713);
+        for products in [Products::Full, Products::Bf16] {
+            let encoder = encoder.clone().with_products(products);
+            let features = |images: &[f32], n: usize| encoder.forward_eval(&params, &buffers, images, n, size);
+            let (first, second) = images.split_at(images.len() / 2);
+            let halves = [features(first, n / 2), features(second, n / 2)].concat();
+            assert!(features(&images, n) == halves, "{products:?} {:?}", encoder.feature_dim());
+        }
+    }
+}
+
+/// A transformer's images meet in nothing but the sums of gradients, which are a tree.
+#[test]
+fn a_transformers_gradient_is_the_sum_of_its_halves_to_the_bit() {
+    let encoder = encoders().pop().expect("the last one");
+    let (n, size) = (32, Size { n: 32, h: 32, w: 32 });
+    assert_eq!(parts(n), 4);
+    let (params, mut buffers) = encoder.init::<f32>(3);
+    let images = ramp(n * size.h * size.w * 3, 0.713);
+    let g = ramp(n * encoder.feature_dim(), 0.37);
+    for products in [Products::Full, Products::Bf16] {
+        let encoder = encoder.clone().with_products(products);
+        let mut gradient = |images: &[f32], g: &[f32], n: usize| {
+            let (mut memory, mut gradients) = (Buffers::default(), vec![0.0f32; params.len()]);
+            let (_, saved) = encoder.forward_train(&params, &mut buffers, images, Size { n, ..size }, &mut memory);
+            encoder.backward(&params, images, saved, g, &mut gradients, &mut memory);
+            gradients
+        };
+        let whole = gradient(&images, &g, n);
+        let ((x1, x2), (g1, g2)) = (images.split_at(images.len() / 2), g.split_at(g.len() / 2));
+        let halves = [gradient(x1, g1, n / 2), gradient(x2, g2, n / 2)];
+        for (i, whole) in whole.iter().enumerate() {
+            assert_eq!(*whole, halves[0][i] + halves[1][i], "{products:?} {i}");
+        }
+    }
+}
