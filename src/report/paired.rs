@@ -100,7 +100,7 @@ fn interval(values: &[f64]) -> (f64, f64) {
 /// How many of `draws` trials succeed with probability `p`: exact to p's bits, and the same on every machine.
 fn binomial(draws: u64, p: f64, random: &mut ChaCha8Rng) -> u64 {
     // A trial compares random bits with those of p, the first one first; a word holds one bit of each of 64 trials.
-    let p = (p * 2f64.powi(64)) as u64;
+    let p = (p * u64::MAX as f64) as u64;
     let mut successes = 0;
     for first in (0..draws).step_by(64) {
         let mut equal = u64::MAX >> 64u64.saturating_sub(draws - first);

@@ -33,7 +33,8 @@ impl Health {
         let n = y1.len() / dim;
         let y = DMatrix::from_row_iterator(n, dim, y1.iter().map(|v| v.as_f64()));
         let gram = gram(&y.transpose());
-        let alignment = y1.iter().zip(y2).map(|(a, b)| (a.as_f64() - b.as_f64()).powi(2)).sum::<f64>() / n as f64;
+        let alignment =
+            y1.iter().zip(y2).map(|(a, b)| a.as_f64() - b.as_f64()).map(|off| off * off).sum::<f64>() / n as f64;
         let mean = |values: &[E]| values.iter().map(|v| v.as_f64()).sum::<f64>() / values.len() as f64;
         Self {
             std: spread(&y),
