@@ -4,6 +4,8 @@
 //! what differs is the seam: fine operations copy every activation in and out of dfdx tensors, allocate a gradient per
 //! tensor, and use dfdx's ReLU and addition.
 
+#![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
+
 use std::time::Instant;
 
 use dfdx::prelude::*;

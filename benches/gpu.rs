@@ -6,6 +6,8 @@
 //! Prints a table as it goes, and writes all of it as JSON, row by row, so that a time limit leaves what there is. Ends with
 //! 1 if a check fails.
 
+#![allow(clippy::disallowed_methods, reason = "made-up data, and dfdx's own operations are what is checked")]
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,

@@ -4,6 +4,8 @@
 //! additions, beside the peak that a loop of fused multiply-adds reaches on the same threads. Winograd's algorithm needs
 //! up to four times fewer, so that it can exceed that peak. Element-wise passes are given in GB/s.
 
+#![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
+
 use std::time::Instant;
 
 use pulp::{Simd, WithSimd};

@@ -1,5 +1,7 @@
 //! Probes read and write artifacts; the encoder and the probe's classifier come out as safetensors.
 
+#![allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind")]
+
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
 use arrow::{

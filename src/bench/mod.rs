@@ -1,5 +1,7 @@
 //! What this program's speed is measured by: cases that `snclr bench` and `cargo bench` share. Unaware of the command line.
 
+#![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
+
 mod augment;
 mod case;
 mod epoch;

@@ -1,10 +1,9 @@
 //! Made-up rows of features.
 
-use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use crate::{
-    ops::random::{Purpose, stream},
+    ops::random::{Normals, Purpose, stream},
     stage::{
         features::{Features, SplitFeatures},
         labelled::Task,
@@ -22,8 +21,8 @@ pub(super) const DIM: usize = 512;
 pub(super) fn normal(n: usize, dim: usize, seed: u64) -> Vec<f32> {
     let mut rows = vec![0.0; n * dim];
     rows.par_chunks_mut(dim).enumerate().for_each(|(row, values)| {
-        let mut random = stream(seed, Purpose::Synthetic, 0, row as u64, 0);
-        values.fill_with(|| StandardNormal.sample(&mut random));
+        let mut normals = Normals::of(stream(seed, Purpose::Synthetic, 0, row as u64, 0));
+        values.fill_with(|| normals.draw() as f32);
     });
     rows
 }

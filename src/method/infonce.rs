@@ -13,7 +13,8 @@ use crate::ops::{
     contrast::{Pairs, contrast},
     later::Later,
     normalize::normalize,
-    seam::{Matrix, TracedScalar, traced},
+    over_batch::batch_mean,
+    seam::{Matrix, Traced, TracedScalar, traced},
 };
 
 /// One training step of InfoNCE, symmetrised; small crops predict both full views.
@@ -43,7 +44,7 @@ fn direction<E: Real, D: Backend<E>>(
     let (all, own) = contrast(normalize(traced(z))?, k, Pairs::grouped(1), config.tau)?;
     let n = all.shape().0;
     let own = own.try_reshape_like(&(n,))?;
-    all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(E::of(config.loss_scale))
+    batch_mean(all.try_sub(own)?)?.try_mul(E::of(config.loss_scale))
 }
 
 /// One training step of SimCLR: mean over all 2N projections of -log softmax over the 2N - 1 others.
@@ -72,7 +73,9 @@ fn simclr_loss<E: Real, D: Backend<E>>(
     let (both, tape) = normalize(both)?.split_tape();
     let (all, own) = contrast(both.clone().put_tape(tape), traced(both), Pairs::of_views(n), config.tau)?;
     let own = own.try_reshape_like(&(rows,))?;
-    all.try_sub(own)?.try_mean::<Rank0, _>()
+    // Of an image first its two views, so that a part of the batch is whole images.
+    let both: Traced<E, D> = all.try_sub(own)?.try_reshape_like(&(2, n))?;
+    batch_mean(both.try_sum::<(usize,), Axis<0>>()?)?.try_div(E::of(2.0))
 }
 
 #[cfg(test)]

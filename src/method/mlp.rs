@@ -10,6 +10,7 @@ use crate::ops::{
     backend::Backend,
     batch_norm::{Running, batch_norm},
     leaves::Leaves,
+    over_batch::add_bias,
     random::{Purpose, stream},
     seam::Matrix,
     weight::layer as linear_layer,
@@ -100,9 +101,7 @@ impl Mlp {
         for layer in &self.layers {
             x = linear_layer(x, leaves.weight(layer.weight))?;
             if let Some(bias) = layer.bias {
-                let shape = *x.shape();
-                let bias = leaves.vector(bias).put_tape(T::default());
-                x = x.try_add(bias.try_broadcast_like::<_, Axis<0>>(&shape)?)?;
+                x = add_bias(x, leaves.vector(bias).put_tape(T::default()))?;
             }
             if let Some(norm) = &layer.norm {
                 let weight_bias = norm.weight_bias.map(|(w, b)| (leaves.vector(w), leaves.vector(b)));

@@ -18,6 +18,7 @@ use crate::ops::{
     later::Later,
     named::NamedTensor,
     normalize::normalize,
+    over_batch::batch_mean,
     product::Products,
     seam::{Matrix, TracedScalar, traced},
 };
@@ -106,7 +107,7 @@ impl<E: Real> Nnclr<E> {
         };
         let n = all.shape().0;
         let own = own.try_reshape_like(&(n,))?;
-        all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(E::of(self.config.loss_scale))
+        batch_mean(all.try_sub(own)?)?.try_mul(E::of(self.config.loss_scale))
     }
 }
 

@@ -22,8 +22,10 @@ use crate::ops::{
     leaves::Leaves,
     named::NamedTensor,
     normalize::normalize,
+    over_batch::batch_mean,
     product::Products,
     seam::{Matrix, Traced, TracedScalar, traced},
+    softmax::{exp, log_softmax},
     weight::{layer, layer_of_constant},
 };
 
@@ -155,7 +157,7 @@ impl<E: Real> Snclr<E> {
         let Some(neighbours) = neighbours else {
             let (all, own) = contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
             let own = own.try_reshape_like(&(n,))?;
-            return Ok((all.try_sub(own)?.try_mean::<Rank0, _>()?.try_mul(scale)?, None));
+            return Ok((batch_mean(all.try_sub(own)?)?.try_mul(scale)?, None));
         };
 
         // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
@@ -168,12 +170,12 @@ impl<E: Real> Snclr<E> {
         if self.config.threshold {
             // exp of it is 0, and no infinity meets another
             let (kept, tape) = log_w.split_tape();
-            let exceeds = kept.try_gt(E::of(-(k as f64).ln()))?;
+            let exceeds = kept.try_gt(E::of(-libm::log(k as f64)))?;
             let never = device.try_zeros_like(&(n, k))?.try_sub(E::of(1e30))?;
             log_w = exceeds.try_choose(kept.put_tape(tape), never)?;
         }
         let (kept, tape) = log_w.split_tape();
-        let w = D::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp()).collect());
+        let w = D::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp_inline()).collect());
         let log_w = kept.put_tape(tape);
         let zero: Matrix<E, D> = device.try_zeros_like(&(n, 1usize))?;
         let loss = match self.config.objective {
@@ -181,17 +183,17 @@ impl<E: Real> Snclr<E> {
             Objective::Paper => {
                 let log_w = (traced(zero), log_w).try_concat_along(Axis::<1>)?;
                 let log_w: Traced<E, D> = log_w.try_reshape_like(&(n, k + 1))?;
-                let positive = own.try_add(log_w)?.try_logsumexp::<(usize,), Axis<1>>()?;
-                all.try_sub(positive)?.try_mean::<Rank0, _>()?
+                let positive = D::log_sum_exp(own.try_add(log_w)?, E::one())?;
+                batch_mean(all.try_sub(positive)?)?
             }
             // -sum_j w_j log( exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::SoftCe => {
                 let one = zero.try_add(E::one())?;
-                let weights = (traced(one), log_w.try_exp()?).try_concat_along(Axis::<1>)?;
+                let weights = (traced(one), exp(log_w)?).try_concat_along(Axis::<1>)?;
                 let weights: Traced<E, D> = weights.try_reshape_like(&(n, k + 1))?;
                 let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
                 let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
-                total.try_mean::<Rank0, _>()?.try_negate()?
+                batch_mean(total)?.try_negate()?
             }
         };
         Ok((loss.try_mul(scale)?, Some(w)))
@@ -206,10 +208,10 @@ impl<E: Real> Snclr<E> {
     ) -> Result<Traced<E, D>, D::Err> {
         let device = y1.device().clone();
         let (n, k) = (y1.shape().0, neighbours.k);
-        let log_gamma = E::of(self.config.gamma.ln());
+        let log_gamma = E::of(libm::log(self.config.gamma));
         if self.config.attention == Attention::Uniform {
             let uniform: Matrix<E, D> = device.try_zeros_like(&(n, k))?;
-            return traced(uniform).try_sub(E::of((k as f64).ln()) + log_gamma);
+            return traced(uniform).try_sub(E::of(libm::log(k as f64)) + log_gamma);
         }
         let mut a = traced(y1);
         let mut near = neighbours.vectors.clone();
@@ -225,7 +227,7 @@ impl<E: Real> Snclr<E> {
             }
             None => traced(near),
         };
-        let log_w = group_dots(a, b)?.try_log_softmax::<Axis<1>>()?.try_sub(log_gamma)?;
+        let log_w = log_softmax(group_dots(a, b)?, 1.0)?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }
 }

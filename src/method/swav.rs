@@ -4,7 +4,6 @@
 //! full view (its assignment to the prototypes), p = softmax(z C^T / tau) the prediction of a crop. N batch size.
 
 use dfdx::prelude::*;
-use rand_distr::{Distribution, StandardNormal};
 
 use super::{
     Overflow, Positives, StepInput, StepOutput, SwavConfig, device_error,
@@ -18,9 +17,11 @@ use crate::ops::{
     leaves::Leaves,
     named::NamedTensor,
     normalize::{normalize, normalize_rows},
-    random::{Purpose, stream},
+    over_batch::batch_mean,
+    random::{Normals, Purpose, stream},
     seam::{Matrix, TracedScalar, traced},
     sinkhorn::{Sinkhorn, assign},
+    softmax::cross_entropy,
     weight::layer,
 };
 
@@ -50,9 +51,8 @@ impl<E: Real> Swav<E> {
 
     /// Prototypes that are spread uniformly over the sphere.
     pub fn init(&self, seed: u64, layout: &Layout, params: &mut [E]) {
-        let mut random = stream(seed, Purpose::Init, self.prototypes as u64, 2, 0);
-        let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
-        params[layout.entries[self.prototypes].range()].fill_with(|| E::of(draw()));
+        let mut normals = Normals::of(stream(seed, Purpose::Init, self.prototypes as u64, 2, 0));
+        params[layout.entries[self.prototypes].range()].fill_with(|| E::of(normals.draw()));
         self.before_step(layout, params);
     }
 
@@ -142,7 +142,7 @@ impl<E: Real> Swav<E> {
         leaves: &Leaves<E, D>,
         queued: Queued<E, D>,
     ) -> Result<Loss<E, D>, D::Err> {
-        let (n, crops) = (z[0].shape().0, z.len());
+        let crops = z.len();
         let prototypes = leaves.matrix(self.prototypes)?;
         let mut scores = Vec::with_capacity(crops);
         for z in z {
@@ -155,7 +155,7 @@ impl<E: Real> Swav<E> {
         ];
 
         // Every crop predicts the codes of the full views other than itself.
-        let share = E::of(-1.0 / (2 * (crops - 1) * n) as f64);
+        let share = E::of(1.0 / (2 * (crops - 1)) as f64);
         let mut total: Option<TracedScalar<E, D>> = None;
         for (crop, (scores, tape)) in scores.into_iter().enumerate() {
             let q = match crop {
@@ -163,8 +163,7 @@ impl<E: Real> Swav<E> {
                 1 => codes[0].clone(),
                 _ => codes[0].clone().try_add(codes[1].clone())?,
             };
-            let log_p = scores.put_tape(tape).try_div(E::of(self.config.tau))?.try_log_softmax::<Axis<1>>()?;
-            let loss = log_p.try_mul(q)?.try_sum::<Rank0, _>()?.try_mul(share)?;
+            let loss = batch_mean(cross_entropy(scores.put_tape(tape), q, self.config.tau)?)?.try_mul(share)?;
             total = Some(match total {
                 Some(total) => total.try_add(loss)?,
                 None => loss,

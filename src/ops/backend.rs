@@ -6,7 +6,8 @@ use dfdx::prelude::Dtype;
 use super::cuda::Bridge;
 use super::{
     batch_norm::BatchNormKernel, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater,
-    normalize::NormalizeKernel, sinkhorn::SinkhornKernel, weight::Weights,
+    normalize::NormalizeKernel, over_batch::BatchKernel, sinkhorn::SinkhornKernel, softmax::SoftmaxKernel,
+    weight::Weights,
 };
 
 /// A build that knows no GPU needs no bridge to one.
@@ -23,6 +24,8 @@ pub trait Backend<E: Dtype>:
     + ContrastKernel<E>
     + GroupDotsKernel<E>
     + SinkhornKernel<E>
+    + SoftmaxKernel<E>
+    + BatchKernel<E>
     + ReadLater<E>
     + Bridge<E>
 {
@@ -35,6 +38,8 @@ impl<E: Dtype, D> Backend<E> for D where
         + ContrastKernel<E>
         + GroupDotsKernel<E>
         + SinkhornKernel<E>
+        + SoftmaxKernel<E>
+        + BatchKernel<E>
         + ReadLater<E>
         + Bridge<E>
 {

@@ -1,9 +1,12 @@
-//! exp and erf as straight-line code, so that loops over them compile to vector instructions in f32.
+//! exp, ln and erf as straight-line code, so that loops over them compile to vector instructions in f32.
 
-/// exp and the error function. In f64, where only checks run, they are the library's.
+/// exp, ln and the error function, the same bits on every CPU: the C library's choose their code by CPU, and those of two
+/// libraries round differently. In f64, where only checks run, they are the crate libm's.
 pub trait Elementary {
     /// e^x within 2 units in the last place. Results that f32 holds only as subnormal numbers are 0.
     fn exp_inline(self) -> Self;
+    /// The natural logarithm within 1 unit in the last place.
+    fn ln_inline(self) -> Self;
     /// The error function, within 1.3e-7.
     fn erf_inline(self) -> Self;
 }
@@ -11,7 +14,12 @@ pub trait Elementary {
 impl Elementary for f64 {
     #[inline(always)]
     fn exp_inline(self) -> Self {
-        self.exp()
+        libm::exp(self)
+    }
+
+    #[inline(always)]
+    fn ln_inline(self) -> Self {
+        libm::log(self)
     }
 
     #[inline(always)]
@@ -24,6 +32,11 @@ impl Elementary for f64 {
 ///
 /// (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2; error 8e-9 in exp.
 const EXP: [f32; 5] = [0.5, 0.16666576, 0.041666374, 0.008363175, 0.001394111];
+/// (ln(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f <= sqrt(2); relative error 4e-9 in ln.
+const LN: [f32; 9] =
+    [0.33333313, -0.2500001, 0.2000212, -0.16667995, 0.14219543, -0.12405597, 0.11888232, -0.11675623, 0.067464545];
+/// ln 2 in two parts, the first of few digits, so that small whole numbers times it are exact.
+const LN_2: [f32; 2] = [0.693_359_4, -0.000_212_194_44];
 /// erf(x) / x in powers of x^2 on |x| <= 1; error 2e-9 in erf.
 #[allow(clippy::approx_constant, reason = "a fitted coefficient, one unit in the last place beside 2 / sqrt(pi)")]
 const ERF: [f32; 7] = [1.1283791, -0.37612626, 0.112836, -0.026854444, 0.005189535, -0.0008020841, 0.00007889119];
@@ -40,8 +53,6 @@ impl Elementary for f32 {
     fn exp_inline(self) -> Self {
         // x = n ln 2 + r; adding and subtracting 1.5 * 2^23 rounds to a whole number.
         const ROUND: f32 = 12_582_912.0;
-        // ln 2 in two parts, the first of few digits, so that n times it is exact.
-        const LN_2: [f32; 2] = [0.693_359_4, -0.000_212_194_44];
         let x = self.clamp(-87.0, 88.0);
         let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
         let r = x - n * LN_2[0] - n * LN_2[1];
@@ -57,6 +68,25 @@ impl Elementary for f32 {
         } else {
             y
         }
+    }
+
+    #[inline(always)]
+    fn ln_inline(self) -> Self {
+        /// The bits of sqrt(1/2).
+        const HALF_ROOT: u32 = 0x3f35_04f3;
+        // Subnormal numbers become normal ones, exactly.
+        let is_small = self < Self::MIN_POSITIVE;
+        let x = if is_small { self * 8_388_608.0 } else { self };
+        // x = 2^n (1 + f)
+        let above = x.to_bits().wrapping_sub(HALF_ROOT);
+        let n = (above as i32) >> 23;
+        let f = Self::from_bits((above & 0x007f_ffff) + HALF_ROOT) - 1.0;
+        let n = n as Self - if is_small { 23.0 } else { 0.0 };
+        // The smallest terms first.
+        let y = f + (n * LN_2[1] + (f * f * f * horner(LN, f) - 0.5 * f * f)) + n * LN_2[0];
+        let y = if self == Self::INFINITY { self } else { y };
+        let y = if self == 0.0 { Self::NEG_INFINITY } else { y };
+        if self >= 0.0 { y } else { Self::NAN }
     }
 
     #[inline(always)]
@@ -89,6 +119,25 @@ mod tests {
         assert_eq!((0f32.exp_inline(), (-1e4f32).exp_inline(), f32::NEG_INFINITY.exp_inline()), (1.0, 0.0, 0.0));
         assert_eq!((1e4f32.exp_inline(), f32::INFINITY.exp_inline()), (f32::INFINITY, f32::INFINITY));
         assert!(f32::NAN.exp_inline().is_nan());
+    }
+
+    #[test]
+    fn ln_is_within_one_unit_in_the_last_place() {
+        // All magnitudes, and closely around 1, where the result is small.
+        let bits = (1..f32::INFINITY.to_bits()).step_by(9_973).chain((0x3f00_0000..0x4000_0000).step_by(83));
+        let mut worst = 0.0f64;
+        for x in bits.map(f32::from_bits) {
+            let exact = f64::from(x).ln();
+            let unit = f64::from((exact as f32).abs().next_up() - (exact as f32).abs());
+            worst = worst.max((f64::from(x.ln_inline()) - exact).abs() / unit);
+        }
+        assert!(worst < 1.0, "{worst}");
+        assert_eq!(
+            (1f32.ln_inline(), 0f32.ln_inline(), (-0f32).ln_inline()),
+            (0.0, f32::NEG_INFINITY, f32::NEG_INFINITY)
+        );
+        assert_eq!(f32::INFINITY.ln_inline(), f32::INFINITY);
+        assert!((-1f32).ln_inline().is_nan() && f32::NAN.ln_inline().is_nan());
     }
 
     #[test]

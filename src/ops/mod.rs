@@ -24,6 +24,7 @@ pub mod leaves;
 pub mod linear;
 pub mod named;
 pub mod normalize;
+pub mod over_batch;
 pub mod parts;
 pub mod pool;
 pub mod product;
@@ -33,6 +34,7 @@ pub mod scratch;
 pub mod seam;
 pub mod simd;
 pub mod sinkhorn;
+pub mod softmax;
 pub mod topk;
 pub mod weight;
 

@@ -1,6 +1,8 @@
 //! Counter-based random streams: what a stream yields depends on its key alone, never on order, workers or restarts.
 
-use rand::SeedableRng;
+use std::f64::consts::TAU;
+
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// What a stream is for; two purposes never share a stream.
@@ -41,10 +43,36 @@ pub fn stream(seed: u64, purpose: Purpose, a: u64, b: u64, c: u32) -> ChaCha8Rng
     ChaCha8Rng::from_seed(key)
 }
 
+/// Draws from the standard normal distribution, from a stream: Box and Muller's two at a time, the same bits everywhere.
+#[derive(Clone, Debug)]
+pub struct Normals {
+    random: ChaCha8Rng,
+    /// The second of the last two, unless it was taken.
+    second: Option<f64>,
+}
+
+impl Normals {
+    /// The draws that `random` gives.
+    pub fn of(random: ChaCha8Rng) -> Self {
+        Self { random, second: None }
+    }
+
+    /// The next draw.
+    pub fn draw(&mut self) -> f64 {
+        if let Some(second) = self.second.take() {
+            return second;
+        }
+        // Of (0, 1], whose logarithm is finite.
+        let radius = (-2.0 * libm::log(1.0 - self.random.random::<f64>())).sqrt();
+        let (sin, cos) = libm::sincos(TAU * self.random.random::<f64>());
+        self.second = Some(radius * sin);
+        radius * cos
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::RngExt;
 
     #[test]
     fn equal_keys_give_equal_streams_and_any_other_key_another() {
@@ -60,5 +88,23 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn normals_have_the_moments_and_tails_of_their_distribution() {
+        let mut normals = Normals::of(stream(0, Purpose::Init, 0, 0, 0));
+        let n = 400_000;
+        let draws: Vec<f64> = (0..n).map(|_| normals.draw()).collect();
+        let mean = |f: &dyn Fn(f64) -> f64| draws.iter().map(|x| f(*x)).sum::<f64>() / n as f64;
+        // Each within four standard deviations of what is estimated.
+        for (power, expected, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0f64)] {
+            let found = mean(&|x| (0..power).map(|_| x).product());
+            assert!((found - expected).abs() < 4.0 * (variance / n as f64).sqrt(), "{power}: {found}");
+        }
+        let beyond_two = mean(&|x| f64::from(u8::from(x.abs() > 2.0)));
+        assert!((beyond_two - 0.0455).abs() < 0.0014, "{beyond_two}");
+        // The two of a pair, and neighbours of two pairs, have nothing to do with each other.
+        let along = draws.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>() / n as f64;
+        assert!(along.abs() < 0.0064, "{along}");
     }
 }

@@ -88,7 +88,7 @@ pub fn mean_and_deviation(values: &[Option<f64>]) -> (Option<f64>, Option<f64>) 
         return (None, None);
     }
     let mean = known.iter().sum::<f64>() / n;
-    let squares: f64 = known.iter().map(|value| (value - mean).powi(2)).sum();
+    let squares: f64 = known.iter().map(|value| value - mean).map(|off| off * off).sum();
     (Some(mean), (known.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
 }
 

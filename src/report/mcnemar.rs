@@ -8,8 +8,8 @@ pub fn mcnemar(won: usize, lost: usize) -> f64 {
     let mut ln_term = -(tosses as f64) * std::f64::consts::LN_2;
     let mut tail = 0.0;
     for i in 0..=won.min(lost) {
-        tail += ln_term.exp();
-        ln_term += ((tosses - i) as f64 / (i + 1) as f64).ln();
+        tail += libm::exp(ln_term);
+        ln_term += libm::log((tosses - i) as f64 / (i + 1) as f64);
     }
     (2.0 * tail).min(1.0)
 }

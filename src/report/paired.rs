@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Binomial, Distribution};
 
 use super::{Run, artifacts, mcnemar::mcnemar, predictions};
 use crate::artifact::Store;
@@ -85,7 +84,7 @@ fn interval(values: &[f64]) -> (f64, f64) {
             for (&value, &count) in &counts {
                 let drawn = match count == others {
                     true => draws,
-                    false => Binomial::new(draws, count as f64 / others as f64).map_or(0, |b| b.sample(&mut random)),
+                    false => binomial(draws, count as f64 / others as f64, &mut random),
                 };
                 sum += drawn as f64 * f64::from_bits(value);
                 draws -= drawn;
@@ -96,6 +95,31 @@ fn interval(values: &[f64]) -> (f64, f64) {
         .collect();
     means.sort_by(f64::total_cmp);
     (means[RESAMPLINGS / 40], means[RESAMPLINGS - 1 - RESAMPLINGS / 40])
+}
+
+/// How many of `draws` trials succeed with probability `p`: exact to p's bits, and the same on every machine.
+fn binomial(draws: u64, p: f64, random: &mut ChaCha8Rng) -> u64 {
+    // A trial compares random bits with those of p, the first one first; a word holds one bit of each of 64 trials.
+    let p = (p * u64::MAX as f64) as u64;
+    let mut successes = 0;
+    for first in (0..draws).step_by(64) {
+        let mut equal = u64::MAX >> 64u64.saturating_sub(draws - first);
+        let mut less = 0u64;
+        for bit in (0..64).rev() {
+            let word = random.random::<u64>();
+            if p >> bit & 1 == 1 {
+                less |= equal & !word;
+                equal &= word;
+            } else {
+                equal &= !word;
+            }
+            if equal == 0 {
+                break;
+            }
+        }
+        successes += u64::from(less.count_ones());
+    }
+    successes
 }
 
 #[cfg(test)]
@@ -117,6 +141,21 @@ mod tests {
         let reversed: Vec<f64> = values.into_iter().rev().collect();
         assert_eq!(interval(&reversed), (low, high));
         assert_eq!(interval(&[0.0; 7]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn successes_have_the_mean_and_variance_of_their_distribution() {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        for (draws, p) in [(100, 0.3), (64, 0.5), (7, 0.999), (1000, 1e-3)] {
+            let found: Vec<f64> = (0..20_000).map(|_| binomial(draws, p, &mut random) as f64).collect();
+            let mean = found.iter().sum::<f64>() / 20_000.0;
+            let variance = found.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 20_000.0;
+            let expected = draws as f64 * p * (1.0 - p);
+            assert!((mean - draws as f64 * p).abs() < 4.0 * (expected / 20_000.0).sqrt(), "{draws} {p}: {mean}");
+            assert!((variance / expected - 1.0).abs() < 0.2, "{draws} {p}: {variance}");
+            assert!(found.iter().all(|x| *x <= draws as f64));
+        }
+        assert_eq!((binomial(100, 0.0, &mut random), binomial(0, 0.5, &mut random)), (0, 0));
     }
 
     fn one(first: &Correctness, second: &Correctness) -> Option<Paired> {

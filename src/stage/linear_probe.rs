@@ -155,7 +155,7 @@ fn fit(
         order.shuffle(&mut stream(seed, Purpose::ProbeShuffle, epoch as u64, 0, 0));
         let (mut loss, mut correct) = (0.0, 0);
         for batch in order.chunks(batch_size) {
-            let rate = base * 0.5 * (1.0 + (PI * step as f64 / steps as f64).cos());
+            let rate = base * 0.5 * (1.0 + libm::cos(PI * step as f64 / steps as f64));
             let gradient = classifier.gradient(&task.train.rows, targets, batch);
             sgd(&mut classifier.params, &mut velocity, &gradient.params, rate, config.momentum, config.weight_decay);
             loss += gradient.loss * batch.len() as f64;

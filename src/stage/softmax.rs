@@ -3,13 +3,12 @@
 //!
 //! Work is cut into blocks of fixed size and sums run in a fixed order, so that any number of threads gives the same bits.
 
-use rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
 
 use crate::ops::{
     Real,
     gemm::{Matrix, Threads, gemm},
-    random::{Purpose, stream},
+    random::{Normals, Purpose, stream},
 };
 
 /// Samples per block of the forward pass.
@@ -41,9 +40,8 @@ pub struct Gradient<E> {
 impl<E: Real> Classifier<E> {
     /// Weights from N(0, 0.01^2) and no bias, as in MoCo-v3's linear evaluation.
     pub fn new(dim: usize, classes: usize, seed: u64) -> Self {
-        let mut rng = stream(seed, Purpose::ProbeInit, 0, 0, 0);
-        let normal = Normal::new(0.0, 0.01).expect("a finite deviation");
-        let weights = (0..dim * classes).map(|_| E::of(normal.sample(&mut rng)));
+        let mut normals = Normals::of(stream(seed, Purpose::ProbeInit, 0, 0, 0));
+        let weights = (0..dim * classes).map(|_| E::of(0.01 * normals.draw()));
         let params = weights.chain(std::iter::repeat_n(E::zero(), classes)).collect();
         Self { dim, classes, params }
     }
@@ -112,7 +110,7 @@ impl<E: Real> Classifier<E> {
             rows.map(|(row, i)| {
                 let rank = target(i).map(|class| rank(row, class));
                 let class = (1..row.len()).fold(0, |best, class| if row[class] > row[best] { class } else { best });
-                Prediction { class, probability: (-softmax(row, class)).exp(), rank }
+                Prediction { class, probability: libm::exp(-softmax(row, class)), rank }
             })
             .collect::<Vec<_>>()
         });
@@ -146,11 +144,11 @@ fn softmax<E: Real>(row: &mut [E], target: usize) -> f64 {
     let shifted = (row[target] - most).as_f64();
     let mut sum = E::zero();
     for v in row.iter_mut() {
-        *v = (*v - most).exp();
+        *v = (*v - most).exp_inline();
         sum += *v;
     }
     row.iter_mut().for_each(|v| *v /= sum);
-    sum.as_f64().ln() - shifted
+    libm::log(sum.as_f64()) - shifted
 }
 
 /// How many classes come before `class`: those of larger logit, and of equal logit and lower number.

@@ -29,7 +29,10 @@ impl Standardizer {
         mean.iter_mut().for_each(|m| *m /= n);
         let mut variance = vec![0.0; dim];
         for row in rows.chunks_exact(dim) {
-            variance.iter_mut().zip(row.iter().zip(&mean)).for_each(|(v, (&x, m))| *v += (x as f64 - m).powi(2));
+            for (v, (&x, m)) in variance.iter_mut().zip(row.iter().zip(&mean)) {
+                let off = x as f64 - m;
+                *v += off * off;
+            }
         }
         let deviation: Vec<f64> = variance.iter().map(|v| (v / n).sqrt()).collect();
         let least = CONSTANT * deviation.iter().fold(0.0, |a: f64, &b| a.max(b));

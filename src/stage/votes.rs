@@ -59,7 +59,7 @@ impl Ballot<'_> {
     fn count<E: Real>(&self, cosines: &[E], rows: &[usize], labels: &[usize]) -> Vec<Vec<f64>> {
         let mut votes = vec![vec![0.0; self.classes]; self.ks.len()];
         for (rank, (cosine, &row)) in cosines.iter().zip(rows).enumerate() {
-            let vote = ((cosine.as_f64() - cosines[0].as_f64()) / self.temperature).exp();
+            let vote = libm::exp((cosine.as_f64() - cosines[0].as_f64()) / self.temperature);
             for (votes, &k) in votes.iter_mut().zip(self.ks) {
                 if rank < k {
                     votes[labels[row]] += vote;

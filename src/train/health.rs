@@ -1,8 +1,12 @@
 //! Health of a run, from one step's projections: spread, rank, alignment, uniformity, positiveness.
 
 use nalgebra::DMatrix;
+use rayon::prelude::*;
 
-use crate::{method::Positives, ops::Real};
+use crate::{
+    method::Positives,
+    ops::{Real, columns::sum, simd::vectorized},
+};
 
 /// Health metrics of one step. y are the online projections at unit length.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +32,9 @@ impl Health {
     pub fn of<E: Real>(y1: &[E], y2: &[E], dim: usize, positives: &Positives<E>, neighbour_agreement: f64) -> Self {
         let n = y1.len() / dim;
         let y = DMatrix::from_row_iterator(n, dim, y1.iter().map(|v| v.as_f64()));
-        let gram = &y * y.transpose();
-        let alignment = y1.iter().zip(y2).map(|(a, b)| (a.as_f64() - b.as_f64()).powi(2)).sum::<f64>() / n as f64;
+        let gram = gram(&y.transpose());
+        let alignment =
+            y1.iter().zip(y2).map(|(a, b)| a.as_f64() - b.as_f64()).map(|off| off * off).sum::<f64>() / n as f64;
         let mean = |values: &[E]| values.iter().map(|v| v.as_f64()).sum::<f64>() / values.len() as f64;
         Self {
             std: spread(&y),
@@ -54,14 +59,33 @@ fn spread(y: &DMatrix<f64>) -> f64 {
     std * dim.sqrt()
 }
 
+/// The dot products of all pairs of columns. nalgebra's products would choose their code, and so their bits, by CPU.
+fn gram(x: &DMatrix<f64>) -> DMatrix<f64> {
+    let (len, n) = x.shape();
+    let mut gram = DMatrix::zeros(n, n);
+    let columns = x.as_slice();
+    gram.as_mut_slice().par_chunks_exact_mut(n).enumerate().for_each(|(i, dots)| {
+        let a = &columns[i * len..][..len];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (dot, b) in dots.iter_mut().zip(columns.chunks_exact(len)) {
+                    *dot = sum(len, |c| a[c] * b[c]);
+                }
+            },
+        );
+    });
+    gram
+}
+
 fn effective_rank(y: &DMatrix<f64>, gram: &DMatrix<f64>) -> f64 {
     // The smaller of the two Gram matrices has the same singular values.
     let eigenvalues =
-        if y.ncols() < y.nrows() { (y.transpose() * y).symmetric_eigenvalues() } else { gram.symmetric_eigenvalues() };
+        if y.ncols() < y.nrows() { self::gram(y).symmetric_eigenvalues() } else { gram.symmetric_eigenvalues() };
     let singular: Vec<f64> = eigenvalues.iter().map(|e| e.max(0.0).sqrt()).collect();
     let total: f64 = singular.iter().sum();
-    let entropy: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-    entropy.exp()
+    let entropy: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 0.0).map(|p| -p * libm::log(p)).sum();
+    libm::exp(entropy)
 }
 
 fn uniformity(gram: &DMatrix<f64>) -> f64 {
@@ -69,10 +93,10 @@ fn uniformity(gram: &DMatrix<f64>) -> f64 {
     let mut sum = 0.0;
     for i in 0..n {
         for j in 0..i {
-            sum += (-2.0 * (2.0 - 2.0 * gram[(i, j)])).exp();
+            sum += libm::exp(-2.0 * (2.0 - 2.0 * gram[(i, j)]));
         }
     }
-    (sum / (n * (n - 1) / 2) as f64).ln()
+    libm::log(sum / (n * (n - 1) / 2) as f64)
 }
 
 #[cfg(test)]

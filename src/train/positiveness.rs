@@ -45,9 +45,9 @@ impl Positiveness {
                 continue;
             }
             let weights = || others().map(|(w, _)| w).chain([own]).filter(|w| *w > 0.0);
-            let entropy: f64 = weights().map(|w| w / total).map(|p| -p * p.ln()).sum();
+            let entropy: f64 = weights().map(|w| w / total).map(|p| -p * libm::log(p)).sum();
             means[0].add(weights().count() as f64, 1.0);
-            means[1].add(entropy.exp(), 1.0);
+            means[1].add(libm::exp(entropy), 1.0);
             means[2].add(own / total, 1.0);
             if label >= 0 {
                 let known: f64 = others().filter(|(_, other)| *other >= 0).map(|(w, _)| w).sum();

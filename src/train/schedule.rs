@@ -86,13 +86,13 @@ impl LrSchedule {
         if epoch < self.warmup_epochs {
             return self.peak * epoch / self.warmup_epochs;
         }
-        self.peak * 0.5 * (1.0 + (PI * (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)).cos())
+        self.peak * 0.5 * (1.0 + libm::cos(PI * (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)))
     }
 }
 
 /// EMA momentum: half a cosine from `start` to 1.
 pub fn momentum_at(epoch: f64, start: f64, epochs: f64) -> f64 {
-    1.0 - 0.5 * (1.0 + (PI * epoch / epochs).cos()) * (1.0 - start)
+    1.0 - 0.5 * (1.0 + libm::cos(PI * epoch / epochs)) * (1.0 - start)
 }
 
 /// The learning rate before and after scaling with the images per step of the optimiser.

@@ -22,10 +22,10 @@ pub(super) fn random_crop(
     random: &mut ChaCha8Rng,
 ) -> CropBox {
     let (w, h) = (width as f64, height as f64);
-    let [low, high] = config.ratio.map(|ratio| (ratio as f64).ln());
+    let [low, high] = config.ratio.map(|ratio| libm::log(ratio.into()));
     for _ in 0..10 {
         let area = w * h * uniform(random, config.scale.map(f64::from));
-        let ratio = uniform(random, [low, high]).exp();
+        let ratio = libm::exp(uniform(random, [low, high]));
         let (cw, ch) = ((area * ratio).sqrt().round_ties_even(), (area / ratio).sqrt().round_ties_even());
         if cw >= 1.0 && cw <= w && ch >= 1.0 && ch <= h {
             let (cw, ch) = (cw as u32, ch as u32);

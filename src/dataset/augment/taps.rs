@@ -62,7 +62,7 @@ fn weights(centre: f64, radius: f64, from: u32) -> (u32, Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use fast_image_resize::Resizer;
+    use fast_image_resize::{CpuExtensions, Resizer};
     use image::RgbImage;
 
     use super::*;
@@ -92,8 +92,23 @@ mod tests {
         out
     }
 
+    /// A resizer for each vector unit that the CPU has, and one without.
+    fn resizers() -> impl Iterator<Item = Resizer> {
+        let mut units = vec![CpuExtensions::None];
+        #[cfg(target_arch = "x86_64")]
+        units.extend([CpuExtensions::Sse4_1, CpuExtensions::Avx2]);
+        #[cfg(target_arch = "aarch64")]
+        units.push(CpuExtensions::Neon);
+        units.into_iter().filter(CpuExtensions::is_supported).map(|unit| {
+            let mut resizer = Resizer::new();
+            // SAFETY: the CPU has it.
+            unsafe { resizer.set_cpu_extensions(unit) };
+            resizer
+        })
+    }
+
     #[test]
-    fn resizing_gives_the_very_bytes() {
+    fn resizing_gives_the_very_bytes_on_every_vector_unit() {
         let image = RgbImage::from_fn(300, 280, |x, y| {
             let noise = (x * 7919 + y * 104_729) % 65_537;
             image::Rgb([noise as u8, (noise >> 3) as u8, (x * 3 + y) as u8])
@@ -113,8 +128,11 @@ mod tests {
         ] {
             for side in [8, 32, 45] {
                 let part = CropBox { left, top, width, height };
-                crop_resize(&image, part, (side, side), &mut Resizer::new(), &mut expected);
-                assert!(resize(&image, part, side) == expected, "{part:?} to {side}");
+                let found = resize(&image, part, side);
+                for mut resizer in resizers() {
+                    crop_resize(&image, part, (side, side), &mut resizer, &mut expected);
+                    assert!(found == expected, "{part:?} to {side} on {:?}", resizer.cpu_extensions());
+                }
             }
         }
     }

@@ -29,7 +29,7 @@ pub(super) fn draw((shape, texture): (Shape, Texture), size: usize, random: &mut
 
 /// A gradient between two colours in a random direction.
 fn background(size: usize, near: Paint, far: Paint, random: &mut ChaCha8Rng) -> Canvas {
-    let (sin, cos) = random.random_range(0.0..TAU).sin_cos();
+    let (sin, cos) = libm::sincosf(random.random_range(0.0..TAU));
     Canvas::new(size, |x, y| {
         let along = ((x / size as f32 - 0.5) * cos + (y / size as f32 - 0.5) * sin) / 1.42 + 0.5;
         mix(near, far, along)
@@ -41,7 +41,7 @@ fn stroke(canvas: &mut Canvas, random: &mut ChaCha8Rng) {
     let side = canvas.size as f32;
     let (cx, cy) = (random.random_range(0.0..side), random.random_range(0.0..side));
     let (length, width) = (side * random.random_range(0.05..0.2), side * random.random_range(0.015..0.05));
-    let (sin, cos) = random.random_range(0.0..PI).sin_cos();
+    let (sin, cos) = libm::sincosf(random.random_range(0.0..PI));
     let colour = paint(random);
     canvas.cover(cx, cy, length + width + 1.0, |x, y| {
         let (along, across) = (x * cos + y * sin, y * cos - x * sin);
@@ -56,8 +56,8 @@ fn object(canvas: &mut Canvas, shape: Shape, texture: Texture, behind: Paint, ra
     let radius = side * random.random_range(0.24..0.4);
     let mut place = || random.random_range(0.8 * radius..side - 0.8 * radius);
     let (cx, cy) = (place(), place());
-    let (sin, cos) = random.random_range(0.0..TAU).sin_cos();
-    let (texture_sin, texture_cos) = random.random_range(0.0..TAU).sin_cos();
+    let (sin, cos) = libm::sincosf(random.random_range(0.0..TAU));
+    let (texture_sin, texture_cos) = libm::sincosf(random.random_range(0.0..TAU));
     let period = side * random.random_range(0.12..0.2);
     let (shift_x, shift_y, salt) = (random.random::<f32>(), random.random::<f32>(), random.random::<u32>());
     let first = apart(behind, 0.35, random);

@@ -28,14 +28,14 @@ impl Shape {
     pub fn distance(self, x: f32, y: f32) -> f32 {
         let bar = |half_width: f32, half_height: f32| (x.abs() - half_width).max(y.abs() - half_height);
         match self {
-            Shape::Disc => x.hypot(y) - 0.88,
+            Shape::Disc => (x * x + y * y).sqrt() - 0.88,
             Shape::Square => bar(0.78, 0.78),
             // Equilateral, its inner circle of radius 0.6.
             Shape::Triangle => {
                 let (slope_x, slope_y) = (0.866_025_4 * x.abs(), 0.5 * y);
                 y.max(slope_x - slope_y) - 0.6
             }
-            Shape::Ring => (x.hypot(y) - 0.77).abs() - 0.27,
+            Shape::Ring => ((x * x + y * y).sqrt() - 0.77).abs() - 0.27,
             Shape::Cross => bar(1.0, 0.36).min(bar(0.36, 1.0)),
         }
     }

@@ -35,7 +35,10 @@ impl Texture {
                 let (a, b) = (soft(stripe(0.75 * x)), soft(stripe(0.75 * y)));
                 a + b - 2.0 * a * b
             }
-            Texture::Dots => soft((x - x.round()).hypot(y - y.round()) - 0.3),
+            Texture::Dots => {
+                let (x, y) = (x - x.round(), y - y.round());
+                soft((x * x + y * y).sqrt() - 0.3)
+            }
             Texture::Speckle => cell(x, y, salt),
         }
     }

@@ -13,8 +13,6 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use rand_distr::{Distribution, StandardNormal};
-
 #[cfg(any(test, feature = "cuda"))]
 pub use cuda::SavedGpu;
 pub use forward::Saved;
@@ -24,7 +22,7 @@ use crate::ops::{
     Real,
     arena::Layout,
     product::Products,
-    random::{Purpose, stream},
+    random::{Normals, Purpose, stream},
 };
 use block::{Block, Builder, ConvBatchNorm};
 
@@ -99,9 +97,8 @@ impl ResNet {
             match entry.shape[..] {
                 [out, _, kernel, _] => {
                     let std = (2.0 / (out * kernel * kernel) as f64).sqrt();
-                    let mut random = stream(seed, Purpose::Init, i as u64, 0, 0);
-                    let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
-                    params[entry.range()].fill_with(|| E::of(draw() * std));
+                    let mut normals = Normals::of(stream(seed, Purpose::Init, i as u64, 0, 0));
+                    params[entry.range()].fill_with(|| E::of(normals.draw() * std));
                 }
                 _ if entry.name.ends_with(".weight") => params[entry.range()].fill(E::one()),
                 _ => {}

@@ -1,13 +1,12 @@
 //! Initial weights: MoCo-v3's.
 
 use rand::RngExt;
-use rand_distr::{Distribution, StandardNormal};
 
 use super::{Vit, positions};
 use crate::ops::{
     Real,
     arena::Entry,
-    random::{Purpose, stream},
+    random::{Normals, Purpose, stream},
 };
 
 /// Standard deviation of the class token.
@@ -22,8 +21,8 @@ impl Vit {
             let values = &mut params[entry.range()];
             let mut random = stream(seed, Purpose::Init, i as u64, 0, 0);
             if entry.name == "cls_token" {
-                let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
-                values.fill_with(|| E::of(draw() * CLS_TOKEN_STD));
+                let mut normals = Normals::of(random);
+                values.fill_with(|| E::of(normals.draw() * CLS_TOKEN_STD));
             } else if let Some(fans) = fans(entry) {
                 let bound = (6.0 / fans as f64).sqrt();
                 values.fill_with(|| E::of((2.0 * random.random::<f64>() - 1.0) * bound));

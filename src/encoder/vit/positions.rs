@@ -12,14 +12,14 @@ const CUBIC: f64 = -0.75;
 pub fn sin_cos<E: Real>(grid: usize, width: usize) -> Vec<E> {
     assert!(width.is_multiple_of(4), "a quarter of the width for each part");
     let quarter = width / 4;
-    let frequency = |i: usize| TEMPERATURE.powf(-(i as f64) / quarter as f64);
+    let frequency = |i: usize| libm::pow(TEMPERATURE, -(i as f64) / quarter as f64);
     let mut positions = vec![E::zero(); (1 + grid * grid) * width];
     for (i, token) in positions.chunks_exact_mut(width).skip(1).enumerate() {
         for (half, at) in token.chunks_exact_mut(2 * quarter).zip([i / grid, i % grid]) {
             for c in 0..quarter {
-                let angle = at as f64 * frequency(c);
-                half[c] = E::of(angle.sin());
-                half[quarter + c] = E::of(angle.cos());
+                let (sin, cos) = libm::sincos(at as f64 * frequency(c));
+                half[c] = E::of(sin);
+                half[quarter + c] = E::of(cos);
             }
         }
     }

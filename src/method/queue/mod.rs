@@ -7,7 +7,6 @@ mod tests;
 use std::{collections::BTreeMap, ops::Range};
 
 use dfdx::prelude::HasShape;
-use rand_distr::{Distribution, StandardNormal};
 
 use self::rows::Rows;
 pub use self::rows::{Neighbours, Origins};
@@ -18,7 +17,7 @@ use crate::ops::{
     named::{NamedTensor, Values},
     normalize::normalize_rows,
     product::Products,
-    random::{Purpose, stream},
+    random::{Normals, Purpose, stream},
     seam::Matrix,
     topk::Bank,
 };
@@ -90,9 +89,8 @@ struct Run {
 impl<E: Real> Queue<E> {
     /// A queue of random unit vectors, called `name` in checkpoints.
     pub fn new(name: &'static str, length: usize, dim: usize, seed: u64) -> Self {
-        let mut random = stream(seed, Purpose::Queue, 0, 0, 0);
-        let mut draw = || -> f64 { StandardNormal.sample(&mut random) };
-        let mut bank: Vec<E> = (0..length * dim).map(|_| E::of(draw())).collect();
+        let mut normals = Normals::of(stream(seed, Purpose::Queue, 0, 0, 0));
+        let mut bank: Vec<E> = (0..length * dim).map(|_| E::of(normals.draw())).collect();
         normalize_rows(&mut bank, dim);
         Self {
             name,

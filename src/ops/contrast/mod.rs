@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    columns::sum,
     linear::{LinearKernel, linear},
     seam::{Buffer, Matrix, Traced, to_vec, traced, with_elements},
     simd::vectorized,
+    softmax::largest_and_rest,
 };
 
 /// A value per row.
@@ -90,6 +90,7 @@ pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
     }
 
     /// ln sum_j exp(s_j / tau) of each row of s [n, m].
+    #[allow(clippy::disallowed_methods, reason = "other devices do not use the C library")]
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, Self::Err> {
         s.try_div(tau)?.try_logsumexp::<(usize,), Axis<1>>()
     }
@@ -184,9 +185,8 @@ where
                 vectorized(
                     #[inline(always)]
                     || {
-                        let largest = s.iter().fold(E::neg_infinity(), |a, b| if *b > a { *b } else { a });
-                        let total = sum(m, |j| ((s[j] - largest) * scale).exp_inline());
-                        *y = largest * scale + total.ln();
+                        let (largest, rest) = largest_and_rest(s, scale);
+                        *y = largest * scale + rest;
                     },
                 );
             });

@@ -26,9 +26,11 @@ use crate::ops::{
     later::{Later, ReadLater},
     linear::{LinearKernel, linear},
     normalize::{self, NormalizeKernel},
+    over_batch::BatchKernel,
     product::Products,
     seam::{Buffer, Matrix, Traced, traced},
     sinkhorn::{self, Sinkhorn, SinkhornKernel},
+    softmax::SoftmaxKernel,
     weight::Weights,
 };
 
@@ -194,8 +196,10 @@ impl ContrastKernel<f32> for Cuda {
     }
 }
 
-/// As a composition of dfdx's operations.
+/// As compositions of dfdx's operations.
 impl GroupDotsKernel<f32> for Cuda {}
+impl SoftmaxKernel<f32> for Cuda {}
+impl BatchKernel<f32> for Cuda {}
 
 impl SinkhornKernel<f32> for Cuda {
     fn assign(

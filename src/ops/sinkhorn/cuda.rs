@@ -1,6 +1,6 @@
 //! Sinkhorn's normalisation on a GPU. Addresses are of the device; values are f32, sums f64 in a fixed order.
 
-use super::{ROWS, Sinkhorn};
+use super::Sinkhorn;
 use crate::ops::cuda::{Arg, Gpu, GpuError, Source, THREADS, one_each};
 
 /// The kernels.
@@ -17,6 +17,9 @@ pub static SOURCE: Source = Source {
         "sinkhorn_scale",
     ],
 };
+
+/// Rows per piece of a column sum; fixed, so that results do not depend on how many there are at a time.
+const ROWS: usize = 64;
 
 /// Rows of scores at an address.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +96,7 @@ mod tests {
             let scores: Vec<f32> = (0..(beside + own) * columns).map(|i| (i as f32 * 0.7).sin()).collect();
             let settings = Sinkhorn { epsilon, iterations: 3 };
             let mut expected = scores.clone();
-            sinkhorn(&mut expected, columns, settings);
+            sinkhorn(&mut expected, columns, own, settings);
             let expected = expected.split_off(beside * columns);
             on_every_gpu(|gpu| {
                 let found = found(gpu, settings, columns, &scores[..beside * columns], &scores[beside * columns..]);

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 
 use super::{
     Real,
+    gemm::Threads,
+    parts::{add_tree, parts},
     seam::{Matrix, to_vec},
+    simd::vectorized,
 };
-
-/// Rows per piece of a column sum. Pieces are fixed, so that results do not depend on the number of threads.
-const ROWS: usize = 64;
 
 /// How scores are normalised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +61,7 @@ where
         let (n, columns) = *scores.shape();
         let mut all = beside.map(to_vec).unwrap_or_default();
         all.extend(to_vec(scores));
-        sinkhorn(&mut all, columns, settings);
+        sinkhorn(&mut all, columns, n, settings);
         let own = all.split_off(all.len() - n * columns);
         scores.device().try_tensor_from_vec(own, (n, columns))
     }
@@ -69,15 +69,21 @@ where
 
 /// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose
 /// columns sum to about rows / columns: exp(scores / epsilon), then columns and rows in turn (Caron et al. 2020, appendix A).
-fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
+/// The last `own` rows are those of the batch.
+fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, own: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
     let rows = scores.len() / columns;
     // Subtracting the maximum cancels in the first division.
     let most = scores.iter().copied().fold(E::neg_infinity(), E::max);
     let inverse = E::of(1.0 / epsilon);
-    scores.par_chunks_mut(columns).for_each(|row| row.iter_mut().for_each(|s| *s = ((*s - most) * inverse).exp()));
+    scores.par_chunks_mut(columns).for_each(|row| {
+        vectorized(
+            #[inline(always)]
+            || row.iter_mut().for_each(|s| *s = ((*s - most) * inverse).exp_inline()),
+        );
+    });
     for _ in 0..iterations {
         let factors: Vec<E> =
-            column_sums(scores, columns).into_iter().map(|sum| E::of(1.0 / (sum * columns as f64))).collect();
+            column_sums(scores, columns, own).into_iter().map(|sum| E::of(1.0 / (sum * columns as f64))).collect();
         scores.par_chunks_mut(columns).for_each(|row| {
             let mut sum = 0.0;
             for (q, factor) in row.iter_mut().zip(&factors) {
@@ -92,20 +98,19 @@ fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, Sinkhorn { epsilon, itera
     scores.iter_mut().for_each(|q| *q *= rows);
 }
 
-fn column_sums<E: Real>(q: &[E], columns: usize) -> Vec<f64> {
-    let pieces: Vec<Vec<f64>> = q
-        .par_chunks(ROWS * columns)
-        .map(|rows| {
-            let mut sums = vec![0.0; columns];
-            for row in rows.chunks_exact(columns) {
+/// Per column the tree's sum over the rows of the batch, the last `own` of q, added to that over the rows before them.
+fn column_sums<E: Real>(q: &[E], columns: usize, own: usize) -> Vec<f64> {
+    let mut total = vec![0.0; columns];
+    let (beside, own) = q.split_at(q.len() - own * columns);
+    for rows in [beside, own] {
+        let count = parts(rows.len() / columns);
+        let part = rows.len() / count;
+        add_tree(count, &mut total, Threads::One, |i, sums| {
+            sums.fill(0.0);
+            for row in rows[i * part..][..part].chunks_exact(columns) {
                 sums.iter_mut().zip(row).for_each(|(sum, q)| *sum += q.as_f64());
             }
-            sums
-        })
-        .collect();
-    let mut total = vec![0.0; columns];
-    for piece in pieces {
-        total.iter_mut().zip(piece).for_each(|(sum, more)| *sum += more);
+        });
     }
     total
 }
@@ -117,11 +122,11 @@ mod tests {
     #[test]
     fn rows_sum_to_one_and_prototypes_are_used_alike() {
         let mut q: Vec<f64> = (0..300 * 5).map(|i| (i as f64 * 0.7).sin()).collect();
-        sinkhorn(&mut q, 5, Sinkhorn { epsilon: 0.5, iterations: 50 });
+        sinkhorn(&mut q, 5, 300, Sinkhorn { epsilon: 0.5, iterations: 50 });
         for row in q.chunks(5) {
             assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         }
-        for sum in column_sums(&q, 5) {
+        for sum in column_sums(&q, 5, 300) {
             assert!((sum - 60.0).abs() < 0.1, "{sum}");
         }
     }
@@ -129,7 +134,7 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         let mut q = [900.0f32, 0.0, 0.0, 900.0];
-        sinkhorn(&mut q, 2, Sinkhorn { epsilon: 1.0, iterations: 3 });
+        sinkhorn(&mut q, 2, 2, Sinkhorn { epsilon: 1.0, iterations: 3 });
         assert_eq!(q, [1.0, 0.0, 0.0, 1.0]);
     }
 }

@@ -1,5 +1,7 @@
 //! The HTML report: one self-contained page per run or per comparison, drawn by its own script from data within it.
 
+#![allow(clippy::disallowed_methods, reason = "a page is no result")]
+
 mod classes;
 mod curves;
 mod gallery;

@@ -9,8 +9,8 @@ use crate::{
 pub(super) fn step<E: Real>(config: &AdamwConfig, lr: f64, step: i32, tensor: TensorStep<E>) {
     let [beta1, beta2] = config.betas;
     let keep = E::of(1.0 - lr * config.weight_decay);
-    let rate = E::of(lr / (1.0 - beta1.powi(step)));
-    let correction = E::of(1.0 / (1.0 - beta2.powi(step)).sqrt());
+    let rate = E::of(lr / (1.0 - libm::pow(beta1, step.into())));
+    let correction = E::of(1.0 / (1.0 - libm::pow(beta2, step.into())).sqrt());
     let (eps, b1, b2) = (E::of(config.eps), E::of(beta1), E::of(beta2));
     let (c1, c2) = (E::of(1.0 - beta1), E::of(1.0 - beta2));
     let TensorStep { params, gradients, mut moments, .. } = tensor;
