@@ -254,9 +254,31 @@ fn compute<'a>(scratch: &Scratch, runs: impl Iterator<Item = &'a Run>, setting: 
 }
 
 #[track_caller]
-fn assert_recorded(recorded: &[Entry], found: &[Entry], setting: Setting) {
+fn assert_recorded(recorded: &[Entry], found: &[Entry]) {
     let problems = differences(recorded, found);
-    assert!(problems.is_empty(), "{setting:?}:\n{}", problems.join("\n"));
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+/// All units with each of `threads`; what differs anywhere is told together.
+#[track_caller]
+fn assert_recorded_everywhere(threads: &[usize], runs: impl Fn(&&Run) -> bool) {
+    let (scratch, recorded) = (scratch(), recorded());
+    let mut problems = String::new();
+    for unit in units(&scratch) {
+        for &threads in threads {
+            let setting = Setting { unit: Some(&unit), threads: Some(threads) };
+            let begun = std::time::Instant::now();
+            let found = compute(&scratch, RUNS.iter().filter(&runs), setting);
+            println!("{unit}, {threads} threads: {:.0} s", begun.elapsed().as_secs_f32());
+            for problem in differences(&recorded, &found) {
+                writeln!(problems, "{unit}, {threads} threads: {problem}").expect("memory");
+            }
+        }
+    }
+    assert!(
+        problems.is_empty(),
+        "if the widest unit comes to the list, then these numbers depend on the unit or on threads:\n{problems}"
+    );
 }
 
 /// Names of the units that this CPU, or the one that is emulated, has.
@@ -272,7 +294,7 @@ fn the_listed_runs_come_to_the_recorded_content() {
     let found = compute(&scratch(), RUNS.iter(), Setting::default());
     let recorded = recorded();
     if std::env::var_os("SNCLR_RECORD_HASHES").is_none() {
-        assert_recorded(&recorded, &found, Setting::default());
+        assert_recorded(&recorded, &found);
         let gone: Vec<_> = recorded.iter().filter(|old| entry(&found, &old.run, old.stage).is_none()).collect();
         assert!(gone.is_empty(), "no longer run: {gone:?}: record the list anew by {COMMAND}");
         return;
@@ -289,27 +311,14 @@ fn every_vector_unit_and_number_of_threads_comes_to_the_same_content() {
     if std::env::var_os("SNCLR_RECORD_HASHES").is_some() {
         return;
     }
-    let (scratch, recorded) = (scratch(), recorded());
-    for unit in units(&scratch) {
-        for threads in [1, 3] {
-            let setting = Setting { unit: Some(&unit), threads: Some(threads) };
-            let found = compute(&scratch, RUNS.iter().filter(|run| run.everywhere), setting);
-            assert_recorded(&recorded, &found, setting);
-        }
-    }
+    assert_recorded_everywhere(&[1, 3], |run| run.everywhere);
 }
 
 /// The whole list; `scripts/soak.sh` runs it.
 #[test]
 #[ignore = "takes minutes: scripts/soak.sh"]
 fn soak_every_run_on_every_unit() {
-    let (scratch, recorded) = (scratch(), recorded());
-    for unit in units(&scratch) {
-        for threads in [1, 2, 3] {
-            let setting = Setting { unit: Some(&unit), threads: Some(threads) };
-            assert_recorded(&recorded, &compute(&scratch, RUNS.iter(), setting), setting);
-        }
-    }
+    assert_recorded_everywhere(&[1, 2, 3], |_| true);
 }
 
 /// One ResNet and one transformer on whatever `SNCLR_TEST_UNDER` emulates; `scripts/soak.sh` runs it.
@@ -320,7 +329,7 @@ fn soak_an_emulated_cpu() {
     println!("units: {}", units(&scratch).join(", "));
     let runs = RUNS.iter().filter(|run| ["resnet-snclr", "vit-swav"].contains(&run.name));
     let found = compute(&scratch, runs, Setting::default());
-    assert_recorded(&recorded(), &found, Setting::default());
+    assert_recorded(&recorded(), &found);
 }
 
 #[test]
