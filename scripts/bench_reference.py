@@ -7,7 +7,7 @@
     python scripts/bench_reference.py queue --device cuda --precision tf32 --queries 1024
 
 Prints one JSON object like that of `snclr bench --json`, a row per implementation; each case has a process of its own, so that
-its peak memory is its own. Needs torch, torchvision and (for queue and knn) faiss-cpu.
+its peak memory is its own. Needs torch, torchvision, (for queue and knn) faiss-cpu and (for vit_tiny and vit_small) timm.
 """
 
 import argparse
@@ -32,6 +32,8 @@ CASES = {
     "small": (None, 10),
     "resnet18": (None, 5),
     "resnet50": (None, 5),
+    "vit_tiny": (None, 10),
+    "vit_small": (None, 5),
     "queue": (None, 20),
     "augment-cifar": (1, 5),
     "augment-imagenet": (1, 5),
@@ -277,6 +279,11 @@ def augment(args, case):
 # --- a whole pretraining step
 
 
+# timm's names, sizes of images and of patches.
+VITS = {"vit_tiny": ("vit_tiny_patch16_224", 32, 4), "vit_small": ("vit_small_patch16_224", 224, 16)}
+STEPS = ("small", "resnet18", "resnet50", *VITS)
+
+
 def mlp(layers, width, hidden, out):
     """Linear, batch norm, ReLU; the last layer ends in a batch norm without parameters."""
     parts = []
@@ -288,6 +295,13 @@ def mlp(layers, width, hidden, out):
 
 
 def encoder(case):
+    if case in VITS:
+        import timm
+
+        # Positions are fixed (sine and cosine) as in our encoder: they are added and not trained.
+        net = timm.create_model(VITS[case][0], img_size=VITS[case][1], patch_size=VITS[case][2], num_classes=0)
+        net.pos_embed.requires_grad_(False)
+        return net, net.embed_dim
     from torchvision.models import resnet
 
     if case == "resnet50":
@@ -342,7 +356,7 @@ class Lars(torch.optim.Optimizer):
 
 
 def step(args, case):
-    large = case == "resnet50"
+    large = case in ("resnet50", "vit_small")
     n, size, dim, hidden = (8, 224, 256, 4096) if large else (128, 32, 128, 512)
     n, device = args.batch or n, args.device
     length, k, tau = args.queue_length or (65536 if large else 16384), args.k or 30, 0.2
@@ -353,7 +367,7 @@ def step(args, case):
     attention = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)]).to(device)
     bank = unit_rows(length, dim, 0).to(device)
     views = [torch.randn(n, 3, size, size).to(device, memory_format=torch.channels_last) for _ in range(2)]
-    parameters = [p for module in (online, predictor, attention) for p in module.parameters()]
+    parameters = [p for module in (online, predictor, attention) for p in module.parameters() if p.requires_grad]
     pairs = list(zip(target.parameters(), online.parameters()))
     velocity = {parameter: torch.zeros_like(parameter) for parameter in parameters}
     half = {"f16": torch.float16, "bf16": torch.bfloat16}.get(args.precision)
@@ -400,6 +414,7 @@ def step(args, case):
             oldest += n
 
     names = {"small": "ResNet-18 of width 16", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+    names |= {"vit_tiny": "ViT-Tiny, patches of 4", "vit_small": "ViT-S/16"}
     what = f"step: {names[case]}, {size}x{size}, batch {n}, queue {length}, K {k}"
     library = f"{torch_version()}{' compiled' if args.compile else ''}, channels last"
     took = timed(once, args.steps, device)
@@ -417,7 +432,7 @@ def measure(args, case):
     for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
         library.allow_tf32 = args.precision != "f32"  # of f16 what autocast leaves in f32
     args.steps = args.steps or steps
-    if case in ("small", "resnet18", "resnet50"):
+    if case in STEPS:
         return step(args, case)
     if case.startswith("augment"):
         return augment(args, case)

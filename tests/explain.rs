@@ -93,6 +93,37 @@ fn every_leaf_that_differs_is_told_with_what_it_will_take() {
     assert_eq!(scratch.run("plan tiny.yaml --check").code, 0, "plan says the same");
 }
 
+/// In bf16 a key has what multiplies; one of f32 does not.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn another_kind_of_bf16_products_makes_training_run_again() {
+    let scratch = Scratch::new();
+    let with = |unit: &str, args: &str| {
+        let output = scratch.command(args).env("SNCLR_VECTOR_UNIT", unit).output().expect("the program");
+        let finished = common::Finished::of(output);
+        assert_eq!(finished.code, 0, "{unit}: {args}: {}", finished.stderr);
+        serde_json::from_str::<Value>(finished.stdout.trim_end().lines().last().expect("JSON")).expect("JSON")
+    };
+    let doctor = scratch.json("doctor --json");
+    let kind = doctor["checks"].as_array().expect("checks").iter().find(|check| check["check"] == "bf16 products");
+    let kind = text(&kind.expect("the check")["found"]);
+    if !kind.ends_with("BF16") {
+        return println!("skipped: this CPU multiplies bf16 in one way only; tested within src/plan/key.rs");
+    }
+    let short = "tiny.yaml --json --set epochs=1 --set schedule.warmup_epochs=0";
+    with("avx512", &format!("run {short} --set precision=bf16"));
+    let told = with("avx2", &format!("explain {short} --set precision=bf16"));
+    let expected = json!([{ "leaf": "precision.unit", "old": kind, "new": "f32" }]);
+    assert_eq!(stage(&told, "pretrain")["differences"], expected);
+    assert_eq!(stage(&told, "embed_random_init")["status"], "cached", "features are computed in f32");
+    let plan = with("avx2", &format!("plan {short} --set precision=bf16"));
+    assert_eq!(stage(&plan, "pretrain")["reason"], format!("precision.unit {kind} -> f32"));
+
+    with("avx512", &format!("run {short}"));
+    let plan = with("avx2", &format!("plan {short}"));
+    assert!(common::statuses(&plan).values().all(|status| status == "cached"), "{plan}");
+}
+
 #[test]
 fn two_runs_differ_in_leaves_metrics_and_images() {
     let scratch = Scratch::new();

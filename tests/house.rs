@@ -144,6 +144,11 @@ fn the_doctor_looks_at_machine_and_folder() {
         false => "ok       device cuda  not usable: this build has no CUDA support; build it with --features cuda",
     };
     assert!(shown.contains(cuda), "{shown}");
+    let forced = scratch.command("doctor --json").env("SNCLR_VECTOR_UNIT", "scalar").output().expect("the program");
+    let forced: Value = serde_json::from_slice(&forced.stdout).expect("JSON");
+    assert_eq!((&forced["vector_unit"]["used"], &forced["ok"]), (&json!("scalar"), &json!(true)));
+    assert_eq!(forced["vector_unit"]["chosen_by"], "SNCLR_VECTOR_UNIT");
+    assert_eq!(forced["vector_unit"]["available"], report["vector_unit"]["available"]);
     scratch.write("file", "");
     let broken = scratch.run("doctor --runs file/runs");
     assert_eq!(broken.code, 1);

@@ -45,6 +45,32 @@ fn the_doctor_tells_about_devices() {
     assert!(finished.stdout.contains("device cuda  "), "{}", finished.stdout);
 }
 
+/// Before any work, with the units that there are; the doctor included, since nothing can be computed.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_vector_unit_that_is_not_there_is_refused() {
+    let scratch = Scratch::new();
+    let refused = |unit: &str, expected: &str| {
+        for command in ["run tiny.yaml", "doctor"] {
+            let output = scratch.command(command).env("SNCLR_VECTOR_UNIT", unit).output().expect("the program");
+            let finished = common::Finished::of(output);
+            assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{unit}: {}", finished.stderr);
+            assert_eq!(finished.stderr, expected, "{unit}");
+        }
+    };
+    let unknown = "error: SNCLR_VECTOR_UNIT: unknown vector unit ";
+    refused("sse4", &format!("{unknown}`sse4`; use one of: scalar, avx2, avx512\n"));
+    refused("AVX-512", &format!("{unknown}`AVX-512`; did you mean `avx512`? use one of: scalar, avx2, avx512\n"));
+    let report = scratch.json("doctor --json");
+    let available: Vec<_> =
+        report["vector_unit"]["available"].as_array().expect("a list").iter().map(common::text).collect();
+    let there = available.join(", ");
+    for unit in ["avx2", "avx512"].into_iter().filter(|unit| !available.iter().any(|known| known == unit)) {
+        refused(unit, &format!("error: SNCLR_VECTOR_UNIT: this CPU has no `{unit}`; it has: {there}\n"));
+    }
+    assert!(!scratch.path("runs").exists(), "a refused unit leaves nothing behind");
+}
+
 #[test]
 fn half_precision_on_the_cpu_is_refused() {
     let finished = Scratch::new().run("run tiny.yaml --set precision=f16");

@@ -74,7 +74,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         ok("version", format!("snclr {}", env!("CARGO_PKG_VERSION"))),
         ok("target", format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
         ok("cpu", cpu_model()),
-        vectors(simd::vector_unit()),
+        vectors(simd::vector_unit(), simd::chosen_by(), &simd::available()),
         ok("convolutions", "3x3 of stride 1 by Winograd's F(4x4, 3x3), others as matrix products"),
         bf16(bf16_unit()),
         threads(global.threads, std::thread::available_parallelism().ok().map(usize::from)),
@@ -106,15 +106,23 @@ fn bf16(unit: Option<&'static str>) -> Check {
     ok("bf16 products", unit.unwrap_or(without))
 }
 
-fn vectors(unit: &'static str) -> Check {
-    match unit {
-        "scalar" => bad(
+/// The unit in use, what chose it, and those that there are.
+fn vectors(unit: &str, chosen_by: &str, available: &[&str]) -> Check {
+    let found = format!("{unit}, chosen by {chosen_by}; there are {}", available.join(", "));
+    match (unit, available) {
+        ("scalar", ["scalar"]) => bad(
             "vector unit",
             Status::Warning,
-            "none that is used; kernels run on scalars",
+            found,
             "training is several times slower than on a CPU with AVX2, AVX-512 or NEON",
         ),
-        unit => ok("vector unit", unit),
+        ("scalar", _) => bad(
+            "vector unit",
+            Status::Warning,
+            found,
+            "training is several times slower than with vectors, to the same bits; unset SNCLR_VECTOR_UNIT",
+        ),
+        _ => ok("vector unit", found),
     }
 }
 
@@ -237,7 +245,8 @@ fn disk(place: &Path) -> Check {
 fn to_json(checks: &[Check]) -> serde_json::Value {
     let check = |check: &Check| json!({ "check": check.name, "status": check.status.name(), "found": check.found, "help": check.help });
     let broken = checks.iter().any(|check| check.status == Status::Error);
-    json!({ "ok": !broken, "checks": checks.iter().map(check).collect::<Vec<_>>() })
+    let unit = json!({ "used": simd::vector_unit(), "chosen_by": simd::chosen_by(), "available": simd::available() });
+    json!({ "ok": !broken, "checks": checks.iter().map(check).collect::<Vec<_>>(), "vector_unit": unit })
 }
 
 fn to_text(checks: &[Check]) -> String {
@@ -265,7 +274,13 @@ warning  threads      8 on 2 processors
 ";
         assert_eq!(text, expected);
         assert_eq!(threads(None, Some(2)), ok("threads", "2, one per processor"));
-        assert_eq!(vectors("scalar").status, Status::Warning);
+        assert_eq!(
+            vectors("avx2", "the CPU", &["scalar", "avx2"]),
+            ok("vector unit", "avx2, chosen by the CPU; there are scalar, avx2")
+        );
+        let forced = vectors("scalar", simd::VARIABLE, &["scalar", "avx2"]);
+        assert!(forced.status == Status::Warning && forced.help.is_some_and(|help| help.contains(simd::VARIABLE)));
+        assert_eq!(vectors("scalar", "the CPU", &["scalar"]).status, Status::Warning);
     }
 
     #[test]

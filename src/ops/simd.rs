@@ -11,7 +11,7 @@ pub const VARIABLE: &str = "SNCLR_VECTOR_UNIT";
 /// Why [`VARIABLE`] cannot be obeyed.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
-    #[error("{VARIABLE}: unknown vector unit `{found}`; use one of: {}", known().join(", "))]
+    #[error("{VARIABLE}: unknown vector unit `{found}`; {}use one of: {}", suggestion(found), known().join(", "))]
     Unknown { found: String },
     #[error("{VARIABLE}: this CPU has no `{found}`; it has: {}", available().join(", "))]
     Missing { found: String },
@@ -25,6 +25,14 @@ fn known() -> Vec<&'static str> {
     #[cfg(target_arch = "aarch64")]
     names.push("neon");
     names
+}
+
+/// `did you mean` the unit that is written almost like `found`, or nothing.
+fn suggestion(found: &str) -> String {
+    let plain = found.to_ascii_lowercase();
+    let distance = |name: &str| strsim::damerau_levenshtein(&plain, name);
+    let nearest = known().into_iter().min_by_key(|name| distance(name)).filter(|name| distance(name) <= 2);
+    nearest.map_or_else(String::new, |name| format!("did you mean `{name}`? "))
 }
 
 /// Those that the running CPU has.
@@ -60,6 +68,14 @@ fn choose(wanted: Option<&str>) -> Result<Arch, UnitError> {
 /// When it names no unit that this CPU has.
 pub fn check() -> Result<(), UnitError> {
     choose(std::env::var(VARIABLE).ok().as_deref()).map(|_| ())
+}
+
+/// What chose the unit in use: [`VARIABLE`] or the CPU.
+pub fn chosen_by() -> &'static str {
+    match std::env::var(VARIABLE) {
+        Ok(name) if !name.is_empty() => VARIABLE,
+        _ => "the CPU",
+    }
 }
 
 /// The unit in use, the same as long as the program runs.
@@ -130,6 +146,13 @@ mod tests {
         assert_eq!(
             unknown.to_string(),
             format!("SNCLR_VECTOR_UNIT: unknown vector unit `sse9`; use one of: {}", known().join(", "))
+        );
+        let near = choose(Some("AVX-2")).expect_err("units are in small letters").to_string();
+        let suggested = cfg!(any(target_arch = "x86", target_arch = "x86_64"));
+        assert_eq!(
+            near.contains("unknown vector unit `AVX-2`; did you mean `avx2`? use one of: "),
+            suggested,
+            "{near}"
         );
         let missing = UnitError::Missing { found: "avx512".into() };
         let expected = format!("SNCLR_VECTOR_UNIT: this CPU has no `avx512`; it has: {}", available().join(", "));

@@ -89,9 +89,9 @@ impl Stage {
     }
 }
 
-/// Fields of the encoder that features do not depend on, or only by way of the trained weights. The control is the random
-/// initialisation even where training starts from a file.
-const ONLY_TRAINING: [&str; 2] = [key::INIT, "encoder.stop_grad_patch_embed"];
+/// Fields that features do not depend on, or only by way of the trained weights. The control is the random initialisation
+/// even where training starts from a file; embeddings are computed in f32 whatever training computes in.
+const ONLY_TRAINING: [&str; 3] = [key::INIT, "encoder.stop_grad_patch_embed", key::UNIT];
 const EMBED: [&str; 6] =
     ["augmentations.size", "augmentations.mean", "augmentations.std", "augmentations.eval", "encoder", "precision"];
 const EMBED_RANDOM_INIT: [&str; 7] = [

@@ -8,6 +8,7 @@ use super::Stage;
 use crate::{
     artifact::{Components, hash},
     spec::{self, Experiment},
+    train::Precision,
 };
 
 /// Up to so many source files are leaves of their own, so that an explanation can name the one that changed.
@@ -15,6 +16,10 @@ const NAMED_SOURCES: usize = 32;
 
 /// Leaf of the file that the encoder starts from. Its path, `encoder.init`, is operational.
 pub const INIT: &str = "encoder.init_file";
+
+/// Leaf of what multiplies bf16 where that is the precision: each kind rounds its sums in an order of its own, while f32 has
+/// the same bits on all.
+pub const UNIT: &str = "precision.unit";
 
 /// The semantic fields of an experiment by dotted name, and the hashes of files that it names.
 pub struct Leaves(BTreeMap<String, Value>);
@@ -45,6 +50,13 @@ impl Leaves {
     pub fn add_init(&mut self, hash: Option<String>) {
         if let Some(hash) = hash {
             self.0.insert(INIT.into(), hash.into());
+        }
+    }
+
+    /// Adds what multiplies bf16 on this machine, where `precision` asks for bf16.
+    pub fn add_unit(&mut self, precision: Precision, unit: Option<&str>) {
+        if precision == Precision::Bf16 {
+            self.0.insert(UNIT.into(), unit.unwrap_or("f32").into());
         }
     }
 
@@ -80,6 +92,36 @@ fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
         }
         leaf => {
             into.insert(prefix.to_owned(), leaf.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::experiment;
+
+    #[test]
+    fn a_training_in_bf16_depends_on_what_multiplies_and_nothing_else_does() {
+        let components = |precision: &str, unit| {
+            let experiment = experiment(&[("precision", precision.into())]);
+            let mut leaves = Leaves::of(&experiment).unwrap();
+            leaves.add_unit(experiment.precision, unit);
+            Stage::ALL.map(|stage| leaves.components(stage, |_| "content".to_owned()))
+        };
+        for precision in ["f32", "tf32"] {
+            assert_eq!(components(precision, Some("AVX512-BF16")), components(precision, None), "{precision}");
+            assert!(components(precision, None).iter().all(|stage| !stage.0.contains_key(UNIT)), "{precision}");
+        }
+        let [wide, narrow] = [Some("AVX512-BF16"), None].map(|unit| components("bf16", unit));
+        for (stage, (wide, narrow)) in Stage::ALL.into_iter().zip(wide.iter().zip(&narrow)) {
+            let leaf = |of: &Components| of.0.get(UNIT).cloned();
+            if stage == Stage::Pretrain {
+                assert_eq!((leaf(wide), leaf(narrow)), (Some("\"AVX512-BF16\"".into()), Some("\"f32\"".into())));
+                assert_ne!(wide.key(), narrow.key());
+            } else {
+                assert_eq!((leaf(wide), wide.key()), (None, narrow.key()), "{stage}");
+            }
         }
     }
 }

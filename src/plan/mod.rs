@@ -16,6 +16,7 @@ pub use graph::Stage;
 
 use crate::{
     artifact::{Artifact, Components, Found, Key, Store},
+    ops::product::bf16_unit,
     spec::Experiment,
     stage::{Interrupt, Progress},
 };
@@ -58,6 +59,7 @@ impl<'a> Planner<'a> {
         let mut leaves = key::Leaves::of(experiment)?;
         leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
         leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
+        leaves.add_unit(experiment.precision, bf16_unit());
         Ok(Planner { store, leaves })
     }
 

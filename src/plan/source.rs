@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Context;
-use rayon::prelude::*;
 
 use crate::{
     artifact::{Stamp, StatCache, hash},
@@ -94,15 +93,25 @@ fn hash_files(
     Ok(hashes)
 }
 
-/// One file on the calling thread, so that a small data set does not start a thread pool; several on all threads.
+/// One file on the calling thread, several on threads of their own: the pool starts with the work of the first stage, with as
+/// many threads as were asked for.
 fn hash_group(group: &[(String, PathBuf, Stamp)]) -> anyhow::Result<Vec<String>> {
     let hash = |(_, path, _): &(String, PathBuf, Stamp)| {
         hash::file(path, |_| ()).with_context(|| format!("reading {}", path.display()))
     };
-    match group {
-        [one] => Ok(vec![hash(one)?]),
-        many => many.par_iter().map(hash).collect(),
+    let hash_all = |part: &[(String, PathBuf, Stamp)]| part.iter().map(hash).collect::<anyhow::Result<Vec<_>>>();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads.min(group.len()) < 2 {
+        return hash_all(group);
     }
+    let parts = std::thread::scope(|scope| {
+        let parts = group.chunks(group.len().div_ceil(threads));
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || hash_all(part))).collect();
+        let results = threads.into_iter();
+        let results = results.map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        results.collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    Ok(parts.concat())
 }
 
 /// One cache per data section or file and folder it is relative to: a look at a small data set does not read the hashes of a

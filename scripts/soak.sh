@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What takes longer than the gate allows; run before a release, on x86-64 Linux.
+#
+#   scripts/soak.sh
+#
+# 1. The full list of tests/golden/content_hashes.txt on every vector unit of this CPU, with 1, 2 and 3 threads.
+# 2. A tiny ResNet and a tiny vision transformer on emulated CPUs (Debian's package qemu-user), against the same list: one with
+#    AVX2 and FMA and no AVX-512 (Haswell), and one without AVX and FMA (Nehalem). Left out, aloud, without qemu-x86_64.
+#
+# Ends with 0 when all of it came to the recorded bits.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+soak() { # a test, and what it does
+  echo "== $2"
+  local begun=$SECONDS
+  cargo test --release --locked --quiet --test equal_bits -- --ignored --exact --nocapture "$1"
+  echo "== $2: $((SECONDS - begun)) s"
+}
+
+failed=0
+SNCLR_TEST_UNDER='' soak soak_every_run_on_every_unit "every run, every unit, 1 to 3 threads" || failed=1
+if command -v qemu-x86_64 >/dev/null; then
+  for cpu in Haswell Nehalem; do
+    SNCLR_TEST_UNDER="qemu-x86_64 -cpu $cpu" soak soak_an_emulated_cpu "an emulated $cpu" || failed=1
+  done
+else
+  echo "skipped: no emulated CPUs: qemu-x86_64 is missing (apt-get install qemu-user)" >&2
+fi
+exit "$failed"
