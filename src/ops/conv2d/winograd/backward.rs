@@ -105,7 +105,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     /// of channels over them.
     fn shared(&self, gw: &mut [E]) {
         let Conv2d { input, output, .. } = *self.conv;
-        let region = |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels % n == 0);
+        let region = |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels.is_multiple_of(*n));
         let [rows, columns] = [output, input].map(|channels| region(channels).expect("whole vectors"));
         let (weights, Tiles { parts, .. }) = (rows * TAPS * columns, self.tiling.blocks);
         // As many leaves at once as memory is set aside for: several parts, or a piece of one.
