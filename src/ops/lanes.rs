@@ -17,7 +17,7 @@ pub trait Lanes: Copy + 'static {
     fn vector_sub<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a b.
     fn vector_mul<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
-    /// a b + c, fused where the CPU can.
+    /// a b + c, rounded once on every unit.
     fn vector_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     /// `then` where a < b, `other` elsewhere, also where either is NaN.
     fn vector_less<S: Simd>(
@@ -95,7 +95,7 @@ lanes!(
     add_f32s,
     sub_f32s,
     mul_f32s,
-    mul_add_e_f32s,
+    mul_add_f32s,
     less_than_f32s,
     select_f32s,
     as_simd_f32s,
@@ -108,7 +108,7 @@ lanes!(
     add_f64s,
     sub_f64s,
     mul_f64s,
-    mul_add_e_f64s,
+    mul_add_f64s,
     less_than_f64s,
     select_f64s,
     as_simd_f64s,
@@ -146,7 +146,7 @@ impl<E: Lanes, S: Simd> Vector<E, S> {
         Self { lanes: E::vector_less(self.simd, [self.lanes, other.lanes], then.lanes, or.lanes), ..self }
     }
 
-    /// self factor + more, fused where the CPU can.
+    /// self factor + more, rounded once.
     #[inline(always)]
     pub fn mul_add(self, factor: E, more: Self) -> Self {
         let lanes = E::vector_mul_add(self.simd, self.lanes, E::splat(self.simd, factor), more.lanes);

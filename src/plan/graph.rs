@@ -39,12 +39,12 @@ impl Stage {
     /// Version of what the stage computes and writes; raised when either changes, so that older artifacts no longer count.
     pub fn version(self) -> u64 {
         match self {
-            Stage::Data => 2,
-            Stage::Pretrain => 8,
-            Stage::Embed => 3,
-            Stage::EmbedRandomInit => 3,
-            Stage::LinearProbe => 1,
-            Stage::Knn => 2,
+            Stage::Data => 3,
+            Stage::Pretrain => 9,
+            Stage::Embed => 4,
+            Stage::EmbedRandomInit => 4,
+            Stage::LinearProbe => 2,
+            Stage::Knn => 3,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The innermost product: a block of the result stays in registers.
 
-use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
+use std::{marker::PhantomData, ops::Range};
 
 use pulp::{Simd, WithSimd};
 
@@ -24,9 +24,32 @@ pub struct Target<'a, E> {
     pub data: &'a mut [E],
     pub row: usize,
     pub start: Start<'a, E>,
-    /// Into how many leaves of equal length the sum over k is cut, a power of two; they are summed as a binary tree.
-    pub leaves: usize,
+    /// Cuts the sum over k into leaves, which are summed as a binary tree.
+    pub leaves: Leaves<'a, E>,
 }
+
+/// The leaves of equal length into which a sum is cut.
+pub struct Leaves<'a, E> {
+    /// How many, a power of two.
+    pub count: usize,
+    /// Where left branches wait for their right ones, [`Leaves::memory`] elements.
+    pub waiting: &'a mut [E],
+}
+
+impl<E> Leaves<'_, E> {
+    /// The whole sum.
+    pub fn one() -> Self {
+        Self { count: 1, waiting: &mut [] }
+    }
+
+    /// Elements of memory that `count` leaves need: a block of registers per level.
+    pub fn memory(count: usize) -> usize {
+        count.trailing_zeros() as usize * BLOCK
+    }
+}
+
+/// Elements of the largest block of registers: 16 vectors.
+const BLOCK: usize = 16 * WHOLE_VECTORS;
 
 /// What the sums of a product begin with.
 #[derive(Clone, Copy)]
@@ -66,12 +89,11 @@ pub struct RawTarget<E> {
     /// What they begin with in every row.
     pub bias: Option<*const E>,
     pub leaves: usize,
+    /// Where left branches wait, by level.
+    pub waiting: *mut E,
     /// Columns that there are; a block of registers may hold more.
     pub columns: usize,
 }
-
-/// At most 2 to the power of this many leaves.
-const LEVELS: usize = 16;
 
 /// That c [m, n] = a [m, k] b [k, n] stays within its matrices.
 ///
@@ -79,8 +101,9 @@ const LEVELS: usize = 16;
 /// When it does not, the leaves do not divide k, b's columns are no neighbours, or its rows end within a vector.
 #[inline(always)]
 pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<E>) {
-    assert!(m > 0 && k > 0 && n > 0 && c.leaves.is_power_of_two() && k.is_multiple_of(c.leaves));
-    assert!(c.leaves <= 1 << LEVELS);
+    let leaves = c.leaves.count;
+    assert!(m > 0 && k > 0 && n > 0 && leaves.is_power_of_two() && k.is_multiple_of(leaves));
+    assert!(c.leaves.waiting.len() >= Leaves::<E>::memory(leaves));
     assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
     let whole = n.next_multiple_of(WHOLE_VECTORS);
     assert!(b.column == 1 && (k - 1) * b.row + whole <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
@@ -121,7 +144,8 @@ impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
             Start::Bias(bias) => (None, Some(bias.as_ptr())),
             Start::Rows(rows, bias) => (Some(rows.as_ptr()), Some(bias.as_ptr())),
         };
-        let target = RawTarget { data, row, rows, bias, leaves, columns: n };
+        let (leaves, waiting) = (leaves.count, leaves.waiting.as_mut_ptr());
+        let target = RawTarget { data, row, rows, bias, leaves, waiting, columns: n };
         let mut column = 0;
         while column < n {
             let left = (n - column).div_ceil(lanes);
@@ -201,7 +225,11 @@ unsafe fn registers<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VE
         let (a, b) = ((a_rows, a), (b_columns, b));
         let sums = match c.leaves {
             1 => sum::<E, P, S, ROWS, VECTORS>(simd, sums, 0..k, a, b),
-            leaves => add::<E, S, ROWS, VECTORS>(simd, sums, tree::<E, P, S, ROWS, VECTORS>(simd, [k, leaves], a, b)),
+            leaves => add::<E, S, ROWS, VECTORS>(
+                simd,
+                sums,
+                tree::<E, P, S, ROWS, VECTORS>(simd, [k, leaves], c.waiting, a, b),
+            ),
         };
         for i in 0..ROWS {
             let target = c.data.add((row + i) * c.row + column);
@@ -310,23 +338,25 @@ unsafe fn sum<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS:
 unsafe fn tree<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     [k, leaves]: [usize; 2],
+    waiting: *mut E,
     a: (*const E, Strided<E>),
     b: (*const E, Strided<E>),
 ) -> Sums<E, S, ROWS, VECTORS> {
     let (depth, zero) = (k / leaves, [[E::splat(simd, E::zero()); VECTORS]; ROWS]);
     let mut sums = zero;
-    // Left branches that wait for their right ones, by level.
-    let mut waiting = [const { MaybeUninit::<Sums<E, S, ROWS, VECTORS>>::uninit() }; LEVELS];
+    const { assert!(size_of::<Sums<E, S, ROWS, VECTORS>>() <= BLOCK * size_of::<E>()) };
     for leaf in 0..leaves {
         // SAFETY: as the caller promises.
         sums = unsafe { sum::<E, P, S, ROWS, VECTORS>(simd, zero, leaf * depth..(leaf + 1) * depth, a, b) };
         let level = leaf.trailing_ones() as usize;
-        for left in &waiting[..level] {
+        for level in 0..level {
             // SAFETY: the leaf ends a right branch of each of these levels, whose left one was written before it.
-            sums = add::<E, S, ROWS, VECTORS>(simd, unsafe { left.assume_init_read() }, sums);
+            let left = unsafe { waiting.add(level * BLOCK).cast::<Sums<E, S, ROWS, VECTORS>>().read_unaligned() };
+            sums = add::<E, S, ROWS, VECTORS>(simd, left, sums);
         }
         if leaf + 1 < leaves {
-            waiting[level].write(sums);
+            // SAFETY: there is room for as many levels as any leaf but the last ends.
+            unsafe { waiting.add(level * BLOCK).cast::<Sums<E, S, ROWS, VECTORS>>().write_unaligned(sums) };
         }
     }
     sums

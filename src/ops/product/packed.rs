@@ -5,7 +5,7 @@ use std::{marker::PhantomData, ops::Range};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Operand, Start, Strided, Target};
+use super::{Leaves, Operand, Start, Strided, Target};
 use crate::ops::{
     Real,
     columns::WHOLE_VECTORS,
@@ -161,18 +161,25 @@ pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut
     if rows == 0 {
         return;
     }
-    // A tree is not cut.
-    let step = if leaves == 1 { DEPTH } else { b.depth };
-    for first in (0..b.depth).step_by(step) {
-        let depth = step.min(b.depth - first);
-        let a = Strided { data: &a.data[first * a.column..], ..a };
-        for panel in b.each() {
-            let row = panel.width.next_multiple_of(WHOLE_VECTORS);
-            let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
-            let start = if first > 0 { Start::Target } else { start.from_column(panel.first) };
-            let target = Target { data: &mut c[panel.first..], row: b.columns, start, leaves };
-            P::product([rows, depth, panel.width], a, b_part, target);
+    let mut product = |waiting: &mut [E]| {
+        // A tree is not cut.
+        let step = if leaves == 1 { DEPTH } else { b.depth };
+        for first in (0..b.depth).step_by(step) {
+            let depth = step.min(b.depth - first);
+            let a = Strided { data: &a.data[first * a.column..], ..a };
+            for panel in b.each() {
+                let row = panel.width.next_multiple_of(WHOLE_VECTORS);
+                let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
+                let start = if first > 0 { Start::Target } else { start.from_column(panel.first) };
+                let leaves = Leaves { count: leaves, waiting };
+                let target = Target { data: &mut c[panel.first..], row: b.columns, start, leaves };
+                P::product([rows, depth, panel.width], a, b_part, target);
+            }
         }
+    };
+    match leaves {
+        1 => product(&mut []),
+        _ => E::with_scratch(Leaves::<E>::memory(leaves), product),
     }
 }
 

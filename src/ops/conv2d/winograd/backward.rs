@@ -15,14 +15,14 @@ use crate::ops::{
     conv2d::{Conv2d, Source},
     gemm::Threads,
     parts::{Tiles, add_tree, leaf_rows, leaves, write_tree},
-    product::{Operand, Start, Strided, Target, WithOperand, elements},
+    product::{Leaves, Operand, Start, Strided, Target, WithOperand, elements},
 };
 
 /// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
 const LEAF_TILES: usize = 384;
 /// Channels of both sides, at most, whose gradients a thread sums at a time.
 const REGION: usize = 64;
-/// Tiles up to which so few channels are multiplied at a time that the products of all points stay in the nearest cache.
+/// Tiles up to which half as many channels are multiplied at a time, so that the products of all points stay in a core's cache.
 const FEW_TILES: usize = 32;
 
 /// gw += the weight gradient.
@@ -105,7 +105,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     /// of channels over them.
     fn shared(&self, gw: &mut [E]) {
         let Conv2d { input, output, .. } = *self.conv;
-        let region = |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels.is_multiple_of(*n));
+        let region =
+            |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels.is_multiple_of(*n));
         let [rows, columns] = [output, input].map(|channels| region(channels).expect("whole vectors"));
         let (weights, Tiles { parts, .. }) = (rows * TAPS * columns, self.tiling.blocks);
         // As many leaves at once as memory is set aside for: several parts, or a piece of one.
@@ -150,9 +151,11 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
 
     /// The gradient of a region of the weights, [rows, taps, columns], over the blocks of a leaf.
     fn region(&self, region: Region, tiles: &[E], gradients: &[E], sum: &mut [E]) {
-        let few =
-            region.blocks.clone().map(|block| self.tiling.tiles_of(region.first + block)).sum::<usize>() <= FEW_TILES;
-        let [rows, columns] = [&region.rows, &region.columns].map(|range| if few { CHANNELS } else { range.len() });
+        let depth: usize = region.blocks.clone().map(|block| self.tiling.tiles_of(region.first + block)).sum();
+        let [rows, columns] = [&region.rows, &region.columns].map(|range| match range.len() {
+            len if depth <= FEW_TILES && len.is_multiple_of(2 * CHANNELS) => 2 * CHANNELS,
+            len => len,
+        });
         E::with_scratch(POINTS * rows * columns, |products| {
             for o in region.rows.clone().step_by(rows) {
                 for c in region.columns.clone().step_by(columns) {
@@ -169,8 +172,8 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     fn points_of(&self, region: &Region, tiles: &[E], gradients: &[E], products: &mut [E]) {
         let [tiles_len, gradients_len] = self.matrices();
         let Region { first, blocks, rows, columns } = region;
-        for block in blocks.clone() {
-            for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
+        for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
+            for block in blocks.clone() {
                 let at = block * POINTS + point;
                 let (tiles, gradients) = (&tiles[at * tiles_len..], &gradients[at * gradients_len..]);
                 let region = [rows.clone(), columns.clone()];
@@ -193,7 +196,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         let a = Strided { data: &gradients[rows.start..], row: 1, column: self.conv.output };
         let b = Strided { data: &tiles[columns.start..], row: self.conv.input, column: 1 };
         let depth = elements::<E, P>(self.tiling.tiles_of(block));
-        let target = Target { data: product, row: columns.len(), start, leaves: 1 };
+        let target = Target { data: product, row: columns.len(), start, leaves: Leaves::one() };
         P::product([rows.len(), depth, columns.len()], a, b, target);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::SHARED;
 use crate::ops::{
     columns::WHOLE_VECTORS,
     conv2d::{BLOCK_ROWS, Conv2d, Size},
@@ -58,7 +59,11 @@ impl Tiling {
             return None;
         }
         let (strips_per_image, tiles_per_strip) = (size.h.div_ceil(EDGE), size.w.div_ceil(EDGE));
-        let most = (BLOCK / (POINTS * (conv.input + conv.output))).clamp(16, MOST_TILES);
+        let most = match most_parts {
+            // Sums over tiles are the longer the more a block has.
+            1 if conv.input * conv.output >= SHARED => MOST_TILES,
+            _ => (BLOCK / (POINTS * (conv.input + conv.output))).clamp(16, MOST_TILES),
+        };
         // Images whose height leaves a ragged last strip must not be cut.
         let unit = if size.h.is_multiple_of(EDGE) { 1 } else { strips_per_image };
         if unit > 1 && unit * tiles_per_strip > 4 * MOST_TILES {
