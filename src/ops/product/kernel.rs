@@ -114,11 +114,25 @@ pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<
     });
 }
 
-/// [`Operand::product`] on a vector unit.
+/// Products of one shape, whose matrices follow each other.
+#[derive(Clone, Copy)]
+pub struct Series {
+    pub times: usize,
+    /// Elements from a matrix to the next: of a, b and c.
+    pub steps: [usize; 3],
+}
+
+impl Series {
+    /// A single product.
+    pub const ONE: Self = Self { times: 1, steps: [0; 3] };
+}
+
+/// [`Operand::series`] on a vector unit.
 ///
 /// # Panics
 /// As [`check`].
 pub struct Product<'a, E, P> {
+    pub series: Series,
     pub shape: [usize; 3],
     pub a: Strided<'a, E>,
     pub b: Strided<'a, E>,
@@ -131,36 +145,47 @@ impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { shape, a, b, c, .. } = self;
-        check(shape, a, b, &c);
-        let [m, k, n] = shape;
-        let lanes = lanes::<E, S>();
-        let many_registers = S::REGISTER_COUNT >= 32;
-        let Target { data, row, start, leaves } = c;
-        let data = data.as_mut_ptr();
-        let (rows, bias) = match start {
-            Start::Zero => (None, None),
-            Start::Target => (Some(data.cast_const()), None),
-            Start::Bias(bias) => (None, Some(bias.as_ptr())),
-            Start::Rows(rows, bias) => (Some(rows.as_ptr()), Some(bias.as_ptr())),
-        };
-        let (leaves, waiting) = (leaves.count, leaves.waiting.as_mut_ptr());
-        let target = RawTarget { data, row, rows, bias, leaves, waiting, columns: n };
-        let mut column = 0;
-        while column < n {
-            let left = (n - column).div_ceil(lanes);
-            // SAFETY: the registers begin in a column below n and end within b's rows; all bounds were checked above.
-            column += lanes
-                * unsafe {
-                    match left {
-                        4.. if many_registers => columns::<E, P, S, 4, 4>(simd, [m, k, column], a, b, target),
-                        2.. if many_registers => columns::<E, P, S, 8, 2>(simd, [m, k, column], a, b, target),
-                        2.. => columns::<E, P, S, 4, 2>(simd, [m, k, column], a, b, target),
-                        _ if many_registers => columns::<E, P, S, 16, 1>(simd, [m, k, column], a, b, target),
-                        _ => columns::<E, P, S, 8, 1>(simd, [m, k, column], a, b, target),
-                    }
-                };
+        let Self { series: Series { times, steps }, shape, a, b, c, .. } = self;
+        for i in 0..times {
+            let [a_step, b_step, c_step] = steps.map(|step| i * step);
+            let (a, b) = (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b });
+            let leaves = Leaves { count: c.leaves.count, waiting: &mut *c.leaves.waiting };
+            let c = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves };
+            product::<E, P, S>(simd, shape, a, b, c);
         }
+    }
+}
+
+#[inline(always)]
+fn product<E: Real, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>) {
+    check(shape, a, b, &c);
+    let [m, k, n] = shape;
+    let lanes = lanes::<E, S>();
+    let many_registers = S::REGISTER_COUNT >= 32;
+    let Target { data, row, start, leaves } = c;
+    let data = data.as_mut_ptr();
+    let (rows, bias) = match start {
+        Start::Zero => (None, None),
+        Start::Target => (Some(data.cast_const()), None),
+        Start::Bias(bias) => (None, Some(bias.as_ptr())),
+        Start::Rows(rows, bias) => (Some(rows.as_ptr()), Some(bias.as_ptr())),
+    };
+    let (leaves, waiting) = (leaves.count, leaves.waiting.as_mut_ptr());
+    let target = RawTarget { data, row, rows, bias, leaves, waiting, columns: n };
+    let mut column = 0;
+    while column < n {
+        let left = (n - column).div_ceil(lanes);
+        // SAFETY: the registers begin in a column below n and end within b's rows; all bounds were checked above.
+        column += lanes
+            * unsafe {
+                match left {
+                    4.. if many_registers => columns::<E, P, S, 4, 4>(simd, [m, k, column], a, b, target),
+                    2.. if many_registers => columns::<E, P, S, 8, 2>(simd, [m, k, column], a, b, target),
+                    2.. => columns::<E, P, S, 4, 2>(simd, [m, k, column], a, b, target),
+                    _ if many_registers => columns::<E, P, S, 16, 1>(simd, [m, k, column], a, b, target),
+                    _ => columns::<E, P, S, 8, 1>(simd, [m, k, column], a, b, target),
+                }
+            };
     }
 }
 

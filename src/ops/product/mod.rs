@@ -17,7 +17,7 @@ mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-pub use kernel::{Leaves, Start, Strided, Target};
+pub use kernel::{Leaves, Series, Start, Strided, Target};
 pub use operand::{Full, Operand, Rounded};
 pub use packed::{Left, PANEL, Panels, elements, multiply, multiply_leaves};
 #[cfg(target_arch = "x86_64")]

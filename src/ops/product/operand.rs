@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use half::bf16;
 use pulp::{Simd, WithSimd};
 
-use super::kernel::{Product, Strided, Target};
+use super::kernel::{Product, Series, Strided, Target};
 use crate::ops::{Real, lanes::lanes, simd::dispatch};
 
 /// A way to hold factors in elements of `E`.
@@ -32,7 +32,15 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
     where
         Self: Sized,
     {
-        Self::dispatch(Product::<E, Self> { shape, a, b, c, operand: PhantomData });
+        Self::series(Series::ONE, shape, a, b, c);
+    }
+
+    /// As [`Operand::product`], several times.
+    fn series(series: Series, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
+    where
+        Self: Sized,
+    {
+        Self::dispatch(Product::<E, Self> { series, shape, a, b, c, operand: PhantomData });
     }
 
     /// sum + a b, with all factors of the elements.

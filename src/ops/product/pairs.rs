@@ -5,7 +5,7 @@ use std::{arch::x86_64::*, marker::PhantomData, mem::transmute_copy, sync::OnceL
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd, x86::V4};
 
-use super::{Operand, Strided, Target, kernel::Product, tiles};
+use super::{Operand, Strided, Target, kernel::Product, kernel::Series, tiles};
 use crate::ops::simd::unit as unit_in_use;
 
 /// Two factors per element: the first in the lower half.
@@ -53,12 +53,12 @@ impl Operand<f32> for Pairs {
         f32::from_bits(second << 16 | first)
     }
 
-    fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if tiles::available() && tiles::fit(shape, &c) {
             // SAFETY: just checked.
-            unsafe { tiles::product(shape, a, b, c) }
+            unsafe { tiles::series(series, shape, a, b, c) }
         } else {
-            Self::dispatch(Product::<f32, Self> { shape, a, b, c, operand: PhantomData });
+            Self::dispatch(Product::<f32, Self> { series, shape, a, b, c, operand: PhantomData });
         }
     }
 

@@ -15,15 +15,15 @@ use crate::ops::{
     conv2d::{Conv2d, Source},
     gemm::Threads,
     parts::{Tiles, add_tree, leaf_rows, leaves, write_tree},
-    product::{Leaves, Operand, Start, Strided, Target, WithOperand, elements},
+    product::{Leaves, Operand, Series, Start, Strided, Target, WithOperand, elements},
 };
 
 /// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
 const LEAF_TILES: usize = 384;
 /// Channels of both sides, at most, whose gradients a thread sums at a time.
 const REGION: usize = 64;
-/// Tiles up to which half as many channels are multiplied at a time, so that the products of all points stay in a core's cache.
-const FEW_TILES: usize = 32;
+/// Output and input channels, at most, that are multiplied at a time, so that the products of all points stay in the nearest cache.
+const AT_ONCE: [usize; 2] = [8, 2 * CHANNELS];
 
 /// gw += the weight gradient.
 pub struct BackwardWeight<'a, E> {
@@ -94,10 +94,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
             self.transform(block, tiles, gradients);
             let region = [0..self.conv.output, 0..self.conv.input];
-            let points = tiles.chunks_exact(input).zip(gradients.chunks_exact(output));
-            for ((tiles, gradients), sum) in points.zip(sum.chunks_exact_mut(self.conv.output * self.conv.input)) {
-                self.product(block, region.clone(), tiles, gradients, sum, Start::adding(add));
-            }
+            self.product(block, region, tiles, gradients, sum, Start::adding(add));
         });
     }
 
@@ -151,14 +148,11 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
 
     /// The gradient of a region of the weights, [rows, taps, columns], over the blocks of a leaf.
     fn region(&self, region: Region, tiles: &[E], gradients: &[E], sum: &mut [E]) {
-        let depth: usize = region.blocks.clone().map(|block| self.tiling.tiles_of(region.first + block)).sum();
-        let [rows, columns] = [&region.rows, &region.columns].map(|range| match range.len() {
-            len if depth <= FEW_TILES && len.is_multiple_of(2 * CHANNELS) => 2 * CHANNELS,
-            len => len,
-        });
+        let [rows, most] = AT_ONCE;
+        let columns = if region.columns.len().is_multiple_of(most) { most } else { CHANNELS };
         E::with_scratch(POINTS * rows * columns, |products| {
-            for o in region.rows.clone().step_by(rows) {
-                for c in region.columns.clone().step_by(columns) {
+            for c in region.columns.clone().step_by(columns) {
+                for o in region.rows.clone().step_by(rows) {
                     let part = Region { rows: o..o + rows, columns: c..c + columns, ..region.clone() };
                     self.points_of(&part, tiles, gradients, products);
                     let at = ((o - region.rows.start) * TAPS) * region.columns.len() + c - region.columns.start;
@@ -172,32 +166,32 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
     fn points_of(&self, region: &Region, tiles: &[E], gradients: &[E], products: &mut [E]) {
         let [tiles_len, gradients_len] = self.matrices();
         let Region { first, blocks, rows, columns } = region;
-        for (point, product) in products.chunks_exact_mut(rows.len() * columns.len()).enumerate() {
-            for block in blocks.clone() {
-                let at = block * POINTS + point;
-                let (tiles, gradients) = (&tiles[at * tiles_len..], &gradients[at * gradients_len..]);
-                let region = [rows.clone(), columns.clone()];
-                let start = Start::adding(block > blocks.start);
-                self.product(first + block, region, &tiles[..tiles_len], &gradients[..gradients_len], product, start);
-            }
+        for block in blocks.clone() {
+            let (tiles, gradients) =
+                (&tiles[block * POINTS * tiles_len..], &gradients[block * POINTS * gradients_len..]);
+            let region = [rows.clone(), columns.clone()];
+            self.product(first + block, region, tiles, gradients, products, Start::adding(block > blocks.start));
         }
     }
 
-    /// A point's product of a block: for some output and input channels, start + gradients [tiles, output]^T tiles [tiles, input].
+    /// The products of all points of a block: for some output and input channels, start + gradients [tiles, output]^T
+    /// tiles [tiles, input].
     fn product(
         &self,
         block: usize,
         [rows, columns]: [Range<usize>; 2],
         tiles: &[E],
         gradients: &[E],
-        product: &mut [E],
+        products: &mut [E],
         start: Start<E>,
     ) {
         let a = Strided { data: &gradients[rows.start..], row: 1, column: self.conv.output };
         let b = Strided { data: &tiles[columns.start..], row: self.conv.input, column: 1 };
         let depth = elements::<E, P>(self.tiling.tiles_of(block));
-        let target = Target { data: product, row: columns.len(), start, leaves: Leaves::one() };
-        P::product([rows.len(), depth, columns.len()], a, b, target);
+        let target = Target { data: products, row: columns.len(), start, leaves: Leaves::one() };
+        let [tiles_len, gradients_len] = self.matrices();
+        let series = Series { times: POINTS, steps: [gradients_len, tiles_len, rows.len() * columns.len()] };
+        P::series(series, [rows.len(), depth, columns.len()], a, b, target);
     }
 }
 

@@ -9,7 +9,10 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{SIDE, Shapes};
-use crate::ops::product::{Operand, Pairs, Strided, Target, kernel::Product};
+use crate::ops::product::{
+    Operand, Pairs, Strided, Target,
+    kernel::{Product, Series},
+};
 
 /// Pairs that are multiplied by tiles, whether the CPU has them or not.
 pub struct Tiles;
@@ -25,13 +28,13 @@ impl Operand<f32> for Tiles {
         Pairs::pack(factors)
     }
 
-    fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+    fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if !super::fit(shape, &c) {
-            return Self::dispatch(Product::<f32, Self> { shape, a, b, c, operand: PhantomData });
+            return Self::dispatch(Product::<f32, Self> { series, shape, a, b, c, operand: PhantomData });
         }
         install();
         // SAFETY: the CPU has the instructions, or they are emulated from here on.
-        unsafe { super::product(shape, a, b, c) }
+        unsafe { super::series(series, shape, a, b, c) }
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     Leaves, Operand, Pairs, Start, Strided, Target,
-    kernel::{RawTarget, check},
+    kernel::{RawTarget, Series, check},
 };
 use crate::ops::scratch::Scratch;
 use turn::turn;
@@ -87,14 +87,37 @@ fn may_use_tiles() -> bool {
     false
 }
 
-/// [`super::Operand::product`] of elements that are pairs.
+/// [`super::Operand::series`] of elements that are pairs.
 ///
 /// # Safety
 /// [`available`] must have said so.
 ///
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
-pub unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+pub unsafe fn series(
+    Series { times, steps }: Series,
+    shape: [usize; 3],
+    a: Strided<f32>,
+    b: Strided<f32>,
+    c: Target<f32>,
+) {
+    for i in 0..times {
+        let [a_step, b_step, c_step] = steps.map(|step| i * step);
+        let (a, b) = (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b });
+        let c = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves: Leaves::one() };
+        // SAFETY: as the caller promises.
+        unsafe { product(shape, a, b, c) };
+    }
+}
+
+/// A single product of elements that are pairs.
+///
+/// # Safety
+/// [`available`] must have said so.
+///
+/// # Panics
+/// As [`check`], and when tiles do not [`fit`].
+unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
     check(shape, a, b, &c);
     let [m, k, n] = shape;
     assert!(fit(shape, &c));
