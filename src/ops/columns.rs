@@ -12,8 +12,8 @@ use super::{
 };
 use pulp::{Simd, WithSimd};
 
-/// Rows per task, and rows whose sums are taken apart where a part of the batch has that many more.
-pub const SUM_ROWS: usize = 256;
+/// Rows whose sums are taken apart, at least, where a part of the batch has more.
+const SUM_ROWS: usize = 256;
 /// Partial sums within a row; fixed, so that the CPU does not change a bit, and a multiple of any vector's width.
 const LANES: usize = 16;
 

@@ -170,9 +170,10 @@ mod tests {
             }
         }
     }
-    /// Whatever stands beside an element: parts of the rows, of the columns, more threads.
+
+    /// An element does not depend on the rows and columns that are computed with it, nor on threads.
     #[test]
-    fn an_element_has_the_same_bits_in_every_company() {
+    fn an_element_has_the_same_bits_whatever_is_computed_with_it() {
         let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
         let (m, k, n) = (45, 2100, 83);
         let (a, b) = (ramp(m * k, 0.7), ramp(k * n, 1.3));

@@ -17,23 +17,24 @@ const TASK: usize = 1 << 13;
 /// Into how many parts a batch of `images` is cut: the largest power of two that divides it and leaves each part at least
 /// 8 images; 1 if none does.
 pub fn parts(images: usize) -> usize {
-    powers(images, LEAST_IMAGES, |count| images.is_multiple_of(count))
+    power(|count| images / count >= LEAST_IMAGES && images.is_multiple_of(count))
 }
 
 /// The largest power of two that leaves each of as many leaves of `len` elements at least `least` of them; 1 if none does.
 pub fn leaves(len: usize, least: usize) -> usize {
-    powers(len, least, |_| true)
+    power(|count| len / count >= least)
+}
+
+/// The largest power of two that fits as all smaller ones from 2 on do; 1 if 2 does not.
+pub fn power(fits: impl Fn(usize) -> bool) -> usize {
+    let powers = std::iter::successors(Some(2usize), |count| count.checked_mul(2));
+    powers.take_while(|count| fits(*count)).last().unwrap_or(1)
 }
 
 /// The rows of leaf `leaf`, where each of `parts` parts of `rows` rows is cut into `within` leaves about as long.
 pub fn leaf_rows(rows: usize, parts: usize, within: usize, leaf: usize) -> Range<usize> {
     let (part, first, leaf) = (rows / parts, leaf / within * (rows / parts), leaf % within);
     first + part * leaf / within..first + part * (leaf + 1) / within
-}
-
-fn powers(len: usize, least: usize, fits: impl Fn(usize) -> bool) -> usize {
-    let powers = std::iter::successors(Some(1usize), |count| count.checked_mul(2));
-    powers.skip(1).take_while(|count| len / count >= least && fits(*count)).last().unwrap_or(1)
 }
 
 /// The tree's sum of what `leaf` gives for 0 .. `count`, a power of two, in order; at most log2 `count` sums wait at a time.
@@ -58,8 +59,8 @@ pub fn sum<E: Real>(values: &[E], parts: usize) -> E {
     tree(parts, |i| values[i * part..][..part].iter().copied().fold(E::zero(), |a, b| a + b), |a, b| a + b)
 }
 
-/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's. Leaves are shared out among threads,
-/// unless `within` says that each takes all of them itself.
+/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's. `within` says how many threads a leaf
+/// uses: with one, leaves run side by side; with all, one after another.
 pub fn add_tree<E: Real>(count: usize, total: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
     E::with_scratch(total.len(), |sum| {
         write_tree(count, sum, within, leaf);

@@ -10,7 +10,7 @@ use crate::ops::{
     batch_norm::TileMoments,
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
-    parts::{Tiles, add_tree, leaf_rows, leaves, parts},
+    parts::{Tiles, add_tree, leaf_rows, leaves, parts, power},
     product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
 };
 
@@ -120,10 +120,10 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             if shared { (SHARED_TILE_ROWS / 2, SHARED_TILE_ROWS) } else { (LEAF_ROWS, conv.packed_rows(part, 1)) };
         // A part of many pixels is cut into leaves; several of few are multiplied at once, where threads still get enough.
         let within = leaves(part, least);
-        let fits =
-            |count: &usize| count * part <= most && (shared || parts / count >= TASKS) && part.is_multiple_of(P::PACK);
-        let powers = std::iter::successors(Some(1), |count| Some(count * 2));
-        let together = powers.take_while(|count| *count <= parts).filter(fits).last().unwrap_or(1);
+        let together = power(|count| {
+            let enough = shared || parts / count >= TASKS;
+            count <= parts && count * part <= most && enough && part.is_multiple_of(P::PACK)
+        });
         // A tile's factors, across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile =
             |rows: Range<usize>, threads, patches: &mut Vec<E>, work: &mut dyn FnMut(Left<E>, Panels<E>)| {

@@ -125,6 +125,20 @@ pub struct Series {
 impl Series {
     /// A single product.
     pub const ONE: Self = Self { times: 1, steps: [0; 3] };
+
+    /// The matrices of product `i`.
+    #[inline(always)]
+    pub fn nth<'a, 'b, E: Copy>(
+        &self,
+        i: usize,
+        (a, b): (Strided<'a, E>, Strided<'a, E>),
+        c: &'b mut Target<E>,
+    ) -> (Strided<'a, E>, Strided<'a, E>, Target<'b, E>) {
+        let [a_step, b_step, c_step] = self.steps.map(|step| i * step);
+        let leaves = Leaves { count: c.leaves.count, waiting: &mut *c.leaves.waiting };
+        let target = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves };
+        (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b }, target)
+    }
 }
 
 /// [`Operand::series`] on a vector unit.
@@ -145,12 +159,9 @@ impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { series: Series { times, steps }, shape, a, b, c, .. } = self;
-        for i in 0..times {
-            let [a_step, b_step, c_step] = steps.map(|step| i * step);
-            let (a, b) = (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b });
-            let leaves = Leaves { count: c.leaves.count, waiting: &mut *c.leaves.waiting };
-            let c = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves };
+        let Self { series, shape, a, b, mut c, .. } = self;
+        for i in 0..series.times {
+            let (a, b, c) = series.nth(i, (a, b), &mut c);
             product::<E, P, S>(simd, shape, a, b, c);
         }
     }

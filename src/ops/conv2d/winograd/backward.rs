@@ -8,7 +8,7 @@ use super::{
     SHARED, SHARED_TILES,
     tiles::{TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
-    weights::{TAPS, gradient, gradient_rows},
+    weights::{TAPS, gradient},
 };
 use crate::ops::{
     Real,
@@ -54,7 +54,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 for block in blocks.clone() {
                     pass.one_block(block, sum, block > blocks.start);
                 }
-                gradient(sum, [output, input], gw);
+                gradient(sum, [output, input], gw, input);
             });
         });
     }
@@ -156,7 +156,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
                     let part = Region { rows: o..o + rows, columns: c..c + columns, ..region.clone() };
                     self.points_of(&part, tiles, gradients, products);
                     let at = ((o - region.rows.start) * TAPS) * region.columns.len() + c - region.columns.start;
-                    gradient_rows(products, [rows, columns], &mut sum[at..], region.columns.len());
+                    gradient(products, [rows, columns], &mut sum[at..], region.columns.len());
                 }
             }
         });

@@ -6,7 +6,7 @@ use super::SHARED;
 use crate::ops::{
     columns::WHOLE_VECTORS,
     conv2d::{BLOCK_ROWS, Conv2d, Size},
-    parts::{Tiles, parts},
+    parts::{Tiles, parts, power},
 };
 
 /// Outputs along a tile's edge.
@@ -76,8 +76,7 @@ impl Tiling {
         let even = units.div_ceil(((units * unit + strips / 2) / strips).max(1)) * unit;
         let statistics = Tiles::new(size.pixels(), parts, even * size.h * size.w / strips_per_image);
         let blocks = Tiles::new(all, parts, even);
-        let fits = |count: &usize| *count <= parts.min(most_parts) && count * blocks.part <= strips;
-        let together = std::iter::successors(Some(1), |count| Some(count * 2)).take_while(fits).last().unwrap_or(1);
+        let together = power(|count| count <= parts.min(most_parts) && count * blocks.part <= strips);
         let (blocks, pixels) = match together {
             1 => (blocks, statistics),
             _ => {

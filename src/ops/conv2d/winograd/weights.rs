@@ -164,14 +164,9 @@ fn down<E: Real, S: Simd>(simd: S, taps: &[E::Vector<S>], v: usize) -> [[Vector<
     rows
 }
 
-/// The gradient of the weights [rows, taps, columns] from that of the transformed ones, `points` [36, rows, columns]:
-/// G^T u G.
-pub fn gradient<E: Real>(points: &[E], shape: [usize; 2], gradient: &mut [E]) {
-    gradient_rows(points, shape, gradient, shape[1]);
-}
-
-/// The same, with `row` elements from a tap to the next.
-pub fn gradient_rows<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E], row: usize) {
+/// The gradient of weights [rows, taps, columns] from that of the transformed ones, `points` [36, rows, columns]: G^T u G. Taps
+/// are `row` elements apart.
+pub fn gradient<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E], row: usize) {
     dispatch(Gradient { points, rows, columns, gradient, row });
 }
 

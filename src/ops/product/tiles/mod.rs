@@ -94,17 +94,9 @@ fn may_use_tiles() -> bool {
 ///
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
-pub unsafe fn series(
-    Series { times, steps }: Series,
-    shape: [usize; 3],
-    a: Strided<f32>,
-    b: Strided<f32>,
-    c: Target<f32>,
-) {
-    for i in 0..times {
-        let [a_step, b_step, c_step] = steps.map(|step| i * step);
-        let (a, b) = (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b });
-        let c = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves: Leaves::one() };
+pub unsafe fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, mut c: Target<f32>) {
+    for i in 0..series.times {
+        let (a, b, c) = series.nth(i, (a, b), &mut c);
         // SAFETY: as the caller promises.
         unsafe { product(shape, a, b, c) };
     }
