@@ -5,9 +5,8 @@ pub mod cuda;
 
 use super::{
     Real,
-    gemm::Threads,
     lanes::{Vector, lanes},
-    parts::{add_tree, leaf_rows, leaves},
+    parts::{Work, add_tree, leaf_rows, leaves},
     simd::{dispatch, vectorized},
 };
 use pulp::{Simd, WithSimd};
@@ -22,7 +21,7 @@ pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
     let dim = sums.len();
     let rows = x.len() / dim;
     let within = leaves(rows / parts, SUM_ROWS);
-    add_tree(parts * within, sums, Threads::One, |leaf, sums| {
+    add_tree(parts * within, sums, Work::Leaves, |leaf, sums| {
         let rows = leaf_rows(rows, parts, within, leaf);
         column_sums(&x[rows.start * dim..rows.end * dim], sums);
     });

@@ -8,7 +8,7 @@ use super::{
     Real,
     contrast::PerRow,
     gemm::Threads,
-    parts::{self, add_tree, parts},
+    parts::{self, Work, add_tree, parts},
     seam::{Buffer, Matrix, with_elements},
     simd::vectorized,
 };
@@ -87,9 +87,9 @@ where
         let y_ghost = y.ghost();
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
-            parts::add(gradients.get_or_alloc_mut(&x)?, &gy);
+            parts::add(gradients.get_or_alloc_mut(&x)?, &gy, Threads::All);
             let count = parts(n);
-            add_tree(count, gradients.get_or_alloc_mut(&bias)?, Threads::One, |i, sums| {
+            add_tree(count, gradients.get_or_alloc_mut(&bias)?, Work::Leaves, |i, sums| {
                 add_rows(&gy[i * (n / count) * columns..][..n / count * columns], sums);
             });
             Ok(())

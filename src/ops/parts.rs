@@ -59,25 +59,35 @@ pub fn sum<E: Real>(values: &[E], parts: usize) -> E {
     tree(parts, |i| values[i * part..][..part].iter().copied().fold(E::zero(), |a, b| a + b), |a, b| a + b)
 }
 
-/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's. `within` says how many threads a leaf
-/// uses: with one, leaves run side by side; with all, one after another.
-pub fn add_tree<E: Real>(count: usize, total: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
+/// How the leaves of a tree are shared out among threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Leaves run side by side, each on one thread.
+    Leaves,
+    /// Leaves follow each other, each on all threads.
+    Within,
+    /// Leaves follow each other on this thread.
+    Alone,
+}
+
+/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's.
+pub fn add_tree<E: Real>(count: usize, total: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
     E::with_scratch(total.len(), |sum| {
-        write_tree(count, sum, within, leaf);
-        add(total, sum);
+        write_tree(count, sum, work, leaf);
+        add(total, sum, if work == Work::Alone { Threads::One } else { Threads::All });
     });
 }
 
 /// As [`add_tree`], in the place of what `sum` holds.
-pub fn write_tree<E: Real>(count: usize, sum: &mut [E], within: Threads, leaf: impl Fn(usize, &mut [E]) + Sync) {
-    write_tree_of((0..count).collect(), sum, within, &leaf);
+pub fn write_tree<E: Real>(count: usize, sum: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
+    write_tree_of((0..count).collect(), sum, work, &leaf);
 }
 
 /// As [`write_tree`], where each leaf has something of its own.
 pub fn write_tree_of<I: Send, E: Real>(
     mut items: Vec<I>,
     sum: &mut [E],
-    within: Threads,
+    work: Work,
     leaf: &(impl Fn(I, &mut [E]) + Sync),
 ) {
     assert!(items.len().is_power_of_two());
@@ -86,34 +96,29 @@ pub fn write_tree_of<I: Send, E: Real>(
         return items.into_iter().for_each(|item| leaf(item, sum));
     }
     E::with_scratch(sum.len(), |right| {
-        match within {
-            Threads::One => {
-                rayon::join(
-                    || write_tree_of(items, sum, within, leaf),
-                    || write_tree_of(right_items, right, within, leaf),
-                );
-            }
-            Threads::All => {
-                write_tree_of(items, sum, within, leaf);
-                write_tree_of(right_items, right, within, leaf);
-            }
+        if work == Work::Leaves {
+            rayon::join(|| write_tree_of(items, sum, work, leaf), || write_tree_of(right_items, right, work, leaf));
+        } else {
+            write_tree_of(items, sum, work, leaf);
+            write_tree_of(right_items, right, work, leaf);
         }
-        add(sum, right);
+        // Where other threads have leaves of their own, what this one has just written stays in its cache.
+        add(sum, right, if work == Work::Within { Threads::All } else { Threads::One });
     });
 }
 
-/// a += b, on all threads where that pays.
-pub fn add<E: Real>(a: &mut [E], b: &[E]) {
-    let task = |a: &mut [E], b: &[E]| {
+/// a += b.
+pub fn add<E: Real>(a: &mut [E], b: &[E], threads: Threads) {
+    let task = |(a, b): (&mut [E], &[E])| {
         vectorized(
             #[inline(always)]
             || a.iter_mut().zip(b).for_each(|(a, b)| *a += *b),
         );
     };
-    if a.len() < 4 * TASK {
-        return task(a, b);
+    match threads {
+        Threads::One => task((a, b)),
+        Threads::All => a.par_chunks_mut(TASK).zip(b.par_chunks(TASK)).for_each(task),
     }
-    a.par_chunks_mut(TASK).zip(b.par_chunks(TASK)).for_each(|(a, b)| task(a, b));
 }
 
 /// How the rows of a batch are cut into tiles, none of which crosses the border of a part.
@@ -195,9 +200,9 @@ mod tests {
     fn trees_of_slices_have_the_bits_of_a_tree_of_numbers() {
         let value = |i: usize, c: usize| ((i * 37 + c) as f32 * 0.7).sin() * 1e3;
         for count in [1, 2, 8, 32] {
-            for within in [Threads::One, Threads::All] {
+            for work in [Work::Leaves, Work::Within, Work::Alone] {
                 let mut total = vec![1.0f32; 50];
-                add_tree(count, &mut total, within, |i, sum| {
+                add_tree(count, &mut total, work, |i, sum| {
                     sum.iter_mut().enumerate().for_each(|(c, s)| *s = value(i, c));
                 });
                 for (c, total) in total.iter().enumerate() {

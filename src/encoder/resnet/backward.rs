@@ -10,6 +10,8 @@ use crate::ops::{
     batch_norm::{Affine, Moments, Relu, backward_input, backward_sums},
     buffers::Buffers,
     conv2d::{Size, Source},
+    gemm::Threads,
+    parts::add,
     pool,
 };
 
@@ -140,8 +142,8 @@ impl<E: Real> Pass<'_, E> {
     fn batch_norm(&mut self, layer: &ConvBatchNorm, unit: Unit<E>, g: &mut [E], relu: Relu<E>) -> Vec<E> {
         let Unit { mut raw, moments } = unit;
         let sums = backward_sums(&raw, &moments, g, relu);
-        add(&mut self.gradients[layer.weight.clone()], &sums.g_normalised);
-        add(&mut self.gradients[layer.bias.clone()], &sums.g);
+        add(&mut self.gradients[layer.weight.clone()], &sums.g_normalised, Threads::One);
+        add(&mut self.gradients[layer.bias.clone()], &sums.g, Threads::One);
         backward_input(&mut raw, &moments, Some(&self.params[layer.weight.clone()]), &sums, g, relu);
         raw
     }
@@ -150,11 +152,5 @@ impl<E: Real> Pass<'_, E> {
     fn conv(&mut self, layer: &ConvBatchNorm, x: Source<E>, size: Size, g: &[E], beta: E, gx: &mut [E]) {
         layer.conv.backward_weight(x, size, g, &mut self.gradients[layer.kernel.clone()]);
         layer.conv.backward_data(g, size, &self.params[layer.kernel.clone()], beta, gx);
-    }
-}
-
-fn add<E: Real>(gradient: &mut [E], more: &[E]) {
-    for (g, m) in gradient.iter_mut().zip(more) {
-        *g += *m;
     }
 }

@@ -13,7 +13,7 @@ use crate::ops::{
     conv2d::{Size, Source},
     gemm::Threads,
     layer_norm,
-    parts::{add, leaf_rows, parts, write_tree_of},
+    parts::{Work, add, leaf_rows, parts, write_tree_of},
 };
 
 impl Vit {
@@ -34,12 +34,12 @@ impl Vit {
         let (own, weight) = (self.norm.weight.start..self.norm.bias.end, self.norm.affine(params).weight);
         let mut of_norm = vec![E::zero(); own.len()];
         let rows = g_cls.chunks_mut(cls.len() / count).enumerate().collect();
-        write_tree_of(rows, &mut of_norm, Threads::One, &|(part, gx): (usize, &mut [E]), sums: &mut [E]| {
+        write_tree_of(rows, &mut of_norm, Work::Leaves, &|(part, gx): (usize, &mut [E]), sums: &mut [E]| {
             let rows = leaf_rows(cls.len(), count, 1, part);
             let (g_weight, g_bias) = sums.split_at_mut(width);
             layer_norm::backward(&cls[rows.clone()], weight, &g_features[rows], gx, [g_weight, g_bias]);
         });
-        add(&mut gradients[own], &of_norm);
+        add(&mut gradients[own], &of_norm, Threads::One);
 
         // Only the class tokens lead to the features.
         let grid = self.patches.output_size(size);

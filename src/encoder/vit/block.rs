@@ -13,7 +13,7 @@ use crate::ops::{
     gelu::{gelu, gelu_backward},
     gemm::{Matrix, Threads},
     layer_norm,
-    parts::{self, leaf_rows, leaves, parts},
+    parts::{self, Work, leaf_rows, leaves, parts},
     product::{Left, Operand, Panels, Start, WithOperand, multiply},
 };
 
@@ -248,7 +248,7 @@ impl<E: Real> Pass<'_, E> {
             linear::<E, P>(g_q, width, w_q, Start::Zero, of_q);
             let images = g_normed.chunks_exact_mut(count * width).zip(g.chunks_exact_mut(count * width));
             for ((g_normed, g), (of_q, g_read)) in images.zip(of_q.chunks_exact(rows).zip(g_read.chunks_exact(rows))) {
-                parts::add(&mut g_normed[..rows], of_q);
+                parts::add(&mut g_normed[..rows], of_q, Threads::One);
                 g[..rows].copy_from_slice(g_read);
             }
             layer_norm::backward(input, affine.weight, g_normed, g, halves(norm1));
@@ -321,7 +321,7 @@ impl<E: Real> WithOperand<E> for Backward<'_, E> {
                 parts::write_tree_of(
                     work,
                     total,
-                    Threads::One,
+                    Work::Leaves,
                     &|(group, input, [q, kv, attended, middle, hidden], g), sums: &mut [E]| {
                         pass.backward::<P>(
                             shape.of(group),
@@ -332,7 +332,7 @@ impl<E: Real> WithOperand<E> for Backward<'_, E> {
                         );
                     },
                 );
-                parts::add(&mut gradients[own.clone()], total);
+                parts::add(&mut gradients[own.clone()], total, Threads::All);
             });
         });
     }

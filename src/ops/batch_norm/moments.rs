@@ -104,10 +104,7 @@ impl<E: Real> TileMoments<E> {
             }
             all
         };
-        let parts: Vec<Combined> = match tiles.parts {
-            1 => vec![of_part(0)],
-            parts => (0..parts).into_par_iter().map(of_part).collect(),
-        };
+        let parts: Vec<Combined> = (0..tiles.parts).into_par_iter().map(of_part).collect();
         let mut parts = parts.into_iter();
         let Combined { rows, mean, deviation } = tree(
             tiles.parts,

@@ -7,7 +7,8 @@ use dfdx::prelude::*;
 use super::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums};
 use crate::ops::{
     Real,
-    parts::parts,
+    gemm::Threads,
+    parts::{add, parts},
     seam::{Buffer, Matrix, to_vec},
 };
 
@@ -112,17 +113,11 @@ where
         let sums = backward_sums(&values, moments, &mut g, Relu::None);
         let weight = weight_bias.map(|(w, _)| to_vec(w));
         backward_input(&mut values, moments, weight.as_deref(), &sums, &g, Relu::None);
-        add(gradients.get_or_alloc_mut(x)?, &values);
+        add(gradients.get_or_alloc_mut(x)?, &values, Threads::One);
         if let Some((weight, bias)) = weight_bias {
-            add(gradients.get_or_alloc_mut(weight)?, &sums.g_normalised);
-            add(gradients.get_or_alloc_mut(bias)?, &sums.g);
+            add(gradients.get_or_alloc_mut(weight)?, &sums.g_normalised, Threads::One);
+            add(gradients.get_or_alloc_mut(bias)?, &sums.g, Threads::One);
         }
         Ok(())
-    }
-}
-
-fn add<E: Real>(gradient: &mut [E], more: &[E]) {
-    for (g, m) in gradient.iter_mut().zip(more) {
-        *g += *m;
     }
 }

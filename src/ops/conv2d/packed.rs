@@ -10,7 +10,7 @@ use crate::ops::{
     batch_norm::TileMoments,
     columns::WHOLE_VECTORS,
     gemm::{Matrix, Threads},
-    parts::{Tiles, add_tree, leaf_rows, leaves, parts, power},
+    parts::{Tiles, Work, add_tree, leaf_rows, leaves, parts, power},
     product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
 };
 
@@ -138,8 +138,8 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             1 => leaf_rows(pixels, parts, within, leaf),
             _ => leaf * together * part..(leaf + 1) * together * part,
         };
-        let threads = if shared { Threads::All } else { Threads::One };
-        add_tree(parts / together * if together == 1 { within } else { 1 }, gw, threads, |leaf, sum| {
+        let (work, threads) = if shared { (Work::Within, Threads::All) } else { (Work::Leaves, Threads::One) };
+        add_tree(parts / together * if together == 1 { within } else { 1 }, gw, work, |leaf, sum| {
             let (rows, mut patches) = (rows_of(leaf), Vec::new());
             let tile = if together == 1 { even_rows(rows.len(), most) } else { rows.len() };
             for first in rows.clone().step_by(tile) {

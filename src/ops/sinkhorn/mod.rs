@@ -8,8 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    gemm::Threads,
-    parts::{add_tree, parts},
+    parts::{Work, add_tree, parts},
     seam::{Matrix, to_vec},
     simd::vectorized,
 };
@@ -105,7 +104,7 @@ fn column_sums<E: Real>(q: &[E], columns: usize, own: usize) -> Vec<f64> {
     for rows in [beside, own] {
         let count = parts(rows.len() / columns);
         let part = rows.len() / count;
-        add_tree(count, &mut total, Threads::One, |i, sums| {
+        add_tree(count, &mut total, Work::Leaves, |i, sums| {
             sums.fill(0.0);
             for row in rows[i * part..][..part].chunks_exact(columns) {
                 sums.iter_mut().zip(row).for_each(|(sum, q)| *sum += q.as_f64());

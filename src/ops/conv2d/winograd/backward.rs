@@ -13,8 +13,7 @@ use super::{
 use crate::ops::{
     Real,
     conv2d::{Conv2d, Source},
-    gemm::Threads,
-    parts::{Tiles, add_tree, leaf_rows, leaves, write_tree},
+    parts::{Tiles, Work, add_tree, leaf_rows, leaves, write_tree},
     product::{Leaves, Operand, Series, Start, Strided, Target, WithOperand, elements},
 };
 
@@ -48,7 +47,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         // Each thread takes the blocks of a leaf through all stages.
         let (parts, blocks) = (tiling.blocks.parts, tiling.blocks.count());
         let within = leaves(tiling.blocks.part * tiling.tiles_per_strip, LEAF_TILES);
-        add_tree(parts * within, gw, Threads::One, |leaf, gw| {
+        add_tree(parts * within, gw, Work::Leaves, |leaf, gw| {
             E::with_scratch(POINTS * input * output, |sum| {
                 let blocks = leaf_rows(blocks, parts, within, leaf);
                 for block in blocks.clone() {
@@ -115,7 +114,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         let blocks_of = |leaf: usize| leaf_rows(self.tiling.blocks.count(), parts, within, leaf);
         E::with_scratch(output * TAPS * input, |total| {
             // Region by region, so that each is written by one thread.
-            write_tree(parts * within / together, total, Threads::All, |group, total| {
+            write_tree(parts * within / together, total, Work::Within, |group, total| {
                 let first = blocks_of(group * together).start;
                 let count = blocks_of(group * together + together - 1).end - first;
                 E::with_scratch(POINTS * count * (tiles_len + gradients_len), |memory| {
@@ -126,7 +125,7 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
                     blocks.enumerate().for_each(|(i, (tiles, gradients))| self.transform(first + i, tiles, gradients));
                     total.par_chunks_exact_mut(weights).enumerate().for_each(|(i, sum)| {
                         let (o, c) = (i / (input / columns) * rows, i % (input / columns) * columns);
-                        write_tree(together, sum, Threads::All, |leaf, sum| {
+                        write_tree(together, sum, Work::Alone, |leaf, sum| {
                             let blocks = blocks_of(group * together + leaf);
                             let blocks = blocks.start - first..blocks.end - first;
                             let region = Region { first, blocks, rows: o..o + rows, columns: c..c + columns };
