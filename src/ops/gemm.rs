@@ -69,14 +69,22 @@ pub enum Threads {
 /// # Panics
 /// When the shapes do not fit.
 pub fn gemm<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads) {
-    gemm_leaves(a, b, add, c, threads, 1);
+    gemm_leaves(a, b, add, c, threads, None);
 }
 
-/// [`gemm`] whose sums are cut into `leaves` of equal length, a power of two, and summed as a binary tree.
+/// [`gemm`] whose sums are cut into `leaves` of equal length, a power of two, and summed as a binary tree, which is added to c
+/// where `add` says so.
 ///
 /// # Panics
 /// When the shapes do not fit, or the leaves do not divide the length of the sums.
-pub fn gemm_leaves<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads, leaves: usize) {
+pub fn gemm_leaves<E: Real>(
+    a: Matrix<E>,
+    b: Matrix<E>,
+    add: bool,
+    c: &mut [E],
+    threads: Threads,
+    leaves: Option<usize>,
+) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
     assert_eq!(k, b.rows);
     assert_eq!(c.len(), m * n);
@@ -207,7 +215,7 @@ mod tests {
             let (a, b) = (ramp(m * k, 0.7), ramp(k * n, 1.3));
             for threads in [Threads::One, Threads::All] {
                 let mut found = ramp(m * n, 0.4);
-                gemm_leaves(Matrix::new(&a, m, k), Matrix::new(&b, k, n), true, &mut found, threads, leaves);
+                gemm_leaves(Matrix::new(&a, m, k), Matrix::new(&b, k, n), true, &mut found, threads, Some(leaves));
                 let tree = crate::ops::parts::tree(
                     leaves,
                     |leaf| {

@@ -110,5 +110,5 @@ pub fn backward_x<E: Real>(w: &[E], (out, input): (usize, usize), gx: &mut [E], 
 pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], gy: &[E]) {
     let n = x.len() / input;
     let (gy, x) = (gemm::Matrix::new(gy, n, out).t(), gemm::Matrix::new(x, n, input));
-    gemm_leaves(gy, x, true, gw, Threads::All, parts(n));
+    gemm_leaves(gy, x, true, gw, Threads::All, Some(parts(n)));
 }

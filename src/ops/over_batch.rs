@@ -6,11 +6,11 @@ use dfdx::prelude::*;
 
 use super::{
     Real,
+    columns::add_column_sums,
     contrast::PerRow,
     gemm::Threads,
-    parts::{self, Work, add_tree, parts},
+    parts::{self, parts},
     seam::{Buffer, Matrix, with_elements},
-    simd::vectorized,
 };
 
 /// The device's way of [`batch_mean`] and [`add_bias`]; composed of dfdx's operations where it has no other.
@@ -88,27 +88,11 @@ where
         tape.add_backward_op(move |gradients| {
             let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
             parts::add(gradients.get_or_alloc_mut(&x)?, &gy, Threads::All);
-            let count = parts(n);
-            add_tree(count, gradients.get_or_alloc_mut(&bias)?, Work::Leaves, |i, sums| {
-                add_rows(&gy[i * (n / count) * columns..][..n / count * columns], sums);
-            });
+            add_column_sums(&gy, parts(n), gradients.get_or_alloc_mut(&bias)?);
             Ok(())
         });
         Ok(y.put_tape(tape))
     }
-}
-
-/// sums = the sum of the rows of x [rows, sums.len()], from the first to the last.
-fn add_rows<E: Real>(x: &[E], sums: &mut [E]) {
-    sums.fill(E::zero());
-    vectorized(
-        #[inline(always)]
-        || {
-            for row in x.chunks_exact(sums.len()) {
-                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
-            }
-        },
-    );
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl Stage {
     pub fn version(self) -> u64 {
         match self {
             Stage::Data => 3,
-            Stage::Pretrain => 9,
+            Stage::Pretrain => 10,
             Stage::Embed => 4,
             Stage::EmbedRandomInit => 4,
             Stage::LinearProbe => 2,

@@ -20,6 +20,8 @@ const LEAF_ROWS: usize = 512;
 const SHARED_PRODUCT: usize = 1 << 18;
 /// Output pixels per tile then, at most.
 const SHARED_TILE_ROWS: usize = 1024;
+/// Output pixels of all leaves that are multiplied at once then, at most.
+const SHARED_ROWS: usize = 2048;
 /// Output channels per task then.
 const SHARED_OUTPUTS: usize = 64;
 /// Leaves for as many threads as there may be, where parts are multiplied several at once.
@@ -116,13 +118,17 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         let (pixels, patch, parts) = (conv.output_size(size).pixels(), conv.patch(), parts(size.n));
         let (row, part) = (patch.next_multiple_of(WHOLE_VECTORS), pixels / parts);
         let shared = conv.weights() >= SHARED_PRODUCT;
-        let (least, most) =
-            if shared { (SHARED_TILE_ROWS / 2, SHARED_TILE_ROWS) } else { (LEAF_ROWS, conv.packed_rows(part, 1)) };
-        // A part of many pixels is cut into leaves; several of few are multiplied at once, where threads still get enough.
+        let [least, most, most_together] = match shared {
+            true => [SHARED_TILE_ROWS / 2, SHARED_TILE_ROWS, SHARED_ROWS],
+            false => [LEAF_ROWS, conv.packed_rows(part, 1), conv.packed_rows(part, 1)],
+        };
+        // A part of many pixels is cut into leaves; several leaves of few are multiplied at once, where threads still get enough.
         let within = leaves(part, least);
-        let together = power(|count| {
-            let enough = shared || parts / count >= TASKS;
-            count <= parts && count * part <= most && enough && part.is_multiple_of(P::PACK)
+        let (count, leaf) = (parts * within, part / within);
+        let even = part.is_multiple_of(within) && leaf.is_multiple_of(P::PACK) && (within == 1 || !P::PACKS);
+        let together = power(|together| {
+            let enough = shared || count / together >= TASKS;
+            even && together <= count && together * leaf <= most_together && enough
         });
         // A tile's factors, across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile =
@@ -134,22 +140,29 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                     Left::with_transposed::<P>(gy, threads, |left| work(left, right));
                 });
             };
-        let rows_of = |leaf: usize| match together {
-            1 => leaf_rows(pixels, parts, within, leaf),
-            _ => leaf * together * part..(leaf + 1) * together * part,
-        };
         let (work, threads) = if shared { (Work::Within, Threads::All) } else { (Work::Leaves, Threads::One) };
-        add_tree(parts / together * if together == 1 { within } else { 1 }, gw, work, |leaf, sum| {
-            let (rows, mut patches) = (rows_of(leaf), Vec::new());
+        let product = |left: Left<E>, right: Panels<E>, sum: &mut [E], start: Start<E>, leaves| match shared {
+            false => multiply_leaves::<E, P>(left, right, sum, start, leaves),
+            true => sum.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, sum)| {
+                let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + sum.len() / patch;
+                multiply_leaves::<E, P>(left.part(outputs), right, sum, start, leaves);
+            }),
+        };
+        if together == count && pixels <= most_together && !P::PACKS {
+            // The whole tree at once, without a sum of its own: factors that are packed may be multiplied faster without leaves.
+            return with_tile(0..pixels, threads, &mut Vec::new(), &mut |left, right| {
+                product(left, right, gw, Start::Target, Some(count));
+            });
+        }
+        add_tree(count / together, gw, work, |i, sum| {
+            let [first, last] =
+                [i * together, (i + 1) * together - 1].map(|leaf| leaf_rows(pixels, parts, within, leaf));
+            let (rows, mut patches) = (first.start..last.end, Vec::new());
             let tile = if together == 1 { even_rows(rows.len(), most) } else { rows.len() };
             for first in rows.clone().step_by(tile) {
                 let (range, start) = (first..(first + tile).min(rows.end), Start::adding(first > rows.start));
-                with_tile(range, threads, &mut patches, &mut |left, right| match shared {
-                    false => multiply_leaves::<E, P>(left, right, sum, start, together),
-                    true => sum.par_chunks_mut(SHARED_OUTPUTS * patch).enumerate().for_each(|(i, sum)| {
-                        let outputs = i * SHARED_OUTPUTS..i * SHARED_OUTPUTS + sum.len() / patch;
-                        multiply_leaves::<E, P>(left.part(outputs), right, sum, start, together);
-                    }),
+                with_tile(range, threads, &mut patches, &mut |left, right| {
+                    product(left, right, sum, start, (together > 1).then_some(together));
                 });
             }
         });

@@ -24,8 +24,9 @@ pub struct Target<'a, E> {
     pub data: &'a mut [E],
     pub row: usize,
     pub start: Start<'a, E>,
-    /// Cuts the sum over k into leaves, which are summed as a binary tree.
-    pub leaves: Leaves<'a, E>,
+    /// Cuts the sum over k into leaves, which are summed as a binary tree and then added to the start; None where the sum goes
+    /// on from its start.
+    pub leaves: Option<Leaves<'a, E>>,
 }
 
 /// The leaves of equal length into which a sum is cut.
@@ -37,11 +38,6 @@ pub struct Leaves<'a, E> {
 }
 
 impl<E> Leaves<'_, E> {
-    /// The whole sum.
-    pub fn one() -> Self {
-        Self { count: 1, waiting: &mut [] }
-    }
-
     /// Elements of memory that `count` leaves need: a block of registers per level.
     pub fn memory(count: usize) -> usize {
         count.trailing_zeros() as usize * BLOCK
@@ -88,7 +84,7 @@ pub struct RawTarget<E> {
     pub rows: Option<*const E>,
     /// What they begin with in every row.
     pub bias: Option<*const E>,
-    pub leaves: usize,
+    pub leaves: Option<usize>,
     /// Where left branches wait, by level.
     pub waiting: *mut E,
     /// Columns that there are; a block of registers may hold more.
@@ -101,9 +97,11 @@ pub struct RawTarget<E> {
 /// When it does not, the leaves do not divide k, b's columns are no neighbours, or its rows end within a vector.
 #[inline(always)]
 pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<E>) {
-    let leaves = c.leaves.count;
-    assert!(m > 0 && k > 0 && n > 0 && leaves.is_power_of_two() && k.is_multiple_of(leaves));
-    assert!(c.leaves.waiting.len() >= Leaves::<E>::memory(leaves));
+    assert!(m > 0 && k > 0 && n > 0);
+    if let Some(Leaves { count, waiting }) = &c.leaves {
+        assert!(count.is_power_of_two() && k.is_multiple_of(*count));
+        assert!(waiting.len() >= Leaves::<E>::memory(*count));
+    }
     assert!((m - 1) * a.row + (k - 1) * a.column < a.data.len());
     let whole = n.next_multiple_of(WHOLE_VECTORS);
     assert!(b.column == 1 && (k - 1) * b.row + whole <= b.data.len() && (m - 1) * c.row + n <= c.data.len());
@@ -135,7 +133,8 @@ impl Series {
         c: &'b mut Target<E>,
     ) -> (Strided<'a, E>, Strided<'a, E>, Target<'b, E>) {
         let [a_step, b_step, c_step] = self.steps.map(|step| i * step);
-        let leaves = Leaves { count: c.leaves.count, waiting: &mut *c.leaves.waiting };
+        let leaves = c.leaves.as_mut();
+        let leaves = leaves.map(|leaves| Leaves { count: leaves.count, waiting: &mut *leaves.waiting });
         let target = Target { data: &mut c.data[c_step..], row: c.row, start: c.start, leaves };
         (Strided { data: &a.data[a_step..], ..a }, Strided { data: &b.data[b_step..], ..b }, target)
     }
@@ -181,7 +180,10 @@ fn product<E: Real, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Strid
         Start::Bias(bias) => (None, Some(bias.as_ptr())),
         Start::Rows(rows, bias) => (Some(rows.as_ptr()), Some(bias.as_ptr())),
     };
-    let (leaves, waiting) = (leaves.count, leaves.waiting.as_mut_ptr());
+    let (leaves, waiting) = match leaves {
+        Some(Leaves { count, waiting }) => (Some(count), waiting.as_mut_ptr()),
+        None => (None, std::ptr::null_mut()),
+    };
     let target = RawTarget { data, row, rows, bias, leaves, waiting, columns: n };
     let mut column = 0;
     while column < n {
@@ -260,8 +262,8 @@ unsafe fn registers<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VE
         }
         let (a, b) = ((a_rows, a), (b_columns, b));
         let sums = match c.leaves {
-            1 => sum::<E, P, S, ROWS, VECTORS>(simd, sums, 0..k, a, b),
-            leaves => add::<E, S, ROWS, VECTORS>(
+            None => sum::<E, P, S, ROWS, VECTORS>(simd, sums, 0..k, a, b),
+            Some(leaves) => add::<E, S, ROWS, VECTORS>(
                 simd,
                 sums,
                 tree::<E, P, S, ROWS, VECTORS>(simd, [k, leaves], c.waiting, a, b),

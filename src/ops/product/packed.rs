@@ -114,14 +114,11 @@ impl<'a, E: Real> Left<'a, E> {
         }
     }
 
-    /// Does `work` with the transpose of the dense `a`: packed, or where it lies if packing would not change its factors.
+    /// Does `work` with the transpose of the dense `a`, packed. Factors that packing would not change are copied as well: a
+    /// product walks down their columns, which is slow in memory and fast in a cache.
     pub fn with_transposed<P: Operand<E>>(a: Matrix<E>, threads: Threads, work: impl FnOnce(Left<E>)) {
-        if P::PACKS {
-            let row = a.columns.next_multiple_of(WHOLE_VECTORS);
-            E::with_scratch(elements::<E, P>(a.rows) * row, |memory| work(Left::transposed::<P>(a, memory, threads)));
-        } else {
-            work(Left { factors: Strided { data: a.data, row: 1, column: a.columns }, rows: a.columns });
-        }
+        let row = a.columns.next_multiple_of(WHOLE_VECTORS);
+        E::with_scratch(elements::<E, P>(a.rows) * row, |memory| work(Left::transposed::<P>(a, memory, threads)));
     }
 
     /// Packs the transpose of the dense `a` into `memory`.
@@ -150,12 +147,18 @@ impl<'a, E: Real> Left<'a, E> {
 
 /// c [m, n] = start + a b, on this thread.
 pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>) {
-    multiply_leaves::<E, P>(a, b, c, start, 1);
+    multiply_leaves::<E, P>(a, b, c, start, None);
 }
 
-/// [`multiply`] whose sums over k are cut into `leaves` of equal length and summed as a binary tree (see
-/// [`parts`](crate::ops::parts)).
-pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>, leaves: usize) {
+/// [`multiply`] whose sums over k are cut into `leaves` of equal length, summed as a binary tree (see
+/// [`parts`](crate::ops::parts)) and then added to the start.
+pub fn multiply_leaves<E: Real, P: Operand<E>>(
+    a: Left<E>,
+    b: Panels<E>,
+    c: &mut [E],
+    start: Start<E>,
+    leaves: Option<usize>,
+) {
     let Left { factors: a, rows } = a;
     assert!(c.len() >= rows * b.columns);
     if rows == 0 {
@@ -163,7 +166,7 @@ pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut
     }
     let mut product = |waiting: &mut [E]| {
         // A tree is not cut.
-        let step = if leaves == 1 { DEPTH } else { b.depth };
+        let step = if leaves.is_none() { DEPTH } else { b.depth };
         for first in (0..b.depth).step_by(step) {
             let depth = step.min(b.depth - first);
             let a = Strided { data: &a.data[first * a.column..], ..a };
@@ -171,15 +174,15 @@ pub fn multiply_leaves<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut
                 let row = panel.width.next_multiple_of(WHOLE_VECTORS);
                 let b_part = Strided { data: &panel.values[first * row..], row, column: 1 };
                 let start = if first > 0 { Start::Target } else { start.from_column(panel.first) };
-                let leaves = Leaves { count: leaves, waiting };
+                let leaves = leaves.map(|count| Leaves { count, waiting: &mut *waiting });
                 let target = Target { data: &mut c[panel.first..], row: b.columns, start, leaves };
                 P::product([rows, depth, panel.width], a, b_part, target);
             }
         }
     };
     match leaves {
-        1 => product(&mut []),
-        _ => E::with_scratch(Leaves::<E>::memory(leaves), product),
+        None => product(&mut []),
+        Some(leaves) => E::with_scratch(Leaves::<E>::memory(leaves), product),
     }
 }
 

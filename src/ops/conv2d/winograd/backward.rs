@@ -5,7 +5,7 @@ use std::{marker::PhantomData, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    SHARED, SHARED_TILES,
+    SHARED,
     tiles::{TransformInput, strip_len},
     tiling::{CHANNELS, POINTS, Tiling},
     weights::{TAPS, gradient},
@@ -14,15 +14,15 @@ use crate::ops::{
     Real,
     conv2d::{Conv2d, Source},
     parts::{Tiles, Work, add_tree, leaf_rows, leaves, write_tree},
-    product::{Leaves, Operand, Series, Start, Strided, Target, WithOperand, elements},
+    product::{Operand, Series, Start, Strided, Target, WithOperand, elements},
 };
 
 /// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
 const LEAF_TILES: usize = 384;
-/// Channels of both sides, at most, whose gradients a thread sums at a time.
+/// Channels of both sides, at most, whose gradients a thread sums at a time: the products of all points stay in its cache.
 const REGION: usize = 64;
-/// Output and input channels, at most, that are multiplied at a time, so that the products of all points stay in the nearest cache.
-const AT_ONCE: [usize; 2] = [8, 2 * CHANNELS];
+/// Elements of all transformed tiles and gradients together when threads share the stages: regions read them again and again.
+const SHARED_TILES: usize = 1 << 21;
 
 /// gw += the weight gradient.
 pub struct BackwardWeight<'a, E> {
@@ -53,7 +53,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 for block in blocks.clone() {
                     pass.one_block(block, sum, block > blocks.start);
                 }
-                gradient(sum, [output, input], gw, input);
+                gradient(sum, [output, input], gw);
             });
         });
     }
@@ -92,8 +92,10 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
         E::with_scratch(POINTS * (input + output), |memory| {
             let (tiles, gradients) = memory.split_at_mut(POINTS * input);
             self.transform(block, tiles, gradients);
-            let region = [0..self.conv.output, 0..self.conv.input];
-            self.product(block, region, tiles, gradients, sum, Start::adding(add));
+            let Conv2d { input: columns, output: rows, .. } = *self.conv;
+            let series = Series { times: POINTS, steps: [output, input, rows * columns] };
+            let target = Target { data: sum, row: columns, start: Start::adding(add), leaves: None };
+            self.products(block, series, [rows, columns], [gradients, tiles], target);
         });
     }
 
@@ -147,55 +149,46 @@ impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
 
     /// The gradient of a region of the weights, [rows, taps, columns], over the blocks of a leaf.
     fn region(&self, region: Region, tiles: &[E], gradients: &[E], sum: &mut [E]) {
-        let [rows, most] = AT_ONCE;
-        let columns = if region.columns.len().is_multiple_of(most) { most } else { CHANNELS };
-        E::with_scratch(POINTS * rows * columns, |products| {
-            for c in region.columns.clone().step_by(columns) {
-                for o in region.rows.clone().step_by(rows) {
-                    let part = Region { rows: o..o + rows, columns: c..c + columns, ..region.clone() };
-                    self.points_of(&part, tiles, gradients, products);
-                    let at = ((o - region.rows.start) * TAPS) * region.columns.len() + c - region.columns.start;
-                    gradient(products, [rows, columns], &mut sum[at..], region.columns.len());
+        let Region { first, blocks, rows, columns } = region;
+        let ([tiles_len, gradients_len], shape) = (self.matrices(), [rows.len(), columns.len()]);
+        let len = rows.len() * columns.len();
+        // A line of the cache apart, as the tiles' matrices are.
+        E::with_scratch(POINTS * (len + CHANNELS), |products| {
+            for (point, products) in products.chunks_exact_mut(len + CHANNELS).enumerate() {
+                for block in blocks.clone() {
+                    let at = block * POINTS + point;
+                    let factors =
+                        [&gradients[at * gradients_len + rows.start..], &tiles[at * tiles_len + columns.start..]];
+                    let target = Target {
+                        data: products,
+                        row: columns.len(),
+                        start: Start::adding(block > blocks.start),
+                        leaves: None,
+                    };
+                    self.products(first + block, Series::ONE, shape, factors, target);
                 }
             }
+            gradient(products, shape, sum);
         });
     }
 
-    /// The products of all points of a region, [36, rows, columns], over its blocks.
-    fn points_of(&self, region: &Region, tiles: &[E], gradients: &[E], products: &mut [E]) {
-        let [tiles_len, gradients_len] = self.matrices();
-        let Region { first, blocks, rows, columns } = region;
-        for block in blocks.clone() {
-            let (tiles, gradients) =
-                (&tiles[block * POINTS * tiles_len..], &gradients[block * POINTS * gradients_len..]);
-            let region = [rows.clone(), columns.clone()];
-            self.product(first + block, region, tiles, gradients, products, Start::adding(block > blocks.start));
-        }
-    }
-
-    /// The products of all points of a block: for some output and input channels, start + gradients [tiles, output]^T
-    /// tiles [tiles, input].
-    fn product(
+    /// Products over the tiles of a block: start + gradients [tiles, rows]^T tiles [tiles, columns].
+    fn products(
         &self,
         block: usize,
-        [rows, columns]: [Range<usize>; 2],
-        tiles: &[E],
-        gradients: &[E],
-        products: &mut [E],
-        start: Start<E>,
+        series: Series,
+        [rows, columns]: [usize; 2],
+        [gradients, tiles]: [&[E]; 2],
+        target: Target<E>,
     ) {
-        let a = Strided { data: &gradients[rows.start..], row: 1, column: self.conv.output };
-        let b = Strided { data: &tiles[columns.start..], row: self.conv.input, column: 1 };
+        let a = Strided { data: gradients, row: 1, column: self.conv.output };
+        let b = Strided { data: tiles, row: self.conv.input, column: 1 };
         let depth = elements::<E, P>(self.tiling.tiles_of(block));
-        let target = Target { data: products, row: columns.len(), start, leaves: Leaves::one() };
-        let [tiles_len, gradients_len] = self.matrices();
-        let series = Series { times: POINTS, steps: [gradients_len, tiles_len, rows.len() * columns.len()] };
-        P::series(series, [rows.len(), depth, columns.len()], a, b, target);
+        P::series(series, [rows, depth, columns], a, b, target);
     }
 }
 
 /// Some of the weights, and the blocks over which their gradient is summed.
-#[derive(Clone)]
 struct Region {
     /// The block that the matrices begin with.
     first: usize,

@@ -164,10 +164,10 @@ fn down<E: Real, S: Simd>(simd: S, taps: &[E::Vector<S>], v: usize) -> [[Vector<
     rows
 }
 
-/// The gradient of weights [rows, taps, columns] from that of the transformed ones, `points` [36, rows, columns]: G^T u G. Taps
-/// are `row` elements apart.
-pub fn gradient<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E], row: usize) {
-    dispatch(Gradient { points, rows, columns, gradient, row });
+/// The gradient of weights [rows, taps, columns] from that of the transformed ones, G^T u G. `points` are 36 matrices
+/// [rows, columns] of the same length, which may be more than they need.
+pub fn gradient<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E]) {
+    dispatch(Gradient { points, rows, columns, gradient });
 }
 
 struct Gradient<'a, E> {
@@ -175,7 +175,6 @@ struct Gradient<'a, E> {
     rows: usize,
     columns: usize,
     gradient: &'a mut [E],
-    row: usize,
 }
 
 impl<E: Real> WithSimd for Gradient<'_, E> {
@@ -183,12 +182,12 @@ impl<E: Real> WithSimd for Gradient<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { points, rows, columns, gradient, row } = self;
+        let Self { points, rows, columns, gradient } = self;
         let lanes = lanes::<E, S>();
         let (points, gradient) = (E::vectors::<S>(points), E::vectors_mut::<S>(gradient));
-        let (vectors, row) = (columns / lanes, row / lanes);
-        let point = rows * vectors;
-        assert!(points.len() >= POINTS * point && gradient.len() >= (rows * TAPS - 1) * row + vectors);
+        let vectors = columns / lanes;
+        let point = points.len() / POINTS;
+        assert!(point >= rows * vectors && gradient.len() >= rows * TAPS * vectors);
         for o in 0..rows {
             for v in 0..vectors {
                 let zero = Vector::splat(simd, E::zero());
@@ -208,7 +207,7 @@ impl<E: Real> WithSimd for Gradient<'_, E> {
                 for x in 0..KERNEL {
                     let values = transform::weight_gradient(columns[x]);
                     for y in 0..KERNEL {
-                        gradient[(o * TAPS + y * KERNEL + x) * row + v] = values[y].lanes;
+                        gradient[(o * TAPS + y * KERNEL + x) * vectors + v] = values[y].lanes;
                     }
                 }
             }

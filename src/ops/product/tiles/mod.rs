@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Leaves, Operand, Pairs, Start, Strided, Target,
+    Operand, Pairs, Start, Strided, Target,
     kernel::{RawTarget, Series, check},
 };
 use crate::ops::scratch::Scratch;
@@ -39,7 +39,7 @@ pub fn available() -> bool {
 
 /// Whether tiles can do a product: they hold whole rows of sums, which are not cut into leaves.
 pub fn fit([_, _, n]: [usize; 3], c: &Target<f32>) -> bool {
-    c.leaves.count == 1 && n.is_multiple_of(SIDE)
+    c.leaves.is_none() && n.is_multiple_of(SIDE)
 }
 
 /// Whether the instructions do here what their manual says: small whole numbers, whose products and sums are exact.
@@ -56,9 +56,7 @@ unsafe fn computes_right() -> bool {
     let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
     let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
     // SAFETY: as the caller promises.
-    unsafe {
-        product([m, k, n], left, right, Target { data: &mut c, row: n, start: Start::Target, leaves: Leaves::one() })
-    };
+    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, start: Start::Target, leaves: None }) };
     let pair = |l: usize, i: usize, j: usize| -> f32 {
         (0..2).map(|part| number(2 * (i * k + l) + part, 3) * number(2 * (l * n + j) + part, 5)).sum()
     };
@@ -132,7 +130,7 @@ unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target
             let data = &a.data[row * a.row + first * a.column..];
             let target = &mut c.data[row * c.row..];
             let start = Start::adding(add || first > 0);
-            let target = Target { data: target, row: c.row, start, leaves: Leaves::one() };
+            let target = Target { data: target, row: c.row, start, leaves: None };
             let right = Strided { data: &b.data[first * b.row..], ..b };
             let shape = [rows, end - first, n];
             // SAFETY: as the caller promises.
@@ -178,7 +176,7 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
                 row: c.row,
                 rows: begin,
                 bias: None,
-                leaves: 1,
+                leaves: None,
                 waiting: std::ptr::null_mut(),
                 columns: n - column,
             };
