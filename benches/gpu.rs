@@ -31,7 +31,7 @@ use snclr::{
     ops::{
         batch_norm::{Running, batch_norm},
         contrast::{Pairs, contrast},
-        cuda::{Bridge, Gpu, Scalar, address, backend, nvidia},
+        cuda::{Bridge, Gpu, Scalar, backend, nvidia},
         linear::linear,
         named::{NamedTensor, Values},
         normalize::normalize,
@@ -357,12 +357,12 @@ fn augmentation(gpu: &Gpu) -> Result<String, String> {
     for _ in 0..7 {
         let start = Instant::now();
         let views = pieces.augment(gpu, Scalar::F16).map_err(text)?;
-        gpu.read::<u16>(views[1].at(), 1).map_err(text)?; // waits
+        gpu.read::<half::f16>(views[1].view().part(0..1)).map_err(text)?; // waits
         seconds.push(start.elapsed().as_secs_f64());
     }
     let (views, len) = (pieces.augment(gpu, Scalar::F32).map_err(text)?, 224 * 224 * 3);
     for (view, pipeline) in pipelines.iter().enumerate() {
-        let found: Vec<f32> = gpu.read(views[view].at(), 256 * len).map_err(text)?;
+        let found: Vec<f32> = views[view].read().map_err(text)?;
         let mut expected = vec![0.0; len];
         for (i, found) in found.chunks_exact(len).enumerate().step_by(16) {
             pipeline.apply(&image, &mut random(i as u64, view), &mut expected);
@@ -403,7 +403,8 @@ fn checks(report: &mut Report) {
     };
     report.check("address of a tensor", || {
         let tensor: Tensor<Rank1<5>, f32, _> = cuda.tensor([1.0, 2.0, 3.0, 4.0, 5.0]);
-        let read: Vec<f32> = gpu.read(address(&tensor), 5).map_err(|error| error.to_string())?;
+        let lent = Cuda::lend(&gpu, &tensor).map_err(|error| error.to_string())?;
+        let read: Vec<f32> = gpu.read(lent.view()).map_err(|error| error.to_string())?;
         if read == [1.0, 2.0, 3.0, 4.0, 5.0] { Ok("reads back".into()) } else { Err(format!("{read:?}")) }
     });
     // f32 sums of a hundred terms in another order.

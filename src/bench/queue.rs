@@ -55,7 +55,7 @@ fn on_gpu(index: usize, queries: &[f32], bank: &[f32], k: usize, what: String) -
     let queries = gpu.upload(queries)?;
     Ok(Workload::new(what, None, move || {
         let _ = &cuda; // the device stays open
-        std::hint::black_box(bank.search(queries.at(), n, k, None)?.read()?);
+        std::hint::black_box(bank.search(queries.view(), n, k, None)?.read()?);
         Ok(())
     }))
 }

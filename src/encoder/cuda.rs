@@ -1,9 +1,11 @@
 //! Encoders on a GPU: weights, gradients and activations stay on the device.
 
+use std::ops::Range;
+
 use super::{Encoder, resnet, vit};
 use crate::ops::{
     conv2d::{Size, cuda::Math},
-    cuda::{Buffer, Gpu, GpuError},
+    cuda::{Buffer, Gpu, GpuError, View},
 };
 
 /// A branch's flat buffers on a GPU.
@@ -11,28 +13,28 @@ use crate::ops::{
 pub struct Arenas<'a> {
     pub gpu: &'a Gpu,
     pub math: Math,
-    /// Address of the parameters (f32).
-    pub params: u64,
-    /// Address of the parameters in the arithmetic's storage; `params` itself in f32.
-    pub kernels: u64,
-    /// Address of the running statistics (f32).
-    pub buffers: u64,
+    /// The parameters (f32).
+    pub params: View<'a>,
+    /// The parameters in the arithmetic's storage; `params` themselves in f32.
+    pub kernels: View<'a>,
+    /// The running statistics (f32).
+    pub buffers: View<'a>,
 }
 
-impl Arenas<'_> {
-    /// Address of a parameter.
-    pub fn param(&self, index: usize) -> u64 {
-        self.params + 4 * index as u64
+impl<'a> Arenas<'a> {
+    /// Some parameters.
+    pub fn param(&self, range: &Range<usize>) -> View<'a> {
+        self.params.part(range.clone())
     }
 
-    /// Address of a parameter as convolutions read it.
-    pub fn kernel(&self, index: usize) -> u64 {
-        self.kernels + (self.math.scalar().bytes() * index) as u64
+    /// Some parameters as convolutions read them.
+    pub fn kernel(&self, range: &Range<usize>) -> View<'a> {
+        self.kernels.part(range.clone())
     }
 
-    /// Address of a running statistic.
-    pub fn buffer(&self, index: usize) -> u64 {
-        self.buffers + 4 * index as u64
+    /// Some running statistics.
+    pub fn buffer(&self, range: &Range<usize>) -> View<'a> {
+        self.buffers.part(range.clone())
     }
 }
 
@@ -62,7 +64,7 @@ impl Encoder {
         &self,
         on: &Arenas,
         statistics: Statistics,
-        images: u64,
+        images: View,
         size: Size,
         keep: bool,
     ) -> Result<(Buffer, Option<SavedGpu>), GpuError> {
@@ -78,8 +80,7 @@ impl Encoder {
         }
     }
 
-    /// Adds to `gradients` (address of an f32 buffer laid out like the parameters) those of one forward pass, from its
-    /// features' gradient (f32).
+    /// Adds to `gradients` (f32, laid out like the parameters) those of one forward pass, from its features' gradient (f32).
     ///
     /// # Errors
     /// When the device fails.
@@ -89,14 +90,14 @@ impl Encoder {
     pub fn backward_gpu(
         &self,
         on: &Arenas,
-        images: u64,
+        images: View,
         saved: SavedGpu,
-        g_features: u64,
-        gradients: u64,
+        g_features: View,
+        gradients: View,
     ) -> Result<(), GpuError> {
         match (self, saved) {
             (Encoder::Resnet(net), SavedGpu::Resnet(saved)) => {
-                net.backward_gpu(on, images, saved, g_features, gradients, 0)
+                net.backward_gpu(on, images, saved, g_features, gradients, None)
             }
             (Encoder::Vit(net), SavedGpu::Vit(saved)) => net.backward_gpu(on, images, saved, g_features, gradients),
             (Encoder::Resnet(_), SavedGpu::Vit(_)) | (Encoder::Vit(_), SavedGpu::Resnet(_)) => {

@@ -38,7 +38,9 @@ impl Golden {
             Dtype::F32 => {
                 data.chunks_exact(4).map(|b| E::of(f32::from_le_bytes(b.try_into().unwrap()) as f64)).collect()
             }
-            Dtype::F16 => data.chunks_exact(2).map(|b| E::of(half(u16::from_le_bytes([b[0], b[1]])))).collect(),
+            Dtype::F16 => {
+                data.chunks_exact(2).map(|b| E::of(half::f16::from_le_bytes([b[0], b[1]]).to_f64())).collect()
+            }
             other => panic!("{name}: {other:?}"),
         }
     }
@@ -76,16 +78,6 @@ pub fn channels_last<E: Real>(values: &[E], [n, c, h, w]: [usize; 4]) -> Vec<E> 
         values[(image * c + channel) * h * w + pixel]
     };
     (0..values.len()).map(at).collect()
-}
-
-/// A half-precision number's value.
-fn half(bits: u16) -> f64 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 1023) as f64 / 1024.0);
-    match exponent {
-        0 => sign * fraction * 2f64.powi(-14),
-        _ => sign * (1.0 + fraction) * 2f64.powi(exponent - 15),
-    }
 }
 
 /// Fails unless every value is within `tolerance` of the expected one, relative to the largest expected magnitude

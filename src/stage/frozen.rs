@@ -105,10 +105,10 @@ impl Frozen {
                 ops::conv2d::{Size, cuda::Math},
             };
             let OnGpu { gpu, params, buffers } = self.on_gpu(index)?;
-            let (params, buffers) = (params.at(), buffers.at());
+            let (params, buffers) = (params.view(), buffers.view());
             let on = Arenas { gpu, math: Math::F32, params, kernels: params, buffers };
             let (images, size) = (gpu.upload(images)?, Size { n, h: size, w: size });
-            let (features, _) = self.encoder.forward_gpu(&on, Statistics::Running, images.at(), size, false)?;
+            let (features, _) = self.encoder.forward_gpu(&on, Statistics::Running, images.view(), size, false)?;
             return Ok(features.read()?);
         }
         Ok(self.features(images, n, size))

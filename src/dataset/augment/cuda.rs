@@ -13,7 +13,7 @@ use super::{
     pipeline::{Drawn, Pipeline},
     taps::Taps,
 };
-use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Scalar, Source};
+use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View};
 
 const KERNELS: &[&str] = &["resize_columns", "augment"];
 const TEXT: &str = include_str!("augment.cu");
@@ -133,12 +133,12 @@ impl Pieces {
     pub fn augment(&self, gpu: &Gpu, scalar: Scalar) -> Result<Vec<Buffer>, GpuError> {
         let values = |pipeline: &Pipeline| 3 * (pipeline.size as usize).pow(2);
         let out: Result<Vec<Buffer>, _> =
-            self.pipelines.iter().map(|p| gpu.take(self.images * values(p) * scalar.bytes())).collect();
+            self.pipelines.iter().map(|p| gpu.take(scalar, self.images * values(p))).collect();
         let (out, mut done) = (out?, 0);
         for pass in &self.passes {
             let pixels = gpu.upload(&pass.pixels)?;
             for ((pipeline, views), out) in self.pipelines.iter().zip(&pass.views).zip(&out) {
-                let to = out.at() + (done * values(pipeline) * scalar.bytes()) as u64;
+                let to = out.view().part(done * values(pipeline)..(done + pass.images) * values(pipeline));
                 views.run(gpu, scalar, pipeline, pass.images, &pixels, to)?;
             }
             done += pass.images;
@@ -213,30 +213,34 @@ impl Views {
         pipeline: &Pipeline,
         images: usize,
         pixels: &Buffer,
-        out: u64,
+        out: View,
     ) -> Result<(), GpuError> {
         let (source, side) = (scalar.source(&SOURCES), pipeline.size as usize);
         let (records, places) = (gpu.upload(&self.records)?, gpu.upload(&self.places)?);
         let (weights, normalised) = (gpu.upload(&self.weights)?, gpu.upload(pipeline.normalize.values())?);
         let (views, side_arg) = ([records.arg(), places.arg(), weights.arg()], Arg::count(side));
-        let resized = gpu.take(self.resized)?;
+        let resized = gpu.take(Kind::U8, self.resized)?;
         let args = [&views[..], &[pixels.arg(), side_arg, resized.arg()]].concat();
-        gpu.launch(source, "resize_columns", [images, BLOCKS, 1], &args)?;
-        let [bytes, other] = [gpu.take(images * 3 * side * side)?, gpu.take(images * 3 * side * side)?];
-        let rest = [resized.arg(), side_arg, normalised.arg(), bytes.arg(), other.arg(), Arg::At(out)];
-        gpu.launch(source, "augment", [images, 1, 1], &[&views[..], &rest].concat())
+        // SAFETY: records, places and weights are of these images, and the places lie within pixels and resized columns.
+        unsafe { gpu.launch(source, "resize_columns", [images, BLOCKS, 1], &args) }?;
+        let values = images * 3 * side * side;
+        let (bytes, other) = (gpu.take(Kind::U8, values)?, gpu.take(Kind::U8, values)?);
+        let rest = [resized.arg(), side_arg, normalised.arg(), bytes.arg(), other.arg(), out.arg(scalar, values)];
+        // SAFETY: the same, and every image has its pixels in the results.
+        unsafe { gpu.launch(source, "augment", [images, 1, 1], &[&views[..], &rest].concat()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         dataset::augment::AugmentationsConfig,
         ops::{
-            cuda::testing::{on_every_gpu, to_half},
+            cuda::testing::on_every_gpu,
             random::{Purpose, stream},
         },
     };
@@ -371,9 +375,9 @@ mod tests {
         let pieces = Pieces { images: all.len(), pipelines, passes };
         on_every_gpu(|gpu| {
             let found = pieces.augment(gpu, Scalar::F16).unwrap();
-            let found: Vec<Vec<u16>> = found.iter().map(|view| view.read().unwrap()).collect();
+            let found: Vec<Vec<f16>> = found.iter().map(|view| view.read().unwrap()).collect();
             for (found, expected) in found.iter().zip(&expected) {
-                assert!(found.iter().zip(expected).all(|(f, e)| *f == to_half(*e)));
+                assert!(found.iter().zip(expected).all(|(f, e)| *f == f16::from_f32(*e)));
             }
             found
         });

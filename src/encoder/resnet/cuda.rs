@@ -9,7 +9,7 @@ use crate::{
     ops::{
         batch_norm::cuda::{MomentsGpu, Normalised, Params, ResidualGpu, Rows},
         conv2d::{Size, cuda::OnGpu},
-        cuda::{Buffer, GpuError},
+        cuda::{Buffer, GpuError, Kind, View},
         pool::{self, cuda::Images},
     },
 };
@@ -49,16 +49,16 @@ enum Norm {
 }
 
 impl Norm {
-    fn affine(&self) -> u64 {
+    fn affine(&self) -> View<'_> {
         match self {
-            Norm::Batch(moments) => moments.affine.at(),
-            Norm::Running(affine) => affine.at(),
+            Norm::Batch(moments) => moments.affine.view(),
+            Norm::Running(affine) => affine.view(),
         }
     }
 }
 
 impl ResNet {
-    /// Features [n, feature_dim] (f32) of images [n, h, w, 3] in the arithmetic's storage at address `images`; with `keep`,
+    /// Features [n, feature_dim] (f32) of images [n, h, w, 3] in the arithmetic's storage; with `keep`,
     /// what the backward pass needs, too.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl ResNet {
         &self,
         on: &Arenas,
         statistics: Statistics,
-        images: u64,
+        images: View,
         size: Size,
         keep: bool,
     ) -> Result<(Buffer, Option<SavedGpu>), GpuError> {
@@ -80,15 +80,15 @@ impl ResNet {
         let mut pooled = None;
         if self.max_pool {
             let out = pool::pooled(at);
-            let (y, taps) = (pass.take(out, channels)?, on.gpu.take(out.pixels() * channels)?);
-            pass.images(at, channels).max_pool(stem_output.at(), y.at(), taps.at())?;
+            let (y, taps) = (pass.take(out, channels)?, on.gpu.take(Kind::U8, out.pixels() * channels)?);
+            pass.images(at, channels).max_pool(stem_output.view(), y.view(), taps.view())?;
             pooled = Some((taps, y));
             at = out;
         }
         let mut blocks: Vec<SavedBlock> = Vec::new();
         let mut output: Option<Buffer> = None;
         for block in &self.blocks {
-            let x = output.as_ref().or(pooled.as_ref().map(|(_, y)| y)).unwrap_or(&stem_output).at();
+            let x = output.as_ref().or(pooled.as_ref().map(|(_, y)| y)).unwrap_or(&stem_output).view();
             let (y, kept) = pass.block(block, x, &mut at, keep)?;
             if let (Some(input), Some(previous)) = (output.replace(y), blocks.last_mut()) {
                 previous.outputs.push(input);
@@ -96,8 +96,8 @@ impl ResNet {
             blocks.extend(kept);
         }
         let last = output.expect("a network has blocks");
-        let features = on.gpu.take(size.n * self.feature_dim * 4)?;
-        pass.images(at, self.feature_dim).average_pool(last.at(), features.at())?;
+        let features = on.gpu.take(Kind::F32, size.n * self.feature_dim)?;
+        pass.images(at, self.feature_dim).average_pool(last.view(), features.view())?;
         if let Some(block) = blocks.last_mut() {
             block.outputs.push(last);
         }
@@ -105,32 +105,32 @@ impl ResNet {
         Ok((features, saved))
     }
 
-    /// Adds to `gradients` (the address of an f32 buffer laid out like the parameters) those of one forward pass, from its
-    /// features' gradient (f32). The images' gradient is written to `image_gradient`, unless that is 0.
+    /// Adds to `gradients` (f32, laid out like the parameters) those of one forward pass, from its features' gradient (f32).
+    /// The images' gradient is written to `image_gradient`, where it is wanted.
     ///
     /// # Errors
     /// When the device fails.
     pub fn backward_gpu(
         &self,
         on: &Arenas,
-        images: u64,
+        images: View,
         saved: SavedGpu,
-        g_features: u64,
-        gradients: u64,
-        image_gradient: u64,
+        g_features: View,
+        gradients: View,
+        image_gradient: Option<View>,
     ) -> Result<(), GpuError> {
         let pass = Pass { on, statistics: Statistics::Batch };
         let SavedGpu { size, stem, stem_output, pooled, mut blocks, last } = saved;
         let mut g = pass.take(last, self.feature_dim)?;
-        pass.images(last, self.feature_dim).average_pool_backward(g_features, g.at())?;
+        pass.images(last, self.feature_dim).average_pool_backward(g_features, g.view())?;
 
         let sizes = self.input_sizes_gpu(size);
         while let Some(kept) = blocks.pop() {
             let i = blocks.len();
             let input = match (blocks.last(), &pooled) {
-                (Some(previous), _) => previous.outputs.last().expect("a block has outputs").at(),
-                (None, Some((_, pooled))) => pooled.at(),
-                (None, None) => stem_output.at(),
+                (Some(previous), _) => previous.outputs.last().expect("a block has outputs").view(),
+                (None, Some((_, pooled))) => pooled.view(),
+                (None, None) => stem_output.view(),
             };
             g = pass.block_backward(&self.blocks[i], input, sizes[i], kept, g, gradients)?;
         }
@@ -138,12 +138,12 @@ impl ResNet {
         let stem_size = self.stem.conv.output_size(size);
         if let Some((taps, _)) = pooled {
             let unpooled = pass.take(stem_size, self.stem.conv.output)?;
-            pass.images(stem_size, self.stem.conv.output).max_pool_backward(g.at(), taps.at(), unpooled.at())?;
+            pass.images(stem_size, self.stem.conv.output).max_pool_backward(g.view(), taps.view(), unpooled.view())?;
             g = unpooled;
         }
-        pass.norm_backward(&self.stem, &stem, stem_size, stem_output.at(), [g.at(), 0], gradients)?;
+        pass.norm_backward(&self.stem, &stem, stem_size, Some(&stem_output), &g, None, gradients)?;
         pass.weight_backward(&self.stem, images, size, &g, gradients)?;
-        if image_gradient != 0 {
+        if let Some(image_gradient) = image_gradient {
             pass.data_backward(&self.stem, size, &g, image_gradient, false)?;
         }
         Ok(())
@@ -172,7 +172,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn take(&self, size: Size, channels: usize) -> Result<Buffer, GpuError> {
-        self.on.gpu.take(size.pixels() * channels * self.on.math.scalar().bytes())
+        self.on.gpu.take(self.on.math.scalar(), size.pixels() * channels)
     }
 
     fn images(&self, size: Size, channels: usize) -> Images<'_> {
@@ -191,7 +191,7 @@ impl Pass<'_> {
     fn block(
         &self,
         block: &Block,
-        x: u64,
+        x: View,
         size: &mut Size,
         keep: bool,
     ) -> Result<(Buffer, Option<SavedBlock>), GpuError> {
@@ -202,12 +202,12 @@ impl Pass<'_> {
         let (mut units, mut outputs) = (Vec::new(), Vec::new());
         let mut output: Option<Buffer> = None;
         for (i, unit) in block.convs.iter().enumerate() {
-            let (raw, norm) = self.conv(unit, output.as_ref().map_or(x, Buffer::at), *size)?;
+            let (raw, norm) = self.conv(unit, output.as_ref().map_or(x, Buffer::view), *size)?;
             *size = unit.conv.output_size(*size);
             let residual = match &shortcut {
                 _ if i + 1 < block.convs.len() => ResidualGpu::None,
                 None => ResidualGpu::Plain(x),
-                Some((raw, norm)) => ResidualGpu::Normalised(raw.at(), norm.affine()),
+                Some((raw, norm)) => ResidualGpu::Normalised(raw.view(), norm.affine()),
             };
             let y = self.apply(unit, &raw, &norm, residual, *size)?;
             units.extend(keep_unit(raw, norm, keep));
@@ -218,14 +218,14 @@ impl Pass<'_> {
     }
 
     /// A convolution's output and the batch norm behind it.
-    fn conv(&self, unit: &ConvBatchNorm, x: u64, size: Size) -> Result<(Buffer, Norm), GpuError> {
+    fn conv(&self, unit: &ConvBatchNorm, x: View, size: Size) -> Result<(Buffer, Norm), GpuError> {
         let out = unit.conv.output_size(size);
         let raw = self.take(out, unit.conv.output)?;
-        unit.conv.forward_gpu(self.on(size), x, self.on.kernel(unit.kernel.start), raw.at(), false)?;
-        let running = [&unit.running_mean, &unit.running_var].map(|range| self.on.buffer(range.start));
+        unit.conv.forward_gpu(self.on(size), x, self.on.kernel(&unit.kernel), raw.view(), false)?;
+        let running = [&unit.running_mean, &unit.running_var].map(|range| self.on.buffer(range));
         let (rows, params) = (self.rows(out, unit.conv.output), self.params(unit));
         let norm = match self.statistics {
-            Statistics::Batch => Norm::Batch(rows.moments(raw.at(), params, running)?),
+            Statistics::Batch => Norm::Batch(rows.moments(raw.view(), params, Some(running))?),
             Statistics::Running => Norm::Running(rows.eval(params, running)?),
         };
         Ok((raw, norm))
@@ -240,23 +240,23 @@ impl Pass<'_> {
         size: Size,
     ) -> Result<Buffer, GpuError> {
         let y = self.take(size, unit.conv.output)?;
-        self.rows(size, unit.conv.output).apply(raw.at(), norm.affine(), residual, true, y.at())?;
+        self.rows(size, unit.conv.output).apply(raw.view(), norm.affine(), residual, true, y.view())?;
         Ok(y)
     }
 
-    fn params(&self, unit: &ConvBatchNorm) -> Params {
-        Params { weight: self.on.param(unit.weight.start), bias: self.on.param(unit.bias.start) }
+    fn params(&self, unit: &ConvBatchNorm) -> Option<Params<'_>> {
+        Some(Params { weight: self.on.param(&unit.weight), bias: self.on.param(&unit.bias) })
     }
 
     /// The gradient of a block's input, from that of its output `g`.
     fn block_backward(
         &self,
         block: &Block,
-        x: u64,
+        x: View,
         size: Size,
         kept: SavedBlock,
         mut g: Buffer,
-        gradients: u64,
+        gradients: View,
     ) -> Result<Buffer, GpuError> {
         let SavedBlock { mut units, shortcut, mut outputs } = kept;
         let mut sizes = vec![size];
@@ -270,14 +270,14 @@ impl Pass<'_> {
         let masked = self.take(sizes[count], last.conv.output)?;
         let (unit, output) =
             (units.pop().expect("a unit per convolution"), outputs.pop().expect("a block has outputs"));
-        self.norm_backward(last, &unit, sizes[count], output.at(), [g.at(), masked.at()], gradients)?;
+        self.norm_backward(last, &unit, sizes[count], Some(&output), &g, Some(&masked), gradients)?;
         drop((unit, output));
         let gx = match (&block.shortcut, shortcut) {
             (Some(projection), Some(unit)) => {
                 let gx = self.take(size, projection.conv.input)?;
-                self.norm_backward(projection, &unit, sizes[count], 0, [masked.at(), 0], gradients)?;
+                self.norm_backward(projection, &unit, sizes[count], None, &masked, None, gradients)?;
                 self.weight_backward(projection, x, size, &masked, gradients)?;
-                self.data_backward(projection, size, &masked, gx.at(), false)?;
+                self.data_backward(projection, size, &masked, gx.view(), false)?;
                 gx
             }
             _ => masked,
@@ -287,45 +287,48 @@ impl Pass<'_> {
             // All but the first convolution read the output of the one before.
             let Some(input) = outputs.pop() else {
                 self.weight_backward(conv, x, size, &g, gradients)?;
-                self.data_backward(conv, size, &g, gx.at(), true)?;
+                self.data_backward(conv, size, &g, gx.view(), true)?;
                 break;
             };
-            self.weight_backward(conv, input.at(), sizes[i], &g, gradients)?;
+            self.weight_backward(conv, input.view(), sizes[i], &g, gradients)?;
             let g_input = self.take(sizes[i], conv.conv.input)?;
-            self.data_backward(conv, sizes[i], &g, g_input.at(), false)?;
+            self.data_backward(conv, sizes[i], &g, g_input.view(), false)?;
             let unit = units.pop().expect("a unit per convolution");
-            self.norm_backward(&block.convs[i - 1], &unit, sizes[i], input.at(), [g_input.at(), 0], gradients)?;
+            self.norm_backward(&block.convs[i - 1], &unit, sizes[i], Some(&input), &g_input, None, gradients)?;
             g = g_input;
         }
         Ok(gx)
     }
 
-    /// `g` goes, in place, from that of what follows the batch norm (its ReLU's output, or its own where `output` is 0) to
-    /// that of the convolution's output.
+    /// `g` goes, in place, from that of what follows the batch norm (its ReLU's output, or its own where that is None) to
+    /// that of the convolution's output. `masked` receives g before the ReLU.
+    #[allow(clippy::too_many_arguments, reason = "a norm, its rows, and where gradients come from and go to")]
     fn norm_backward(
         &self,
         layer: &ConvBatchNorm,
         unit: &Unit,
         size: Size,
-        output: u64,
-        [g, masked]: [u64; 2],
-        gradients: u64,
+        output: Option<&Buffer>,
+        g: &Buffer,
+        masked: Option<&Buffer>,
+        gradients: View,
     ) -> Result<(), GpuError> {
-        let of = Normalised { x: unit.raw.at(), moments: &unit.moments, output };
-        let at = |index: usize| gradients + 4 * index as u64;
-        let g_params = Params { weight: at(layer.weight.start), bias: at(layer.bias.start) };
-        self.rows(size, layer.conv.output).backward(of, self.params(layer), g_params, [g, masked, g], false)
+        let of = Normalised { x: unit.raw.view(), moments: &unit.moments, output: output.map(Buffer::view) };
+        let [weight, bias] = [&layer.weight, &layer.bias].map(|range| gradients.part(range.clone()));
+        let (g_params, masked) = (Some(Params { weight, bias }), masked.map(Buffer::view));
+        let rows = self.rows(size, layer.conv.output);
+        rows.backward(of, self.params(layer), g_params, g.view(), masked, (g.view(), false))
     }
 
     fn weight_backward(
         &self,
         layer: &ConvBatchNorm,
-        x: u64,
+        x: View,
         size: Size,
         g: &Buffer,
-        gradients: u64,
+        gradients: View,
     ) -> Result<(), GpuError> {
-        layer.conv.backward_weight_gpu(self.on(size), x, g.at(), gradients + 4 * layer.kernel.start as u64)
+        layer.conv.backward_weight_gpu(self.on(size), x, g.view(), gradients.part(layer.kernel.clone()))
     }
 
     fn data_backward(
@@ -333,11 +336,11 @@ impl Pass<'_> {
         layer: &ConvBatchNorm,
         size: Size,
         g: &Buffer,
-        gx: u64,
+        gx: View,
         accumulate: bool,
     ) -> Result<(), GpuError> {
-        let weight = self.on.kernel(layer.kernel.start);
-        layer.conv.backward_data_gpu(self.on(size), g.at(), weight, gx, accumulate)
+        let weight = self.on.kernel(&layer.kernel);
+        layer.conv.backward_data_gpu(self.on(size), g.view(), weight, gx, accumulate)
     }
 }
 

@@ -1,13 +1,15 @@
 //! The network on every GPU at hand against torchvision's numbers and against the CPU.
 
+use half::f16;
+
 use super::*;
 use crate::{
     encoder::cuda::{Arenas, Statistics},
     ops::{
         conv2d::{Size, cuda::Math},
         cuda::{
-            Gpu,
-            testing::{from_half, on_every_gpu, one_gpu, to_half},
+            Gpu, Kind,
+            testing::{on_every_gpu, one_gpu},
         },
         golden::{Golden, assert_close},
     },
@@ -39,20 +41,20 @@ fn step(
     size: Size,
     cot: impl Fn(&[f32]) -> Vec<f32>,
 ) -> Step {
-    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap();
+    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
     let stored = |values: &[f32]| if math == Math::F16 { half(values) } else { gpu.upload(values).unwrap() };
     let (params_gpu, kernels) = (gpu.upload(params).unwrap(), stored(params));
     let (buffers, images) = (gpu.upload(buffers).unwrap(), stored(x));
-    let on = Arenas { gpu, math, params: params_gpu.at(), kernels: kernels.at(), buffers: buffers.at() };
-    let (features, saved) = net.forward_gpu(&on, Statistics::Batch, images.at(), size, true).unwrap();
+    let on = Arenas { gpu, math, params: params_gpu.view(), kernels: kernels.view(), buffers: buffers.view() };
+    let (features, saved) = net.forward_gpu(&on, Statistics::Batch, images.view(), size, true).unwrap();
     let features: Vec<f32> = features.read().unwrap();
-    let (eval, none) = net.forward_gpu(&on, Statistics::Running, images.at(), size, false).unwrap();
+    let (eval, none) = net.forward_gpu(&on, Statistics::Running, images.view(), size, false).unwrap();
     assert!(none.is_none());
     let g = gpu.upload(&cot(&features)).unwrap();
-    let (gradients, gx) = (gpu.zeros(params.len() * 4).unwrap(), gpu.take(images.bytes()).unwrap());
-    net.backward_gpu(&on, images.at(), saved.unwrap(), g.at(), gradients.at(), gx.at()).unwrap();
+    let (gradients, gx) = (gpu.zeros(Kind::F32, params.len()).unwrap(), images.take_alike().unwrap());
+    net.backward_gpu(&on, images.view(), saved.unwrap(), g.view(), gradients.view(), Some(gx.view())).unwrap();
     let gx = match math {
-        Math::F16 => gx.read::<u16>().unwrap().into_iter().map(from_half).collect(),
+        Math::F16 => gx.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
         Math::F32 | Math::Tf32 => gx.read().unwrap(),
     };
     let [eval, buffers, gradients] = [eval, buffers, gradients].map(|buffer| buffer.read().unwrap());

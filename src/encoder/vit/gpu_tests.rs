@@ -1,5 +1,7 @@
 //! The network on every GPU at hand against timm's numbers and against the CPU.
 
+use half::f16;
+
 use super::*;
 use crate::{
     encoder::cuda::Arenas,
@@ -7,8 +9,8 @@ use crate::{
         buffers::Buffers,
         conv2d::{Size, cuda::Math},
         cuda::{
-            Gpu,
-            testing::{on_every_gpu, one_gpu, to_half},
+            Gpu, Kind,
+            testing::{on_every_gpu, one_gpu},
         },
         golden::{Golden, assert_close},
     },
@@ -16,17 +18,17 @@ use crate::{
 
 /// Features, and gradients of the parameters from that of the features.
 fn step(gpu: &Gpu, math: Math, net: &Vit, [params, buffers, x]: [&[f32]; 3], size: Size, cot: &[f32]) -> [Vec<f32>; 2] {
-    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap();
+    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
     let stored = |values: &[f32]| if math == Math::F16 { half(values) } else { gpu.upload(values).unwrap() };
     let (params_gpu, kernels) = (gpu.upload(params).unwrap(), stored(params));
     let (buffers, images) = (gpu.upload(buffers).unwrap(), stored(x));
-    let on = Arenas { gpu, math, params: params_gpu.at(), kernels: kernels.at(), buffers: buffers.at() };
-    let (features, saved) = net.forward_gpu(&on, images.at(), size, true).unwrap();
+    let on = Arenas { gpu, math, params: params_gpu.view(), kernels: kernels.view(), buffers: buffers.view() };
+    let (features, saved) = net.forward_gpu(&on, images.view(), size, true).unwrap();
     let features: Vec<f32> = features.read().unwrap();
-    let (alone, none) = net.forward_gpu(&on, images.at(), size, false).unwrap();
+    let (alone, none) = net.forward_gpu(&on, images.view(), size, false).unwrap();
     assert!(none.is_none() && alone.read::<f32>().unwrap() == features);
-    let (g, gradients) = (gpu.upload(cot).unwrap(), gpu.zeros(params.len() * 4).unwrap());
-    net.backward_gpu(&on, images.at(), saved.unwrap(), g.at(), gradients.at()).unwrap();
+    let (g, gradients) = (gpu.upload(cot).unwrap(), gpu.zeros(Kind::F32, params.len()).unwrap());
+    net.backward_gpu(&on, images.view(), saved.unwrap(), g.view(), gradients.view()).unwrap();
     [features, gradients.read().unwrap()]
 }
 
@@ -60,7 +62,7 @@ fn images_of_other_sizes_get_interpolated_positions() {
     on_every_gpu(|gpu| {
         let values = gpu.upload(&buffers).unwrap();
         [("large", 24, 24), ("small", 8, 8), ("wide", 12, 20)].map(|(name, h, w)| {
-            let positions = tokens::interpolate(gpu, values.at(), 4, [h / 4, w / 4], 16).unwrap();
+            let positions = tokens::interpolate(gpu, values.view(), 4, [h / 4, w / 4], 16).unwrap();
             let positions: Vec<f32> = positions.read().unwrap();
             assert_close(name, &positions, &golden.get(&format!("out.pos_{name}")), 1e-6);
             let (x, size) = (golden.channels_last::<f32>(&format!("in.{name}")), Size { n: 2, h, w });

@@ -1,6 +1,6 @@
-//! What lies between images and tokens, on a GPU. Addresses are of the device.
+//! What lies between images and tokens, on a GPU.
 
-use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Scalar, Source, THREADS, one_each};
+use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each};
 
 const KERNELS: &[&str] =
     &["embed_tokens", "class_tokens", "spread_class_tokens", "patch_tokens", "interpolate_positions"];
@@ -27,41 +27,65 @@ impl Tokens<'_> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn embed(&self, embedded: u64, positions: u64, [cls, bias]: [u64; 2], x: u64) -> Result<(), GpuError> {
-        self.run("embed_tokens", &[embedded, positions, cls, bias], self.samples * self.tokens, x)
+    pub fn embed(&self, embedded: View, positions: View, [cls, bias]: [View; 2], x: View) -> Result<(), GpuError> {
+        let [cls, bias] = [cls, bias].map(|view| view.arg(Kind::F32, self.width));
+        let from = [self.patches(embedded), positions.arg(Kind::F32, self.tokens * self.width), cls, bias];
+        // SAFETY: all have the rows of their shape.
+        unsafe { self.run("embed_tokens", &from, self.samples * self.tokens, self.all(x)) }
     }
 
     /// cls [samples, width] (f32) = the class tokens.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn class_tokens(&self, x: u64, cls: u64) -> Result<(), GpuError> {
-        self.run("class_tokens", &[x], self.samples, cls)
+    pub fn class_tokens(&self, x: View, cls: View) -> Result<(), GpuError> {
+        // SAFETY: both have the rows of their shape.
+        unsafe { self.run("class_tokens", &[self.all(x)], self.samples, self.of_samples(cls)) }
     }
 
     /// x = the class tokens cls (f32) at their places, zero elsewhere.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn spread_class_tokens(&self, cls: u64, x: u64) -> Result<(), GpuError> {
-        self.run("spread_class_tokens", &[cls], self.samples * self.tokens, x)
+    pub fn spread_class_tokens(&self, cls: View, x: View) -> Result<(), GpuError> {
+        let rows = self.samples * self.tokens;
+        // SAFETY: both have the rows of their shape.
+        unsafe { self.run("spread_class_tokens", &[self.of_samples(cls)], rows, self.all(x)) }
     }
 
     /// patches [samples, tokens - 1, width] = the tokens but the class tokens.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn patch_tokens(&self, x: u64, patches: u64) -> Result<(), GpuError> {
-        self.run("patch_tokens", &[x], self.samples * (self.tokens - 1), patches)
+    pub fn patch_tokens(&self, x: View, patches: View) -> Result<(), GpuError> {
+        let rows = self.samples * (self.tokens - 1);
+        // SAFETY: both have the rows of their shape.
+        unsafe { self.run("patch_tokens", &[self.all(x)], rows, self.patches(patches)) }
+    }
+
+    fn all(&self, view: View) -> Arg {
+        view.arg(self.scalar, self.samples * self.tokens * self.width)
+    }
+
+    fn patches(&self, view: View) -> Arg {
+        view.arg(self.scalar, self.samples * (self.tokens - 1) * self.width)
+    }
+
+    /// A row of f32 per sample.
+    fn of_samples(&self, view: View) -> Arg {
+        view.arg(Kind::F32, self.samples * self.width)
     }
 
     /// A pass that writes `rows` rows of the tokens' width to `to`.
-    fn run(&self, kernel: &str, from: &[u64], rows: usize, to: u64) -> Result<(), GpuError> {
+    ///
+    /// # Safety
+    /// As for [`Gpu::launch`].
+    unsafe fn run(&self, kernel: &str, from: &[Arg], rows: usize, to: Arg) -> Result<(), GpuError> {
         let len = rows * self.width;
-        let mut args: Vec<Arg> = from.iter().map(|at| Arg::At(*at)).collect();
-        args.extend([self.tokens, self.width, len].map(Arg::count));
-        args.push(Arg::At(to));
-        self.gpu.launch(self.scalar.source(&SOURCES), kernel, [len.div_ceil(THREADS).clamp(1, 8192), 1, 1], &args)
+        let args = [from, &[self.tokens, self.width, len].map(Arg::count), &[to]].concat();
+        let grid = [len.div_ceil(THREADS).clamp(1, 8192), 1, 1];
+        // SAFETY: as the caller promises.
+        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), kernel, grid, &args) }
     }
 }
 
@@ -71,19 +95,17 @@ impl Tokens<'_> {
 /// When the device fails.
 pub fn interpolate(
     gpu: &Gpu,
-    positions: u64,
+    positions: View,
     grid: usize,
     [h, w]: [usize; 2],
     width: usize,
 ) -> Result<Buffer, GpuError> {
     let len = (1 + h * w) * width;
-    let out = gpu.take(len * 4)?;
+    let out = gpu.take(Kind::F32, len)?;
+    let positions = positions.arg(Kind::F32, (1 + grid * grid) * width);
     let [grid, h, w, width] = [grid, h, w, width].map(Arg::count);
-    gpu.launch(
-        &SOURCES[0],
-        "interpolate_positions",
-        one_each(len),
-        &[Arg::At(positions), grid, h, w, width, out.arg()],
-    )?;
+    let args = [positions, grid, h, w, width, out.arg()];
+    // SAFETY: both have the positions of their grid.
+    unsafe { gpu.launch(&SOURCES[0], "interpolate_positions", one_each(len), &args) }?;
     Ok(out)
 }

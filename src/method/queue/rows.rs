@@ -115,10 +115,10 @@ impl<E: Real> Rows<E> {
             #[cfg(any(test, feature = "cuda"))]
             Rows::Gpu(gpu, bank) => {
                 let lent = D::lend(gpu, queries)?;
-                let found = bank.search(lent.at, n, k, exclude)?;
+                let found = bank.search(lent.view(), n, k, exclude)?;
                 let near = bank.gather(&found)?;
-                let vectors = device.tensor_at(gpu, near.vectors.at(), (n * k, dim))?;
-                let norms = device.tensor_at(gpu, near.norms.at(), (n * k,))?;
+                let vectors = device.tensor_at(gpu, near.vectors.view(), (n * k, dim))?;
+                let norms = device.tensor_at(gpu, near.norms.view(), (n * k,))?;
                 let (marks, scores) = (near.marks.read_later::<i64>()?, found.scores.read_later::<f32>()?);
                 let origins = Later::new(move || {
                     let (marks, scores) = (marks.wait()?, scores.wait()?);
@@ -162,7 +162,8 @@ impl<E: Real> Rows<E> {
             Rows::Gpu(gpu, bank) => {
                 let lent = D::lend(gpu, batch)?;
                 for Run { from, to } in runs {
-                    bank.write(to.start, lent.at + 4 * (from * dim) as u64, marks.all(to.clone()))?;
+                    let rows = lent.view().part(from * dim..(from + to.len()) * dim);
+                    bank.write(to.start, rows, marks.all(to.clone()))?;
                 }
             }
         }

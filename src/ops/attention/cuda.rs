@@ -3,7 +3,7 @@
 use super::Attention;
 use crate::ops::{
     conv2d::cuda::Math,
-    cuda::{Arg, Gpu, GpuError, Source},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, View},
 };
 
 const KERNELS: &[&str] = &[
@@ -38,54 +38,75 @@ pub struct Samples<'a> {
     pub samples: usize,
 }
 
-/// What the backward pass reads of a forward pass; addresses.
+/// What the backward pass reads of a forward pass.
 #[derive(Clone, Copy, Debug)]
-pub struct Attended {
-    pub qkv: u64,
+pub struct Attended<'a> {
+    pub qkv: View<'a>,
     /// The output.
-    pub y: u64,
+    pub y: View<'a>,
     /// Per sample, head and query the logarithm of the summed exponentials of its logits (f32).
-    pub logs: u64,
+    pub logs: View<'a>,
 }
 
 impl Attention {
-    /// Bytes of [`Attended::logs`].
-    pub fn logs_bytes(&self, samples: usize) -> usize {
-        samples * self.heads * self.tokens * 4
+    /// Room for [`Attended::logs`].
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn take_logs(&self, on: Samples) -> Result<Buffer, GpuError> {
+        on.gpu.take(Kind::F32, self.queries(on))
     }
 
-    /// y = softmax(q k^T / sqrt(head width)) v, and the logs, unless their address is 0. No matrix of weights is kept.
+    /// y = softmax(q k^T / sqrt(head width)) v, and the logs, where they are wanted. No matrix of weights is kept.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward_gpu(&self, on: Samples, Attended { qkv, y, logs }: Attended) -> Result<(), GpuError> {
-        self.run(on, "forward", ROWS, &[qkv, y, logs])
+    pub fn forward_gpu(&self, on: Samples, qkv: View, y: View, logs: Option<View>) -> Result<(), GpuError> {
+        let logs = Arg::optional(logs, Kind::F32, self.queries(on));
+        // SAFETY: all have the elements of their shape.
+        unsafe { self.run(on, "forward", ROWS, &[self.parts(on, qkv, 3), self.parts(on, y, 1), logs]) }
+    }
+
+    /// Queries of all samples and heads.
+    fn queries(&self, on: Samples) -> usize {
+        on.samples * self.heads * self.tokens
+    }
+
+    /// `parts` times the tokens' width per token.
+    fn parts(&self, on: Samples, view: View, parts: usize) -> Arg {
+        view.arg(on.math.scalar(), on.samples * self.tokens * self.width * parts)
     }
 
     /// Writes the gradient of `qkv` to `g_qkv`, from that of y, `gy`. The weights are computed again, tile by tile.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn backward_gpu(&self, on: Samples, of: Attended, gy: u64, g_qkv: u64) -> Result<(), GpuError> {
-        let along = on.gpu.take(self.logs_bytes(on.samples))?;
-        let count = on.samples * self.tokens * self.heads;
+    pub fn backward_gpu(&self, on: Samples, of: Attended, gy: View, g_qkv: View) -> Result<(), GpuError> {
+        let (along, count) = (self.take_logs(on)?, self.queries(on));
         let [tokens, heads, dim] = self.sizes();
-        let args = [tokens, heads, dim, Arg::count(count), Arg::At(of.y), Arg::At(gy), along.arg()];
-        on.gpu.launch(on.math.source(&SOURCES), "attention_along", [count.div_ceil(WARPS), 1, 1], &args)?;
+        let [qkv, g_qkv] = [of.qkv, g_qkv].map(|view| self.parts(on, view, 3));
+        let [y, gy] = [of.y, gy].map(|view| self.parts(on, view, 1));
+        let args = [tokens, heads, dim, Arg::count(count), y, gy, along.arg()];
+        let grid = [count.div_ceil(WARPS), 1, 1];
+        // SAFETY: all have the elements of their shape.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), "attention_along", grid, &args) }?;
         let tile = if on.math == Math::F16 { 64 } else { 32 }; // the kernels' TILE
         for kernel in ["queries", "keys"] {
-            self.run(on, kernel, tile, &[of.qkv, gy, of.logs, along.at(), g_qkv])?;
+            // SAFETY: all have the elements of their shape.
+            unsafe { self.run(on, kernel, tile, &[qkv, gy, of.logs.arg(Kind::F32, count), along.arg(), g_qkv]) }?;
         }
         Ok(())
     }
 
-    fn run(&self, on: Samples, kernel: &str, tile: usize, addresses: &[u64]) -> Result<(), GpuError> {
+    /// # Safety
+    /// As for [`Gpu::launch`].
+    unsafe fn run(&self, on: Samples, kernel: &str, tile: usize, memory: &[Arg]) -> Result<(), GpuError> {
         let columns = if self.head_width() <= 32 { 32 } else { 64 };
         let grid = [on.samples * self.heads, self.tokens.div_ceil(tile), self.head_width().div_ceil(columns)];
         let [tokens, heads, dim] = self.sizes();
-        let mut args = vec![tokens, heads, dim, Arg::Float(self.scale())];
-        args.extend(addresses.iter().map(|at| Arg::At(*at)));
-        on.gpu.launch(on.math.source(&SOURCES), &format!("attention_{kernel}_{columns}"), grid, &args)
+        let args = [&[tokens, heads, dim, Arg::Float(self.scale())], memory].concat();
+        // SAFETY: as the caller promises.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), &format!("attention_{kernel}_{columns}"), grid, &args) }
     }
 
     fn sizes(&self) -> [Arg; 3] {
@@ -95,13 +116,12 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::ops::{
         attention::side_by_side,
-        cuda::{
-            Buffer, Scalar,
-            testing::{from_half, on_every_gpu, to_half},
-        },
+        cuda::{Scalar, testing::on_every_gpu},
         golden::assert_close,
     };
 
@@ -123,7 +143,7 @@ mod tests {
         for (shape, samples) in SHAPES {
             let len = samples * shape.tokens * shape.width;
             let ramp = |n: usize, step: f32| {
-                (0..n).map(|i| from_half(to_half((i as f32 * step).sin() * 1.5))).collect::<Vec<_>>()
+                (0..n).map(|i| f16::to_f32(f16::from_f32((i as f32 * step).sin() * 1.5))).collect::<Vec<_>>()
             };
             let (qkv, gy) = (ramp(3 * len, 0.7), ramp(len, 0.37));
             let (mut y, mut g_qkv) = (vec![0.0; len], vec![0.0; 3 * len]);
@@ -133,24 +153,26 @@ mod tests {
                 on_every_gpu(|gpu| {
                     let up = |values: &[f32]| match math.scalar() {
                         Scalar::F32 => gpu.upload(values).unwrap(),
-                        Scalar::F16 => gpu.upload(&values.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap(),
+                        Scalar::F16 => {
+                            gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap()
+                        }
                     };
                     let read = |buffer: &Buffer| -> Vec<f32> {
                         match math.scalar() {
                             Scalar::F32 => buffer.read().unwrap(),
-                            Scalar::F16 => buffer.read::<u16>().unwrap().into_iter().map(from_half).collect(),
+                            Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
                         }
                     };
                     let on = Samples { gpu, math, samples };
                     let (qkv, gy) = (up(&qkv), up(&gy));
-                    let (y_gpu, alone) = (gpu.take(gy.bytes()).unwrap(), gpu.take(gy.bytes()).unwrap());
-                    let logs = gpu.take(shape.logs_bytes(samples)).unwrap();
-                    let of = Attended { qkv: qkv.at(), y: y_gpu.at(), logs: logs.at() };
-                    shape.forward_gpu(on, of).unwrap();
-                    shape.forward_gpu(on, Attended { y: alone.at(), logs: 0, ..of }).unwrap();
+                    let (y_gpu, alone) = (gy.take_alike().unwrap(), gy.take_alike().unwrap());
+                    let logs = shape.take_logs(on).unwrap();
+                    let of = Attended { qkv: qkv.view(), y: y_gpu.view(), logs: logs.view() };
+                    shape.forward_gpu(on, of.qkv, of.y, Some(of.logs)).unwrap();
+                    shape.forward_gpu(on, of.qkv, alone.view(), None).unwrap();
                     assert!(read(&y_gpu) == read(&alone));
-                    let g_gpu = gpu.take(qkv.bytes()).unwrap();
-                    shape.backward_gpu(on, of, gy.at(), g_gpu.at()).unwrap();
+                    let g_gpu = qkv.take_alike().unwrap();
+                    shape.backward_gpu(on, of, gy.view(), g_gpu.view()).unwrap();
                     assert_close(&format!("{shape:?} {math:?} y"), &read(&y_gpu), &y, tolerance);
                     assert_close(&format!("{shape:?} {math:?} g"), &read(&g_gpu), &g_qkv, tolerance);
                     [read(&y_gpu), read(&g_gpu)]
@@ -164,11 +186,11 @@ mod tests {
         let shape = Attention { tokens: 40, heads: 1, width: 8 };
         let values = vec![100.0f32; 40 * 3 * 8];
         on_every_gpu(|gpu| {
-            let y = gpu.take(40 * 8 * 4).unwrap();
+            let y = gpu.take(Kind::F32, 40 * 8).unwrap();
             let on = Samples { gpu, math: Math::F32, samples: 1 };
             let run = |values: &[f32]| -> Vec<f32> {
                 let qkv = gpu.upload(values).unwrap();
-                shape.forward_gpu(on, Attended { qkv: qkv.at(), y: y.at(), logs: 0 }).unwrap();
+                shape.forward_gpu(on, qkv.view(), y.view(), None).unwrap();
                 y.read().unwrap()
             };
             let found = run(&values);

@@ -1,6 +1,6 @@
 //! Sums over rows on a GPU. Addresses are of the device; sums are f32.
 
-use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, one_each};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, View, one_each};
 
 const KERNELS: &[&str] = &["column_sums", "add_parts"];
 const TEXT: &str = include_str!("columns.cu");
@@ -31,54 +31,53 @@ pub fn parts(rows: usize, columns: usize) -> (usize, [usize; 3]) {
 pub fn add_column_sums(
     gpu: &Gpu,
     scalar: Scalar,
-    x: u64,
+    x: View,
     [rows, columns]: [usize; 2],
-    sums: u64,
+    sums: View,
 ) -> Result<(), GpuError> {
     let (part_rows, grid) = parts(rows, columns);
-    let values = gpu.take(grid[1] * columns * 4)?;
+    let values = gpu.take(Kind::F32, grid[1] * columns)?;
+    let x = x.arg(scalar, rows * columns);
     let [rows, width, part_rows] = [rows, columns, part_rows].map(Arg::count);
-    gpu.launch(scalar.source(&SOURCES), "column_sums", grid, &[Arg::At(x), rows, width, part_rows, values.arg()])?;
-    add_parts(gpu, values.at(), [grid[1], columns], columns, sums)
+    let args = [x, rows, width, part_rows, values.arg()];
+    // SAFETY: x has as many rows, and `values` a row for each part.
+    unsafe { gpu.launch(scalar.source(&SOURCES), "column_sums", grid, &args) }?;
+    add_parts(gpu, values.view(), [grid[1], columns], sums.part(0..columns))
 }
 
-/// sums [columns] += every one of `count` parts, which lie `stride` values apart, in order.
+/// sums += every one of `count` parts, which lie `stride` values apart, in order.
 ///
 /// # Errors
 /// When the device fails.
-pub fn add_parts(
-    gpu: &Gpu,
-    parts: u64,
-    [count, stride]: [usize; 2],
-    columns: usize,
-    sums: u64,
-) -> Result<(), GpuError> {
+pub fn add_parts(gpu: &Gpu, parts: View, [count, stride]: [usize; 2], sums: View) -> Result<(), GpuError> {
+    let columns = sums.len();
+    let parts = parts.arg(Kind::F32, count.saturating_sub(1) * stride + columns);
     let [count, stride, width] = [count, stride, columns].map(Arg::count);
-    gpu.launch(&SOURCES[0], "add_parts", one_each(columns), &[Arg::At(parts), count, stride, width, Arg::At(sums)])
+    let args = [parts, count, stride, width, sums.arg(Kind::F32, columns)];
+    // SAFETY: the last of the parts ends within them.
+    unsafe { gpu.launch(&SOURCES[0], "add_parts", one_each(columns), &args) }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
-    use crate::ops::{
-        columns,
-        cuda::testing::{from_half, on_every_gpu, to_half},
-        golden::assert_close,
-    };
+    use crate::ops::{columns, cuda::testing::on_every_gpu, golden::assert_close};
 
     #[test]
     fn sums_agree_with_the_cpus() {
         // Several parts, the last of them short, and columns that fill no block.
         let (rows, width) = (701, 37);
-        let x: Vec<f32> = (0..rows * width).map(|i| from_half(to_half((i as f32 * 0.37).sin()))).collect();
+        let x: Vec<f32> = (0..rows * width).map(|i| f16::to_f32(f16::from_f32((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
         columns::add_column_sums(&x, 1, &mut expected);
-        let half: Vec<u16> = x.iter().map(|v| to_half(*v)).collect();
+        let half: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
         on_every_gpu(|gpu| {
             let (wide, narrow) = (gpu.upload(&x).unwrap(), gpu.upload(&half).unwrap());
             [(Scalar::F32, wide), (Scalar::F16, narrow)].map(|(scalar, x)| {
                 let sums = gpu.upload(&vec![0.5f32; width]).unwrap();
-                add_column_sums(gpu, scalar, x.at(), [rows, width], sums.at()).unwrap();
+                add_column_sums(gpu, scalar, x.view(), [rows, width], sums.view()).unwrap();
                 let found: Vec<f32> = sums.read().unwrap();
                 // Sums of 701 values of magnitude 1 in another order.
                 assert_close(&format!("{scalar:?}"), &found, &expected, 1e-5);

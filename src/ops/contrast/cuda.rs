@@ -1,5 +1,5 @@
 //! Contrastive logits on a GPU without their matrix: a chunk of candidates at a time goes through a scratch buffer, in the
-//! forward pass for the sums over it, and again in the backward pass for its gradient. Addresses are of the device.
+//! forward pass for the sums over it, and again in the backward pass for its gradient.
 
 use super::Pairs;
 use crate::ops::{
@@ -7,7 +7,7 @@ use crate::ops::{
         Conv2d, Size,
         cuda::{Math, OnGpu},
     },
-    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
     product::Products,
 };
 
@@ -52,52 +52,60 @@ impl<'a> ContrastGpu<'a> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward(&self, [anchors, candidates]: [u64; 2], [all, own]: [u64; 2]) -> Result<(), GpuError> {
+    pub fn forward(&self, inputs: [View; 2], [all, own]: [View; 2]) -> Result<(), GpuError> {
         let count = self.m.div_ceil(PART);
-        let parts = self.gpu.take(count * 2 * self.n * 4)?;
+        let parts = self.gpu.take(Kind::F32, count * 2 * self.n)?;
+        let [all, own] = [all.arg(Kind::F32, self.n), own.arg(Kind::F32, self.n * self.pairs.own)];
         let scratch = self.scratch()?;
         let [n, part_rows] = [self.n, PART].map(Arg::count);
         for (first, rows) in self.chunks() {
-            self.products([anchors, candidates], first, rows, &scratch)?;
+            self.products(inputs, first, rows, &scratch)?;
             let grid = [self.n.div_ceil(32), rows.div_ceil(PART), 1];
             let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first), part_rows];
-            let args = [&chunk[..], &self.numbers(), &[parts.arg(), Arg::At(own)]].concat();
-            self.gpu.launch(&SOURCE, "contrast_sums", grid, &args)?;
+            let args = [&chunk[..], &self.numbers(), &[parts.arg(), own]].concat();
+            // SAFETY: the chunk lies in the scratch buffer, and each part of it has its two rows in `parts`.
+            unsafe { self.gpu.launch(&SOURCE, "contrast_sums", grid, &args) }?;
         }
-        let args = [parts.arg(), Arg::count(count), n, Arg::Float(1.0 / self.tau), Arg::At(all)];
-        self.gpu.launch(&SOURCE, "contrast_combine", one_each(self.n), &args)
+        let args = [parts.arg(), Arg::count(count), n, Arg::Float(1.0 / self.tau), all];
+        // SAFETY: there are as many parts, and a result for each anchor.
+        unsafe { self.gpu.launch(&SOURCE, "contrast_combine", one_each(self.n), &args) }
     }
 
-    /// Adds to the gradients of the anchors and, unless 0, of the candidates; from `all` and the gradients of all and own.
+    /// Adds to the gradients of the anchors and, where wanted, of the candidates; from `all` and the gradients of all and own.
     ///
     /// # Errors
     /// When the device fails.
     pub fn backward(
         &self,
-        [anchors, candidates]: [u64; 2],
-        all: u64,
-        gradients: [u64; 2],
-        [g_anchors, g_candidates]: [u64; 2],
+        inputs: [View; 2],
+        all: View,
+        [g_all, g_own]: [View; 2],
+        g_anchors: View,
+        g_candidates: Option<View>,
     ) -> Result<(), GpuError> {
+        let [all, g_all] = [all, g_all].map(|view| view.arg(Kind::F32, self.n));
+        let g_own = g_own.arg(Kind::F32, self.n * self.pairs.own);
         let scratch = self.scratch()?;
         for (first, rows) in self.chunks() {
-            self.products([anchors, candidates], first, rows, &scratch)?;
+            self.products(inputs, first, rows, &scratch)?;
             let blocks = (rows * self.n).div_ceil(THREADS).min(BLOCKS);
             let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first)];
-            let args = [&chunk[..], &self.numbers(), &[all, gradients[0], gradients[1]].map(Arg::At)].concat();
-            self.gpu.launch(&SOURCE, "contrast_slopes", [blocks, 1, 1], &args)?;
-            let ((layer, on), from) = (self.layer(rows), (first * self.dim * 4) as u64);
+            let args = [&chunk[..], &self.numbers(), &[all, g_all, g_own]].concat();
+            // SAFETY: the chunk lies in the scratch buffer; the others have their values for each anchor.
+            unsafe { self.gpu.launch(&SOURCE, "contrast_slopes", [blocks, 1, 1], &args) }?;
+            let ((layer, on), [anchors, candidates]) = (self.layer(rows), inputs);
+            let chunk = first * self.dim..(first + rows) * self.dim;
             // Summed over candidates in parts, as weights' gradients are over pixels.
-            layer.backward_weight_gpu(on, candidates + from, scratch.at(), g_anchors)?;
-            if g_candidates != 0 {
-                layer.backward_data_gpu(on, scratch.at(), anchors, g_candidates + from, true)?;
+            layer.backward_weight_gpu(on, candidates.part(chunk.clone()), scratch.view(), g_anchors)?;
+            if let Some(g_candidates) = g_candidates {
+                layer.backward_data_gpu(on, scratch.view(), anchors, g_candidates.part(chunk), true)?;
             }
         }
         Ok(())
     }
 
     fn scratch(&self) -> Result<Buffer, GpuError> {
-        self.gpu.take(self.chunk.min(self.m) * self.n * 4)
+        self.gpu.take(Kind::F32, self.chunk.min(self.m) * self.n)
     }
 
     /// First candidate and number of each chunk.
@@ -114,9 +122,15 @@ impl<'a> ContrastGpu<'a> {
     }
 
     /// s [rows, n] of the candidates from `first` on.
-    fn products(&self, [anchors, candidates]: [u64; 2], first: usize, rows: usize, s: &Buffer) -> Result<(), GpuError> {
-        let (layer, on) = self.layer(rows);
-        layer.forward_gpu(on, candidates + (first * self.dim * 4) as u64, anchors, s.at(), false)
+    fn products(
+        &self,
+        [anchors, candidates]: [View; 2],
+        first: usize,
+        rows: usize,
+        s: &Buffer,
+    ) -> Result<(), GpuError> {
+        let ((layer, on), chunk) = (self.layer(rows), first * self.dim..(first + rows) * self.dim);
+        layer.forward_gpu(on, candidates.part(chunk), anchors, s.view(), false)
     }
 
     fn numbers(&self) -> [Arg; 5] {
@@ -172,12 +186,14 @@ mod tests {
                 let in_chunks = ContrastGpu { chunk: PART, ..whole };
                 let run = |contrast: ContrastGpu| {
                     let inputs = [&anchors, &candidates].map(|values| gpu.upload(values).unwrap());
-                    let at = [inputs[0].at(), inputs[1].at()];
-                    let (all, own) = (gpu.take(n * 4).unwrap(), gpu.take(m * 4).unwrap());
-                    contrast.forward(at, [all.at(), own.at()]).unwrap();
+                    let at = [inputs[0].view(), inputs[1].view()];
+                    let (all, own) = (gpu.take(Kind::F32, n).unwrap(), gpu.take(Kind::F32, m).unwrap());
+                    contrast.forward(at, [all.view(), own.view()]).unwrap();
                     let (g_all, g_own) = (gpu.upload(&g_all).unwrap(), gpu.upload(&g_own).unwrap());
-                    let (ga, gc) = (gpu.zeros(n * dim * 4).unwrap(), gpu.zeros(m * dim * 4).unwrap());
-                    contrast.backward(at, all.at(), [g_all.at(), g_own.at()], [ga.at(), gc.at()]).unwrap();
+                    let (ga, gc) = (gpu.zeros(Kind::F32, n * dim).unwrap(), gpu.zeros(Kind::F32, m * dim).unwrap());
+                    contrast
+                        .backward(at, all.view(), [g_all.view(), g_own.view()], ga.view(), Some(gc.view()))
+                        .unwrap();
                     [all, own, ga, gc].map(|buffer| buffer.read::<f32>().unwrap())
                 };
                 let [all, own, ga, gc] = run(in_chunks);

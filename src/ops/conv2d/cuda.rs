@@ -1,7 +1,7 @@
-//! Convolution on a GPU. Images and weights lie as on the CPU; addresses are of the device.
+//! Convolution on a GPU. Images and weights lie as on the CPU.
 
 use super::{Conv2d, Size};
-use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS, one_each};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each};
 
 /// Arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +69,13 @@ const BUSY: usize = 512;
 /// Fewest pixels in a part.
 const PART: usize = 512;
 
-/// What is added to a product; addresses, or 0 for nothing.
+/// What is added to a product.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Added {
+pub struct Added<'a> {
     /// A value per channel (f32).
-    pub bias: u64,
+    pub bias: Option<View<'a>>,
     /// A tensor of the result's shape, which may be the result's own memory.
-    pub tensor: u64,
+    pub tensor: Option<View<'a>>,
 }
 
 /// A variant of a kernel: the ending of its name and its tile.
@@ -89,19 +89,20 @@ impl Conv2d {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward_gpu(&self, on: OnGpu, x: u64, weight: u64, y: u64, accumulate: bool) -> Result<(), GpuError> {
-        let tensor = if accumulate { y } else { 0 };
-        self.forward_added_gpu(on, x, weight, Added { bias: 0, tensor }, y)
+    pub fn forward_gpu(&self, on: OnGpu, x: View, weight: View, y: View, accumulate: bool) -> Result<(), GpuError> {
+        self.forward_added_gpu(on, x, weight, Added { bias: None, tensor: accumulate.then_some(y) }, y)
     }
 
     /// y = conv(x, weight) plus what is `added`.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward_added_gpu(&self, on: OnGpu, x: u64, weight: u64, added: Added, y: u64) -> Result<(), GpuError> {
+    pub fn forward_added_gpu(&self, on: OnGpu, x: View, weight: View, added: Added, y: View) -> Result<(), GpuError> {
         let rows = self.output_size(on.size).pixels();
         let variant = self.variant(on.math, self.input, self.output, [x, weight]);
-        self.whole(on, "forward", variant, [rows, self.output], [x, weight, y], added)
+        let x = x.arg(on.math.scalar(), on.size.pixels() * self.input);
+        // SAFETY: both have the elements of their shape.
+        unsafe { self.whole(on, "forward", variant, [rows, self.output], [x, self.weight(on, weight)], added, y) }
     }
 
     /// gx = conv^T(gy, weight), or added to gx.
@@ -111,59 +112,75 @@ impl Conv2d {
     pub fn backward_data_gpu(
         &self,
         on: OnGpu,
-        gy: u64,
-        weight: u64,
-        gx: u64,
+        gy: View,
+        weight: View,
+        gx: View,
         accumulate: bool,
     ) -> Result<(), GpuError> {
-        let added = Added { bias: 0, tensor: if accumulate { gx } else { 0 } };
+        let added = Added { bias: None, tensor: accumulate.then_some(gx) };
         let both = gcd(self.input, self.output);
         let variant = self.variant(on.math, both, self.input, [gy, weight]);
-        self.whole(on, "data", variant, [on.size.pixels(), self.input], [gy, weight, gx], added)
+        let gy = gy.arg(on.math.scalar(), self.output_size(on.size).pixels() * self.output);
+        let factors = [gy, self.weight(on, weight)];
+        // SAFETY: both have the elements of their shape.
+        unsafe { self.whole(on, "data", variant, [on.size.pixels(), self.input], factors, added, gx) }
     }
 
     /// gw += the weight gradient, in f32 whatever the arithmetic.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn backward_weight_gpu(&self, on: OnGpu, x: u64, gy: u64, gw: u64) -> Result<(), GpuError> {
+    pub fn backward_weight_gpu(&self, on: OnGpu, x: View, gy: View, gw: View) -> Result<(), GpuError> {
         let depth = self.output_size(on.size).pixels();
         let Variant { suffix, tile } = self.variant(on.math, gcd(self.input, self.output), self.patch(), [x, gy]);
         let tiles = [self.output.div_ceil(tile[0]), self.patch().div_ceil(tile[1])];
         let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, 64).min(depth.div_ceil(PART));
         let part_depth = depth.div_ceil(wanted).next_multiple_of(32);
         let parts = depth.div_ceil(part_depth);
-        let sums = on.gpu.take(parts * self.weights() * 4)?;
-        let args = [self.geometry(on.size), Arg::At(gy), Arg::At(x), sums.arg(), Arg::count(part_depth)];
-        on.gpu.launch(
-            on.math.source(&SOURCES),
-            &format!("conv_weight_{suffix}"),
-            [tiles[0], tiles[1], parts],
-            &args,
-        )?;
-        let args = [Arg::count(parts), Arg::count(self.weights()), sums.arg(), Arg::At(gw)];
-        on.gpu.launch(on.math.source(&SOURCES), "conv_weight_sum", one_each(self.weights()), &args)
+        let sums = on.gpu.take(Kind::F32, parts * self.weights())?;
+        let (x, gy) =
+            (x.arg(on.math.scalar(), on.size.pixels() * self.input), gy.arg(on.math.scalar(), depth * self.output));
+        let args = [self.geometry(on.size), gy, x, sums.arg(), Arg::count(part_depth)];
+        let (kernel, grid) = (format!("conv_weight_{suffix}"), [tiles[0], tiles[1], parts]);
+        // SAFETY: both images have the pixels that the geometry says, and `sums` the weights of each part.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), &kernel, grid, &args) }?;
+        let gw = gw.arg(Kind::F32, self.weights());
+        let args = [Arg::count(parts), Arg::count(self.weights()), sums.arg(), gw];
+        // SAFETY: the same, and a total of each weight.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_weight_sum", one_each(self.weights()), &args) }
     }
 
-    fn whole(
+    fn weight(&self, on: OnGpu, weight: View) -> Arg {
+        weight.arg(on.math.scalar(), self.weights())
+    }
+
+    /// A product whose result is `out` [rows, columns].
+    ///
+    /// # Safety
+    /// `a` and `b` must have the elements of the images and weights that the pass reads.
+    #[allow(clippy::too_many_arguments, reason = "a product has as many")]
+    unsafe fn whole(
         &self,
         on: OnGpu,
         pass: &str,
         Variant { suffix, tile }: Variant,
         [rows, columns]: [usize; 2],
-        [a, b, out]: [u64; 3],
+        [a, b]: [Arg; 2],
         added: Added,
+        out: View,
     ) -> Result<(), GpuError> {
         let grid = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1]), 1];
-        let [a, b, bias, tensor, out] = [a, b, added.bias, added.tensor, out].map(Arg::At);
-        let args = [self.geometry(on.size), a, b, bias, tensor, out];
-        on.gpu.launch(on.math.source(&SOURCES), &format!("conv_{pass}_{suffix}"), grid, &args)
+        let (scalar, len) = (on.math.scalar(), rows * columns);
+        let (bias, tensor) = (Arg::optional(added.bias, Kind::F32, columns), Arg::optional(added.tensor, scalar, len));
+        let args = [self.geometry(on.size), a, b, bias, tensor, out.arg(scalar, len)];
+        // SAFETY: images and weights have the sizes that the geometry says, as the caller promises; the result was checked.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), &format!("conv_{pass}_{suffix}"), grid, &args) }
     }
 
     /// Tiles for a product with `columns` columns whose operands are read along axes of a multiple of `contiguous`.
-    fn variant(&self, math: Math, contiguous: usize, columns: usize, addresses: [u64; 2]) -> Variant {
+    fn variant(&self, math: Math, contiguous: usize, columns: usize, operands: [View; 2]) -> Variant {
         let wide = contiguous.is_multiple_of(16 / math.scalar().bytes());
-        match wide && addresses.iter().all(|at| at.is_multiple_of(16)) {
+        match wide && operands.iter().all(|operand| operand.is_aligned(16)) {
             false => Variant { suffix: "any", tile: [64, 64] },
             true if columns > 64 => Variant { suffix: "128", tile: [128, 128] },
             true => Variant { suffix: "64", tile: [128, 64] },
@@ -188,26 +205,28 @@ const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::ops::{conv2d::Source as Images, product::Products};
     use crate::ops::{
-        cuda::testing::on_every_gpu,
+        cuda::{Buffer, testing::on_every_gpu},
         golden::{Golden, assert_close},
     };
 
     /// Values as the arithmetic keeps them in memory.
-    pub(crate) fn bytes(values: &[f32], scalar: Scalar) -> Vec<u8> {
+    fn upload(gpu: &Gpu, values: &[f32], scalar: Scalar) -> Buffer {
         match scalar {
-            Scalar::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Scalar::F16 => values.iter().flat_map(|v| crate::ops::cuda::testing::to_half(*v).to_le_bytes()).collect(),
+            Scalar::F32 => gpu.upload(values),
+            Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
         }
+        .unwrap()
     }
 
-    fn values(bytes: &[u8], scalar: Scalar) -> Vec<f32> {
-        let words = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    fn values(buffer: &Buffer, scalar: Scalar) -> Vec<f32> {
         match scalar {
-            Scalar::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Scalar::F16 => bytes.chunks_exact(2).map(|b| crate::ops::cuda::testing::from_half(words(b))).collect(),
+            Scalar::F32 => buffer.read().unwrap(),
+            Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
         }
     }
 
@@ -215,16 +234,16 @@ mod tests {
     fn passes(gpu: &Gpu, math: Math, conv: &Conv2d, size: Size, [x, weight, cot]: [&[f32]; 3]) -> [Vec<f32>; 4] {
         let scalar = math.scalar();
         let on = OnGpu { gpu, math, size };
-        let [x, weight, cot] = [x, weight, cot].map(|v| gpu.upload(&bytes(v, scalar)).unwrap());
-        let y = gpu.take(cot.bytes()).unwrap();
-        conv.forward_gpu(on, x.at(), weight.at(), y.at(), false).unwrap();
-        let gx = gpu.take(x.bytes()).unwrap();
-        conv.backward_data_gpu(on, cot.at(), weight.at(), gx.at(), false).unwrap();
-        let once = values(&gx.read().unwrap(), scalar);
-        conv.backward_data_gpu(on, cot.at(), weight.at(), gx.at(), true).unwrap();
-        let gw = gpu.zeros(conv.weights() * 4).unwrap();
-        conv.backward_weight_gpu(on, x.at(), cot.at(), gw.at()).unwrap();
-        [values(&y.read().unwrap(), scalar), once, values(&gx.read().unwrap(), scalar), gw.read().unwrap()]
+        let [x, weight, cot] = [x, weight, cot].map(|v| upload(gpu, v, scalar));
+        let y = cot.take_alike().unwrap();
+        conv.forward_gpu(on, x.view(), weight.view(), y.view(), false).unwrap();
+        let gx = x.take_alike().unwrap();
+        conv.backward_data_gpu(on, cot.view(), weight.view(), gx.view(), false).unwrap();
+        let once = values(&gx, scalar);
+        conv.backward_data_gpu(on, cot.view(), weight.view(), gx.view(), true).unwrap();
+        let gw = gpu.zeros(Kind::F32, conv.weights()).unwrap();
+        conv.backward_weight_gpu(on, x.view(), cot.view(), gw.view()).unwrap();
+        [values(&y, scalar), once, values(&gx, scalar), gw.read().unwrap()]
     }
 
     /// f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a sum of

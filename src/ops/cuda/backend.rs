@@ -8,10 +8,14 @@ use std::{
     },
 };
 
-use cudarc::driver::{DevicePtr, DriverError, sys::CUresult};
+use cudarc::driver::{DriverError, sys::CUresult};
 use dfdx::prelude::*;
 
-use super::{Gpu, GpuError, Scalar, address::address, nvidia::Nvidia};
+use super::{
+    Contiguous, Gpu, GpuError, Scalar, View, Viewed,
+    address::{lasting, of_storage},
+    nvidia::Nvidia,
+};
 use crate::ops::{
     batch_norm::{
         BatchNormKernel, Normalised, Running, WeightBias,
@@ -74,17 +78,20 @@ fn error(error: GpuError) -> CudaError {
     CudaError::Driver(DriverError(code))
 }
 
-/// A tensor whose values lie in the order of its axes, as kernels read them: itself, where they do.
-fn contiguous(x: &Matrix<f32, Cuda>) -> Result<Matrix<f32, Cuda>, CudaError> {
-    x.clone().try_contiguous()
+/// The values of a gradient, for the step of a backward pass.
+///
+/// # Safety
+/// The view must not outlive the gradients that the storage is of: dfdx lets it go with them alone.
+unsafe fn gradient<'a>(storage: &mut Buffer<f32, Cuda>) -> View<'a> {
+    // SAFETY: as the caller promises.
+    unsafe { lasting(storage) }
 }
 
 impl ReadLater<f32> for Cuda {
     fn read_later<S: Shape>(tensor: &Tensor<S, f32, Self>) -> Result<Later<Vec<f32>>, CudaError> {
         let gpu = gpu(tensor.device())?;
         // A copy that is made here may go at once: its memory is used again by later work alone.
-        let contiguous = tensor.clone().try_contiguous()?;
-        gpu.read_later(address(&contiguous), contiguous.shape().num_elements()).map_err(error)
+        gpu.read_later(Contiguous::of(tensor)?.view()).map_err(error)
     }
 }
 
@@ -98,11 +105,11 @@ impl LinearKernel<f32> for Cuda {
     fn linear_forward(&self, x: &Matrix<f32, Self>, w: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {
         let ((n, input), (out, w_input)) = (*x.shape(), *w.shape());
         assert_eq!(input, w_input);
-        let (x, w, gpu) = (&contiguous(x)?, &contiguous(w)?, gpu(self)?);
-        let y = self.try_zeros_like(&(n, out))?;
+        let (x, w, gpu) = (Contiguous::of(x)?, Contiguous::of(w)?, gpu(self)?);
+        let y = Contiguous::zeros(self, (n, out))?;
         let (conv, on) = layer(&gpu, n, input, out);
-        conv.forward_gpu(on, address(x), address(w), address(&y), false).map_err(error)?;
-        Ok(y)
+        conv.forward_gpu(on, x.view(), w.view(), y.view(), false).map_err(error)?;
+        Ok(y.tensor())
     }
 
     fn linear_backward_x(
@@ -113,9 +120,9 @@ impl LinearKernel<f32> for Cuda {
         rows: usize,
     ) -> Result<(), CudaError> {
         let (out, input) = *w.shape();
-        let (w, gpu) = (&contiguous(w)?, gpu(self)?);
+        let (w, gpu) = (Contiguous::of(w)?, gpu(self)?);
         let (conv, on) = layer(&gpu, rows, input, out);
-        conv.backward_data_gpu(on, *gy.device_ptr(), address(w), *gx.device_ptr(), true).map_err(error)
+        conv.backward_data_gpu(on, of_storage(gy), w.view(), of_storage(gx), true).map_err(error)
     }
 
     fn linear_backward_w(
@@ -126,9 +133,9 @@ impl LinearKernel<f32> for Cuda {
         out: usize,
     ) -> Result<(), CudaError> {
         let (rows, input) = *x.shape();
-        let (x, gpu) = (&contiguous(x)?, gpu(self)?);
+        let (x, gpu) = (Contiguous::of(x)?, gpu(self)?);
         let (conv, on) = layer(&gpu, rows, input, out);
-        conv.backward_weight_gpu(on, address(x), *gy.device_ptr(), *gw.device_ptr()).map_err(error)
+        conv.backward_weight_gpu(on, x.view(), of_storage(gy), of_storage(gw)).map_err(error)
     }
 }
 
@@ -174,23 +181,21 @@ impl ContrastKernel<f32> for Cuda {
         let (candidates, candidates_tape) = candidates.split_tape();
         let mut tape = tape.merge(candidates_tape);
         let (gpu, (n, dim), m) = (gpu(anchors.device())?, *anchors.shape(), candidates.shape().0);
-        let all: PerRow<f32, Self> = anchors.device().try_zeros_like(&(n,))?;
-        let own: Matrix<f32, Self> = anchors.device().try_zeros_like(&(n, pairs.own))?;
-        let (a, c) = (contiguous(&anchors)?, contiguous(&candidates)?);
+        let all = Contiguous::zeros(anchors.device(), (n,))?;
+        let own = Contiguous::zeros(anchors.device(), (n, pairs.own))?;
+        let (a, c) = (Contiguous::of(&anchors)?, Contiguous::of(&candidates)?);
         let logits = ContrastGpu::new(&gpu, math(), [n, m, dim], pairs, tau);
-        logits.forward([address(&a), address(&c)], [address(&all), address(&own)]).map_err(error)?;
-        let (kept, own_ghost, gpu) = (all.clone(), own.ghost(), gpu.clone());
+        logits.forward([a.view(), c.view()], [all.view(), own.view()]).map_err(error)?;
+        let (all, own): (PerRow<f32, Self>, Matrix<f32, Self>) = (all.tensor(), own.tensor());
+        let (kept, all_ghost, own_ghost, gpu) = (Contiguous::of(&all)?, all.ghost(), own.ghost(), gpu.clone());
         tape.add_backward_op(move |gradients| {
-            let slopes = [
-                *gradients.get_or_alloc_mut(&kept)?.device_ptr(),
-                *gradients.get_or_alloc_mut(&own_ghost)?.device_ptr(),
-            ];
-            let g_anchors = *gradients.get_or_alloc_mut(&anchors)?.device_ptr();
-            let g_candidates = if R::OWNS_TAPE { *gradients.get_or_alloc_mut(&candidates)?.device_ptr() } else { 0 };
+            // SAFETY: of all four: they are used in this step alone.
+            let of = |storage: &mut Buffer<f32, Self>| unsafe { gradient(storage) };
+            let slopes = [of(gradients.get_or_alloc_mut(&all_ghost)?), of(gradients.get_or_alloc_mut(&own_ghost)?)];
+            let g_anchors = of(gradients.get_or_alloc_mut(&anchors)?);
+            let g_candidates = if R::OWNS_TAPE { Some(of(gradients.get_or_alloc_mut(&candidates)?)) } else { None };
             let logits = ContrastGpu::new(&gpu, math(), [n, m, dim], pairs, tau);
-            logits
-                .backward([address(&a), address(&c)], address(&kept), slopes, [g_anchors, g_candidates])
-                .map_err(error)
+            logits.backward([a.view(), c.view()], kept.view(), slopes, g_anchors, g_candidates).map_err(error)
         });
         Ok((all.put_tape(tape), traced(own)))
     }
@@ -208,22 +213,20 @@ impl SinkhornKernel<f32> for Cuda {
         settings: Sinkhorn,
     ) -> Result<Matrix<f32, Self>, CudaError> {
         let (device, (n, columns)) = (scores.device(), *scores.shape());
-        let y = device.try_zeros_like(&(n, columns))?;
-        let (own, beside) = (contiguous(scores)?, beside.map(contiguous).transpose()?);
-        let rows = |of: &Matrix<f32, Self>| sinkhorn::cuda::Scores { at: address(of), rows: of.shape().0 };
-        let beside = beside.as_ref().map_or(sinkhorn::cuda::Scores { at: 0, rows: 0 }, rows);
-        sinkhorn::cuda::assign(&gpu(device)?, settings, columns, [beside, rows(&own)], address(&y)).map_err(error)?;
-        Ok(y)
+        let y = Contiguous::zeros(device, (n, columns))?;
+        let (own, beside) = (Contiguous::of(scores)?, beside.map(Contiguous::of).transpose()?);
+        let beside = beside.as_ref().map(Viewed::view);
+        sinkhorn::cuda::assign(&gpu(device)?, settings, columns, beside, own.view(), y.view()).map_err(error)?;
+        Ok(y.tensor())
     }
 }
 
 impl NormalizeKernel<f32> for Cuda {
     fn normalize_forward(&self, x: &Matrix<f32, Self>) -> Result<Matrix<f32, Self>, CudaError> {
         let (rows, dim) = *x.shape();
-        let x = &contiguous(x)?;
-        let y = self.try_zeros_like(&(rows, dim))?;
-        normalize::cuda::forward(&gpu(self)?, address(x), [rows, dim], address(&y), 0).map_err(error)?;
-        Ok(y)
+        let (x, y) = (Contiguous::of(x)?, Contiguous::zeros(self, (rows, dim))?);
+        normalize::cuda::forward(&gpu(self)?, x.view(), [rows, dim], y.view(), None).map_err(error)?;
+        Ok(y.tensor())
     }
 
     fn normalize_backward(
@@ -234,14 +237,23 @@ impl NormalizeKernel<f32> for Cuda {
         gy: &Buffer<f32, Self>,
     ) -> Result<(), CudaError> {
         let (rows, dim) = *x.shape();
-        let kept = contiguous(x)?;
-        let inputs = [address(&kept), address(y), *gy.device_ptr()];
-        normalize::cuda::backward(&gpu(self)?, inputs, [rows, dim], *gx.device_ptr()).map_err(error)
+        let (x, y) = (Contiguous::of(x)?, Contiguous::of(y)?);
+        let inputs = [x.view(), y.view(), of_storage(gy)];
+        normalize::cuda::backward(&gpu(self)?, inputs, [rows, dim], of_storage(gx)).map_err(error)
     }
 }
 
-fn params(weight_bias: Option<&WeightBias<f32, Cuda>>) -> Params {
-    weight_bias.map_or_else(Params::default, |(w, b)| Params { weight: address(w), bias: address(b) })
+/// Weight and bias as kernels read them.
+struct Parameters([Contiguous<(usize,)>; 2]);
+
+impl Parameters {
+    fn of(weight_bias: Option<&WeightBias<f32, Cuda>>) -> Result<Option<Self>, CudaError> {
+        weight_bias.map(|(w, b)| Ok(Self([Contiguous::of(w)?, Contiguous::of(b)?]))).transpose()
+    }
+
+    fn views(&self) -> Params<'_> {
+        Params { weight: self.0[0].view(), bias: self.0[1].view() }
+    }
 }
 
 impl BatchNormKernel<f32> for Cuda {
@@ -255,13 +267,15 @@ impl BatchNormKernel<f32> for Cuda {
         running: Running<f32, Self>,
     ) -> Result<Normalised<f32, Self>, CudaError> {
         let (rows, channels) = *x.shape();
-        let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
+        let (x, params, gpu) = (Contiguous::of(x)?, Parameters::of(weight_bias)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        let running = [running.mean, running.var].map(|at| running.all.at() + 4 * at.start as u64);
-        let found = on.moments(address(&kept_x), params(weight_bias), running).map_err(error)?;
-        let y = self.try_zeros_like(&(rows, channels))?;
-        on.apply(address(&kept_x), found.affine.at(), ResidualGpu::None, false, address(&y)).map_err(error)?;
-        Ok((y, found))
+        let all = running.all.view();
+        let running = [running.mean, running.var].map(|range| all.part(range));
+        let params = params.as_ref().map(Parameters::views);
+        let found = on.moments(x.view(), params, Some(running)).map_err(error)?;
+        let y = Contiguous::zeros(self, (rows, channels))?;
+        on.apply(x.view(), found.affine.view(), ResidualGpu::None, false, y.view()).map_err(error)?;
+        Ok((y.tensor(), found))
     }
 
     fn batch_norm_backward(
@@ -273,15 +287,20 @@ impl BatchNormKernel<f32> for Cuda {
         gradients: &mut Gradients<f32, Self>,
     ) -> Result<(), CudaError> {
         let (rows, channels) = *x.shape();
-        let (kept_x, gpu) = (contiguous(x)?, gpu(self)?);
+        let (kept_x, params, gpu) = (Contiguous::of(x)?, Parameters::of(weight_bias)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        let mut g_params = Params::default();
+        // SAFETY: of all three: they are used in this step alone.
+        let of = |storage: &mut Buffer<f32, Self>| unsafe { gradient(storage) };
+        let mut g_params = None;
         if let Some((weight, bias)) = weight_bias {
-            g_params.weight = *gradients.get_or_alloc_mut(weight)?.device_ptr();
-            g_params.bias = *gradients.get_or_alloc_mut(bias)?.device_ptr();
+            g_params = Some(Params {
+                weight: of(gradients.get_or_alloc_mut(weight)?),
+                bias: of(gradients.get_or_alloc_mut(bias)?),
+            });
         }
-        let gx = *gradients.get_or_alloc_mut(x)?.device_ptr();
-        let of = Kept { x: address(&kept_x), moments, output: 0 };
-        on.backward(of, params(weight_bias), g_params, [*gy.device_ptr(), 0, gx], true).map_err(error)
+        let gx = of(gradients.get_or_alloc_mut(x)?);
+        let of = Kept { x: kept_x.view(), moments, output: None };
+        let params = params.as_ref().map(Parameters::views);
+        on.backward(of, params, g_params, of_storage(gy), None, (gx, true)).map_err(error)
     }
 }

@@ -2,23 +2,41 @@
 
 use dfdx::prelude::*;
 
-use super::{Buffer, Gpu, GpuError};
+use super::{Buffer, Gpu, GpuError, View};
+#[cfg(feature = "cuda")]
+use super::{Contiguous, Viewed};
 use crate::ops::{Real, batch_norm::BatchNormKernel};
 
-/// Values of a tensor at an address of the GPU, as f32; they stay there as long as this and the tensor live.
-pub struct Lent {
-    pub at: u64,
-    /// Where they were copied to, if they were.
-    _copy: Option<Buffer>,
+/// Values of a tensor on the GPU, as f32.
+pub enum Lent {
+    /// Where they were copied to.
+    Copy(Buffer),
+    /// Where they lie.
+    #[cfg(feature = "cuda")]
+    Tensor(Box<dyn super::Viewed>),
+}
+
+impl Lent {
+    /// The values.
+    pub fn view(&self) -> View<'_> {
+        match self {
+            Lent::Copy(copy) => copy.view(),
+            #[cfg(feature = "cuda")]
+            Lent::Tensor(tensor) => tensor.view(),
+        }
+    }
 }
 
 /// A dfdx device beside a GPU.
 pub trait Bridge<E: Dtype>: BatchNormKernel<E> {
-    /// A tensor of the f32 values at an address.
+    /// A tensor of f32 values on the GPU.
     ///
     /// # Errors
     /// When the device fails.
-    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: u64, shape: S) -> Result<Tensor<S, E, Self>, GpuError>;
+    ///
+    /// # Panics
+    /// When there are more or fewer than the shape has.
+    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: View, shape: S) -> Result<Tensor<S, E, Self>, GpuError>;
 
     /// The values of a tensor on the GPU.
     ///
@@ -41,16 +59,14 @@ pub trait Bridge<E: Dtype>: BatchNormKernel<E> {
 
 #[cfg(feature = "cuda")]
 impl Bridge<f32> for Cuda {
-    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: u64, shape: S) -> Result<Tensor<S, f32, Self>, GpuError> {
-        let tensor: Tensor<S, f32, Self> = self.try_zeros_like(&shape).map_err(failed)?;
-        gpu.copy(at, super::address(&tensor), shape.num_elements() * 4)?;
-        Ok(tensor)
+    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: View, shape: S) -> Result<Tensor<S, f32, Self>, GpuError> {
+        let tensor = Contiguous::zeros(self, shape).map_err(failed)?;
+        gpu.copy(at, tensor.view())?;
+        Ok(tensor.tensor())
     }
 
     fn lend<S: Shape>(_gpu: &Gpu, tensor: &Tensor<S, f32, Self>) -> Result<Lent, GpuError> {
-        // A copy that is made here may go at once: its memory is used again by later work alone.
-        let contiguous = tensor.clone().try_contiguous().map_err(failed)?;
-        Ok(Lent { at: super::address(&contiguous), _copy: None })
+        Ok(Lent::Tensor(Box::new(Contiguous::of(tensor).map_err(failed)?)))
     }
 
     fn running(gpu: &Gpu, values: &[f32]) -> Result<Buffer, GpuError> {
@@ -72,15 +88,14 @@ impl<E: Real> Bridge<E> for Cpu
 where
     Cpu: BatchNormKernel<E, Running = Vec<E>> + Device<E, Err = CpuError>,
 {
-    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: u64, shape: S) -> Result<Tensor<S, E, Self>, GpuError> {
-        let values: Vec<f32> = gpu.read(at, shape.num_elements())?;
+    fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: View, shape: S) -> Result<Tensor<S, E, Self>, GpuError> {
+        let values: Vec<f32> = gpu.read(at)?;
         Ok(self.tensor_from_vec(values.into_iter().map(|v| E::of(v.into())).collect(), shape))
     }
 
     fn lend<S: Shape>(gpu: &Gpu, tensor: &Tensor<S, E, Self>) -> Result<Lent, GpuError> {
         let values: Vec<f32> = tensor.as_vec().into_iter().map(|v| v.as_f64() as f32).collect();
-        let copy = gpu.upload(&values)?;
-        Ok(Lent { at: copy.at(), _copy: Some(copy) })
+        Ok(Lent::Copy(gpu.upload(&values)?))
     }
 
     fn running(_gpu: &Gpu, values: &[E]) -> Result<Vec<E>, GpuError> {

@@ -2,8 +2,12 @@
 
 use std::{
     fmt::Debug,
+    marker::PhantomData,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use bytemuck::Pod;
 
 use super::Source;
 use crate::ops::later::Later;
@@ -21,17 +25,60 @@ pub enum GpuError {
     Compile { name: String, log: String },
 }
 
+/// Type of the elements of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    U8,
+    F16,
+    I32,
+    U32,
+    F32,
+    I64,
+    U64,
+    F64,
+}
+
+impl Kind {
+    /// Bytes per element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Kind::U8 => 1,
+            Kind::F16 => 2,
+            Kind::I32 | Kind::U32 | Kind::F32 => 4,
+            Kind::I64 | Kind::U64 | Kind::F64 => 8,
+        }
+    }
+}
+
+/// A type that elements of a buffer have on the host.
+pub trait Element: Pod {
+    const KIND: Kind;
+}
+
+macro_rules! elements {
+    ($($t:ty: $kind:ident),*) => {$(
+        impl Element for $t {
+            const KIND: Kind = Kind::$kind;
+        }
+    )*};
+}
+elements!(u8: U8, half::f16: F16, i32: I32, u32: U32, f32: F32, i64: I64, u64: U64, f64: F64);
+
 /// A kernel's argument.
 #[derive(Clone, Copy, Debug)]
 pub enum Arg {
-    /// An address on the device.
-    At(u64),
+    /// Memory on the device, or null.
+    At(Address),
     Int(i32),
     Float(f32),
     Double(f64),
     /// A struct of ints.
     Ints([i32; 10]),
 }
+
+/// An address on the device, which only a [`View`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Address(u64);
 
 impl Arg {
     /// A count.
@@ -42,10 +89,18 @@ impl Arg {
         Arg::Int(i32::try_from(n).expect("counts on the GPU fit an int"))
     }
 
+    /// A view of at least `len` elements of a kind, or null.
+    ///
+    /// # Panics
+    /// When the view is of another kind or has fewer elements.
+    pub fn optional(view: Option<View>, kind: impl Into<Kind>, len: usize) -> Self {
+        view.map_or(Arg::At(Address(0)), |view| view.arg(kind, len))
+    }
+
     /// Where the value lies.
     pub(super) fn pointer(&self) -> *mut std::ffi::c_void {
         match self {
-            Arg::At(value) => value as *const u64 as *mut _,
+            Arg::At(Address(value)) => value as *const u64 as *mut _,
             Arg::Int(value) => value as *const i32 as *mut _,
             Arg::Float(value) => value as *const f32 as *mut _,
             Arg::Double(value) => value as *const f64 as *mut _,
@@ -59,15 +114,45 @@ impl Arg {
 pub trait Driver: Debug + Send + Sync {
     /// What the device calls itself.
     fn name(&self) -> String;
+
+    /// Memory that nobody else has.
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError>;
-    fn free(&self, at: u64);
-    fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError>;
-    fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError>;
-    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
+
+    /// # Safety
+    /// `at` must come from `allocate`, and nobody use it again.
+    unsafe fn free(&self, at: u64);
+
+    /// # Safety
+    /// There must be as many bytes of the device at `at`.
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError>;
+
+    /// # Safety
+    /// There must be room for `from` on the device at `to`.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError>;
+
+    /// # Safety
+    /// There must be as many bytes as `to` has on the device at `from`.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
+
     /// Has so many bytes copied to the host when their turn comes.
-    fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError>;
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError>;
-    fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError>;
+    ///
+    /// # Safety
+    /// There must be as many bytes of the device at `from`.
+    unsafe fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError>;
+
+    /// # Safety
+    /// There must be as many bytes of the device at both addresses.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError>;
+
+    /// # Safety
+    /// As for [`Gpu::launch`].
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        grid: [usize; 3],
+        args: &[Arg],
+    ) -> Result<(), GpuError>;
 }
 
 /// Bytes on their way to the host.
@@ -90,7 +175,8 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         for (at, _) in self.free.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.driver.free(at);
+            // SAFETY: it came from the driver, and whoever had it handed it back.
+            unsafe { self.driver.free(at) };
         }
     }
 }
@@ -106,13 +192,14 @@ impl Gpu {
         self.0.driver.name()
     }
 
-    /// A buffer of `bytes` bytes whose values are unspecified. Work in order makes it safe to use memory again that earlier
+    /// A buffer of `len` elements whose values are unspecified. Work in order makes it safe to use memory again that earlier
     /// work may still be reading.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn take(&self, bytes: usize) -> Result<Buffer, GpuError> {
-        let room = bytes.max(1).next_multiple_of(512);
+    pub fn take(&self, kind: impl Into<Kind>, len: usize) -> Result<Buffer, GpuError> {
+        let kind = kind.into();
+        let room = (len * kind.bytes()).max(1).next_multiple_of(512);
         let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |size: usize| size >= room && size <= 2 * room;
         let best = (0..free.len()).filter(|i| fits(free[*i].1)).min_by_key(|i| free[*i].1);
@@ -122,21 +209,22 @@ impl Gpu {
                 Ok(at) => (at, room),
                 Err(_) => {
                     // What is free but of other sizes may be what is lacking.
-                    free.drain(..).for_each(|(at, _)| self.0.driver.free(at));
+                    // SAFETY: it came from the driver, and whoever had it handed it back.
+                    free.drain(..).for_each(|(at, _)| unsafe { self.0.driver.free(at) });
                     (self.0.driver.allocate(room)?, room)
                 }
             },
         };
-        Ok(Buffer { gpu: self.clone(), at, bytes, room })
+        Ok(Buffer { gpu: self.clone(), at, kind, len, room })
     }
 
     /// A buffer of zeros.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn zeros(&self, bytes: usize) -> Result<Buffer, GpuError> {
-        let buffer = self.take(bytes)?;
-        self.0.driver.zero(buffer.at, bytes)?;
+    pub fn zeros(&self, kind: impl Into<Kind>, len: usize) -> Result<Buffer, GpuError> {
+        let buffer = self.take(kind, len)?;
+        self.zero(buffer.view())?;
         Ok(buffer)
     }
 
@@ -144,71 +232,95 @@ impl Gpu {
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn upload<T: Plain>(&self, values: &[T]) -> Result<Buffer, GpuError> {
-        let buffer = self.take(size_of_val(values))?;
-        self.0.driver.upload(buffer.at, bytes_of(values))?;
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer, GpuError> {
+        let buffer = self.take(T::KIND, values.len())?;
+        self.write(buffer.view(), values)?;
         Ok(buffer)
     }
 
-    /// Copies `bytes` bytes from one address to another.
+    /// Copies all elements of a view to another one.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
-        self.0.driver.copy(from, to, bytes)
+    ///
+    /// # Panics
+    /// When the views differ in kind or length.
+    pub fn copy(&self, from: View, to: View) -> Result<(), GpuError> {
+        assert_eq!((from.kind, from.len), (to.kind, to.len), "a copy is as long as what it is of");
+        // SAFETY: both views are of as many bytes.
+        unsafe { self.0.driver.copy(from.at, to.at, from.bytes()) }
     }
 
-    /// The `len` values at an address. Waits for all work before.
+    /// The elements of a view. Waits for all work before.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn read<T: Plain>(&self, from: u64, len: usize) -> Result<Vec<T>, GpuError> {
-        let mut values = vec![T::default(); len];
-        self.0.driver.download(from, bytes_of_mut(&mut values))?;
+    ///
+    /// # Panics
+    /// When the view is of another kind.
+    pub fn read<T: Element>(&self, from: View) -> Result<Vec<T>, GpuError> {
+        let mut values = vec![T::zeroed(); from.of::<T>().len];
+        // SAFETY: the view has as many elements of this type.
+        unsafe { self.0.driver.download(from.at, bytemuck::cast_slice_mut(&mut values)) }?;
         Ok(values)
     }
 
-    /// The `len` values that are at an address when the work before has been done. Does not wait, unless for the values.
+    /// The elements that a view has when the work before has been done. Does not wait, unless for the values.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn read_later<T: Plain>(&self, from: u64, len: usize) -> Result<Later<Vec<T>>, GpuError> {
-        let arriving = self.0.driver.download_later(from, len * size_of::<T>())?;
+    ///
+    /// # Panics
+    /// When the view is of another kind.
+    pub fn read_later<T: Element>(&self, from: View) -> Result<Later<Vec<T>>, GpuError> {
+        let len = from.of::<T>().len;
+        // SAFETY: the view has as many elements of this type.
+        let arriving = unsafe { self.0.driver.download_later(from.at, from.bytes()) }?;
         Ok(Later::new(move || {
-            let mut values = vec![T::default(); len];
-            arriving.wait(bytes_of_mut(&mut values))?;
+            let mut values = vec![T::zeroed(); len];
+            arriving.wait(bytemuck::cast_slice_mut(&mut values))?;
             Ok(values)
         }))
     }
 
-    /// Overwrites what lies at an address.
+    /// Overwrites the elements of a view.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn write<T: Plain>(&self, to: u64, values: &[T]) -> Result<(), GpuError> {
-        self.0.driver.upload(to, bytes_of(values))
+    ///
+    /// # Panics
+    /// When the view is of another kind, or has not as many elements.
+    pub fn write<T: Element>(&self, to: View, values: &[T]) -> Result<(), GpuError> {
+        assert_eq!(to.of::<T>().len, values.len(), "values for every element");
+        // SAFETY: the view has as many elements of this type.
+        unsafe { self.0.driver.upload(to.at, bytemuck::cast_slice(values)) }
     }
 
-    /// Sets `bytes` bytes at an address to zero.
+    /// Sets the elements of a view to zero.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
-        self.0.driver.zero(at, bytes)
+    pub fn zero(&self, view: View) -> Result<(), GpuError> {
+        // SAFETY: the view has as many bytes.
+        unsafe { self.0.driver.zero(view.at, view.bytes()) }
     }
 
     /// Runs a kernel on a grid of blocks.
     ///
     /// # Errors
     /// When it does not compile, or the device fails.
-    pub fn launch(
+    ///
+    /// # Safety
+    /// The arguments must be those that the kernel's source names, and views as long as what it reads and writes there.
+    pub unsafe fn launch(
         &self,
         source: &'static Source,
         kernel: &str,
         grid: [usize; 3],
         args: &[Arg],
     ) -> Result<(), GpuError> {
-        self.0.driver.launch(source, kernel, grid, args)
+        // SAFETY: as the caller promises.
+        unsafe { self.0.driver.launch(source, kernel, grid, args) }
     }
 }
 
@@ -217,40 +329,51 @@ impl Gpu {
 pub struct Buffer {
     gpu: Gpu,
     at: u64,
-    bytes: usize,
+    kind: Kind,
+    len: usize,
+    /// Bytes that it has room for.
     room: usize,
 }
 
 impl Buffer {
-    /// Its address.
-    pub fn at(&self) -> u64 {
-        self.at
+    /// All elements.
+    pub fn view(&self) -> View<'_> {
+        View { at: self.at, kind: self.kind, len: self.len, buffer: PhantomData }
     }
 
-    /// Its size.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// As an argument of a kernel.
+    /// As an argument of a kernel that uses all elements.
     pub fn arg(&self) -> Arg {
-        Arg::At(self.at)
+        Arg::At(Address(self.at))
     }
 
     /// All values. Waits for all work before.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn read<T: Plain>(&self) -> Result<Vec<T>, GpuError> {
-        self.gpu.read(self.at, self.bytes / size_of::<T>())
+    ///
+    /// # Panics
+    /// When they are of another kind.
+    pub fn read<T: Element>(&self) -> Result<Vec<T>, GpuError> {
+        self.gpu.read(self.view())
     }
 
     /// All values, when the work before has been done. Does not wait, unless for the values.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn read_later<T: Plain>(&self) -> Result<Later<Vec<T>>, GpuError> {
-        self.gpu.read_later(self.at, self.bytes / size_of::<T>())
+    ///
+    /// # Panics
+    /// When they are of another kind.
+    pub fn read_later<T: Element>(&self) -> Result<Later<Vec<T>>, GpuError> {
+        self.gpu.read_later(self.view())
+    }
+
+    /// A buffer of the same kind and length, whose values are unspecified.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn take_alike(&self) -> Result<Buffer, GpuError> {
+        self.gpu.take(self.kind, self.len)
     }
 
     /// A copy of it.
@@ -258,8 +381,8 @@ impl Buffer {
     /// # Errors
     /// When memory runs out.
     pub fn try_clone(&self) -> Result<Buffer, GpuError> {
-        let copy = self.gpu.take(self.bytes)?;
-        self.gpu.copy(self.at, copy.at, self.bytes)?;
+        let copy = self.take_alike()?;
+        self.gpu.copy(self.view(), copy.view())?;
         Ok(copy)
     }
 }
@@ -270,27 +393,101 @@ impl Drop for Buffer {
     }
 }
 
-/// Values that are their bytes: no padding, every pattern valid.
-pub trait Plain: Copy + Default + private::Sealed + 'static {}
-
-mod private {
-    pub trait Sealed {}
+/// Elements of a buffer that follow each other. It is to them what a `&Cell` is to a value of the host: several views may be of
+/// the same elements, and kernels write through any of them, since the device does its work in order.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    at: u64,
+    kind: Kind,
+    len: usize,
+    buffer: PhantomData<&'a Buffer>,
 }
 
-macro_rules! plain {
-    ($($t:ty),*) => {$(
-        impl private::Sealed for $t {}
-        impl Plain for $t {}
-    )*};
-}
-plain!(u8, u16, i32, u32, i64, u64, f32, f64);
+impl<'a> View<'a> {
+    /// Elements of memory that no [`Buffer`] owns.
+    ///
+    /// # Safety
+    /// There must be as many elements at `at`, of the same device, as long as the view is used.
+    #[cfg(feature = "cuda")]
+    pub(super) unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
+        View { at, kind, len, buffer: PhantomData }
+    }
 
-fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
-    // SAFETY: T has no padding.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+    /// Number of elements.
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Their type.
+    pub fn kind(self) -> Kind {
+        self.kind
+    }
+
+    /// Some of the elements.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn part(self, range: Range<usize>) -> View<'a> {
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
+        View { at: self.at + (range.start * self.kind.bytes()) as u64, len: range.len(), ..self }
+    }
+
+    /// Whether they begin at a multiple of so many bytes.
+    pub fn is_aligned(self, bytes: u64) -> bool {
+        self.at.is_multiple_of(bytes)
+    }
+
+    /// As an argument of a kernel that uses the first `len` elements, of a kind.
+    ///
+    /// # Panics
+    /// When the elements are of another kind, or fewer.
+    pub fn arg(self, kind: impl Into<Kind>, len: usize) -> Arg {
+        let kind = kind.into();
+        assert!(self.kind == kind && len <= self.len, "{len} {kind:?} wanted, {} {:?} given", self.len, self.kind);
+        Arg::At(Address(self.at))
+    }
+
+    fn of<T: Element>(self) -> Self {
+        assert_eq!(self.kind, T::KIND, "elements of another kind");
+        self
+    }
+
+    fn bytes(self) -> usize {
+        self.len * self.kind.bytes()
+    }
 }
 
-fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
-    // SAFETY: T has no padding, and every pattern of bytes is a value of it.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::ops::cuda::testing::one_gpu;
+
+    #[test]
+    fn views_stay_within_their_buffer_and_keep_its_type() {
+        let Some(gpu) = one_gpu() else { return };
+        let buffer = gpu.upload(&[1.0f32, 2.0, 3.0, 4.0]).unwrap();
+        let part = buffer.view().part(1..3);
+        assert_eq!(gpu.read::<f32>(part).unwrap(), [2.0, 3.0]);
+        gpu.write(part, &[5.0f32, 6.0]).unwrap();
+        gpu.copy(buffer.view().part(0..2), buffer.view().part(2..4)).unwrap();
+        assert_eq!(buffer.read::<f32>().unwrap(), [1.0, 5.0, 1.0, 5.0]);
+        fn refused<T>(what: &str, work: impl Fn() -> T) {
+            assert!(catch_unwind(AssertUnwindSafe(work)).is_err(), "{what}");
+        }
+        refused("elements beyond the buffer", || buffer.view().part(2..5));
+        refused("elements beyond a part", || part.part(0..3));
+        refused("another type is read", || gpu.read::<i32>(part));
+        refused("more is written than there is", || gpu.write(part, &[0.0f32; 3]));
+        refused("a copy of another length", || gpu.copy(part, buffer.view()));
+        refused("a kernel that uses more", || part.arg(Kind::F32, 3));
+        refused("a kernel that uses another type", || part.arg(Kind::F16, 2));
+        assert_eq!(buffer.read::<f32>().unwrap(), [1.0, 5.0, 1.0, 5.0]);
+    }
 }

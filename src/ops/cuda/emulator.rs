@@ -107,39 +107,50 @@ impl Driver for Emulator {
         Ok(memory.as_ptr() as u64 / 256 * 256 + 256)
     }
 
-    fn free(&self, _at: u64) {}
+    unsafe fn free(&self, _at: u64) {}
 
-    fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+        // SAFETY: the memory is this process's, as long as the caller says.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
-    fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+        // SAFETY: the memory is this process's, as long as the caller says.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
-    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+        // SAFETY: the memory is this process's, as long as the caller says.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
-    fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
+    unsafe fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
         let mut values = vec![0; bytes];
-        self.download(from, &mut values)?;
+        // SAFETY: as the caller promises.
+        unsafe { self.download(from, &mut values) }?;
         Ok(Box::new(Copied(values)))
     }
 
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+        // SAFETY: the memory is this process's, as long as the caller says.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
-    fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        grid: [usize; 3],
+        args: &[Arg],
+    ) -> Result<(), GpuError> {
         let entry = entry(source)?.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, grid) = (CString::new(kernel).expect("no NUL"), grid.map(|n| n as u32));
         let pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
-        // SAFETY: the arguments are those that the kernel's source names.
+        // SAFETY: the arguments are those of the kernel, as the caller promises.
         let complaint = unsafe { entry(name.as_ptr(), grid.as_ptr(), pointers.as_ptr(), self.0 as c_int) };
         if complaint.is_null() {
             return Ok(());

@@ -21,9 +21,9 @@ mod source;
 pub mod testing;
 
 #[cfg(feature = "cuda")]
-pub use address::address;
+pub use address::{Contiguous, Viewed};
 pub use bridge::{Bridge, Lent};
-pub use driver::{Arg, Arriving, Buffer, Driver, Gpu, GpuError, Plain};
+pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
 pub use source::{Scalar, Source};
 
 /// Threads per block of every kernel.

@@ -203,7 +203,6 @@ pub(super) fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
     move |error| GpuError::Failed { what: what.into(), why: explain(&error) }
 }
 
-// SAFETY of the calls below: addresses come from `allocate` or from dfdx's tensors on this device, lengths from their owners.
 impl Driver for Nvidia {
     fn name(&self) -> String {
         self.name.clone()
@@ -212,47 +211,60 @@ impl Driver for Nvidia {
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
         self.bind()?;
         let memory = |error: DriverError| GpuError::Memory { bytes, why: explain(&error) };
+        // SAFETY: the context is bound to this thread.
         unsafe { result::malloc_sync(bytes) }.map_err(memory)
     }
 
-    fn free(&self, at: u64) {
+    unsafe fn free(&self, at: u64) {
         // A device that fails here has failed before and said so.
         if self.bind().is_ok() {
+            // SAFETY: it came from `malloc_sync`, as the caller promises.
             let _ = unsafe { result::free_sync(at) };
         }
     }
 
-    fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
         self.bind()?;
+        // SAFETY: there are as many bytes, as the caller promises.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream()) }.map_err(failed("clearing memory"))
     }
 
-    fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
         // Straight from `from`, which is no page-locked memory, the driver would wait for all work before.
-        self.pinned.upload(to, from)
+        // SAFETY: there is room, as the caller promises.
+        unsafe { self.pinned.upload(to, from) }
     }
 
-    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.bind()?;
+        // SAFETY: there are as many bytes, as the caller promises.
         unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("copying from the GPU"))
     }
 
-    fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
-        Ok(Box::new(Pinned::download(&self.pinned, from, bytes)?))
+    unsafe fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
+        // SAFETY: there are as many bytes, as the caller promises.
+        Ok(Box::new(unsafe { Pinned::download(&self.pinned, from, bytes) }?))
     }
 
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
         self.bind()?;
+        // SAFETY: there are as many bytes, as the caller promises.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream()) }.map_err(failed("copying on the GPU"))
     }
 
-    fn launch(&self, source: &'static Source, kernel: &str, grid: [usize; 3], args: &[Arg]) -> Result<(), GpuError> {
+    unsafe fn launch(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        grid: [usize; 3],
+        args: &[Arg],
+    ) -> Result<(), GpuError> {
         let Function(function) = self.function(source, kernel)?;
         self.bind()?;
         let [x, y, z] = grid.map(|n| n as u32);
         let (grid, block) = ((x, y, z), (THREADS as u32, 1, 1));
         let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
-        // SAFETY: the arguments are those that the kernel's source names, and outlive the call, which copies them.
+        // SAFETY: the arguments are those of the kernel, as the caller promises, and outlive the call, which copies them.
         unsafe { result::launch_kernel(function, grid, block, 0, self.stream(), &mut pointers) }.map_err(failed(kernel))
     }
 }

@@ -44,9 +44,12 @@ impl Pinned {
     ///
     /// # Errors
     /// When memory runs out or the device fails.
-    pub fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
+    ///
+    /// # Safety
+    /// There must be room for `from` on the device at `to`.
+    pub unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
         let block = self.take(from.len())?;
-        // SAFETY: the block has that much room, and no copy is under way in it; `to` has room by the caller's word.
+        // SAFETY: the block has that much room, and no copy is under way in it; `to` has room, as the caller promises.
         let copied = unsafe {
             let bytes = std::slice::from_raw_parts_mut(block.at, from.len());
             bytes.copy_from_slice(from);
@@ -61,9 +64,12 @@ impl Pinned {
     ///
     /// # Errors
     /// When memory runs out or the device fails.
-    pub fn download(pinned: &Arc<Self>, from: u64, bytes: usize) -> Result<Download, GpuError> {
+    ///
+    /// # Safety
+    /// There must be as many bytes of the device at `from`.
+    pub unsafe fn download(pinned: &Arc<Self>, from: u64, bytes: usize) -> Result<Download, GpuError> {
         let block = pinned.take(bytes)?;
-        // SAFETY: as above.
+        // SAFETY: the block has that much room, and `from` as many bytes, as the caller promises.
         let copied = unsafe {
             let bytes = std::slice::from_raw_parts_mut(block.at, bytes);
             result::memcpy_dtoh_async(bytes, from, *pinned.device.cu_stream())

@@ -1,5 +1,7 @@
 //! Sources of kernels.
 
+use super::Kind;
+
 /// One source, compiled as a whole.
 #[derive(Debug)]
 pub struct Source {
@@ -27,13 +29,19 @@ pub enum Scalar {
     F16,
 }
 
+impl From<Scalar> for Kind {
+    fn from(scalar: Scalar) -> Kind {
+        match scalar {
+            Scalar::F32 => Kind::F32,
+            Scalar::F16 => Kind::F16,
+        }
+    }
+}
+
 impl Scalar {
     /// Bytes per element.
     pub fn bytes(self) -> usize {
-        match self {
-            Scalar::F32 => 4,
-            Scalar::F16 => 2,
-        }
+        Kind::from(self).bytes()
     }
 
     /// Of sources that are compiled once per storage, its own.

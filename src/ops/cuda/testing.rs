@@ -47,32 +47,3 @@ fn nvidia() -> Option<Gpu> {
     assert!(std::env::var_os(ONLY_CUDA).is_none(), "{ONLY_CUDA} is set, but this build has no feature `cuda`");
     None
 }
-
-/// The nearest half-precision number's bits.
-pub fn to_half(value: f32) -> u16 {
-    let sign = (value.to_bits() >> 16 & 0x8000) as u16;
-    let magnitude = value.abs();
-    if magnitude.is_nan() {
-        return sign | 0x7e00;
-    }
-    // Steps of 2^-24 below 2^-14; above, eleven bits of mantissa.
-    let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
-    let step = 2f32.powi(exponent.max(-14) - 10);
-    let steps = (magnitude / step).round_ties_even() as u32;
-    match exponent {
-        16.. => sign | 0x7c00,
-        _ => sign | (steps + ((exponent.max(-14) + 14) as u32 * 1024)).min(0x7c00) as u16,
-    }
-}
-
-/// A half-precision number's value.
-pub fn from_half(bits: u16) -> f32 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 1023) as f32);
-    sign * match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
-    }
-}

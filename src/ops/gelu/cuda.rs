@@ -1,6 +1,6 @@
 //! GELU on a GPU. Addresses are of the device.
 
-use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS, View};
 
 const KERNELS: &[&str] = &["gelu", "gelu_backward"];
 const TEXT: &str = include_str!("gelu.cu");
@@ -15,17 +15,20 @@ pub static SOURCES: [Source; 2] = [
 ///
 /// # Errors
 /// When the device fails.
-pub fn gelu(gpu: &Gpu, scalar: Scalar, x: u64, len: usize, y: u64) -> Result<(), GpuError> {
-    gpu.launch(scalar.source(&SOURCES), "gelu", strided(len), &[Arg::At(x), Arg::count(len), Arg::At(y)])
+pub fn gelu(gpu: &Gpu, scalar: Scalar, x: View, len: usize, y: View) -> Result<(), GpuError> {
+    let args = [x.arg(scalar, len), Arg::count(len), y.arg(scalar, len)];
+    // SAFETY: x and y have `len` values.
+    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu", strided(len), &args) }
 }
 
 /// `g` goes from the gradient of y to that of x, `len` values; y itself is computed again into `y`.
 ///
 /// # Errors
 /// When the device fails.
-pub fn gelu_backward(gpu: &Gpu, scalar: Scalar, x: u64, len: usize, g: u64, y: u64) -> Result<(), GpuError> {
-    let args = [Arg::At(x), Arg::count(len), Arg::At(g), Arg::At(y)];
-    gpu.launch(scalar.source(&SOURCES), "gelu_backward", strided(len), &args)
+pub fn gelu_backward(gpu: &Gpu, scalar: Scalar, x: View, len: usize, g: View, y: View) -> Result<(), GpuError> {
+    let args = [x.arg(scalar, len), Arg::count(len), g.arg(scalar, len), y.arg(scalar, len)];
+    // SAFETY: x, g and y have `len` values.
+    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu_backward", strided(len), &args) }
 }
 
 fn strided(len: usize) -> [usize; 3] {
@@ -34,16 +37,14 @@ fn strided(len: usize) -> [usize; 3] {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
-    use crate::ops::{
-        cuda::testing::{from_half, on_every_gpu, to_half},
-        gelu,
-        golden::assert_close,
-    };
+    use crate::ops::{cuda::testing::on_every_gpu, gelu, golden::assert_close};
 
     #[test]
     fn values_and_gradients_agree_with_the_cpus() {
-        let x: Vec<f32> = (-1500..1501).map(|i| from_half(to_half(i as f32 * 0.004))).collect();
+        let x: Vec<f32> = (-1500..1501).map(|i| f16::to_f32(f16::from_f32(i as f32 * 0.004))).collect();
         let (mut expected, mut g_expected) = (vec![0.0; x.len()], vec![0.5; x.len()]);
         gelu::gelu(&x, &mut expected);
         let mut again = vec![0.0; x.len()];
@@ -53,18 +54,18 @@ mod tests {
                 let read = |buffer: &crate::ops::cuda::Buffer| -> Vec<f32> {
                     match scalar {
                         Scalar::F32 => buffer.read().unwrap(),
-                        Scalar::F16 => buffer.read::<u16>().unwrap().into_iter().map(from_half).collect(),
+                        Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
                     }
                 };
                 let (x, g, y, again) = (up(&x), up(&vec![0.5; x.len()]), up(&x), up(&x));
-                super::gelu(gpu, scalar, x.at(), expected.len(), y.at()).unwrap();
-                super::gelu_backward(gpu, scalar, x.at(), expected.len(), g.at(), again.at()).unwrap();
+                super::gelu(gpu, scalar, x.view(), expected.len(), y.view()).unwrap();
+                super::gelu_backward(gpu, scalar, x.view(), expected.len(), g.view(), again.view()).unwrap();
                 assert_close("y", &read(&y), &expected, tolerance);
                 assert_close("g", &read(&g), &g_expected, tolerance);
                 assert!(read(&y) == read(&again));
                 [read(&y), read(&g)]
             };
-            let half = |v: &[f32]| gpu.upload(&v.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap();
+            let half = |v: &[f32]| gpu.upload(&v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
             // Relative to the largest value, 6: f32's rounding; f16 has 11 bits.
             let wide = check(Scalar::F32, 2e-7, &|v| gpu.upload(v).unwrap());
             [wide, check(Scalar::F16, 3e-4, &half)]

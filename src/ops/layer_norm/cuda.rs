@@ -2,7 +2,7 @@
 
 use crate::ops::{
     columns::cuda::{add_parts, parts},
-    cuda::{Arg, Gpu, GpuError, Scalar, Source},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
 };
 
 const KERNELS: &[&str] = &["ln_forward", "ln_backward", "ln_backward_params"];
@@ -24,22 +24,25 @@ pub struct NormRows<'a> {
     pub scalar: Scalar,
     pub rows: usize,
     pub dim: usize,
-    /// Addresses of weight and bias.
-    pub weight: u64,
-    pub bias: u64,
+    /// [dim], f32
+    pub weight: View<'a>,
+    pub bias: View<'a>,
 }
 
 impl NormRows<'_> {
-    /// Bytes of the rows' statistics: mean and 1 / sqrt(var + eps) of each.
-    pub fn statistics_bytes(&self) -> usize {
-        self.rows * 8
+    /// Room for the rows' statistics: mean and 1 / sqrt(var + eps) of each.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn take_statistics(&self) -> Result<Buffer, GpuError> {
+        self.gpu.take(Kind::F32, self.rows * 2)
     }
 
     /// y = the normalised rows of x; their statistics are written.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward(&self, x: u64, statistics: u64, y: u64) -> Result<(), GpuError> {
+    pub fn forward(&self, x: View, statistics: View, y: View) -> Result<(), GpuError> {
         self.run(x, statistics, y, false)
     }
 
@@ -47,15 +50,29 @@ impl NormRows<'_> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn apply(&self, x: u64, statistics: u64, y: u64) -> Result<(), GpuError> {
+    pub fn apply(&self, x: View, statistics: View, y: View) -> Result<(), GpuError> {
         self.run(x, statistics, y, true)
     }
 
-    fn run(&self, x: u64, statistics: u64, y: u64, given: bool) -> Result<(), GpuError> {
-        let [x, weight, bias, statistics, y] = [x, self.weight, self.bias, statistics, y].map(Arg::At);
+    fn run(&self, x: View, statistics: View, y: View, given: bool) -> Result<(), GpuError> {
         let [rows, dim] = [self.rows, self.dim].map(Arg::count);
+        let [weight, bias] = [self.weight, self.bias].map(|view| self.of_columns(view));
+        let (x, statistics, y) = (self.of_rows(x), self.statistics(statistics), self.of_rows(y));
         let args = [x, rows, dim, weight, bias, Arg::Int(given.into()), statistics, y];
-        self.gpu.launch(self.scalar.source(&SOURCES), "ln_forward", self.grid(), &args)
+        // SAFETY: all have the elements of their shape.
+        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), "ln_forward", self.grid(), &args) }
+    }
+
+    fn of_rows(&self, view: View) -> Arg {
+        view.arg(self.scalar, self.rows * self.dim)
+    }
+
+    fn of_columns(&self, view: View) -> Arg {
+        view.arg(Kind::F32, self.dim)
+    }
+
+    fn statistics(&self, view: View) -> Arg {
+        view.arg(Kind::F32, self.rows * 2)
     }
 
     /// gx = the gradient of x from that of y, added where `accumulate`; adds to the gradients of weight and bias.
@@ -64,25 +81,28 @@ impl NormRows<'_> {
     /// When the device fails.
     pub fn backward(
         &self,
-        [x, statistics]: [u64; 2],
-        gy: u64,
-        gx: u64,
+        [x, statistics]: [View; 2],
+        gy: View,
+        gx: View,
         accumulate: bool,
-        g_params: [u64; 2],
+        g_params: [View; 2],
     ) -> Result<(), GpuError> {
         let source = self.scalar.source(&SOURCES);
         let (part_rows, grid) = parts(self.rows, self.dim);
-        let sums = self.gpu.take(grid[1] * 2 * self.dim * 4)?;
-        let [x, statistics, gy, weight] = [x, statistics, gy, self.weight].map(Arg::At);
+        let sums = self.gpu.take(Kind::F32, grid[1] * 2 * self.dim)?;
+        let (x, statistics, gy) = (self.of_rows(x), self.statistics(statistics), self.of_rows(gy));
         let [rows, dim] = [self.rows, self.dim].map(Arg::count);
         let args = [x, statistics, gy, rows, dim, Arg::count(part_rows), sums.arg()];
-        self.gpu.launch(source, "ln_backward_params", grid, &args)?;
+        // SAFETY: all have the elements of their shape, and `sums` two rows for each part.
+        unsafe { self.gpu.launch(source, "ln_backward_params", grid, &args) }?;
         for (i, to) in g_params.into_iter().enumerate() {
-            let from = sums.at() + (i * self.dim * 4) as u64;
-            add_parts(self.gpu, from, [grid[1], 2 * self.dim], self.dim, to)?;
+            let from = sums.view().part(i * self.dim..sums.view().len());
+            add_parts(self.gpu, from, [grid[1], 2 * self.dim], to.part(0..self.dim))?;
         }
-        let args = [x, statistics, rows, dim, weight, gy, Arg::Int(accumulate.into()), Arg::At(gx)];
-        self.gpu.launch(source, "ln_backward", self.grid(), &args)
+        let (weight, gx) = (self.of_columns(self.weight), self.of_rows(gx));
+        let args = [x, statistics, rows, dim, weight, gy, Arg::Int(accumulate.into()), gx];
+        // SAFETY: all have the elements of their shape.
+        unsafe { self.gpu.launch(source, "ln_backward", self.grid(), &args) }
     }
 
     fn grid(&self) -> [usize; 3] {
@@ -92,12 +112,11 @@ impl NormRows<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::ops::{
-        cuda::{
-            Buffer,
-            testing::{from_half, on_every_gpu, to_half},
-        },
+        cuda::testing::on_every_gpu,
         golden::assert_close,
         layer_norm::{self, Affine},
     };
@@ -108,10 +127,11 @@ mod tests {
 
     #[test]
     fn values_and_gradients_agree_with_the_cpus() {
-        let ramp =
-            |n: usize, step: f32| (0..n).map(|i| from_half(to_half((i as f32 * step).sin()))).collect::<Vec<_>>();
+        let ramp = |n: usize, step: f32| {
+            (0..n).map(|i| f16::to_f32(f16::from_f32((i as f32 * step).sin()))).collect::<Vec<_>>()
+        };
         // A mean beside the spread, as a residual stream may have.
-        let x: Vec<f32> = ramp(ROWS * DIM, 0.7).iter().map(|v| from_half(to_half(v * 2.0 + 3.0))).collect();
+        let x: Vec<f32> = ramp(ROWS * DIM, 0.7).iter().map(|v| f16::to_f32(f16::from_f32(v * 2.0 + 3.0))).collect();
         let (gy, before, weight, bias) =
             (ramp(ROWS * DIM, 0.37), ramp(ROWS * DIM, 0.11), ramp(DIM, 1.3), ramp(DIM, 0.2));
         let of_row = |row: &[f32]| {
@@ -130,25 +150,25 @@ mod tests {
             on_every_gpu(|gpu| {
                 let up = |values: &[f32]| match scalar {
                     Scalar::F32 => gpu.upload(values).unwrap(),
-                    Scalar::F16 => gpu.upload(&values.iter().map(|v| to_half(*v)).collect::<Vec<_>>()).unwrap(),
+                    Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap(),
                 };
                 let read = |buffer: &Buffer| -> Vec<f32> {
                     match scalar {
                         Scalar::F32 => buffer.read().unwrap(),
-                        Scalar::F16 => buffer.read::<u16>().unwrap().into_iter().map(from_half).collect(),
+                        Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
                     }
                 };
                 let (weight, bias) = (gpu.upload(&weight).unwrap(), gpu.upload(&bias).unwrap());
-                let on = NormRows { gpu, scalar, rows: ROWS, dim: DIM, weight: weight.at(), bias: bias.at() };
+                let on = NormRows { gpu, scalar, rows: ROWS, dim: DIM, weight: weight.view(), bias: bias.view() };
                 let (x_gpu, gy, gx_gpu) = (up(&x), up(&gy), up(&before));
-                let (y_gpu, again) = (gpu.take(x_gpu.bytes()).unwrap(), gpu.take(x_gpu.bytes()).unwrap());
-                let found = gpu.take(on.statistics_bytes()).unwrap();
-                on.forward(x_gpu.at(), found.at(), y_gpu.at()).unwrap();
-                on.apply(x_gpu.at(), found.at(), again.at()).unwrap();
+                let (y_gpu, again) = (x_gpu.take_alike().unwrap(), x_gpu.take_alike().unwrap());
+                let found = on.take_statistics().unwrap();
+                on.forward(x_gpu.view(), found.view(), y_gpu.view()).unwrap();
+                on.apply(x_gpu.view(), found.view(), again.view()).unwrap();
                 assert!(read(&y_gpu) == read(&again));
                 let [gw_gpu, gb_gpu] = [(); 2].map(|()| gpu.upload(&[0.25f32; DIM]).unwrap());
-                let g_params = [gw_gpu.at(), gb_gpu.at()];
-                on.backward([x_gpu.at(), found.at()], gy.at(), gx_gpu.at(), true, g_params).unwrap();
+                let g_params = [gw_gpu.view(), gb_gpu.view()];
+                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), true, g_params).unwrap();
                 let close = |what: &str, found: &[f32], expected: &[f32], tolerance: f64| {
                     assert_close(&format!("{scalar:?} {what}"), found, expected, tolerance);
                 };
@@ -158,7 +178,7 @@ mod tests {
                 close("gw", &gw_gpu.read::<f32>().unwrap(), &gw, 5e-6);
                 close("gb", &gb_gpu.read::<f32>().unwrap(), &gb, 5e-6);
                 let results = [read(&y_gpu), read(&gx_gpu), gw_gpu.read().unwrap()];
-                on.backward([x_gpu.at(), found.at()], gy.at(), gx_gpu.at(), false, g_params).unwrap();
+                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), false, g_params).unwrap();
                 let alone: Vec<f32> = gx.iter().zip(&before).map(|(g, b)| g - b).collect();
                 close("gx alone", &read(&gx_gpu), &alone, tolerance);
                 results

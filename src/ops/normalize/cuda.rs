@@ -1,6 +1,6 @@
 //! Rows of unit length on a GPU; addresses are of the device, values f32.
 
-use crate::ops::cuda::{Arg, Gpu, GpuError, Source};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Source, View};
 
 /// The kernels.
 pub static SOURCE: Source = Source {
@@ -10,21 +10,25 @@ pub static SOURCE: Source = Source {
     kernels: &["normalize_forward", "normalize_backward"],
 };
 
-/// y = each of the rows x [rows, dim] at unit length; `norms` (or 0) receives their lengths. y may be x.
+/// y = each of the rows x [rows, dim] at unit length; `norms` receives their lengths. y may be x.
 ///
 /// # Errors
 /// When the device fails.
-pub fn forward(gpu: &Gpu, x: u64, [rows, dim]: [usize; 2], y: u64, norms: u64) -> Result<(), GpuError> {
-    gpu.launch(&SOURCE, "normalize_forward", [rows, 1, 1], &[Arg::At(x), Arg::count(dim), Arg::At(y), Arg::At(norms)])
+pub fn forward(gpu: &Gpu, x: View, [rows, dim]: [usize; 2], y: View, norms: Option<View>) -> Result<(), GpuError> {
+    let [x, y] = [x, y].map(|view| view.arg(Kind::F32, rows * dim));
+    let args = [x, Arg::count(dim), y, Arg::optional(norms, Kind::F32, rows)];
+    // SAFETY: x and y have as many rows, and there is a length for each.
+    unsafe { gpu.launch(&SOURCE, "normalize_forward", [rows, 1, 1], &args) }
 }
 
 /// gx += the gradient of [`forward`]'s input.
 ///
 /// # Errors
 /// When the device fails.
-pub fn backward(gpu: &Gpu, [x, y, gy]: [u64; 3], [rows, dim]: [usize; 2], gx: u64) -> Result<(), GpuError> {
-    let args = [Arg::At(x), Arg::At(y), Arg::At(gy), Arg::count(dim), Arg::At(gx)];
-    gpu.launch(&SOURCE, "normalize_backward", [rows, 1, 1], &args)
+pub fn backward(gpu: &Gpu, [x, y, gy]: [View; 3], [rows, dim]: [usize; 2], gx: View) -> Result<(), GpuError> {
+    let [x, y, gy, gx] = [x, y, gy, gx].map(|view| view.arg(Kind::F32, rows * dim));
+    // SAFETY: all have as many rows.
+    unsafe { gpu.launch(&SOURCE, "normalize_backward", [rows, 1, 1], &[x, y, gy, Arg::count(dim), gx]) }
 }
 
 #[cfg(test)]
@@ -41,9 +45,10 @@ mod tests {
         on_every_gpu(|gpu| {
             let up = |name: &str| gpu.upload(&golden.get::<f32>(name)).unwrap();
             let (x, gy) = (up("in.x"), up("in.cot"));
-            let (y, gx, norms) = (gpu.take(x.bytes()).unwrap(), gpu.zeros(x.bytes()).unwrap(), gpu.take(24).unwrap());
-            forward(gpu, x.at(), [6, 8], y.at(), norms.at()).unwrap();
-            backward(gpu, [x.at(), y.at(), gy.at()], [6, 8], gx.at()).unwrap();
+            let (y, gx, norms) =
+                (x.take_alike().unwrap(), gpu.zeros(Kind::F32, 48).unwrap(), gpu.take(Kind::F32, 6).unwrap());
+            forward(gpu, x.view(), [6, 8], y.view(), Some(norms.view())).unwrap();
+            backward(gpu, [x.view(), y.view(), gy.view()], [6, 8], gx.view()).unwrap();
             let [y, gx, norms]: [Vec<f32>; 3] = [y, gx, norms].map(|buffer| buffer.read().unwrap());
             // Rounding of f32.
             assert_close("y", &y, &golden.get("out.y"), 1e-6);

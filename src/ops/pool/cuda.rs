@@ -3,7 +3,7 @@
 use super::pooled;
 use crate::ops::{
     conv2d::Size,
-    cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS, one_each},
+    cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
 };
 
 const KERNELS: &[&str] = &["max_pool", "max_pool_backward", "average_pool", "average_pool_backward"];
@@ -25,52 +25,62 @@ pub struct Images<'a> {
 }
 
 impl Images<'_> {
-    fn source(&self) -> &'static Source {
-        match self.scalar {
-            Scalar::F32 => &SOURCES[0],
-            Scalar::F16 => &SOURCES[1],
-        }
+    /// Elements of the images, and of what max-pooling makes of them.
+    fn lens(&self) -> [usize; 2] {
+        [self.size, pooled(self.size)].map(|size| size.pixels() * self.channels)
+    }
+
+    /// The images themselves, or their gradient.
+    fn arg(&self, x: View) -> Arg {
+        x.arg(self.scalar, self.lens()[0])
     }
 
     /// y = max over 3x3 windows of stride 2; `taps` (a byte each) keeps which pixel won.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn max_pool(&self, x: u64, y: u64, taps: u64) -> Result<(), GpuError> {
-        let len = pooled(self.size).pixels() * self.channels;
-        let [h, w, c, oh, ow] = self.shape();
-        self.strided("max_pool", len, &[Arg::At(x), h, w, c, oh, ow, Arg::count(len), Arg::At(y), Arg::At(taps)])
+    pub fn max_pool(&self, x: View, y: View, taps: View) -> Result<(), GpuError> {
+        let ([_, len], [h, w, c, oh, ow]) = (self.lens(), self.shape());
+        let [y, taps] = [y.arg(self.scalar, len), taps.arg(Kind::U8, len)];
+        let args = [self.arg(x), h, w, c, oh, ow, Arg::count(len), y, taps];
+        // SAFETY: all have the elements of their shape.
+        unsafe { self.strided("max_pool", len, &args) }
     }
 
     /// gx = the gradient of [`Images::max_pool`]'s input.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn max_pool_backward(&self, gy: u64, taps: u64, gx: u64) -> Result<(), GpuError> {
-        let len = self.size.pixels() * self.channels;
-        let [h, w, c, oh, ow] = self.shape();
-        let args = [Arg::At(gy), Arg::At(taps), h, w, c, oh, ow, Arg::count(len), Arg::At(gx)];
-        self.strided("max_pool_backward", len, &args)
+    pub fn max_pool_backward(&self, gy: View, taps: View, gx: View) -> Result<(), GpuError> {
+        let ([len, pooled], [h, w, c, oh, ow]) = (self.lens(), self.shape());
+        let [gy, taps] = [gy.arg(self.scalar, pooled), taps.arg(Kind::U8, pooled)];
+        let args = [gy, taps, h, w, c, oh, ow, Arg::count(len), self.arg(gx)];
+        // SAFETY: all have the elements of their shape.
+        unsafe { self.strided("max_pool_backward", len, &args) }
     }
 
     /// features [n, channels] (f32) = mean over each image's pixels.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn average_pool(&self, x: u64, features: u64) -> Result<(), GpuError> {
+    pub fn average_pool(&self, x: View, features: View) -> Result<(), GpuError> {
         let (len, area) = (self.size.n * self.channels, self.size.h * self.size.w);
-        let args = [Arg::At(x), Arg::count(area), Arg::count(self.channels), Arg::count(len), Arg::At(features)];
-        self.gpu.launch(self.source(), "average_pool", one_each(len), &args)
+        let features = features.arg(Kind::F32, len);
+        let args = [self.arg(x), Arg::count(area), Arg::count(self.channels), Arg::count(len), features];
+        // SAFETY: both have the elements of their shape.
+        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), "average_pool", one_each(len), &args) }
     }
 
     /// gx = the gradient of [`Images::average_pool`]'s input, from that of the features (f32).
     ///
     /// # Errors
     /// When the device fails.
-    pub fn average_pool_backward(&self, g_features: u64, gx: u64) -> Result<(), GpuError> {
-        let (len, area) = (self.size.pixels() * self.channels, self.size.h * self.size.w);
-        let args = [Arg::At(g_features), Arg::count(area), Arg::count(self.channels), Arg::count(len), Arg::At(gx)];
-        self.strided("average_pool_backward", len, &args)
+    pub fn average_pool_backward(&self, g_features: View, gx: View) -> Result<(), GpuError> {
+        let ([len, _], area) = (self.lens(), self.size.h * self.size.w);
+        let g_features = g_features.arg(Kind::F32, self.size.n * self.channels);
+        let args = [g_features, Arg::count(area), Arg::count(self.channels), Arg::count(len), self.arg(gx)];
+        // SAFETY: both have the elements of their shape.
+        unsafe { self.strided("average_pool_backward", len, &args) }
     }
 
     fn shape(&self) -> [Arg; 5] {
@@ -78,8 +88,12 @@ impl Images<'_> {
         [self.size.h, self.size.w, self.channels, out.h, out.w].map(Arg::count)
     }
 
-    fn strided(&self, kernel: &str, len: usize, args: &[Arg]) -> Result<(), GpuError> {
-        self.gpu.launch(self.source(), kernel, [len.div_ceil(THREADS).clamp(1, 8192), 1, 1], args)
+    /// # Safety
+    /// As for [`Gpu::launch`].
+    unsafe fn strided(&self, kernel: &str, len: usize, args: &[Arg]) -> Result<(), GpuError> {
+        let grid = [len.div_ceil(THREADS).clamp(1, 8192), 1, 1];
+        // SAFETY: as the caller promises.
+        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), kernel, grid, args) }
     }
 }
 
@@ -98,13 +112,13 @@ mod tests {
         on_every_gpu(|gpu| {
             let images = Images { gpu, scalar: Scalar::F32, size: Size { n: 2, h: 8, w: 8 }, channels: 3 };
             let x = gpu.upload(&golden.channels_last::<f32>("in.x")).unwrap();
-            let (y, taps) = (gpu.take(96 * 4).unwrap(), gpu.take(96).unwrap());
-            images.max_pool(x.at(), y.at(), taps.at()).unwrap();
+            let (y, taps) = (gpu.take(Kind::F32, 96).unwrap(), gpu.take(Kind::U8, 96).unwrap());
+            images.max_pool(x.view(), y.view(), taps.view()).unwrap();
             let y: Vec<f32> = y.read().unwrap();
             assert_close("y", &y, &golden.channels_last("out.y"), 0.0);
             let gy = gpu.upload(&golden.channels_last::<f32>("in.cot")).unwrap();
-            let gx = gpu.take(x.bytes()).unwrap();
-            images.max_pool_backward(gy.at(), taps.at(), gx.at()).unwrap();
+            let gx = x.take_alike().unwrap();
+            images.max_pool_backward(gy.view(), taps.view(), gx.view()).unwrap();
             let gx: Vec<f32> = gx.read().unwrap();
             // Up to four gradients are added.
             assert_close("gx", &gx, &golden.channels_last("grad.x"), 1e-6);
@@ -127,17 +141,17 @@ mod tests {
         on_every_gpu(|gpu| {
             let images = Images { gpu, scalar: Scalar::F32, size, channels };
             let x = gpu.upload(&x).unwrap();
-            let (y_gpu, taps_gpu) = (gpu.take(y.len() * 4).unwrap(), gpu.take(y.len()).unwrap());
-            images.max_pool(x.at(), y_gpu.at(), taps_gpu.at()).unwrap();
+            let (y_gpu, taps_gpu) = (gpu.take(Kind::F32, y.len()).unwrap(), gpu.take(Kind::U8, y.len()).unwrap());
+            images.max_pool(x.view(), y_gpu.view(), taps_gpu.view()).unwrap();
             assert_eq!(taps_gpu.read::<u8>().unwrap(), taps);
-            let g = gpu.take(x.bytes()).unwrap();
-            images.max_pool_backward(y_gpu.at(), taps_gpu.at(), g.at()).unwrap();
+            let g = x.take_alike().unwrap();
+            images.max_pool_backward(y_gpu.view(), taps_gpu.view(), g.view()).unwrap();
             // The CPU adds in another order.
             assert_close("gx", &g.read::<f32>().unwrap(), &gx, 1e-6);
-            let f = gpu.take(features.len() * 4).unwrap();
-            images.average_pool(x.at(), f.at()).unwrap();
+            let f = gpu.take(Kind::F32, features.len()).unwrap();
+            images.average_pool(x.view(), f.view()).unwrap();
             assert_close("features", &f.read::<f32>().unwrap(), &features, 1e-6);
-            images.average_pool_backward(f.at(), g.at()).unwrap();
+            images.average_pool_backward(f.view(), g.view()).unwrap();
             assert_close("average gx", &g.read::<f32>().unwrap(), &g_average, 1e-6);
             g.read::<f32>().unwrap()
         });

@@ -1,7 +1,7 @@
-//! Sinkhorn's normalisation on a GPU. Addresses are of the device; values are f32, sums f64 in a fixed order.
+//! Sinkhorn's normalisation on a GPU. Values are f32, sums f64 in a fixed order.
 
 use super::Sinkhorn;
-use crate::ops::cuda::{Arg, Gpu, GpuError, Source, THREADS, one_each};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Source, THREADS, View, one_each};
 
 /// The kernels.
 pub static SOURCE: Source = Source {
@@ -21,14 +21,7 @@ pub static SOURCE: Source = Source {
 /// Rows per piece of a column sum; fixed, so that results do not depend on how many there are at a time.
 const ROWS: usize = 64;
 
-/// Rows of scores at an address.
-#[derive(Clone, Copy, Debug)]
-pub struct Scores {
-    pub at: u64,
-    pub rows: usize,
-}
-
-/// Writes to `y` the assignment [own.rows, columns] of the scores `own`, for which those of `beside` are normalised with them.
+/// Writes to `y` the assignment [rows, columns] of the scores `own`, for which those `beside` are normalised with them.
 ///
 /// # Errors
 /// When the device fails.
@@ -36,28 +29,32 @@ pub fn assign(
     gpu: &Gpu,
     settings: Sinkhorn,
     columns: usize,
-    [beside, own]: [Scores; 2],
-    y: u64,
+    beside: Option<View>,
+    own: View,
+    y: View,
 ) -> Result<(), GpuError> {
-    let rows = beside.rows + own.rows;
-    let (count, pieces) = (rows * columns, rows.div_ceil(ROWS));
-    let q = gpu.take(count * 4)?;
-    let own_q = q.at() + (beside.rows * columns * 4) as u64;
-    if beside.rows > 0 {
-        gpu.copy(beside.at, q.at(), beside.rows * columns * 4)?;
+    let first = beside.map_or(0, View::len);
+    let (count, rows) = (first + own.len(), (first + own.len()) / columns);
+    assert!(count == rows * columns && own.len().is_multiple_of(columns), "whole rows");
+    let pieces = rows.div_ceil(ROWS);
+    let q = gpu.take(Kind::F32, count)?;
+    let own_q = q.view().part(first..count);
+    if let Some(beside) = beside {
+        gpu.copy(beside, q.view().part(0..first))?;
     }
-    gpu.copy(own.at, own_q, own.rows * columns * 4)?;
+    gpu.copy(own, own_q)?;
 
     // Each thread of the next kernel's blocks reads the maximum of one block.
     let blocks = count.div_ceil(THREADS).min(THREADS);
-    let maxima = gpu.take(blocks * 4)?;
-    let launch = |kernel: &str, grid: [usize; 3], args: &[Arg]| gpu.launch(&SOURCE, kernel, grid, args);
+    let maxima = gpu.take(Kind::F32, blocks)?;
+    // SAFETY: of the launches below: q has `rows` rows of `columns`, and the others what their kernels say of each.
+    let launch = |kernel: &str, grid: [usize; 3], args: &[Arg]| unsafe { gpu.launch(&SOURCE, kernel, grid, args) };
     launch("sinkhorn_max", [blocks, 1, 1], &[q.arg(), Arg::count(count), maxima.arg()])?;
     let inverse = Arg::Float((1.0 / settings.epsilon) as f32);
     let args = [q.arg(), Arg::count(count), maxima.arg(), Arg::count(blocks), inverse];
     launch("sinkhorn_exp", one_each(count), &args)?;
 
-    let (sums, factors) = (gpu.take(pieces * columns * 8)?, gpu.take(columns * 4)?);
+    let (sums, factors) = (gpu.take(Kind::F64, pieces * columns)?, gpu.take(Kind::F32, columns)?);
     let [r, c, piece, p] = [rows, columns, ROWS, pieces].map(Arg::count);
     for _ in 0..settings.iterations {
         let across = columns.div_ceil(THREADS);
@@ -65,8 +62,9 @@ pub fn assign(
         launch("sinkhorn_factors", one_each(columns), &[sums.arg(), p, c, factors.arg()])?;
         launch("sinkhorn_rows", [rows, 1, 1], &[q.arg(), r, c, factors.arg()])?;
     }
-    let count = own.rows * columns;
-    launch("sinkhorn_scale", one_each(count), &[Arg::At(own_q), Arg::count(count), Arg::Float(rows as f32), Arg::At(y)])
+    let count = own.len();
+    let [own_q, y] = [own_q, y].map(|view| view.arg(Kind::F32, count));
+    launch("sinkhorn_scale", one_each(count), &[own_q, Arg::count(count), Arg::Float(rows as f32), y])
 }
 
 #[cfg(test)]
@@ -80,10 +78,10 @@ mod tests {
     };
 
     fn found(gpu: &Gpu, settings: Sinkhorn, columns: usize, beside: &[f32], own: &[f32]) -> Vec<f32> {
-        let scores = [beside, own].map(|values| (gpu.upload(values).unwrap(), values.len() / columns));
-        let y = gpu.take(own.len() * 4).unwrap();
-        let [a, b] = [&scores[0], &scores[1]].map(|(buffer, rows)| Scores { at: buffer.at(), rows: *rows });
-        assign(gpu, settings, columns, [a, b], y.at()).unwrap();
+        let [beside, own] = [beside, own].map(|values| gpu.upload(values).unwrap());
+        let y = own.take_alike().unwrap();
+        let some = Some(beside.view()).filter(|view| !view.is_empty());
+        assign(gpu, settings, columns, some, own.view(), y.view()).unwrap();
         y.read().unwrap()
     }
 

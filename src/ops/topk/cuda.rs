@@ -2,7 +2,7 @@
 
 use super::TopK;
 use crate::ops::{
-    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
     normalize,
 };
 
@@ -68,24 +68,26 @@ impl BankGpu {
         Ok(Self { gpu: gpu.clone(), dim, length, rows, norms, marks })
     }
 
-    /// Overwrites the rows from `first` on by rows of any length, which lie at an address.
+    /// Overwrites the rows from `first` on by rows of any length.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn write(&self, first: usize, rows: u64, marks: [&[i64]; MARKS]) -> Result<(), GpuError> {
+    pub fn write(&self, first: usize, rows: View, marks: [&[i64]; MARKS]) -> Result<(), GpuError> {
         let count = marks[0].len();
         assert!(first + count <= self.length && marks.iter().all(|mark| mark.len() == count));
-        let (to, norms) = (self.rows.at() + (first * self.dim * 4) as u64, self.norms.at() + 4 * first as u64);
-        normalize::cuda::forward(&self.gpu, rows, [count, self.dim], to, norms)?;
+        let to = self.rows.view().part(first * self.dim..(first + count) * self.dim);
+        let norms = self.norms.view().part(first..first + count);
+        normalize::cuda::forward(&self.gpu, rows, [count, self.dim], to, Some(norms))?;
         for (i, mark) in marks.iter().enumerate() {
-            self.gpu.write(self.marks.at() + 8 * (i * self.length + first) as u64, mark)?;
+            let start = i * self.length + first;
+            self.gpu.write(self.marks.view().part(start..start + count), mark)?;
         }
         Ok(())
     }
 
-    /// Address of the rows.
-    pub fn rows(&self) -> u64 {
-        self.rows.at()
+    /// The rows themselves.
+    pub fn rows(&self) -> View<'_> {
+        self.rows.view()
     }
 
     /// All rows and the lengths they came with. Waits for the device.
@@ -96,12 +98,12 @@ impl BankGpu {
         Ok((self.rows.read()?, self.norms.read()?))
     }
 
-    /// What [`super::top_k`] finds, with `exclude` the sample of each query, whose own rows are left out. Queries
-    /// [n, dim] lie at an address.
+    /// What [`super::top_k`] finds, with `exclude` the sample of each query, whose own rows are left out. There are
+    /// n queries [n, dim].
     ///
     /// # Errors
     /// When the device fails.
-    pub fn search(&self, queries: u64, n: usize, k: usize, exclude: Option<&[i64]>) -> Result<FoundGpu, GpuError> {
+    pub fn search(&self, queries: View, n: usize, k: usize, exclude: Option<&[i64]>) -> Result<FoundGpu, GpuError> {
         let k = k.min(self.length);
         assert!(k > 0 && n > 0, "there is something to look for");
         let blocks = n.div_ceil(TILE);
@@ -109,20 +111,25 @@ impl BankGpu {
         let slice_rows = self.length.div_ceil(wanted).next_multiple_of(TILE);
         let slices = self.length.div_ceil(slice_rows);
         let gpu = &self.gpu;
-        let take = |bytes: usize| gpu.take(bytes);
-        let (scores, rows, counts) = (take(slices * n * k * 4)?, take(slices * n * k * 4)?, take(slices * n * 4)?);
+        let take = |slices: usize| -> Result<[Buffer; 3], GpuError> {
+            let (found, queries) = (slices * n * k, slices * n);
+            Ok([gpu.take(Kind::F32, found)?, gpu.take(Kind::I32, found)?, gpu.take(Kind::I32, queries)?])
+        };
+        let lists = take(slices)?;
         let exclude = exclude.map(|samples| gpu.upload(samples)).transpose()?;
-        let query_samples = exclude.as_ref().map_or(0, Buffer::at);
+        let query_samples = Arg::optional(exclude.as_ref().map(Buffer::view), Kind::I64, n);
         let [n_arg, m, dim, k_arg, slice_rows] = [n, self.length, self.dim, k, slice_rows].map(Arg::count);
-        let (query_samples, samples) = (Arg::At(query_samples), self.marks.arg());
-        let lists = [scores.arg(), rows.arg(), counts.arg()];
-        let problem = [Arg::At(queries), self.rows.arg(), n_arg, m, dim, k_arg, slice_rows, query_samples, samples];
-        gpu.launch(&SOURCE, "top_k", [blocks, slices, 1], &[&problem[..], &lists].concat())?;
-        let found = FoundGpu { n, k, scores: take(n * k * 4)?, rows: take(n * k * 4)?, counts: take(n * 4)? };
-        let results = [found.scores.arg(), found.rows.arg(), found.counts.arg()];
-        let args = [&[n_arg, k_arg, Arg::count(slices)][..], &lists, &results].concat();
-        gpu.launch(&SOURCE, "top_k_merge", one_each(n), &args)?;
-        Ok(found)
+        let (queries, samples) = (queries.arg(Kind::F32, n * self.dim), self.marks.arg());
+        let list_args = lists.each_ref().map(Buffer::arg);
+        let problem = [queries, self.rows.arg(), n_arg, m, dim, k_arg, slice_rows, query_samples, samples];
+        // SAFETY: the bank has m rows, and every slice its lists for every query.
+        unsafe { gpu.launch(&SOURCE, "top_k", [blocks, slices, 1], &[&problem[..], &list_args].concat()) }?;
+        let [scores, rows, counts] = take(1)?;
+        let results = [scores.arg(), rows.arg(), counts.arg()];
+        let args = [&[n_arg, k_arg, Arg::count(slices)][..], &list_args, &results].concat();
+        // SAFETY: the same, and a result for every query.
+        unsafe { gpu.launch(&SOURCE, "top_k_merge", one_each(n), &args) }?;
+        Ok(FoundGpu { n, k, scores, rows, counts })
     }
 
     /// The rows that were found, as they are now. Every query must have found k.
@@ -131,13 +138,15 @@ impl BankGpu {
     /// When memory runs out.
     pub fn gather(&self, found: &FoundGpu) -> Result<GatheredGpu, GpuError> {
         let rows = found.n * found.k;
-        let take = |bytes: usize| self.gpu.take(rows * bytes);
-        let to = GatheredGpu { vectors: take(self.dim * 4)?, norms: take(4)?, marks: take(8 * MARKS)? };
+        let take = |kind: Kind, values: usize| self.gpu.take(kind, rows * values);
+        let (vectors, norms, marks) = (take(Kind::F32, self.dim)?, take(Kind::F32, 1)?, take(Kind::I64, MARKS)?);
+        let to = GatheredGpu { vectors, norms, marks };
         let bank = [self.rows.arg(), self.norms.arg(), self.marks.arg()];
         let sizes = [self.length, self.dim, MARKS].map(Arg::count);
         let results = [to.vectors.arg(), to.norms.arg(), to.marks.arg()];
         let args = [&[found.rows.arg()][..], &bank, &sizes, &results].concat();
-        self.gpu.launch(&SOURCE, "gather", [rows, 1, 1], &args)?;
+        // SAFETY: every row that was found is one of the bank's, and has its place in the results.
+        unsafe { self.gpu.launch(&SOURCE, "gather", [rows, 1, 1], &args) }?;
         Ok(to)
     }
 }
@@ -184,7 +193,7 @@ mod tests {
                 let (norms, none) = (vec![1.0; m], vec![-1; m]);
                 let gpu_bank = BankGpu::new(gpu, dim, &bank, &norms, [&bank_samples, &none, &none]).unwrap();
                 let queries_gpu = gpu.upload(&queries).unwrap();
-                let found = gpu_bank.search(queries_gpu.at(), n, k, own.then_some(&samples[..])).unwrap();
+                let found = gpu_bank.search(queries_gpu.view(), n, k, own.then_some(&samples[..])).unwrap();
                 let found = found.read().unwrap();
                 assert_eq!(found.k, expected.k);
                 for (i, (a, b)) in found.scores.iter().zip(&expected.scores).enumerate() {
@@ -211,7 +220,7 @@ mod tests {
         let expected = top_k(&queries, &bank, 2, 100, crate::ops::product::Products::Full, |_, _| false);
         on_every_gpu(|gpu| {
             let bank = BankGpu::new(gpu, 2, &bank, &norms, [&none; MARKS]).unwrap();
-            let found = bank.search(gpu.upload(&queries).unwrap().at(), 3, 100, None).unwrap().read().unwrap();
+            let found = bank.search(gpu.upload(&queries).unwrap().view(), 3, 100, None).unwrap().read().unwrap();
             assert_eq!(found, expected);
             found.indices
         });
@@ -223,9 +232,9 @@ mod tests {
             let none = [-1i64; 5];
             let bank = BankGpu::new(gpu, 2, &[0.0; 10], &[1.0; 5], [&none; MARKS]).unwrap();
             let rows = gpu.upload(&[3.0f32, 4.0, 0.0, 2.0]).unwrap();
-            bank.write(2, rows.at(), [&[7, 8], &[70, 80], &[5, 6]]).unwrap();
+            bank.write(2, rows.view(), [&[7, 8], &[70, 80], &[5, 6]]).unwrap();
             let queries = gpu.upload(&[1.0f32, 0.0, 0.0, 1.0]).unwrap();
-            let found = bank.search(queries.at(), 2, 2, Some(&[0, 8])).unwrap();
+            let found = bank.search(queries.view(), 2, 2, Some(&[0, 8])).unwrap();
             let gathered = bank.gather(&found).unwrap();
             // The second query's own row is left out; then come rows of zeros, from the lowest on.
             let scores: Vec<f32> = found.scores.read().unwrap();

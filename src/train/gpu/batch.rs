@@ -42,8 +42,8 @@ impl GpuBatch for Batch<f32> {
             match math.scalar() {
                 Scalar::F32 => Ok((wide, size)),
                 Scalar::F16 => {
-                    let narrow = gpu.take(images.len() * 2)?;
-                    Rows::narrow(gpu, Scalar::F16, wide.at(), images.len(), narrow.at())?;
+                    let narrow = gpu.take(Scalar::F16, images.len())?;
+                    Rows::narrow(gpu, Scalar::F16, wide.view(), narrow.view())?;
                     Ok((narrow, size))
                 }
             }

@@ -7,7 +7,7 @@ use crate::{
     ops::{
         batch_norm::cuda::Rows,
         conv2d::cuda::Math,
-        cuda::{Bridge, Buffer, Gpu, GpuError, Scalar},
+        cuda::{Bridge, Buffer, Gpu, GpuError, Scalar, View},
     },
     train::{
         Branch,
@@ -47,7 +47,7 @@ impl<D: Bridge<f32>> BranchGpu<D> {
         let (encoder, statistics) = encoder;
         let narrow = match math.scalar() {
             Scalar::F32 => None,
-            Scalar::F16 => Some(gpu.take(encoder * 2)?),
+            Scalar::F16 => Some(gpu.take(Scalar::F16, encoder)?),
         };
         let created = Self {
             gpu: gpu.clone(),
@@ -62,9 +62,9 @@ impl<D: Bridge<f32>> BranchGpu<D> {
         Ok(created)
     }
 
-    /// Address of the parameters.
-    pub fn params(&self) -> u64 {
-        self.params.at()
+    /// The parameters.
+    pub fn params(&self) -> View<'_> {
+        self.params.view()
     }
 
     /// Elements of the parameters.
@@ -74,20 +74,19 @@ impl<D: Bridge<f32>> BranchGpu<D> {
 
     /// What the encoder reads.
     pub fn arenas(&self) -> Arenas<'_> {
-        let kernels = self.narrow.as_ref().unwrap_or(&self.params).at();
-        Arenas { gpu: &self.gpu, math: self.math, params: self.params.at(), kernels, buffers: self.statistics.at() }
+        let kernels = self.narrow.as_ref().unwrap_or(&self.params).view();
+        let (params, buffers) = (self.params.view(), self.statistics.view());
+        Arenas { gpu: &self.gpu, math: self.math, params, kernels, buffers }
     }
 
     /// What follows this branch's parameters when they move: their copy in half precision, and an average of them.
-    pub fn followers(&self, average: Average) -> Followers {
-        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
-        Followers { narrow, encoder: self.lens.encoder, average }
+    pub fn followers<'a>(&'a self, average: Option<Average<'a>>) -> Followers<'a> {
+        Followers { narrow: self.narrow.as_ref().map(Buffer::view), encoder: self.lens.encoder, average }
     }
 
     /// This branch as the average of another, moving by `1 - momentum`.
-    pub fn average(&self, momentum: f64) -> Average {
-        let narrow = self.narrow.as_ref().map_or(0, Buffer::at);
-        Average { target: self.params.at(), len: self.lens.params, momentum, narrow }
+    pub fn average(&self, momentum: f64) -> Average<'_> {
+        Average { target: self.params.view(), momentum, narrow: self.narrow.as_ref().map(Buffer::view) }
     }
 
     /// Brings what is derived of the parameters up to date, after they were written.
@@ -96,7 +95,7 @@ impl<D: Bridge<f32>> BranchGpu<D> {
     /// When the device fails.
     fn refresh(&self) -> Result<(), GpuError> {
         match &self.narrow {
-            Some(narrow) => Rows::narrow(&self.gpu, Scalar::F16, self.params.at(), self.lens.encoder, narrow.at()),
+            Some(narrow) => Rows::narrow(&self.gpu, Scalar::F16, self.params.view(), narrow.view()),
             None => Ok(()),
         }
     }
@@ -117,7 +116,7 @@ impl<D: Bridge<f32>> BranchGpu<D> {
     /// When the device fails.
     pub fn write_params(&self, params: &[f32]) -> Result<(), GpuError> {
         assert!(params.len() <= self.lens.params);
-        self.gpu.write(self.params.at(), params)?;
+        self.gpu.write(self.params.view().part(0..params.len()), params)?;
         self.refresh()
     }
 
@@ -129,6 +128,6 @@ impl<D: Bridge<f32>> BranchGpu<D> {
         let mut all = D::running_values(&self.running)?;
         all[..buffers.len()].copy_from_slice(buffers);
         self.running = D::running(&self.gpu, &all)?;
-        self.gpu.write(self.statistics.at(), &buffers[..self.lens.statistics])
+        self.gpu.write(self.statistics.view(), &buffers[..self.lens.statistics])
     }
 }

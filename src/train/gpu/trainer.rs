@@ -12,7 +12,7 @@ use crate::{
         backend::Backend,
         batch_norm::cuda::Rows,
         conv2d::{Size, cuda::Math},
-        cuda::{Buffer, Gpu, GpuError, Scalar},
+        cuda::{Buffer, Gpu, GpuError, Kind, Scalar, View},
         leaves::Leaves,
         named::{NamedTensor, Values},
         normalize,
@@ -20,7 +20,7 @@ use crate::{
     },
     train::{
         Batch, Branch, Model, Precision, PretrainConfig, StepRow,
-        optimizer::cuda::{Average, OptimizerGpu, Scaling, StepGpu, follow},
+        optimizer::cuda::{OptimizerGpu, Scaling, StepGpu, follow},
         recorder::Recorder,
         schedule::{Due, Timetable},
     },
@@ -94,7 +94,7 @@ where
             gpu: gpu.clone(),
             device,
             math,
-            gradients: gpu.zeros(online.len() * 4)?,
+            gradients: gpu.zeros(Kind::F32, online.len())?,
             optimizer: OptimizerGpu::new(gpu, config.optimizer, &model.params, scaled)?,
             update: None,
             unfinished: None,
@@ -180,18 +180,20 @@ where
     fn catch_up(&mut self, begins: Option<Due>) -> Result<(), GpuError> {
         let (online, model) = (&self.online, &self.model);
         let average = match (&self.momentum, begins) {
-            (Some(target), Some(due)) => target.average(due.momentum),
-            _ => Average::default(),
+            (Some(target), Some(due)) => Some(target.average(due.momentum)),
+            _ => None,
         };
         let (params, followers) = (online.params(), online.followers(average));
         match self.update.take() {
             Some(Due { learning_rate, epoch, .. }) => {
-                let (gradients, batches) = (self.gradients.at(), self.timetable.accumulation());
+                let (gradients, batches) = (self.gradients.view(), self.timetable.accumulation());
                 let step = StepGpu { params, gradients, batches, learning_rate, followers };
                 self.optimizer.step(step, |entry| model.trains(entry, epoch))
             }
-            None if average.len > 0 => follow(&self.gpu, params, average.len, followers),
-            None => Ok(()),
+            None => match average {
+                Some(average) => follow(&self.gpu, params.part(0..average.target.len()), followers),
+                None => Ok(()),
+            },
         }
     }
 
@@ -221,7 +223,7 @@ where
             // The last update, and the momentum branch moves towards where that leads; then gradients begin anew.
             self.catch_up(Some(due))?;
             self.before_step()?;
-            self.gpu.zero(self.gradients.at(), self.online.len() * 4)?;
+            self.gpu.zero(self.gradients.view())?;
         }
         let Self { gpu, device, model, online, .. } = self;
         let (n, dim) = (batch.samples().len(), model.encoder.feature_dim());
@@ -230,8 +232,9 @@ where
         let leaves = leaves(gpu, device, model, online.params(), model.head_entries())?;
         let mut crops: Vec<Online<D>> = Vec::new();
         for (images, size) in batch.crops(gpu, self.math)? {
-            let (h, saved) = model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.at(), size, true)?;
-            let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+            let (h, saved) =
+                model.encoder.forward_gpu(&online.arenas(), Statistics::Batch, images.view(), size, true)?;
+            let h: Matrix<f32, D> = device.tensor_at(gpu, h.view(), (n, dim))?;
             let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.running);
             let (y, tape) = y.map_err(device_error)?.split_tape();
             let z = y.clone().put_tape(tape);
@@ -251,8 +254,8 @@ where
             let leaves = self::leaves(gpu, device, model, target.params(), model.momentum_head_entries())?;
             let mut project = |i: usize| -> anyhow::Result<Matrix<f32, D>> {
                 let (arenas, Online { images, size, .. }) = (target.arenas(), &crops[i]);
-                let (h, _) = model.encoder.forward_gpu(&arenas, Statistics::Batch, images.at(), *size, false)?;
-                let h: Matrix<f32, D> = device.tensor_at(gpu, h.at(), (n, dim))?;
+                let (h, _) = model.encoder.forward_gpu(&arenas, Statistics::Batch, images.view(), *size, false)?;
+                let h: Matrix<f32, D> = device.tensor_at(gpu, h.view(), (n, dim))?;
                 let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.running);
                 k.map_err(device_error)
             };
@@ -279,19 +282,15 @@ where
         let mut gradients = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
         // Encoder backward; the optimiser's turn comes with the next step.
-        let totals = self.gradients.at();
+        let totals = self.gradients.view();
         let mut failed = Ok(());
         let visited = leaves.each_gradient(&model.params, &mut gradients, |entry, gradient| {
             let add = || {
-                let to = totals + 4 * entry.offset as u64;
-                match &gradient {
-                    crate::ops::leaves::Gradient::Matrix(g) => {
-                        Rows::add(gpu, Scalar::F32, D::lend(gpu, g)?.at, entry.len(), to)
-                    }
-                    crate::ops::leaves::Gradient::Vector(g) => {
-                        Rows::add(gpu, Scalar::F32, D::lend(gpu, g)?.at, entry.len(), to)
-                    }
-                }
+                let lent = match &gradient {
+                    crate::ops::leaves::Gradient::Matrix(g) => D::lend(gpu, g)?,
+                    crate::ops::leaves::Gradient::Vector(g) => D::lend(gpu, g)?,
+                };
+                Rows::add(gpu, Scalar::F32, lent.view(), totals.part(entry.range()))
             };
             if failed.is_ok() {
                 failed = add();
@@ -302,8 +301,8 @@ where
         for crop in crops.into_iter().rev() {
             let g = gradients.get(&crop.h);
             let lent = D::lend(gpu, &g)?;
-            self.optimizer.scale_features(lent.at, n * dim)?;
-            model.encoder.backward_gpu(&online.arenas(), crop.images.at(), crop.saved, lent.at, totals)?;
+            self.optimizer.scale_features(lent.view())?;
+            model.encoder.backward_gpu(&online.arenas(), crop.images.view(), crop.saved, lent.view(), totals)?;
         }
         self.update = due.ends.then_some(due);
 
@@ -322,8 +321,8 @@ where
     fn before_step(&self) -> Result<(), GpuError> {
         let Some(entry) = self.model.method.unit_rows() else { return Ok(()) };
         let entry = &self.model.params.entries[entry];
-        let at = self.online.params() + 4 * entry.offset as u64;
-        normalize::cuda::forward(&self.gpu, at, [entry.shape[0], entry.shape[1]], at, 0)
+        let rows = self.online.params().part(entry.range());
+        normalize::cuda::forward(&self.gpu, rows, [entry.shape[0], entry.shape[1]], rows, None)
     }
 
     /// Everything that training depends on from here on, [between updates](GpuTrainer::between_updates) and
@@ -382,16 +381,15 @@ fn leaves<D: Backend<f32>>(
     gpu: &Gpu,
     device: &D,
     model: &Model<f32>,
-    params: u64,
+    params: View,
     entries: std::ops::Range<usize>,
 ) -> Result<Leaves<f32, D>, GpuError> {
-    let at = |offset: usize| params + 4 * offset as u64;
     Leaves::from_tensors(
         device,
         &model.params,
         entries,
-        |entry, shape| device.tensor_at(gpu, at(entry.offset), shape),
-        |entry, len| device.tensor_at(gpu, at(entry.offset), (len,)),
+        |entry, shape| device.tensor_at(gpu, params.part(entry.range()), shape),
+        |entry, len| device.tensor_at(gpu, params.part(entry.range()), (len,)),
     )
 }
 

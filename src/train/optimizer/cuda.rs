@@ -4,7 +4,7 @@
 use super::OptimizerConfig;
 use crate::ops::{
     arena::Layout,
-    cuda::{Arg, Buffer, Gpu, GpuError, Source, THREADS, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
     named::{NamedTensor, Values},
 };
 
@@ -37,44 +37,49 @@ const GROWTH_INTERVAL: i32 = 2000;
 /// Floats of the state that a checkpoint holds.
 const KEPT: usize = 5;
 
-/// What follows the parameters in the pass that moves them; addresses, 0 for what there is not.
+/// What follows the parameters in the pass that moves them.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Followers {
+pub struct Followers<'a> {
     /// The first `encoder` parameters in half precision.
-    pub narrow: u64,
+    pub narrow: Option<View<'a>>,
     pub encoder: usize,
-    pub average: Average,
+    pub average: Option<Average<'a>>,
 }
 
-/// The momentum branch's parameters, which move towards the first `len` of the online branch: target <- m target + (1 - m) p.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Average {
-    pub target: u64,
-    pub len: usize,
+/// The momentum branch's parameters, which move towards the first ones of the online branch: target <- m target + (1 - m) p.
+#[derive(Clone, Copy, Debug)]
+pub struct Average<'a> {
+    pub target: View<'a>,
     pub momentum: f64,
     /// Its encoder's in half precision.
-    pub narrow: u64,
+    pub narrow: Option<View<'a>>,
 }
 
-impl Followers {
+impl Followers<'_> {
     /// As the kernels take them.
-    fn args(&self) -> [Arg; 7] {
-        let Average { target, len, momentum: m, narrow } = self.average;
+    ///
+    /// # Panics
+    /// When what follows `len` parameters is longer than they are.
+    fn args(&self, len: usize) -> [Arg; 7] {
+        let (target, narrow) = (self.average.map(|a| a.target), self.average.and_then(|a| a.narrow));
+        let (averaged, m) = (target.map_or(0, View::len), self.average.map_or(0.0, |a| a.momentum));
+        assert!(averaged <= len && self.encoder <= len, "what follows is part of the parameters");
         let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
-        let narrow = [self.narrow, narrow].map(Arg::At);
-        [Arg::At(target), Arg::count(len), keep, take, narrow[0], narrow[1], Arg::count(self.encoder)]
+        let target = Arg::optional(target, Kind::F32, averaged);
+        let narrow = [self.narrow, narrow].map(|narrow| Arg::optional(narrow, Kind::F16, self.encoder));
+        [target, Arg::count(averaged), keep, take, narrow[0], narrow[1], Arg::count(self.encoder)]
     }
 }
 
-/// What an optimiser's step is given: addresses, and its numbers.
+/// What an optimiser's step is given.
 #[derive(Clone, Copy, Debug)]
-pub struct StepGpu {
-    pub params: u64,
+pub struct StepGpu<'a> {
+    pub params: View<'a>,
     /// Sum over the gradients of `batches` batches.
-    pub gradients: u64,
+    pub gradients: View<'a>,
     pub batches: u64,
     pub learning_rate: f64,
-    pub followers: Followers,
+    pub followers: Followers<'a>,
 }
 
 /// How loss scaling went.
@@ -115,22 +120,25 @@ impl OptimizerGpu {
             OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,
             OptimizerConfig::Adamw(_) => 2,
         };
-        let moments: Result<Vec<_>, _> = (0..buffers).map(|_| gpu.zeros(layout.len() * 4)).collect();
+        let moments: Result<Vec<_>, _> = (0..buffers).map(|_| gpu.zeros(Kind::F32, layout.len())).collect();
         let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
         let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0, 1.0])?;
         let (config, gpu, layout) = (config.clone(), gpu.clone(), layout.clone());
         Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
     }
 
-    /// Multiplies the features' gradient [len] by the loss scale.
+    /// Multiplies the features' gradient by the loss scale.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn scale_features(&self, gradient: u64, len: usize) -> Result<(), GpuError> {
+    pub fn scale_features(&self, gradient: View) -> Result<(), GpuError> {
         if self.scaled == 0 {
             return Ok(());
         }
-        self.gpu.launch(&SOURCE, "scale", strided(len), &[Arg::At(gradient), Arg::count(len), self.state.arg()])
+        let len = gradient.len();
+        let args = [gradient.arg(Kind::F32, len), Arg::count(len), self.state.arg()];
+        // SAFETY: the gradient has `len` values.
+        unsafe { self.gpu.launch(&SOURCE, "scale", strided(len), &args) }
     }
 
     /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
@@ -139,46 +147,54 @@ impl OptimizerGpu {
     /// # Errors
     /// When the device fails.
     pub fn step(&mut self, step: StepGpu, trains: impl Fn(usize) -> bool) -> Result<(), GpuError> {
-        let mut found = None;
+        let len = self.layout.len();
+        let gradients = step.gradients.arg(Kind::F32, len);
+        let mut flags = None;
         if self.scaled > 0 {
             let blocks = self.scaled.div_ceil(THREADS).min(BLOCKS);
-            let flags = self.gpu.take(blocks * 4)?;
-            let args = [Arg::At(step.gradients), Arg::count(self.scaled), flags.arg()];
-            self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args)?;
-            found = Some((flags, blocks));
+            let found = self.gpu.take(Kind::I32, blocks)?;
+            let args = [gradients, Arg::count(self.scaled), found.arg()];
+            // SAFETY: as many gradients are scaled, and every block has its flag.
+            unsafe { self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args) }?;
+            flags = Some(found);
         }
-        let (flags, blocks) = found.as_ref().map_or((0, 0), |(flags, blocks)| (flags.at(), *blocks));
-        let args = [Arg::At(flags), Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
-        self.gpu.launch(&SOURCE, "begin_update", [1, 1, 1], &args)?;
+        let blocks = flags.as_ref().map_or(0, |flags| flags.view().len());
+        let flags = Arg::optional(flags.as_ref().map(Buffer::view), Kind::I32, blocks);
+        let args = [flags, Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
+        // SAFETY: there are as many flags.
+        unsafe { self.gpu.launch(&SOURCE, "begin_update", [1, 1, 1], &args) }?;
 
         self.find_chunks(trains)?;
         let (_, chunks, count) = self.chunks.as_ref().expect("found just now");
         let grid = [*count, 1, 1];
-        let tensors = [chunks.arg(), self.state.arg(), Arg::At(step.params)];
+        let tensors = [chunks.arg(), self.state.arg(), step.params.arg(Kind::F32, len)];
         let share = Arg::Float((1.0 / step.batches as f64) as f32);
-        let gradients = [Arg::At(step.gradients), Arg::count(self.scaled), share];
-        let moved = [&tensors[..], &gradients, &[self.moments[0].arg()], &step.followers.args()].concat();
-        let run = |kernel: &str, more: &[Arg]| self.gpu.launch(&SOURCE, kernel, grid, &[&moved[..], more].concat());
+        let gradients = [gradients, Arg::count(self.scaled), share];
+        let moved = [&tensors[..], &gradients, &[self.moments[0].arg()], &step.followers.args(len)].concat();
+        // SAFETY: of every launch below: chunks lie within parameters, gradients and moments, of which the layout says how many
+        // there are, and the others have what their kernels say of each chunk or tensor.
+        let launch = |kernel: &str, grid, args: &[Arg]| unsafe { self.gpu.launch(&SOURCE, kernel, grid, args) };
+        let run = |kernel: &str, more: &[Arg]| launch(kernel, grid, &[&moved[..], more].concat());
         let lr = step.learning_rate;
         match &self.config {
             OptimizerConfig::Sgd(c) => run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32))),
             OptimizerConfig::Adamw(c) => {
-                let coefficients = self.gpu.take(8)?;
+                let coefficients = self.gpu.take(Kind::F32, 2)?;
                 let [b1, b2] = c.betas;
                 let args = [self.state.arg(), Arg::Double(lr), Arg::Double(b1), Arg::Double(b2), coefficients.arg()];
-                self.gpu.launch(&SOURCE, "adamw_prepare", [1, 1, 1], &args)?;
+                launch("adamw_prepare", [1, 1, 1], &args)?;
                 let numbers = [1.0 - lr * c.weight_decay, b1, 1.0 - b1, b2, 1.0 - b2, c.eps];
                 let numbers = numbers.map(|v| Arg::Float(v as f32));
                 run("adamw_step", &[&[self.moments[1].arg(), coefficients.arg()][..], &numbers].concat())
             }
             OptimizerConfig::Lars(c) => {
-                let norms = self.gpu.take(count * 16)?;
-                let trust = self.gpu.take(self.layout.entries.len() * 4)?;
+                let norms = self.gpu.take(Kind::F64, count * 2)?;
+                let trust = self.gpu.take(Kind::F32, self.layout.entries.len())?;
                 let decay = Arg::Float(c.weight_decay as f32);
                 let args = [&tensors[..], &gradients, &[decay, norms.arg()]].concat();
-                self.gpu.launch(&SOURCE, "lars_norms", grid, &args)?;
+                launch("lars_norms", grid, &args)?;
                 let args = [chunks.arg(), Arg::count(*count), norms.arg(), Arg::Double(c.eta), trust.arg()];
-                self.gpu.launch(&SOURCE, "lars_trust", one_each(*count), &args)?;
+                launch("lars_trust", one_each(*count), &args)?;
                 run("lars_step", &[trust.arg(), Arg::Float(lr as f32), Arg::Float(c.momentum as f32), decay])
             }
         }
@@ -205,7 +221,7 @@ impl OptimizerGpu {
         for (i, moment) in self.moments.iter().enumerate() {
             state.push(NamedTensor::real(format!("optimizer.moment{}", i + 1), &[self.layout.len()], moment.read()?));
         }
-        let values: Vec<f32> = self.gpu.read(self.state.at(), KEPT)?;
+        let values: Vec<f32> = self.gpu.read(self.state.view().part(0..KEPT))?;
         state.push(NamedTensor::integer("optimizer.steps", &[1], vec![values[4] as i64]));
         if self.scaled > 0 {
             state.push(NamedTensor::real("optimizer.loss_scaling", &[KEPT], values));
@@ -220,10 +236,14 @@ impl OptimizerGpu {
     pub fn restore(&mut self, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
         for tensor in tensors {
             match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
-                (Some("steps"), Values::Integer(steps)) => self.gpu.write(self.state.at() + 16, &[steps[0] as f32])?,
-                (Some("moment1"), Values::Real(moment)) => self.gpu.write(self.moments[0].at(), moment)?,
-                (Some("moment2"), Values::Real(moment)) => self.gpu.write(self.moments[1].at(), moment)?,
-                (Some("loss_scaling"), Values::Real(values)) => self.gpu.write(self.state.at(), values)?,
+                (Some("steps"), Values::Integer(steps)) => {
+                    self.gpu.write(self.state.view().part(4..KEPT), &[steps[0] as f32])?;
+                }
+                (Some("moment1"), Values::Real(moment)) => self.gpu.write(self.moments[0].view(), moment)?,
+                (Some("moment2"), Values::Real(moment)) => self.gpu.write(self.moments[1].view(), moment)?,
+                (Some("loss_scaling"), Values::Real(values)) => {
+                    self.gpu.write(self.state.view().part(0..KEPT), values)?;
+                }
                 _ => {}
             }
         }
@@ -250,13 +270,15 @@ impl OptimizerGpu {
     }
 }
 
-/// Brings what follows `len` parameters up to date, where these have not moved by a step.
+/// Brings what follows the parameters up to date, where these have not moved by a step.
 ///
 /// # Errors
 /// When the device fails.
-pub fn follow(gpu: &Gpu, params: u64, len: usize, followers: Followers) -> Result<(), GpuError> {
-    let args = [&[Arg::At(params), Arg::count(len)][..], &followers.args()].concat();
-    gpu.launch(&SOURCE, "follow_all", strided(len), &args)
+pub fn follow(gpu: &Gpu, params: View, followers: Followers) -> Result<(), GpuError> {
+    let len = params.len();
+    let args = [&[params.arg(Kind::F32, len), Arg::count(len)][..], &followers.args(len)].concat();
+    // SAFETY: there are `len` parameters, and what follows is no longer.
+    unsafe { gpu.launch(&SOURCE, "follow_all", strided(len), &args) }
 }
 
 fn strided(len: usize) -> [usize; 3] {
@@ -277,9 +299,9 @@ mod tests {
     const NAMES: [&str; 4] = ["w", "conv", "b", "zero"];
 
     /// A step that nothing follows.
-    fn plain(params: &Buffer, gradients: &Buffer, learning_rate: f64, batches: u64) -> StepGpu {
+    fn plain<'a>(params: &'a Buffer, gradients: &'a Buffer, learning_rate: f64, batches: u64) -> StepGpu<'a> {
         let followers = Followers::default();
-        StepGpu { params: params.at(), gradients: gradients.at(), batches, learning_rate, followers }
+        StepGpu { params: params.view(), gradients: gradients.view(), batches, learning_rate, followers }
     }
 
     fn agrees(case: &str, config: &OptimizerConfig, lrs: [f64; 3]) {
@@ -379,7 +401,7 @@ mod tests {
             assert!(after.iter().all(|p| (p - 1.8).abs() < 1e-6), "{after:?}");
             assert_eq!(optimizer.scaling().unwrap(), Some(Scaling { scale: halved, skipped: 1, taken: 1 }));
             let gradient = gpu.upload(&[0.5f32]).unwrap();
-            optimizer.scale_features(gradient.at(), 1).unwrap();
+            optimizer.scale_features(gradient.view()).unwrap();
             assert_eq!(gradient.read::<f32>().unwrap(), [0.5 * halved]);
             after
         });
@@ -390,8 +412,8 @@ mod tests {
         let (target, source) = ([1.0f32, -2.0, 0.5], [0.3f32, 4.0, -1.0]);
         on_every_gpu(|gpu| {
             let (t, s) = (gpu.upload(&target).unwrap(), gpu.upload(&source).unwrap());
-            let average = Average { target: t.at(), len: 2, momentum: 0.99, narrow: 0 };
-            follow(gpu, s.at(), 3, Followers { average, ..Followers::default() }).unwrap();
+            let average = Some(Average { target: t.view().part(0..2), momentum: 0.99, narrow: None });
+            follow(gpu, s.view(), Followers { average, ..Followers::default() }).unwrap();
             let mut expected = target.to_vec();
             crate::train::ema::ema(&mut expected[..2], &source[..2], 0.99);
             assert_close("ema", &t.read::<f32>().unwrap(), &expected, 1e-7);
@@ -420,20 +442,24 @@ mod tests {
                     let run = |at_once: bool| {
                         let up = |step: f32| gpu.upload(&ramp(step)).unwrap();
                         let (params, target, gradients) = (up(0.7), up(0.11), gpu.upload(&g).unwrap());
-                        let narrow = [gpu.take(encoder * 2).unwrap(), gpu.take(encoder * 2).unwrap()];
-                        let average =
-                            Average { target: target.at(), len: shared, momentum: 0.99, narrow: narrow[1].at() };
-                        let followers = Followers { narrow: narrow[0].at(), encoder, average };
+                        let narrow = [(); 2].map(|()| gpu.take(Kind::F16, encoder).unwrap());
+                        let (target_shared, second) = (target.view().part(0..shared), Some(narrow[1].view()));
+                        let average = Some(Average { target: target_shared, momentum: 0.99, narrow: second });
+                        let followers = Followers { narrow: Some(narrow[0].view()), encoder, average };
                         let mut optimizer = OptimizerGpu::new(gpu, &config, &layout, encoder).unwrap();
                         let step = plain(&params, &gradients, 0.1, 2);
                         if at_once {
                             optimizer.step(StepGpu { followers, ..step }, |entry| entry != 1).unwrap();
                         } else {
                             optimizer.step(step, |entry| entry != 1).unwrap();
-                            follow(gpu, params.at(), len, followers).unwrap();
+                            follow(gpu, params.view(), followers).unwrap();
                         }
-                        let values = [params, target].map(|b| b.read::<u32>().unwrap());
-                        (values, narrow.map(|b| b.read::<u16>().unwrap()))
+                        let bits =
+                            |b: &Buffer| b.read::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                        let halves = narrow.map(|b| {
+                            b.read::<half::f16>().unwrap().into_iter().map(half::f16::to_bits).collect::<Vec<_>>()
+                        });
+                        ([bits(&params), bits(&target)], halves)
                     };
                     let (at_once, apart) = (run(true), run(false));
                     assert!(at_once == apart, "{config:?}");
