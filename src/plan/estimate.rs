@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Explanation, Stage};
+use super::{Planned, Stage};
 use crate::artifact::{Components, Environment, Kind, Manifest, Store};
 
 /// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
@@ -52,23 +52,18 @@ pub const IMAGES_UNKNOWN: &str = "the number of images is not known before the d
 /// Times grow with the images that go through (of kNN with their square, of the linear probe with its epochs), sizes with the
 /// images or steps that have rows. Of comparable artifacts, one made with this CPU and as many threads counts before others,
 /// then the newest.
-pub fn estimates(
-    store: &Store,
-    explanations: &[Explanation],
-    here: &Environment,
-) -> Vec<Option<Result<Estimate, &'static str>>> {
+pub fn estimates(store: &Store, stages: &[Planned], here: &Environment) -> Vec<Option<Result<Estimate, &'static str>>> {
     let past = Past::new(store);
-    let data = &explanations[0];
-    let images = match &data.artifact {
+    let data = &stages[0];
+    let images = match data.artifact() {
         Some(artifact) => Some(Images::of_data(artifact.manifest())),
         None => Images::of_synthetic(&data.components),
     };
-    let estimate =
-        |explanation: &Explanation| explanation.artifact.is_none().then(|| one(explanation, images, &past, here));
-    explanations.iter().map(estimate).collect()
+    let estimate = |planned: &Planned| (!planned.is_cached()).then(|| one(planned, images, &past, here));
+    stages.iter().map(estimate).collect()
 }
 
-fn one(of: &Explanation, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {
+fn one(of: &Planned, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {
     let comparable = past.manifests(of.stage).iter().filter(|manifest| {
         let leaves = |components: &Components| {
             let within = |leaf: &str| cost_of_an_image(of.stage).iter().any(|section| is_within(leaf, section));

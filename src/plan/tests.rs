@@ -54,8 +54,8 @@ impl Scene {
     }
 
     fn plan(&self, experiment: &Experiment) -> Vec<(Stage, bool, String)> {
-        let plan = self.planner(experiment).plan();
-        plan.into_iter().map(|planned| (planned.stage, planned.is_cached(), planned.reason)).collect()
+        let plan = self.planner(experiment).plan(Against::Nearest);
+        plan.iter().map(|planned| (planned.stage, planned.is_cached(), planned.reason())).collect()
     }
 
     /// Makes what is missing; the content is the first `distinct` digits of the key, so that different keys may have equal
@@ -64,11 +64,11 @@ impl Scene {
         let planner = self.planner(experiment);
         let mut artifacts = BTreeMap::new();
         for stage in Stage::ALL {
-            let planned = planner.resolve(stage, &artifacts);
-            let (key, components) = planned.identity.unwrap();
-            let artifact = match planned.status {
-                Status::Cached(artifact) => artifact,
-                Status::Pending => {
+            let planned = planner.resolve(stage, &artifacts, Against::Nearest);
+            let (key, components) = (planned.key.unwrap(), planned.components);
+            let artifact = match planned.verdict {
+                Verdict::Cached(artifact) => artifact,
+                Verdict::Runs { .. } | Verdict::Depends => {
                     let digits = key.as_str()[..distinct].bytes().map(i64::from).collect::<Vec<_>>();
                     let column = Arc::new(Int64Array::from(digits)) as ArrayRef;
                     let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
@@ -175,11 +175,9 @@ fn equal_content_stops_a_change_from_spreading() {
     let changed = experiment(&[("method.tau", 0.1.into())]);
     assert_eq!(scene.plan(&changed).iter().filter(|(_, cached, _)| *cached).count(), 2);
     let planner = scene.planner(&changed);
-    let data = match planner.plan().swap_remove(0).status {
-        Status::Cached(artifact) => artifact,
-        Status::Pending => panic!(),
-    };
-    let (_, components) = planner.resolve(Stage::Pretrain, &BTreeMap::from([(Stage::Data, data)])).identity.unwrap();
+    let data = planner.plan(Against::Nearest)[0].artifact().unwrap().clone();
+    let inputs = BTreeMap::from([(Stage::Data, data)]);
+    let components = planner.resolve(Stage::Pretrain, &inputs, Against::Nearest).components;
     let fill = |writer: &mut crate::artifact::ArtifactWriter| {
         let column = Arc::new(Int64Array::from(Vec::<i64>::new())) as ArrayRef;
         let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
@@ -215,7 +213,7 @@ fn a_damaged_artifact_is_pending_and_named() {
     let scene = Scene::new();
     let experiment = experiment(&[]);
     scene.make(&experiment, 64);
-    let Status::Cached(artifact) = scene.planner(&experiment).plan().swap_remove(4).status else { panic!() };
+    let artifact = scene.planner(&experiment).plan(Against::Nearest)[4].artifact().unwrap().clone();
     fs::write(artifact.table_path("x").unwrap(), "rubbish").unwrap();
     let plan = scene.plan(&experiment);
     let [("linear_probe", reason)] = pending(&plan)[..] else { panic!("{plan:?}") };
