@@ -39,7 +39,7 @@ const BATCH_BYTES: usize = 16 << 20;
 const NAMED: usize = 5;
 
 /// Which encoder of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Branch {
     /// The trained encoder, that of the run's scores
     #[default]
