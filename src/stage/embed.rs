@@ -38,6 +38,16 @@ pub enum EncoderFrom<'a> {
     RandomInit { seed: u64 },
 }
 
+impl EncoderFrom<'_> {
+    /// The stage that embeds with it.
+    fn stage(self) -> &'static str {
+        match self {
+            EncoderFrom::Pretrained(_) => "embed",
+            EncoderFrom::RandomInit { .. } => "embed_random_init",
+        }
+    }
+}
+
 /// Writes the features of every sample of `data`.
 ///
 /// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and the same
@@ -86,7 +96,7 @@ pub fn run(
             table.write(batch)?;
             context.progress.advance(batch.num_rows() as u64);
             match context.interrupt.requested() {
-                true => Err(Stopped::InterruptedAt { stage: "embed" }.into()),
+                true => Err(Stopped::InterruptedAt { stage: encoder.stage() }.into()),
                 false => Ok(()),
             }
         })?;
