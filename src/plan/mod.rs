@@ -2,7 +2,7 @@
 
 mod difference;
 pub mod estimate;
-mod graph;
+mod job;
 mod key;
 mod nearest;
 mod planned;
@@ -11,14 +11,16 @@ mod source;
 use std::{collections::BTreeMap, path::Path};
 
 pub use difference::Difference;
-pub use graph::Stage;
+pub use job::Job;
 pub use planned::{Against, Planned, Verdict};
 
+pub use crate::stage::Stage;
+
 use crate::{
-    artifact::{Key, Store},
+    artifact::{Artifact, Key, Store},
     ops::product::bf16_unit,
     spec::Experiment,
-    stage::{Interrupt, Progress},
+    stage::{Input, Interrupt, Progress},
 };
 
 /// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on
@@ -48,18 +50,16 @@ impl<'a> Planner<'a> {
     /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
     /// work: its own where that is known, else one in which pending inputs stand for what will come of them.
     pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
-        let mut contents: BTreeMap<Stage, String> = BTreeMap::new();
-        let mut prospects = Vec::new();
+        let mut prospects: BTreeMap<Stage, (Key, Option<&Artifact>)> = BTreeMap::new();
         for planned in stages {
-            let key = self.leaves.components(planned.stage, |input| contents[&input].clone()).key();
-            let content = match planned.artifact() {
-                Some(artifact) => artifact.content().to_owned(),
-                None => format!("whatever comes of {key}"),
+            let content = |input: &Input| match &prospects[&input.stage] {
+                (_, Some(artifact)) => input.content(artifact),
+                (key, None) => format!("whatever comes of {key}"),
             };
-            contents.insert(planned.stage, content);
-            prospects.push(key);
+            let key = self.leaves.components(planned.stage, content).key();
+            prospects.insert(planned.stage, (key, planned.artifact()));
         }
-        prospects
+        prospects.into_values().map(|(key, _)| key).collect()
     }
 }
 

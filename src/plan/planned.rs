@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::{Difference, Planner, Stage, nearest::nearest};
-use crate::artifact::{Artifact, Components, Found, Key, Manifest, RunRecord};
+use crate::{
+    artifact::{Artifact, Components, Found, Key, Manifest, RunRecord},
+    stage::Input,
+};
 
 /// Differences that a reason spells out.
 const SHOWN: usize = 8;
@@ -98,14 +101,15 @@ impl Planner<'_> {
 
     /// Looks at one stage; `inputs` are the artifacts there are.
     pub fn resolve(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>, against: Against) -> Planned {
-        let waits_for: Vec<Stage> =
-            stage.inputs().iter().copied().filter(|input| !inputs.contains_key(input)).collect();
+        let waits_for: Vec<Stage> = stage.inputs().into_iter().filter(|input| !inputs.contains_key(input)).collect();
         // What pending inputs come to is left out on both sides of the comparison.
         let known = |mut components: Components| {
-            waits_for.iter().for_each(|input| drop(components.0.remove(&format!("inputs.{input}"))));
+            let of_pending = |leaf: &str| waits_for.iter().any(|input| leaf.starts_with(&format!("inputs.{input}.")));
+            components.0.retain(|leaf, _| !of_pending(leaf));
             components
         };
-        let content = |input: Stage| inputs.get(&input).map_or(String::new(), |artifact| artifact.content().to_owned());
+        let content =
+            |input: &Input| inputs.get(&input.stage).map_or(String::new(), |artifact| input.content(artifact));
         let components = known(self.leaves.components(stage, content));
         let key = waits_for.is_empty().then(|| components.key());
         let found = key.as_ref().map_or(Found::Missing, |key| self.store.find(stage.name(), key));

@@ -95,7 +95,7 @@ impl Driver<'_> {
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
-        for (input, artifact) in stage.inputs().iter().map(|input| (*input, &inputs[input])) {
+        for (input, artifact) in stage.inputs().into_iter().map(|input| (input, &inputs[&input])) {
             if let Err(what) = self.verify(artifact) {
                 let lock = self.lock(input, artifact.stage_key())?;
                 self.discard(&lock, input, artifact.stage_key(), &what)?;

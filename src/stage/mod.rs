@@ -3,6 +3,7 @@
 mod config;
 mod context;
 pub mod data;
+mod descriptor;
 pub mod embed;
 pub mod embedder;
 mod evaluation;
@@ -25,3 +26,4 @@ pub mod weights;
 
 pub use config::*;
 pub use context::*;
+pub use descriptor::*;

@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    Interrupt, StageContext, Stopped, initial,
+    Cost, Depends, Descriptor, Input, Interrupt, Stage, StageContext, Stopped, initial,
     metrics::{
         Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
         positiveness_schema, timing_rows, timing_schema,
@@ -27,6 +27,28 @@ use crate::{
     dataset::Split,
     ops::named::NamedTensor,
     train::{AnyTrainer, Device, Health, Loader, Positiveness, StepRow, Warning, learning_rates},
+};
+
+/// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "pretrain",
+    version: 10,
+    inputs: &[
+        Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") },
+        Input { stage: Stage::Data, tables: "test-*", depends: Depends::Nothing },
+    ],
+    cost: Cost {
+        of_an_image: &[
+            "encoder",
+            "method.name",
+            "precision",
+            "augmentations.size",
+            "augmentations.local_crops",
+            "projector",
+        ],
+        grows: &["metrics", "timing", "positiveness"],
+    },
+    figures: Some(("summary", "train/")),
 };
 
 /// Health rows in a row that must show a collapse before training stops.

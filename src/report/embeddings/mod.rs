@@ -111,7 +111,7 @@ pub fn write(
 ) -> anyhow::Result<Written> {
     let experiment: Experiment = serde_json::from_value(run.spec.clone())
         .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
-    let config = EmbedConfig { augmentations: &experiment.augmentations, encoder: &experiment.encoder };
+    let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
     let weights = weights(&artifacts::stage(store, run, "pretrain")?, request.branch)
         .with_context(|| format!("run {}", run.record.run))?;
     let embedder = Embedder::new(&config, &weights)?;
