@@ -185,7 +185,7 @@ fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
 /// # Errors
 /// When its table of classes cannot be read.
 pub fn class_names(data: &Artifact) -> anyhow::Result<Vec<String>> {
-    Ok(artifacts::Table::read(data, "classes")?.texts("name"))
+    artifacts::Table::read(data, "classes")?.texts("name")
 }
 
 fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {
