@@ -60,7 +60,9 @@ fn touching_and_moving_reruns_nothing() {
         image(&format!("photos/train/dog/{i}.png"), 100 + i);
         image(&format!("photos/test/{}/{i}.png", if i % 2 == 0 { "cat" } else { "dog" }), 50 + i);
     }
-    let data = |folder: &str| format!("data={{format: image_folder, train: {folder}/train, test: {folder}/test}}");
+    let data = |folder: &str| {
+        format!("data={{format: image_folder, train: {folder}/train, test: {folder}/test, on_error: skip}}")
+    };
     let with = |command: &str, folder: &str, runs: &str| {
         let mut command = scratch.command(&format!("{command} tiny.yaml --json --runs {runs}"));
         command.args(["--set", &data(folder), "--set", "method.queue_length=32", "--set", "batch_size=8"]);
@@ -79,10 +81,45 @@ fn touching_and_moving_reruns_nothing() {
     copy_tree(&scratch.path("runs"), &scratch.path("copied"));
     assert_eq!(pending(&with("plan", "elsewhere", "copied")), [] as [&str; 0]);
 
-    image("elsewhere/train/cat/3.png", 200);
+    // Images count by their bytes and labels: neither another name nor one more file that cannot be read trains again.
+    std::fs::rename(scratch.path("elsewhere/train/cat/3.png"), scratch.path("elsewhere/train/cat/3a.png"))
+        .expect("a name");
+    scratch.write("elsewhere/train/cat/9z.png", "no image");
+    assert_eq!(pending(&with("plan", "elsewhere", "runs")).len(), 6, "what comes of data is not known yet");
+    let run = with("run", "elsewhere", "runs");
+    let ran: Vec<_> =
+        statuses(&run).into_iter().filter(|(_, status)| status == "ran").map(|(stage, _)| stage).collect();
+    assert_eq!(ran, ["data"]);
+
+    image("elsewhere/train/cat/3a.png", 200);
     let plan = with("plan", "elsewhere", "runs");
     assert_eq!(pending(&plan).len(), 6);
     assert!(reason(&plan, "data").starts_with("data.source"), "{}", reason(&plan, "data"));
+}
+
+/// Content of a table of the only artifact of a stage.
+fn content(scratch: &Scratch, runs: &str, stage: &str, table: &str) -> String {
+    let dir = std::fs::read_dir(scratch.path(&format!("{runs}/store/{stage}"))).expect("the stage").next();
+    let manifest = dir.expect("an artifact").expect("an entry").path().join("manifest.json");
+    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).expect("a manifest")).expect("JSON");
+    let files = manifest["files"].as_array().expect("files");
+    text(&files.iter().find(|file| file["name"] == table).expect("the table")["content"])
+}
+
+#[test]
+fn diagnostics_change_no_weights_and_rerun_nothing() {
+    let scratch = Scratch::new();
+    let often = "tiny.yaml --json --set health.every=1 --set health.knn_every_epochs=0";
+    scratch.json("run tiny.yaml --json");
+    assert_eq!(pending(&scratch.json(&format!("plan {often}"))), [] as [&str; 0]);
+    scratch.json(&format!("run {often} --runs often"));
+    let both = |stage, table| ["runs", "often"].map(|runs| content(&scratch, runs, stage, table));
+    let [seldom, often] = both("pretrain", "metrics");
+    assert_ne!(seldom, often, "other rows of health");
+    for (stage, table) in [("pretrain", "weights"), ("pretrain", "queue"), ("embed", "features"), ("knn", "scores")] {
+        let [seldom, often] = both(stage, table);
+        assert_eq!(seldom, often, "{stage} {table}");
+    }
 }
 
 #[test]

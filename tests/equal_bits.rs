@@ -131,7 +131,7 @@ fn silent_changes(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
             problems.push(format!("{name}: the version fell from {} to {}", old.version, new.version));
         } else if changed(new) && new.version == old.version && !follows(new) {
             problems.push(format!(
-                "{name}: numbers changed, version {} not raised: raise the stage's version in src/plan/graph.rs or restore \
+                "{name}: numbers changed, version {} not raised: raise the stage's version in src/stage or restore \
                  the numbers",
                 new.version
             ));
@@ -370,7 +370,7 @@ fn a_silent_change_is_neither_passed_nor_recorded() {
 
     // Whatever follows from a change is not told beside it.
     let silent = with(&[(1, 8, "P"), (2, 3, "E")]);
-    let told = "a pretrain: numbers changed, version 8 not raised: raise the stage's version in src/plan/graph.rs or \
+    let told = "a pretrain: numbers changed, version 8 not raised: raise the stage's version in src/stage or \
                 restore the numbers";
     assert_eq!(differences(&old, &silent), [told]);
     assert_eq!(record(&old, silent), Err(vec![told.to_owned()]));

@@ -16,7 +16,7 @@ use snclr::{
     encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
     ops::arena::{Entry, Layout},
     stage::{
-        Interrupt, KnnConfig, LinearProbeConfig, Silent, StageContext, data,
+        Interrupt, KnnConfig, LinearProbeConfig, Silent, StageContext, Stopped, data,
         embed::{self, EmbedConfig, EncoderFrom},
         features, knn, linear_probe,
         weights::{Tensor, weights_batch},
@@ -185,12 +185,12 @@ fn every_image_is_embedded_by_a_complete_encoder_or_none_is() {
     let view = json!({ "random_resized_crop": {} });
     let augmentations: AugmentationsConfig =
         serde_json::from_value(json!({ "size": 16, "view1": view, "view2": view })).unwrap();
-    let config = EmbedConfig { augmentations: &augmentations, encoder: &encoder(Stem::Cifar) };
+    let config = EmbedConfig::new(&augmentations, &encoder(Stem::Cifar));
     let embed = |name: &str, from: EncoderFrom| {
         stage(&store, name, |out, context| embed::run(&config, &data, from, out, context))
     };
 
-    let mut weights = initial_weights(config.encoder, 5);
+    let mut weights = initial_weights(&config.encoder, 5);
     let initial = pretrained(&store, "initial", &weights);
     let (a, b) = (embed("a", EncoderFrom::RandomInit { seed: 5 }), embed("b", EncoderFrom::Pretrained(&initial)));
     assert_eq!(table(&a, features::TABLE), table(&b, features::TABLE));
@@ -208,6 +208,17 @@ fn every_image_is_embedded_by_a_complete_encoder_or_none_is() {
     assert_eq!(audit["encoder_sha256_before"], audit["encoder_sha256_after"]);
     assert_eq!(audit["key_coverage"], "100 tensors of 100, none unexpected");
     assert!(audit["mode"].starts_with("eval"));
+
+    for (from, name) in
+        [(EncoderFrom::Pretrained(&initial), "embed"), (EncoderFrom::RandomInit { seed: 5 }, "embed_random_init")]
+    {
+        let asked = Interrupt::default();
+        asked.request();
+        let stopped = try_stage(&store, "stopped", |out, context| {
+            embed::run(&config, &data, from, out, &StageContext { interrupt: &asked, ..*context })
+        });
+        assert_eq!(stopped.unwrap_err().downcast_ref(), Some(&Stopped::InterruptedAt { stage: name }));
+    }
 
     weights.iter_mut().filter(|tensor| tensor.0 == "conv1.weight").for_each(|tensor| tensor.2[0] += 1.0);
     let other = embed("c", EncoderFrom::Pretrained(&pretrained(&store, "other", &weights)));

@@ -102,3 +102,19 @@ fn imports_are_found_in_every_form() {
     ";
     assert_eq!(uses(source), ["ops", "dataset", "encoder", "method", "run", "stage"]);
 }
+
+/// Arguments, their names and their help are the business of the command line alone.
+#[test]
+fn only_the_command_line_knows_clap() {
+    let mut wrong = Vec::new();
+    walk(Path::new("src"), &mut |path| {
+        let inside = path.starts_with("src/cli") || path.ends_with("main.rs");
+        if !inside
+            && path.extension().is_some_and(|e| e == "rs")
+            && fs::read_to_string(path).unwrap().contains("clap::")
+        {
+            wrong.push(path.display().to_string());
+        }
+    });
+    assert!(wrong.is_empty(), "clap outside src/cli: {wrong:?}");
+}

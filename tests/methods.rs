@@ -106,3 +106,16 @@ fn what_a_method_cannot_have_is_refused_with_a_reason() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("SimCLR's loss is defined for two views of each image"), "{stderr}");
 }
+
+/// A projection of one number has one direction: its effective rank is 1.
+#[test]
+fn a_collapse_stops_training_at_its_third_row_unless_the_spec_says_otherwise() {
+    let scratch = Scratch::new();
+    let line = "run tiny.yaml --set projector.output=1 --set predictor.output=1 --set health.every=4";
+    let stopped = scratch.run(line);
+    assert_eq!(stopped.code, 4, "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("the embeddings collapsed: at step 8 their spread is "), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("their effective rank 1.00\n"), "{}", stopped.stderr);
+    let finished = scratch.run(&format!("{line} --set health.stop_on_collapse=false"));
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+}

@@ -25,6 +25,13 @@ impl Artifact {
         Artifact { dir, manifest: Arc::new(manifest) }
     }
 
+    /// The same artifact with those of its tables alone that `keep` wants: the others cannot be read from it.
+    pub fn narrowed(&self, keep: impl Fn(&str) -> bool) -> Artifact {
+        let mut manifest = Manifest::clone(&self.manifest);
+        manifest.files.retain(|file| keep(&file.name));
+        Artifact::new(self.dir.clone(), manifest)
+    }
+
     /// Hash of the logical content of all [`super::Kind::Content`] tables, in hexadecimal.
     pub fn content(&self) -> &str {
         &self.manifest.content

@@ -3,6 +3,8 @@
 //! Every leaf of every column has two byte streams, one for validity (nullable fields only) and one for values, each hashed
 //! on its own; nulls count as zeros, empty strings or empty lists. How rows are cut into batches cannot be seen in a stream.
 
+use std::collections::BTreeMap;
+
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
     buffer::{NullBuffer, OffsetBuffer},
@@ -13,6 +15,7 @@ use sha2::{Digest, Sha256};
 /// Hashes a table batch by batch.
 pub struct TableHasher {
     schema: String,
+    names: Vec<String>,
     columns: Vec<Column>,
     rows: u64,
 }
@@ -21,8 +24,9 @@ impl TableHasher {
     /// Errors when a column has a type that has no place in artifacts, e.g. a dictionary.
     pub fn new(schema: &Schema) -> anyhow::Result<Self> {
         let columns = schema.fields().iter().map(|field| Column::new(field)).collect::<anyhow::Result<_>>()?;
+        let names = schema.fields().iter().map(|field| field.name().clone()).collect();
         let schema = schema.fields().iter().map(|field| describe(field)).collect::<Vec<_>>().join(",");
-        Ok(TableHasher { schema, columns, rows: 0 })
+        Ok(TableHasher { schema, names, columns, rows: 0 })
     }
 
     /// Adds the rows of a batch that has the schema.
@@ -36,6 +40,17 @@ impl TableHasher {
     /// Number of rows so far.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// The hash of each column in hexadecimal: of its values, and of how many there are.
+    pub fn columns(&self) -> BTreeMap<String, String> {
+        let hash = |column: &Column| {
+            let mut hasher = Sha256::new();
+            hasher.update(self.rows.to_le_bytes());
+            column.clone().finish(&mut hasher);
+            super::hash::hex(&hasher.finalize())
+        };
+        self.names.iter().cloned().zip(self.columns.iter().map(hash)).collect()
     }
 
     /// The hash in hexadecimal.
@@ -75,11 +90,13 @@ fn describe_item(field: &Field) -> String {
     describe(&Field::new("item", field.data_type().clone(), field.is_nullable()))
 }
 
+#[derive(Clone)]
 struct Column {
     validity: Option<Sha256>,
     values: Values,
 }
 
+#[derive(Clone)]
 enum Values {
     /// Values of one width in bytes.
     Fixed {

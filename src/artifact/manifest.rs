@@ -1,6 +1,6 @@
 //! `manifest.json`: what an artifact is, what it came from, and the hash of each of its files.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,9 @@ pub struct FileEntry {
     pub rows: u64,
     /// Hash of schema and values.
     pub content: String,
+    /// Hash of each column's values; older manifests do not have it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
     /// Length of the file in bytes.
     pub size: u64,
     /// Hash of the file's bytes.
@@ -118,7 +121,8 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, kind: Kind, content: &str) -> FileEntry {
-        FileEntry { name: name.into(), kind, rows: 3, content: content.into(), size: 10, sha256: "ff".into() }
+        let (columns, sha256) = (BTreeMap::new(), "ff".into());
+        FileEntry { name: name.into(), kind, rows: 3, content: content.into(), columns, size: 10, sha256 }
     }
 
     fn manifest(files: Vec<FileEntry>) -> Manifest {

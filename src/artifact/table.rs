@@ -1,6 +1,7 @@
 //! Parquet files of the store: writing with the hash of the bytes taken on the way, and reading.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
@@ -32,6 +33,8 @@ pub struct Written {
     pub rows: u64,
     /// Hash of schema and values.
     pub content: String,
+    /// Hash of each column's values.
+    pub columns: BTreeMap<String, String>,
     pub size: u64,
     /// Hash of the bytes.
     pub sha256: String,
@@ -75,6 +78,7 @@ impl TableFile {
     pub fn finish(mut self, key_values: impl FnOnce(&str) -> Vec<(String, String)>) -> anyhow::Result<Written> {
         let named = || format!("writing {}", self.path.display());
         let rows = self.hasher.rows();
+        let columns = self.hasher.columns();
         let content = self.hasher.finish();
         for (key, value) in key_values(&content) {
             self.writer.append_key_value_metadata(KeyValue::new(key, value));
@@ -82,7 +86,7 @@ impl TableFile {
         let HashingFile { file, hasher, size } = self.writer.into_inner().with_context(named)?;
         let file = file.into_inner().map_err(|error| error.into_error()).with_context(named)?;
         file.sync_all().with_context(named)?;
-        Ok(Written { rows, content, size, sha256: hex(&hasher.finalize()) })
+        Ok(Written { rows, content, columns, size, sha256: hex(&hasher.finalize()) })
     }
 }
 

@@ -128,8 +128,8 @@ impl TableWriter<'_> {
             }
         };
         let name = std::mem::take(&mut self.name);
-        let table::Written { rows, content, size, sha256 } = written;
-        self.writer.files.push(FileEntry { name, kind: self.kind, rows, content, size, sha256 });
+        let table::Written { rows, content, columns, size, sha256 } = written;
+        self.writer.files.push(FileEntry { name, kind: self.kind, rows, content, columns, size, sha256 });
         Ok(())
     }
 }

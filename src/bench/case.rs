@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 };
 
 /// Something whose speed is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
     /// Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128
@@ -23,11 +22,9 @@ pub enum Case {
     /// Pretraining step: ResNet-50, 224x224, batch 8, queue 65536
     Resnet50,
     /// Pretraining step: ViT-Tiny with patches of 4, 32x32, batch 128
-    #[value(name = "vit_tiny")]
     #[serde(rename = "vit_tiny")]
     VitTiny,
     /// Pretraining step: ViT-S/16, 224x224, batch 8
-    #[value(name = "vit_small")]
     #[serde(rename = "vit_small")]
     VitSmall,
     /// Images from shards, augmented, and the step of `small`: a training as it runs

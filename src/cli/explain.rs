@@ -13,7 +13,7 @@ use super::{Global, show};
 use crate::{
     artifact::{Environment, Store},
     plan::{
-        Against, Difference, Explanation, Planner, Verdict,
+        Against, Difference, Planned, Planner, Verdict,
         estimate::{self, Estimate},
     },
     report,
@@ -45,7 +45,7 @@ pub struct Args {
 struct Told {
     /// The run that is compared with.
     against: Option<String>,
-    stages: Vec<Explanation>,
+    stages: Vec<Planned>,
     estimates: Vec<Option<Result<Estimate, &'static str>>>,
 }
 
@@ -57,7 +57,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let reporter = Reporter::new(global.verbosity());
     let planner = Planner::new(&store, &experiment, Path::new(""), &reporter, &Interrupt::default())?;
     reporter.stage_ends();
-    let stages = planner.explain(against.as_ref().map_or(Against::Nearest, |run| Against::Run(&run.record)));
+    let stages = planner.plan(against.as_ref().map_or(Against::Nearest, |run| Against::Run(&run.record)));
     let mut here = Environment::here();
     if let Some(threads) = global.threads {
         here.threads = threads as u64;
@@ -74,7 +74,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 
 impl Told {
     fn pending(&self) -> usize {
-        self.stages.iter().filter(|stage| stage.verdict != Verdict::Cached).count()
+        self.stages.iter().filter(|stage| !stage.is_cached()).count()
     }
 
     /// Seconds and bytes of all estimates there are, and the stages that have none.
@@ -96,9 +96,9 @@ impl Told {
     fn json(&self) -> Value {
         let value = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
         let difference = |d: &Difference| json!({ "leaf": d.leaf, "old": value(&d.old), "new": value(&d.new) });
-        let stage = |(stage, estimate): (&Explanation, &Option<Result<Estimate, &'static str>>)| {
+        let stage = |(stage, estimate): (&Planned, &Option<Result<Estimate, &'static str>>)| {
             let (status, damaged) = match &stage.verdict {
-                Verdict::Cached => ("cached", None),
+                Verdict::Cached(_) => ("cached", None),
                 Verdict::Runs { damaged } => ("runs", damaged.clone()),
                 Verdict::Depends => ("depends", None),
             };
@@ -151,10 +151,10 @@ impl Told {
         text + &self.last_line() + "\n"
     }
 
-    fn verdict(&self, stage: &Explanation) -> String {
+    fn verdict(&self, stage: &Planned) -> String {
         let list = |stages: &[crate::plan::Stage]| stages.iter().map(|s| s.name()).collect::<Vec<_>>().join(" and ");
         let mut text = match &stage.verdict {
-            Verdict::Cached => "cached".to_owned(),
+            Verdict::Cached(_) => "cached".to_owned(),
             Verdict::Runs { damaged: Some(what) } => format!("runs: its artifact is damaged: {what}"),
             Verdict::Runs { damaged: None } if stage.waits_for.is_empty() => "runs".to_owned(),
             Verdict::Runs { damaged: None } => format!("runs after {}", list(&stage.waits_for)),

@@ -22,6 +22,7 @@ mod show;
 mod sweep;
 pub mod tensorboard;
 pub mod validate;
+mod values;
 pub mod verify;
 
 use std::{path::PathBuf, process::ExitCode};

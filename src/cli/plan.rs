@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Global, changes::Changes};
 use crate::{
     artifact::{Key, Store},
-    plan::{Planned, Planner},
+    plan::{Against, Planned, Planner},
     run::Reporter,
     spec::Point,
     stage::Interrupt,
@@ -48,7 +48,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         let experiment = &point.loaded.experiment;
         let planner = Planner::new(&store, experiment, Path::new(""), &reporter, &Interrupt::default())?;
         reporter.stage_ends();
-        let stages = planner.plan();
+        let stages = planner.plan(Against::Nearest);
         plans.push(Plan { point, prospects: planner.prospects(&stages), stages });
     }
     let mut out = std::io::stdout().lock();
@@ -95,9 +95,9 @@ fn stages_json(stages: &[Planned]) -> Value {
     let stage = |planned: &Planned| {
         json!({
             "stage": planned.stage.name(),
-            "key": planned.identity.as_ref().map(|(key, _)| key.as_str()),
+            "key": planned.key.as_ref().map(|key| key.as_str()),
             "status": status(planned),
-            "reason": planned.reason,
+            "reason": planned.reason(),
         })
     };
     stages.iter().map(stage).collect()
@@ -114,8 +114,8 @@ fn to_json(plans: &[Plan]) -> Value {
 
 fn lines(stages: &[Planned]) -> String {
     let line = |planned: &Planned| {
-        let key = planned.identity.as_ref().map_or("-", |(key, _)| key.short());
-        format!("{:<18} {:<8} {key:<9} {}\n", planned.stage.name(), status(planned), planned.reason)
+        let key = planned.key.as_ref().map_or("-", |key| key.short());
+        format!("{:<18} {:<8} {key:<9} {}\n", planned.stage.name(), status(planned), planned.reason())
     };
     stages.iter().map(line).collect()
 }

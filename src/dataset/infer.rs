@@ -13,8 +13,7 @@ use super::{
 };
 
 /// Formats that paths alone describe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[value(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileFormat {
     /// Folders of JPEG or PNG files, in class folders or not
     ImageFolder,

@@ -2,23 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Explanation, Stage};
-use crate::artifact::{Components, Environment, Kind, Manifest, Store};
-
-/// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
-fn cost_of_an_image(stage: Stage) -> &'static [&'static str] {
-    match stage {
-        Stage::Data => &["data.format", "data.image_size"],
-        Stage::Pretrain => {
-            &["encoder", "method.name", "precision", "augmentations.size", "augmentations.local_crops", "projector"]
-        }
-        Stage::Embed | Stage::EmbedRandomInit => &["encoder", "precision", "augmentations.size"],
-        Stage::LinearProbe | Stage::Knn => &[],
-    }
-}
-
-/// Tables of a pretrain artifact that grow with every step.
-const PER_STEP: [&str; 3] = ["metrics", "timing", "positiveness"];
+use super::{Planned, Stage};
+use crate::{
+    artifact::{Components, Environment, Manifest, Store},
+    stage::features,
+};
 
 /// What a stage will need.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,32 +40,23 @@ pub const IMAGES_UNKNOWN: &str = "the number of images is not known before the d
 /// Times grow with the images that go through (of kNN with their square, of the linear probe with its epochs), sizes with the
 /// images or steps that have rows. Of comparable artifacts, one made with this CPU and as many threads counts before others,
 /// then the newest.
-pub fn estimates(
-    store: &Store,
-    explanations: &[Explanation],
-    here: &Environment,
-) -> Vec<Option<Result<Estimate, &'static str>>> {
+pub fn estimates(store: &Store, stages: &[Planned], here: &Environment) -> Vec<Option<Result<Estimate, &'static str>>> {
     let past = Past::new(store);
-    let data = &explanations[0];
-    let images = match &data.artifact {
+    let data = &stages[0];
+    let images = match data.artifact() {
         Some(artifact) => Some(Images::of_data(artifact.manifest())),
         None => Images::of_synthetic(&data.components),
     };
-    let estimate =
-        |explanation: &Explanation| explanation.artifact.is_none().then(|| one(explanation, images, &past, here));
-    explanations.iter().map(estimate).collect()
+    let estimate = |planned: &Planned| (!planned.is_cached()).then(|| one(planned, images, &past, here));
+    stages.iter().map(estimate).collect()
 }
 
-fn one(of: &Explanation, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {
+fn one(of: &Planned, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {
+    let cost = of.stage.descriptor().cost;
     let comparable = past.manifests(of.stage).iter().filter(|manifest| {
         let leaves = |components: &Components| {
-            let within = |leaf: &str| cost_of_an_image(of.stage).iter().any(|section| is_within(leaf, section));
-            components
-                .0
-                .iter()
-                .filter(|(leaf, _)| within(leaf))
-                .map(|(l, v)| (l.clone(), v.clone()))
-                .collect::<Vec<_>>()
+            let leaves = components.0.iter().filter(|(leaf, _)| cost.is_of_an_image(leaf));
+            leaves.map(|(leaf, value)| (leaf.clone(), value.clone())).collect::<Vec<_>>()
         };
         leaves(&manifest.components) == leaves(&of.components)
     });
@@ -98,13 +77,8 @@ fn one(of: &Explanation, images: Option<Images>, past: &Past, here: &Environment
     let ratio = will_be as f64 / were.max(1) as f64;
     let seconds = past.seconds(of.stage, manifest);
     let bytes = manifest.files.iter().map(|file| {
-        let grows = match of.stage {
-            Stage::Pretrain => PER_STEP.contains(&file.name.as_str()),
-            _ => {
-                file.kind == Kind::Content && !["scores", "notes", "audit", "classifier"].contains(&file.name.as_str())
-            }
-        };
-        file.size as f64 * if grows { ratio } else { 1.0 }
+        let growth = if cost.grows(&file.name) { ratio } else { 1.0 };
+        file.size as f64 * growth
     });
     let elsewhere = match &manifest.environment {
         _ if is_here(manifest) => None,
@@ -114,10 +88,6 @@ fn one(of: &Explanation, images: Option<Images>, past: &Past, here: &Environment
     let basis = Basis { key: manifest.key.short().to_owned(), seconds, images: were, will_be, elsewhere };
     let growth = if of.stage == Stage::Knn { ratio * ratio } else { ratio };
     Ok(Estimate { seconds: seconds * growth, bytes: bytes.sum(), basis })
-}
-
-fn is_within(leaf: &str, section: &str) -> bool {
-    leaf.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn number(components: &Components, leaf: &str) -> Option<u64> {
@@ -177,14 +147,17 @@ impl<'a> Past<'a> {
     fn images(&self, stage: Stage, manifest: &Manifest) -> Option<u64> {
         let rows = |name: &str| manifest.files.iter().find(|file| file.name == name).map(|file| file.rows);
         let embedded = || {
-            let content: String = serde_json::from_str(manifest.components.0.get("inputs.embed")?).ok()?;
-            let embed = self.manifests(Stage::Embed).iter().find(|embed| embed.content == content)?;
+            let content: String = serde_json::from_str(manifest.components.0.get("inputs.embed.features")?).ok()?;
+            let has_it = |embed: &&Manifest| {
+                embed.files.iter().any(|file| file.name == features::TABLE && file.content == content)
+            };
+            let embed = self.manifests(Stage::Embed).iter().find(has_it)?;
             self.images(Stage::Embed, embed)
         };
         match stage {
             Stage::Data => Some(Images::of_data(manifest).all()),
             Stage::Pretrain => Some(rows("timing")? * number(&manifest.components, "batch_size")?),
-            Stage::Embed | Stage::EmbedRandomInit => rows("features"),
+            Stage::Embed | Stage::EmbedRandomInit => rows(features::TABLE),
             Stage::LinearProbe => Some(embedded()? * number(&manifest.components, "linear_probe.epochs")?),
             Stage::Knn => embedded(),
         }
@@ -224,11 +197,5 @@ mod tests {
         let data = [("data.train_images", json!(100)), ("data.test_images", json!(20))];
         assert_eq!(Images::of_synthetic(&components(&data)), Some(images));
         assert_eq!(Images::of_synthetic(&components(&[("data.format", json!("idx"))])), None);
-    }
-
-    #[test]
-    fn a_section_holds_its_leaves_and_no_other_words_that_begin_alike() {
-        assert!(is_within("encoder.arch", "encoder") && is_within("precision", "precision"));
-        assert!(!is_within("encoders", "encoder"));
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::Stage;
+use super::{Job, Stage};
 use crate::{
     artifact::{Components, hash},
     spec::{self, Experiment},
+    stage::Input,
     train::Precision,
 };
 
@@ -21,15 +22,25 @@ pub const INIT: &str = "encoder.init_file";
 /// the same bits on all.
 pub const UNIT: &str = "precision.unit";
 
-/// The semantic fields of an experiment by dotted name, and the hashes of files that it names.
-pub struct Leaves(BTreeMap<String, Value>);
+/// Of each stage the leaves that do not come of its inputs: what it reads of the spec, and of files that the spec names.
+pub struct Leaves(BTreeMap<Stage, BTreeMap<String, Value>>);
 
 impl Leaves {
-    /// The fields of `experiment` that can change a result.
+    /// What the stages of `experiment` read of it, without what cannot change a result.
+    ///
+    /// # Errors
+    /// When a field has no place in JSON.
     pub fn of(experiment: &Experiment) -> anyhow::Result<Self> {
-        let mut leaves = BTreeMap::new();
-        flatten("", &spec::semantic(&serde_json::to_value(experiment)?), &mut leaves);
-        Ok(Leaves(leaves))
+        let of_stage = |stage| {
+            let mut leaves = BTreeMap::new();
+            flatten("", &spec::semantic(&serde_json::to_value(Job::new(stage, experiment))?), &mut leaves);
+            Ok((stage, leaves))
+        };
+        Ok(Leaves(Stage::ALL.into_iter().map(of_stage).collect::<anyhow::Result<_>>()?))
+    }
+
+    fn add(&mut self, stage: Stage, leaf: impl Into<String>, value: impl Into<Value>) {
+        self.0.entry(stage).or_default().insert(leaf.into(), value.into());
     }
 
     /// Adds source files: role -> hash of the bytes.
@@ -37,52 +48,48 @@ impl Leaves {
         if sources.is_empty() {
             return;
         }
-        self.0.insert("data.source_files".into(), sources.len().into());
+        self.add(Stage::Data, "data.source_files", sources.len());
         if sources.len() <= NAMED_SOURCES {
-            self.0.extend(sources.into_iter().map(|(role, hash)| (format!("data.source.{role}"), hash.into())));
+            sources.into_iter().for_each(|(role, hash)| self.add(Stage::Data, format!("data.source.{role}"), hash));
         } else {
             let list = serde_json::to_string(&sources).expect("a map of strings");
-            self.0.insert("data.source".into(), hash::bytes(list.as_bytes()).into());
+            self.add(Stage::Data, "data.source", hash::bytes(list.as_bytes()));
         }
     }
 
-    /// Adds the hash of the file that the encoder starts from.
+    /// Adds the hash of the file that the encoder starts from. Embeddings depend on it by way of the trained weights alone.
     pub fn add_init(&mut self, hash: Option<String>) {
         if let Some(hash) = hash {
-            self.0.insert(INIT.into(), hash.into());
+            self.add(Stage::Pretrain, INIT, hash);
         }
     }
 
-    /// Adds what multiplies bf16 on this machine, where `precision` asks for bf16.
+    /// Adds what multiplies bf16 on this machine, where `precision` asks for bf16. Embeddings are computed in f32 everywhere.
     pub fn add_unit(&mut self, precision: Precision, unit: Option<&str>) {
         if precision == Precision::Bf16 {
-            self.0.insert(UNIT.into(), unit.unwrap_or("f32").into());
+            self.add(Stage::Pretrain, UNIT, unit.unwrap_or("f32"));
         }
     }
 
-    /// Everything that `stage` depends on; `content` gives the content hash of an input.
-    pub fn components(&self, stage: Stage, content: impl Fn(Stage) -> String) -> Components {
-        let (sections, except) = stage.fields();
-        let within = |name: &str, sections: &[&str]| {
-            sections
-                .iter()
-                .any(|section| name.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-        };
+    /// Everything that `stage` depends on; `content` gives what it reads of an input.
+    pub fn components(&self, stage: Stage, content: impl Fn(&Input) -> String) -> Components {
         let mut components = Components::default();
         components.insert("stage", &stage.name().into());
         components.insert("stage_version", &stage.version().into());
-        for (name, value) in self.0.iter().filter(|(name, _)| within(name, sections) && !within(name, except)) {
+        for (name, value) in &self.0[&stage] {
             components.insert(name.as_str(), value);
         }
-        for &input in stage.inputs() {
-            components.insert(format!("inputs.{input}"), &content(input).into());
+        for input in stage.descriptor().inputs {
+            if let Some(leaf) = input.leaf() {
+                components.insert(leaf, &content(input).into());
+            }
         }
         components
     }
 }
 
 /// Objects become dotted names; everything else, lists among them, is a leaf.
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+pub(super) fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
     match value {
         Value::Object(fields) if !fields.is_empty() || prefix.is_empty() => {
             for (name, value) in fields {

@@ -37,6 +37,9 @@ pub(crate) fn experiment(overrides: &[(&str, Value)]) -> Experiment {
     serde_json::from_value(value).unwrap()
 }
 
+/// All that stages read, and a table that none does.
+const TABLES: [&str; 5] = ["train-00000", "test-00000", "weights", "features", "x"];
+
 struct Scene {
     root: tempfile::TempDir,
     store: Store,
@@ -54,8 +57,8 @@ impl Scene {
     }
 
     fn plan(&self, experiment: &Experiment) -> Vec<(Stage, bool, String)> {
-        let plan = self.planner(experiment).plan();
-        plan.into_iter().map(|planned| (planned.stage, planned.is_cached(), planned.reason)).collect()
+        let plan = self.planner(experiment).plan(Against::Nearest);
+        plan.iter().map(|planned| (planned.stage, planned.is_cached(), planned.reason())).collect()
     }
 
     /// Makes what is missing; the content is the first `distinct` digits of the key, so that different keys may have equal
@@ -64,18 +67,21 @@ impl Scene {
         let planner = self.planner(experiment);
         let mut artifacts = BTreeMap::new();
         for stage in Stage::ALL {
-            let planned = planner.resolve(stage, &artifacts);
-            let (key, components) = planned.identity.unwrap();
-            let artifact = match planned.status {
-                Status::Cached(artifact) => artifact,
-                Status::Pending => {
+            let planned = planner.resolve(stage, &artifacts, Against::Nearest);
+            let (key, components) = (planned.key.unwrap(), planned.components);
+            let artifact = match planned.verdict {
+                Verdict::Cached(artifact) => artifact,
+                Verdict::Runs { .. } | Verdict::Depends => {
                     let digits = key.as_str()[..distinct].bytes().map(i64::from).collect::<Vec<_>>();
                     let column = Arc::new(Int64Array::from(digits)) as ArrayRef;
-                    let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
+                    let batch = RecordBatch::try_from_iter([("content_hash", column)]).unwrap();
                     let fill = |writer: &mut crate::artifact::ArtifactWriter| {
-                        let mut table = writer.table("x", batch.schema(), Kind::Content)?;
-                        table.write(&batch)?;
-                        table.finish()
+                        for name in TABLES {
+                            let mut table = writer.table(name, batch.schema(), Kind::Content)?;
+                            table.write(&batch)?;
+                            table.finish()?;
+                        }
+                        Ok(())
                     };
                     self.store.build(stage.name(), components, fill).unwrap()
                 }
@@ -175,15 +181,13 @@ fn equal_content_stops_a_change_from_spreading() {
     let changed = experiment(&[("method.tau", 0.1.into())]);
     assert_eq!(scene.plan(&changed).iter().filter(|(_, cached, _)| *cached).count(), 2);
     let planner = scene.planner(&changed);
-    let data = match planner.plan().swap_remove(0).status {
-        Status::Cached(artifact) => artifact,
-        Status::Pending => panic!(),
-    };
-    let (_, components) = planner.resolve(Stage::Pretrain, &BTreeMap::from([(Stage::Data, data)])).identity.unwrap();
+    let data = planner.plan(Against::Nearest)[0].artifact().unwrap().clone();
+    let inputs = BTreeMap::from([(Stage::Data, data)]);
+    let components = planner.resolve(Stage::Pretrain, &inputs, Against::Nearest).components;
     let fill = |writer: &mut crate::artifact::ArtifactWriter| {
         let column = Arc::new(Int64Array::from(Vec::<i64>::new())) as ArrayRef;
-        let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
-        writer.table("x", batch.schema(), Kind::Content)?.finish()
+        let batch = RecordBatch::try_from_iter([("content_hash", column)]).unwrap();
+        writer.table("weights", batch.schema(), Kind::Content)?.finish()
     };
     scene.store.build("pretrain", components, fill).unwrap();
     assert_eq!(pending(&scene.plan(&changed)), [], "embed and below stay cached");
@@ -191,23 +195,40 @@ fn equal_content_stops_a_change_from_spreading() {
 
 #[test]
 fn every_field_that_matters_is_in_some_key() {
-    let value = serde_json::to_value(experiment(&[])).unwrap();
+    let experiment = experiment(&[("augmentations.eval", serde_json::json!({"resize": 40}))]);
     let mut all = BTreeMap::new();
-    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    for section in names(&spec_semantic(&value)) {
-        all.insert(section, false);
-    }
+    key::flatten("", &crate::spec::semantic(&serde_json::to_value(&experiment).unwrap()), &mut all);
+    let leaves = key::Leaves::of(&experiment).unwrap();
+    let mut read: BTreeMap<String, String> = BTreeMap::new();
     for stage in Stage::ALL {
-        for field in stage.fields().0 {
-            let section = field.split('.').next().unwrap();
-            *all.get_mut(section).unwrap_or_else(|| panic!("{stage} depends on `{field}`, which is no field")) = true;
-        }
+        read.extend(leaves.components(stage, |_| String::new()).0);
     }
-    assert!(all.values().all(|used| *used), "no stage depends on {all:?}");
+    for (leaf, value) in all {
+        assert!(read.contains_key(&leaf), "no stage depends on {leaf} = {value}");
+    }
 }
 
-fn spec_semantic(value: &Value) -> Value {
-    crate::spec::semantic(value)
+/// Each reader is handed the tables that its key holds, and no others.
+#[test]
+fn a_stage_cannot_read_what_its_key_does_not_hold() {
+    let scene = Scene::new();
+    let experiment = experiment(&[]);
+    scene.make(&experiment, 64);
+    let plan = scene.planner(&experiment).plan(Against::Nearest);
+    let readable = |reader: Stage, input: Stage| {
+        let artifact = plan.iter().find(|planned| planned.stage == input).unwrap().artifact().unwrap();
+        let readable = reader.readable(input, artifact);
+        assert!(readable.read("x").err().unwrap().to_string().contains("has no table \"x\""));
+        readable.tables()
+    };
+    assert_eq!(readable(Stage::Pretrain, Stage::Data), ["test-00000", "train-00000"]);
+    assert_eq!(readable(Stage::Embed, Stage::Data), ["test-00000", "train-00000"]);
+    assert_eq!(readable(Stage::Embed, Stage::Pretrain), ["weights"]);
+    assert_eq!(readable(Stage::EmbedRandomInit, Stage::Data), ["test-00000", "train-00000"]);
+    for probe in [Stage::LinearProbe, Stage::Knn] {
+        assert_eq!(readable(probe, Stage::Embed), ["features"]);
+        assert_eq!(readable(probe, Stage::EmbedRandomInit), ["features"]);
+    }
 }
 
 #[test]
@@ -215,7 +236,7 @@ fn a_damaged_artifact_is_pending_and_named() {
     let scene = Scene::new();
     let experiment = experiment(&[]);
     scene.make(&experiment, 64);
-    let Status::Cached(artifact) = scene.planner(&experiment).plan().swap_remove(4).status else { panic!() };
+    let artifact = scene.planner(&experiment).plan(Against::Nearest)[4].artifact().unwrap().clone();
     fs::write(artifact.table_path("x").unwrap(), "rubbish").unwrap();
     let plan = scene.plan(&experiment);
     let [("linear_probe", reason)] = pending(&plan)[..] else { panic!("{plan:?}") };
@@ -264,4 +285,89 @@ fn a_missing_source_is_named() {
     let planner = Planner::new(&scene.store, &experiment, scene.root.path(), &Silent, &Interrupt::default());
     let Err(error) = planner else { panic!() };
     assert!(format!("{error:#}").contains("nowhere.bin"), "{error:#}");
+}
+
+/// Where the table of changes stands, between [`BEGIN`] and [`END`].
+const TABLE_OF_CHANGES: &str = "docs/how-to/resume-and-trust.md";
+const BEGIN: &str = "<!-- changes: written by SNCLR_RECORD_CHANGES=1 cargo test --release --lib changes -->\n";
+const END: &str = "<!-- changes end -->\n";
+
+/// What every change of one key reruns: `runs` where the key is the stage's own, `follows` where an input changes.
+fn table_of_changes() -> String {
+    use serde_json::json;
+    let vit = json!({"arch": "vit_tiny", "patch_size": 8});
+    let crops = json!({"count": 2, "size": 16, "view": {"random_resized_crop": {}}});
+    let changes: [(&str, Value); 41] = [
+        ("name", json!("other")),
+        ("description", json!("other words")),
+        ("seed", json!(1)),
+        ("data.seed", json!(1)),
+        ("data.train_images", json!(120)),
+        ("data.test_images", json!(30)),
+        ("augmentations.size", json!(40)),
+        ("augmentations.mean", json!([0.5, 0.5, 0.5])),
+        ("augmentations.std", json!([0.2, 0.2, 0.2])),
+        ("augmentations.view1.horizontal_flip.p", json!(0.1)),
+        ("augmentations.view2.solarize.p", json!(0.2)),
+        ("augmentations.local_crops", crops),
+        ("augmentations.eval.resize", json!(48)),
+        ("encoder.arch", json!("resnet34")),
+        ("encoder.width_multiplier", json!(0.5)),
+        ("encoder.stem", json!("imagenet")),
+        ("encoder.stop_grad_patch_embed", json!(true)),
+        ("projector.hidden", json!(128)),
+        ("predictor.layers", json!(3)),
+        ("method.k", json!(3)),
+        ("method.tau", json!(0.1)),
+        ("method.queue_length", json!(128)),
+        ("optimizer.base_lr", json!(0.2)),
+        ("optimizer.momentum", json!(0.8)),
+        ("optimizer.weight_decay", json!(0.001)),
+        ("schedule.warmup_epochs", json!(1.0)),
+        ("epochs", json!(3)),
+        ("batch_size", json!(16)),
+        ("gradient_accumulation", json!(2)),
+        ("precision", json!("tf32")),
+        ("health.every", json!(1)),
+        ("health.knn_every_epochs", json!(1)),
+        ("health.stop_on_collapse", json!(false)),
+        ("linear_probe.epochs", json!(5)),
+        ("linear_probe.batch_size", json!(64)),
+        ("linear_probe.base_lr", json!(0.3)),
+        ("linear_probe.momentum", json!(0.5)),
+        ("linear_probe.weight_decay", json!(0.1)),
+        ("linear_probe.standardize", json!(false)),
+        ("knn.k", json!([5])),
+        ("knn.temperature", json!(0.1)),
+    ];
+    let scene = Scene::new();
+    let row = |(name, value): &(&str, Value)| {
+        let base: &[(&str, Value)] = if name.ends_with("patch_embed") { &[("encoder", vit.clone())] } else { &[] };
+        scene.make(&experiment(base), 64);
+        let changed = experiment(&[base, &[(name, value.clone())]].concat());
+        assert_ne!(changed, experiment(base), "{name} is not another value");
+        let cell = |planned: &Planned| match &planned.verdict {
+            Verdict::Cached(_) => "",
+            Verdict::Depends => "follows",
+            Verdict::Runs { .. } => "runs",
+        };
+        let plan = scene.planner(&changed).plan(Against::Nearest);
+        let cells = plan.iter().map(cell).collect::<Vec<_>>().join(" | ");
+        format!("| `{name}` | {cells} |\n").replace("  ", " ")
+    };
+    let names = Stage::ALL.map(|stage| format!("`{stage}`")).join(" | ");
+    let rows: String = changes.iter().map(row).collect();
+    format!("| a change of | {names} |\n|{}\n{rows}", "---|".repeat(1 + Stage::ALL.len()))
+}
+
+#[test]
+fn the_documented_table_of_changes_is_what_happens() {
+    let text = fs::read_to_string(TABLE_OF_CHANGES).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the beginning of the table");
+    let (documented, after) = rest.split_once(END).expect("the end of the table");
+    let found = table_of_changes();
+    if std::env::var_os("SNCLR_RECORD_CHANGES").is_some() {
+        return fs::write(TABLE_OF_CHANGES, format!("{before}{BEGIN}{found}{END}{after}")).unwrap();
+    }
+    assert_eq!(documented, found, "{TABLE_OF_CHANGES}");
 }

@@ -2,12 +2,12 @@
 
 use anyhow::bail;
 use arrow::{
-    array::{AsArray, RecordBatch},
-    datatypes::{DataType, Float64Type, Int64Type},
+    array::{ArrayRef, AsArray, RecordBatch},
+    datatypes::{DataType, Float64Type, Int64Type, SchemaRef},
 };
 
 use super::Run;
-use crate::artifact::{Artifact, Found, Store};
+use crate::artifact::{Artifact, Found, Store, table};
 
 /// Largest artifact that is hashed before a report reads a few rows of it.
 const HASHED: u64 = 1 << 30;
@@ -60,7 +60,11 @@ fn again(run: &Run) -> String {
 }
 
 /// A table in memory, by columns.
-pub struct Table(Vec<RecordBatch>);
+pub struct Table {
+    /// None where the artifact has no such table.
+    schema: Option<SchemaRef>,
+    batches: Vec<RecordBatch>,
+}
 
 impl Table {
     /// Reads a table of `artifact`; without rows when there is none of this name.
@@ -68,49 +72,88 @@ impl Table {
     /// # Errors
     /// When the file cannot be read.
     pub fn read(artifact: &Artifact, name: &str) -> anyhow::Result<Table> {
-        match artifact.has_table(name) {
-            true => Ok(Table(artifact.read(name)?.collect::<anyhow::Result<_>>()?)),
-            false => Ok(Table(Vec::new())),
+        if !artifact.has_table(name) {
+            return Ok(Table { schema: None, batches: Vec::new() });
         }
+        let schema = Some(table::schema(&artifact.table_path(name)?)?);
+        Ok(Table { schema, batches: artifact.read(name)?.collect::<anyhow::Result<_>>()? })
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.0.iter().map(RecordBatch::num_rows).sum()
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+
+    /// Whether the table has a column of this name.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.schema.as_ref().is_some_and(|schema| schema.column_with_name(name).is_some())
     }
 
     /// Names of the float64 columns.
     pub fn names_of_reals(&self) -> Vec<String> {
-        let schema = self.0.first().map(RecordBatch::schema);
-        let fields = schema.iter().flat_map(|schema| schema.fields().iter());
+        let fields = self.schema.iter().flat_map(|schema| schema.fields().iter());
         fields.filter(|field| *field.data_type() == DataType::Float64).map(|field| field.name().clone()).collect()
     }
 
-    /// Values of a float64 column, None for null; empty where there is no such column.
-    pub fn reals(&self, name: &str) -> Vec<Option<f64>> {
-        let column = |batch: &RecordBatch| -> Vec<Option<f64>> {
-            let column =
-                batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Float64Type>().cloned());
-            column.map_or_else(Vec::new, |column| column.iter().collect())
-        };
-        self.0.iter().flat_map(column).collect()
+    /// Values of a float64 column, None for null; none of a table that is not there.
+    ///
+    /// # Errors
+    /// When the table has no such column.
+    pub fn reals(&self, name: &str) -> anyhow::Result<Vec<Option<f64>>> {
+        self.column(name, &DataType::Float64, |column| column.as_primitive::<Float64Type>().iter().collect())
     }
 
-    /// Values of an int64 column, None for null; empty where there is no such column.
-    pub fn integers(&self, name: &str) -> Vec<Option<i64>> {
-        let column = |batch: &RecordBatch| -> Vec<Option<i64>> {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>().cloned());
-            column.map_or_else(Vec::new, |column| column.iter().collect())
-        };
-        self.0.iter().flat_map(column).collect()
+    /// Values of an int64 column, None for null; none of a table that is not there.
+    ///
+    /// # Errors
+    /// When the table has no such column.
+    pub fn integers(&self, name: &str) -> anyhow::Result<Vec<Option<i64>>> {
+        self.column(name, &DataType::Int64, |column| column.as_primitive::<Int64Type>().iter().collect())
     }
 
-    /// Values of a text column; empty where there is no such column.
-    pub fn texts(&self, name: &str) -> Vec<String> {
-        let column = |batch: &RecordBatch| -> Vec<String> {
-            let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>().cloned());
-            column.map_or_else(Vec::new, |column| column.iter().map(|text| text.unwrap_or("").to_owned()).collect())
+    /// Values of a text column; none of a table that is not there.
+    ///
+    /// # Errors
+    /// When the table has no such column.
+    pub fn texts(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let texts = |column: &ArrayRef| column.as_string::<i32>().iter().map(|t| t.unwrap_or("").to_owned()).collect();
+        self.column(name, &DataType::Utf8, texts)
+    }
+
+    fn column<T>(&self, name: &str, kind: &DataType, values: impl Fn(&ArrayRef) -> Vec<T>) -> anyhow::Result<Vec<T>> {
+        let Some(schema) = &self.schema else { return Ok(Vec::new()) };
+        let Some((at, _)) = schema.column_with_name(name).filter(|(_, field)| field.data_type() == kind) else {
+            let names: Vec<_> =
+                schema.fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect();
+            bail!("a table has no column {name}: {kind}; it has {}", names.join(", "));
         };
-        self.0.iter().flat_map(column).collect()
+        Ok(self.batches.iter().flat_map(|batch| values(batch.column(at))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::Float64Array;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_column_is_an_error_and_a_table_that_is_not_there_is_empty() {
+        let column = Arc::new(Float64Array::from(vec![Some(0.5), None])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter_with_nullable([("loss", column, true)]).unwrap();
+        for batches in [vec![batch.clone()], Vec::new()] {
+            let rows = batches.len();
+            let table = Table { schema: Some(batch.schema()), batches };
+            assert_eq!(table.reals("loss").unwrap(), [Some(0.5), None][..2 * rows]);
+            let message = |error: anyhow::Error| error.to_string();
+            let expected = "a table has no column los: Float64; it has loss: Float64";
+            assert_eq!(table.reals("los").map_err(message).unwrap_err(), expected);
+            let expected = "a table has no column loss: Int64; it has loss: Float64";
+            assert_eq!(table.integers("loss").map_err(message).unwrap_err(), expected);
+        }
+        let missing = Table { schema: None, batches: Vec::new() };
+        assert_eq!((missing.len(), missing.reals("loss").unwrap()), (0, vec![]));
     }
 }

@@ -1,6 +1,6 @@
 //! Predictions per sample, as evaluations keep them: the one reader behind comparison, diff and HTML page.
 
-use anyhow::ensure;
+use anyhow::Context;
 
 use super::{
     Run,
@@ -39,14 +39,12 @@ pub struct Classifier {
 /// When the table cannot be read or does not have its columns.
 pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
     let table = Table::read(evaluation, "predictions")?;
-    let [samples, labels, predicted] = ["sample_id", "label", "predicted"].map(|name| table.integers(name));
-    ensure!(
-        [&samples, &labels, &predicted].iter().all(|column| column.len() == table.len()),
-        "the predictions of {} {} lack one of sample_id, label, predicted: int64",
-        evaluation.stage(),
-        evaluation.stage_key()
-    );
-    let ks = table.integers("k");
+    let column = |name| {
+        let of = || format!("the predictions of {} {}", evaluation.stage(), evaluation.stage_key());
+        table.integers(name).with_context(of)
+    };
+    let (samples, labels, predicted) = (column("sample_id")?, column("label")?, column("predicted")?);
+    let ks = if table.has_column("k") { column("k")? } else { Vec::new() };
     let mut found: Vec<Classifier> = Vec::new();
     for row in 0..table.len() {
         let (Some(sample), Some(label), Some(predicted)) = (samples[row], labels[row], predicted[row]) else {

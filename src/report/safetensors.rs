@@ -18,7 +18,7 @@ use crate::{
 const CLASSES: usize = 1000;
 
 /// What stands in the classifier's place. torchvision's and timm's networks have one, so that strict loading asks for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Head {
     /// The linear probe's, which classifies the features as they are; zeros when the run has none
     #[default]

@@ -7,7 +7,7 @@ use super::{
     Run,
     artifacts::{Table, stage},
 };
-use crate::artifact::Store;
+use crate::{artifact::Store, stage::column};
 
 /// Tables of a pretrain artifact with one row per step or fewer.
 const TABLES: [&str; 3] = ["metrics", "positiveness", "timing"];
@@ -23,16 +23,16 @@ pub fn render(store: &Store, run: &Run) -> anyhow::Result<Vec<u8>> {
     let mut scalars: BTreeMap<i64, Vec<(String, f64)>> = BTreeMap::new();
     for table in TABLES {
         let table = Table::read(&pretrain, table)?;
-        let steps = table.integers("step");
+        let steps = table.integers(column::STEP)?;
         for name in table.names_of_reals() {
-            for (step, value) in steps.iter().zip(table.reals(&name)) {
+            for (step, value) in steps.iter().zip(table.reals(&name)?) {
                 if let (Some(step), Some(value)) = (step, value) {
                     scalars.entry(*step).or_default().push((format!("train/{name}"), value));
                 }
             }
         }
     }
-    let seconds = Table::read(&pretrain, "timing")?.reals("seconds");
+    let seconds = Table::read(&pretrain, "timing")?.reals(column::SECONDS)?;
     let total: f64 = seconds.iter().flatten().sum();
     let mut time = run.record.created as f64 - total;
     let mut file = Vec::new();

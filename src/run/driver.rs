@@ -12,7 +12,7 @@ use anyhow::Context;
 use super::progress::Reporter;
 use crate::{
     artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Store},
-    plan::{Planner, Stage, Status},
+    plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
 
@@ -81,10 +81,11 @@ impl Driver<'_> {
     /// One stage. None when one of its inputs is damaged and has been moved out of the way, or
     /// when it was removed in this moment.
     fn stage(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>) -> anyhow::Result<Option<(Artifact, How)>> {
-        let planned = self.planner.resolve(stage, inputs);
-        let (key, components) = planned.identity.context("inputs come first")?;
+        let planned = self.planner.resolve(stage, inputs, Against::Nearest);
+        let reason = planned.reason();
+        let key = planned.key.context("inputs come first")?;
         self.store.count_on(stage.name(), &key)?;
-        if let Status::Cached(artifact) = planned.status {
+        if let Verdict::Cached(artifact) = planned.verdict {
             if !artifact.dir().exists() {
                 // It was removed as one that nobody needed, just before somebody did.
                 return Ok(None);
@@ -94,7 +95,7 @@ impl Driver<'_> {
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
-        for (input, artifact) in stage.inputs().iter().map(|input| (*input, &inputs[input])) {
+        for (input, artifact) in stage.inputs().into_iter().map(|input| (input, &inputs[&input])) {
             if let Err(what) = self.verify(artifact) {
                 let lock = self.lock(input, artifact.stage_key())?;
                 self.discard(&lock, input, artifact.stage_key(), &what)?;
@@ -111,9 +112,9 @@ impl Driver<'_> {
             Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,
             Found::Missing => {}
         }
-        self.reporter.stage_begins(stage.name(), &planned.reason);
+        self.reporter.stage_begins(stage.name(), &reason);
         let begun = Instant::now();
-        let artifact = self.make(&lock, stage, &key, components, inputs);
+        let artifact = self.make(&lock, stage, &key, planned.components, inputs);
         self.reporter.stage_ends();
         let artifact = artifact?;
         self.reporter.stage_ran(stage.name(), key.short(), begun.elapsed());

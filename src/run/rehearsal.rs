@@ -18,7 +18,7 @@ use super::{Driver, Reporter, Work, stage_work};
 use crate::{
     artifact::{Artifact, Store, content_of, hash},
     ops::named::{NamedTensor, Values},
-    plan::{Planner, Stage, Status},
+    plan::{Against, Planner, Stage},
     spec::Experiment,
     stage::{Interrupt, Progress, Silent, StageContext, Stopped, tensors},
 };
@@ -162,10 +162,10 @@ type State = (u64, Vec<NamedTensor<f32>>, String);
 /// Step, tensors and content hash of the metrics of the newest checkpoint.
 fn checkpoint(store: &Store, experiment: &Experiment) -> anyhow::Result<Option<State>> {
     let planner = Planner::new(store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
-    let data = planner.resolve(Stage::Data, &BTreeMap::new());
-    let Status::Cached(data) = data.status else { return Ok(None) };
-    let inputs: BTreeMap<Stage, Artifact> = [(Stage::Data, data)].into();
-    let (key, _) = planner.resolve(Stage::Pretrain, &inputs).identity.context("its input is there")?;
+    let data = planner.resolve(Stage::Data, &BTreeMap::new(), Against::Nearest);
+    let Some(data) = data.artifact() else { return Ok(None) };
+    let inputs: BTreeMap<Stage, Artifact> = [(Stage::Data, data.clone())].into();
+    let key = planner.resolve(Stage::Pretrain, &inputs, Against::Nearest).key.context("its input is there")?;
     let checkpoints = store.checkpoints(Stage::Pretrain.name(), &key, |_| ())?;
     let Some((step, tables)) = checkpoints.load()? else { return Ok(None) };
     let state = tensors::from_rows(tables.get("state").context("the checkpoint has no table `state`")?)?;

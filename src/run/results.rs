@@ -38,11 +38,7 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {
-        let (table, prefix) = match stage {
-            Stage::Pretrain => ("summary", "train/"),
-            Stage::LinearProbe | Stage::Knn => ("scores", ""),
-            _ => continue,
-        };
+        let Some((table, prefix)) = stage.descriptor().figures else { continue };
         for (name, value) in artifact.figures(table)? {
             let name = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
             metrics.push(Metric { name, value, stage: *stage });

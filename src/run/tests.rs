@@ -14,7 +14,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::*;
 use crate::{
     artifact::{Artifact, ArtifactWriter, Attempt, Kind, RunRecord, Stamp, StatCache, Store},
-    plan::{Planner, Stage, tests::experiment},
+    plan::{Against, Planner, Stage, tests::experiment},
     spec::Experiment,
     stage::{Interrupt, Silent, StageContext, Stopped},
 };
@@ -272,7 +272,7 @@ fn whoever_waits_for_a_lock_can_be_interrupted() {
     let scene = Scene::new();
     let store = Store::open(scene.root.path());
     let planner = Planner::new(&store, &scene.experiment, Path::new(""), &Silent, &scene.interrupt).unwrap();
-    let (key, _) = planner.resolve(Stage::Data, &BTreeMap::new()).identity.unwrap();
+    let key = planner.resolve(Stage::Data, &BTreeMap::new(), Against::Nearest).key.unwrap();
     let Attempt::Held(_lock) = store.lock("data", &key).unwrap() else { panic!() };
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| scene.run_with(&quiet(), &|_, _, _, _| panic!("the lock is held")).unwrap_err());

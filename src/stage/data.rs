@@ -15,11 +15,28 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 
-use super::{StageContext, Stopped};
+use serde::Serialize;
+
+use super::{Cost, Descriptor, StageContext, Stopped};
 use crate::{
     artifact::{ArtifactWriter, Kind},
     dataset::{self, DataConfig, DataError, ReadSummary, Skipped, SplitName, shard},
 };
+
+/// What the stage is.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "data",
+    version: 4,
+    inputs: &[],
+    cost: Cost { of_an_image: &["data.format", "data.image_size"], grows: &["train-*", "test-*", "skipped"] },
+    figures: None,
+};
+
+/// What it reads of a spec.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DataSection<'a> {
+    pub data: &'a DataConfig,
+}
 
 /// Batches (of a few MB) that the reader may be ahead of the writer.
 const AHEAD: usize = 2;

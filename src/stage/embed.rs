@@ -2,9 +2,10 @@
 
 use anyhow::{Context, ensure};
 use rayon::prelude::*;
+use serde::Serialize;
 
 use super::{
-    StageContext, Stopped,
+    Cost, Depends, Descriptor, Input, Stage, StageContext, Stopped,
     evaluation::text_batch,
     features,
     frozen::Frozen,
@@ -14,7 +15,7 @@ use crate::{
     artifact::{Artifact, ArtifactWriter, Kind},
     dataset::{
         Split, SplitName,
-        augment::{AugmentationsConfig, EvalTransform},
+        augment::{AugmentationsConfig, EvalSection, EvalTransform},
     },
     encoder::EncoderConfig,
 };
@@ -22,11 +23,52 @@ use crate::{
 /// Pixels per forward pass: enough images to keep every core busy, few enough to keep activations small.
 const PIXELS: usize = 1 << 20;
 
-/// The sections of a spec that features depend on.
-#[derive(Clone, Copy, Debug)]
-pub struct EmbedConfig<'a> {
-    pub augmentations: &'a AugmentationsConfig,
-    pub encoder: &'a EncoderConfig,
+/// The embedding of the trained encoder.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "embed",
+    version: 4,
+    inputs: &[TRAIN, TEST, Input { stage: Stage::Pretrain, tables: WEIGHTS, depends: Depends::All }],
+    cost: COST,
+    figures: None,
+};
+
+/// The embedding of the encoder as random initialisation leaves it.
+pub const CONTROL: Descriptor =
+    Descriptor { name: "embed_random_init", version: 4, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+
+const TRAIN: Input = Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") };
+const TEST: Input = Input { stage: Stage::Data, tables: "test-*", depends: Depends::Column("content_hash") };
+const COST: Cost = Cost { of_an_image: &["encoder", "augmentations.size"], grows: &[features::TABLE] };
+/// The table of the trained encoder.
+const WEIGHTS: &str = "weights";
+
+/// What features depend on in a spec; in f32, whatever training computes in.
+#[derive(Clone, Debug, Serialize)]
+pub struct EmbedConfig {
+    pub augmentations: EvalSection,
+    /// The network, without what only its training reads.
+    pub encoder: EncoderConfig,
+}
+
+impl EmbedConfig {
+    /// The part of these sections that features depend on.
+    pub fn new(augmentations: &AugmentationsConfig, encoder: &EncoderConfig) -> Self {
+        use EncoderConfig::*;
+        let mut encoder = encoder.clone();
+        match &mut encoder {
+            Resnet18(resnet) | Resnet34(resnet) | Resnet50(resnet) | Resnet101(resnet) => resnet.init = None,
+            VitTiny(vit) | VitSmall(vit) | VitBase(vit) => (vit.init, vit.stop_grad_patch_embed) = (None, false),
+        }
+        EmbedConfig { augmentations: augmentations.of_evaluation(), encoder }
+    }
+}
+
+/// What the control depends on in a spec.
+#[derive(Clone, Debug, Serialize)]
+pub struct ControlConfig {
+    pub seed: u64,
+    #[serde(flatten)]
+    pub embed: EmbedConfig,
 }
 
 /// Where the encoder's weights come from.
@@ -36,6 +78,16 @@ pub enum EncoderFrom<'a> {
     Pretrained(&'a Artifact),
     /// Random weights of this seed (control): what pretraining starts from unless `encoder.init` says otherwise.
     RandomInit { seed: u64 },
+}
+
+impl EncoderFrom<'_> {
+    /// The stage that embeds with it.
+    fn stage(self) -> &'static str {
+        match self {
+            EncoderFrom::Pretrained(_) => DESCRIPTOR.name,
+            EncoderFrom::RandomInit { .. } => CONTROL.name,
+        }
+    }
 }
 
 /// Writes the features of every sample of `data`.
@@ -56,11 +108,11 @@ pub fn run(
     let size = config.augmentations.size as usize;
     let (frozen, source) = match encoder {
         EncoderFrom::Pretrained(artifact) => {
-            let weights: Vec<Tensor> = read_weights(artifact.read("weights")?)?;
-            (Frozen::load(config.encoder, size, &weights)?, "pretrained".to_owned())
+            let weights: Vec<Tensor> = read_weights(artifact.read(WEIGHTS)?)?;
+            (Frozen::load(&config.encoder, size, &weights)?, "pretrained".to_owned())
         }
         EncoderFrom::RandomInit { seed } => {
-            (Frozen::random_init(config.encoder, size, seed)?, format!("initial ones of seed {seed}"))
+            (Frozen::random_init(&config.encoder, size, seed)?, format!("initial ones of seed {seed}"))
         }
     };
     let before = frozen.digest();
@@ -74,7 +126,7 @@ pub fn run(
     let total: usize = splits.iter().map(|(_, split)| split.len()).sum();
     context.progress.start(Some(total as u64), "images");
 
-    let transform = EvalTransform::new(config.augmentations);
+    let transform = EvalTransform::new(&config.augmentations);
     let mut table = out.table(features::TABLE, features::schema(frozen.dim()), Kind::Content)?;
     for (name, split) in &splits {
         let labels: Vec<Option<i64>> = (0..split.len()).map(|i| split.label(i)).collect();
@@ -86,7 +138,7 @@ pub fn run(
             table.write(batch)?;
             context.progress.advance(batch.num_rows() as u64);
             match context.interrupt.requested() {
-                true => Err(Stopped::InterruptedAt { stage: "embed" }.into()),
+                true => Err(Stopped::InterruptedAt { stage: encoder.stage() }.into()),
                 false => Ok(()),
             }
         })?;

@@ -23,8 +23,8 @@ impl Embedder {
     /// When they are not.
     pub fn new(config: &EmbedConfig, weights: &[Tensor]) -> anyhow::Result<Embedder> {
         let size = config.augmentations.size as usize;
-        let frozen = Frozen::load(config.encoder, size, weights)?;
-        Ok(Embedder { frozen, transform: EvalTransform::new(config.augmentations), size })
+        let frozen = Frozen::load(&config.encoder, size, weights)?;
+        Ok(Embedder { frozen, transform: EvalTransform::new(&config.augmentations), size })
     }
 
     /// Width of a feature vector.

@@ -1,9 +1,10 @@
 //! kNN stage: a weighted nearest-neighbour classifier on frozen features.
 
 use anyhow::ensure;
+use serde::Serialize;
 
 use super::{
-    KnnConfig, Progress, StageContext, Stopped,
+    Cost, Depends, Descriptor, Input, KnnConfig, Progress, Stage, StageContext, Stopped,
     evaluation::{Evaluation, predictions_batch},
     features::{self, SplitFeatures},
     labelled::Task,
@@ -13,6 +14,25 @@ use crate::{
     artifact::{Artifact, ArtifactWriter},
     ops::normalize::normalize_rows,
 };
+
+/// What the stage is.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "knn",
+    version: 3,
+    inputs: &[
+        Input { stage: Stage::Embed, tables: features::TABLE, depends: Depends::All },
+        Input { stage: Stage::EmbedRandomInit, tables: features::TABLE, depends: Depends::All },
+    ],
+    cost: Cost { of_an_image: &[], grows: &["predictions"] },
+    figures: Some(("scores", "")),
+};
+
+/// What it reads of a spec; the seed shuffles the labels of the control.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct KnnSections<'a> {
+    pub seed: u64,
+    pub knn: &'a KnnConfig,
+}
 
 /// Scores the features of `trained`, beside the controls: `random_init` features, and shuffled labels.
 ///

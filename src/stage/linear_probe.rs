@@ -8,9 +8,10 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use rand::seq::SliceRandom;
+use serde::Serialize;
 
 use super::{
-    LinearProbeConfig, Progress, Silent, StageContext, Stopped,
+    Cost, Depends, Descriptor, Input, LinearProbeConfig, Progress, Silent, Stage, StageContext, Stopped,
     evaluation::{Evaluation, predictions_batch},
     features::{self, SplitFeatures},
     labelled::Task,
@@ -22,6 +23,25 @@ use crate::{
     artifact::{Artifact, ArtifactWriter},
     ops::random::{Purpose, stream},
 };
+
+/// What the stage is.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "linear_probe",
+    version: 2,
+    inputs: &[
+        Input { stage: Stage::Embed, tables: features::TABLE, depends: Depends::All },
+        Input { stage: Stage::EmbedRandomInit, tables: features::TABLE, depends: Depends::All },
+    ],
+    cost: Cost { of_an_image: &[], grows: &["predictions", "curve"] },
+    figures: Some(("scores", "")),
+};
+
+/// What it reads of a spec; of the seed come initial weights, order, and the shuffled labels of the control.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LinearProbeSections<'a> {
+    pub seed: u64,
+    pub linear_probe: &'a LinearProbeConfig,
+}
 
 /// Fewest classes for which top-5 is reported.
 const TOP5_CLASSES: usize = 10;

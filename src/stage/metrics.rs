@@ -8,6 +8,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 
+use super::column;
 use crate::train::{Health, Neighbour, Positiveness, StepRow};
 
 /// A column's name and its value in a row of health metrics or of positives.
@@ -15,35 +16,36 @@ type Column<T> = (&'static str, fn(&T) -> f64);
 
 /// NaN (there are no neighbours, no labels) becomes null.
 const HEALTH: [Column<Health>; 7] = [
-    ("std", |h| h.std),
-    ("effective_rank", |h| h.effective_rank),
-    ("alignment", |h| h.alignment),
-    ("uniformity", |h| h.uniformity),
-    ("mean_positiveness", |h| h.mean_positiveness),
-    ("max_positiveness", |h| h.max_positiveness),
-    ("neighbour_agreement", |h| h.neighbour_agreement),
+    (column::STD, |h| h.std),
+    (column::EFFECTIVE_RANK, |h| h.effective_rank),
+    (column::ALIGNMENT, |h| h.alignment),
+    (column::UNIFORMITY, |h| h.uniformity),
+    (column::MEAN_POSITIVENESS, |h| h.mean_positiveness),
+    (column::MAX_POSITIVENESS, |h| h.max_positiveness),
+    (column::NEIGHBOUR_AGREEMENT, |h| h.neighbour_agreement),
 ];
 
 /// The same for every method; NaN becomes null.
 const POSITIVENESS: [Column<Positiveness>; 8] = [
-    ("positives", |p| p.positives),
-    ("effective_positives", |p| p.effective_positives),
-    ("own_share", |p| p.own_share),
-    ("same_class_mass", |p| p.same_class_mass),
-    ("neighbour_same_class_mass", |p| p.neighbour_same_class_mass),
-    ("label_agreement", |p| p.label_agreement),
-    ("queue_age", |p| p.queue_age),
-    ("churn", |p| p.churn),
+    (column::POSITIVES, |p| p.positives),
+    (column::EFFECTIVE_POSITIVES, |p| p.effective_positives),
+    (column::OWN_SHARE, |p| p.own_share),
+    (column::SAME_CLASS_MASS, |p| p.same_class_mass),
+    (column::NEIGHBOUR_SAME_CLASS_MASS, |p| p.neighbour_same_class_mass),
+    (column::LABEL_AGREEMENT, |p| p.label_agreement),
+    (column::QUEUE_AGE, |p| p.queue_age),
+    (column::CHURN, |p| p.churn),
 ];
 
 /// Schema of the metrics; health columns are null on steps without health metrics, momentum without a momentum
 /// branch, knn_top1 where it was not measured.
 pub fn metrics_schema() -> SchemaRef {
-    let mut fields = vec![Field::new("step", DataType::Int64, false)];
-    fields.extend(["epoch", "loss", "learning_rate"].map(|n| Field::new(n, DataType::Float64, false)));
-    fields.push(Field::new("momentum", DataType::Float64, true));
+    let mut fields = vec![Field::new(column::STEP, DataType::Int64, false)];
+    fields
+        .extend([column::EPOCH, column::LOSS, column::LEARNING_RATE].map(|n| Field::new(n, DataType::Float64, false)));
+    fields.push(Field::new(column::MOMENTUM, DataType::Float64, true));
     fields.extend(HEALTH.map(|(name, _)| Field::new(name, DataType::Float64, true)));
-    fields.push(Field::new("knn_top1", DataType::Float64, true));
+    fields.push(Field::new(column::KNN_TOP1, DataType::Float64, true));
     Arc::new(Schema::new(fields))
 }
 
@@ -69,7 +71,8 @@ pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
 
 /// Schema of the positives that a method used.
 pub fn positiveness_schema() -> SchemaRef {
-    let mut fields = vec![Field::new("step", DataType::Int64, false), Field::new("epoch", DataType::Float64, false)];
+    let mut fields =
+        vec![Field::new(column::STEP, DataType::Int64, false), Field::new(column::EPOCH, DataType::Float64, false)];
     fields.extend(POSITIVENESS.map(|(name, _)| Field::new(name, DataType::Float64, true)));
     Arc::new(Schema::new(fields))
 }
@@ -91,15 +94,15 @@ pub fn positiveness_rows(rows: &[StepRow]) -> RecordBatch {
 /// are null for rows that the queue held from the start, and where there is no label.
 pub fn neighbours_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
-        Field::new("step", DataType::Int64, false),
-        Field::new("epoch", DataType::Float64, false),
-        Field::new("query_sample", DataType::Int64, false),
-        Field::new("query_label", DataType::Int64, true),
-        Field::new("rank", DataType::Int64, false),
-        Field::new("neighbour_sample", DataType::Int64, true),
-        Field::new("neighbour_label", DataType::Int64, true),
-        Field::new("weight", DataType::Float64, false),
-        Field::new("similarity", DataType::Float64, false),
+        Field::new(column::STEP, DataType::Int64, false),
+        Field::new(column::EPOCH, DataType::Float64, false),
+        Field::new(column::QUERY_SAMPLE, DataType::Int64, false),
+        Field::new(column::QUERY_LABEL, DataType::Int64, true),
+        Field::new(column::RANK, DataType::Int64, false),
+        Field::new(column::NEIGHBOUR_SAMPLE, DataType::Int64, true),
+        Field::new(column::NEIGHBOUR_LABEL, DataType::Int64, true),
+        Field::new(column::WEIGHT, DataType::Float64, false),
+        Field::new(column::SIMILARITY, DataType::Float64, false),
     ]))
 }
 
@@ -142,8 +145,11 @@ pub struct Timing {
 
 /// Schema of the timing.
 pub fn timing_schema() -> SchemaRef {
-    let mut fields = vec![Field::new("step", DataType::Int64, false)];
-    fields.extend(["seconds", "waiting_seconds", "images_per_second"].map(|n| Field::new(n, DataType::Float64, false)));
+    let mut fields = vec![Field::new(column::STEP, DataType::Int64, false)];
+    fields.extend(
+        [column::SECONDS, column::WAITING_SECONDS, column::IMAGES_PER_SECOND]
+            .map(|n| Field::new(n, DataType::Float64, false)),
+    );
     Arc::new(Schema::new(fields))
 }
 

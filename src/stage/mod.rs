@@ -1,8 +1,10 @@
 //! The work of each stage, unaware of the plan: configuration and input artifacts in, one artifact out.
 
+pub mod column;
 mod config;
 mod context;
 pub mod data;
+mod descriptor;
 pub mod embed;
 pub mod embedder;
 mod evaluation;
@@ -25,3 +27,4 @@ pub mod weights;
 
 pub use config::*;
 pub use context::*;
+pub use descriptor::*;

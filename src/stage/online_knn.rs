@@ -9,7 +9,7 @@ use crate::{
     artifact::Artifact,
     dataset::{
         Split,
-        augment::{AugmentationsConfig, EvalTransform, EvalTransformConfig},
+        augment::{EvalSection, EvalTransform, EvalTransformConfig},
     },
     ops::normalize::normalize_rows,
     train::{AnyTrainer, PretrainConfig},
@@ -72,7 +72,7 @@ impl OnlineKnn {
         let test = Part::new(Arc::new(Split::open(&shards)?), TEST);
         // The evaluation's own settings are no part of pretraining, and must not change it.
         let augmentations =
-            AugmentationsConfig { eval: EvalTransformConfig::default(), ..config.augmentations.clone() };
+            EvalSection { eval: EvalTransformConfig::default(), ..config.augmentations.of_evaluation() };
         let every = config.health.knn_every_epochs as u64 * steps_per_epoch;
         let (transform, size) = (EvalTransform::new(&augmentations), augmentations.size as usize);
         let any = !train.samples.is_empty() && !test.samples.is_empty();

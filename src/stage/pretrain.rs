@@ -12,7 +12,7 @@ use arrow::{
 };
 
 use super::{
-    Interrupt, StageContext, Stopped, initial,
+    Cost, Depends, Descriptor, Input, Interrupt, Stage, StageContext, Stopped, column, initial,
     metrics::{
         Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
         positiveness_schema, timing_rows, timing_schema,
@@ -27,6 +27,28 @@ use crate::{
     dataset::Split,
     ops::named::NamedTensor,
     train::{AnyTrainer, Device, Health, Loader, Positiveness, StepRow, Warning, learning_rates},
+};
+
+/// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "pretrain",
+    version: 10,
+    inputs: &[
+        Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") },
+        Input { stage: Stage::Data, tables: "test-*", depends: Depends::Nothing },
+    ],
+    cost: Cost {
+        of_an_image: &[
+            "encoder",
+            "method.name",
+            "precision",
+            "augmentations.size",
+            "augmentations.local_crops",
+            "projector",
+        ],
+        grows: &["metrics", "timing", "positiveness"],
+    },
+    figures: Some(("summary", "train/")),
 };
 
 /// Health rows in a row that must show a collapse before training stops.
@@ -289,26 +311,36 @@ fn write_summary(
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
-    let column = |batch: &RecordBatch, name: &str| -> Float64Array {
+    let values = |batch: &RecordBatch, name: &str| -> Float64Array {
         batch.column_by_name(name).expect("a column of the schema").as_primitive::<Float64Type>().clone()
     };
-    let mut seconds: Vec<f64> = column(timing, "seconds").values().to_vec();
+    let mut seconds: Vec<f64> = values(timing, column::SECONDS).values().to_vec();
     let total: f64 = seconds.iter().sum();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    let waiting: f64 = column(timing, "waiting_seconds").values().iter().sum();
+    let waiting: f64 = values(timing, column::WAITING_SECONDS).values().iter().sum();
     let mut rows = vec![
         ("train/images_per_second".to_string(), batch as f64 / median),
         ("train/seconds".to_string(), total),
         ("train/waiting_share".to_string(), waiting / total),
-        ("train/loss".to_string(), *column(metrics, "loss").values().last().expect("a run has steps")),
+        ("train/loss".to_string(), *values(metrics, column::LOSS).values().last().expect("a run has steps")),
     ];
     for (table, names) in [
-        (metrics, &["std", "effective_rank", "alignment", "uniformity", "neighbour_agreement", "knn_top1"][..]),
-        (positiveness, &["effective_positives", "same_class_mass", "queue_age", "churn"][..]),
+        (
+            metrics,
+            &[
+                column::STD,
+                column::EFFECTIVE_RANK,
+                column::ALIGNMENT,
+                column::UNIFORMITY,
+                column::NEIGHBOUR_AGREEMENT,
+                column::KNN_TOP1,
+            ][..],
+        ),
+        (positiveness, &[column::EFFECTIVE_POSITIVES, column::SAME_CLASS_MASS, column::QUEUE_AGE, column::CHURN][..]),
     ] {
         for name in names {
-            if let Some(value) = column(table, name).iter().flatten().last() {
+            if let Some(value) = values(table, name).iter().flatten().last() {
                 rows.push((format!("train/{name}"), value));
             }
         }

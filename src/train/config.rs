@@ -1,10 +1,10 @@
 //! The `optimizer:`, `schedule:` and `precision:` sections of a spec.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    dataset::augment::AugmentationsConfig,
+    dataset::augment::{AugmentationsConfig, EvalTransformConfig},
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::product::Products,
@@ -156,10 +156,11 @@ impl Precision {
 pub struct HealthConfig {
     /// A row of health metrics is kept every so many steps, from step 0 on.
     #[serde(default = "ten")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1), extend("x-operational" = true))]
     pub every: usize,
     /// kNN top-1 of a fixed part of both splits is measured every so many epochs; 0 for never.
     #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(extend("x-operational" = true))]
     pub knn_every_epochs: usize,
     /// Stop when the embeddings collapse.
     #[serde(default = "yes")]
@@ -172,7 +173,7 @@ impl Default for HealthConfig {
     }
 }
 
-// Specs that do not ask for it keep their keys.
+// A spec that does not ask for it is written without it.
 fn is_zero(n: &usize) -> bool {
     *n == 0
 }
@@ -185,13 +186,15 @@ fn yes() -> bool {
     true
 }
 
-/// The sections of a spec that pretraining depends on.
-#[derive(Clone, Copy, Debug)]
+/// The sections of a spec that pretraining depends on. Serialised they are what its key holds of the spec.
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct PretrainConfig<'a> {
     pub seed: u64,
+    #[serde(serialize_with = "without_evaluation")]
     pub augmentations: &'a AugmentationsConfig,
     pub encoder: &'a EncoderConfig,
     pub projector: &'a MlpConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub predictor: Option<&'a MlpConfig>,
     pub method: &'a MethodConfig,
     pub optimizer: &'a OptimizerConfig,
@@ -202,4 +205,9 @@ pub struct PretrainConfig<'a> {
     pub gradient_accumulation: usize,
     pub precision: Precision,
     pub health: &'a HealthConfig,
+}
+
+/// No training looks at an image as evaluation does.
+fn without_evaluation<S: Serializer>(config: &AugmentationsConfig, to: S) -> Result<S::Ok, S::Error> {
+    AugmentationsConfig { eval: EvalTransformConfig::default(), ..config.clone() }.serialize(to)
 }

@@ -117,12 +117,14 @@ impl Scratch {
         })
     }
 
-    /// Content hash of each stage of the artifacts in `runs`, of the newest run.
+    /// Content hash of each stage of the artifacts in `runs`, of the run whose record was written last.
     pub fn contents(&self, runs: &str) -> BTreeMap<String, String> {
         let results = self.path(runs).join("results");
         let run = std::fs::read_dir(&results).expect("results").map(|e| e.expect("an entry").path());
-        let run = run.filter(|p| p.join("run.json").exists()).last().expect("a run");
-        let run = std::fs::read_to_string(run.join("run.json")).expect("run.json");
+        let records = run.map(|dir| dir.join("run.json"));
+        let written = records.filter_map(|record| Some((record.metadata().ok()?.modified().expect("a time"), record)));
+        let (_, newest) = written.max().expect("a run");
+        let run = std::fs::read_to_string(newest).expect("run.json");
         let run: Value = serde_json::from_str(&run).expect("JSON");
         let stages = run["stages"].as_array().expect("stages");
         stages.iter().map(|s| (text(&s["stage"]), text(&s["content"]))).collect()

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::super::Global;
 use crate::{
     artifact::Store,
-    plan::{Planner, Stage},
+    plan::{Against, Planner, Stage},
     run::{
         self, Reporter, duration,
         rehearsal::{self, Digests},
@@ -228,7 +228,7 @@ fn lend_data(from: &Path, to: &Path, experiment: &Experiment) -> anyhow::Result<
     }
     let store = Store::open(to);
     let planner = Planner::new(&store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
-    let Some((key, _)) = planner.resolve(Stage::Data, &Default::default()).identity else { return Ok(()) };
+    let Some(key) = planner.resolve(Stage::Data, &Default::default(), Against::Nearest).key else { return Ok(()) };
     // Looked at without hashing, which would write down what it found: the scratch root hashes it.
     if let Some(artifact) = Store::open(from).artifact(Stage::Data.name(), &key) {
         let stage = to.join("store").join(Stage::Data.name());

@@ -29,6 +29,22 @@ pub struct AugmentationsConfig {
     pub eval: EvalTransformConfig,
 }
 
+impl AugmentationsConfig {
+    /// What evaluation reads of it.
+    pub fn of_evaluation(&self) -> EvalSection {
+        EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval.clone() }
+    }
+}
+
+/// The part of the section that evaluation reads.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalSection {
+    pub size: u32,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    pub eval: EvalTransformConfig,
+}
+
 /// Small crops of an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

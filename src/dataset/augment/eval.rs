@@ -2,7 +2,7 @@
 
 use image::RgbImage;
 
-use super::{AugmentationsConfig, crop::CropBox, normalize::Normalize, planes::with_scratch, resize::crop_resize};
+use super::{EvalSection, crop::CropBox, normalize::Normalize, planes::with_scratch, resize::crop_resize};
 
 /// `torchvision.transforms.Resize` and `CenterCrop`, then normalisation.
 #[derive(Clone, Debug)]
@@ -15,10 +15,10 @@ pub struct EvalTransform {
 impl EvalTransform {
     /// Up to 64 pixels the images are taken to be of the network's size; above, ImageNet's margin (256 for 224) is kept.
     /// A shorter side below `size` is raised to it: there is no padding.
-    pub fn new(config: &AugmentationsConfig) -> EvalTransform {
+    pub fn new(config: &EvalSection) -> EvalTransform {
         let usual = if config.size <= 64 { config.size } else { config.size * 256 / 224 };
         let resize = config.eval.resize.unwrap_or(usual).max(config.size);
-        EvalTransform { resize, size: config.size, normalize: Normalize::new(config) }
+        EvalTransform { resize, size: config.size, normalize: Normalize::new(&config.mean, &config.std) }
     }
 
     /// Pixels of the shorter side after resizing, before the centre is cut out.

@@ -102,7 +102,7 @@ fn evaluation_sees_the_centre() {
         let eval = EvalTransformConfig { resize: Some(resize as u32) };
         let config = AugmentationsConfig { size: size as u32, eval, ..config.clone() };
         let mut out = vec![0.0; 3 * (size * size) as usize];
-        EvalTransform::new(&config).apply(&image, &mut out);
+        EvalTransform::new(&config.of_evaluation()).apply(&image, &mut out);
         let byte = |(i, value): (usize, &f32)| ((value * config.std[i % 3] + config.mean[i % 3]) * 255.0).round() as u8;
         let bytes: Vec<u8> = out.iter().enumerate().map(byte).collect();
         check("eval", &arguments, &bytes, &expected, 1);

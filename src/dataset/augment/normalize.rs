@@ -1,14 +1,14 @@
 //! Planes of bytes to the encoder's input: `(x / 255 - mean) / std`, height x width x channel.
 
-use super::{AugmentationsConfig, planes::Planes};
+use super::planes::Planes;
 
 /// What each byte of each channel becomes.
 #[derive(Clone, Debug)]
 pub(super) struct Normalize([[f32; 256]; 3]);
 
 impl Normalize {
-    pub fn new(config: &AugmentationsConfig) -> Normalize {
-        let value = |channel: usize, byte: usize| (byte as f32 / 255.0 - config.mean[channel]) / config.std[channel];
+    pub fn new(mean: &[f32; 3], std: &[f32; 3]) -> Normalize {
+        let value = |channel: usize, byte: usize| (byte as f32 / 255.0 - mean[channel]) / std[channel];
         Normalize(std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))))
     }
 

@@ -26,7 +26,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// `view` at `size` pixels with the normalisation of `config`.
     pub fn new(view: &ViewConfig, size: u32, config: &AugmentationsConfig) -> Pipeline {
-        Pipeline { view: view.clone(), size, normalize: Normalize::new(config) }
+        Pipeline { view: view.clone(), size, normalize: Normalize::new(&config.mean, &config.std) }
     }
 
     /// Writes a view of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.

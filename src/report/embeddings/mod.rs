@@ -39,7 +39,7 @@ const BATCH_BYTES: usize = 16 << 20;
 const NAMED: usize = 5;
 
 /// Which encoder of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Branch {
     /// The trained encoder, that of the run's scores
     #[default]
@@ -111,7 +111,7 @@ pub fn write(
 ) -> anyhow::Result<Written> {
     let experiment: Experiment = serde_json::from_value(run.spec.clone())
         .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
-    let config = EmbedConfig { augmentations: &experiment.augmentations, encoder: &experiment.encoder };
+    let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
     let weights = weights(&artifacts::stage(store, run, "pretrain")?, request.branch)
         .with_context(|| format!("run {}", run.record.run))?;
     let embedder = Embedder::new(&config, &weights)?;
@@ -185,7 +185,7 @@ fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
 /// # Errors
 /// When its table of classes cannot be read.
 pub fn class_names(data: &Artifact) -> anyhow::Result<Vec<String>> {
-    Ok(artifacts::Table::read(data, "classes")?.texts("name"))
+    artifacts::Table::read(data, "classes")?.texts("name")
 }
 
 fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {

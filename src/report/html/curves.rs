@@ -10,6 +10,7 @@ use crate::{
         Run,
         artifacts::{self, Table},
     },
+    stage::column,
 };
 
 /// Most points of a curve.
@@ -19,74 +20,86 @@ const POINTS: usize = 240;
 type Chart = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 const CHARTS: [Chart; 17] = [
-    ("Training", "metrics", "loss", "Loss", "What training lowers. Losses of different methods do not compare."),
-    ("Training", "metrics", "learning_rate", "Learning rate", "Warm-up, then a cosine to 0."),
-    ("Training", "metrics", "momentum", "Momentum", "How much of the momentum branch stays in each step."),
-    ("Training", "timing", "images_per_second", "Images per second", "Speed of training on this machine."),
+    ("Training", "metrics", column::LOSS, "Loss", "What training lowers. Losses of different methods do not compare."),
+    ("Training", "metrics", column::LEARNING_RATE, "Learning rate", "Warm-up, then a cosine to 0."),
+    ("Training", "metrics", column::MOMENTUM, "Momentum", "How much of the momentum branch stays in each step."),
+    ("Training", "timing", column::IMAGES_PER_SECOND, "Images per second", "Speed of training on this machine."),
     (
         "Health",
         "metrics",
-        "std",
+        column::STD,
         "Standard deviation",
         "Spread of the projections: 1 on a covered sphere, 0 on collapse.",
     ),
     (
         "Health",
         "metrics",
-        "knn_top1",
+        column::KNN_TOP1,
         "kNN top-1 during training",
         "Of a part of both splits; see health.knn_every_epochs.",
     ),
-    ("Health", "metrics", "effective_rank", "Effective rank", "How many directions the projections use."),
-    ("Health", "metrics", "alignment", "Alignment", "Squared distance of an image's two views; lower is closer."),
+    ("Health", "metrics", column::EFFECTIVE_RANK, "Effective rank", "How many directions the projections use."),
+    ("Health", "metrics", column::ALIGNMENT, "Alignment", "Squared distance of an image's two views; lower is closer."),
     (
         "Health",
         "metrics",
-        "uniformity",
+        column::UNIFORMITY,
         "Uniformity",
         "Log of the mean closeness of image pairs; lower is more spread out.",
     ),
     (
         "Positives",
         "positiveness",
-        "effective_positives",
+        column::EFFECTIVE_POSITIVES,
         "Effective positives",
         "How many positives of equal weight would be as spread out; 1 is the own other view alone.",
     ),
-    ("Positives", "positiveness", "own_share", "Share of the own view", "Weight on the other view of the own image."),
     (
         "Positives",
         "positiveness",
-        "same_class_mass",
+        column::OWN_SHARE,
+        "Share of the own view",
+        "Weight on the other view of the own image.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        column::SAME_CLASS_MASS,
         "Weight on the own class",
         "Of the weight on all positives, the own view among them; labels are not used in training.",
     ),
     (
         "Positives",
         "positiveness",
-        "neighbour_same_class_mass",
+        column::NEIGHBOUR_SAME_CLASS_MASS,
         "Weight on the own class, neighbours alone",
         "The same without the own view.",
     ),
     (
         "Positives",
         "positiveness",
-        "label_agreement",
+        column::LABEL_AGREEMENT,
         "Neighbours of the own class",
         "Share of the neighbours, each counted alike.",
     ),
     (
         "Positives",
         "metrics",
-        "max_positiveness",
+        column::MAX_POSITIVENESS,
         "Largest positiveness",
         "The largest weight of a neighbour in the batch.",
     ),
-    ("Positives", "positiveness", "queue_age", "Age of positives", "Steps since they entered the queue, weighted."),
     (
         "Positives",
         "positiveness",
-        "churn",
+        column::QUEUE_AGE,
+        "Age of positives",
+        "Steps since they entered the queue, weighted.",
+    ),
+    (
+        "Positives",
+        "positiveness",
+        column::CHURN,
         "Churn",
         "Share of an image's neighbours that are new since it was last seen.",
     ),
@@ -95,7 +108,7 @@ const CHARTS: [Chart; 17] = [
 /// All charts of which some run has a point, with one series per run that has any.
 ///
 /// # Errors
-/// When a run's pretraining is gone or damaged.
+/// When a run's pretraining is gone or damaged, or has no column of a chart.
 pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     let mut tables = Vec::with_capacity(runs.len());
     for run in runs {
@@ -107,32 +120,33 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
             ("timing", read("timing")?),
         ]);
     }
-    let chart = |&(group, table, column, title, what): &Chart| {
-        let series: Vec<Value> = tables
-            .iter()
-            .enumerate()
-            .filter_map(|(run, tables)| {
-                let of = |name: &str| &tables.iter().find(|table| table.0 == name).expect("one of three").1;
-                let points = thin(&points(of(table), column, of("metrics")));
+    let mut charts = Vec::new();
+    for (group, table, column, title, what) in CHARTS {
+        let mut series = Vec::new();
+        for (run, tables) in tables.iter().enumerate() {
+            let of = |name: &str| &tables.iter().find(|table| table.0 == name).expect("one of three").1;
+            let points = thin(&points(of(table), column, of("metrics"))?);
+            if !points.is_empty() {
                 let [x, y] =
                     [0, 1].map(|axis| points.iter().map(|point| json!(short(point[axis]))).collect::<Vec<_>>());
-                (!points.is_empty()).then(|| json!({ "run": run, "x": x, "y": y }))
-            })
-            .collect();
-        (!series.is_empty())
-            .then(|| json!({ "id": column, "group": group, "title": title, "what": what, "series": series }))
-    };
-    Ok(CHARTS.iter().filter_map(chart).collect())
+                series.push(json!({ "run": run, "x": x, "y": y }));
+            }
+        }
+        if !series.is_empty() {
+            charts.push(json!({ "id": column, "group": group, "title": title, "what": what, "series": series }));
+        }
+    }
+    Ok(charts)
 }
 
 /// Epoch and value of each row that has one. Timing knows no epochs; `metrics` says which one a step is of.
-fn points(table: &Table, column: &str, metrics: &Table) -> Vec<[f64; 2]> {
+fn points(table: &Table, name: &str, metrics: &Table) -> anyhow::Result<Vec<[f64; 2]>> {
     let epochs: HashMap<Option<i64>, Option<f64>> =
-        metrics.integers("step").into_iter().zip(metrics.reals("epoch")).collect();
+        metrics.integers(column::STEP)?.into_iter().zip(metrics.reals(column::EPOCH)?).collect();
     let point = |(step, value): (Option<i64>, Option<f64>)| {
         Some([epochs.get(&step).copied().flatten()?, value.filter(|value| value.is_finite())?])
     };
-    table.integers("step").into_iter().zip(table.reals(column)).filter_map(point).collect()
+    Ok(table.integers(column::STEP)?.into_iter().zip(table.reals(name)?).filter_map(point).collect())
 }
 
 /// Means of runs of neighbouring points, so that at most [`POINTS`] are left.

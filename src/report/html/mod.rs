@@ -83,9 +83,9 @@ fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
         (Split::open(&data.tables_with_prefix("train-"))?, Split::open(&data.tables_with_prefix("test-"))?);
     let classes = Table::read(&data, "classes")?;
     let names: serde_json::Map<String, Value> = classes
-        .integers("label")
+        .integers("label")?
         .into_iter()
-        .zip(classes.texts("name"))
+        .zip(classes.texts("name")?)
         .filter_map(|(label, name)| Some((label?.to_string(), name.into())))
         .collect();
     let evaluations = classes::read(store, run)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{curves::short, pictures::Sheet};
-use crate::{dataset::Split, report::artifacts::Table};
+use crate::{dataset::Split, report::artifacts::Table, stage::column};
 
 /// Neighbours that are shown of an image, those of the largest weight.
 const SHOWN: usize = 12;
@@ -33,7 +33,7 @@ struct Neighbour {
 /// The watched images with their neighbours, from the table that pretraining wrote; no images when it is empty.
 ///
 /// # Errors
-/// When an image cannot be read.
+/// When an image cannot be read, or the table has not its columns.
 pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
     let mut sheet: Option<Sheet> = None;
     let mut tiles = BTreeMap::new();
@@ -46,7 +46,7 @@ pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
         Ok(*tiles.entry(sample).or_insert(sheet.add(&image)))
     };
     let mut queries = Vec::new();
-    for (query, moments) in by_query(table) {
+    for (query, moments) in by_query(table)? {
         let mut shown = Vec::new();
         for moment in early_and_late(&moments) {
             let mut neighbours = moment.neighbours.clone();
@@ -73,10 +73,11 @@ pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
 }
 
 /// Look-ups of each image, in their order.
-fn by_query(table: &Table) -> BTreeMap<i64, Vec<Moment>> {
-    let (steps, epochs, queries) = (table.integers("step"), table.reals("epoch"), table.integers("query_sample"));
-    let (samples, labels) = (table.integers("neighbour_sample"), table.integers("neighbour_label"));
-    let (weights, similarities) = (table.reals("weight"), table.reals("similarity"));
+fn by_query(table: &Table) -> anyhow::Result<BTreeMap<i64, Vec<Moment>>> {
+    let (steps, epochs) = (table.integers(column::STEP)?, table.reals(column::EPOCH)?);
+    let queries = table.integers(column::QUERY_SAMPLE)?;
+    let (samples, labels) = (table.integers(column::NEIGHBOUR_SAMPLE)?, table.integers(column::NEIGHBOUR_LABEL)?);
+    let (weights, similarities) = (table.reals(column::WEIGHT)?, table.reals(column::SIMILARITY)?);
     let mut found: BTreeMap<i64, Vec<Moment>> = BTreeMap::new();
     for row in 0..table.len() {
         let (Some(step), Some(epoch), Some(query)) = (steps[row], epochs[row], queries[row]) else { continue };
@@ -88,7 +89,7 @@ fn by_query(table: &Table) -> BTreeMap<i64, Vec<Moment>> {
         let neighbour = Neighbour { sample: samples[row], label: labels[row], weight, similarity };
         moments.last_mut().expect("one was pushed").neighbours.push(neighbour);
     }
-    found
+    Ok(found)
 }
 
 /// The first look-up that found images alone (the first of all, when none did), and the last one.

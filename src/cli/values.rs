@@ -1,0 +1,86 @@
+//! Names and help on the command line of types that know no command line.
+
+use clap::{ValueEnum, builder::PossibleValue};
+
+use crate::{
+    bench::Case,
+    dataset::FileFormat,
+    report::{embeddings::Branch, safetensors::Head},
+};
+
+impl ValueEnum for Case {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Case::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Case::Small => "Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128",
+            Case::Resnet18 => "Pretraining step: ResNet-18, 32x32, batch 128",
+            Case::Resnet50 => "Pretraining step: ResNet-50, 224x224, batch 8, queue 65536",
+            Case::VitTiny => "Pretraining step: ViT-Tiny with patches of 4, 32x32, batch 128",
+            Case::VitSmall => "Pretraining step: ViT-S/16, 224x224, batch 8",
+            Case::Epoch => "Images from shards, augmented, and the step of `small`: a training as it runs",
+            Case::EpochImagenet => {
+                "JPEG images from shards, augmented by ImageNet's recipe, and the step of `resnet50`"
+            }
+            Case::Queue => "The exact K nearest rows of the queue to 256 queries",
+            Case::AugmentCifar => "Both views of CIFAR-10's recipe from PNG bytes, one thread",
+            Case::AugmentImagenet => "Both views of ImageNet's recipe from JPEG bytes, one thread",
+            Case::Knn => "kNN classification: 10000 queries, a bank of 50000, 512 features",
+            Case::Probe => "Linear probe: trained on 50000, scored on 10000, 512 features",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl ValueEnum for FileFormat {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[FileFormat::ImageFolder, FileFormat::Parquet, FileFormat::Cifar10, FileFormat::Idx]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            FileFormat::ImageFolder => ("image_folder", "Folders of JPEG or PNG files, in class folders or not"),
+            FileFormat::Parquet => ("parquet", "Parquet files in the Hugging Face image schema, or folders of them"),
+            FileFormat::Cifar10 => {
+                ("cifar10", "Binary batches of CIFAR-10, or the folder that holds the training batches")
+            }
+            FileFormat::Idx => ("idx", "An IDX file of images (the MNIST family), gzipped or plain"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
+impl ValueEnum for Branch {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Branch::Online, Branch::Momentum]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Branch::Online => ("online", "The trained encoder, that of the run's scores"),
+            Branch::Momentum => ("momentum", "Its moving average, where the method keeps one"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
+impl ValueEnum for Head {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Head::Auto, Head::Zeros, Head::None]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Head::Auto => {
+                ("auto", "The linear probe's, which classifies the features as they are; zeros when the run has none")
+            }
+            Head::Zeros => {
+                ("zeros", "Zeros for 1000 classes, as many as torchvision's and timm's networks have by default")
+            }
+            Head::None => ("none", "None: only the encoder"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}

@@ -1,0 +1,80 @@
+//! From an experiment to its stages: the configuration that each reads, from which its key is made and from which it runs.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    artifact::{Artifact, ArtifactWriter},
+    spec::Experiment,
+    stage::{
+        Stage, StageContext,
+        data::{self, DataSection},
+        embed::{self, ControlConfig, EmbedConfig, EncoderFrom},
+        knn::{self, KnnSections},
+        linear_probe::{self, LinearProbeSections},
+        pretrain::{self, PretrainConfig},
+    },
+};
+
+/// A stage with its configuration. It serialises as the sections of the spec that it reads.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Job<'a> {
+    Data(DataSection<'a>),
+    Pretrain(PretrainConfig<'a>),
+    Embed(EmbedConfig),
+    EmbedRandomInit(ControlConfig),
+    LinearProbe(LinearProbeSections<'a>),
+    Knn(KnnSections<'a>),
+}
+
+impl<'a> Job<'a> {
+    /// What `stage` reads of an experiment.
+    pub fn new(stage: Stage, experiment: &'a Experiment) -> Self {
+        let e = experiment;
+        let embed = || EmbedConfig::new(&e.augmentations, &e.encoder);
+        match stage {
+            Stage::Data => Job::Data(DataSection { data: &e.data }),
+            Stage::Pretrain => Job::Pretrain(e.pretrain()),
+            Stage::Embed => Job::Embed(embed()),
+            Stage::EmbedRandomInit => Job::EmbedRandomInit(ControlConfig { seed: e.seed, embed: embed() }),
+            Stage::LinearProbe => Job::LinearProbe(LinearProbeSections { seed: e.seed, linear_probe: &e.linear_probe }),
+            Stage::Knn => Job::Knn(KnnSections { seed: e.seed, knn: &e.knn }),
+        }
+    }
+
+    /// Does the stage's work. Of the inputs it can read what its descriptor names.
+    ///
+    /// # Errors
+    /// What the stage fails with, or why it stopped.
+    pub fn run(
+        &self,
+        inputs: &BTreeMap<Stage, Artifact>,
+        out: &mut ArtifactWriter,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let input = |of: Stage, input: Stage| of.readable(input, &inputs[&input]);
+        match self {
+            Job::Data(config) => data::run(config.data, out, context),
+            Job::Pretrain(config) => pretrain::run(config, &input(Stage::Pretrain, Stage::Data), out, context),
+            Job::Embed(config) => {
+                let [data, pretrain] = [Stage::Data, Stage::Pretrain].map(|read| input(Stage::Embed, read));
+                embed::run(config, &data, EncoderFrom::Pretrained(&pretrain), out, context)
+            }
+            Job::EmbedRandomInit(ControlConfig { seed, embed }) => {
+                let data = input(Stage::EmbedRandomInit, Stage::Data);
+                embed::run(embed, &data, EncoderFrom::RandomInit { seed: *seed }, out, context)
+            }
+            Job::LinearProbe(LinearProbeSections { seed, linear_probe }) => {
+                let features = |of| input(Stage::LinearProbe, of);
+                let [trained, untrained] = [Stage::Embed, Stage::EmbedRandomInit].map(features);
+                linear_probe::run(linear_probe, *seed, &trained, &untrained, out, context)
+            }
+            Job::Knn(KnnSections { seed, knn }) => {
+                let [trained, untrained] = [Stage::Embed, Stage::EmbedRandomInit].map(|of| input(Stage::Knn, of));
+                knn::run(knn, *seed, &trained, &untrained, out, context)
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One walk over the stages: which would run, and every leaf that makes the difference, also of stages whose inputs are not
+//! there yet. `plan` and `explain` print it, and the driver takes each step of it.
+
+use std::collections::BTreeMap;
+
+use super::{Difference, Planner, Stage, nearest::nearest};
+use crate::{
+    artifact::{Artifact, Components, Found, Key, Manifest, RunRecord},
+    stage::Input,
+};
+
+/// Differences that a reason spells out.
+const SHOWN: usize = 8;
+
+/// What a stage is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Against<'a> {
+    /// The artifact with the fewest differing leaves.
+    Nearest,
+    /// The artifacts of a run.
+    Run(&'a RunRecord),
+}
+
+/// What becomes of a stage.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// It has its artifact.
+    Cached(Artifact),
+    /// It runs; `damaged` says what is wrong with the artifact that is there.
+    Runs { damaged: Option<String> },
+    /// It runs unless its inputs, which run before it, come to the content that they had.
+    Depends,
+}
+
+/// A stage, as far as it can be known: its verdict, and why.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub stage: Stage,
+    pub verdict: Verdict,
+    /// None as long as an input is pending.
+    pub key: Option<Key>,
+    /// The leaves that are known; of pending inputs, the content is not.
+    pub components: Components,
+    /// Inputs that are pending.
+    pub waits_for: Vec<Stage>,
+    /// The artifact that it is compared with.
+    pub compared: Option<Manifest>,
+    /// Every leaf that differs from it, but for pending inputs.
+    pub differences: Vec<Difference>,
+}
+
+impl Planned {
+    /// The artifact of a cached stage.
+    pub fn artifact(&self) -> Option<&Artifact> {
+        match &self.verdict {
+            Verdict::Cached(artifact) => Some(artifact),
+            Verdict::Runs { .. } | Verdict::Depends => None,
+        }
+    }
+
+    /// Whether the stage has an artifact.
+    pub fn is_cached(&self) -> bool {
+        self.artifact().is_some()
+    }
+
+    /// Why it is pending, or that nothing changed, in a line.
+    pub fn reason(&self) -> String {
+        match &self.verdict {
+            Verdict::Cached(_) => return "unchanged".to_owned(),
+            Verdict::Runs { damaged: Some(what) } => return format!("damaged: {what}"),
+            Verdict::Runs { damaged: None } | Verdict::Depends => {}
+        }
+        if let Some(input) = self.waits_for.first() {
+            return format!("waits for {input}");
+        }
+        if self.compared.is_none() {
+            return "no artifact yet".to_owned();
+        }
+        let mut parts: Vec<_> = self.differences.iter().take(SHOWN).map(Difference::to_string).collect();
+        if self.differences.len() > SHOWN {
+            parts.push(format!("and {} more", self.differences.len() - SHOWN));
+        }
+        parts.join(", ")
+    }
+}
+
+impl Planner<'_> {
+    /// Looks at all stages.
+    pub fn plan(&self, against: Against) -> Vec<Planned> {
+        let mut artifacts = BTreeMap::new();
+        let mut stages = Vec::new();
+        for stage in Stage::ALL {
+            let planned = self.resolve(stage, &artifacts, against);
+            if let Some(artifact) = planned.artifact() {
+                artifacts.insert(stage, artifact.clone());
+            }
+            stages.push(planned);
+        }
+        stages
+    }
+
+    /// Looks at one stage; `inputs` are the artifacts there are.
+    pub fn resolve(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>, against: Against) -> Planned {
+        let waits_for: Vec<Stage> = stage.inputs().into_iter().filter(|input| !inputs.contains_key(input)).collect();
+        // What pending inputs come to is left out on both sides of the comparison.
+        let known = |mut components: Components| {
+            let of_pending = |leaf: &str| waits_for.iter().any(|input| leaf.starts_with(&format!("inputs.{input}.")));
+            components.0.retain(|leaf, _| !of_pending(leaf));
+            components
+        };
+        let content =
+            |input: &Input| inputs.get(&input.stage).map_or(String::new(), |artifact| input.content(artifact));
+        let components = known(self.leaves.components(stage, content));
+        let key = waits_for.is_empty().then(|| components.key());
+        let found = key.as_ref().map_or(Found::Missing, |key| self.store.find(stage.name(), key));
+        let compared = match (against, &found) {
+            (Against::Nearest, Found::Hit(artifact)) => Some(artifact.manifest().clone()),
+            (Against::Nearest, _) => {
+                let mut earlier = self.store.manifests(stage.name());
+                earlier.iter_mut().for_each(|manifest| {
+                    manifest.components = known(std::mem::take(&mut manifest.components));
+                });
+                nearest(&components, &earlier).cloned()
+            }
+            (Against::Run(run), _) => {
+                let record = run.stages.iter().find(|record| record.stage == stage.name());
+                record.and_then(|record| self.store.manifest(stage.name(), &record.key))
+            }
+        };
+        let differences = compared
+            .as_ref()
+            .map_or(Vec::new(), |manifest| Difference::all(&known(manifest.components.clone()), &components));
+        let verdict = match found {
+            Found::Hit(artifact) => Verdict::Cached(artifact),
+            Found::Damaged { what } => Verdict::Runs { damaged: Some(what) },
+            Found::Missing if !waits_for.is_empty() && compared.is_some() && differences.is_empty() => Verdict::Depends,
+            Found::Missing => Verdict::Runs { damaged: None },
+        };
+        Planned { stage, verdict, key, components, waits_for, compared, differences }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn long_lists_of_differences_are_cut() {
+        let leaves = |value: u64| {
+            let mut components = Components::default();
+            (0..11).for_each(|i| components.insert(format!("leaf{i:02}"), &json!(value)));
+            components
+        };
+        let (old, components) = (Manifest::new("data", leaves(1), Vec::new(), 0, 0, None), leaves(2));
+        let planned = Planned {
+            stage: Stage::Data,
+            verdict: Verdict::Runs { damaged: None },
+            key: Some(components.key()),
+            waits_for: Vec::new(),
+            differences: Difference::all(&old.components, &components),
+            compared: Some(old),
+            components,
+        };
+        let reason = planned.reason();
+        assert!(reason.starts_with("leaf00 1 -> 2, ") && reason.ends_with("leaf07 1 -> 2, and 3 more"), "{reason}");
+    }
+}

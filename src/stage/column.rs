@@ -1,0 +1,33 @@
+//! Names of the columns of a training's tables, for those who write and those who read them.
+
+pub const STEP: &str = "step";
+pub const EPOCH: &str = "epoch";
+pub const LOSS: &str = "loss";
+pub const LEARNING_RATE: &str = "learning_rate";
+pub const MOMENTUM: &str = "momentum";
+pub const STD: &str = "std";
+pub const EFFECTIVE_RANK: &str = "effective_rank";
+pub const ALIGNMENT: &str = "alignment";
+pub const UNIFORMITY: &str = "uniformity";
+pub const MEAN_POSITIVENESS: &str = "mean_positiveness";
+pub const MAX_POSITIVENESS: &str = "max_positiveness";
+pub const NEIGHBOUR_AGREEMENT: &str = "neighbour_agreement";
+pub const KNN_TOP1: &str = "knn_top1";
+pub const POSITIVES: &str = "positives";
+pub const EFFECTIVE_POSITIVES: &str = "effective_positives";
+pub const OWN_SHARE: &str = "own_share";
+pub const SAME_CLASS_MASS: &str = "same_class_mass";
+pub const NEIGHBOUR_SAME_CLASS_MASS: &str = "neighbour_same_class_mass";
+pub const LABEL_AGREEMENT: &str = "label_agreement";
+pub const QUEUE_AGE: &str = "queue_age";
+pub const CHURN: &str = "churn";
+pub const QUERY_SAMPLE: &str = "query_sample";
+pub const QUERY_LABEL: &str = "query_label";
+pub const RANK: &str = "rank";
+pub const NEIGHBOUR_SAMPLE: &str = "neighbour_sample";
+pub const NEIGHBOUR_LABEL: &str = "neighbour_label";
+pub const WEIGHT: &str = "weight";
+pub const SIMILARITY: &str = "similarity";
+pub const SECONDS: &str = "seconds";
+pub const WAITING_SECONDS: &str = "waiting_seconds";
+pub const IMAGES_PER_SECOND: &str = "images_per_second";
