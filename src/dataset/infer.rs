@@ -16,7 +16,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum FileFormat {
-    /// Folders of JPEG or PNG files, in class folders or not
+    /// Folders of images, in class folders or not
     ImageFolder,
     /// Parquet files in the Hugging Face image schema, or folders of them
     Parquet,

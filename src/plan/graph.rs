@@ -39,10 +39,10 @@ impl Stage {
     /// Version of what the stage computes and writes; raised when either changes, so that older artifacts no longer count.
     pub fn version(self) -> u64 {
         match self {
-            Stage::Data => 3,
-            Stage::Pretrain => 10,
-            Stage::Embed => 4,
-            Stage::EmbedRandomInit => 4,
+            Stage::Data => 4,
+            Stage::Pretrain => 11,
+            Stage::Embed => 5,
+            Stage::EmbedRandomInit => 5,
             Stage::LinearProbe => 2,
             Stage::Knn => 3,
         }
