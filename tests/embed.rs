@@ -209,7 +209,7 @@ fn what_cannot_be_read_is_named_or_left_out() {
     let line = "embed tiny --data photos -o out.parquet";
     let said = scratch.run(line);
     assert_eq!(said.code, 1);
-    let expected = "error: cannot read image `photos/broken.png`: neither JPEG nor PNG (`--on-error skip` leaves such images out)\n";
+    let expected = "error: cannot read image `photos/broken.png`: it is of an unknown format, and not JPEG, PNG, WebP, BMP, GIF, PNM or TIFF (`--on-error skip` leaves such images out)\n";
     assert!(said.stderr.ends_with(expected), "{}", said.stderr);
     assert!(!scratch.path("out.parquet").exists());
     let json = scratch.json(&format!("{line} --on-error skip --json"));

@@ -28,6 +28,8 @@ const VIT: &str = "{arch: vit_tiny, patch_size: 8}";
 
 const SYNTHETIC: &str = "{format: synthetic, classes: 4, train_images: 64, test_images: 20, image_size: 16}";
 const JPEG: &str = "{format: image_folder, train: photos/train, test: photos/test}";
+/// TIFF, and JPEG that EXIF turns.
+const FORMATS: &str = "{format: image_folder, train: formats/train, test: formats/test}";
 
 /// A run of the list. A run whose settings change gets another name.
 struct Run {
@@ -45,12 +47,13 @@ struct Run {
 }
 
 #[rustfmt::skip]
-const RUNS: [Run; 14] = [
+const RUNS: [Run; 15] = [
     run("resnet-snclr", 0, NARROW, SYNTHETIC, 12, 1, true, true),
     run("resnet-infonce", 1, WIDE, JPEG, 16, 2, true, true),
     run("resnet-simclr", 2, NARROW, JPEG, 32, 1, false, true),
     run("resnet-nnclr", 3, WIDE, SYNTHETIC, 32, 1, false, false),
     run("resnet-swav", 4, NARROW, SYNTHETIC, 16, 2, true, false),
+    run("resnet-formats", 1, NARROW, FORMATS, 16, 1, false, true),
     run("resnet-release", 5, WIDE, JPEG, 12, 3, false, false),
     run("bottlenecks-snclr", 0, BOTTLENECKS, JPEG, 32, 1, true, false),
     run("bottlenecks-swav", 4, BOTTLENECKS, SYNTHETIC, 16, 1, false, false),
@@ -174,7 +177,7 @@ struct Setting<'a> {
     threads: Option<usize>,
 }
 
-/// A folder with JPEG images, which are larger than what training reads.
+/// Folders with JPEG images, which are larger than what training reads, and with the same as TIFF and as turned JPEG.
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
     for (split, images) in [("train", 48), ("test", 16)] {
@@ -185,11 +188,27 @@ fn scratch() -> Scratch {
             });
             let mut bytes = std::io::Cursor::new(Vec::new());
             image.write_to(&mut bytes, image::ImageFormat::Jpeg).expect("an image");
-            scratch
-                .write(&format!("photos/{split}/{}/{n:02}.jpg", ["cat", "dog"][(n % 2) as usize]), bytes.into_inner());
+            let class = ["cat", "dog"][(n % 2) as usize];
+            let jpeg = bytes.into_inner();
+            scratch.write(&format!("photos/{split}/{class}/{n:02}.jpg"), &jpeg);
+            let (name, bytes) = match n % 4 < 2 {
+                true => (format!("{n:02}.jpg"), turned(&jpeg)),
+                false => {
+                    let mut bytes = std::io::Cursor::new(Vec::new());
+                    image.write_to(&mut bytes, image::ImageFormat::Tiff).expect("an image");
+                    (format!("{n:02}.tif"), bytes.into_inner())
+                }
+            };
+            scratch.write(&format!("formats/{split}/{class}/{name}"), bytes);
         }
     }
     scratch
+}
+
+/// A JPEG with an EXIF segment that turns it by a quarter.
+fn turned(jpeg: &[u8]) -> Vec<u8> {
+    let exif = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    [&jpeg[..2], exif, &jpeg[2..]].concat()
 }
 
 /// The program, started as the environment asks for.

@@ -22,7 +22,7 @@ use super::{
 pub enum Kind {
     /// Enters the content hash: equal inputs must give equal values.
     Content,
-    /// A wall-clock figure; kept and checked, but not part of what the artifact is.
+    /// A wall-clock figure, or an account of what was left out; kept and checked, but not part of what the artifact is.
     Measurement,
 }
 

@@ -61,7 +61,8 @@ pub(super) fn read(
         let name = || format!("{} record {number}", path.display());
         let label = bytes[0] as usize;
         if label >= CLASSES.len() {
-            return Err(Skipped { name: name(), reason: format!("label {label} is not in 0..{}", CLASSES.len()) });
+            let reason = format!("label {label} is not in 0..{}", CLASSES.len());
+            return Err(Skipped { name: name(), kind: "wrong label", reason });
         }
         let mut pixels = vec![0; 3 * PLANE];
         for (i, pixel) in pixels.chunks_exact_mut(3).enumerate() {
@@ -71,7 +72,7 @@ pub(super) fn read(
         }
         match encode_png(&pixels, SIDE as u32, SIDE as u32, ExtendedColorType::Rgb8) {
             Ok(bytes) => Ok(Sample { bytes, path: None, label: Some(label as i64) }),
-            Err(reason) => Err(Skipped { name: name(), reason }),
+            Err(reason) => Err(Skipped { name: name(), kind: "pixels", reason }),
         }
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;

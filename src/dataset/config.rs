@@ -13,7 +13,7 @@ use super::SplitName;
 pub enum DataConfig {
     /// Images that the tool generates: classes by shape and texture; colour, position, scale, background and clutter are nuisance.
     Synthetic(SyntheticConfig),
-    /// Class folders of JPEG or PNG files: `train/<class>/<image>`.
+    /// Class folders of images: `train/<class>/<image>`. JPEG, PNG, WebP, BMP, GIF, PNM and TIFF, told by their content.
     ImageFolder(FilesConfig),
     /// Parquet in the Hugging Face image schema: `image` or `img: struct<bytes, path>` and, optionally, `label: int64`.
     Parquet(ParquetConfig),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::SplitName;
+use super::{SplitName, decode::DECODED};
 
 /// An image source that cannot be ingested as it is.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum DataError {
     #[error("data.{split}: all {count} images were skipped; the first one was `{name}`: {reason}")]
     AllSkipped { split: SplitName, count: usize, name: String, reason: String },
     /// A class folder without images.
-    #[error("class folder `{}` holds no image (JPEG or PNG); remove it or fill it", path.display())]
+    #[error("class folder `{}` holds no image ({}); remove it or fill it", path.display(), DECODED)]
     EmptyClass { path: PathBuf },
     /// A class folder of the test split that the training split lacks.
     #[error("class folder `{}` has no counterpart in the training split; its classes are {}", path.display(), known.join(", "))]
@@ -37,6 +37,14 @@ pub enum DataError {
     /// An image that does not decode.
     #[error("cannot read image `{name}`: {reason} (`data.on_error: skip` leaves such images out)")]
     Image { name: String, reason: String },
+    /// Several images that do not decode.
+    #[error("cannot read {count} images of data.{split} (`data.on_error: skip` leaves such images out):{first}")]
+    Images {
+        split: SplitName,
+        count: usize,
+        /// The first of them, each on a line with its reason.
+        first: String,
+    },
     /// A file that ends early or goes on too long.
     #[error("`{}` is {}: {expected} bytes expected, {found} found", path.display(), if found < expected { "truncated" } else { "too long" })]
     Length { path: PathBuf, expected: u64, found: u64 },

@@ -1,22 +1,23 @@
 //! Class folders of images: `train/<class>/…/<image>`; a folder of images alone is a split without labels.
 
 use std::{
-    collections::BTreeSet,
-    fs,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use walkdir::WalkDir;
 
 use super::{
-    DataError, FilesConfig, ReadSummary, Sample, Skipped, SourceFile, SplitName,
-    decode::decode,
+    DataError, FilesConfig, LeftOut, ReadSummary, Sample, Skipped, SourceFile, SplitName,
+    decode::{DECODED, HEAD, Kind, Refusal, verify},
     ingest::{Sink, ingest},
     paths::{name_of, resolve, unreadable},
 };
 
-/// What counts as an image. Only JPEG and PNG decode: the others fail with their name rather than vanish.
-const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif"];
+/// Endings of files that are taken for images unseen; of others the content decides.
+const EXTENSIONS: [&str; 12] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
 /// A folder whose images share a label.
 struct Group {
@@ -43,7 +44,7 @@ pub(super) fn source_files(
 ) -> Result<(), DataError> {
     let (_, groups) = groups(config, split, base)?;
     for group in groups {
-        let found = images(&group, split)?;
+        let found = images(&group, split)?.images;
         files.extend(found.into_iter().map(|f| SourceFile { role: format!("{split}/{}", f.name), path: f.path }));
     }
     Ok(())
@@ -51,7 +52,7 @@ pub(super) fn source_files(
 
 pub(super) fn count(config: &FilesConfig, split: SplitName, base: &Path) -> Result<u64, DataError> {
     let (_, groups) = groups(config, split, base)?;
-    groups.iter().try_fold(0, |sum, group| Ok(sum + images(group, split)?.len() as u64))
+    groups.iter().try_fold(0, |sum, group| Ok(sum + images(group, split)?.images.len() as u64))
 }
 
 pub(super) fn read(
@@ -61,20 +62,27 @@ pub(super) fn read(
     sink: &mut Sink,
 ) -> anyhow::Result<ReadSummary> {
     let (classes, groups) = groups(config, split, base)?;
+    let mut left_out = BTreeMap::<String, u64>::new();
     // One folder's listing at a time.
     let items = groups.iter().flat_map(|group| match images(group, split) {
-        Ok(found) => found.into_iter().map(|f| Ok((f.bytes, f))).collect(),
+        Ok(listing) => {
+            for (kind, files) in listing.left_out {
+                *left_out.entry(kind).or_default() += files;
+            }
+            listing.images.into_iter().map(|f| Ok((f.bytes, f))).collect()
+        }
         Err(error) => vec![Err(error)],
     });
     let work = |found: Found| {
-        let bytes = fs::read(&found.path).map_err(|e| e.to_string());
-        match bytes.and_then(|bytes| decode(&bytes).map(|_| bytes)) {
+        let bytes = fs::read(&found.path).map_err(|e| Refusal { kind: "unreadable", reason: e.to_string() });
+        match bytes.and_then(|bytes| verify(&bytes).map(|_| bytes)) {
             Ok(bytes) => Ok(Sample { bytes, path: Some(found.name), label: found.label }),
-            Err(reason) => Err(Skipped { name: found.path.display().to_string(), reason }),
+            Err(Refusal { kind, reason }) => Err(Skipped { name: found.path.display().to_string(), kind, reason }),
         }
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;
-    Ok(ReadSummary { classes, ..summary })
+    let left_out = left_out.into_iter().map(|(kind, files)| LeftOut { kind, files }).collect();
+    Ok(ReadSummary { classes, left_out, ..summary })
 }
 
 /// Class names by label, and the folders of the split in the order in which they are read.
@@ -134,14 +142,26 @@ fn classes(roots: &[PathBuf]) -> Result<Vec<String>, DataError> {
     }
 }
 
-/// The images below a folder, by path.
-fn images(group: &Group, split: SplitName) -> Result<Vec<Found>, DataError> {
+/// What lies below a folder; hidden files do not count.
+struct Listing {
+    /// By path.
+    images: Vec<Found>,
+    /// How many files are no images, by their ending.
+    left_out: BTreeMap<String, u64>,
+}
+
+/// Lists a folder, in which there must be an image.
+fn images(group: &Group, split: SplitName) -> Result<Listing, DataError> {
     let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     let walk = WalkDir::new(&group.dir).follow_links(true).sort_by_file_name().into_iter();
-    let mut found = Vec::new();
+    let (mut found, mut left_out) = (Vec::new(), BTreeMap::<String, u64>::new());
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
         let entry = entry.map_err(unreadable(&group.dir))?;
-        if entry.file_type().is_dir() || !is_image(entry.path()) {
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        if !is_image(entry.path()) {
+            *left_out.entry(ending(entry.path())).or_default() += 1;
             continue;
         }
         let bytes = entry.metadata().map_err(unreadable(entry.path()))?.len();
@@ -151,15 +171,32 @@ fn images(group: &Group, split: SplitName) -> Result<Vec<Found>, DataError> {
         found.push(Found { path: entry.into_path(), name, label: group.label, bytes });
     }
     match found.is_empty() {
-        false => Ok(found),
+        false => Ok(Listing { images: found, left_out }),
         true if group.label.is_some() => Err(DataError::EmptyClass { path: group.dir.clone() }),
-        true => Err(DataError::NothingFound { split, path: group.dir.clone(), what: "image (JPEG or PNG)" }),
+        true => Err(DataError::NothingFound { split, path: group.dir.clone(), what: DECODED }),
     }
 }
 
+/// Whether a file is to be read as an image: by its ending, or else by its first bytes, since names lie.
+///
+/// Pictures that are not decoded count too: they are refused with their format's name rather than left out.
 pub(super) fn is_image(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    EXTENSIONS.contains(&extension.as_str())
+    if EXTENSIONS.contains(&extension.as_str()) {
+        return true;
+    }
+    let mut head = Vec::with_capacity(HEAD);
+    // What cannot be opened is left out by its ending.
+    let read = path.is_file().then(|| File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head)));
+    matches!(read, Some(Ok(_))) && Kind::of(&head).is_picture()
+}
+
+/// What a file that is no image is counted as.
+fn ending(path: &Path) -> String {
+    match path.extension() {
+        Some(extension) => format!("*.{}", extension.to_string_lossy().to_lowercase()),
+        None => "without an ending".into(),
+    }
 }
 
 #[cfg(test)]
@@ -228,6 +265,26 @@ mod tests {
     }
 
     #[test]
+    fn content_decides_where_the_ending_is_unknown() {
+        let dir = folders();
+        let dir = dir.path();
+        let image = picture(9, 8);
+        for name in ["a.jfif", "b.jpg_large", "c", "d.JPE"] {
+            put(dir, &format!("train/cat/{name}"), &jpeg(&image));
+        }
+        put(dir, "train/cat/lies.jpg", &png(&image));
+        let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic";
+        put(dir, "train/cat/x.heic", heic);
+        put(dir, "train/cat/Makefile", b"all: nothing");
+        let (samples, summary) = all(&config(dir, OnError::Skip), SplitName::Train).unwrap();
+        assert_eq!(samples.len(), 3 + 5);
+        let [Skipped { kind: "HEIC", reason, .. }] = &summary.skipped[..] else { panic!("{summary:?}") };
+        assert!(reason.starts_with("HEIC, which is not decoded: convert it"), "{reason}");
+        let left_out: Vec<_> = summary.left_out.iter().map(|left| (left.kind.as_str(), left.files)).collect();
+        assert_eq!(left_out, [("*.txt", 1), ("without an ending", 1)]);
+    }
+
+    #[test]
     fn relative_paths_start_at_the_base() {
         let dir = folders();
         let path = |name: &str| Paths::One(name.into());
@@ -264,14 +321,19 @@ mod tests {
         let strict = config(dir, OnError::Fail);
         put(dir, "train/cat/3.png", b"no image");
         put(dir, "train/cat/4.webp", b"RIFF\x10\0\0\0WEBPVP8 ");
-        let broken = "cannot read image `DIR/train/cat/3.png`: neither JPEG nor PNG (`data.on_error: skip` leaves such images out)";
-        assert_eq!(error(&strict, SplitName::Train, dir), broken);
+        let broken = error(&strict, SplitName::Train, dir);
+        let lines: Vec<_> = broken.lines().collect();
+        assert_eq!(lines[0], "cannot read 2 images of data.train (`data.on_error: skip` leaves such images out):");
+        assert_eq!(lines[1], format!("  `DIR/train/cat/3.png`: it is of an unknown format, and not {DECODED}"));
+        assert!(lines[2].starts_with("  `DIR/train/cat/4.webp`: WebP: "), "{broken}");
         let (samples, summary) = all(&config(dir, OnError::Skip), SplitName::Train).unwrap();
-        assert_eq!((samples.len(), summary.skipped.len()), (3, 2));
+        let kinds: Vec<_> = summary.skipped.iter().map(|skipped| skipped.kind).collect();
+        assert_eq!((samples.len(), &kinds[..]), (3, &["no image", "WebP"][..]));
+        assert_eq!(summary.left_out, [LeftOut { kind: "*.txt".into(), files: 1 }]);
         assert!(summary.skipped[1].name.ends_with("cat/4.webp"), "{summary:?}");
 
         fs::create_dir(dir.join("train/emu")).unwrap();
-        let empty = "class folder `DIR/train/emu` holds no image (JPEG or PNG); remove it or fill it";
+        let empty = format!("class folder `DIR/train/emu` holds no image ({DECODED}); remove it or fill it");
         assert_eq!(error(&config(dir, OnError::Skip), SplitName::Train, dir), empty);
         put(dir, "test/yak/1.png", b"");
         let unknown =
@@ -282,6 +344,6 @@ mod tests {
         fs::remove_dir_all(dir.join("train")).unwrap();
         assert_eq!(error(&strict, SplitName::Train, dir), "data.train: no such file or folder: `DIR/train`");
         fs::create_dir(dir.join("train")).unwrap();
-        assert_eq!(error(&strict, SplitName::Train, dir), "data.train: no image (JPEG or PNG) in `DIR/train`");
+        assert_eq!(error(&strict, SplitName::Train, dir), format!("data.train: no {DECODED} in `DIR/train`"));
     }
 }

@@ -15,7 +15,7 @@ use super::{
 /// Formats that paths alone describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileFormat {
-    /// Folders of JPEG or PNG files, in class folders or not
+    /// Folders of images, in class folders or not
     ImageFolder,
     /// Parquet files in the Hugging Face image schema, or folders of them
     Parquet,

@@ -8,13 +8,17 @@ use super::{DataError, OnError, ReadSummary, Sample, Skipped, SplitName};
 const CHUNK_ITEMS: usize = 1024;
 const CHUNK_BYTES: u64 = 32 << 20;
 
+/// Failures that are named one by one.
+const NAMED: usize = 10;
+
 /// What `read` hands samples to.
 pub(super) type Sink<'a> = dyn FnMut(Sample) -> anyhow::Result<()> + 'a;
 
 /// Passes what `work` makes of each item to `sink`, in the order of the items.
 ///
 /// Items come with about how many bytes they will occupy. Where `work` fails, `on_error` decides; an item that fails by
-/// itself (the `Err` of the iterator) always ends the reading. A split without any sample left is an error.
+/// itself (the `Err` of the iterator) always ends the reading. Where the first failure is to stop the run, the rest is still
+/// looked at, so that one pass names all. A split without any sample left is an error.
 pub(super) fn ingest<T: Send>(
     split: SplitName,
     on_error: OnError,
@@ -38,24 +42,41 @@ pub(super) fn ingest<T: Send>(
         }
         let done: Vec<_> = chunk.into_par_iter().map(&work).collect();
         for result in done {
-            match (result, on_error) {
-                (Ok(sample), _) => {
+            match result {
+                // After the first failure of a reading that fails, nothing more is handed on.
+                Ok(_) if on_error == OnError::Fail && !summary.skipped.is_empty() => {}
+                Ok(sample) => {
                     passed += 1;
                     sink(sample)?;
                 }
-                (Err(Skipped { name, reason }), OnError::Fail) => return Err(DataError::Image { name, reason }.into()),
-                (Err(skipped), OnError::Skip) => summary.skipped.push(skipped),
+                Err(skipped) => summary.skipped.push(skipped),
             }
         }
     }
+    if on_error == OnError::Fail {
+        failures(split, &summary.skipped)?;
+    }
     match (passed, summary.skipped.first()) {
         (0, None) => Err(DataError::NoImages { split }.into()),
-        (0, Some(Skipped { name, reason })) => {
+        (0, Some(Skipped { name, reason, .. })) => {
             let (name, reason) = (name.clone(), reason.clone());
             Err(DataError::AllSkipped { split, count: summary.skipped.len(), name, reason }.into())
         }
         _ => Ok(summary),
     }
+}
+
+/// An error that names what failed, if anything did.
+fn failures(split: SplitName, failed: &[Skipped]) -> Result<(), DataError> {
+    let first = match failed {
+        [] => return Ok(()),
+        [Skipped { name, reason, .. }] => {
+            return Err(DataError::Image { name: name.clone(), reason: reason.clone() });
+        }
+        _ => failed.iter().take(NAMED).map(|Skipped { name, reason, .. }| format!("\n  `{name}`: {reason}")),
+    };
+    let more = if failed.len() > NAMED { "\n  …" } else { "" };
+    Err(DataError::Images { split, count: failed.len(), first: first.collect::<String>() + more })
 }
 
 #[cfg(test)]
@@ -65,7 +86,7 @@ mod tests {
     fn run(count: u64, on_error: OnError, bad: impl Fn(u64) -> bool + Sync) -> anyhow::Result<(Vec<i64>, ReadSummary)> {
         let mut labels = Vec::new();
         let work = |i: u64| match bad(i) {
-            true => Err(Skipped { name: format!("image {i}"), reason: "odd".into() }),
+            true => Err(Skipped { name: format!("image {i}"), kind: "JPEG", reason: "odd".into() }),
             false => Ok(Sample { bytes: vec![], path: None, label: Some(i as i64) }),
         };
         let summary = ingest(SplitName::Train, on_error, (0..count).map(|i| Ok((1, i))), work, &mut |sample| {
@@ -90,9 +111,13 @@ mod tests {
     fn failures_name_the_first_bad_image_or_the_empty_split() {
         let message = |r: anyhow::Result<_>| format!("{}", r.map(|_| ()).unwrap_err());
         assert_eq!(
-            message(run(100, OnError::Fail, |i| i > 40)),
+            message(run(100, OnError::Fail, |i| i == 41)),
             "cannot read image `image 41`: odd (`data.on_error: skip` leaves such images out)"
         );
+        let all = message(run(3000, OnError::Fail, |i| i > 40));
+        assert!(all.starts_with("cannot read 2959 images of data.train (`data.on_error: skip`"), "{all}");
+        assert!(all.contains("\n  `image 41`: odd\n  `image 42`: odd\n"), "{all}");
+        assert!(all.ends_with("\n  `image 50`: odd\n  …"), "{all}");
         assert_eq!(message(run(0, OnError::Fail, |_| false)), "data.train: no images");
         assert_eq!(
             message(run(3, OnError::Skip, |_| true)),

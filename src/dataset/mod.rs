@@ -19,6 +19,6 @@ mod synthetic;
 pub use config::*;
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
-pub use sample::{ReadSummary, Sample, Skipped, SplitName};
+pub use sample::{LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
 pub use source::{SourceFile, count, read, source_files};

@@ -11,7 +11,7 @@ use arrow::{
 
 use super::{
     DataError, ParquetConfig, ReadSummary, Sample, Skipped, SplitName,
-    decode::decode,
+    decode::{Refusal, verify},
     ingest::{Sink, ingest},
     paths::{expand, resolve, unreadable},
 };
@@ -83,10 +83,10 @@ pub(super) fn read(
         Ok((row.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64), row))
     });
     let work = |mut row: Row| match row.bytes.take() {
-        None => Err(Skipped { name: row.name(), reason: "it holds no bytes".into() }),
-        Some(bytes) => match decode(&bytes) {
-            Ok(_) => Ok(Sample { bytes, path: row.path, label: row.label }),
-            Err(reason) => Err(Skipped { name: row.name(), reason }),
+        None => Err(Skipped { name: row.name(), kind: "no bytes", reason: "it holds no bytes".into() }),
+        Some(bytes) => match verify(&bytes) {
+            Ok(()) => Ok(Sample { bytes, path: row.path, label: row.label }),
+            Err(Refusal { kind, reason }) => Err(Skipped { name: row.name(), kind, reason }),
         },
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;

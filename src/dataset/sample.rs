@@ -1,6 +1,6 @@
 //! What a source yields: encoded images with labels, and what was left out.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use image::RgbImage;
 
@@ -37,7 +37,7 @@ impl fmt::Display for SplitName {
 /// One image of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// JPEG or PNG file.
+    /// An image file, of any format that is decoded.
     pub bytes: Vec<u8>,
     /// Where it lay in its source, e.g. `cat/0001.png`.
     pub path: Option<String>,
@@ -50,7 +50,7 @@ impl Sample {
     ///
     /// Errors: a short reason for people.
     pub fn image(&self) -> Result<RgbImage, String> {
-        decode(&self.bytes)
+        decode(&self.bytes).map_err(|refusal| refusal.reason)
     }
 }
 
@@ -59,8 +59,19 @@ impl Sample {
 pub struct Skipped {
     /// File, or file and row.
     pub name: String,
+    /// What the file is, to count by: `JPEG`, `HEIC`, `no image`.
+    pub kind: &'static str,
     /// What is wrong with it.
     pub reason: String,
+}
+
+/// Files of a folder that are no images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Their ending, as in `*.txt`, or that they have none.
+    pub kind: String,
+    /// How many there are.
+    pub files: u64,
 }
 
 /// What there is to say about a split once it has been read.
@@ -70,4 +81,46 @@ pub struct ReadSummary {
     pub classes: Vec<String>,
     /// Images left out (`on_error: skip`), in their order.
     pub skipped: Vec<Skipped>,
+    /// Files that are no images, by kind; hidden ones do not count.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl ReadSummary {
+    /// What was left out, counted by kind, in a sentence each; none if nothing was.
+    pub fn left_out_by_kind(&self) -> Vec<String> {
+        let mut skipped = BTreeMap::<&str, u64>::new();
+        for image in &self.skipped {
+            *skipped.entry(image.kind).or_default() += 1;
+        }
+        let mut others = BTreeMap::<&str, u64>::new();
+        for left in &self.left_out {
+            *others.entry(&left.kind).or_default() += left.files;
+        }
+        let kinds = [(skipped, "images skipped"), (others, "files left out that are no images")];
+        let present = kinds.into_iter().filter(|(kinds, _)| !kinds.is_empty());
+        let sentence = |(kinds, what): (BTreeMap<&str, u64>, &str)| {
+            let list: Vec<_> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            format!("{} {what}: {}", kinds.values().sum::<u64>(), list.join(", "))
+        };
+        present.map(sentence).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_counted_by_kind() {
+        let skipped = |kind| Skipped { name: "x".into(), kind, reason: "odd".into() };
+        let left = |kind: &str, files| LeftOut { kind: kind.into(), files };
+        let summary = ReadSummary {
+            classes: vec![],
+            skipped: vec![skipped("JPEG"), skipped("HEIC"), skipped("JPEG")],
+            left_out: vec![left("*.txt", 2), left("*.md", 1), left("*.txt", 3)],
+        };
+        let expected = ["3 images skipped: 1 HEIC, 2 JPEG", "6 files left out that are no images: 1 *.md, 5 *.txt"];
+        assert_eq!(summary.left_out_by_kind(), expected);
+        assert!(ReadSummary::default().left_out_by_kind().is_empty());
+    }
 }

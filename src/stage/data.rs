@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::{Cost, Descriptor, StageContext, Stopped};
 use crate::{
     artifact::{ArtifactWriter, Kind},
-    dataset::{self, DataConfig, DataError, ReadSummary, Skipped, SplitName, shard},
+    dataset::{self, DataConfig, DataError, LeftOut, ReadSummary, Skipped, SplitName, shard},
 };
 
 /// What the stage is.
@@ -46,22 +46,25 @@ const NAMED: usize = 5;
 /// Ingests both splits of `config`.
 ///
 /// Tables: `train-00000`, … and `test-00000`, … ([`shard::schema`]), `classes` (label, name), `skipped` (split, name,
-/// reason).
+/// kind, reason), `left_out` (split, kind, files). The last two are no part of the content: one more damaged file changes no
+/// image that training sees.
 pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
     let mut classes = Vec::new();
-    let mut skipped = Vec::new();
+    let (mut skipped, mut left_out) = (Vec::new(), Vec::new());
     let mut written = 0;
     for split in SplitName::ALL {
         let Some(total) = dataset::count(config, split)? else { continue };
         context.progress.start(Some(total), "images");
         context.progress.message(split.as_str());
         let summary = ingest(config, split, out, context, &mut written)?;
-        warn(split, &summary.skipped, context);
+        warn(split, &summary, context);
         classes = same_classes(classes, summary.classes)?;
         skipped.extend(summary.skipped.into_iter().map(|skipped| (split, skipped)));
+        left_out.extend(summary.left_out.into_iter().map(|left| (split, left)));
     }
     write_classes(&classes, out)?;
-    write_skipped(&skipped, out)
+    write_skipped(&skipped, out)?;
+    write_left_out(&left_out, out)
 }
 
 /// Writes the shards of one split, reading ahead on a thread of its own.
@@ -122,13 +125,16 @@ fn write_shards(
     Ok(())
 }
 
-fn warn(split: SplitName, skipped: &[Skipped], context: &StageContext) {
-    for Skipped { name, reason } in skipped.iter().take(NAMED) {
+fn warn(split: SplitName, summary: &ReadSummary, context: &StageContext) {
+    let skipped = &summary.skipped;
+    for Skipped { name, reason, .. } in skipped.iter().take(NAMED) {
         context.progress.warn(&format!("skipped `{name}`: {reason}"));
     }
     if skipped.len() > NAMED {
-        let more = skipped.len() - NAMED;
-        context.progress.warn(&format!("skipped {more} more images of data.{split}; the table `skipped` lists them"));
+        context.progress.warn(&format!("the table `skipped` lists the other {}", skipped.len() - NAMED));
+    }
+    for account in summary.left_out_by_kind() {
+        context.progress.warn(&format!("data.{split}: {account}"));
     }
 }
 
@@ -153,14 +159,28 @@ fn write_classes(classes: &[String], out: &mut ArtifactWriter) -> anyhow::Result
 }
 
 fn write_skipped(skipped: &[(SplitName, Skipped)], out: &mut ArtifactWriter) -> anyhow::Result<()> {
-    let fields = ["split", "name", "reason"].map(|name| Field::new(name, DataType::Utf8, false));
+    let fields = ["split", "name", "kind", "reason"].map(|name| Field::new(name, DataType::Utf8, false));
     let schema = Arc::new(Schema::new(fields.to_vec()));
     let splits = StringArray::from_iter_values(skipped.iter().map(|(split, _)| split.as_str()));
     let names = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.name));
     let reasons = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.reason));
-    let columns = vec![Arc::new(splits) as _, Arc::new(names) as _, Arc::new(reasons) as _];
+    let kinds = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| skipped.kind));
+    let columns = vec![Arc::new(splits) as _, Arc::new(names) as _, Arc::new(kinds) as _, Arc::new(reasons) as _];
     let rows = RecordBatch::try_new(schema.clone(), columns)?;
-    let mut table = out.table("skipped", schema, Kind::Content)?;
+    let mut table = out.table("skipped", schema, Kind::Measurement)?;
+    table.write(&rows)?;
+    table.finish()
+}
+
+fn write_left_out(left_out: &[(SplitName, LeftOut)], out: &mut ArtifactWriter) -> anyhow::Result<()> {
+    let [split, kind] = ["split", "kind"].map(|name| Field::new(name, DataType::Utf8, false));
+    let schema = Arc::new(Schema::new(vec![split, kind, Field::new("files", DataType::Int64, false)]));
+    let splits = StringArray::from_iter_values(left_out.iter().map(|(split, _)| split.as_str()));
+    let kinds = StringArray::from_iter_values(left_out.iter().map(|(_, left)| &left.kind));
+    let files = Int64Array::from_iter_values(left_out.iter().map(|(_, left)| left.files as i64));
+    let columns = vec![Arc::new(splits) as _, Arc::new(kinds) as _, Arc::new(files) as _];
+    let rows = RecordBatch::try_new(schema.clone(), columns)?;
+    let mut table = out.table("left_out", schema, Kind::Measurement)?;
     table.write(&rows)?;
     table.finish()
 }

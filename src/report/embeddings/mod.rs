@@ -294,6 +294,9 @@ impl Embedding<'_> {
         if summary.skipped.len() > NAMED {
             progress.warn(&format!("skipped {} more images", summary.skipped.len() - NAMED));
         }
+        for account in summary.left_out_by_kind() {
+            progress.warn(&account);
+        }
         Ok(summary)
     }
 
@@ -394,6 +397,7 @@ fn read(
             all.classes = summary.classes;
         }
         all.skipped.extend(summary.skipped);
+        all.left_out.extend(summary.left_out);
     }
     Ok(all)
 }
@@ -403,6 +407,9 @@ fn said_for_a_command_line(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<DataError>() {
         Ok(DataError::Image { name, reason }) => {
             anyhow!("cannot read image `{name}`: {reason} (`--on-error skip` leaves such images out)")
+        }
+        Ok(DataError::Images { count, first, .. }) => {
+            anyhow!("cannot read {count} images (`--on-error skip` leaves such images out):{first}")
         }
         Ok(other) => other.into(),
         Err(error) => error,

@@ -1,0 +1,322 @@
+//! Encoded bytes to RGB pixels and back; the only place where images are decoded.
+
+mod jpeg;
+mod kind;
+
+use std::{fmt, io::Cursor};
+
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, Limits, RgbImage,
+    codecs::png::{CompressionType, FilterType, PngEncoder},
+    metadata::Orientation,
+};
+
+pub(super) use kind::{DECODED, HEAD, Kind};
+
+/// Images with more pixels are refused, as Pillow refuses them: a header of a few bytes can announce gigabytes.
+const MOST_PIXELS: u64 = 178_956_970;
+/// Bytes that a decoder may take beside the pixels.
+const MOST_BYTES: u64 = 2 << 30;
+
+/// Why an image is not decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What the file is, in a word or two, to count by: `HEIC`, `JPEG`.
+    pub kind: &'static str,
+    /// A short reason for people.
+    pub reason: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// Decodes an image of any format of [`DECODED`], told by its content, to 8-bit RGB as it is to be seen.
+///
+/// The first frame counts. The orientation of EXIF or TIFF is applied. Grey is repeated, CMYK converted; alpha is dropped and the
+/// colour below it stays, as in Pillow's `convert("RGB")` and so in torchvision. Of 16 bits the upper 8 stay, as in Pillow; floats
+/// are cut to 0..1 and scaled.
+///
+/// Errors: a file that is none of the formats, damaged, or of more than [`MOST_PIXELS`], which no memory is taken for.
+pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
+    let format = match Kind::of(bytes) {
+        Kind::Image(format) => format,
+        Kind::Foreign { name, advice } => {
+            return Err(Refusal { kind: name, reason: format!("{name}, which is not decoded: {advice}") });
+        }
+        Kind::Other(found) => {
+            let reason = match found {
+                "empty" => "the file is empty".to_owned(),
+                found => format!("it is {found}, and not {DECODED}"),
+            };
+            return Err(Refusal { kind: "no image", reason });
+        }
+    };
+    let refused = |reason: String| Refusal { kind: name(format), reason };
+    decode_as(format, bytes).map_err(refused)
+}
+
+/// Whether an image is whole and of a kind that [`decode`] decodes: what every image of a source has to pass once.
+///
+/// Errors: as of [`decode`].
+pub(super) fn verify(bytes: &[u8]) -> Result<(), Refusal> {
+    match Kind::of(bytes) {
+        Kind::Image(ImageFormat::Jpeg) => {
+            jpeg::verify(bytes, check_size).map_err(|reason| Refusal { kind: "JPEG", reason })
+        }
+        _ => decode(bytes).map(drop),
+    }
+}
+
+fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<RgbImage, String> {
+    let (image, orientation) = match format {
+        ImageFormat::Jpeg => jpeg::decode(bytes, check_size)?,
+        format => decode_other(format, bytes)?,
+    };
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    Ok(image.into_rgb8())
+}
+
+/// Whether there are pixels, and not too many for memory.
+fn check_size(width: u32, height: u32) -> Result<(), String> {
+    match width as u64 * height as u64 {
+        0 => Err(format!("{width} x {height} pixels: nothing to see")),
+        1..=MOST_PIXELS => Ok(()),
+        _ => Err(format!("{width} x {height} pixels; {MOST_PIXELS} at most are decoded: make it smaller")),
+    }
+}
+
+/// Pixels as they are stored, and how they are to be turned, of any format but JPEG.
+fn decode_other(format: ImageFormat, bytes: &[u8]) -> Result<(RgbImage, Orientation), String> {
+    let said = |error: image::ImageError| format!("{}: {error}", name(format));
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_BYTES);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(said)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    // Broken metadata are no reason to lose the pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((rgb8(DynamicImage::from_decoder(decoder).map_err(said)?), orientation))
+}
+
+/// Any pixels to 8-bit RGB by the rules of [`decode`].
+fn rgb8(image: DynamicImage) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let from = |pixels: Vec<u8>| RgbImage::from_raw(width, height, pixels).expect("three values per pixel");
+    match image {
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => from(image.into_rgb16().iter().map(|&v| (v >> 8) as u8).collect()),
+        DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
+            from(image.into_rgb32f().iter().map(|&v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect())
+        }
+        image => image.into_rgb8(),
+    }
+}
+
+/// What people call a format that is decoded.
+fn name(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Pnm => "PNM",
+        _ => "TIFF",
+    }
+}
+
+/// Encodes pixels as PNG: rows of `color.channels()` bytes per pixel.
+pub(super) fn encode_png(pixels: &[u8], width: u32, height: u32, color: ExtendedColorType) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(pixels.len() + 128);
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
+        .write_image(pixels, width, height, color)
+        .map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use image::codecs::jpeg::JpegEncoder;
+
+    /// A small picture that is the same nowhere.
+    pub fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]))
+    }
+
+    pub fn png(image: &RgbImage) -> Vec<u8> {
+        encode_png(image, image.width(), image.height(), ExtendedColorType::Rgb8).unwrap()
+    }
+
+    pub fn jpeg(image: &RgbImage) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, 90).encode_image(image).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn png_keeps_every_pixel() {
+        let image = picture(33, 17);
+        assert_eq!(decode(&png(&image)).unwrap(), image);
+        let grey = encode_png(&[0, 50, 100, 255], 2, 2, ExtendedColorType::L8).unwrap();
+        assert_eq!(decode(&grey).unwrap().into_raw(), [0, 0, 0, 50, 50, 50, 100, 100, 100, 255, 255, 255]);
+    }
+
+    #[test]
+    fn other_pixel_formats_become_rgb() {
+        let rgba = encode_png(&[10, 20, 30, 0], 1, 1, ExtendedColorType::Rgba8).unwrap();
+        assert_eq!(decode(&rgba).unwrap().into_raw(), [10, 20, 30]);
+        // A CMYK JPEG (Adobe marker, as in ImageNet), uniform in colour; Pillow's `convert("RGB")` gives 150, 75, 38.
+        let cmyk = include_bytes!("../../../tests/golden/augment/cmyk.jpg");
+        for pixel in decode(cmyk).unwrap().pixels() {
+            for (found, expected) in pixel.0.iter().zip([150i32, 75, 38]) {
+                assert!((*found as i32 - expected).abs() <= 2, "{pixel:?}");
+            }
+        }
+    }
+
+    /// The picture in another format.
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn every_format_gives_its_pixels() {
+        let image = picture(33, 17);
+        let formats = [ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Pnm, ImageFormat::Tiff, ImageFormat::Png];
+        for format in formats {
+            let bytes = encoded(&DynamicImage::ImageRgb8(image.clone()), format);
+            assert_eq!(decode(&bytes).unwrap(), image, "{format:?}");
+            assert!(decode(&bytes[..bytes.len() / 2]).is_err(), "half a {format:?} passed");
+        }
+        // Of few colours, which a GIF keeps; the first frame counts.
+        let first = RgbImage::from_fn(8, 6, |x, _| image::Rgb([if x < 3 { 250 } else { 10 }, 0, 90]));
+        let mut bytes = Vec::new();
+        let mut frames = image::codecs::gif::GifEncoder::new(&mut bytes);
+        for image in [first.clone(), RgbImage::new(8, 6)] {
+            frames.encode_frame(image::Frame::new(DynamicImage::ImageRgb8(image).into_rgba8())).unwrap();
+        }
+        drop(frames);
+        assert_eq!(decode(&bytes).unwrap(), first);
+    }
+
+    #[test]
+    fn deep_pixels_keep_their_upper_bits() {
+        let deep = image::ImageBuffer::from_fn(3, 1, |x, _| image::Luma([[0x00ff_u16, 0x80ff, 0xffff][x as usize]]));
+        for format in [ImageFormat::Png, ImageFormat::Tiff, ImageFormat::Pnm] {
+            let bytes = encoded(&DynamicImage::ImageLuma16(deep.clone()), format);
+            assert_eq!(decode(&bytes).unwrap().into_raw(), [0, 0, 0, 128, 128, 128, 255, 255, 255], "{format:?}");
+        }
+        let float = image::Rgb32FImage::from_raw(1, 1, vec![-1.0, 0.5, 7.0]).unwrap();
+        let bytes = encoded(&DynamicImage::ImageRgb32F(float), ImageFormat::Tiff);
+        assert_eq!(decode(&bytes).unwrap().into_raw(), [0, 128, 255]);
+    }
+
+    /// An EXIF block with an orientation alone.
+    fn exif(orientation: u8) -> Vec<u8> {
+        [b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation], &[0; 6]].concat()
+    }
+
+    #[test]
+    fn the_orientation_is_applied() {
+        // What is upright at the left, by the orientation that its file would have.
+        let upright = picture(24, 16);
+        let (w, h) = (24, 16);
+        for orientation in 1..=8u8 {
+            let stored = match orientation < 5 {
+                true => RgbImage::new(w, h),
+                false => RgbImage::new(h, w),
+            };
+            let stored = RgbImage::from_fn(stored.width(), stored.height(), |x, y| {
+                let (x, y) = match orientation {
+                    2 => (w - 1 - x, y),
+                    3 => (w - 1 - x, h - 1 - y),
+                    4 => (x, h - 1 - y),
+                    5 => (y, x),
+                    6 => (w - 1 - y, x),
+                    7 => (w - 1 - y, h - 1 - x),
+                    8 => (y, h - 1 - x),
+                    _ => (x, y),
+                };
+                *upright.get_pixel(x, y)
+            });
+            let mut png = Vec::new();
+            let mut encoder = PngEncoder::new(&mut png);
+            encoder.set_exif_metadata(exif(orientation)).unwrap();
+            encoder.write_image(&stored, stored.width(), stored.height(), ExtendedColorType::Rgb8).unwrap();
+            assert_eq!(decode(&png).unwrap(), upright, "PNG, orientation {orientation}");
+
+            let plain = jpeg(&stored);
+            let block = [b"Exif\0\0".as_slice(), &exif(orientation)].concat();
+            let length = (block.len() as u16 + 2).to_be_bytes();
+            let turned = [&plain[..2], &[0xff, 0xe1], &length, &block, &plain[2..]].concat();
+            let (expected, found) = (decode(&plain).unwrap(), decode(&turned).unwrap());
+            assert_eq!(found.dimensions(), (w, h), "JPEG, orientation {orientation}");
+            let off =
+                |a: &RgbImage, b: &RgbImage| a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b) as u64).sum::<u64>();
+            // Turned as the PNG of the same stored pixels is, to the bit.
+            let mut png = Vec::new();
+            let mut encoder = PngEncoder::new(&mut png);
+            encoder.set_exif_metadata(exif(orientation)).unwrap();
+            encoder.write_image(&expected, stored.width(), stored.height(), ExtendedColorType::Rgb8).unwrap();
+            assert_eq!(off(&found, &decode(&png).unwrap()), 0, "JPEG, orientation {orientation}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_decoded_is_named() {
+        let heic = decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").unwrap_err();
+        assert_eq!(heic.kind, "HEIC");
+        assert!(heic.reason.starts_with("HEIC, which is not decoded: convert it to JPEG or PNG"), "{heic}");
+        let plain = jpeg(&picture(9, 8));
+        let frame = plain.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        for (at, value, name) in [(1, 0xc9, "arithmetic-coded"), (1, 0xc3, "lossless"), (4, 12, "12-bit")] {
+            let mut other = plain.clone();
+            other[frame + at] = value;
+            let refusal = decode(&other).unwrap_err();
+            assert!(refusal.reason.starts_with(&format!("{name} JPEG, which is not decoded: ")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn announced_sizes_take_no_memory() {
+        let mut huge = jpeg(&picture(9, 8));
+        let frame = huge.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        huge[frame + 5..frame + 9].fill(0xff);
+        let refusal = decode(&huge).unwrap_err();
+        assert_eq!(refusal.reason, "65535 x 65535 pixels; 178956970 at most are decoded: make it smaller");
+        let pnm = decode(b"P6\n60000 60000\n255\n").unwrap_err();
+        assert!(pnm.reason.starts_with("60000 x 60000 pixels; "), "{pnm}");
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let image = picture(40, 40);
+        for (whole, kind) in [(jpeg(&image), "JPEG"), (png(&image), "PNG")] {
+            decode(&whole).unwrap();
+            for share in [3, 10, 50, 90, 99] {
+                let part = &whole[..whole.len() * share / 100];
+                assert!(decode(part).is_err(), "{share} % of a {kind} passed");
+            }
+        }
+        let whole = jpeg(&image);
+        assert!(decode(&whole[..whole.len() - 2]).unwrap_err().reason.starts_with("truncated JPEG"));
+        let text = decode(b"a text").unwrap_err();
+        assert_eq!(text.reason, "it is of an unknown format, and not JPEG, PNG, WebP, BMP, GIF, PNM or TIFF");
+        assert_eq!(decode(b"").unwrap_err().reason, "the file is empty");
+        let mut flipped = png(&image);
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 0x10;
+        assert!(decode(&flipped).is_err(), "a damaged PNG passed");
+    }
+}
