@@ -26,7 +26,7 @@ use crate::{
 /// What the stage is.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "data",
-    version: 4,
+    version: 5,
     inputs: &[],
     cost: Cost { of_an_image: &["data.format", "data.image_size"], grows: &["train-*", "test-*", "skipped"] },
     figures: None,
