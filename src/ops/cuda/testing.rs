@@ -4,11 +4,13 @@ use super::Gpu;
 
 /// With this variable set, tests run on `cuda:0` alone, and fail where it is not usable.
 const ONLY_CUDA: &str = "SNCLR_ONLY_CUDA";
+/// With this variable set, tests fail where there is no emulation, instead of testing nothing.
+const REQUIRED: &str = "SNCLR_REQUIRE_EMULATION";
 
 /// Runs `test` on the emulation, in three orders of a block's threads, and on the GPU at hand, twice: a result that depends
 /// on the order of threads, or differs when repeated, fails. `test` compares with the reference itself and gives its result.
 pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
-    let results: Vec<T> = [0, 1, 2].into_iter().filter_map(emulated).map(|gpu| test(&gpu)).collect();
+    let results: Vec<T> = [0, 1, 2].into_iter().filter_map(emulation).map(|gpu| test(&gpu)).collect();
     assert!(results.iter().all(|r| *r == results[0]), "the order of threads changes the result: a barrier is missing");
     if let Some(gpu) = nvidia() {
         assert!(test(&gpu) == test(&gpu), "{} does not repeat its result", gpu.name());
@@ -18,14 +20,21 @@ pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
 /// A GPU for tests that take long: `cuda:0`, or the emulation in one order of threads. None where there is neither a GPU
 /// nor a compiler.
 pub fn one_gpu() -> Option<Gpu> {
-    nvidia().or_else(|| emulated(2))
+    nvidia().or_else(|| emulation(2))
+}
+
+fn emulation(order: usize) -> Option<Gpu> {
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    let found = if is_set(ONLY_CUDA) { None } else { emulated(order) };
+    assert!(found.is_some() || is_set(ONLY_CUDA) || !is_set(REQUIRED), "{REQUIRED} is set, but there is no emulation");
+    found
 }
 
 #[cfg(target_arch = "x86_64")]
 fn emulated(order: usize) -> Option<Gpu> {
     use super::emulator::{ThreadOrder, emulated};
     let order = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered][order];
-    if std::env::var_os(ONLY_CUDA).is_some() { None } else { emulated(order) }
+    emulated(order)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
