@@ -180,12 +180,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn components(leaves: &[(&str, Value)]) -> Components {
-        let mut components = Components::default();
-        leaves.iter().for_each(|(name, value)| components.insert(*name, value));
-        components
-    }
+    use crate::plan::tests::components;
 
     #[test]
     fn images_of_a_pretraining_are_those_of_whole_updates() {

@@ -17,13 +17,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::Difference;
-
-    fn components(leaves: &[(&str, Value)]) -> Components {
-        let mut components = Components::default();
-        leaves.iter().for_each(|(name, value)| components.insert(*name, value));
-        components
-    }
+    use crate::plan::{Difference, tests::components};
 
     fn manifest(created: u64, leaves: &[(&str, Value)]) -> Manifest {
         Manifest::new("pretrain", components(leaves), Vec::new(), created, 0, None)

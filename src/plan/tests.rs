@@ -6,7 +6,10 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use serde_json::Value;
 
 use super::*;
-use crate::{artifact::Kind, stage::Silent};
+use crate::{
+    artifact::{Components, Kind},
+    stage::Silent,
+};
 
 const SPEC: &str = "
 name: small
@@ -35,6 +38,13 @@ pub(crate) fn experiment(overrides: &[(&str, Value)]) -> Experiment {
         *at = new.clone();
     }
     serde_json::from_value(value).unwrap()
+}
+
+/// The leaves of a key.
+pub(crate) fn components(leaves: &[(&str, Value)]) -> Components {
+    let mut components = Components::default();
+    leaves.iter().for_each(|(name, value)| components.insert(*name, value));
+    components
 }
 
 /// All that stages read, and a table that none does.

@@ -7,8 +7,18 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 
-use super::labelled::{Predictions, Task};
+use super::{
+    Depends, Input, Stage, features,
+    labelled::{Predictions, Task},
+};
 use crate::artifact::{ArtifactWriter, Kind};
+
+/// What an evaluation reads: the features of the trained encoder, and of the control.
+pub const INPUTS: [Input; 2] = [features_of(Stage::Embed), features_of(Stage::EmbedRandomInit)];
+
+const fn features_of(stage: Stage) -> Input {
+    Input { stage, tables: features::TABLE, depends: Depends::All }
+}
 
 /// Scores and what goes with them.
 #[derive(Debug, Default, PartialEq)]

@@ -4,8 +4,8 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use super::{
-    Cost, Depends, Descriptor, Input, KnnConfig, Progress, Stage, StageContext, Stopped,
-    evaluation::{Evaluation, predictions_batch},
+    Cost, Descriptor, KnnConfig, Progress, StageContext, Stopped,
+    evaluation::{Evaluation, INPUTS, predictions_batch},
     features::{self, SplitFeatures},
     labelled::Task,
     votes::Ballot,
@@ -19,10 +19,7 @@ use crate::{
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "knn",
     version: 3,
-    inputs: &[
-        Input { stage: Stage::Embed, tables: features::TABLE, depends: Depends::All },
-        Input { stage: Stage::EmbedRandomInit, tables: features::TABLE, depends: Depends::All },
-    ],
+    inputs: &INPUTS,
     cost: Cost { of_an_image: &[], grows: &["predictions"] },
     figures: Some(("scores", "")),
 };

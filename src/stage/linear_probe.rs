@@ -11,8 +11,8 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use super::{
-    Cost, Depends, Descriptor, Input, LinearProbeConfig, Progress, Silent, Stage, StageContext, Stopped,
-    evaluation::{Evaluation, predictions_batch},
+    Cost, Descriptor, LinearProbeConfig, Progress, Silent, StageContext, Stopped,
+    evaluation::{Evaluation, INPUTS, predictions_batch},
     features::{self, SplitFeatures},
     labelled::Task,
     softmax::{Classifier, Prediction, sgd},
@@ -28,10 +28,7 @@ use crate::{
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "linear_probe",
     version: 2,
-    inputs: &[
-        Input { stage: Stage::Embed, tables: features::TABLE, depends: Depends::All },
-        Input { stage: Stage::EmbedRandomInit, tables: features::TABLE, depends: Depends::All },
-    ],
+    inputs: &INPUTS,
     cost: Cost { of_an_image: &[], grows: &["predictions", "curve"] },
     figures: Some(("scores", "")),
 };

@@ -46,8 +46,8 @@ const OPEN_EXR: Kind =
     Kind::Foreign { name: "OpenEXR", advice: "convert it to TIFF or PNG (`oiiotool a.exr -o a.tif`)" };
 
 impl Kind {
-    /// The kind of a file that begins with `bytes`: [`HEAD`] of them tell an image; camera RAW that lies in a TIFF's clothes
-    /// shows in the whole file alone.
+    /// The kind of a file that begins with `bytes`. [`HEAD`] bytes are enough, but for camera RAW within a TIFF: its first
+    /// directory may be anywhere in the file.
     pub fn of(bytes: &[u8]) -> Kind {
         match bytes {
             [] => Kind::Other("empty"),

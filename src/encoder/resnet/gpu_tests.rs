@@ -1,7 +1,5 @@
 //! The network on every GPU at hand against torchvision's numbers and against the CPU.
 
-use half::f16;
-
 use super::*;
 use crate::{
     encoder::cuda::{Arenas, Statistics},
@@ -9,7 +7,7 @@ use crate::{
         conv2d::{Size, cuda::Math},
         cuda::{
             Gpu, Kind,
-            testing::{on_every_gpu, one_gpu},
+            testing::{on_every_gpu, one_gpu, read, upload},
         },
         golden::{Golden, assert_close},
     },
@@ -41,8 +39,7 @@ fn step(
     size: Size,
     cot: impl Fn(&[f32]) -> Vec<f32>,
 ) -> Step {
-    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
-    let stored = |values: &[f32]| if math == Math::F16 { half(values) } else { gpu.upload(values).unwrap() };
+    let stored = |values: &[f32]| upload(gpu, math.scalar(), values);
     let (params_gpu, kernels) = (gpu.upload(params).unwrap(), stored(params));
     let (buffers, images) = (gpu.upload(buffers).unwrap(), stored(x));
     let on = Arenas { gpu, math, params: params_gpu.view(), kernels: kernels.view(), buffers: buffers.view() };
@@ -53,10 +50,7 @@ fn step(
     let g = gpu.upload(&cot(&features)).unwrap();
     let (gradients, gx) = (gpu.zeros(Kind::F32, params.len()).unwrap(), images.take_alike().unwrap());
     net.backward_gpu(&on, images.view(), saved.unwrap(), g.view(), gradients.view(), Some(gx.view())).unwrap();
-    let gx = match math {
-        Math::F16 => gx.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
-        Math::F32 | Math::Tf32 => gx.read().unwrap(),
-    };
+    let gx = read(&gx);
     let [eval, buffers, gradients] = [eval, buffers, gradients].map(|buffer| buffer.read().unwrap());
     Step { features, eval, buffers, gradients, gx }
 }

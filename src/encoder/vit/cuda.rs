@@ -231,7 +231,7 @@ impl Pass<'_> {
         let hidden = self.take(block.fc1.output)?;
         self.linear(&block.fc1, &normed, None, &hidden)?;
         let active = self.take(block.fc1.output)?;
-        gelu(self.on.gpu, scalar, hidden.view(), rows * block.fc1.output, active.view())?;
+        gelu(self.on.gpu, scalar, hidden.view(), active.view())?;
         // The norm's output is not needed any more: its buffer becomes the block's output.
         let output = normed;
         self.linear(&block.fc2, &active, Some(&middle.x), &output)?;
@@ -247,7 +247,7 @@ impl Pass<'_> {
 
         let (active, g_hidden) = (self.take(block.fc1.output)?, self.take(block.fc1.output)?);
         self.linear_backward_data(&block.fc2, g, &g_hidden)?;
-        gelu_backward(self.on.gpu, scalar, hidden.view(), hidden.view().len(), g_hidden.view(), active.view())?;
+        gelu_backward(self.on.gpu, scalar, hidden.view(), g_hidden.view(), active.view())?;
         self.linear_backward_params(&block.fc2, &active, g, gradients)?;
         drop((hidden, active));
         self.norm_rows(&block.norm2, scalar, rows).apply(middle.x.view(), middle.statistics.view(), normed.view())?;

@@ -1,7 +1,5 @@
 //! The network on every GPU at hand against timm's numbers and against the CPU.
 
-use half::f16;
-
 use super::*;
 use crate::{
     encoder::cuda::Arenas,
@@ -10,7 +8,7 @@ use crate::{
         conv2d::{Size, cuda::Math},
         cuda::{
             Gpu, Kind,
-            testing::{on_every_gpu, one_gpu},
+            testing::{on_every_gpu, one_gpu, upload},
         },
         golden::{Golden, assert_close},
     },
@@ -18,8 +16,7 @@ use crate::{
 
 /// Features, and gradients of the parameters from that of the features.
 fn step(gpu: &Gpu, math: Math, net: &Vit, [params, buffers, x]: [&[f32]; 3], size: Size, cot: &[f32]) -> [Vec<f32>; 2] {
-    let half = |values: &[f32]| gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap();
-    let stored = |values: &[f32]| if math == Math::F16 { half(values) } else { gpu.upload(values).unwrap() };
+    let stored = |values: &[f32]| upload(gpu, math.scalar(), values);
     let (params_gpu, kernels) = (gpu.upload(params).unwrap(), stored(params));
     let (buffers, images) = (gpu.upload(buffers).unwrap(), stored(x));
     let on = Arenas { gpu, math, params: params_gpu.view(), kernels: kernels.view(), buffers: buffers.view() };

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::ops::{
         attention::side_by_side,
-        cuda::{Scalar, testing::on_every_gpu},
+        cuda::testing::{on_every_gpu, read, upload},
         golden::assert_close,
     };
 
@@ -151,18 +151,7 @@ mod tests {
             side_by_side::backward(&shape, &qkv, &gy, &mut g_qkv);
             for (math, tolerance) in MATHS {
                 on_every_gpu(|gpu| {
-                    let up = |values: &[f32]| match math.scalar() {
-                        Scalar::F32 => gpu.upload(values).unwrap(),
-                        Scalar::F16 => {
-                            gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap()
-                        }
-                    };
-                    let read = |buffer: &Buffer| -> Vec<f32> {
-                        match math.scalar() {
-                            Scalar::F32 => buffer.read().unwrap(),
-                            Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
-                        }
-                    };
+                    let up = |values: &[f32]| upload(gpu, math.scalar(), values);
                     let on = Samples { gpu, math, samples };
                     let (qkv, gy) = (up(&qkv), up(&gy));
                     let (y_gpu, alone) = (gy.take_alike().unwrap(), gy.take_alike().unwrap());

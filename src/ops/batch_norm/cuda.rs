@@ -131,7 +131,7 @@ impl Rows<'_> {
         // SAFETY: x has its rows, and `parts` two rows for each part.
         unsafe { self.launch("bn_moments", grid, &args) }?;
         let found = MomentsGpu { moments: self.take_per_channel(3)?, affine: self.take_per_channel(2)? };
-        let [weight, bias] = self.of_channels(params.both());
+        let [weight, bias] = self.of_channels(each(params));
         let [mean, var] = self.of_channels([running.map(|r| r[0]), running.map(|r| r[1])]);
         let (moments, affine) = (found.moments.arg(), found.affine.arg());
         let args =
@@ -147,7 +147,7 @@ impl Rows<'_> {
     /// When the device fails.
     pub fn eval(&self, params: Option<Params>, running: [View; 2]) -> Result<Buffer, GpuError> {
         let affine = self.take_per_channel(2)?;
-        let ([weight, bias], [mean, var]) = (self.of_channels(params.both()), self.of_channels(running.map(Some)));
+        let ([weight, bias], [mean, var]) = (self.of_channels(each(params)), self.of_channels(running.map(Some)));
         let args = [Arg::count(self.channels), mean, var, weight, bias, affine.arg()];
         // SAFETY: all have a value per channel, and the map has two.
         unsafe { self.launch("bn_eval", one_each(self.channels), &args) }?;
@@ -195,7 +195,7 @@ impl Rows<'_> {
         // SAFETY: x, g and the output have these rows, and `parts` two rows for each part.
         unsafe { self.launch("bn_backward_sums", grid, &args) }?;
         let coefficients = self.take_per_channel(3)?;
-        let ([weight, _], [g_weight, g_bias]) = (self.of_channels(params.both()), self.of_channels(g_params.both()));
+        let ([weight, _], [g_weight, g_bias]) = (self.of_channels(each(params)), self.of_channels(each(g_params)));
         let args =
             [parts.arg(), Arg::count(grid[1]), rows, channels, moments, weight, g_weight, g_bias, coefficients.arg()];
         // SAFETY: all have as many values per channel as the kernel's source says.
@@ -230,14 +230,8 @@ impl Rows<'_> {
 }
 
 /// Parameters one by one, where there are any.
-trait Both<'a> {
-    fn both(self) -> [Option<View<'a>>; 2];
-}
-
-impl<'a> Both<'a> for Option<Params<'a>> {
-    fn both(self) -> [Option<View<'a>>; 2] {
-        [self.map(|params| params.weight), self.map(|params| params.bias)]
-    }
+fn each(params: Option<Params>) -> [Option<View>; 2] {
+    [params.map(|params| params.weight), params.map(|params| params.bias)]
 }
 
 #[cfg(test)]

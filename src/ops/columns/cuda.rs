@@ -63,7 +63,11 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::ops::{columns, cuda::testing::on_every_gpu, golden::assert_close};
+    use crate::ops::{
+        columns,
+        cuda::testing::{on_every_gpu, upload},
+        golden::assert_close,
+    };
 
     #[test]
     fn sums_agree_with_the_cpus() {
@@ -72,10 +76,9 @@ mod tests {
         let x: Vec<f32> = (0..rows * width).map(|i| f16::to_f32(f16::from_f32((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
         columns::add_column_sums(&x, 1, &mut expected);
-        let half: Vec<f16> = x.iter().map(|v| f16::from_f32(*v)).collect();
         on_every_gpu(|gpu| {
-            let (wide, narrow) = (gpu.upload(&x).unwrap(), gpu.upload(&half).unwrap());
-            [(Scalar::F32, wide), (Scalar::F16, narrow)].map(|(scalar, x)| {
+            [Scalar::F32, Scalar::F16].map(|scalar| {
+                let x = upload(gpu, scalar, &x);
                 let sums = gpu.upload(&vec![0.5f32; width]).unwrap();
                 add_column_sums(gpu, scalar, x.view(), [rows, width], sums.view()).unwrap();
                 let found: Vec<f32> = sums.read().unwrap();

@@ -205,45 +205,26 @@ const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
     use crate::ops::{conv2d::Source as Images, product::Products};
     use crate::ops::{
-        cuda::{Buffer, testing::on_every_gpu},
+        cuda::testing::{on_every_gpu, read, upload},
         golden::{Golden, assert_close},
     };
 
-    /// Values as the arithmetic keeps them in memory.
-    fn upload(gpu: &Gpu, values: &[f32], scalar: Scalar) -> Buffer {
-        match scalar {
-            Scalar::F32 => gpu.upload(values),
-            Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
-        }
-        .unwrap()
-    }
-
-    fn values(buffer: &Buffer, scalar: Scalar) -> Vec<f32> {
-        match scalar {
-            Scalar::F32 => buffer.read().unwrap(),
-            Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
-        }
-    }
-
     /// y, gx, twice accumulated gx, gw.
     fn passes(gpu: &Gpu, math: Math, conv: &Conv2d, size: Size, [x, weight, cot]: [&[f32]; 3]) -> [Vec<f32>; 4] {
-        let scalar = math.scalar();
         let on = OnGpu { gpu, math, size };
-        let [x, weight, cot] = [x, weight, cot].map(|v| upload(gpu, v, scalar));
+        let [x, weight, cot] = [x, weight, cot].map(|v| upload(gpu, math.scalar(), v));
         let y = cot.take_alike().unwrap();
         conv.forward_gpu(on, x.view(), weight.view(), y.view(), false).unwrap();
         let gx = x.take_alike().unwrap();
         conv.backward_data_gpu(on, cot.view(), weight.view(), gx.view(), false).unwrap();
-        let once = values(&gx, scalar);
+        let once = read(&gx);
         conv.backward_data_gpu(on, cot.view(), weight.view(), gx.view(), true).unwrap();
         let gw = gpu.zeros(Kind::F32, conv.weights()).unwrap();
         conv.backward_weight_gpu(on, x.view(), cot.view(), gw.view()).unwrap();
-        [values(&y, scalar), once, values(&gx, scalar), gw.read().unwrap()]
+        [read(&y), once, read(&gx), gw.read().unwrap()]
     }
 
     /// f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a sum of

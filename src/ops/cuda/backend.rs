@@ -12,7 +12,7 @@ use cudarc::driver::{DriverError, sys::CUresult};
 use dfdx::prelude::*;
 
 use super::{
-    Contiguous, Gpu, GpuError, Scalar, View, Viewed,
+    Contiguous, Gpu, GpuError, Scalar, Viewed,
     address::{lasting, of_storage},
     nvidia::Nvidia,
 };
@@ -76,15 +76,6 @@ fn error(error: GpuError) -> CudaError {
         GpuError::Failed { .. } | GpuError::Compile { .. } => CUresult::CUDA_ERROR_LAUNCH_FAILED,
     };
     CudaError::Driver(DriverError(code))
-}
-
-/// The values of a gradient, for the step of a backward pass.
-///
-/// # Safety
-/// The view must not outlive the gradients that the storage is of: dfdx lets it go with them alone.
-unsafe fn gradient<'a>(storage: &mut Buffer<f32, Cuda>) -> View<'a> {
-    // SAFETY: as the caller promises.
-    unsafe { lasting(storage) }
 }
 
 impl ReadLater<f32> for Cuda {
@@ -189,8 +180,8 @@ impl ContrastKernel<f32> for Cuda {
         let (all, own): (PerRow<f32, Self>, Matrix<f32, Self>) = (all.tensor(), own.tensor());
         let (kept, all_ghost, own_ghost, gpu) = (Contiguous::of(&all)?, all.ghost(), own.ghost(), gpu.clone());
         tape.add_backward_op(move |gradients| {
-            // SAFETY: of all four: they are used in this step alone.
-            let of = |storage: &mut Buffer<f32, Self>| unsafe { gradient(storage) };
+            // SAFETY: of all four: dfdx lets the storage go with the gradients alone, which outlive this step.
+            let of = |storage: &mut Buffer<f32, Self>| unsafe { lasting(storage) };
             let slopes = [of(gradients.get_or_alloc_mut(&all_ghost)?), of(gradients.get_or_alloc_mut(&own_ghost)?)];
             let g_anchors = of(gradients.get_or_alloc_mut(&anchors)?);
             let g_candidates = if R::OWNS_TAPE { Some(of(gradients.get_or_alloc_mut(&candidates)?)) } else { None };
@@ -289,8 +280,8 @@ impl BatchNormKernel<f32> for Cuda {
         let (rows, channels) = *x.shape();
         let (kept_x, params, gpu) = (Contiguous::of(x)?, Parameters::of(weight_bias)?, gpu(self)?);
         let on = Rows { gpu: &gpu, scalar: Scalar::F32, rows, channels };
-        // SAFETY: of all three: they are used in this step alone.
-        let of = |storage: &mut Buffer<f32, Self>| unsafe { gradient(storage) };
+        // SAFETY: of all three: dfdx lets the storage go with the gradients alone, which outlive this step.
+        let of = |storage: &mut Buffer<f32, Self>| unsafe { lasting(storage) };
         let mut g_params = None;
         if let Some((weight, bias)) = weight_bias {
             g_params = Some(Params {

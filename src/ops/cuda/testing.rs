@@ -1,6 +1,8 @@
 //! The GPUs that tests of kernels run on: the emulation, and `cuda:0` where there is one.
 
-use super::Gpu;
+use half::f16;
+
+use super::{Buffer, Gpu, Kind, Scalar};
 
 /// With this variable set, tests run on `cuda:0` alone, and fail where it is not usable.
 const ONLY_CUDA: &str = "SNCLR_ONLY_CUDA";
@@ -21,6 +23,23 @@ pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
 /// nor a compiler.
 pub fn one_gpu() -> Option<Gpu> {
     nvidia().or_else(|| emulation(2))
+}
+
+/// A buffer of values in a storage.
+pub fn upload(gpu: &Gpu, scalar: Scalar, values: &[f32]) -> Buffer {
+    match scalar {
+        Scalar::F32 => gpu.upload(values),
+        Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
+    }
+    .expect("a device that works")
+}
+
+/// The values of a buffer of floats.
+pub fn read(buffer: &Buffer) -> Vec<f32> {
+    match buffer.view().kind() {
+        Kind::F16 => buffer.read::<f16>().expect("a device that works").into_iter().map(f16::to_f32).collect(),
+        _ => buffer.read().expect("a device that works"),
+    }
 }
 
 fn emulation(order: usize) -> Option<Gpu> {

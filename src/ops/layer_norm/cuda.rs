@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
     use crate::ops::{
-        cuda::testing::on_every_gpu,
+        cuda::testing::{on_every_gpu, read, upload},
         golden::assert_close,
         layer_norm::{self, Affine},
     };
@@ -148,16 +148,7 @@ mod tests {
         // f32: sums of 75 and 261 values in another order; f16: y and gx have 11 bits.
         for (scalar, tolerance) in [(Scalar::F32, 2e-6), (Scalar::F16, 6e-4)] {
             on_every_gpu(|gpu| {
-                let up = |values: &[f32]| match scalar {
-                    Scalar::F32 => gpu.upload(values).unwrap(),
-                    Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()).unwrap(),
-                };
-                let read = |buffer: &Buffer| -> Vec<f32> {
-                    match scalar {
-                        Scalar::F32 => buffer.read().unwrap(),
-                        Scalar::F16 => buffer.read::<f16>().unwrap().into_iter().map(f16::to_f32).collect(),
-                    }
-                };
+                let up = |values: &[f32]| upload(gpu, scalar, values);
                 let (weight, bias) = (gpu.upload(&weight).unwrap(), gpu.upload(&bias).unwrap());
                 let on = NormRows { gpu, scalar, rows: ROWS, dim: DIM, weight: weight.view(), bias: bias.view() };
                 let (x_gpu, gy, gx_gpu) = (up(&x), up(&gy), up(&before));

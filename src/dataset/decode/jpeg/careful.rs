@@ -1,4 +1,4 @@
-//! A decoder of baseline and progressive JPEG that comes to libjpeg's pixels and takes damage for damage.
+//! A decoder of baseline and progressive JPEG that gives libjpeg's pixels and reports every damage.
 
 use super::{
     huffman::{Bits, Codes},
@@ -7,7 +7,7 @@ use super::{
     standard,
 };
 
-/// Said of entropy data that end early or spell no code.
+/// The error where entropy data end early or hold an invalid code.
 pub const DAMAGED: &str = "damaged JPEG (its image data are broken or end early)";
 const TRUNCATED: &str = "truncated JPEG (no end-of-image marker)";
 const HEADER: &str = "damaged JPEG (its header contradicts itself)";
@@ -215,11 +215,10 @@ struct Scan {
 }
 
 /// RGB of a whole image.
-pub fn decode(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let header = Header::of(bytes)?;
+pub fn decode(bytes: &[u8], header: &Header) -> Result<Vec<u8>, String> {
     let (most_h, most_v) = header.most();
     let mut planes = Vec::new();
-    for (component, announced) in read(bytes, &header, true)?.into_iter().zip(&header.components) {
+    for (component, announced) in read(bytes, header, true)?.into_iter().zip(&header.components) {
         let (h, v) = (most_h / announced.h, most_v / announced.v);
         planes.push(component.plane().enlarged(h, v, header.width, header.height));
     }

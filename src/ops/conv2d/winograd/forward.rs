@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::{
-    SHARED, blocks_at_once, by_point,
+    SHARED, by_point,
     tiles::{TransformInput, TransformOutput, strip_len},
     tiling::{POINTS, Tiling},
     weights::{Kernels, Weights},
@@ -17,6 +17,9 @@ use crate::ops::{
     product::{Left, Operand, Start, Strided, WithOperand, multiply},
     simd::dispatch,
 };
+
+/// Elements of all transformed tiles and products together when threads share the stages.
+const SHARED_TILES: usize = 1 << 23;
 
 /// y = conv(x, kernels) + beta y with `beta` 0 or 1.
 /// Statistics of y are taken while a block is in the cache.
@@ -54,7 +57,8 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
                 return;
             }
             let mut blocks: Vec<_> = blocks.enumerate().collect();
-            for group in blocks.chunks_mut(blocks_at_once(tiling, input + output)) {
+            let at_once = SHARED_TILES / (POINTS * tiling.rows() * (input + output));
+            for group in blocks.chunks_mut(at_once.max(1)) {
                 pass.shared_blocks(group.iter_mut().map(|(block, (y, _))| (*block, &mut **y)).collect());
                 group.par_iter_mut().for_each(|(_, (y, slots))| take(y, slots));
             }

@@ -29,14 +29,6 @@ use tiling::POINTS;
 
 /// Pairs of channels from which on all threads share each stage.
 const SHARED: usize = 96 * 96;
-/// Elements of all transformed tiles together when threads share the stages.
-const SHARED_TILES: usize = 1 << 23;
-
-/// How many blocks are in work at once when threads share the stages; `channels` are those of both sides together.
-fn blocks_at_once(tiling: &Tiling, channels: usize) -> usize {
-    (SHARED_TILES / (POINTS * tiling.rows() * channels)).clamp(1, tiling.blocks.count())
-}
-
 /// The matrices of several blocks, each of which has its points one behind the other, point by point instead.
 fn by_point<E>(values: &mut [E], matrix: usize) -> Vec<&mut [E]> {
     let mut matrices: Vec<_> = values.chunks_exact_mut(matrix).enumerate().collect();
