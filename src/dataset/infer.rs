@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    DataConfig, FilesConfig, IdxConfig, OnError, ParquetConfig, Paths,
+    DataConfig, FilesConfig, IdxConfig, OnError, Paths, TableConfig,
     image_folder::is_image,
     paths::{name_of, unreadable},
 };
@@ -19,6 +19,10 @@ pub enum FileFormat {
     ImageFolder,
     /// Parquet files in the Hugging Face image schema, or folders of them
     Parquet,
+    /// Arrow IPC files in the same schema, or folders of them
+    Arrow,
+    /// WebDataset: tar archives, or folders of them
+    Webdataset,
     /// Binary batches of CIFAR-10, or the folder that holds the training batches
     Cifar10,
     /// An IDX file of images (the MNIST family), gzipped or plain
@@ -81,11 +85,10 @@ impl FileFormat {
         let train = Paths::Many(paths.to_vec());
         Ok(match self {
             FileFormat::ImageFolder => DataConfig::ImageFolder(FilesConfig { train, test: None, on_error }),
+            FileFormat::Webdataset => DataConfig::Webdataset(FilesConfig { train, test: None, on_error }),
             FileFormat::Cifar10 => DataConfig::Cifar10(FilesConfig { train, test: None, on_error }),
-            FileFormat::Parquet => {
-                let (image_column, label_column) = (None, None);
-                DataConfig::Parquet(ParquetConfig { train, test: None, image_column, label_column, on_error })
-            }
+            FileFormat::Parquet => DataConfig::Parquet(table(train, on_error)),
+            FileFormat::Arrow => DataConfig::Arrow(table(train, on_error)),
             FileFormat::Idx => {
                 let [path] = paths else { return Err(UnclearData::SeveralIdx) };
                 let train = path.clone();
@@ -93,6 +96,11 @@ impl FileFormat {
             }
         })
     }
+}
+
+/// Tables whose columns are found by their names.
+fn table(train: Paths, on_error: OnError) -> TableConfig {
+    TableConfig { train, test: None, image_column: None, label_column: None, on_error }
 }
 
 fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
@@ -129,6 +137,7 @@ fn of_file(path: &Path) -> anyhow::Result<FileFormat> {
     let name = name_of(path);
     match &magic[..] {
         b"PAR1" => Ok(FileFormat::Parquet),
+        b"ARRO" => Ok(FileFormat::Arrow),
         [0, 0, 8, 3] => Ok(FileFormat::Idx),
         [0x1f, 0x8b, ..] if name.contains("idx") || name.contains("ubyte") => Ok(FileFormat::Idx),
         _ if name.ends_with(".parquet") => Ok(FileFormat::Parquet),
