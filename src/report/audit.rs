@@ -1,6 +1,9 @@
 //! Whether an evaluation can be believed: the encoder stayed as it was, and the controls score as controls should.
 
-use super::Run;
+use super::{
+    Run, artifacts,
+    duplicates::{Twice, duplicates},
+};
 use crate::artifact::Store;
 
 /// The audit of one run.
@@ -11,6 +14,10 @@ pub struct Audit {
     /// Score and its controls, as fractions: evaluation, trained, untrained, shuffled labels.
     pub scores: Vec<(&'static str, [Option<f64>; 3])>,
     pub checks: Vec<Check>,
+    /// What the data stage noted of the images.
+    pub notes: Vec<String>,
+    /// Images that are there twice in a way that matters, by their names.
+    pub duplicates: Vec<Twice>,
 }
 
 /// Something that must hold.
@@ -50,6 +57,11 @@ impl Audit {
                 }
                 audit.scores.push((label, scores));
             }
+        }
+        // Data that are gone are no reason to doubt what was made of them.
+        if let Some(data) = artifacts::find(store, run, "data") {
+            audit.notes = data.texts("notes", "text")?.into_iter().map(|(_, text)| text).collect();
+            audit.duplicates = duplicates(&data)?;
         }
         Ok(audit)
     }

@@ -9,6 +9,7 @@ pub mod embed;
 pub mod embedder;
 mod evaluation;
 pub mod features;
+mod findings;
 mod frozen;
 mod initial;
 pub mod knn;
