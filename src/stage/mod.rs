@@ -22,6 +22,7 @@ pub mod pretrain;
 mod probe_data;
 mod softmax;
 mod standardize;
+mod state_dict;
 pub mod tensors;
 pub mod votes;
 pub mod weights;
