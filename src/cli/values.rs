@@ -48,7 +48,7 @@ impl ValueEnum for FileFormat {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let (name, help) = match self {
-            FileFormat::ImageFolder => ("image_folder", "Folders of image files, in class folders or not"),
+            FileFormat::ImageFolder => ("image_folder", "Images, or folders of images, in class folders or not"),
             FileFormat::Parquet => ("parquet", "Parquet files in the Hugging Face image schema, or folders of them"),
             FileFormat::Arrow => ("arrow", "Arrow IPC files in the same schema, or folders of them"),
             FileFormat::Webdataset => ("webdataset", "WebDataset: tar archives, or folders of them"),

@@ -21,10 +21,10 @@ use super::{
 /// Endings of files that are taken for images unseen; of others the content decides.
 const EXTENSIONS: [&str; 12] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
-/// A folder whose images share a label.
+/// A folder whose images share a label, or an image.
 struct Group {
     dir: PathBuf,
-    /// Path of `dir` as the data set knows it, empty or with a slash at its end.
+    /// Path of `dir` as the data set knows it: empty or with a slash at its end, unless it is an image.
     prefix: String,
     label: Option<i64>,
 }
@@ -117,10 +117,11 @@ fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups,
         return Ok(Groups { classes: vec![], folders: vec![], dangling: vec![] });
     };
     let roots = resolve(paths, split, base)?;
-    if let Some(path) = roots.iter().find(|root| !root.is_dir()) {
-        return Err(DataError::WrongKind { split, path: path.clone(), expected: "folder" });
-    }
     let own = class_folders(&roots, split)?;
+    let has_classes = own.roots.iter().any(|classes| !classes.is_empty());
+    if let Some(path) = roots.iter().find(|root| has_classes && !root.is_dir()) {
+        return Err(DataError::Stray { path: path.clone() });
+    }
     let mut names: Vec<String> = own.roots.iter().flat_map(BTreeMap::keys).cloned().collect();
     if split == SplitName::Test {
         let train = class_folders(&resolve(&config.train, SplitName::Train, base)?, SplitName::Train)?;
@@ -130,10 +131,10 @@ fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups,
     names.sort_unstable();
     names.dedup();
     let mut found = Groups { classes: names, folders: vec![], dangling: vec![] };
-    let has_classes = own.roots.iter().any(|classes| !classes.is_empty());
     let prefix = |number: usize| if roots.len() > 1 { format!("{number}/") } else { String::new() };
     for (number, (root, classes)) in roots.iter().zip(own.roots).enumerate() {
-        let prefix = prefix(number);
+        // A file is known by its whole path.
+        let prefix = if root.is_dir() { prefix(number) } else { root.display().to_string() };
         if !has_classes {
             found.folders.push(Group { dir: root.clone(), prefix, label: None });
             continue;
@@ -166,6 +167,10 @@ fn class_folders(roots: &[PathBuf], split: SplitName) -> Result<ClassFolders, Da
     let mut stray = None;
     for (number, root) in roots.iter().enumerate() {
         let mut classes = BTreeMap::new();
+        if !root.is_dir() {
+            found.roots.push(classes);
+            continue;
+        }
         for entry in fs::read_dir(root).map_err(unreadable(root))? {
             let path = entry.map_err(unreadable(root))?.path();
             let name = names::composed(&last(&path));
@@ -250,7 +255,8 @@ fn images(group: &Group, split: SplitName) -> Result<Listing, DataError> {
             continue;
         }
         let lost = bytes == 0 && path.extension().is_none() && fs::read(&path).is_err();
-        if !lost && !is_image(&path) {
+        // A file that is named itself is read, and refused by what it is.
+        if !lost && path != group.dir && !is_image(&path) {
             *left_out.entry(ending(&path)).or_default() += 1;
             continue;
         }
@@ -472,6 +478,37 @@ mod tests {
         assert_eq!((samples.len(), samples[0].label, summary.classes.len()), (1, None, 0));
         assert_eq!(count(&config, SplitName::Test).unwrap(), None);
         assert_eq!(all(&config, SplitName::Test).unwrap(), (vec![], ReadSummary::default()));
+    }
+
+    #[test]
+    fn files_are_a_split_without_labels() {
+        let dir = folders();
+        let files = vec![
+            dir.path().join("train/dog/b.JPG"),
+            dir.path().join("train/cat/notes.txt"),
+            dir.path().join("train/cat"),
+        ];
+        let of = |paths: &[PathBuf], on_error| {
+            let train = Paths::Many(paths.to_vec());
+            DataConfig::ImageFolder(FilesConfig { train, test: None, on_error })
+        };
+        let (samples, summary) = all(&of(&files, OnError::Skip), SplitName::Train).unwrap();
+        let names: Vec<_> = samples.iter().map(|s| (s.path.as_deref().unwrap(), s.label)).collect();
+        assert_eq!(names, [(files[0].to_str().unwrap(), None), ("2/2.png", None)]);
+        assert_eq!((summary.skipped.len(), summary.skipped[0].kind), (1, "no image"));
+        let mixed = of(&[files[0].clone(), dir.path().join("test")], OnError::Fail);
+        assert!(
+            error(&mixed, SplitName::Train, dir.path()).starts_with("`DIR/train/dog/b.JPG` lies beside class folders")
+        );
+        let pattern = Paths::One(dir.path().join("train/*/*.[Jp]?[Gg]"));
+        let config = DataConfig::ImageFolder(FilesConfig { train: pattern, test: None, on_error: OnError::Fail });
+        assert_eq!(count(&config, SplitName::Train).unwrap(), Some(2));
+        let nothing = Paths::One(dir.path().join("train/*.webp"));
+        let config = DataConfig::ImageFolder(FilesConfig { train: nothing, test: None, on_error: OnError::Fail });
+        assert_eq!(
+            error(&config, SplitName::Train, dir.path()),
+            "data.train: no file or folder fits `DIR/train/*.webp`"
+        );
     }
 
     #[test]
