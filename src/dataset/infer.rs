@@ -127,10 +127,12 @@ fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
 
 /// The format of tables and archives with this name.
 fn of_ending(name: &str) -> Option<FileFormat> {
-    match Path::new(name).extension()?.to_str()?.to_lowercase().as_str() {
+    let name = name.to_lowercase();
+    match name.rsplit_once('.')?.1 {
         "parquet" | "parq" | "pq" => Some(FileFormat::Parquet),
         "arrow" | "feather" => Some(FileFormat::Arrow),
         "tar" | "tgz" => Some(FileFormat::Webdataset),
+        "gz" if name.ends_with(".tar.gz") => Some(FileFormat::Webdataset),
         _ => None,
     }
 }
@@ -191,6 +193,7 @@ mod tests {
             (put(dir, "upper/A.PARQUET", b"PAR1"), FileFormat::Parquet),
             (dir.join("upper"), FileFormat::Parquet),
             (put(dir, "tars/0.tar", b""), FileFormat::Webdataset),
+            (put(dir, "tars/1.tar.gz", b""), FileFormat::Webdataset),
             (dir.join("tars"), FileFormat::Webdataset),
             (put(dir, "saved/data-00000-of-00001.arrow", b"\xff\xff\xff\xff"), FileFormat::Arrow),
             (dir.join("saved"), FileFormat::Arrow),

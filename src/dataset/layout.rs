@@ -148,10 +148,11 @@ impl Seeker<'_> {
             if last(&path).starts_with(['.', '_']) {
                 continue;
             }
-            let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            let name = last(&path).to_lowercase();
+            let has = |ending: &&str| name.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.'));
             if path.is_dir() {
                 folders.push(path);
-            } else if self.endings.contains(&ending.as_str()) {
+            } else if self.endings.iter().any(has) {
                 files.push(path);
             }
         }

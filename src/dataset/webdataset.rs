@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Endings of archives within a folder.
-const ENDINGS: [&str; 2] = ["tar", "tgz"];
+const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
 /// Larger members are no images.
 const MOST_BYTES: u64 = 1 << 31;
 /// Members that belong to an image and are no images, by their ending; JSON may hold the label.
@@ -408,7 +408,7 @@ mod tests {
         fs::write(&plain, &bytes).unwrap();
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(&bytes).unwrap();
-        fs::write(dir.path().join("b.tgz"), gzip.finish().unwrap()).unwrap();
+        fs::write(dir.path().join("b.tar.gz"), gzip.finish().unwrap()).unwrap();
         let expected =
             [row("000.jpg", Some(3)), row("001.seg.png", Some(0)), row("002.PNG", Some(1)), row("003.image", None)];
         for (path, times) in [(plain.as_path(), 1), (dir.path(), 2)] {

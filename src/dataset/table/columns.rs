@@ -80,6 +80,8 @@ impl Columns {
             Some(name) => Some(Some(name).filter(has).ok_or_else(|| missing(&format!("`{name}`")))?),
             None => LABELS.into_iter().find(has),
         };
+        // A column of nulls alone has no type, and no labels.
+        let label = label.filter(|name| *kind(schema, name) != DataType::Null);
         let label = label.map(|name| match label_kind(kind(schema, name)) {
             Some(kind) => Ok(Label { name: name.to_owned(), kind, classes: class_names(schema, name) }),
             None => Err(wrong(

@@ -280,6 +280,9 @@ fn columns_that_could_be_labels_are_pointed_to() {
     assert_eq!((rows[1].1, summary.classes.len(), summary.notes.len()), (Some(70), 71, 0));
     let none = TableConfig { label_column: Some("none".into()), ..config(&path, OnError::Fail) };
     assert!(run(none).unwrap().1.notes.is_empty());
+    let nulls: ArrayRef = Arc::new(arrow::array::NullArray::new(2));
+    write(&path, vec![("img", images(vec![Some(&image); 2])), ("label", nulls)], &[]);
+    assert_eq!(run(config(&path, OnError::Fail)).unwrap().0[0].1, None);
 }
 
 #[test]
