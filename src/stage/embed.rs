@@ -26,7 +26,7 @@ const PIXELS: usize = 1 << 20;
 /// The embedding of the trained encoder.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "embed",
-    version: 5,
+    version: 6,
     inputs: &[TRAIN, TEST, Input { stage: Stage::Pretrain, tables: WEIGHTS, depends: Depends::All }],
     cost: COST,
     figures: None,
@@ -34,7 +34,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 
 /// The embedding of the encoder as random initialisation leaves it.
 pub const CONTROL: Descriptor =
-    Descriptor { name: "embed_random_init", version: 5, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+    Descriptor { name: "embed_random_init", version: 6, inputs: &[TRAIN, TEST], cost: COST, figures: None };
 
 const TRAIN: Input = Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") };
 const TEST: Input = Input { stage: Stage::Data, tables: "test-*", depends: Depends::Column("content_hash") };

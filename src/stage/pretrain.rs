@@ -32,7 +32,7 @@ use crate::{
 /// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "pretrain",
-    version: 11,
+    version: 12,
     inputs: &[
         Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") },
         Input { stage: Stage::Data, tables: "test-*", depends: Depends::Nothing },

@@ -16,7 +16,7 @@ struct View {
     int left, top, width, height; // the part that the view shows, within the piece
     int down, along;              // where the weights of columns and rows begin
     int down_window, along_window;
-    int down_bits, along_bits;
+    int columns_first;            // whether columns are resized before rows
     int kinds[4];     // changes of colour, in order; 0 for none
     float factors[4]; // their factors; of a hue, its shift
     int grayscale;
@@ -26,26 +26,32 @@ struct View {
     int mirrored;
 };
 const int BRIGHTNESS = 1, CONTRAST = 2, SATURATION = 3, HUE = 4;
+const int BITS = 22; // of a weight's fraction
 
-// Weighted sum of bytes `step` apart, by entry i of a table of weights.
-DEVICE byte weigh(const int *table, int window, int bits, int i, const byte *from, int step) {
+// Weighted sum of bytes `step` apart, by entry i of a table of weights (`Taps` in taps.rs).
+DEVICE byte weigh(const int *table, int window, int i, const byte *from, int step) {
     const int *entry = table + i * (2 + window);
-    int count = entry[1], sum = (1 << bits) >> 1;
+    int count = entry[1], sum = 1 << (BITS - 1);
     from += (size_t)entry[0] * step;
     for (int k = 0; k < count; k++) sum += entry[2 + k] * (int)from[(size_t)k * step];
-    sum >>= bits;
+    sum >>= BITS;
     return (byte)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-// The parts at their new height and their old width. Places are where each image's piece and its result begin.
-KERNEL(resize_columns)(const View *views, const long long *places, const int *weights, const byte *pixels, int side,
-                       byte *resized) {
+// The parts, resized along the first of their axes. Places are where each image's piece and its result begin.
+KERNEL(resize_first)(const View *views, const long long *places, const int *weights, const byte *pixels, int side,
+                     byte *resized) {
     View view = views[blockIdx.x];
     const byte *from = pixels + places[2 * blockIdx.x] + (size_t)view.top * view.stride + 3 * view.left;
     byte *to = resized + places[2 * blockIdx.x + 1];
-    int row = 3 * view.width;
-    for (int i = blockIdx.y * 256 + threadIdx.x; i < side * row; i += gridDim.y * 256)
-        to[i] = weigh(weights + view.down, view.down_window, view.down_bits, i / row, from + i % row, view.stride);
+    int row = 3 * (view.columns_first ? view.width : side), height = view.columns_first ? side : view.height;
+    for (int i = blockIdx.y * 256 + threadIdx.x; i < height * row; i += gridDim.y * 256) {
+        int x = i % row, y = i / row;
+        if (view.columns_first)
+            to[i] = weigh(weights + view.down, view.down_window, y, from + x, view.stride);
+        else
+            to[i] = weigh(weights + view.along, view.along_window, x / 3, from + (size_t)y * view.stride + x % 3, 3);
+    }
 }
 
 DEVICE byte luma(byte r, byte g, byte b) {
@@ -117,7 +123,7 @@ DEVICE void box_blur(const View &view, const byte *from, byte *to, int side, boo
     __syncthreads();
 }
 
-// Everything behind `resize_columns`; a block has an image. `bytes` and `other` [n, side, side, 3] are its working memory;
+// Everything behind `resize_first`; a block has an image. `bytes` and `other` [n, side, side, 3] are its working memory;
 // `normalised` [3, 256] is what each channel's bytes become.
 KERNEL(augment)(const View *views, const long long *places, const int *weights, const byte *resized, int side,
                 const float *normalised, byte *bytes, byte *other, scalar *out) {
@@ -129,9 +135,12 @@ KERNEL(augment)(const View *views, const long long *places, const int *weights, 
     other += (size_t)blockIdx.x * 3 * count;
     out += (size_t)blockIdx.x * 3 * count;
     for (int i = threadIdx.x; i < 3 * count; i += 256) {
-        int x = i / 3 % side, y = i / 3 / side;
-        const byte *row = from + (size_t)y * 3 * view.width + i % 3;
-        bytes[i] = weigh(weights + view.along, view.along_window, view.along_bits, x, row, 3);
+        int row = 3 * side, x = i % row, y = i / row;
+        const byte *line = from + (size_t)y * 3 * view.width + x % 3;
+        if (view.columns_first)
+            bytes[i] = weigh(weights + view.along, view.along_window, x / 3, line, 3);
+        else
+            bytes[i] = weigh(weights + view.down, view.down_window, y, from + x, row);
     }
     __syncthreads();
 

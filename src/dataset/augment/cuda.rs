@@ -11,11 +11,11 @@ use super::{
     hue,
     jitter::Change,
     pipeline::{Drawn, Pipeline},
-    taps::Taps,
+    taps::{Taps, columns_first},
 };
 use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View};
 
-const KERNELS: &[&str] = &["resize_columns", "augment"];
+const KERNELS: &[&str] = &["resize_first", "augment"];
 const TEXT: &str = include_str!("augment.cu");
 
 /// The kernels, once per storage of the views.
@@ -56,10 +56,16 @@ impl Piece {
     fn bytes(&self, pipelines: &[Pipeline]) -> usize {
         let view = |(view, pipeline): (&Drawn, &Pipeline)| {
             let side = pipeline.size as usize;
-            3 * side * (view.part.width as usize + 2 * side)
+            resized_first(view.part, pipeline.size) + 6 * side * side
         };
         self.pixels.len() + self.views.iter().zip(pipelines).map(view).max().unwrap_or(0)
     }
+}
+
+/// Bytes of a part that is resized along the first of its axes.
+fn resized_first(part: CropBox, side: u32) -> usize {
+    let other = if columns_first(part, (side, side)) { part.width } else { part.height };
+    3 * side as usize * other as usize
 }
 
 /// The smallest box around others.
@@ -93,11 +99,11 @@ struct Pass {
 struct Views {
     /// `View`s of augment.cu.
     records: Vec<u32>,
-    /// Where each image's piece begins, and where its resized columns do.
+    /// Where each image's piece begins, and where what the first pass makes of it does.
     places: Vec<u64>,
     /// Weights of columns and rows.
     weights: Vec<i32>,
-    /// Bytes of all resized columns.
+    /// Bytes that the first pass makes of all.
     resized: usize,
 }
 
@@ -187,7 +193,8 @@ impl Views {
             part.width,
             part.height,
         ]);
-        self.records.extend([down_at, along_at, down.window as u32, along.window as u32, down.bits, along.bits]);
+        self.records.extend([down_at, along_at, down.window as u32, along.window as u32]);
+        self.records.push(columns_first(part, (side, side)).into());
         let changes = view.changes.map(|change| match change {
             None => (0, 0.0),
             Some(Change::Brightness(factor)) => (1, factor as f32),
@@ -203,7 +210,7 @@ impl Views {
         self.records.extend(blur.map_or([u32::MAX, 0, 0], |b| [b.whole, b.weight, b.far_weight]));
         self.records.extend([threshold, view.mirrored.into()]);
         self.places.extend([start, self.resized as u64]);
-        self.resized += 3 * side as usize * part.width as usize;
+        self.resized += resized_first(part, side);
     }
 
     fn run(
@@ -221,8 +228,8 @@ impl Views {
         let (views, side_arg) = ([records.arg(), places.arg(), weights.arg()], Arg::count(side));
         let resized = gpu.take(Kind::U8, self.resized)?;
         let args = [&views[..], &[pixels.arg(), side_arg, resized.arg()]].concat();
-        // SAFETY: records, places and weights are of these images, and the places lie within pixels and resized columns.
-        unsafe { gpu.launch(source, "resize_columns", [images, BLOCKS, 1], &args) }?;
+        // SAFETY: records, places and weights are of these images, and the places lie within pixels and resized parts.
+        unsafe { gpu.launch(source, "resize_first", [images, BLOCKS, 1], &args) }?;
         let values = images * 3 * side * side;
         let (bytes, other) = (gpu.take(Kind::U8, values)?, gpu.take(Kind::U8, values)?);
         let rest = [resized.arg(), side_arg, normalised.arg(), bytes.arg(), other.arg(), out.arg(scalar, values)];

@@ -2,7 +2,7 @@
 
 use image::RgbImage;
 
-use super::{EvalSection, crop::CropBox, normalize::Normalize, planes::with_scratch, resize::crop_resize};
+use super::{EvalSection, crop::CropBox, normalize::Normalize, planes::with_scratch};
 
 /// `torchvision.transforms.Resize` and `CenterCrop`, then normalisation.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl EvalTransform {
         // Python's `round`: halves go to the even number.
         let margin = |length: u32| ((length - self.size) as f64 / 2.0).round_ties_even() as usize;
         with_scratch(|scratch| {
-            crop_resize(image, whole, (width, height), &mut scratch.resizer, &mut scratch.resized);
+            scratch.resizer.crop_resize(image, whole, (width, height), &mut scratch.resized);
             scratch.planes.load(&scratch.resized, width as usize, margin(width), margin(height), side);
             self.normalize.write(&scratch.planes, false, out);
         });

@@ -18,7 +18,6 @@ mod normalize;
 mod pipeline;
 mod planes;
 mod resize;
-#[cfg(any(test, feature = "cuda"))]
 mod taps;
 
 pub use config::*;

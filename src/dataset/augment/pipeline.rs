@@ -12,7 +12,6 @@ use super::{
     jitter::{self, Change},
     normalize::Normalize,
     planes::with_scratch,
-    resize::crop_resize,
 };
 
 /// Makes a view of an image.
@@ -55,7 +54,7 @@ impl Pipeline {
         let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
         with_scratch(|scratch| {
-            crop_resize(image, drawn.part, (self.size, self.size), &mut scratch.resizer, &mut scratch.resized);
+            scratch.resizer.crop_resize(image, drawn.part, (self.size, self.size), &mut scratch.resized);
             let planes = &mut scratch.planes;
             planes.load(&scratch.resized, side, 0, 0, side);
             for change in drawn.changes.into_iter().flatten() {

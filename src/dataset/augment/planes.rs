@@ -1,7 +1,8 @@
 //! The working image of a thread: three planes of bytes, and the buffers that the steps share.
 
-use fast_image_resize::Resizer;
 use std::cell::RefCell;
+
+use super::resize::Resizer;
 
 /// Buffers that grow to the largest image a thread has seen and stay.
 #[derive(Default)]

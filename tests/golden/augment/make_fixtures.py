@@ -73,9 +73,11 @@ def main():
         add(f"solarize/{threshold}", ImageOps.solarize(image, threshold))
     for sigma in (0.1, 0.5, 0.9, 1.0, 1.4142, 2.0, 3.7, 12.0):
         add(f"gaussian_blur/{sigma}", image.filter(ImageFilter.GaussianBlur(sigma)))
-    for left, top, width, height in ((0, 0, 61, 47), (5, 7, 40, 33), (30, 2, 16, 16), (50, 40, 5, 3), (11, 0, 9, 47)):
+    parts = ((0, 0, 61, 47), (5, 7, 40, 33), (30, 2, 16, 16), (50, 40, 5, 3), (11, 0, 9, 47), (60, 46, 1, 1), (3, 1, 58, 2))
+    for left, top, width, height in parts:
         part = large.crop((left, top, left + width, top + height))
-        add(f"resize/{left},{top},{width},{height}", part.resize((16, 16), Image.BILINEAR))
+        for size in ((16, 16), (21, 13), (7, 38), (1, 1), (width, 5), (44, height)):
+            add(f"resize/{left},{top},{width},{height},{size[0]},{size[1]}", part.resize(size, Image.BILINEAR))
     for resize, size in ((16, 16), (20, 16), (47, 32), (55, 24)):
         add(f"eval/{resize},{size}", evaluate(large, resize, size))
 
