@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 /// Lowest first; modules of one layer do not use each other.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["ops"],
+    &["backend"],
     &["dataset", "encoder", "method"],
     &["train"],
     &["artifact"],

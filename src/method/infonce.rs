@@ -6,27 +6,28 @@
 use anyhow::Context;
 use dfdx::prelude::*;
 
-use super::{InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error, views::each_view_predicted};
-use crate::ops::{
-    Real,
+use super::{
+    InfonceConfig, Positives, Rows, SimclrConfig, StepInput, StepOutput, device_error, views::each_view_predicted,
+};
+use crate::{
     backend::Backend,
-    contrast::{Pairs, contrast},
-    later::Later,
-    normalize::normalize,
-    over_batch::batch_mean,
-    seam::{Matrix, Traced, TracedScalar, traced},
+    ops::{
+        Real,
+        contrast::{Pairs, contrast},
+        later::Later,
+        normalize::normalize,
+        over_batch::batch_mean,
+        tensor::{Matrix, TensorDevice, Traced, TracedScalar, traced},
+    },
 };
 
 /// One training step of InfoNCE, symmetrised; small crops predict both full views.
 ///
 /// # Errors
 /// When the device fails.
-pub fn step<E: Real, D: Backend<E>>(config: &InfonceConfig, input: &StepInput<E, D>) -> anyhow::Result<StepOutput<E, D>>
-where
-    D::Err: Send + Sync,
-{
+pub fn step<B: Backend>(config: &InfonceConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let momentum = input.momentum.as_ref().context("InfoNCE needs a momentum branch")?;
-    let unit = |k: &Matrix<E, D>| normalize(k.clone()).map_err(device_error);
+    let unit = |k: &Rows<B>| normalize(k.clone()).map_err(device_error);
     let targets = [unit(&momentum[0])?, unit(&momentum[1])?];
     let loss = each_view_predicted(input.z.len(), |source, target| {
         direction(config, input.z[source].clone(), targets[target].clone())
@@ -36,7 +37,7 @@ where
 }
 
 /// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
-fn direction<E: Real, D: Backend<E>>(
+fn direction<E: Real, D: TensorDevice<E>>(
     config: &InfonceConfig,
     z: Matrix<E, D>,
     k: Matrix<E, D>,
@@ -51,18 +52,12 @@ fn direction<E: Real, D: Backend<E>>(
 ///
 /// # Errors
 /// When the device fails.
-pub fn simclr_step<E: Real, D: Backend<E>>(
-    config: &SimclrConfig,
-    input: &StepInput<E, D>,
-) -> anyhow::Result<StepOutput<E, D>>
-where
-    D::Err: Send + Sync,
-{
+pub fn simclr_step<B: Backend>(config: &SimclrConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let loss = simclr_loss(config, input.z[0].clone(), input.z[1].clone()).map_err(device_error)?;
     Ok(StepOutput { loss, positives: Later::now(Positives::own_view(input.samples.len())) })
 }
 
-fn simclr_loss<E: Real, D: Backend<E>>(
+fn simclr_loss<E: Real, D: TensorDevice<E>>(
     config: &SimclrConfig,
     z1: Matrix<E, D>,
     z2: Matrix<E, D>,
@@ -81,7 +76,10 @@ fn simclr_loss<E: Real, D: Backend<E>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::golden::{Golden, assert_close};
+    use crate::{
+        backend::Host,
+        ops::golden::{Golden, assert_close},
+    };
 
     fn matrix(golden: &Golden, name: &str) -> Matrix<f64, Cpu> {
         Cpu::default().tensor_from_vec(golden.get(name), (6, 8))
@@ -120,7 +118,7 @@ mod tests {
         let small = Golden::load("loss_infonce_tau01");
         let (z3, momentum) = (matrix(&small, "in.z1"), [matrix(&small, "in.y2"), matrix(&golden, "in.z1")]);
         let loss = |z: &[&Matrix<f64, Cpu>]| {
-            let input = StepInput {
+            let input = StepInput::<Host<f64>> {
                 step: 0,
                 epoch: 0.0,
                 y: Vec::new(),

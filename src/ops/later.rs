@@ -5,11 +5,11 @@ use dfdx::prelude::*;
 use super::Real;
 
 /// A value that is there when it has been waited for.
-pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T>>);
+pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
 
-impl<T: 'static> Later<T> {
+impl<T: Send + 'static> Later<T> {
     /// What `wait` gives, which is called at most once.
-    pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + 'static) -> Self {
+    pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Self {
         Self(Box::new(wait))
     }
 
@@ -19,7 +19,7 @@ impl<T: 'static> Later<T> {
     }
 
     /// What becomes of the value, worked out when somebody waits.
-    pub fn map<U: 'static>(self, with: impl FnOnce(T) -> U + 'static) -> Later<U> {
+    pub fn map<U: Send + 'static>(self, with: impl FnOnce(T) -> U + Send + 'static) -> Later<U> {
         Later::new(move || Ok(with(self.wait()?)))
     }
 

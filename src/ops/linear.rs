@@ -6,7 +6,7 @@ use super::{
     Real,
     gemm::{self, Threads, gemm, gemm_leaves},
     parts::parts,
-    seam::{Buffer, Matrix, with_elements},
+    tensor::{Buffer, Matrix, Traced, with_elements},
 };
 
 /// The device's part of [`linear`].
@@ -53,6 +53,24 @@ pub fn linear<E: Dtype, D: LinearKernel<E>, T: Tape<E, D> + Merge<R>, R: Tape<E,
             device.linear_backward_w(&x, gradients.get_or_alloc_mut(&w)?, &gy, out)?;
         }
         Ok(())
+    });
+    Ok(y.put_tape(tape))
+}
+
+/// The same of an `x` that needs no gradient.
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn linear_of_constant<E: Dtype, D: LinearKernel<E>>(
+    x: Matrix<E, D>,
+    w: Traced<E, D>,
+) -> Result<Traced<E, D>, D::Err> {
+    let (w, mut tape) = w.split_tape();
+    let y = x.device().linear_forward(&x, &w)?;
+    let (y_ghost, out) = (y.ghost(), y.shape().1);
+    tape.add_backward_op(move |gradients| {
+        let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
+        x.device().clone().linear_backward_w(&x, gradients.get_or_alloc_mut(&w)?, &gy, out)
     });
     Ok(y.put_tape(tape))
 }

@@ -1,13 +1,12 @@
 //! Rows of unit length: y = x / max(|x|, 1e-12).
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
 
 use super::{
     Real,
-    seam::{Buffer, Matrix, to_vec},
+    tensor::{Buffer, Matrix, to_vec},
 };
 
 /// Norms below it count as it (torch's `F.normalize`).

@@ -3,9 +3,21 @@
 use std::cell::RefCell;
 
 /// A scalar with a pool of working memory per thread.
-pub trait Scratch: Sized + 'static {
+pub trait Scratch: Copy + Sized + 'static {
+    /// At least `len` elements of unspecified value, from this thread's pool.
+    fn take_scratch(len: usize) -> Vec<Self>;
+
+    /// Puts memory into this thread's pool.
+    fn give_scratch(memory: Vec<Self>);
+
     /// Calls `f` with `len` elements of unspecified value.
-    fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
+    fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
+        // Taken out while in use: `f` may ask for more, and its thread may meanwhile do other work.
+        let mut memory = Self::take_scratch(len);
+        let result = f(&mut memory[..len]);
+        Self::give_scratch(memory);
+        result
+    }
 }
 
 /// The smallest buffer that is long enough, else the longest.
@@ -17,21 +29,25 @@ fn take<T>(free: &mut Vec<Vec<T>>, len: usize) -> Option<Vec<T>> {
 
 macro_rules! scratch {
     ($scalar:ty) => {
-        impl Scratch for $scalar {
-            fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
-                thread_local! {
-                    static FREE: RefCell<Vec<Vec<$scalar>>> = const { RefCell::new(Vec::new()) };
-                }
-                // Taken out while in use: `f` may ask for more, and its thread may meanwhile do other work.
-                let mut buffer = FREE.with_borrow_mut(|free| take(free, len)).unwrap_or_default();
-                if buffer.len() < len {
-                    buffer.resize(len, 0.0);
-                }
-                let result = f(&mut buffer[..len]);
-                FREE.with_borrow_mut(|free| free.push(buffer));
-                result
+        const _: () = {
+            thread_local! {
+                static FREE: RefCell<Vec<Vec<$scalar>>> = const { RefCell::new(Vec::new()) };
             }
-        }
+
+            impl Scratch for $scalar {
+                fn take_scratch(len: usize) -> Vec<Self> {
+                    let mut memory = FREE.with_borrow_mut(|free| take(free, len)).unwrap_or_default();
+                    if memory.len() < len {
+                        memory.resize(len, 0.0);
+                    }
+                    memory
+                }
+
+                fn give_scratch(memory: Vec<Self>) {
+                    FREE.with_borrow_mut(|free| free.push(memory));
+                }
+            }
+        };
     };
 }
 

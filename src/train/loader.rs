@@ -14,15 +14,17 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-#[cfg(any(test, feature = "cuda"))]
-use super::gpu::KeptBatch;
-use super::{Batch, Crop, Device};
-#[cfg(any(test, feature = "cuda"))]
-use crate::dataset::augment::cuda::{Piece, Pieces};
+use super::{
+    Feed,
+    batch::{Batch, Crop, RawBatch},
+};
 use crate::{
     dataset::{
         Split,
-        augment::{AugmentationsConfig, Pipeline},
+        augment::{
+            AugmentationsConfig, Pipeline,
+            cuda::{Piece, Pieces},
+        },
     },
     ops::random::{Purpose, stream},
 };
@@ -30,41 +32,16 @@ use crate::{
 /// Batches made in advance.
 const AHEAD: usize = 2;
 
-/// A batch for the device that trains.
-pub enum Loaded {
-    /// Augmented.
-    Views(Batch<f32>),
-    /// For the GPU to augment.
-    #[cfg(any(test, feature = "cuda"))]
-    Raw(RawBatch),
-    /// On the GPU already.
-    #[cfg(any(test, feature = "cuda"))]
-    Kept(KeptBatch),
-}
-
-/// A batch of decoded images, their views drawn but not made.
-#[cfg(any(test, feature = "cuda"))]
-#[derive(Clone, Debug)]
-pub struct RawBatch {
-    /// Index of each sample in the data set.
-    pub samples: Vec<i64>,
-    /// Label of each sample, -1 where there is none.
-    pub labels: Vec<i64>,
-    /// Both full views, then the small crops.
-    pub pieces: Pieces,
-}
-
 /// Yields the batches of a training run in order, from any step on.
-pub struct Loader {
-    batches: Receiver<anyhow::Result<Loaded>>,
+pub struct Loader<B: Feed> {
+    batches: Receiver<anyhow::Result<B::Prepared>>,
 }
 
-impl Loader {
-    /// Starts making the batches of `steps` for `device`. What a batch shows depends on `seed` and its step alone.
+impl<B: Feed> Loader<B> {
+    /// Starts preparing the batches of `steps`. What a batch shows depends on `seed` and its step alone.
     pub fn start(
         split: Arc<Split>,
         augmentations: &AugmentationsConfig,
-        device: Device,
         seed: u64,
         batch_size: usize,
         steps_per_epoch: u64,
@@ -80,13 +57,7 @@ impl Loader {
                     order = (epoch, epoch_order(split.len(), seed, epoch));
                 }
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
-                let batch = match device {
-                    Device::Cpu => make(&split, &crops, seed, epoch, samples).map(Loaded::Views),
-                    #[cfg(any(test, feature = "cuda"))]
-                    Device::Cuda(_) => draw(&split, &crops, seed, epoch, samples).map(Loaded::Raw),
-                    #[cfg(not(any(test, feature = "cuda")))]
-                    Device::Cuda(_) => unreachable!("no feature, no device"),
-                };
+                let batch = B::prepare(&split, &crops, seed, epoch, samples);
                 // The receiver is gone when training has stopped.
                 if sender.send(batch).is_err() {
                     return;
@@ -100,7 +71,7 @@ impl Loader {
     ///
     /// # Errors
     /// When an image cannot be read.
-    pub fn next(&self) -> anyhow::Result<Loaded> {
+    pub fn next(&self) -> anyhow::Result<B::Prepared> {
         self.batches.recv().context("the loader has ended")?
     }
 }
@@ -137,7 +108,7 @@ pub fn augment(
 }
 
 /// Augments every crop of `samples`.
-fn make(
+pub(super) fn make(
     split: &Split,
     crops: &[(Pipeline, usize)],
     seed: u64,
@@ -163,8 +134,7 @@ fn make(
 }
 
 /// Decodes `samples` and draws every crop of them.
-#[cfg(any(test, feature = "cuda"))]
-fn draw(
+pub(super) fn draw(
     split: &Split,
     crops: &[(Pipeline, usize)],
     seed: u64,

@@ -7,7 +7,6 @@ mod blur;
 mod color;
 mod config;
 mod crop;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod eval;
 #[cfg(test)]
@@ -18,7 +17,6 @@ mod normalize;
 mod pipeline;
 mod planes;
 mod resize;
-#[cfg(any(test, feature = "cuda"))]
 mod taps;
 
 pub use config::*;

@@ -150,7 +150,7 @@ mod tests {
         cuda::testing::on_every_gpu,
         golden::assert_close,
         normalize::normalize_rows,
-        seam::{Matrix, traced},
+        tensor::{Matrix, traced},
     };
 
     /// Several chunks and parts, ragged ends, both layouts of pairs, and large logits, against the operation of the CPU.

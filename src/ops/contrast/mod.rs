@@ -3,7 +3,6 @@
 //! The matrix of logits is the largest that a loss touches. On the CPU each operation passes over it once, on all threads;
 //! on a GPU it is never there as a whole.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
@@ -12,9 +11,9 @@ use rayon::prelude::*;
 use super::{
     Real,
     linear::{LinearKernel, linear},
-    seam::{Buffer, Matrix, Traced, to_vec, traced, with_elements},
     simd::vectorized,
     softmax::largest_and_rest,
+    tensor::{Buffer, Matrix, Traced, to_vec, traced, with_elements},
 };
 
 /// A value per row.

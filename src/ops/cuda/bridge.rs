@@ -4,8 +4,11 @@ use dfdx::prelude::*;
 
 use super::{Buffer, Gpu, GpuError, View};
 #[cfg(feature = "cuda")]
-use super::{Contiguous, Viewed};
-use crate::ops::{Real, batch_norm::BatchNormKernel};
+use super::{Contiguous, Viewed, address::of_storage};
+use crate::ops::{
+    Real,
+    tensor::{self, Matrix},
+};
 
 /// Values of a tensor on the GPU, as f32.
 pub enum Lent {
@@ -28,7 +31,7 @@ impl Lent {
 }
 
 /// A dfdx device beside a GPU.
-pub trait Bridge<E: Dtype>: BatchNormKernel<E> {
+pub trait Bridge<E: Dtype>: Device<E> {
     /// A tensor of f32 values on the GPU.
     ///
     /// # Errors
@@ -44,17 +47,22 @@ pub trait Bridge<E: Dtype>: BatchNormKernel<E> {
     /// When the device fails.
     fn lend<S: Shape>(gpu: &Gpu, tensor: &Tensor<S, E, Self>) -> Result<Lent, GpuError>;
 
-    /// Running statistics as this device keeps them.
+    /// The gradient of a tensor on the GPU; zero where it took no part.
     ///
     /// # Errors
     /// When memory runs out.
-    fn running(gpu: &Gpu, values: &[E]) -> Result<Self::Running, GpuError>;
+    fn read_gradient(gpu: &Gpu, gradients: &mut Gradients<E, Self>, of: &Matrix<E, Self>) -> Result<Buffer, GpuError>;
 
-    /// Their values. Waits for the device.
+    /// Overwrites the gradient of a tensor.
     ///
     /// # Errors
-    /// When the device fails.
-    fn running_values(running: &Self::Running) -> Result<Vec<E>, GpuError>;
+    /// When memory runs out.
+    fn write_gradient(
+        gpu: &Gpu,
+        gradients: &mut Gradients<E, Self>,
+        of: &Matrix<E, Self>,
+        values: View,
+    ) -> Result<(), GpuError>;
 }
 
 #[cfg(feature = "cuda")]
@@ -69,12 +77,24 @@ impl Bridge<f32> for Cuda {
         Ok(Lent::Tensor(Box::new(Contiguous::of(tensor).map_err(failed)?)))
     }
 
-    fn running(gpu: &Gpu, values: &[f32]) -> Result<Buffer, GpuError> {
-        gpu.upload(values)
+    fn read_gradient(
+        gpu: &Gpu,
+        gradients: &mut Gradients<f32, Self>,
+        of: &Matrix<f32, Self>,
+    ) -> Result<Buffer, GpuError> {
+        let storage = of_storage(gradients.get_or_alloc_mut(of).map_err(failed)?);
+        let gradient = gpu.take(storage.kind(), storage.len())?;
+        gpu.copy(storage, gradient.view())?;
+        Ok(gradient)
     }
 
-    fn running_values(running: &Buffer) -> Result<Vec<f32>, GpuError> {
-        running.read()
+    fn write_gradient(
+        gpu: &Gpu,
+        gradients: &mut Gradients<f32, Self>,
+        of: &Matrix<f32, Self>,
+        values: View,
+    ) -> Result<(), GpuError> {
+        gpu.copy(values, of_storage(gradients.get_or_alloc_mut(of).map_err(failed)?))
     }
 }
 
@@ -86,7 +106,8 @@ fn failed(error: CudaError) -> GpuError {
 /// In tests the GPU may be emulated; then heads and losses are on the CPU.
 impl<E: Real> Bridge<E> for Cpu
 where
-    Cpu: BatchNormKernel<E, Running = Vec<E>> + Device<E, Err = CpuError>,
+    Cpu: Device<E, Err = CpuError>,
+    tensor::Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
     fn tensor_at<S: Shape>(&self, gpu: &Gpu, at: View, shape: S) -> Result<Tensor<S, E, Self>, GpuError> {
         let values: Vec<f32> = gpu.read(at)?;
@@ -98,11 +119,20 @@ where
         Ok(Lent::Copy(gpu.upload(&values)?))
     }
 
-    fn running(_gpu: &Gpu, values: &[E]) -> Result<Vec<E>, GpuError> {
-        Ok(values.to_vec())
+    fn read_gradient(gpu: &Gpu, gradients: &mut Gradients<E, Self>, of: &Matrix<E, Self>) -> Result<Buffer, GpuError> {
+        let values = gradients.get_or_alloc_mut(of).expect("the host has memory");
+        gpu.upload(&values.iter().map(|v| v.as_f64() as f32).collect::<Vec<_>>())
     }
 
-    fn running_values(running: &Vec<E>) -> Result<Vec<E>, GpuError> {
-        Ok(running.clone())
+    fn write_gradient(
+        gpu: &Gpu,
+        gradients: &mut Gradients<E, Self>,
+        of: &Matrix<E, Self>,
+        values: View,
+    ) -> Result<(), GpuError> {
+        let values: Vec<f32> = gpu.read(values)?;
+        let to = gradients.get_or_alloc_mut(of).expect("the host has memory");
+        to.iter_mut().zip(values).for_each(|(to, value)| *to = E::of(value.into()));
+        Ok(())
     }
 }

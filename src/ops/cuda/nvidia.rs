@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::{CString, c_int},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use cudarc::{
@@ -12,7 +12,7 @@ use cudarc::{
 };
 use dfdx::prelude::{Cuda, Storage};
 
-use super::{Arg, Arriving, Driver, GpuError, Source, THREADS, pinned::Pinned};
+use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, THREADS, pinned::Pinned};
 
 /// A usable GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,22 @@ pub fn open(index: usize) -> Result<Cuda, GpuError> {
     Cuda::try_build(index, 0).map_err(|error| GpuError::NoDevice(format!("cuda:{index}: {error:?}")))
 }
 
+/// Our side of a dfdx device: the same one for all of a number.
+///
+/// # Errors
+/// When the device fails.
+pub fn gpu(cuda: &Cuda) -> Result<Gpu, GpuError> {
+    static GPUS: OnceLock<Mutex<HashMap<usize, Gpu>>> = OnceLock::new();
+    let ordinal = raw(cuda)?.ordinal();
+    let mut gpus = GPUS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(gpu) = gpus.get(&ordinal) {
+        return Ok(gpu.clone());
+    }
+    let gpu = Gpu::new(Nvidia::new(cuda)?);
+    gpus.insert(ordinal, gpu.clone());
+    Ok(gpu)
+}
+
 /// dfdx's device as a driver of our kernels: same context, same stream.
 #[derive(Debug)]
 pub struct Nvidia {
@@ -123,14 +139,6 @@ impl Nvidia {
         let name = found.name.clone();
         let pinned = Arc::new(Pinned::new(device.clone()));
         Ok(Self { device, name, architecture, pinned, loaded: Mutex::default() })
-    }
-
-    /// Number of a dfdx device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn ordinal(cuda: &Cuda) -> Result<usize, GpuError> {
-        Ok(raw(cuda)?.ordinal())
     }
 
     fn stream(&self) -> sys::CUstream {

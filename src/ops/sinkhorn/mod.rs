@@ -1,6 +1,5 @@
 //! Sinkhorn's normalisation: scores of samples and prototypes to an assignment that uses all prototypes alike.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
@@ -9,8 +8,8 @@ use rayon::prelude::*;
 use super::{
     Real,
     parts::{Work, add_tree, parts},
-    seam::{Matrix, to_vec},
     simd::vectorized,
+    tensor::{Matrix, to_vec},
 };
 
 /// How scores are normalised.

@@ -1,4 +1,4 @@
-//! Training on every GPU at hand against the CPU's trainer.
+//! Training on the GPU at hand, or the emulation, against the host.
 
 use std::sync::Arc;
 
@@ -8,21 +8,22 @@ use parquet::arrow::ArrowWriter;
 use rand::RngExt;
 use serde_json::json;
 
-use super::GpuTrainer;
+use super::{
+    tests::{sweep_of_methods, sweep_of_methods_with_vit},
+    *,
+};
 use crate::{
+    backend::{Gpu, Host},
     dataset::{
         Sample, Split,
         augment::AugmentationsConfig,
         shard::{Batcher, properties, schema},
     },
     ops::{
-        cuda::{Gpu, testing::one_gpu},
+        conv2d::cuda::Math,
+        cuda::testing::one_gpu,
         named::Values,
         random::{Purpose, stream},
-    },
-    train::{
-        Batch, Crop, Device, Loaded, Loader, Precision, PretrainConfig, Trainer,
-        tests::{sweep_of_methods, sweep_of_methods_with_vit},
     },
 };
 
@@ -39,24 +40,30 @@ fn batch(step: usize) -> Batch<f32> {
     Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
 }
 
-fn trainer(gpu: &Gpu, config: &PretrainConfig) -> GpuTrainer<Cpu> {
-    GpuTrainer::new(gpu, Cpu::default(), config, 3, 64).unwrap()
+/// A GPU whose losses are on dfdx's CPU.
+fn gpu(precision: Precision) -> Option<Gpu<Cpu>> {
+    let math = if precision == Precision::F16 { Math::F16 } else { Math::F32 };
+    one_gpu().map(|gpu| Gpu::new(gpu, Cpu::default(), math))
+}
+
+fn trainer<B: Optimize>(on: &B, config: &PretrainConfig) -> Trainer<B> {
+    Trainer::new(on.clone(), config, 3, 64).unwrap()
 }
 
 /// Two steps of every method: the loss, where the first step leads, and what the loss is there, as on the CPU.
 #[test]
 fn every_method_trains_as_on_the_cpu() {
-    let Some(gpu) = one_gpu() else { return };
+    let Some(gpu) = gpu(Precision::F32) else { return };
     for sections in sweep_of_methods().into_iter().chain(sweep_of_methods_with_vit()) {
         let config = sections.config();
-        let mut cpu = Trainer::<f32>::new(&config, 3, 64).unwrap();
+        let mut cpu = trainer(&Host::<f32>::default(), &config);
         let mut ours = trainer(&gpu, &config);
-        let start = cpu.online().params.clone();
+        let start = cpu.online().unwrap().params;
         // f32 through twenty batch norms; then through a step whose size the loss is sensitive to.
         for (step, tolerance) in [(0, 1e-4), (1, 1e-2)] {
             let batch = batch(step);
-            let expected = cpu.step(&batch).unwrap();
-            assert!(ours.step(&batch).unwrap().is_none());
+            let expected = cpu.step(&Loaded::new(cpu.on(), batch.clone()).unwrap()).unwrap().expect("a row at once");
+            assert!(ours.step(&Loaded::new(&gpu, batch).unwrap()).unwrap().is_none());
             let found = ours.settle().unwrap().expect("the step's row");
             assert_eq!((found.step, found.momentum.to_bits()), (expected.step, expected.momentum.to_bits()));
             assert_eq!(found.neighbours.len(), expected.neighbours.len());
@@ -72,8 +79,8 @@ fn every_method_trains_as_on_the_cpu() {
             );
             if step == 0 {
                 let moved =
-                    |params: &[f32]| params.iter().zip(&*start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
-                let (a, b) = (moved(&cpu.online().params), moved(&ours.online().unwrap().params));
+                    |params: &[f32]| params.iter().zip(&start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
+                let (a, b) = (moved(&cpu.online().unwrap().params), moved(&ours.online().unwrap().params));
                 let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
                 let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
                 let longer = (dot(&b, &b) / dot(&a, &a)).sqrt();
@@ -87,20 +94,20 @@ fn every_method_trains_as_on_the_cpu() {
 /// its state after every update: the same rows and the same bits, in f32 with updates from two batches, and in f16.
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
-    let Some(gpu) = one_gpu() else { return };
     let [resnet, vit] =
         [sweep_of_methods(), sweep_of_methods_with_vit()].map(|mut all| all.pop().expect("SNCLR is the last"));
     let cases = [(&resnet, Precision::F32, 2, 4), (&resnet, Precision::F16, 1, 2), (&vit, Precision::F32, 1, 2)];
     for (sections, precision, gradient_accumulation, steps) in cases {
+        let Some(gpu) = gpu(precision) else { return };
         let config = PretrainConfig { precision, gradient_accumulation, ..sections.config() };
         let mut straight = trainer(&gpu, &config);
         let mut broken = trainer(&gpu, &config);
         let mut rows = [Vec::new(), Vec::new()];
         for step in 0..steps {
-            let batch = batch(step);
+            let batch = Loaded::new(&gpu, batch(step)).unwrap();
             rows[0].extend(straight.step(&batch).unwrap());
             assert_eq!(rows[0].len(), step);
-            rows[1].extend(broken.step(&broken.keep(&batch).unwrap()).unwrap()); // images that are there already
+            rows[1].extend(broken.step(&batch).unwrap());
             rows[1].extend(broken.settle().unwrap());
             if broken.between_updates() {
                 let state = broken.state().unwrap();
@@ -112,7 +119,7 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
         // Churn and the like are NaN: compared as they are printed.
         assert_eq!(format!("{:?}", rows[0]), format!("{:?}", rows[1]), "{precision:?}");
         assert!(rows[0].iter().any(|row| row.diagnosis.is_some()) && rows[0].len() == steps);
-        let bits = |trainer: &GpuTrainer<Cpu>| -> Vec<(String, Vec<u64>)> {
+        let bits = |trainer: &Trainer<Gpu<Cpu>>| -> Vec<(String, Vec<u64>)> {
             let values = |values: &Values<f32>| match values {
                 Values::Real(values) => values.iter().map(|v| u64::from(v.to_bits())).collect(),
                 Values::Integer(values) => values.iter().map(|v| *v as u64).collect(),
@@ -130,7 +137,7 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
 
 #[test]
 fn training_starts_from_given_values_in_both_branches() {
-    let Some(gpu) = one_gpu() else { return };
+    let Some(gpu) = gpu(Precision::F32) else { return };
     let sections = sweep_of_methods().remove(0);
     let mut trainer = trainer(&gpu, &sections.config());
     let (params, buffers) = trainer.model().encoder_len();
@@ -167,7 +174,7 @@ fn split(dir: &std::path::Path) -> Split {
 /// What the device augments has the bits of what the CPU does: so has all that training makes of it.
 #[test]
 fn training_is_the_same_wherever_images_are_augmented() {
-    let Some(gpu) = one_gpu() else { return };
+    let Some(gpu) = gpu(Precision::F32) else { return };
     let dir = tempfile::tempdir().unwrap();
     let split = Arc::new(split(dir.path()));
     let view = json!({
@@ -182,16 +189,12 @@ fn training_is_the_same_wherever_images_are_augmented() {
     let augmentations = json!({ "size": 8, "view1": view, "view2": view, "local_crops": local });
     let augmentations: AugmentationsConfig = serde_json::from_value(augmentations).unwrap();
     let sections = sweep_of_methods().remove(0);
-    let [here, there] = [Device::Cpu, Device::Cuda(0)].map(|device| {
-        // The first batch of the second epoch.
-        let loader = Loader::start(split.clone(), &augmentations, device, 5, N, 3, 3..4);
+    // The first batch of the second epoch.
+    let here = Loader::<Host<f32>>::start(split.clone(), &augmentations, 5, N, 3, 3..4).next().unwrap();
+    let there = Loader::<Gpu<Cpu>>::start(split, &augmentations, 5, N, 3, 3..4).next().unwrap();
+    let [here, there] = [Loaded::new(&gpu, here), gpu.load(there)].map(|batch| {
         let mut trainer = trainer(&gpu, &sections.config());
-        let row = match (device, loader.next().unwrap()) {
-            (Device::Cpu, Loaded::Views(batch)) => trainer.step(&batch),
-            (Device::Cuda(_), Loaded::Raw(batch)) => trainer.step(&batch),
-            _ => panic!("a batch for another device than {device}"),
-        };
-        assert!(row.unwrap().is_none(), "a row comes with the next step");
+        assert!(trainer.step(&batch.unwrap()).unwrap().is_none(), "a row comes with the next step");
         let row = trainer.settle().unwrap().expect("the step's row");
         (row.loss.to_bits(), trainer.online().unwrap())
     });

@@ -5,7 +5,48 @@
 
 use dfdx::prelude::*;
 
-use super::Real;
+use super::{
+    Real, contrast::ContrastKernel, group_dots::GroupDotsKernel, later::ReadLater, linear::LinearKernel,
+    normalize::NormalizeKernel, over_batch::BatchKernel, sinkhorn::SinkhornKernel, softmax::SoftmaxKernel,
+};
+
+/// A device with all differentiable operations of the losses.
+pub trait TensorDevice<E: Dtype>:
+    Device<E, Err: Send + Sync>
+    + LinearKernel<E>
+    + NormalizeKernel<E>
+    + ContrastKernel<E>
+    + GroupDotsKernel<E>
+    + SinkhornKernel<E>
+    + SoftmaxKernel<E>
+    + BatchKernel<E>
+    + ReadLater<E>
+{
+}
+
+impl<E: Dtype, D> TensorDevice<E> for D where
+    D: Device<E, Err: Send + Sync>
+        + LinearKernel<E>
+        + NormalizeKernel<E>
+        + ContrastKernel<E>
+        + GroupDotsKernel<E>
+        + SinkhornKernel<E>
+        + SoftmaxKernel<E>
+        + BatchKernel<E>
+        + ReadLater<E>
+{
+}
+
+/// The CPU as dfdx's device, with the losses' operations for `E`.
+pub trait CpuTensors<E: Dtype>:
+    TensorDevice<E> + HasErr<Err = CpuError> + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
+{
+}
+
+impl<E: Dtype, D> CpuTensors<E> for D where
+    D: TensorDevice<E> + HasErr<Err = CpuError> + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
+{
+}
 
 /// A tensor of two axes whose sizes are known at run time.
 pub type Matrix<E, D, T = NoneTape> = Tensor<(usize, usize), E, D, T>;
