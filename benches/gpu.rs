@@ -39,7 +39,7 @@ use snclr::{
         normalize::normalize,
         random::{Purpose, stream},
         sinkhorn::{Sinkhorn, assign},
-        tensor::Matrix,
+        tensor::{Matrix, Rows},
     },
     spec::Experiment,
     stage::Silent,
@@ -173,14 +173,14 @@ macro_rules! our_operations {
     ($device:expr) => {{
         let device = $device;
         let (n, input, out) = (96, 72, 40);
-        let x: Matrix<f32, _> = device.tensor_from_vec(ramp(n * input, 0.37), (n, input));
-        let w: Matrix<f32, _> = device.tensor_from_vec(ramp(out * input, 0.11), (out, input));
-        let y = linear(x.leaky_trace(), w.leaky_trace()).expect("linear");
-        let y = normalize(y).expect("normalize");
+        let rows = |step: f32, n: usize| Rows::of(device.tensor_from_vec(ramp(n * input, step), (n, input)));
+        let (x, w) = (rows(0.37, n).expect("rows"), rows(0.11, out).expect("rows"));
+        let y = linear(x.clone().traced(), w.clone().traced()).expect("linear");
+        let y = normalize(y).expect("normalize").into_tensor();
         let cot: Matrix<f32, _> = device.tensor_from_vec(ramp(n * out, 0.23), (n, out));
         let values = y.as_vec();
         let gradients = (y * cot).sum::<Rank0, _>().backward();
-        vec![values, gradients.get(&x).as_vec(), gradients.get(&w).as_vec()]
+        vec![values, gradients.get(x.tensor()).as_vec(), gradients.get(w.tensor()).as_vec()]
     }};
 }
 
@@ -189,20 +189,21 @@ macro_rules! contrastive_logits {
     ($device:expr) => {{
         let device = $device;
         let (n, own, dim) = (96, 31, 40);
-        let rows = |rows: usize, step: f32| -> Matrix<f32, _> {
-            normalize(device.tensor_from_vec(ramp(rows * dim, step), (rows, dim))).expect("normalize")
+        let rows = |rows: usize, step: f32| {
+            let rows = Rows::of(device.tensor_from_vec(ramp(rows * dim, step), (rows, dim))).expect("rows");
+            normalize(rows).expect("normalize")
         };
         let mut found = Vec::new();
         for (candidates, pairs) in
             [(rows(n * own, 0.011), Pairs::grouped(own)), (rows(n, 0.37), Pairs::of_views(n / 2))]
         {
             let anchors = rows(n, 0.37);
-            let (all, own) =
-                contrast(anchors.leaky_trace(), candidates.leaky_trace(), pairs, 0.2).expect("contrastive logits");
+            let (all, own) = contrast(anchors.clone().traced(), candidates.clone().traced(), pairs, 0.2)
+                .expect("contrastive logits");
             found.extend([all.as_vec(), own.as_vec()]);
             let loss = all.sum::<Rank0, _>() - own.square().sum::<Rank0, _>();
             let gradients = loss.backward();
-            found.extend([gradients.get(&anchors).as_vec(), gradients.get(&candidates).as_vec()]);
+            found.extend([gradients.get(anchors.tensor()).as_vec(), gradients.get(candidates.tensor()).as_vec()]);
         }
         found
     }};
@@ -213,8 +214,8 @@ macro_rules! codes {
     ($device:expr) => {{
         let device = $device;
         let (n, queued, prototypes) = (96, 200, 300);
-        let own: Matrix<f32, _> = device.tensor_from_vec(ramp(n * prototypes, 0.7), (n, prototypes));
-        let beside: Matrix<f32, _> = device.tensor_from_vec(ramp(queued * prototypes, 0.3), (queued, prototypes));
+        let rows = |n: usize, step: f32| Rows::of(device.tensor_from_vec(ramp(n * prototypes, step), (n, prototypes)));
+        let (own, beside) = (rows(n, 0.7).expect("rows"), rows(queued, 0.3).expect("rows"));
         let settings = Sinkhorn { epsilon: 0.05, iterations: 3 };
         [None, Some(&beside)].map(|beside| assign(&own, beside, settings).expect("codes").as_vec())
     }};
@@ -390,11 +391,14 @@ fn checks(report: &mut Report) {
         Ok(gpu) => gpu,
         Err(error) => return report.check("our side of cuda:0", || Err(error.to_string())),
     };
-    report.check("address of a tensor", || {
-        let tensor: Tensor<Rank1<5>, f32, _> = cuda.tensor([1.0, 2.0, 3.0, 4.0, 5.0]);
-        let lent = Cuda::lend(&gpu, &tensor).map_err(|error| error.to_string())?;
-        let read: Vec<f32> = gpu.read(lent.view()).map_err(|error| error.to_string())?;
-        if read == [1.0, 2.0, 3.0, 4.0, 5.0] { Ok("reads back".into()) } else { Err(format!("{read:?}")) }
+    report.check("values of a tensor, and a tensor of values", || {
+        let sought = vec![1.0, 2.0, 3.0, 4.0, 5.5, -6.0];
+        let rows = Rows::of(cuda.tensor_from_vec(sought.clone(), (2, 3))).map_err(|error| error.to_string())?;
+        let text = |error: snclr::ops::cuda::GpuError| error.to_string();
+        let lent = Cuda::lend(&gpu, &rows).map_err(text)?;
+        let read: Vec<f32> = gpu.read(lent.view()).map_err(text)?;
+        let back = cuda.rows_at(&gpu, lent.view(), (2, 3)).map_err(text)?.tensor().as_vec();
+        if read == sought && back == sought { Ok("the same".into()) } else { Err(format!("{read:?}, {back:?}")) }
     });
     // f32 sums of a hundred terms in another order.
     report.check("dfdx: matmul, softmax, logsumexp, gather", || {

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use dfdx::prelude::*;
-
-use super::Memory;
-use crate::ops::{later::Later, product::Products, tensor::Matrix};
+use super::{Memory, RowsOf};
+use crate::ops::{later::Later, product::Products};
 
 /// What is known of each row of a bank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,9 +27,9 @@ impl Marks {
 pub struct Nearest<B: Memory> {
     pub k: usize,
     /// [n k, dim], unit length
-    pub vectors: Matrix<B::Real, B::Tensors>,
-    /// Length of each vector as it came, [n k].
-    pub norms: Tensor<(usize,), B::Real, B::Tensors>,
+    pub vectors: RowsOf<B>,
+    /// Length of each vector as it came, [n k, 1].
+    pub norms: RowsOf<B>,
     /// Where they came from, and how near they are.
     pub origins: Later<Origins<B::Real>>,
 }
@@ -73,11 +71,11 @@ pub trait Banks: Memory {
     /// When the device fails.
     fn read_bank(&self, bank: &Self::Bank) -> Result<[Vec<Self::Real>; 2], Self::Error>;
 
-    /// All rows as a tensor [length, dim].
+    /// All rows [length, dim].
     ///
     /// # Errors
     /// When memory runs out.
-    fn rows(&self, bank: &Self::Bank, shape: (usize, usize)) -> anyhow::Result<Matrix<Self::Real, Self::Tensors>>;
+    fn bank_rows(&self, bank: &Self::Bank, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
     /// Overwrites the rows from `first` on by rows of `batch` [n, dim], of any length; `marks` are the new ones.
     ///
@@ -87,7 +85,7 @@ pub trait Banks: Memory {
         &self,
         bank: &mut Self::Bank,
         first: usize,
-        batch: &Matrix<Self::Real, Self::Tensors>,
+        batch: &RowsOf<Self>,
         rows: Range<usize>,
         marks: &Marks,
     ) -> anyhow::Result<()>;
@@ -100,7 +98,7 @@ pub trait Banks: Memory {
     fn nearest(
         &self,
         bank: &Self::Bank,
-        queries: &Matrix<Self::Real, Self::Tensors>,
+        queries: &RowsOf<Self>,
         k: usize,
         exclude: Option<&[i64]>,
         marks: &Marks,

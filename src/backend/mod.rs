@@ -25,13 +25,16 @@ use dfdx::prelude::Gradients;
 
 use crate::ops::{
     Real,
-    tensor::{Matrix, TensorDevice},
+    tensor::{Rows, TensorDevice},
 };
 
 /// A device that trains.
 pub trait Backend: Convolutions + Transformers + Perceptrons + Banks {}
 
 impl<B: Convolutions + Transformers + Perceptrons + Banks> Backend for B {}
+
+/// Rows on the device of a backend's losses.
+pub type RowsOf<B> = Rows<<B as Memory>::Real, <B as Memory>::Tensors>;
 
 /// A device's memory. Clones are the same device.
 pub trait Memory: Clone + 'static {
@@ -111,42 +114,37 @@ pub trait Memory: Clone + 'static {
     /// When the device fails.
     fn write_params(&self, params: &mut Self::Params, values: &[Self::Real]) -> Result<(), Self::Error>;
 
-    /// Parameters [rows, columns] as a tensor.
+    /// Parameters [n, columns] as rows of the losses' device.
     ///
     /// # Errors
     /// When memory runs out.
-    fn weight(
-        &self,
-        params: &Self::Params,
-        range: Range<usize>,
-        shape: (usize, usize),
-    ) -> anyhow::Result<Matrix<Self::Real, Self::Tensors>>;
+    fn weight(&self, params: &Self::Params, range: Range<usize>, shape: (usize, usize))
+    -> anyhow::Result<RowsOf<Self>>;
 
-    /// Reals [rows, columns] as a tensor.
+    /// Reals [n, columns] as rows of the losses' device.
     ///
     /// # Errors
     /// When memory runs out.
-    fn tensor(&self, buffer: &Self::Buffer, shape: (usize, usize))
-    -> anyhow::Result<Matrix<Self::Real, Self::Tensors>>;
+    fn rows(&self, buffer: &Self::Buffer, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
-    /// The gradient of a tensor; zero where it took no part.
+    /// The gradient of rows; zero where it took no part.
     ///
     /// # Errors
     /// When memory runs out.
     fn gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
-        of: &Matrix<Self::Real, Self::Tensors>,
+        of: &RowsOf<Self>,
     ) -> anyhow::Result<Self::Buffer>;
 
-    /// Lets the gradient of a tensor begin at the reals of `range` in `start`.
+    /// Lets the gradient of rows begin at the reals of `range` in `start`.
     ///
     /// # Errors
     /// When memory runs out.
     fn begin_gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
-        of: &Matrix<Self::Real, Self::Tensors>,
+        of: &RowsOf<Self>,
         start: &Self::Buffer,
         range: Range<usize>,
     ) -> anyhow::Result<()>;

@@ -25,15 +25,18 @@ use crate::{
         arena::Layout,
         later::Later,
         product::Products,
-        tensor::{Matrix, Traced, TracedScalar, traced},
+        tensor::{self, Traced, TracedScalar},
     },
 };
 use queue::Queue;
 
 /// Rows [N, D] on the losses' device.
-pub type Rows<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
+pub use crate::backend::RowsOf as Rows;
+
 /// The same on a tape.
-type TracedRows<B> = Traced<<B as Memory>::Real, <B as Memory>::Tensors>;
+type TracedRows<B> = tensor::TracedRows<<B as Memory>::Real, <B as Memory>::Tensors>;
+/// A matrix on its tape, for operations of dfdx's.
+type TracedMatrix<B> = Traced<<B as Memory>::Real, <B as Memory>::Tensors>;
 /// A loss on its tape.
 type Loss<B> = TracedScalar<<B as Memory>::Real, <B as Memory>::Tensors>;
 /// What the losses' device may fail with.
@@ -95,7 +98,7 @@ impl<B: Backend> OwnParams<B> {
 
     /// A parameter, traced.
     fn get(&self, entry: usize) -> TracedRows<B> {
-        traced(self.values(entry).clone())
+        self.values(entry).clone().traced()
     }
 
     /// A tape that adds to their gradients in `totals`, which are those of all parameters.
@@ -108,7 +111,7 @@ impl<B: Backend> OwnParams<B> {
             on.begin_gradient(&mut gradients, tensor, totals, entry.range())?;
         }
         Ok(match self.tensors.first() {
-            Some(tensor) => tensor.trace(gradients).split_tape().1,
+            Some(rows) => rows.tensor().trace(gradients).split_tape().1,
             None => OwnedTape::default(),
         })
     }

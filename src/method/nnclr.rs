@@ -19,7 +19,6 @@ use crate::{
         later::Later,
         normalize::normalize,
         over_batch::batch_mean,
-        tensor::traced,
     },
 };
 
@@ -65,10 +64,10 @@ impl<B: Backend> Nnclr<B> {
 
     /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
     fn direction(&self, nn: Rows<B>, p: Rows<B>) -> Result<Loss<B>, TensorError<B>> {
-        let p = normalize(traced(p))?;
+        let p = normalize(p.traced())?;
         let own = Pairs::grouped(1);
         let (all, own) = match self.config.anchor {
-            Anchor::Neighbour => contrast(traced(nn), p, own, self.config.tau)?,
+            Anchor::Neighbour => contrast(nn.traced(), p, own, self.config.tau)?,
             Anchor::Prediction => contrast(p, nn, own, self.config.tau)?,
         };
         let n = all.shape().0;
@@ -87,9 +86,13 @@ mod tests {
             golden::{Golden, assert_close},
             normalize::normalize_rows,
             product::Products,
-            tensor::Matrix,
+            tensor::Rows as Of,
         },
     };
+
+    fn rows(values: Vec<f64>, n: usize) -> Of<f64, Cpu> {
+        Of::of(Cpu::default().tensor_from_vec(values, (n, 8))).unwrap()
+    }
 
     fn method(anchor: Anchor, look_up: LookUp, bank: &[f64]) -> Nnclr<Host<f64>> {
         let config = NnclrConfig {
@@ -106,7 +109,7 @@ mod tests {
         let Ok(queue) = Queue::new(&on, "queue", [32, 8], 0, Products::Full);
         let mut method = Nnclr { config, queue };
         let origin = Origin { samples: &[-1; 32], labels: &[-1; 32], step: 0 };
-        let bank: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank.to_vec(), (32, 8));
+        let bank = rows(bank.to_vec(), 32);
         method.queue.enqueue(&on, &bank, origin, Overflow::Wrap).unwrap();
         method
     }
@@ -117,15 +120,15 @@ mod tests {
         {
             let golden = Golden::load(case);
             let method = method(anchor, LookUp::Momentum, &golden.get("in.queue"));
-            let y2: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.y2"), (6, 8));
+            let y2 = rows(golden.get("in.y2"), 6);
             let near = method.queue.search(&Host::default(), &normalize(y2).unwrap(), 1, None).unwrap();
             let mut expected = golden.get::<f64>("out.nn");
             normalize_rows(&mut expected, 8);
-            assert_close("nn", &near.vectors.as_vec(), &expected, 1e-12);
-            let z: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.z1"), (6, 8));
+            assert_close("nn", &near.vectors.tensor().as_vec(), &expected, 1e-12);
+            let z = rows(golden.get("in.z1"), 6);
             let loss = method.direction(near.vectors, z.clone()).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
-            assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
+            assert_close("grad.z1", &loss.backward().get(z.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
     }
 
@@ -134,7 +137,7 @@ mod tests {
         let golden = Golden::load("loss_nnclr_anchor_nn");
         let mut method = method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue"));
         let before = self::method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue")).queue;
-        let matrix = |name: &str| -> Matrix<f64, Cpu> { Cpu::default().tensor_from_vec(golden.get(name), (6, 8)) };
+        let matrix = |name: &str| rows(golden.get(name), 6);
         let y = vec![matrix("in.y2"), matrix("in.z1")];
         let input = StepInput {
             step: 3,
@@ -155,9 +158,9 @@ mod tests {
         let expected: f64 =
             directions.iter().map(|(nn, z)| method.direction(nn.clone(), input.z[*z].clone()).unwrap().array()).sum();
         assert!((output.loss.array() - expected).abs() < 1e-12);
-        let mut view1 = input.y[0].as_vec();
+        let mut view1 = input.y[0].tensor().as_vec();
         normalize_rows(&mut view1, 8);
-        assert_eq!(method.queue.all(&Host::default()).unwrap().as_vec()[..6 * 8], view1);
+        assert_eq!(method.queue.all(&Host::default()).unwrap().tensor().as_vec()[..6 * 8], view1);
         let positives = output.positives.wait().unwrap();
         assert_eq!((positives.own[0], positives.k), (0.0, 1));
     }

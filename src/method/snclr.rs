@@ -8,13 +8,13 @@ use dfdx::prelude::*;
 
 use super::{
     Attention, Loss as Scalar, Objective, OwnParams, Positives, Rows, SnclrConfig, StepInput, StepOutput, TensorError,
-    TracedRows, device_error,
+    TracedMatrix, device_error,
     mlp::init_linear,
     queue::{Origin, Queue},
     views::each_view_predicted,
 };
 use crate::{
-    backend::{Backend, Nearest},
+    backend::{Backend, Memory, Nearest},
     ops::{
         Elementary, Real,
         arena::Layout,
@@ -25,12 +25,15 @@ use crate::{
         normalize::normalize,
         over_batch::batch_mean,
         softmax::{exp, log_softmax},
-        tensor::traced,
+        tensor::{Matrix, traced},
     },
 };
 
+/// A matrix off any tape.
+type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
+
 /// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
-type Loss<B> = (Scalar<B>, Option<Later<Vec<<B as crate::backend::Memory>::Real>>>);
+type Loss<B> = (Scalar<B>, Option<Later<Vec<<B as Memory>::Real>>>);
 
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
 pub struct Snclr<B: Backend> {
@@ -111,7 +114,7 @@ impl<B: Backend> Snclr<B> {
     ) -> Result<Loss<B>, TensorError<B>> {
         let device = z1.device().clone();
         let n = z1.shape().0;
-        let (z1, scale) = (normalize(traced(z1))?, B::Real::of(self.config.loss_scale));
+        let (z1, scale) = (normalize(z1.traced())?, B::Real::of(self.config.loss_scale));
         let Some(neighbours) = neighbours else {
             let (all, own) = contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
             let own = own.try_reshape_like(&(n,))?;
@@ -135,12 +138,12 @@ impl<B: Backend> Snclr<B> {
         let (kept, tape) = log_w.split_tape();
         let w = B::Tensors::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp_inline()).collect());
         let log_w = kept.put_tape(tape);
-        let zero: Rows<B> = device.try_zeros_like(&(n, 1usize))?;
+        let zero: MatrixOf<B> = device.try_zeros_like(&(n, 1usize))?;
         let loss = match self.config.objective {
             // -log( sum_j w_j exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::Paper => {
                 let log_w = (traced(zero), log_w).try_concat_along(Axis::<1>)?;
-                let log_w: TracedRows<B> = log_w.try_reshape_like(&(n, k + 1))?;
+                let log_w: TracedMatrix<B> = log_w.try_reshape_like(&(n, k + 1))?;
                 let positive = B::Tensors::log_sum_exp(own.try_add(log_w)?, B::Real::of(1.0))?;
                 batch_mean(all.try_sub(positive)?)?
             }
@@ -148,7 +151,7 @@ impl<B: Backend> Snclr<B> {
             Objective::SoftCe => {
                 let one = zero.try_add(B::Real::of(1.0))?;
                 let weights = (traced(one), exp(log_w)?).try_concat_along(Axis::<1>)?;
-                let weights: TracedRows<B> = weights.try_reshape_like(&(n, k + 1))?;
+                let weights: TracedMatrix<B> = weights.try_reshape_like(&(n, k + 1))?;
                 let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
                 let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
                 batch_mean(total)?.try_negate()?
@@ -163,15 +166,15 @@ impl<B: Backend> Snclr<B> {
         y1: Rows<B>,
         neighbours: &Nearest<B>,
         params: &OwnParams<B>,
-    ) -> Result<TracedRows<B>, TensorError<B>> {
+    ) -> Result<TracedMatrix<B>, TensorError<B>> {
         let device = y1.device().clone();
         let (n, k) = (y1.shape().0, neighbours.k);
         let log_gamma = B::Real::of(libm::log(self.config.gamma));
         if self.config.attention == Attention::Uniform {
-            let uniform: Rows<B> = device.try_zeros_like(&(n, k))?;
+            let uniform: MatrixOf<B> = device.try_zeros_like(&(n, k))?;
             return traced(uniform).try_sub(B::Real::of(libm::log(k as f64)) + log_gamma);
         }
-        let mut a = traced(y1);
+        let mut a = y1.traced();
         let mut near = neighbours.vectors.clone();
         if self.config.normalize_attention {
             a = normalize(a)?;
@@ -183,9 +186,9 @@ impl<B: Backend> Snclr<B> {
                 a = linear(a, params.get(f1))?;
                 linear_of_constant(near, params.get(f2))?
             }
-            None => traced(near),
+            None => near.traced(),
         };
-        let log_w = log_softmax(group_dots(a, b)?, 1.0)?.try_sub(log_gamma)?;
+        let log_w = log_softmax(group_dots(a.into_tensor(), b.into_tensor())?, 1.0)?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }
 }
@@ -200,7 +203,7 @@ mod tests {
             golden::{Golden, assert_close, tolerance},
             normalize::normalize_rows,
             product::Products,
-            tensor::{CpuTensors, Matrix},
+            tensor::{CpuTensors, Rows as Of},
         },
     };
 
@@ -231,6 +234,13 @@ mod tests {
         Origin { samples: &[-1; 32][..rows], labels: &[-1; 32][..rows], step: 0 }
     }
 
+    fn rows<E: Real>(values: Vec<E>, n: usize) -> Of<E, Cpu>
+    where
+        Cpu: CpuTensors<E>,
+    {
+        Of::of(Cpu::default().tensor_from_vec(values, (n, 8))).unwrap()
+    }
+
     fn queue<E: Real>(length: usize) -> Queue<Host<E>>
     where
         Cpu: CpuTensors<E>,
@@ -246,7 +256,7 @@ mod tests {
     {
         let (on, mut layout) = (Host::default(), Layout::default());
         let mut method = Snclr::new(config, 8, queue(config.queue_length), &mut layout);
-        let rows: Matrix<E, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.queue"), (config.queue_length, 8));
+        let rows = rows(golden.get("in.queue"), config.queue_length);
         method.queue.enqueue(&on, &rows, nobody(config.queue_length), Overflow::Wrap).unwrap();
         let mut params = vec![E::nan(); layout.len()];
         if let Some((f1, f2)) = method.attention {
@@ -265,9 +275,8 @@ mod tests {
             assert_close(&format!("{case} {what}"), actual, &golden.get::<E>(expected), tolerance::<E>(F32));
         };
         let (method, layout, params) = method::<E>(config, &golden);
-        let device = Cpu::default();
         let own = OwnParams::all(&layout, &params);
-        let matrix = |name: &str| -> Matrix<E, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+        let matrix = |name: &str| rows::<E>(golden.get(name), 6);
         let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
         let y2 = normalize(matrix("in.y2")).unwrap();
         let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
@@ -275,9 +284,9 @@ mod tests {
         close("loss", &[loss.array()], "out.loss");
         close("w", &w.unwrap().wait().unwrap(), "out.w");
         let mut gradients = loss.backward();
-        close("grad.z1", &gradients.get(&z1).as_vec(), "grad.z1");
-        gradients.try_alloc_for(&y1).unwrap();
-        close("grad.y1", &gradients.get(&y1).as_vec(), "grad.y1");
+        close("grad.z1", &gradients.get(z1.tensor()).as_vec(), "grad.z1");
+        gradients.try_alloc_for(y1.tensor()).unwrap();
+        close("grad.y1", &gradients.get(y1.tensor()).as_vec(), "grad.y1");
         let totals = own.gradients(&layout, &mut gradients);
         if let Some((f1, f2)) = method.attention {
             close("grad.f1", &totals[layout.entries[f1].range()], "grad.f1");
@@ -312,20 +321,18 @@ mod tests {
     fn gradients_agree_with_finite_differences() {
         let golden = Golden::load("loss_paper");
         let (method, layout, params) = method::<f64>(&config(3, 32, 0.1), &golden);
-        let device = Cpu::default();
-        let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
-        let y2 = normalize(y2).unwrap();
+        let y2 = normalize(rows(golden.get("in.y2"), 6)).unwrap();
         let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
         // Everything that the loss depends on, in a row: z1, y1, f1 and f2.
         let run = |all: &[f64]| {
-            let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
+            let matrix = |at: usize| rows(all[at..at + 48].to_vec(), 6);
             let (z1, y1) = (matrix(0), matrix(48));
             let own = OwnParams::all(&layout, &all[96..]);
             let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
             let attention = own.gradients(&layout, &mut gradients);
-            (value, [gradients.get(&z1).as_vec(), gradients.get(&y1).as_vec(), attention].concat())
+            (value, [gradients.get(z1.tensor()).as_vec(), gradients.get(y1.tensor()).as_vec(), attention].concat())
         };
         let all = [golden.get::<f64>("in.z1"), golden.get("in.y1"), params].concat();
         let (_, gradient) = run(&all);
@@ -357,14 +364,13 @@ mod tests {
                 let bank = golden.get::<f64>("in.queue");
                 let mut queue = queue(32);
                 for n in [32, 29] {
-                    let rows: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank[..n * 8].to_vec(), (n, 8));
+                    let rows = rows(bank[..n * 8].to_vec(), n);
                     queue.enqueue(&Host::default(), &rows, nobody(n), Overflow::Wrap).unwrap();
                 }
                 queue
             };
-            let device = Cpu::default();
             let own = OwnParams::all(&layout, &params);
-            let matrix = |name: &str| -> Matrix<f64, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+            let matrix = |name: &str| rows::<f64>(golden.get(name), 6);
             let (z, y) = (["in.z1", "in.z2"].map(matrix), ["in.y1", "in.y2"].map(matrix));
             let input = StepInput {
                 step: 0,
@@ -381,7 +387,7 @@ mod tests {
             let mut gradients = output.loss.backward();
             for (tensor, name) in z.iter().chain(&y).zip(["z1", "z2", "y1", "y2"]) {
                 let expected = golden.get(&format!("grad.{name}"));
-                assert_close(name, &gradients.get(tensor).as_vec(), &expected, 1e-10);
+                assert_close(name, &gradients.get(tensor.tensor()).as_vec(), &expected, 1e-10);
             }
             let totals = own.gradients(&layout, &mut gradients);
             if let Some((f1, f2)) = method.attention {
@@ -401,16 +407,13 @@ mod tests {
         for (case, tau) in [("loss_infonce_tau01", 0.1), ("loss_infonce_tau02", 0.2)] {
             let golden = Golden::load(case);
             let method = Snclr::<Host<f64>>::new(&config(0, 4, tau), 8, queue(4), &mut Layout::default());
-            let device = Cpu::default();
             let own = OwnParams::all(&Layout::default(), &[]);
-            let z1: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.z1"), (6, 8));
-            let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
-            let y2 = normalize(y2).unwrap();
+            let (z1, y2) = (rows(golden.get("in.z1"), 6), normalize(rows(golden.get("in.y2"), 6)).unwrap());
             let none = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
             let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, none.as_ref(), &own).unwrap();
             assert!(none.is_none() && w.is_none());
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
-            assert_close("grad.z1", &loss.backward().get(&z1).as_vec(), &golden.get("grad.z1"), 1e-12);
+            assert_close("grad.z1", &loss.backward().get(z1.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
     }
 }

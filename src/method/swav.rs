@@ -10,7 +10,7 @@ use super::{
     queue::{Origin, Queue},
 };
 use crate::{
-    backend::Backend,
+    backend::{Backend, Memory},
     ops::{
         Real,
         arena::Layout,
@@ -21,12 +21,15 @@ use crate::{
         random::{Normals, Purpose, stream},
         sinkhorn::{Sinkhorn, assign},
         softmax::cross_entropy,
-        tensor::traced,
+        tensor::Matrix,
     },
 };
 
+/// Codes, for operations of dfdx's.
+type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
+
 /// A loss, and the codes q [N, P] of both full views.
-type Loss<B> = (Scalar<B>, [Rows<B>; 2]);
+type Loss<B> = (Scalar<B>, [MatrixOf<B>; 2]);
 
 /// Rows [M, D] of each full view's queue, where it has a part in the codes.
 type Queued<B> = [Option<Rows<B>>; 2];
@@ -97,7 +100,7 @@ impl<B: Backend> Swav<B> {
         let prototypes = params.values(self.prototypes);
         let mut scores = Vec::with_capacity(crops);
         for z in z {
-            scores.push(linear(normalize(traced(z.clone()))?, params.get(self.prototypes))?.split_tape());
+            scores.push(linear(normalize(z.clone().traced())?, params.get(self.prototypes))?.split_tape());
         }
         let [first, second] = queued;
         let codes = [
@@ -114,7 +117,8 @@ impl<B: Backend> Swav<B> {
                 1 => codes[0].clone(),
                 _ => codes[0].clone().try_add(codes[1].clone())?,
             };
-            let loss = batch_mean(cross_entropy(scores.put_tape(tape), q, self.config.tau)?)?.try_mul(share)?;
+            let loss =
+                batch_mean(cross_entropy(scores.put_tape(tape).into_tensor(), q, self.config.tau)?)?.try_mul(share)?;
             total = Some(match total {
                 Some(total) => total.try_add(loss)?,
                 None => loss,
@@ -129,8 +133,8 @@ impl<B: Backend> Swav<B> {
         scores: &Rows<B>,
         queued: Option<&Rows<B>>,
         prototypes: &Rows<B>,
-    ) -> Result<Rows<B>, TensorError<B>> {
-        let beside = queued.map(|rows| scores.device().linear_forward(rows, prototypes)).transpose()?;
+    ) -> Result<MatrixOf<B>, TensorError<B>> {
+        let beside = queued.map(|rows| B::Tensors::linear_forward(rows, prototypes)).transpose()?;
         let settings = Sinkhorn { epsilon: self.config.epsilon, iterations: self.config.sinkhorn_iterations };
         assign(scores, beside.as_ref(), settings)
     }
@@ -163,7 +167,7 @@ mod tests {
             freeze_prototypes_epochs: 0.0,
         };
         let matrix = |name: &str, rows: usize| {
-            on.tensor(&on.buffer(golden.get(&format!("in.{name}"))).unwrap(), (rows, 8)).unwrap()
+            on.rows(&on.buffer(golden.get(&format!("in.{name}"))).unwrap(), (rows, 8)).unwrap()
         };
         let mut layout = Layout::default();
         let names = if queue_length > 0 { &["queue1", "queue2"][..] } else { &[] };

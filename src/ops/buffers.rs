@@ -6,11 +6,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::Real;
+use super::{
+    Real,
+    scratch::{Aligned, LINE, filled},
+};
 
 /// A pool of memory. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Buffers<E>(Arc<Mutex<Vec<Vec<E>>>>);
+pub struct Buffers<E>(Arc<Mutex<Vec<Aligned<E>>>>);
 
 impl<E> Default for Buffers<E> {
     fn default() -> Self {
@@ -22,11 +25,11 @@ impl<E: Real> Buffers<E> {
     /// A buffer of `len` elements whose values are unspecified.
     pub fn take(&self, len: usize) -> Buffer<E> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |b: &Vec<E>| b.len() >= len && b.len() <= 2 * len;
+        let fits = |b: &Aligned<E>| b.len() >= len && b.len() <= 2 * len;
         let best = (0..free.len()).filter(|i| fits(&free[*i])).min_by_key(|i| free[*i].len());
         let values = best.map(|i| free.swap_remove(i));
         drop(free);
-        Buffer { values: values.unwrap_or_else(|| vec![E::zero(); len]), len, home: Home::Pool(self.clone()) }
+        Buffer { values: values.unwrap_or_else(|| filled(len, E::zero())), len, home: Home::Pool(self.clone()) }
     }
 }
 
@@ -34,7 +37,7 @@ impl<E: Real> Buffers<E> {
 #[derive(Debug)]
 pub struct Buffer<E: Real> {
     /// At least `len` elements.
-    values: Vec<E>,
+    values: Aligned<E>,
     len: usize,
     home: Home<E>,
 }
@@ -45,10 +48,16 @@ enum Home<E> {
     Pool(Buffers<E>),
     /// The working memory of the thread that drops it.
     Thread,
-    System,
+    /// The system, which it came from: these are the elements.
+    System(Vec<E>),
 }
 
 impl<E: Real> Buffer<E> {
+    /// Zeros, which begin a cache line.
+    pub fn zeros(len: usize) -> Self {
+        Self { values: filled(len, E::zero()), len, home: Home::Pool(Buffers::default()) }
+    }
+
     /// Working memory of this thread (see [`Scratch`](super::scratch::Scratch)), whose values are unspecified: what is used on
     /// and on should stay in the core's cache.
     pub fn of_thread(len: usize) -> Self {
@@ -58,7 +67,7 @@ impl<E: Real> Buffer<E> {
 
 impl<E: Real> From<Vec<E>> for Buffer<E> {
     fn from(values: Vec<E>) -> Self {
-        Self { len: values.len(), values, home: Home::System }
+        Self { len: values.len(), values: Aligned::new(LINE), home: Home::System(values) }
     }
 }
 
@@ -66,23 +75,29 @@ impl<E: Real> Deref for Buffer<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
-        &self.values[..self.len]
+        match &self.home {
+            Home::System(values) => values,
+            Home::Pool(_) | Home::Thread => &self.values[..self.len],
+        }
     }
 }
 
 impl<E: Real> DerefMut for Buffer<E> {
     fn deref_mut(&mut self) -> &mut [E] {
-        &mut self.values[..self.len]
+        match &mut self.home {
+            Home::System(values) => values,
+            Home::Pool(_) | Home::Thread => &mut self.values[..self.len],
+        }
     }
 }
 
 impl<E: Real> Drop for Buffer<E> {
     fn drop(&mut self) {
-        let values = std::mem::take(&mut self.values);
+        let values = std::mem::replace(&mut self.values, Aligned::new(LINE));
         match &self.home {
             Home::Pool(pool) => pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(values),
             Home::Thread => E::give_scratch(values),
-            Home::System => {}
+            Home::System(_) => {}
         }
     }
 }
@@ -90,6 +105,15 @@ impl<E: Real> Drop for Buffer<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_begins_a_cache_line() {
+        for n in [1, 257, 5000, 1 << 20] {
+            for buffer in [Buffer::<f32>::zeros(n), Buffer::of_thread(n), Buffers::default().take(n)] {
+                assert_eq!((buffer.len(), buffer.as_ptr() as usize % LINE), (n, 0));
+            }
+        }
+    }
 
     #[test]
     fn memory_is_used_again_where_it_is_about_as_large() {

@@ -2,7 +2,10 @@
 
 use dfdx::prelude::*;
 
-use super::Real;
+use super::{
+    Real,
+    tensor::{Matrix, Rows, Seen, to_vec},
+};
 
 /// A value that is there when it has been waited for.
 pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
@@ -33,19 +36,27 @@ impl<T: Send + 'static> Later<T> {
 }
 
 /// A device whose tensors can be read without a wait.
-pub trait ReadLater<E: Dtype>: Device<E> {
-    /// The values that `tensor` has now.
+pub trait ReadLater<E: Dtype>: Seen<E> {
+    /// The values that a tensor of dfdx's has now.
     ///
     /// # Errors
     /// The device's.
-    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+
+    /// The values of rows of ours.
+    ///
+    /// # Errors
+    /// The device's.
+    fn read_rows_later(rows: &Rows<E, Self>) -> Result<Later<Vec<E>>, Self::Err> {
+        Self::read_later(rows.tensor())
+    }
 }
 
 impl<E: Real> ReadLater<E> for Cpu
 where
     Cpu: Device<E, Err = CpuError>,
 {
-    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, CpuError> {
-        Ok(Later::now(tensor.as_vec()))
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, CpuError> {
+        Ok(Later::now(to_vec(tensor)))
     }
 }

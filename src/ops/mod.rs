@@ -1,6 +1,5 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
-mod aligned;
 pub mod arena;
 pub mod attention;
 pub mod batch_norm;

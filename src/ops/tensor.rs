@@ -1,7 +1,8 @@
 //! Where our differentiable operations meet dfdx's tape.
 //!
-//! dfdx keeps the storage of tensors private but hands out gradient buffers. An operation of ours therefore copies its
-//! inputs out, computes on slices, and records a closure that takes the output's gradient and adds to the inputs'.
+//! dfdx keeps the storage of tensors private but hands out gradient buffers. An operation of ours therefore reads its inputs
+//! where the device keeps them beside the tensor (see [`Rows`]), and records a closure that takes the output's gradient and
+//! adds to the inputs'.
 
 use dfdx::prelude::*;
 
@@ -10,9 +11,109 @@ use super::{
     normalize::NormalizeKernel, over_batch::BatchKernel, sinkhorn::SinkhornKernel, softmax::SoftmaxKernel,
 };
 
+/// A device beside whose tensors our kernels find the same values.
+pub trait Seen<E: Dtype>: Device<E> {
+    /// Where they lie; nothing where they can be read from a tensor.
+    type Values: Clone + 'static;
+
+    /// The values of a tensor that dfdx made.
+    ///
+    /// # Errors
+    /// The device's.
+    fn values(tensor: &Matrix<E, Self>) -> Result<Self::Values, Self::Err>;
+}
+
+/// On the CPU a tensor can be read.
+impl<E: Dtype> Seen<E> for Cpu
+where
+    Cpu: Device<E>,
+{
+    type Values = ();
+
+    fn values(_: &Matrix<E, Self>) -> Result<(), Self::Err> {
+        Ok(())
+    }
+}
+
+/// Rows [n, columns] that operations of ours read: a tensor, and where kernels find its values.
+pub struct Rows<E: Dtype, D: Seen<E>, T = NoneTape> {
+    tensor: Matrix<E, D, T>,
+    values: D::Values,
+}
+
+/// Rows on a tape.
+pub type TracedRows<E, D> = Rows<E, D, OwnedTape<E, D>>;
+
+impl<E: Dtype, D: Seen<E>> Clone for Rows<E, D> {
+    fn clone(&self) -> Self {
+        Self { tensor: self.tensor.clone(), values: self.values.clone() }
+    }
+}
+
+impl<E: Dtype, D: Seen<E>> Rows<E, D> {
+    /// A tensor with the same values beside it.
+    pub fn new(tensor: Matrix<E, D>, values: D::Values) -> Self {
+        Self { tensor, values }
+    }
+
+    /// A tensor that dfdx made.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn of(tensor: Matrix<E, D>) -> Result<Self, D::Err> {
+        Ok(Self { values: D::values(&tensor)?, tensor })
+    }
+
+    /// The same rows on a tape.
+    pub fn put_tape<T>(self, tape: T) -> Rows<E, D, T> {
+        Rows { tensor: self.tensor.put_tape(tape), values: self.values }
+    }
+
+    /// The same rows on a tape of their own.
+    pub fn traced(self) -> TracedRows<E, D> {
+        self.put_tape(OwnedTape::default())
+    }
+}
+
+impl<E: Dtype, D: Seen<E>, T> Rows<E, D, T> {
+    /// The tensor.
+    pub fn tensor(&self) -> &Matrix<E, D, T> {
+        &self.tensor
+    }
+
+    /// The tensor, for operations of dfdx's.
+    pub fn into_tensor(self) -> Matrix<E, D, T> {
+        self.tensor
+    }
+
+    /// Where kernels find the values.
+    pub fn values(&self) -> &D::Values {
+        &self.values
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        *self.tensor.shape()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        self.tensor.device()
+    }
+}
+
+impl<E: Dtype, D: Seen<E>, T: Tape<E, D>> Rows<E, D, T> {
+    /// The rows off their tape, and the tape.
+    pub fn split_tape(self) -> (Rows<E, D>, T) {
+        let (tensor, tape) = self.tensor.split_tape();
+        (Rows { tensor, values: self.values }, tape)
+    }
+}
+
 /// A device with all differentiable operations of the losses.
 pub trait TensorDevice<E: Dtype>:
     Device<E, Err: Send + Sync>
+    + Seen<E>
     + LinearKernel<E>
     + NormalizeKernel<E>
     + ContrastKernel<E>
@@ -26,6 +127,7 @@ pub trait TensorDevice<E: Dtype>:
 
 impl<E: Dtype, D> TensorDevice<E> for D where
     D: Device<E, Err: Send + Sync>
+        + Seen<E>
         + LinearKernel<E>
         + NormalizeKernel<E>
         + ContrastKernel<E>
@@ -39,12 +141,15 @@ impl<E: Dtype, D> TensorDevice<E> for D where
 
 /// The CPU as dfdx's device, with the losses' operations for `E`.
 pub trait CpuTensors<E: Dtype>:
-    TensorDevice<E> + HasErr<Err = CpuError> + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
+    TensorDevice<E> + Seen<E, Values = ()> + HasErr<Err = CpuError> + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
 {
 }
 
 impl<E: Dtype, D> CpuTensors<E> for D where
-    D: TensorDevice<E> + HasErr<Err = CpuError> + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
+    D: TensorDevice<E>
+        + Seen<E, Values = ()>
+        + HasErr<Err = CpuError>
+        + Storage<E, Vec: std::ops::DerefMut<Target = Vec<E>>>
 {
 }
 

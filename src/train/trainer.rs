@@ -20,6 +20,7 @@ use crate::{
         conv2d::Size,
         later::ReadLater,
         named::{NamedTensor, Values},
+        tensor::Matrix,
     },
 };
 
@@ -268,11 +269,11 @@ impl<B: Optimize> Trainer<B> {
         for (images, size) in &batch.crops {
             let (h, saved) = model.encoder.forward(on, &mut online.in_training(), images, *size, true)?;
             let (y, projector) = model.projector.forward(on, &mut online.in_training(), h)?;
-            let projected = on.tensor(&y, (n, dim))?;
+            let projected = on.rows(&y, (n, dim))?;
             let (z, predictor) = match &model.predictor {
                 Some(predictor) => {
                     let (z, saved) = predictor.forward(on, &mut online.in_training(), y)?;
-                    (on.tensor(&z, (n, dim))?, Some(saved))
+                    (on.rows(&z, (n, dim))?, Some(saved))
                 }
                 None => (projected.clone(), None),
             };
@@ -285,7 +286,7 @@ impl<B: Optimize> Trainer<B> {
             let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
                 let (h, _) = model.encoder.forward(on, &mut target.in_training(), images, *size, false)?;
                 let (k, _) = model.projector.forward(on, &mut target.in_training(), h)?;
-                on.tensor(&k, (n, dim))
+                on.rows(&k, (n, dim))
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
         }
@@ -304,7 +305,8 @@ impl<B: Optimize> Trainer<B> {
         };
         let StepOutput { loss, positives } = model.method.step(on, &input, &own)?;
         let (loss, tape) = loss.split_tape();
-        let loss_later = B::Tensors::read_later(&loss).map_err(device_error)?;
+        let one: Matrix<B::Real, B::Tensors> = loss.clone().try_reshape_like(&(1, 1)).map_err(device_error)?;
+        let loss_later = B::Tensors::read_later(&one).map_err(device_error)?;
         let tape = tape.merge(own.tape(on, &model.params, gradients)?);
         let mut of_loss = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
@@ -332,7 +334,7 @@ impl<B: Optimize> Trainer<B> {
         }
         self.update = due.ends.then_some(due);
 
-        let later = |view: usize| B::Tensors::read_later(&input.y[view]).map_err(device_error);
+        let later = |view: usize| B::Tensors::read_rows_later(&input.y[view]).map_err(device_error);
         let y = if due.diagnosis { Some(([later(0)?, later(1)?], dim)) } else { None };
         let (samples, labels) = (batch.samples.clone(), batch.labels.clone());
         Ok(InFlight { due, samples, labels, loss: loss_later, positives, y })

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use dfdx::prelude::HasShape;
-
 use super::Gpu;
 use crate::{
     backend::{Banks, Marks, Nearest, Origins},
@@ -11,7 +9,7 @@ use crate::{
         cuda::{Bridge, GpuError},
         later::Later,
         product::Products,
-        tensor::{Matrix, TensorDevice},
+        tensor::{Rows, TensorDevice},
         topk::cuda::BankGpu,
     },
 };
@@ -30,15 +28,15 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Banks for Gpu<D> {
         Ok([rows, norms])
     }
 
-    fn rows(&self, bank: &BankGpu, shape: (usize, usize)) -> anyhow::Result<Matrix<f32, D>> {
-        Ok(self.tensors.tensor_at(self.device(), bank.rows(), shape)?)
+    fn bank_rows(&self, bank: &BankGpu, shape: (usize, usize)) -> anyhow::Result<Rows<f32, D>> {
+        Ok(self.tensors.rows_at(self.device(), bank.rows(), shape)?)
     }
 
     fn overwrite(
         &self,
         bank: &mut BankGpu,
         first: usize,
-        batch: &Matrix<f32, D>,
+        batch: &Rows<f32, D>,
         rows: Range<usize>,
         marks: &Marks,
     ) -> anyhow::Result<()> {
@@ -51,17 +49,17 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Banks for Gpu<D> {
     fn nearest(
         &self,
         bank: &BankGpu,
-        queries: &Matrix<f32, D>,
+        queries: &Rows<f32, D>,
         k: usize,
         exclude: Option<&[i64]>,
         _: &Marks,
     ) -> anyhow::Result<Nearest<Self>> {
-        let ((n, dim), gpu) = (*queries.shape(), self.device());
+        let ((n, dim), gpu) = (queries.shape(), self.device());
         let lent = D::lend(gpu, queries)?;
         let found = bank.search(lent.view(), n, k, exclude)?;
         let near = bank.gather(&found)?;
-        let vectors = self.tensors.tensor_at(gpu, near.vectors.view(), (n * k, dim))?;
-        let norms = self.tensors.tensor_at(gpu, near.norms.view(), (n * k,))?;
+        let vectors = self.tensors.rows_at(gpu, near.vectors.view(), (n * k, dim))?;
+        let norms = self.tensors.rows_at(gpu, near.norms.view(), (n * k, 1))?;
         let (marks, scores) = (near.marks.read_later::<i64>()?, found.scores.read_later::<f32>()?);
         let origins = Later::new(move || {
             let (marks, similarities) = (marks.wait()?, scores.wait()?);

@@ -11,13 +11,13 @@ use dfdx::prelude::Gradients;
 
 use super::Memory;
 use crate::ops::{
-    batch_norm::cuda::Rows,
+    batch_norm::cuda::Rows as Batch,
     conv2d::{
         Conv2d, Size,
         cuda::{Math, OnGpu},
     },
     cuda::{Bridge, Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
-    tensor::{Matrix, TensorDevice},
+    tensor::{Rows, TensorDevice},
 };
 
 /// A GPU, and the dfdx device `D` that has the losses' tensors.
@@ -108,7 +108,7 @@ impl<D> Gpu<D> {
             Scalar::F32 => Ok(values),
             Scalar::F16 => {
                 let half = self.take(values.view().len())?;
-                Rows::narrow(&self.device, Scalar::F16, values.view(), half.view())?;
+                Batch::narrow(&self.device, Scalar::F16, values.view(), half.view())?;
                 Ok(half)
             }
         }
@@ -173,31 +173,31 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Memory for Gpu<D> {
     fn write_params(&self, params: &mut Params, values: &[f32]) -> Result<(), GpuError> {
         self.device.write(params.all.view().part(0..values.len()), values)?;
         match &params.half {
-            Some(half) => Rows::narrow(&self.device, Scalar::F16, params.all.view(), half.view()),
+            Some(half) => Batch::narrow(&self.device, Scalar::F16, params.all.view(), half.view()),
             None => Ok(()),
         }
     }
 
-    fn weight(&self, params: &Params, range: Range<usize>, shape: (usize, usize)) -> anyhow::Result<Matrix<f32, D>> {
-        Ok(self.tensors.tensor_at(&self.device, params.of(&range), shape)?)
+    fn weight(&self, params: &Params, range: Range<usize>, shape: (usize, usize)) -> anyhow::Result<Rows<f32, D>> {
+        Ok(self.tensors.rows_at(&self.device, params.of(&range), shape)?)
     }
 
-    fn tensor(&self, buffer: &Buffer, shape: (usize, usize)) -> anyhow::Result<Matrix<f32, D>> {
-        Ok(self.tensors.tensor_at(&self.device, buffer.view(), shape)?)
+    fn rows(&self, buffer: &Buffer, shape: (usize, usize)) -> anyhow::Result<Rows<f32, D>> {
+        Ok(self.tensors.rows_at(&self.device, buffer.view(), shape)?)
     }
 
-    fn gradient(&self, gradients: &mut Gradients<f32, D>, of: &Matrix<f32, D>) -> anyhow::Result<Buffer> {
-        Ok(D::read_gradient(&self.device, gradients, of)?)
+    fn gradient(&self, gradients: &mut Gradients<f32, D>, of: &Rows<f32, D>) -> anyhow::Result<Buffer> {
+        Ok(D::read_gradient(&self.device, gradients, of.tensor())?)
     }
 
     fn begin_gradient(
         &self,
         gradients: &mut Gradients<f32, D>,
-        of: &Matrix<f32, D>,
+        of: &Rows<f32, D>,
         start: &Buffer,
         range: Range<usize>,
     ) -> anyhow::Result<()> {
-        Ok(D::write_gradient(&self.device, gradients, of, start.view().part(range))?)
+        Ok(D::write_gradient(&self.device, gradients, of.tensor(), start.view().part(range))?)
     }
 
     fn take_out(&self, buffer: &mut Buffer, range: Range<usize>) -> Result<Buffer, GpuError> {
@@ -213,7 +213,7 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Memory for Gpu<D> {
     }
 
     fn add(&self, total: &mut Buffer, range: Range<usize>, more: &Buffer) -> Result<(), GpuError> {
-        Rows::add(&self.device, Scalar::F32, more.view(), total.view().part(range))
+        Batch::add(&self.device, Scalar::F32, more.view(), total.view().part(range))
     }
 }
 

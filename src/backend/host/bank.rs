@@ -13,7 +13,7 @@ use crate::{
         later::Later,
         normalize::{norm, normalize_rows},
         product::Products,
-        tensor::{CpuTensors, Matrix, to_vec},
+        tensor::{CpuTensors, Rows, to_vec},
         topk,
     },
 };
@@ -39,20 +39,20 @@ where
         Ok([bank.rows.rows().to_vec(), bank.norms.clone()])
     }
 
-    fn rows(&self, bank: &Bank<E>, shape: (usize, usize)) -> anyhow::Result<Matrix<E, Cpu>> {
-        Ok(self.tensors().try_tensor_from_vec(bank.rows.rows().to_vec(), shape)?)
+    fn bank_rows(&self, bank: &Bank<E>, shape: (usize, usize)) -> anyhow::Result<Rows<E, Cpu>> {
+        Ok(Rows::new(self.tensors().try_tensor_from_vec(bank.rows.rows().to_vec(), shape)?, ()))
     }
 
     fn overwrite(
         &self,
         bank: &mut Bank<E>,
         first: usize,
-        batch: &Matrix<E, Cpu>,
+        batch: &Rows<E, Cpu>,
         rows: Range<usize>,
         _: &Marks,
     ) -> anyhow::Result<()> {
         let dim = batch.shape().1;
-        let mut unit = to_vec(batch)[rows.start * dim..rows.end * dim].to_vec();
+        let mut unit = to_vec(batch.tensor())[rows.start * dim..rows.end * dim].to_vec();
         let norms = bank.norms[first..][..rows.len()].iter_mut().zip(unit.chunks_exact(dim));
         norms.for_each(|(length, row)| *length = E::of(norm(row)));
         normalize_rows(&mut unit, dim);
@@ -63,22 +63,22 @@ where
     fn nearest(
         &self,
         bank: &Bank<E>,
-        queries: &Matrix<E, Cpu>,
+        queries: &Rows<E, Cpu>,
         k: usize,
         exclude: Option<&[i64]>,
         marks: &Marks,
     ) -> anyhow::Result<Nearest<Self>> {
-        let (n, dim) = *queries.shape();
+        let (n, dim) = queries.shape();
         let own = |query: usize, row: usize| exclude.is_some_and(|out| out[query] == marks.samples[row]);
-        let (found, rows) = (bank.rows.top_k(&to_vec(queries), k, own), bank.rows.rows());
+        let (found, rows) = (bank.rows.top_k(&to_vec(queries.tensor()), k, own), bank.rows.rows());
         let indices = found.indices;
         let mut vectors = vec![E::zero(); n * k * dim];
         vectors.par_chunks_exact_mut(dim).zip(&indices).with_min_len(k).for_each(|(vector, i)| {
             vector.copy_from_slice(&rows[i * dim..(i + 1) * dim]);
         });
-        let vectors = self.tensors().try_tensor_from_vec(vectors, (n * k, dim))?;
+        let vectors = Rows::new(self.tensors().try_tensor_from_vec(vectors, (n * k, dim))?, ());
         let norms = indices.iter().map(|i| bank.norms[*i]).collect();
-        let norms = self.tensors().try_tensor_from_vec(norms, (n * k,))?;
+        let norms = Rows::new(self.tensors().try_tensor_from_vec(norms, (n * k, 1))?, ());
         let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
         let (samples, labels, steps) = (of_each(&marks.samples), of_each(&marks.labels), of_each(&marks.steps));
         let origins = Origins { k, samples, labels, steps, similarities: found.scores };

@@ -15,7 +15,7 @@ use crate::ops::{
     buffers::{Buffer, Buffers},
     gemm::Threads,
     parts,
-    tensor::{CpuTensors, Matrix, to_vec},
+    tensor::{CpuTensors, Rows},
 };
 
 /// The host's memory and cores.
@@ -46,7 +46,7 @@ where
     }
 
     fn zeros(&self, len: usize) -> Result<Buffer<E>, Infallible> {
-        Ok(vec![E::zero(); len].into())
+        Ok(Buffer::zeros(len))
     }
 
     fn zero(&self, buffer: &mut Buffer<E>) -> Result<(), Infallible> {
@@ -80,27 +80,26 @@ where
         Ok(())
     }
 
-    fn weight(&self, params: &Vec<E>, range: Range<usize>, shape: (usize, usize)) -> anyhow::Result<Matrix<E, Cpu>> {
-        Ok(self.tensors.try_tensor_from_vec(params[range].to_vec(), shape)?)
+    fn weight(&self, params: &Vec<E>, range: Range<usize>, shape: (usize, usize)) -> anyhow::Result<Rows<E, Cpu>> {
+        Ok(Rows::new(self.tensors.try_tensor_from_vec(params[range].to_vec(), shape)?, ()))
     }
 
-    fn tensor(&self, buffer: &Buffer<E>, shape: (usize, usize)) -> anyhow::Result<Matrix<E, Cpu>> {
-        Ok(self.tensors.try_tensor_from_vec(buffer.to_vec(), shape)?)
+    fn rows(&self, buffer: &Buffer<E>, shape: (usize, usize)) -> anyhow::Result<Rows<E, Cpu>> {
+        Ok(Rows::new(self.tensors.try_tensor_from_vec(buffer.to_vec(), shape)?, ()))
     }
 
-    fn gradient(&self, gradients: &mut Gradients<E, Cpu>, of: &Matrix<E, Cpu>) -> anyhow::Result<Buffer<E>> {
-        gradients.try_alloc_for(of)?;
-        Ok(to_vec(&gradients.get(of)).into())
+    fn gradient(&self, gradients: &mut Gradients<E, Cpu>, of: &Rows<E, Cpu>) -> anyhow::Result<Buffer<E>> {
+        Ok(gradients.get_or_alloc_mut(of.tensor())?.to_vec().into())
     }
 
     fn begin_gradient(
         &self,
         gradients: &mut Gradients<E, Cpu>,
-        of: &Matrix<E, Cpu>,
+        of: &Rows<E, Cpu>,
         start: &Buffer<E>,
         range: Range<usize>,
     ) -> anyhow::Result<()> {
-        gradients.get_or_alloc_mut(of)?.copy_from_slice(&start[range]);
+        gradients.get_or_alloc_mut(of.tensor())?.copy_from_slice(&start[range]);
         Ok(())
     }
 

@@ -5,8 +5,6 @@ mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 
-use dfdx::prelude::HasShape;
-
 use super::{Overflow, Rows};
 use crate::{
     backend::{Backend, Marks, Nearest},
@@ -90,7 +88,7 @@ impl<B: Backend> Queue<B> {
     /// # Errors
     /// When the device fails.
     pub fn all(&self, on: &B) -> anyhow::Result<Rows<B>> {
-        on.rows(&self.bank, (self.marks.samples.len(), self.dim))
+        on.bank_rows(&self.bank, (self.marks.samples.len(), self.dim))
     }
 
     /// Whether every row came from a sample.

@@ -16,7 +16,7 @@ fn origin(samples: &[i64]) -> Origin<'_> {
 }
 
 fn matrix<B: Backend<Real = f32>>(on: &B, rows: &[f32], dim: usize) -> Rows<B> {
-    on.tensor(&on.buffer(rows.to_vec()).unwrap(), (rows.len() / dim, dim)).unwrap()
+    on.rows(&on.buffer(rows.to_vec()).unwrap(), (rows.len() / dim, dim)).unwrap()
 }
 
 fn queue<B: Backend<Real = f32>>(on: &B, length: usize, dim: usize) -> Queue<B> {
@@ -81,8 +81,8 @@ fn own_rows<B: Backend<Real = f32>>(on: &B) {
     let search = |k, exclude| queue.search(on, &matrix(on, &[1.0, 0.0], 2), k, exclude);
     assert_eq!(search(2, None).unwrap().origins.wait().unwrap().labels, [0, 1]);
     let others = search(2, Some(&[7])).unwrap();
-    assert_close("vectors", &others.vectors.as_vec(), &[0.8, 0.6, 0.0, 1.0], 1e-6);
-    assert_close("norms", &others.norms.as_vec(), &[1.0, 2.0], 1e-6);
+    assert_close("vectors", &others.vectors.tensor().as_vec(), &[0.8, 0.6, 0.0, 1.0], 1e-6);
+    assert_close("norms", &others.norms.tensor().as_vec(), &[1.0, 2.0], 1e-6);
     let others = others.origins.wait().unwrap();
     assert_close("similarities", &others.similarities, &[0.8, 0.0], 1e-6);
     assert_eq!((others.samples, others.labels, others.steps), (vec![8, 9], vec![1, 2], vec![4, 4]));
@@ -100,7 +100,7 @@ fn as_they_were<B: Backend<Real = f32>>(on: &B) {
     queue.enqueue(on, &matrix(on, &[1.0, -1.0], 1), origin(&[4, 5]), Overflow::Wrap).unwrap();
     let near = queue.search(on, &matrix(on, &[1.0], 1), 1, None).unwrap();
     queue.enqueue(on, &matrix(on, &[-1.0, 1.0], 1), origin(&[6, 7]), Overflow::Wrap).unwrap();
-    assert_eq!((near.vectors.as_vec(), near.origins.wait().unwrap().samples), (vec![1.0], vec![4]));
+    assert_eq!((near.vectors.tensor().as_vec(), near.origins.wait().unwrap().samples), (vec![1.0], vec![4]));
 }
 
 /// What a step diagnoses later is what its search found, though the batch has been enqueued since.

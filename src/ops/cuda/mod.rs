@@ -5,9 +5,9 @@
 //! compiles the very same sources as C++ and runs them on the CPU.
 
 #[cfg(feature = "cuda")]
-mod address;
+mod adapter;
 #[cfg(feature = "cuda")]
-pub mod backend;
+mod backend;
 mod bridge;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -20,9 +20,7 @@ mod source;
 #[cfg(test)]
 pub mod testing;
 
-#[cfg(feature = "cuda")]
-pub use address::{Contiguous, Viewed};
-pub use bridge::{Bridge, Lent};
+pub use bridge::Bridge;
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
 pub use source::{Scalar, Source};
 
