@@ -23,6 +23,9 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind"))]
 
+#[cfg(not(unix))]
+compile_error!("snclr needs a Unix system (Linux or macOS): locks and positioned reads are those of Unix");
+
 pub mod artifact;
 pub mod backend;
 pub mod bench;

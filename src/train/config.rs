@@ -131,7 +131,7 @@ pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// 32-bit floating point in memory; a GPU's tensor cores may read 10 bits of mantissa. On the CPU the same as f32.
+    /// 32-bit floating point in memory, of which a GPU's tensor cores read 10 bits of mantissa in encoder and heads. Needs a GPU.
     Tf32,
     /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa); sums, parameters, statistics and
     /// everything else are f32. Faster on CPUs with AMX-BF16 or AVX512-BF16. Needs the CPU.
@@ -141,6 +141,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Its name, if it needs a GPU.
+    pub fn of_gpus(self) -> Option<&'static str> {
+        match self {
+            Precision::Tf32 => Some("tf32"),
+            Precision::F16 => Some("f16"),
+            Precision::F32 | Precision::Bf16 => None,
+        }
+    }
+
     /// How the CPU reads the factors of the encoder's products and of the queue's search.
     pub fn products(self) -> Products {
         match self {

@@ -67,10 +67,11 @@ impl Device {
     pub fn run<W: OnDevice>(self, precision: Precision, work: W) -> anyhow::Result<W::Output> {
         match self {
             Device::Cpu => {
-                anyhow::ensure!(
-                    precision != Precision::F16,
-                    "precision: f16 needs a GPU; add --device cuda:0, or use precision: f32 (--set precision=f32)"
-                );
+                if let Some(name) = precision.of_gpus() {
+                    anyhow::bail!(
+                        "precision: {name} needs a GPU; add --device cuda:0, or use precision: f32 (--set precision=f32)"
+                    );
+                }
                 Ok(work.run(Host::<f32>::default()))
             }
             Device::Cuda(index) => {
