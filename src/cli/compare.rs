@@ -61,9 +61,19 @@ impl Args {
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let path = args.out.clone().unwrap_or_else(|| global.runs.join("results/comparison.parquet"));
     let comparison = compare(&global.runs, &args)?;
-    report::file::replace(&path, &report::parquet::render(&comparison)?)?;
     std::io::stdout().write_all(args.format().render(&comparison)?.as_bytes())?;
-    writeln!(std::io::stderr(), "comparison written to {}", path.display())?;
+    let mut stderr = std::io::stderr();
+    match report::file::replace(&path, &report::parquet::render(&comparison)?) {
+        Ok(()) => writeln!(stderr, "comparison written to {}", path.display())?,
+        // Nobody asked for the file: runs in a folder that can only be read are compared all the same.
+        Err(error) if args.out.is_none() => {
+            writeln!(
+                stderr,
+                "note: the comparison is not kept as Parquet: {error:#}; `--out FILE` writes it elsewhere"
+            )?;
+        }
+        Err(error) => return Err(error),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,6 +103,8 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
         }
     };
     let mut comparison = Comparison::of(&groups);
-    comparison.add_differences(&Store::open(root), &groups, baseline)?;
+    let store = Store::open(root);
+    comparison.look_at_artifacts(&store, &groups);
+    comparison.add_differences(&store, &groups, baseline)?;
     Ok(comparison)
 }

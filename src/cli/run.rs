@@ -160,7 +160,15 @@ mod tests {
     fn outcome(metrics: &[(&str, f64)]) -> Outcome {
         let metrics: BTreeMap<_, _> = metrics.iter().map(|(name, value)| (name.to_string(), Some(*value))).collect();
         let (run, name) = ("quick-01234567".to_owned(), "quick".to_owned());
-        let record = RunRecord { run, name, created: 0, stages: vec![], metrics, notes: vec!["knn: no labels".into()] };
+        let record = RunRecord {
+            run,
+            name,
+            created: 0,
+            stages: vec![],
+            metrics,
+            notes: vec!["knn: no labels".into()],
+            unfinished: None,
+        };
         Outcome { record, dir: "runs/results/quick-01234567".into() }
     }
 

@@ -1,4 +1,11 @@
-//! Sizes for people.
+//! Sizes and notes for people.
+
+use std::io::Write;
+
+use crate::{
+    artifact::{RunRecord, Store},
+    report,
+};
 
 /// `312 B`, `4.1 kB`, `23.0 MB`: powers of 1000, as disks are sold and `df -H` prints them.
 pub fn bytes(count: f64) -> String {
@@ -15,6 +22,14 @@ pub fn bytes(count: f64) -> String {
 /// `1 artifact`, `2 artifacts`.
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// Says on stderr that a run has no results, where it has none.
+pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()> {
+    if record.unfinished.is_none() {
+        return Ok(());
+    }
+    writeln!(std::io::stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
 }
 
 #[cfg(test)]

@@ -12,12 +12,13 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use difference::Difference;
 pub use job::Job;
+pub use key::UNIT;
 pub use planned::{Against, Planned, Verdict};
 
 pub use crate::stage::Stage;
 
 use crate::{
-    artifact::{Artifact, Key, Store},
+    artifact::{Artifact, Key, Store, hash},
     ops::product::bf16_unit,
     spec::Experiment,
     stage::{Input, Interrupt, Progress},
@@ -45,6 +46,16 @@ impl<'a> Planner<'a> {
         leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
         leaves.add_unit(experiment.precision, bf16_unit());
         Ok(Planner { store, leaves })
+    }
+
+    /// Stands for everything that the experiment depends on, source files included, whatever has been made of it so far.
+    pub fn identity(&self) -> String {
+        let mut keys: BTreeMap<Stage, Key> = BTreeMap::new();
+        for stage in Stage::ALL {
+            let key = self.leaves.components(stage, |input| format!("whatever comes of {}", keys[&input.stage])).key();
+            keys.insert(stage, key);
+        }
+        hash::bytes(keys.values().map(Key::as_str).collect::<String>().as_bytes())
     }
 
     /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same

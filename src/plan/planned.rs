@@ -47,6 +47,8 @@ pub struct Planned {
     pub compared: Option<Manifest>,
     /// Every leaf that differs from it, but for pending inputs.
     pub differences: Vec<Difference>,
+    /// The step after which a pending stage goes on, where an earlier attempt left a checkpoint.
+    pub resumes_after: Option<u64>,
 }
 
 impl Planned {
@@ -136,7 +138,11 @@ impl Planner<'_> {
             Found::Missing if !waits_for.is_empty() && compared.is_some() && differences.is_empty() => Verdict::Depends,
             Found::Missing => Verdict::Runs { damaged: None },
         };
-        Planned { stage, verdict, key, components, waits_for, compared, differences }
+        let resumes_after = match &verdict {
+            Verdict::Cached(_) => None,
+            _ => key.as_ref().and_then(|key| self.store.newest_step(stage.name(), key)),
+        };
+        Planned { stage, verdict, key, components, waits_for, compared, differences, resumes_after }
     }
 }
 
@@ -162,6 +168,7 @@ mod tests {
             differences: Difference::all(&old.components, &components),
             compared: Some(old),
             components,
+            resumes_after: None,
         };
         let reason = planned.reason();
         assert!(reason.starts_with("leaf00 1 -> 2, ") && reason.ends_with("leaf07 1 -> 2, and 3 more"), "{reason}");

@@ -1,5 +1,7 @@
 //! What differs between runs: the leaves of their specs, and their scores. Unaware of how it is shown.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -7,6 +9,7 @@ use super::{
     Run,
     group::{self, Group, NAMES, mean_and_deviation},
     paired::{self, Correctness, Paired},
+    predictions, provenance,
 };
 use crate::artifact::Store;
 
@@ -26,6 +29,8 @@ pub struct Comparison {
     pub scores: Vec<ScoreRow>,
     /// How the columns differ from one of them on the same test samples.
     pub differences: Vec<DifferenceRow>,
+    /// What stands in the way of a comparison: other test images, other devices or precisions.
+    pub notes: Vec<String>,
 }
 
 /// Differences of a score.
@@ -76,7 +81,34 @@ impl Comparison {
             spec: spec_rows(groups),
             scores: score_rows(groups),
             differences: vec![],
+            notes: vec![],
         }
+    }
+
+    /// Looks at the artifacts of the `groups` that are compared. Where the test images are others, no score is the best; where
+    /// stages were made on different devices or in different precisions, that is noted.
+    pub fn look_at_artifacts(&mut self, store: &Store, groups: &[Group]) {
+        let splits: Vec<Vec<String>> = groups.iter().map(|group| test_splits(store, group)).collect();
+        let first = splits.iter().flatten().next().cloned();
+        let others: Vec<&str> = self
+            .runs
+            .iter()
+            .zip(&splits)
+            .filter(|(_, splits)| splits.iter().any(|split| Some(split) != first.as_ref()))
+            .map(|(label, _)| label.as_str())
+            .collect();
+        if !others.is_empty() {
+            for row in self.scores.iter_mut().filter(|row| is_of_test_images(&row.metric)) {
+                row.best.fill(false);
+            }
+            let known = splits.iter().position(|splits| !splits.is_empty()).unwrap_or(0);
+            self.notes.push(format!(
+                "no score is marked as best: the test images of {} are not all those of {}",
+                others.join(", "),
+                self.runs[known]
+            ));
+        }
+        self.notes.extend(provenance::notes(store, &self.runs, groups));
     }
 
     /// Adds how the `groups` that are compared differ from the one at `baseline`, sample by sample.
@@ -107,7 +139,7 @@ impl Comparison {
 
     /// What has to be said below a table.
     pub fn footnotes(&self) -> String {
-        let mut text = String::new();
+        let mut text: String = self.notes.iter().map(|note| format!("{note}\n")).collect();
         if self.is_grouped() {
             text += "± sample standard deviation over seeds\n";
         }
@@ -194,7 +226,19 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let control = name.ends_with("_random_init") || name.ends_with("_shuffled_labels");
-    (name.starts_with("top") && !control) || name == "images_per_second"
+    (is_of_test_images(metric) && !control) || name == "images_per_second"
+}
+
+/// Accuracies, those of controls too.
+fn is_of_test_images(metric: &str) -> bool {
+    metric.rsplit('/').next().is_some_and(|name| name.starts_with("top"))
+}
+
+/// What the scores of a group were measured on, each once; nothing of runs without scores or data.
+fn test_splits(store: &Store, group: &Group) -> Vec<String> {
+    let has_scores = |run: &&&Run| run.record.metrics.keys().any(|metric| is_of_test_images(metric));
+    let splits = group.runs.iter().filter(has_scores).filter_map(|run| predictions::test_split(store, run));
+    splits.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 
 /// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
-/// "best": [run], "groups": {...}}], "differences": [...]}`; null is what a run does not have. `run` is the label of a column,
+/// "best": [run], "groups": {...}}], "differences": [...], "notes": [...]}`; null is what a run does not have. `run` is the label of a column,
 /// whose runs and seeds are in `groups`, and its value there the mean. A difference is one of a metric between two columns.
 ///
 /// # Errors
@@ -41,7 +41,10 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
     let groups: Vec<Value> =
         columns.map(|(label, (runs, seeds))| json!({ "label": label, "runs": runs, "seeds": seeds })).collect();
     let differences: Vec<Value> = comparison.differences.iter().flat_map(|row| differences(runs, row)).collect();
-    let whole = json!({ "runs": runs, "groups": groups, "spec": spec, "scores": scores, "differences": differences });
+    let whole = json!({
+        "runs": runs, "groups": groups, "spec": spec, "scores": scores, "differences": differences,
+        "notes": comparison.notes,
+    });
     Ok(serde_json::to_string(&whole)? + "\n")
 }
 

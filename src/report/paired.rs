@@ -16,7 +16,7 @@ const RESAMPLINGS: usize = 10_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correctness {
     /// Content of the test split: equal for equal samples in equal order.
-    pub split: Vec<String>,
+    pub split: String,
     /// Whether each sample was right, by its number in the split.
     pub right: BTreeMap<i64, bool>,
 }
@@ -128,7 +128,7 @@ mod tests {
 
     fn correctness(right: &[bool]) -> Correctness {
         let right = right.iter().enumerate().map(|(i, right)| (i as i64, *right)).collect();
-        Correctness { split: vec!["x".into()], right }
+        Correctness { split: "x".into(), right }
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn other_samples_are_not_compared() {
         let first = correctness(&[true, true]);
-        let other = Correctness { split: vec!["y".into()], ..first.clone() };
+        let other = Correctness { split: "y".into(), ..first.clone() };
         assert_eq!(one(&first, &other), None);
         assert_eq!(one(&first, &correctness(&[true])), None);
         assert_eq!(compare(&[first], &[]), None);

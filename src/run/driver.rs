@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::Context;
 
-use super::progress::Reporter;
+use super::{progress::Reporter, results::stage_record};
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Store},
+    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, Store},
     plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
@@ -30,6 +30,8 @@ pub struct Driver<'a> {
     pub checkpoint_interval: Duration,
     /// Worker threads; as many as there are processors when None.
     pub threads: Option<usize>,
+    /// Hears of every stage that runs; None where no run is recorded.
+    pub attempt: Option<&'a RunAttempt<'a>>,
 }
 
 /// How a stage came by its artifact.
@@ -111,6 +113,10 @@ impl Driver<'_> {
             }
             Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,
             Found::Missing => {}
+        }
+        if let Some(attempt) = self.attempt {
+            let done = inputs.iter().map(|(stage, artifact)| stage_record(*stage, artifact)).collect();
+            attempt.at(stage.name(), &key, done)?;
         }
         self.reporter.stage_begins(stage.name(), &reason);
         let begun = Instant::now();

@@ -8,10 +8,10 @@ use std::{
 
 use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
 use crate::{
-    artifact::Store,
+    artifact::{RunAttempt, RunState, Store},
     plan::{Planner, Stage},
     spec::Experiment,
-    stage::Interrupt,
+    stage::{Interrupt, Progress, Stopped},
 };
 
 /// Where and how experiments run.
@@ -43,6 +43,8 @@ impl Setting<'_> {
         let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
         drop(planning);
         reporter.stage_ends();
+        let attempt =
+            RunAttempt::new(self.store, &experiment.name, &planner.identity()[..8], serde_yaml::to_string(experiment)?);
         let work = stage_work(experiment);
         let driver = Driver {
             store: self.store,
@@ -52,12 +54,32 @@ impl Setting<'_> {
             interrupt: self.interrupt,
             checkpoint_interval: self.checkpoint_interval,
             threads: self.threads,
+            attempt: Some(&attempt),
         };
         reporter.stages(&Stage::ALL.map(Stage::name));
         let stages = driver.run();
         reporter.done();
-        let stages = stages?;
-        let outcome = record(self.store, experiment, &stages)?;
-        Ok(Finished { stages, outcome })
+        let finished = stages.and_then(|stages| {
+            let outcome = record(self.store, experiment, &stages)?;
+            attempt.finished()?;
+            Ok(Finished { stages, outcome })
+        });
+        if let Err(error) = &finished {
+            let (state, why) = ending(error);
+            // The error itself is what the user has to hear of.
+            if let Err(second) = attempt.ended(state, why) {
+                reporter.warn(&format!("how the run ended is not in its record: {second:#}"));
+            }
+        }
+        finished
+    }
+}
+
+/// What becomes of a run that ends in `error`, and why where that is news.
+fn ending(error: &anyhow::Error) -> (RunState, Option<String>) {
+    match error.downcast_ref() {
+        Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => (RunState::Interrupted, None),
+        Some(Stopped::Diverged(why)) => (RunState::Diverged, Some(why.clone())),
+        None => (RunState::Failed, Some(format!("{error:#}"))),
     }
 }

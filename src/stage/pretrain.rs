@@ -123,8 +123,13 @@ pub fn run(
         context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
         context.progress.advance(1);
         for row in rows {
-            take_in(&row, &mut collapsed, config, context)?;
+            let taken = take_in(&row, &mut collapsed, config, context);
             log.rows.push(row);
+            if let Err(stopped) = taken {
+                // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
+                log.flush(context.checkpoints, trainer.steps())?;
+                return Err(stopped);
+            }
         }
         if saves {
             log.save(&trainer, context.checkpoints)?;

@@ -8,7 +8,7 @@ function head() {
     html("p", { class: "eyebrow" }, one ? "snclr report" : `snclr comparison of ${data.runs.length} runs`),
     html("h1", {}, one ? run.name : data.runs.map((r) => r.name).join(" · ")),
     one && run.description ? html("p", { class: "lead" }, run.description) : null,
-    html("p", { class: "facts" }, data.runs.map((r) => html("span", {}, `${r.run}: ${r.method}, ${date(r.created)} UTC`))),
+    html("p", { class: "facts" }, data.runs.map((r) => html("span", {}, `${r.run}: ${r.method}, ${date(r.created)} UTC${r.state ? `, ${r.state}` : ""}`))),
   ].filter(Boolean));
 }
 
@@ -26,8 +26,9 @@ function scores() {
   const mark = (text) => (text.startsWith(data.best) ? html("strong", { class: "best" }, text) : text);
   const [header, ...rows] = data.scores;
   const all = () => table(one ? "All figures" : "What differs, and the scores", header.map((cell) => cell || "figure"), rows.map((row) => row.map(mark)));
-  parts.push(one ? onDemand("All figures", all) : all());
-  const notes = data.runs.flatMap((run) => run.notes.map((note) => (one ? note : `${run.run}: ${note}`)));
+  if (!one) parts.push(all());
+  else if (rows.length) parts.push(onDemand("All figures", all));
+  const notes = data.notes.concat(data.runs.flatMap((run) => run.notes.map((note) => (one ? note : `${run.run}: ${note}`))));
   if (notes.length) parts.push(html("ul", { class: "notes" }, notes.map((note) => html("li", {}, note))));
   section("scores", one ? "Scores" : "Differences and scores", parts);
 }
@@ -35,7 +36,7 @@ function scores() {
 function origins() {
   section("origin", "How it was made", data.runs.map((run) => [
     data.runs.length > 1 ? html("h3", {}, run.run) : null,
-    table("Stages", ["stage", "key", "seconds"], run.stages.map((s) => [s.stage, s.key, s.seconds])),
+    run.stages.length ? table("Stages", ["stage", "key", "seconds"], run.stages.map((s) => [s.stage, s.key, s.seconds])) : null,
     onDemand("Resolved spec", () => html("pre", { tabindex: 0 }, run.spec)),
   ]));
 }
