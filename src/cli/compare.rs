@@ -12,7 +12,6 @@ use super::{Global, changes::Changes};
 use crate::{
     artifact::Store,
     report::{self, Comparison, Format, Runs, group},
-    spec,
 };
 
 /// Compare runs: what differs between their specs, and their scores
@@ -78,9 +77,9 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 }
 
 fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
-    let changes = spec::Changes { set: args.changes.set.clone(), sweep: args.changes.sweep.clone() };
+    let changes = args.changes.of_spec();
     let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
-    ensure!(has_spec || args.changes.is_empty(), "--set and --sweep change a spec, and none is given by its path");
+    ensure!(has_spec || changes.is_empty(), "--method, --set and --sweep change a spec, and none is given by its path");
     let known = Runs::new(root);
     let mut runs = Vec::new();
     for argument in &args.runs_or_specs {

@@ -153,8 +153,7 @@ impl<'a> Runs<'a> {
     /// As [`Runs::find`]; when such a spec is invalid, or no point has a run.
     pub fn find_all(&self, argument: &str, changes: &Changes) -> anyhow::Result<Found> {
         let path = Path::new(argument);
-        let is_changed = !changes.set.is_empty() || !changes.sweep.is_empty();
-        let is_spec = path.is_file() && (is_changed || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
+        let is_spec = path.is_file() && (!changes.is_empty() || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
         if !is_spec {
             return Ok(Found { runs: vec![self.find(argument)?], notes: vec![] });
         }
