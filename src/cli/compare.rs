@@ -104,6 +104,7 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
     let mut comparison = Comparison::of(&groups);
     let store = Store::open(root);
     comparison.look_at_artifacts(&store, &groups);
+    comparison.add_gains(&store, &groups)?;
     comparison.add_differences(&store, &groups, baseline)?;
     Ok(comparison)
 }

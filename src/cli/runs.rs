@@ -22,6 +22,17 @@ pub struct Args {
     pub json: bool,
 }
 
+/// Control: the weights that training started from, where a file gave them.
+const INITIAL: &str = "knn/top1_initial";
+
+/// Scores that are listed, and what they are called there.
+const SCORES: [(&str, &str); 4] = [
+    ("linear/top1", "linear top-1"),
+    ("knn/top1", "kNN top-1"),
+    (INITIAL, "kNN top-1 as given"),
+    ("knn/top1_random_init", "kNN top-1 untrained"),
+];
+
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let runs = Runs::with_unfinished(&global.runs).records()?;
@@ -55,20 +66,23 @@ fn to_json(store: &Store, runs: &[RunRecord]) -> serde_json::Value {
 fn to_text(store: &Store, runs: &[RunRecord]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["run", "date (UTC)", "state", "linear top-1", "kNN top-1", "kNN top-1 untrained"]);
+    let is_given =
+        |(metric, _): &(&str, &str)| *metric != INITIAL || runs.iter().any(|run| run.metrics.contains_key(INITIAL));
+    let scores: Vec<_> = SCORES.into_iter().filter(is_given).collect();
+    table.set_header(["run", "date (UTC)", "state"].into_iter().chain(scores.iter().map(|(_, title)| *title)));
     let mut whys = String::new();
     for run in runs {
         let date = date(run.created).replace('T', " ").replace('Z', "");
         let mut row = vec![run.run.clone(), date, report::state(store, run)];
-        for metric in ["linear/top1", "knn/top1", "knn/top1_random_init"] {
-            let value = run.metrics.get(metric).copied().flatten();
+        for (metric, _) in &scores {
+            let value = run.metrics.get(*metric).copied().flatten();
             row.push(value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value)));
         }
         table.add_row(row);
         let why = run.unfinished.iter().filter_map(|unfinished| unfinished.why.as_ref()?.lines().next());
         why.for_each(|why| whys += &format!("\n{}: {why}", run.run));
     }
-    for column in 3..6 {
+    for column in 3..3 + scores.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

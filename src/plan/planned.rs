@@ -91,7 +91,7 @@ impl Planner<'_> {
     pub fn plan(&self, against: Against) -> Vec<Planned> {
         let mut artifacts = BTreeMap::new();
         let mut stages = Vec::new();
-        for stage in Stage::ALL {
+        for &stage in &self.stages {
             let planned = self.resolve(stage, &artifacts, against);
             if let Some(artifact) = planned.artifact() {
                 artifacts.insert(stage, artifact.clone());
@@ -103,15 +103,15 @@ impl Planner<'_> {
 
     /// Looks at one stage; `inputs` are the artifacts there are.
     pub fn resolve(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>, against: Against) -> Planned {
-        let waits_for: Vec<Stage> = stage.inputs().into_iter().filter(|input| !inputs.contains_key(input)).collect();
+        let of_it = stage.inputs().into_iter().filter(|input| self.stages.contains(input));
+        let waits_for: Vec<Stage> = of_it.filter(|input| !inputs.contains_key(input)).collect();
         // What pending inputs come to is left out on both sides of the comparison.
         let known = |mut components: Components| {
             let of_pending = |leaf: &str| waits_for.iter().any(|input| leaf.starts_with(&format!("inputs.{input}.")));
             components.0.retain(|leaf, _| !of_pending(leaf));
             components
         };
-        let content =
-            |input: &Input| inputs.get(&input.stage).map_or(String::new(), |artifact| input.content(artifact));
+        let content = |input: &Input| inputs.get(&input.stage).map(|artifact| input.content(artifact));
         let components = known(self.leaves.components(stage, content));
         let key = waits_for.is_empty().then(|| components.key());
         let found = key.as_ref().map_or(Found::Missing, |key| self.store.find(stage.name(), key));

@@ -8,13 +8,10 @@ use serde_json::Value;
 use super::{
     Run,
     group::{self, Group, NAMES, mean_and_deviation},
-    paired::{self, Correctness, Paired},
+    paired::{self, Correctness, PREDICTED, Paired},
     predictions, provenance,
 };
 use crate::artifact::Store;
-
-/// Scores with predictions per sample, and the stages that keep them.
-const PREDICTED: [(&str, &str); 2] = [("knn/top1", "knn"), ("linear/top1", "linear_probe")];
 
 /// Runs, or groups of runs, side by side; every row has one value per column, in the order of the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +26,9 @@ pub struct Comparison {
     pub scores: Vec<ScoreRow>,
     /// How the columns differ from one of them on the same test samples.
     pub differences: Vec<DifferenceRow>,
+    /// How each column differs from the weights that its training started from, on the same test samples; None where it started
+    /// from random ones.
+    pub gains: Vec<(String, Vec<Option<Paired>>)>,
     /// What stands in the way of a comparison: other test images, other devices or precisions.
     pub notes: Vec<String>,
 }
@@ -81,6 +81,7 @@ impl Comparison {
             spec: spec_rows(groups),
             scores: score_rows(groups),
             differences: vec![],
+            gains: vec![],
             notes: vec![],
         }
     }
@@ -132,6 +133,21 @@ impl Comparison {
         Ok(())
     }
 
+    /// Adds how the `groups` that are compared differ from the weights that their trainings started from, sample by sample.
+    ///
+    /// # Errors
+    /// When an artifact cannot be read.
+    pub fn add_gains(&mut self, store: &Store, groups: &[Group]) -> anyhow::Result<()> {
+        for (metric, _) in PREDICTED {
+            let gains = groups.par_iter().map(|group| paired::gain(store, &group.runs, metric));
+            let gains = gains.collect::<anyhow::Result<Vec<_>>>()?;
+            if gains.iter().any(Option::is_some) {
+                self.gains.push((metric.to_owned(), gains));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a column is more than one run.
     pub fn is_grouped(&self) -> bool {
         self.members.iter().any(|(runs, _)| runs.len() > 1)
@@ -142,6 +158,10 @@ impl Comparison {
         let mut text: String = self.notes.iter().map(|note| format!("{note}\n")).collect();
         if self.is_grouped() {
             text += "± sample standard deviation over seeds\n";
+        }
+        if !self.gains.is_empty() {
+            text += "over initial: trained minus the weights that training started from, in points, with its 95 % interval \
+                     (paired bootstrap over the test samples)\n";
         }
         if let Some(row) = self.differences.first() {
             let mut samples: Vec<usize> = self
@@ -225,7 +245,7 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
 /// Accuracies, but not those of controls, and speed. Losses of different methods do not compare.
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
-    let control = name.ends_with("_random_init") || name.ends_with("_shuffled_labels");
+    let control = ["_random_init", "_initial", "_shuffled_labels"].iter().any(|end| name.ends_with(end));
     (is_of_test_images(metric) && !control) || name == "images_per_second"
 }
 

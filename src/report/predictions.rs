@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Store},
-    stage::{Input, Stage, data, embed},
+    stage::{
+        Input, Stage, data, embed,
+        evaluation::{INITIAL_PREDICTIONS, PREDICTIONS},
+    },
 };
 
 /// What a sample of the test split was taken for.
@@ -41,7 +44,19 @@ pub struct Classifier {
 /// # Errors
 /// When the table cannot be read or does not have its columns.
 pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
-    let table = Table::read(evaluation, "predictions")?;
+    read_table(evaluation, PREDICTIONS)
+}
+
+/// Like [`read`], of the weights that training started from. None where it started from random ones.
+///
+/// # Errors
+/// As there.
+pub fn read_initial(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
+    read_table(evaluation, INITIAL_PREDICTIONS)
+}
+
+fn read_table(evaluation: &Artifact, name: &str) -> anyhow::Result<Vec<Classifier>> {
+    let table = Table::read(evaluation, name)?;
     let column = |name| {
         let of = || format!("the predictions of {} {}", evaluation.stage(), evaluation.stage_key());
         table.integers(name).with_context(of)

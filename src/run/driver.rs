@@ -60,7 +60,7 @@ impl Driver<'_> {
         'pass: loop {
             let mut artifacts = BTreeMap::new();
             let mut outcomes = Vec::new();
-            for stage in Stage::ALL {
+            for &stage in self.planner.stages() {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
                     // An input that looked whole was not, and is out of the way now: from the start.
@@ -97,7 +97,8 @@ impl Driver<'_> {
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
-        for (input, artifact) in stage.inputs().into_iter().map(|input| (input, &inputs[&input])) {
+        let read = stage.inputs().into_iter().filter_map(|input| Some((input, inputs.get(&input)?)));
+        for (input, artifact) in read {
             if let Err(what) = self.verify(artifact) {
                 let lock = self.lock(input, artifact.stage_key())?;
                 self.discard(&lock, input, artifact.stage_key(), &what)?;

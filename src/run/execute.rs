@@ -9,9 +9,9 @@ use std::{
 use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
 use crate::{
     artifact::{RunAttempt, RunState, Store},
-    plan::{Planner, Stage},
+    plan::{Against, Planned, Planner, Stage},
     spec::Experiment,
-    stage::{Interrupt, Progress, Stopped},
+    stage::{Interrupt, Progress, Stopped, initial},
 };
 
 /// Where and how experiments run.
@@ -43,6 +43,7 @@ impl Setting<'_> {
         let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
         drop(planning);
         reporter.stage_ends();
+        check_init(experiment, &planner)?;
         let attempt =
             RunAttempt::new(self.store, &experiment.name, &planner.identity()[..8], serde_yaml::to_string(experiment)?);
         let work = stage_work(experiment);
@@ -56,7 +57,7 @@ impl Setting<'_> {
             threads: self.threads,
             attempt: Some(&attempt),
         };
-        reporter.stages(&Stage::ALL.map(Stage::name));
+        reporter.stages(&planner.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>());
         let stages = driver.run();
         reporter.done();
         let finished = stages.and_then(|stages| {
@@ -73,6 +74,16 @@ impl Setting<'_> {
         }
         finished
     }
+}
+
+/// Refuses a file of weights that training cannot start from before anything runs, not after the data stage.
+fn check_init(experiment: &Experiment, planner: &Planner) -> anyhow::Result<()> {
+    let Some(path) = experiment.encoder.init() else { return Ok(()) };
+    let starts = |stage: &Planned| matches!(stage.stage, Stage::Pretrain | Stage::EmbedInitial) && !stage.is_cached();
+    if planner.plan(Against::Nearest).iter().any(starts) {
+        initial::frozen(&experiment.encoder, experiment.augmentations.size as usize, path)?;
+    }
+    Ok(())
 }
 
 /// What becomes of a run that ends in `error`, and why where that is news.

@@ -140,7 +140,23 @@ pub fn run(
         context.progress.log(&scaling);
     }
     log.flush(context.checkpoints, total)?;
-    write(&trainer, context.checkpoints, total, batch, out)
+    // Where every rate is 0 the encoder stays as it was. Batch norm's running statistics follow the images at any rate, so that
+    // they have to be put back.
+    let (_, rate) = learning_rates(config.optimizer, per_update);
+    let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer)?) } else { None };
+    write(&trainer, unmoved.as_deref(), context.checkpoints, total, batch, out)
+}
+
+/// The encoder's buffers as training begins with them.
+fn first_buffers(config: &PretrainConfig, trainer: &AnyTrainer) -> anyhow::Result<Vec<f32>> {
+    let encoder = &trainer.model().encoder;
+    Ok(match config.encoder.init() {
+        Some(path) => {
+            let [_, buffers] = initial::load(encoder, path)?;
+            buffers
+        }
+        None => encoder.init(config.seed).1,
+    })
 }
 
 /// Says what is about to happen.
@@ -244,18 +260,24 @@ impl Log {
     }
 }
 
-/// Writes the artifact: weights, heads, queue, metrics, timing, summary.
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary; the encoder's buffers are `unmoved` if there are any.
 fn write(
     trainer: &AnyTrainer,
+    unmoved: Option<&[f32]>,
     checkpoints: &Checkpoints,
     total: u64,
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
     let (model, online) = (trainer.model(), trainer.online()?);
+    // The encoder's come first.
+    let put_back = |buffers: &[f32]| {
+        let unmoved = unmoved.unwrap_or(&[]);
+        [unmoved, &buffers[unmoved.len()..]].concat()
+    };
     let mut encoder = Vec::new();
     let mut heads = Vec::new();
-    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &online.buffers)] {
+    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &put_back(&online.buffers))] {
         for entry in &layout.entries {
             let values = entry.to_torch(&values[entry.range()]);
             match entry.name.strip_prefix("encoder.") {
@@ -267,7 +289,9 @@ fn write(
     let mut tables = vec![("weights", encoder), ("heads", heads)];
     if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
-        for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
+        for (layout, values) in
+            [(&model.params, branch.params.as_slice()), (&model.buffers, &put_back(&branch.buffers))]
+        {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let values = entry.to_torch(&values[entry.range()]);
                 momentum.push((entry.name.clone(), entry.shape.clone(), values));

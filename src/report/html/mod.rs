@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use super::{
     Comparison, Run,
     artifacts::{self, Table},
-    grid::grid,
-    group,
+    grid, group,
+    paired::Paired,
 };
 use crate::{artifact::Store, dataset::Split, spec::Experiment};
 
@@ -40,13 +40,23 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     }
     let names: Vec<&str> = distinct.iter().map(|run| run.record.run.as_str()).collect();
     let mut comparison = Comparison::new(&distinct);
-    comparison.look_at_artifacts(store, &group::single(&distinct));
+    let groups = group::single(&distinct);
+    comparison.look_at_artifacts(store, &groups);
+    comparison.add_gains(store, &groups)?;
+    // The grid has them.
+    let gains = |i: usize| -> serde_json::Map<String, Value> {
+        let of_run = |(metric, gains): &(String, Vec<Option<Paired>>)| {
+            Some((metric.clone(), Value::from(grid::difference(gains[i].as_ref()?))))
+        };
+        comparison.gains.iter().filter_map(of_run).collect()
+    };
     let mut data = json!({
         "runs": distinct.iter().map(|run| about(store, run)).collect::<anyhow::Result<Vec<_>>>()?,
         "best": BEST,
         "charts": curves::charts(store, &distinct)?,
-        "scores": grid(&comparison, |best| format!("{BEST}{best}")),
+        "scores": grid::grid(&comparison, |best| format!("{BEST}{best}")),
         "notes": comparison.notes,
+        "gains": (0..distinct.len()).map(gains).collect::<Vec<_>>(),
     });
     let title = match &distinct[..] {
         [run] => {

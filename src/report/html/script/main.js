@@ -19,8 +19,9 @@ function scores() {
     const { metrics } = data.runs[0];
     const card = (title, key) => metrics[key] === undefined || metrics[key] === null ? null : html("div", { class: "card score" },
       html("h3", {}, title), html("p", { class: "big" }, percent(metrics[key])),
-      html("p", {}, [["untrained", "_random_init"], ["shuffled labels", "_shuffled_labels"]].filter(([, end]) => metrics[key + end] !== undefined)
-        .map(([name, end]) => `${name} ${percent(metrics[key + end])}`).join(" · ")));
+      html("p", {}, [["untrained", "_random_init"], ["as given", "_initial"], ["shuffled labels", "_shuffled_labels"]].filter(([, end]) => metrics[key + end] !== undefined)
+        .map(([name, end]) => `${name} ${percent(metrics[key + end])}`).join(" · ")),
+      data.gains[0][key] ? html("p", {}, `over the weights as given, in points: ${data.gains[0][key]}`) : null);
     parts.push(html("div", { class: "cards" }, card("Linear probe, top-1", "linear/top1"), card("kNN, top-1", "knn/top1")));
   }
   const mark = (text) => (text.startsWith(data.best) ? html("strong", { class: "best" }, text) : text);
