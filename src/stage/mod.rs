@@ -5,6 +5,7 @@ mod config;
 mod context;
 pub mod data;
 mod descriptor;
+pub mod diagnostics;
 pub mod embed;
 pub mod embedder;
 pub mod evaluation;
