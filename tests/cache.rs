@@ -112,6 +112,12 @@ fn diagnostics_change_no_weights_and_rerun_nothing() {
     let often = "tiny.yaml --json --set health.every=1 --set health.knn_every_epochs=0";
     scratch.json("run tiny.yaml --json");
     assert_eq!(pending(&scratch.json(&format!("plan {often}"))), [] as [&str; 0]);
+    let hit = scratch.run(&format!("run {often}"));
+    let told = "pretrain was kept with 8 rows of health, every 4 steps (health.every: 1) and 2 of kNN, every 2 epochs \
+                (health.knn_every_epochs: 0); diagnostics alone rerun nothing\n";
+    assert!(hit.code == 0 && hit.stderr.contains(told), "{}", hit.stderr);
+    let same = scratch.run("run tiny.yaml");
+    assert!(same.code == 0 && !same.stderr.contains("was kept with"), "{}", same.stderr);
     scratch.json(&format!("run {often} --runs often"));
     let both = |stage, table| ["runs", "often"].map(|runs| content(&scratch, runs, stage, table));
     let [seldom, often] = both("pretrain", "metrics");

@@ -89,7 +89,7 @@ pub enum Command {
     Run(run::Args),
     /// Show which stages of a spec are cached, and why the others have to run
     Plan(plan::Args),
-    /// List finished runs
+    /// List runs with their scores; also those at work, and those that ended without results
     Runs(runs::Args),
     /// Check specs; print every error at once
     Validate(validate::Args),

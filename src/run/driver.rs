@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::Context;
 
-use super::progress::Reporter;
+use super::{progress::Reporter, results::stage_record};
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Store},
+    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, Store},
     plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
@@ -30,6 +30,8 @@ pub struct Driver<'a> {
     pub checkpoint_interval: Duration,
     /// Worker threads; as many as there are processors when None.
     pub threads: Option<usize>,
+    /// Hears of every stage that runs; None where no run is recorded.
+    pub attempt: Option<&'a RunAttempt<'a>>,
 }
 
 /// How a stage came by its artifact.
@@ -58,7 +60,7 @@ impl Driver<'_> {
         'pass: loop {
             let mut artifacts = BTreeMap::new();
             let mut outcomes = Vec::new();
-            for stage in Stage::ALL {
+            for &stage in self.planner.stages() {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
                     // An input that looked whole was not, and is out of the way now: from the start.
@@ -95,7 +97,8 @@ impl Driver<'_> {
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
-        for (input, artifact) in stage.inputs().into_iter().map(|input| (input, &inputs[&input])) {
+        let read = stage.inputs().into_iter().filter_map(|input| Some((input, inputs.get(&input)?)));
+        for (input, artifact) in read {
             if let Err(what) = self.verify(artifact) {
                 let lock = self.lock(input, artifact.stage_key())?;
                 self.discard(&lock, input, artifact.stage_key(), &what)?;
@@ -111,6 +114,10 @@ impl Driver<'_> {
             }
             Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,
             Found::Missing => {}
+        }
+        if let Some(attempt) = self.attempt {
+            let done = inputs.iter().map(|(stage, artifact)| stage_record(*stage, artifact)).collect();
+            attempt.at(stage.name(), &key, done)?;
         }
         self.reporter.stage_begins(stage.name(), &reason);
         let begun = Instant::now();

@@ -63,6 +63,7 @@ pub fn rehearse(
         interrupt: &interrupt,
         checkpoint_interval: Duration::ZERO,
         threads,
+        attempt: None,
     };
     match driver.run() {
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted { .. })) => Ok(()),

@@ -74,7 +74,8 @@ impl Frozen {
         Ok(Frozen::of(encoder, params, buffers))
     }
 
-    fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
+    /// `encoder` with these parameters and buffers, which are as many as it has.
+    pub(super) fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
         Frozen { encoder, params, buffers: buffers.into(), on_gpu: OnceLock::new() }
     }
 

@@ -2,22 +2,35 @@
 
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use safetensors::{Dtype, SafeTensors};
 
-use super::{frozen::place, weights::Tensor};
-use crate::encoder::Encoder;
+use super::{
+    frozen::{Frozen, place},
+    weights::Tensor,
+};
+use crate::encoder::{Encoder, EncoderConfig};
 
 /// Parameters and buffers of `encoder` from the file at `path`. A classifier (`fc.*`, `head.*`) and batch norm's
 /// `num_batches_tracked`, which are no part of an encoder, are passed over.
 ///
 /// # Errors
-/// When the file cannot be read, is damaged, holds numbers other than f32, or is not exactly the encoder
+/// When the file cannot be read, is damaged, holds numbers other than f32 or not finite, or is not exactly the encoder
 /// ([`super::frozen::CoverageError`]).
 pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<[Vec<f32>; 2]> {
     let at = || format!("encoder.init: {}", path.display());
     let weights = read(path).with_context(at)?;
     place([encoder.params(), encoder.buffers()], &weights).with_context(at)
+}
+
+/// The encoder of `config` for images of `size` pixels with the weights in the file at `path`.
+///
+/// # Errors
+/// As [`load`], or when `config` describes no encoder.
+pub fn frozen(config: &EncoderConfig, size: usize, path: &Path) -> anyhow::Result<Frozen> {
+    let encoder = Encoder::new(config, size)?;
+    let [params, buffers] = load(&encoder, path)?;
+    Ok(Frozen::of(encoder, params, buffers))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<Tensor>> {
@@ -27,7 +40,11 @@ fn read(path: &Path) -> anyhow::Result<Vec<Tensor>> {
     for (name, view) in file.iter().filter(|(name, _)| !is_passed_over(name)) {
         ensure!(view.dtype() == Dtype::F32, "tensor {name} has dtype {:?}, expected F32", view.dtype());
         let (values, _) = view.data().as_chunks::<4>();
-        weights.push((name.to_owned(), view.shape().to_vec(), values.iter().map(|b| f32::from_le_bytes(*b)).collect()));
+        let values: Vec<f32> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            bail!("tensor {name} holds {} at index {at}", values[at]);
+        }
+        weights.push((name.to_owned(), view.shape().to_vec(), values));
     }
     // The library's order changes from run to run, and messages name tensors in the order they come in.
     weights.sort_by(|a: &Tensor, b: &Tensor| a.0.cmp(&b.0));
@@ -42,7 +59,7 @@ fn is_passed_over(name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        encoder::{EncoderConfig, ResnetConfig, Stem},
+        encoder::{ResnetConfig, Stem},
         ops::golden::Golden,
     };
 

@@ -25,6 +25,7 @@ pub use crate::train::PretrainConfig;
 use crate::{
     artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
     dataset::Split,
+    encoder::Encoder,
     ops::named::NamedTensor,
     train::{Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, learning_rates},
 };
@@ -142,8 +143,13 @@ impl OnDevice for Training<'_> {
             context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             context.progress.advance(1);
             for row in rows {
-                take_in(&row, &mut collapsed, config, context)?;
+                let taken = take_in(&row, &mut collapsed, config, context);
                 log.rows.push(row);
+                if let Err(stopped) = taken {
+                    // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
+                    log.flush(context.checkpoints, trainer.steps())?;
+                    return Err(stopped);
+                }
             }
             if saves {
                 log.save(&trainer, context.checkpoints)?;
@@ -154,8 +160,23 @@ impl OnDevice for Training<'_> {
             context.progress.log(&scaling.to_string());
         }
         log.flush(context.checkpoints, total)?;
-        write(&trainer, context.checkpoints, total, batch, out)
+        // Where every rate is 0 the encoder stays as it was. Batch norm's running statistics follow the images at any rate, so
+        // that they have to be put back.
+        let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
+        let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
+        write(&trainer, unmoved.as_deref(), context.checkpoints, total, batch, out)
     }
+}
+
+/// The encoder's buffers as training begins with them.
+fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<Vec<f32>> {
+    Ok(match config.encoder.init() {
+        Some(path) => {
+            let [_, buffers] = initial::load(encoder, path)?;
+            buffers
+        }
+        None => encoder.init(config.seed).1,
+    })
 }
 
 /// Says what is about to happen.
@@ -258,18 +279,24 @@ impl Log {
     }
 }
 
-/// Writes the artifact: weights, heads, queue, metrics, timing, summary.
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary; the encoder's buffers are `unmoved` if there are any.
 fn write<B: Trains>(
     trainer: &Trainer<B>,
+    unmoved: Option<&[f32]>,
     checkpoints: &Checkpoints,
     total: u64,
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
     let (model, online) = (trainer.model(), trainer.online()?);
+    // The encoder's come first.
+    let put_back = |buffers: &[f32]| {
+        let unmoved = unmoved.unwrap_or(&[]);
+        [unmoved, &buffers[unmoved.len()..]].concat()
+    };
     let mut encoder = Vec::new();
     let mut heads = Vec::new();
-    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &online.buffers)] {
+    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &put_back(&online.buffers))] {
         for entry in &layout.entries {
             let values = entry.to_torch(&values[entry.range()]);
             match entry.name.strip_prefix("encoder.") {
@@ -281,7 +308,9 @@ fn write<B: Trains>(
     let mut tables = vec![("weights", encoder), ("heads", heads)];
     if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
-        for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
+        for (layout, values) in
+            [(&model.params, branch.params.as_slice()), (&model.buffers, &put_back(&branch.buffers))]
+        {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let values = entry.to_torch(&values[entry.range()]);
                 momentum.push((entry.name.clone(), entry.shape.clone(), values));
