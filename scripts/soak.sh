@@ -7,14 +7,16 @@
 # 2. A tiny ResNet and a tiny vision transformer on emulated CPUs (Debian's package qemu-user), against the same list: one with
 #    AVX2 and FMA and no AVX-512 (Haswell), and one without AVX and FMA (Nehalem). Left out, aloud, without qemu-x86_64.
 #
-# Ends with 0 when all of it came to the recorded bits.
+# 3. 10,000 mutations of image files: the repository's own, and those of the suites that SNCLR_CONFORMANCE names.
+#
+# Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-soak() { # a test, and what it does
+soak() { # a test, what it does, and its file
   echo "== $2"
   local begun=$SECONDS
-  cargo test --release --locked --quiet --test equal_bits -- --ignored --exact --nocapture "$1"
+  cargo test --release --locked --quiet --test "${3:-equal_bits}" -- --ignored --exact --nocapture "$1"
   echo "== $2: $((SECONDS - begun)) s"
 }
 
@@ -27,4 +29,5 @@ if command -v qemu-x86_64 >/dev/null; then
 else
   echo "skipped: no emulated CPUs: qemu-x86_64 is missing (apt-get install qemu-user)" >&2
 fi
+soak soak_mutations_end_without_a_panic "mutations of image files" conformance || failed=1
 exit "$failed"

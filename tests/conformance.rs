@@ -106,6 +106,46 @@ fn jpeg_is_right_or_refused_by_name() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Mutations of the suites' files and of the repository's own: bits flipped, ends cut off, parts moved.
+#[test]
+#[ignore = "scripts/soak.sh runs it"]
+fn soak_mutations_end_without_a_panic() {
+    let own = ["tests/golden/jpeg", "tests/golden/augment"].map(|folder| fs::read_dir(folder).expect("a folder"));
+    let own = own.into_iter().flatten().map(|entry| fs::read(entry.expect("an entry").path()).expect("a file"));
+    let suites =
+        rows(&["jpeg/", "png/", "tiff/", "webp/", "bmp/", "gif/", "pnm/", "exif/"]).into_iter().map(|(_, b)| b);
+    let files: Vec<Vec<u8>> = own.chain(suites).filter(|bytes| (4..200_000).contains(&bytes.len())).collect();
+    let mut state = 1u64;
+    let mut below = |bound: usize| {
+        // Knuth's generator; its upper bits are the good ones.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let (mut passed, mut refused) = (0, 0);
+    for _ in 0..10_000 {
+        let mut bytes = files[below(files.len())].clone();
+        for _ in 0..=below(4) {
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes[at] ^= 1 << below(8),
+                1 => bytes[at] = [0, 0xff, 0x7f, 0x80][below(4)],
+                2 => bytes.truncate(at.max(2)),
+                _ => {
+                    let (from, count) = (below(bytes.len()), below(32));
+                    let part = bytes[from..(from + count).min(bytes.len())].to_vec();
+                    bytes.splice(at..at, part);
+                }
+            }
+        }
+        match decoded(bytes) {
+            Ok(_) => passed += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    println!("{passed} of 10,000 mutations of {} files are decoded, {refused} refused", files.len());
+    assert!(passed > 0 && refused > 0);
+}
+
 /// No panic, and an end.
 #[test]
 fn damaged_files_are_decoded_or_refused() {

@@ -79,6 +79,78 @@ fn hugging_face_parquet_runs_and_without_labels_the_probes_say_why_they_are_skip
     assert!(json["metrics"]["train/loss"].is_number() && json["metrics"].get("knn/top1").is_none());
 }
 
+/// The pretrain artifact's key, and whether the stage ran.
+fn pretrain(finished: &Finished) -> (String, String) {
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    let json: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let stages = json["stages"].as_array().expect("stages");
+    let stage = stages.iter().find(|stage| stage["stage"] == "pretrain").expect("pretrain");
+    (common::text(&stage["key"]), common::text(&stage["status"]))
+}
+
+#[test]
+fn the_same_images_in_a_folder_a_table_and_an_archive_are_trained_on_once() {
+    let scratch = Scratch::new();
+    let class = |i: usize| if i < IMAGES / 2 { "cat" } else { "dog" };
+    let rows: Vec<(String, Vec<u8>)> =
+        (0..IMAGES).map(|i| (format!("{}/{i:02}.jpg", class(i)), encoded(i, image::ImageFormat::Jpeg))).collect();
+    for (name, bytes) in &rows {
+        scratch.write(&format!("photos/{name}"), bytes);
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in &rows {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, &bytes[..]).expect("a member");
+    }
+    scratch.write("photos.tar", archive.into_inner().expect("an archive"));
+    let images = BinaryArray::from_iter_values(rows.iter().map(|(_, bytes)| bytes));
+    let labels = StringArray::from_iter_values((0..IMAGES).map(class));
+    let columns = [("image", Arc::new(images) as ArrayRef), ("label", Arc::new(labels) as ArrayRef)];
+    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
+    let file = std::fs::File::create(scratch.path("photos.parquet")).expect("a file");
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("rows");
+    writer.close().expect("a footer");
+
+    let first = pretrain(&run(&scratch, "{format: image_folder, train: photos}"));
+    assert_eq!(first.1, "ran");
+    for data in ["{format: parquet, train: photos.parquet}", "{format: webdataset, train: photos.tar}"] {
+        let again = pretrain(&run(&scratch, data));
+        assert_eq!(again, (first.0.clone(), "cached".to_owned()), "{data}");
+    }
+}
+
+#[test]
+fn what_makes_scores_meaningless_is_told_each_time_and_audit_names_the_images() {
+    let scratch = Scratch::new();
+    for i in 0..IMAGES {
+        let class = if i % 2 == 0 { "cat" } else { "dog" };
+        let bytes = encoded(i, image::ImageFormat::Jpeg);
+        scratch.write(&format!("photos/train/{class}/{i}.jpg"), &bytes);
+        // Every fifth test image is a training image.
+        let test = if i % 5 == 0 { bytes } else { encoded(i + IMAGES, image::ImageFormat::Jpeg) };
+        scratch.write(&format!("photos/test/{class}/{i}.jpg"), test);
+    }
+    let data = "{format: image_folder, train: photos/train, test: photos/test, on_error: skip}";
+    let leak = "warning: data: 8 of the 40 test images are training images, byte for byte, so that scores count them as known; \
+                the table `duplicates` of the data artifact lists them\n";
+    let first = run(&scratch, data);
+    assert!(first.stderr.contains(leak), "{}", first.stderr);
+    // A link that leads nowhere is skipped, and changes nothing that is trained on.
+    std::os::unix::fs::symlink("gone.jpg", scratch.path("photos/train/cat/link.jpg")).expect("a link");
+    let again = run(&scratch, data);
+    assert!(again.stderr.contains(leak), "{}", again.stderr);
+    assert!(again.stderr.contains("link.jpg`: it is a link to `gone.jpg`, which is not there\n"), "{}", again.stderr);
+    assert_eq!(pretrain(&again), (pretrain(&first).0, "cached".to_owned()));
+    let audit = scratch.run("audit tiny");
+    let named = "        test cat/0.jpg (cat) is train cat/0.jpg (cat)\n";
+    assert!(audit.stdout.contains(&leak.replace("warning: data", "warning data")), "{}", audit.stdout);
+    assert!(audit.stdout.contains(named), "{}", audit.stdout);
+    let json: serde_json::Value = serde_json::from_str(&scratch.run("audit tiny --json").stdout).expect("JSON");
+    assert_eq!(json["duplicates"].as_array().map(Vec::len), Some(8));
+}
+
 #[test]
 fn cifar10_binaries_run() {
     let scratch = Scratch::new();

@@ -85,6 +85,23 @@ fn precisions_of_gpus_are_refused_on_the_cpu() {
 }
 
 #[test]
+fn help_is_a_command_too() {
+    let scratch = Scratch::new();
+    let (command, option) = (scratch.run("help"), scratch.run("--help"));
+    assert_eq!((command.code, &command.stdout), (0, &option.stdout));
+    assert!(scratch.run("help run").stdout.starts_with("Run what a spec describes"));
+}
+
+#[test]
+fn a_name_that_is_too_long_for_a_folder_is_refused() {
+    let scratch = Scratch::new();
+    scratch.write("long.yaml", common::TINY.replace("name: tiny", &format!("name: {}", "n".repeat(250))));
+    let finished = scratch.run("validate long.yaml");
+    assert_eq!(finished.code, 2);
+    assert!(finished.stderr.contains("200 characters at most"), "{}", finished.stderr);
+}
+
+#[test]
 fn a_missing_data_set_is_named() {
     let scratch = Scratch::new();
     scratch.write("files.yaml", {

@@ -7,8 +7,15 @@ use serde_json::json;
 use super::{Global, show};
 use crate::{
     artifact::Store,
-    report::{self, audit::Audit},
+    report::{
+        self,
+        audit::Audit,
+        duplicates::{Image, Twice},
+    },
 };
+
+/// Images that are named one by one.
+const NAMED: usize = 10;
 
 /// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
 ///
@@ -47,12 +54,15 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
         })
     });
     let checks = audit.checks.iter().map(|check| json!({ "check": check.what, "problem": check.problem }));
+    let image = |image: &Image| json!({ "split": image.split, "image": image.name, "class": image.class });
     json!({
         "run": run,
         "ok": audit.holds(),
         "checks": checks.collect::<Vec<_>>(),
         "scores": scores.collect::<Vec<_>>(),
         "encoders": encoders.collect::<serde_json::Map<_, _>>(),
+        "data": audit.notes,
+        "duplicates": audit.duplicates.iter().map(|twice| twice.places.each_ref().map(image)).collect::<Vec<_>>(),
     })
 }
 
@@ -75,7 +85,21 @@ fn to_text(run: &str, audit: &Audit) -> String {
             Some(problem) => format!("failed  {}: {problem}\n", check.what),
         };
     }
+    for note in &audit.notes {
+        text += &format!("warning data: {note}\n");
+    }
+    for Twice { places: [again, first] } in audit.duplicates.iter().take(NAMED) {
+        text += &format!("        {} is {}\n", shown(again), shown(first));
+    }
+    if audit.duplicates.len() > NAMED {
+        text += &format!("        and {} more; --json lists them\n", audit.duplicates.len() - NAMED);
+    }
     text
+}
+
+fn shown(image: &Image) -> String {
+    let class = image.class.as_ref().map_or_else(String::new, |class| format!(" ({class})"));
+    format!("{} {}{class}", image.split, image.name)
 }
 
 fn scores(audit: &Audit) -> String {

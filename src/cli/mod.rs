@@ -44,7 +44,7 @@ Exit codes:
 
 /// Declarative, cached, resumable pipelines for self-supervised visual pretraining.
 #[derive(Debug, Parser)]
-#[command(name = "snclr", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "snclr", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -111,15 +111,17 @@ pub fn stages_json(stages: &[StageOutcome]) -> Value {
 
 fn to_text(store: &Store, stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> anyhow::Result<String> {
     let mut text = scores(store, outcome)?.map_or(String::new(), |table| table + "\n");
-    for note in &outcome.record.notes {
-        text += &format!("note: {note}\n");
-    }
-    for warning in warnings {
-        text += &format!("warning: {warning}\n");
-    }
+    remarks(&outcome.record.notes, warnings).for_each(|line| text += &line);
     text += &format!("results in {}\n", outcome.dir.display());
     let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
     Ok(text + &fact(ran, stages.len() - ran) + "\n")
+}
+
+/// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
+pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
+    let of_note = |note: &String| if note.starts_with("data: ") { "warning" } else { "note" };
+    let notes = notes.iter().map(move |note| format!("{}: {note}\n", of_note(note)));
+    notes.chain(warnings.iter().map(|warning| format!("warning: {warning}\n")))
 }
 
 fn fact(ran: usize, cached: usize) -> String {

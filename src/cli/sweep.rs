@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     failure,
-    run::{Args, print, stages_json},
+    run::{Args, print, remarks, stages_json},
 };
 use crate::{
     run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
@@ -47,9 +47,7 @@ pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosit
         // What a point that failed had to say stands beside its error.
         Some((ending.as_ref()?.as_ref().ok()?, reporter))
     }) {
-        let notes = finished.outcome.record.notes.iter();
-        let lines = notes.map(|note| format!("note: {note}\n"));
-        for line in lines.chain(reporter.warnings().iter().map(|warning| format!("warning: {warning}\n"))) {
+        for line in remarks(&finished.outcome.record.notes, &reporter.warnings()) {
             // What concerns many points is said once.
             if !told.contains(&line) {
                 text += &line;

@@ -36,13 +36,22 @@ impl ValueEnum for Case {
 
 impl ValueEnum for FileFormat {
     fn value_variants<'a>() -> &'a [Self] {
-        &[FileFormat::ImageFolder, FileFormat::Parquet, FileFormat::Cifar10, FileFormat::Idx]
+        &[
+            FileFormat::ImageFolder,
+            FileFormat::Parquet,
+            FileFormat::Arrow,
+            FileFormat::Webdataset,
+            FileFormat::Cifar10,
+            FileFormat::Idx,
+        ]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let (name, help) = match self {
-            FileFormat::ImageFolder => ("image_folder", "Folders of JPEG or PNG files, in class folders or not"),
+            FileFormat::ImageFolder => ("image_folder", "Images, or folders of images, in class folders or not"),
             FileFormat::Parquet => ("parquet", "Parquet files in the Hugging Face image schema, or folders of them"),
+            FileFormat::Arrow => ("arrow", "Arrow IPC files in the same schema, or folders of them"),
+            FileFormat::Webdataset => ("webdataset", "WebDataset: tar archives, or folders of them"),
             FileFormat::Cifar10 => {
                 ("cifar10", "Binary batches of CIFAR-10, or the folder that holds the training batches")
             }

@@ -15,8 +15,12 @@ pub enum DataConfig {
     Synthetic(SyntheticConfig),
     /// Class folders of images: `train/<class>/<image>`. JPEG, PNG, WebP, BMP, GIF, PNM and TIFF, told by their content.
     ImageFolder(FilesConfig),
-    /// Parquet in the Hugging Face image schema: `image` or `img: struct<bytes, path>` and, optionally, `label: int64`.
-    Parquet(ParquetConfig),
+    /// Parquet in the Hugging Face image schema: `image` or `img: struct<bytes, path>` and, optionally, `label` (integers or text).
+    Parquet(TableConfig),
+    /// Arrow IPC files in the same schema, such as the `datasets` library saves.
+    Arrow(TableConfig),
+    /// WebDataset: tar archives, gzipped or plain, of images with labels beside them (`0001.jpg`, `0001.cls`) or in class folders.
+    Webdataset(FilesConfig),
     /// The binary version of CIFAR-10: `data_batch_*.bin` and `test_batch.bin`.
     Cifar10(FilesConfig),
     /// IDX files (the MNIST family), gzipped or plain.
@@ -77,7 +81,7 @@ pub struct SyntheticConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesConfig {
-    /// Training split: a folder, or (cifar10) one or several batch files or the folder that holds them.
+    /// Training split: a folder, or (cifar10, webdataset) one or several files or the folder that holds them.
     #[schemars(extend("x-operational" = true))]
     pub train: Paths,
     /// Test split; without it the probes are skipped.
@@ -99,11 +103,11 @@ impl FilesConfig {
     }
 }
 
-/// Parquet files of the two splits.
+/// Tables (Parquet or Arrow files) of the two splits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ParquetConfig {
-    /// Training split: one Parquet file, several, or a folder of them.
+pub struct TableConfig {
+    /// Training split: one file, several, or a folder of them; of a folder whose names say `train` and `test`, those of the split.
     #[schemars(extend("x-operational" = true))]
     pub train: Paths,
     /// Test split; without it the probes are skipped.
@@ -113,7 +117,7 @@ pub struct ParquetConfig {
     /// Image column; found by itself when it is called `image` or `img`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
-    /// Label column; found by itself when it is called `label`, `labels` or `fine_label`. Labels are optional.
+    /// Label column, of integers or text; found by itself when it is called `label`, `labels` or `fine_label`. `none` reads no labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// What to do with an image that cannot be read.
@@ -121,7 +125,7 @@ pub struct ParquetConfig {
     pub on_error: OnError,
 }
 
-impl ParquetConfig {
+impl TableConfig {
     /// Paths of a split; None where there is no such split.
     pub fn of(&self, split: SplitName) -> Option<&Paths> {
         match split {

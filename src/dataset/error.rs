@@ -18,7 +18,28 @@ pub enum DataError {
     WrongKind { split: SplitName, path: PathBuf, expected: &'static str },
     /// A folder without any file of the format.
     #[error("data.{split}: no {what} in `{}`", path.display())]
-    NothingFound { split: SplitName, path: PathBuf, what: &'static str },
+    NothingFound { split: SplitName, path: PathBuf, what: String },
+    /// A folder with several sets of files below it.
+    #[error("data.{split}: `{}` holds several sets of files, in `{}` and `{}`: name one of them", path.display(), first.display(), second.display())]
+    SeveralFolders { split: SplitName, path: PathBuf, first: PathBuf, second: PathBuf },
+    /// A folder of files whose names say other splits.
+    #[error("data.{split}: by their names the files in `{}` are of other splits, such as `{}` and `{}`: name the files that are meant", path.display(), first.display(), second.display())]
+    OtherSplits { split: SplitName, path: PathBuf, first: PathBuf, second: PathBuf },
+    /// A pattern that fits nothing.
+    #[error("data.{split}: no file or folder fits `{}`", pattern.display())]
+    NoMatch { split: SplitName, pattern: PathBuf },
+    /// Tables without any row.
+    #[error("data.{split}: `{}` has no rows", path.display())]
+    NoRows { split: SplitName, path: PathBuf },
+    /// Numbers that mean one thing or another, by the names of other files.
+    #[error("`{}` and `{}` number the classes in different orders, and `{}` has numbers without names: which classes it means cannot be told; write the names into its metadata, or leave it out", first.display(), second.display(), unnamed.display())]
+    ClassOrder { first: PathBuf, second: PathBuf, unnamed: PathBuf },
+    /// Labels of two kinds.
+    #[error("the labels of `{}` are text, those of `{}` numbers without names: which numbers mean which names cannot be told", text.display(), numbers.display())]
+    MixedLabels { numbers: PathBuf, text: PathBuf },
+    /// A column of labels that tells every row apart.
+    #[error("column `{column}` of `{}` has more than {most} different values: it holds no classes (`data.label_column` names another column; `none` reads no labels)", path.display())]
+    TooManyLabels { path: PathBuf, column: String, most: usize },
     /// A split that yields no image at all.
     #[error("data.{split}: no images")]
     NoImages { split: SplitName },
@@ -28,6 +49,12 @@ pub enum DataError {
     /// A class folder without images.
     #[error("class folder `{}` holds no image ({}); remove it or fill it", path.display(), DECODED)]
     EmptyClass { path: PathBuf },
+    /// Two class folders that are one class.
+    #[error("class folders `{}` and `{}` have one name in two forms: put their images into one folder", first.display(), second.display())]
+    SameClass { first: PathBuf, second: PathBuf },
+    /// Folders of splits where class folders are expected.
+    #[error("data.{split}: `{}` holds splits ({found}), and not classes{meant}", path.display())]
+    SplitRoot { split: SplitName, path: PathBuf, found: String, meant: String },
     /// A class folder of the test split that the training split lacks.
     #[error("class folder `{}` has no counterpart in the training split; its classes are {}", path.display(), known.join(", "))]
     UnknownClass { path: PathBuf, known: Vec<String> },
@@ -61,7 +88,7 @@ pub enum DataError {
     #[error("`{}` has no column {wanted}; its columns are {}", path.display(), available.join(", "))]
     MissingColumn { path: PathBuf, wanted: String, available: Vec<String> },
     /// A Parquet column of another type than is needed.
-    #[error("column `{column}` of `{}` is of type {found}; {expected} expected", path.display())]
+    #[error("column `{column}` of `{}` is of type {found}; {expected}", path.display())]
     ColumnType { path: PathBuf, column: String, found: String, expected: &'static str },
     /// The two splits number their classes differently.
     #[error("the splits disagree on class {label}: `{train}` in data.train, `{test}` in data.test")]

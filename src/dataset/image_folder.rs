@@ -1,9 +1,9 @@
 //! Class folders of images: `train/<class>/…/<image>`; a folder of images alone is a split without labels.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, File},
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -13,21 +13,32 @@ use super::{
     DataError, FilesConfig, LeftOut, ReadSummary, Sample, Skipped, SourceFile, SplitName,
     decode::{DECODED, HEAD, Kind, Refusal, verify},
     ingest::{Sink, ingest},
-    paths::{name_of, resolve, unreadable},
+    layout::Named,
+    names,
+    paths::{resolve, unreadable},
 };
 
 /// Endings of files that are taken for images unseen; of others the content decides.
 const EXTENSIONS: [&str; 12] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
-/// A folder whose images share a label.
+/// A folder whose images share a label, or an image.
 struct Group {
     dir: PathBuf,
-    /// Path of `dir` as the data set knows it, empty or with a slash at its end.
+    /// Path of `dir` as the data set knows it: empty or with a slash at its end, unless it is an image.
     prefix: String,
     label: Option<i64>,
 }
 
-/// An image file.
+/// Class names by label, and where the images of a split are.
+struct Groups {
+    classes: Vec<String>,
+    /// In the order in which they are read.
+    folders: Vec<Group>,
+    /// Links in the place of class folders that lead nowhere.
+    dangling: Vec<Found>,
+}
+
+/// An image file, or what stands in the place of one and cannot be read.
 struct Found {
     path: PathBuf,
     /// Path within the split: `cat/0001.png`.
@@ -42,17 +53,20 @@ pub(super) fn source_files(
     base: &Path,
     files: &mut Vec<SourceFile>,
 ) -> Result<(), DataError> {
-    let (_, groups) = groups(config, split, base)?;
-    for group in groups {
-        let found = images(&group, split)?.images;
+    let Groups { folders, dangling, .. } = groups(config, split, base)?;
+    let mut add = |found: Vec<Found>| {
         files.extend(found.into_iter().map(|f| SourceFile { role: format!("{split}/{}", f.name), path: f.path }));
+    };
+    add(dangling);
+    for group in folders {
+        add(images(&group, split)?.images);
     }
     Ok(())
 }
 
 pub(super) fn count(config: &FilesConfig, split: SplitName, base: &Path) -> Result<u64, DataError> {
-    let (_, groups) = groups(config, split, base)?;
-    groups.iter().try_fold(0, |sum, group| Ok(sum + images(group, split)?.images.len() as u64))
+    let Groups { folders, dangling, .. } = groups(config, split, base)?;
+    folders.iter().try_fold(dangling.len() as u64, |sum, group| Ok(sum + images(group, split)?.images.len() as u64))
 }
 
 pub(super) fn read(
@@ -61,10 +75,10 @@ pub(super) fn read(
     base: &Path,
     sink: &mut Sink,
 ) -> anyhow::Result<ReadSummary> {
-    let (classes, groups) = groups(config, split, base)?;
+    let Groups { classes, folders, dangling } = groups(config, split, base)?;
     let mut left_out = BTreeMap::<String, u64>::new();
     // One folder's listing at a time.
-    let items = groups.iter().flat_map(|group| match images(group, split) {
+    let in_folders = folders.iter().flat_map(|group| match images(group, split) {
         Ok(listing) => {
             for (kind, files) in listing.left_out {
                 *left_out.entry(kind).or_default() += files;
@@ -73,8 +87,10 @@ pub(super) fn read(
         }
         Err(error) => vec![Err(error)],
     });
+    let items = dangling.into_iter().map(|found| Ok((0, found))).chain(in_folders);
     let work = |found: Found| {
-        let bytes = fs::read(&found.path).map_err(|e| Refusal { kind: "unreadable", reason: e.to_string() });
+        let bytes = fs::read(&found.path)
+            .map_err(|error| Refusal { kind: "unreadable", reason: why_unreadable(&found.path, &error) });
         match bytes.and_then(|bytes| verify(&bytes).map(|_| bytes)) {
             Ok(bytes) => Ok(Sample { bytes, path: Some(found.name), label: found.label }),
             Err(Refusal { kind, reason }) => Err(Skipped { name: found.path.display().to_string(), kind, reason }),
@@ -85,60 +101,127 @@ pub(super) fn read(
     Ok(ReadSummary { classes, left_out, ..summary })
 }
 
-/// Class names by label, and the folders of the split in the order in which they are read.
-///
-/// The training split names the classes, so that labels mean the same in both splits.
-fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<(Vec<String>, Vec<Group>), DataError> {
-    let Some(paths) = config.of(split) else { return Ok((vec![], vec![])) };
-    let roots = resolve(paths, split, base)?;
-    if let Some(path) = roots.iter().find(|root| !root.is_dir()) {
-        return Err(DataError::WrongKind { split, path: path.clone(), expected: "folder" });
-    }
-    let own = classes(&roots)?;
-    let classes = match split {
-        SplitName::Train => own.clone(),
-        SplitName::Test => match classes(&resolve(&config.train, SplitName::Train, base)?)? {
-            train if train.is_empty() => own.clone(),
-            train => train,
-        },
-    };
-    let mut groups = Vec::new();
-    for (number, root) in roots.iter().enumerate() {
-        let prefix = if roots.len() > 1 { format!("{number}/") } else { String::new() };
-        if own.is_empty() {
-            groups.push(Group { dir: root.clone(), prefix, label: None });
-            continue;
+/// A link that leads nowhere is told from a file that is not there.
+fn why_unreadable(path: &Path, error: &io::Error) -> String {
+    match fs::read_link(path) {
+        Ok(target) if error.kind() == io::ErrorKind::NotFound => {
+            format!("it is a link to `{}`, which is not there", target.display())
         }
-        for name in own.iter().filter(|name| root.join(name).is_dir()) {
-            let dir = root.join(name);
-            let Ok(label) = classes.binary_search(name) else {
-                return Err(DataError::UnknownClass { path: dir, known: classes });
-            };
-            groups.push(Group { dir, prefix: format!("{prefix}{name}/"), label: Some(label as i64) });
-        }
+        _ => error.to_string(),
     }
-    Ok((classes, groups))
 }
 
-/// Names of the class folders in all of `roots`, sorted; empty when the images lie in the roots themselves.
-fn classes(roots: &[PathBuf]) -> Result<Vec<String>, DataError> {
-    let (mut classes, mut stray) = (BTreeSet::new(), None);
-    for root in roots {
+/// The training split names the classes, so that labels mean the same in both splits.
+fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups, DataError> {
+    let Some(paths) = config.of(split) else {
+        return Ok(Groups { classes: vec![], folders: vec![], dangling: vec![] });
+    };
+    let roots = resolve(paths, split, base)?;
+    let own = class_folders(&roots, split)?;
+    let has_classes = own.roots.iter().any(|classes| !classes.is_empty());
+    if let Some(path) = roots.iter().find(|root| has_classes && !root.is_dir()) {
+        return Err(DataError::Stray { path: path.clone() });
+    }
+    let mut names: Vec<String> = own.roots.iter().flat_map(BTreeMap::keys).cloned().collect();
+    if split == SplitName::Test {
+        let train = class_folders(&resolve(&config.train, SplitName::Train, base)?, SplitName::Train)?;
+        let train: Vec<String> = train.roots.iter().flat_map(BTreeMap::keys).cloned().collect();
+        names = if train.is_empty() { names } else { train };
+    }
+    names.sort_unstable();
+    names.dedup();
+    let mut found = Groups { classes: names, folders: vec![], dangling: vec![] };
+    let prefix = |number: usize| if roots.len() > 1 { format!("{number}/") } else { String::new() };
+    for (number, (root, classes)) in roots.iter().zip(own.roots).enumerate() {
+        // A file is known by its whole path.
+        let prefix = if root.is_dir() { prefix(number) } else { root.display().to_string() };
+        if !has_classes {
+            found.folders.push(Group { dir: root.clone(), prefix, label: None });
+            continue;
+        }
+        for (name, dir) in classes {
+            let Ok(label) = found.classes.binary_search(&name) else {
+                return Err(DataError::UnknownClass { path: dir, known: found.classes });
+            };
+            found.folders.push(Group { dir, prefix: format!("{prefix}{name}/"), label: Some(label as i64) });
+        }
+    }
+    // Without classes the listing of the folder finds them.
+    for (number, path) in own.dangling.into_iter().filter(|_| has_classes) {
+        let name = format!("{}{}", prefix(number), last(&path));
+        found.dangling.push(Found { path, name, label: None, bytes: 0 });
+    }
+    Ok(found)
+}
+
+/// Class folders of roots.
+struct ClassFolders {
+    /// Name and folder, by root; all empty when the images lie in the roots themselves.
+    roots: Vec<BTreeMap<String, PathBuf>>,
+    /// Number of the root, and a link in the place of a class folder that leads nowhere.
+    dangling: Vec<(usize, PathBuf)>,
+}
+
+fn class_folders(roots: &[PathBuf], split: SplitName) -> Result<ClassFolders, DataError> {
+    let mut found = ClassFolders { roots: vec![], dangling: vec![] };
+    let mut stray = None;
+    for (number, root) in roots.iter().enumerate() {
+        let mut classes = BTreeMap::new();
+        if !root.is_dir() {
+            found.roots.push(classes);
+            continue;
+        }
         for entry in fs::read_dir(root).map_err(unreadable(root))? {
             let path = entry.map_err(unreadable(root))?.path();
-            let name = name_of(&path);
+            let name = names::composed(&last(&path));
             if name.starts_with('.') {
                 continue;
             } else if path.is_dir() {
-                classes.insert(name);
+                if let Some(other) = classes.insert(name, path.clone()) {
+                    let (first, second) = if other < path { (other, path) } else { (path, other) };
+                    return Err(DataError::SameClass { first, second });
+                }
             } else if is_image(&path) {
                 stray = stray.min(Some(path.clone())).or(Some(path));
+            } else if path.is_symlink() && path.extension().is_none() && fs::metadata(&path).is_err() {
+                found.dangling.push((number, path));
             }
         }
+        refuse_splits(root, split, &classes)?;
+        found.roots.push(classes);
     }
+    found.dangling.sort();
     match stray {
-        Some(path) if !classes.is_empty() => Err(DataError::Stray { path }),
-        _ => Ok(classes.into_iter().collect()),
+        Some(path) if found.roots.iter().any(|classes| !classes.is_empty()) => Err(DataError::Stray { path }),
+        _ => Ok(found),
+    }
+}
+
+/// Refuses a folder whose folders are splits rather than classes.
+fn refuse_splits(root: &Path, split: SplitName, classes: &BTreeMap<String, PathBuf>) -> Result<(), DataError> {
+    let has_folders =
+        |dir: &Path| fs::read_dir(dir).is_ok_and(|mut all| all.any(|e| e.is_ok_and(|e| e.path().is_dir())));
+    let named: Vec<_> = classes.iter().filter_map(|(name, dir)| Some((Named::of(name)?, dir))).collect();
+    let of = |wanted| named.iter().find(|(name, _)| *name == wanted).map(|(_, dir)| *dir);
+    let (train, other) = (of(Named::Train), of(Named::Test).or(of(Named::Validation)));
+    let are_splits = match (train, other) {
+        (Some(train), Some(other)) => named.len() == classes.len() || (has_folders(train) && has_folders(other)),
+        // A class may be called so; a class of classes is none.
+        (Some(only), None) | (None, Some(only)) => classes.len() == 1 && has_folders(only),
+        (None, None) => false,
+    };
+    let meant = match split {
+        SplitName::Train => train,
+        SplitName::Test => other,
+    };
+    match are_splits {
+        false => Ok(()),
+        true => Err(DataError::SplitRoot {
+            split,
+            path: root.to_owned(),
+            found: named.iter().map(|(_, dir)| format!("`{}`", last(dir))).collect::<Vec<_>>().join(", "),
+            meant: meant.map(|dir| format!("; `data.{split}: {}` is meant", dir.display())).unwrap_or_default(),
+        }),
     }
 }
 
@@ -156,39 +239,59 @@ fn images(group: &Group, split: SplitName) -> Result<Listing, DataError> {
     let walk = WalkDir::new(&group.dir).follow_links(true).sort_by_file_name().into_iter();
     let (mut found, mut left_out) = (Vec::new(), BTreeMap::<String, u64>::new());
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
-        let entry = entry.map_err(unreadable(&group.dir))?;
-        if entry.file_type().is_dir() {
+        // A link that leads nowhere, a folder that may not be read: something is lost there, and reading it says what.
+        let (path, bytes) = match entry {
+            Ok(entry) if entry.file_type().is_dir() => continue,
+            Ok(entry) => {
+                let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+                (entry.into_path(), bytes)
+            }
+            Err(error) => match error.path() {
+                Some(path) if error.depth() > 0 => (path.to_owned(), 0),
+                _ => return Err(unreadable(&group.dir)(error)),
+            },
+        };
+        if hidden(path.file_name().unwrap_or_default()) {
             continue;
         }
-        if !is_image(entry.path()) {
-            *left_out.entry(ending(entry.path())).or_default() += 1;
+        let lost = bytes == 0 && path.extension().is_none() && fs::read(&path).is_err();
+        // A file that is named itself is read, and refused by what it is.
+        if !lost && path != group.dir && !is_image(&path) {
+            *left_out.entry(ending(&path)).or_default() += 1;
             continue;
         }
-        let bytes = entry.metadata().map_err(unreadable(entry.path()))?.len();
-        let below = entry.path().strip_prefix(&group.dir).unwrap_or(entry.path());
-        let below: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+        let below = path.strip_prefix(&group.dir).unwrap_or(&path);
+        let below: Vec<_> = below.iter().map(names::of_file).collect();
         let name = format!("{}{}", group.prefix, below.join("/"));
-        found.push(Found { path: entry.into_path(), name, label: group.label, bytes });
+        found.push(Found { path, name, label: group.label, bytes });
     }
     match found.is_empty() {
         false => Ok(Listing { images: found, left_out }),
         true if group.label.is_some() => Err(DataError::EmptyClass { path: group.dir.clone() }),
-        true => Err(DataError::NothingFound { split, path: group.dir.clone(), what: DECODED }),
+        true => Err(DataError::NothingFound { split, path: group.dir.clone(), what: DECODED.to_owned() }),
     }
+}
+
+fn last(path: &Path) -> String {
+    names::of_file(path.file_name().unwrap_or_default())
 }
 
 /// Whether a file is to be read as an image: by its ending, or else by its first bytes, since names lie.
 ///
 /// Pictures that are not decoded count too: they are refused with their format's name rather than left out.
 pub(super) fn is_image(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    if EXTENSIONS.contains(&extension.as_str()) {
+    if is_image_ending(&path.extension().unwrap_or_default().to_string_lossy().to_lowercase()) {
         return true;
     }
     let mut head = Vec::with_capacity(HEAD);
     // What cannot be opened is left out by its ending.
     let read = path.is_file().then(|| File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head)));
     matches!(read, Some(Ok(_))) && Kind::of(&head).is_picture()
+}
+
+/// Whether files with this ending are taken for images unseen.
+pub(super) fn is_image_ending(ending: &str) -> bool {
+    EXTENSIONS.contains(&ending)
 }
 
 /// What a file that is no image is counted as.
@@ -201,6 +304,11 @@ fn ending(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        ffi::OsStr,
+        os::unix::{ffi::OsStrExt, fs::symlink},
+    };
+
     use super::*;
     use crate::dataset::{
         DataConfig, OnError, Paths, count,
@@ -285,6 +393,74 @@ mod tests {
     }
 
     #[test]
+    fn class_names_are_never_lost_or_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let image = png(&picture(9, 8));
+        for name in [b"train/caf\xe9".as_slice(), b"train/caf\xe8", b"test/caf\xe9"] {
+            let folder = dir.join(OsStr::from_bytes(name));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(OsStr::from_bytes(b"\xff.png")), &image).unwrap();
+        }
+        // The composed form in one split, the decomposed one in the other.
+        put(dir, "train/Äpfel/1.png", &image);
+        put(dir, "test/A\u{308}pfel/1.png", &image);
+        let both = config(dir, OnError::Fail);
+        let (samples, summary) = all(&both, SplitName::Train).unwrap();
+        assert_eq!(summary.classes, ["caf\\xE8", "caf\\xE9", "Äpfel"]);
+        assert_eq!(samples[0].path.as_deref(), Some("caf\\xE8/\\xFF.png"));
+        let (samples, _) = all(&both, SplitName::Test).unwrap();
+        assert_eq!(samples.iter().map(|s| s.label).collect::<Vec<_>>(), [Some(1), Some(2)]);
+        put(dir, "train/A\u{308}pfel/2.png", &image);
+        let expected = "class folders `DIR/train/A\u{308}pfel` and `DIR/train/Äpfel` have one name in two forms: put their \
+                        images into one folder";
+        assert_eq!(error(&both, SplitName::Train, dir), expected);
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_are_unreadable_images() {
+        let dir = folders();
+        let dir = dir.path();
+        symlink("gone.png", dir.join("train/cat/1.png")).unwrap();
+        symlink("gone", dir.join("train/emu")).unwrap();
+        symlink("gone", dir.join("train/dog/deep/more")).unwrap();
+        let message = error(&config(dir, OnError::Fail), SplitName::Train, dir);
+        let expected = "cannot read 3 images of data.train (`data.on_error: skip` leaves such images out):
+  `DIR/train/emu`: it is a link to `gone`, which is not there
+  `DIR/train/cat/1.png`: it is a link to `gone.png`, which is not there
+  `DIR/train/dog/deep/more`: it is a link to `gone`, which is not there";
+        assert_eq!(message, expected);
+        let skip = config(dir, OnError::Skip);
+        let (samples, summary) = all(&skip, SplitName::Train).unwrap();
+        assert_eq!((samples.len(), summary.skipped.len(), summary.classes.len()), (3, 3, 2));
+        assert!(summary.skipped.iter().all(|skipped| skipped.kind == "unreadable"));
+        assert_eq!(count(&skip, SplitName::Train).unwrap(), Some(6));
+    }
+
+    #[test]
+    fn splits_in_the_place_of_classes_are_refused() {
+        let dir = folders();
+        let dir = dir.path();
+        let of = |name: &str| {
+            let train = Paths::One(dir.join(name));
+            let test = Some(Paths::One(dir.join(name)));
+            DataConfig::ImageFolder(FilesConfig { train, test, on_error: OnError::Skip })
+        };
+        let root = "`DIR` holds splits (`test`, `train`), and not classes";
+        let train = format!("data.train: {root}; `data.train: DIR/train` is meant");
+        assert_eq!(error(&of(""), SplitName::Train, dir).replace("DIR/`", "DIR`"), train.replace("DIR/`", "DIR`"));
+        // Other folders beside them change nothing; a class may be called `train` among others.
+        put(dir, "notes/a.txt", b"");
+        assert!(error(&of(""), SplitName::Train, dir).contains("holds splits"));
+        put(dir, "vehicles/train/1.png", &png(&picture(9, 8)));
+        put(dir, "vehicles/car/1.png", &png(&picture(9, 8)));
+        assert_eq!(all(&of("vehicles"), SplitName::Train).unwrap().1.classes, ["car", "train"]);
+        put(dir, "alone/Validation/cat/1.png", &png(&picture(9, 8)));
+        let alone = error(&of("alone"), SplitName::Train, dir);
+        assert_eq!(alone, "data.train: `DIR/alone` holds splits (`Validation`), and not classes");
+    }
+
+    #[test]
     fn relative_paths_start_at_the_base() {
         let dir = folders();
         let path = |name: &str| Paths::One(name.into());
@@ -302,6 +478,37 @@ mod tests {
         assert_eq!((samples.len(), samples[0].label, summary.classes.len()), (1, None, 0));
         assert_eq!(count(&config, SplitName::Test).unwrap(), None);
         assert_eq!(all(&config, SplitName::Test).unwrap(), (vec![], ReadSummary::default()));
+    }
+
+    #[test]
+    fn files_are_a_split_without_labels() {
+        let dir = folders();
+        let files = vec![
+            dir.path().join("train/dog/b.JPG"),
+            dir.path().join("train/cat/notes.txt"),
+            dir.path().join("train/cat"),
+        ];
+        let of = |paths: &[PathBuf], on_error| {
+            let train = Paths::Many(paths.to_vec());
+            DataConfig::ImageFolder(FilesConfig { train, test: None, on_error })
+        };
+        let (samples, summary) = all(&of(&files, OnError::Skip), SplitName::Train).unwrap();
+        let names: Vec<_> = samples.iter().map(|s| (s.path.as_deref().unwrap(), s.label)).collect();
+        assert_eq!(names, [(files[0].to_str().unwrap(), None), ("2/2.png", None)]);
+        assert_eq!((summary.skipped.len(), summary.skipped[0].kind), (1, "no image"));
+        let mixed = of(&[files[0].clone(), dir.path().join("test")], OnError::Fail);
+        assert!(
+            error(&mixed, SplitName::Train, dir.path()).starts_with("`DIR/train/dog/b.JPG` lies beside class folders")
+        );
+        let pattern = Paths::One(dir.path().join("train/*/*.[Jp]?[Gg]"));
+        let config = DataConfig::ImageFolder(FilesConfig { train: pattern, test: None, on_error: OnError::Fail });
+        assert_eq!(count(&config, SplitName::Train).unwrap(), Some(2));
+        let nothing = Paths::One(dir.path().join("train/*.webp"));
+        let config = DataConfig::ImageFolder(FilesConfig { train: nothing, test: None, on_error: OnError::Fail });
+        assert_eq!(
+            error(&config, SplitName::Train, dir.path()),
+            "data.train: no file or folder fits `DIR/train/*.webp`"
+        );
     }
 
     #[test]

@@ -1,24 +1,29 @@
 //! Files and folders on a command line to a data section: which format they are of, where that is beyond doubt.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
 };
 
 use super::{
-    DataConfig, FilesConfig, IdxConfig, OnError, ParquetConfig, Paths,
+    DataConfig, FilesConfig, IdxConfig, OnError, Paths, TableConfig,
     image_folder::is_image,
     paths::{name_of, unreadable},
 };
 
 /// Formats that paths alone describe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileFormat {
-    /// Folders of images, in class folders or not
+    /// Images, or folders of images, in class folders or not
     ImageFolder,
     /// Parquet files in the Hugging Face image schema, or folders of them
     Parquet,
+    /// Arrow IPC files in the same schema, or folders of them
+    Arrow,
+    /// WebDataset: tar archives, or folders of them
+    Webdataset,
     /// Binary batches of CIFAR-10, or the folder that holds the training batches
     Cifar10,
     /// An IDX file of images (the MNIST family), gzipped or plain
@@ -32,8 +37,6 @@ pub enum UnclearData {
     Missing(PathBuf),
     #[error("cannot tell the format of `{}`: {found}; --format names it", path.display())]
     Format { path: PathBuf, found: &'static str },
-    #[error("`{}` is one image; name the folder that it lies in", .0.display())]
-    OneImage(PathBuf),
     #[error("`{}` and `{}` are of different formats; give each a command and a file of its own", .0.display(), .1.display())]
     Mixed(PathBuf, PathBuf),
     #[error("an IDX file of images is read alone; give each a command and a file of its own")]
@@ -81,11 +84,10 @@ impl FileFormat {
         let train = Paths::Many(paths.to_vec());
         Ok(match self {
             FileFormat::ImageFolder => DataConfig::ImageFolder(FilesConfig { train, test: None, on_error }),
+            FileFormat::Webdataset => DataConfig::Webdataset(FilesConfig { train, test: None, on_error }),
             FileFormat::Cifar10 => DataConfig::Cifar10(FilesConfig { train, test: None, on_error }),
-            FileFormat::Parquet => {
-                let (image_column, label_column) = (None, None);
-                DataConfig::Parquet(ParquetConfig { train, test: None, image_column, label_column, on_error })
-            }
+            FileFormat::Parquet => DataConfig::Parquet(table(train, on_error)),
+            FileFormat::Arrow => DataConfig::Arrow(table(train, on_error)),
             FileFormat::Idx => {
                 let [path] = paths else { return Err(UnclearData::SeveralIdx) };
                 let train = path.clone();
@@ -95,8 +97,14 @@ impl FileFormat {
     }
 }
 
+/// Tables whose columns are found by their names.
+fn table(train: Paths, on_error: OnError) -> TableConfig {
+    TableConfig { train, test: None, image_column: None, label_column: None, on_error }
+}
+
 fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
-    let (mut images, mut parquet, mut batches) = (false, false, false);
+    let (mut images, mut batches) = (false, false);
+    let mut others = BTreeSet::new();
     for entry in fs::read_dir(path).map_err(unreadable(path))? {
         let entry = entry.map_err(unreadable(path))?.path();
         let name = name_of(&entry);
@@ -104,16 +112,28 @@ fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
             continue;
         }
         images |= entry.is_dir() || is_image(&entry);
-        parquet |= name.ends_with(".parquet");
+        others.extend(of_ending(&name));
         batches |= name.starts_with("data_batch") && name.ends_with(".bin");
     }
     let unclear = |found| Err(UnclearData::Format { path: path.to_owned(), found }.into());
-    match (images, parquet, batches) {
-        (true, false, false) => Ok(FileFormat::ImageFolder),
-        (false, true, false) => Ok(FileFormat::Parquet),
-        (false, false, true) => Ok(FileFormat::Cifar10),
-        (false, false, false) => unclear("neither images, folders, *.parquet nor data_batch_*.bin are in it"),
+    others.extend(batches.then_some(FileFormat::Cifar10));
+    others.extend(images.then_some(FileFormat::ImageFolder));
+    match others.len() {
+        0 => unclear("neither images, folders, *.parquet, *.arrow, *.tar nor data_batch_*.bin are in it"),
+        1 => Ok(others.pop_first().unwrap_or(FileFormat::ImageFolder)),
         _ => unclear("files of several formats are in it"),
+    }
+}
+
+/// The format of tables and archives with this name.
+fn of_ending(name: &str) -> Option<FileFormat> {
+    let name = name.to_lowercase();
+    match name.rsplit_once('.')?.1 {
+        "parquet" | "parq" | "pq" => Some(FileFormat::Parquet),
+        "arrow" | "feather" => Some(FileFormat::Arrow),
+        "tar" | "tgz" => Some(FileFormat::Webdataset),
+        "gz" if name.ends_with(".tar.gz") => Some(FileFormat::Webdataset),
+        _ => None,
     }
 }
 
@@ -127,13 +147,16 @@ fn of_file(path: &Path) -> anyhow::Result<FileFormat> {
     };
     file.take(4).read_to_end(&mut magic).map_err(unreadable(path))?;
     let name = name_of(path);
+    if let Some(format) = of_ending(&name) {
+        return Ok(format);
+    }
     match &magic[..] {
         b"PAR1" => Ok(FileFormat::Parquet),
+        b"ARRO" => Ok(FileFormat::Arrow),
         [0, 0, 8, 3] => Ok(FileFormat::Idx),
         [0x1f, 0x8b, ..] if name.contains("idx") || name.contains("ubyte") => Ok(FileFormat::Idx),
-        _ if name.ends_with(".parquet") => Ok(FileFormat::Parquet),
         _ if name.ends_with(".bin") => Ok(FileFormat::Cifar10),
-        _ if is_image(path) => Err(UnclearData::OneImage(path.to_owned()).into()),
+        _ if is_image(path) => Ok(FileFormat::ImageFolder),
         _ => {
             Err(UnclearData::Format { path: path.to_owned(), found: "neither its name nor its beginning is known" }
                 .into())
@@ -165,7 +188,15 @@ mod tests {
             (dir.join("classes"), FileFormat::ImageFolder),
             (dir.join("many"), FileFormat::Parquet),
             (dir.join("cifar"), FileFormat::Cifar10),
+            (put(dir, "a.jpg", b""), FileFormat::ImageFolder),
             (put(dir, "no-ending", b"PAR1"), FileFormat::Parquet),
+            (put(dir, "upper/A.PARQUET", b"PAR1"), FileFormat::Parquet),
+            (dir.join("upper"), FileFormat::Parquet),
+            (put(dir, "tars/0.tar", b""), FileFormat::Webdataset),
+            (put(dir, "tars/1.tar.gz", b""), FileFormat::Webdataset),
+            (dir.join("tars"), FileFormat::Webdataset),
+            (put(dir, "saved/data-00000-of-00001.arrow", b"\xff\xff\xff\xff"), FileFormat::Arrow),
+            (dir.join("saved"), FileFormat::Arrow),
             (put(dir, "test_batch.bin", b"\x03"), FileFormat::Cifar10),
             (put(dir, "t10k-images", &[0, 0, 8, 3, 0]), FileFormat::Idx),
             (put(dir, "t10k-images-idx3-ubyte.gz", &[0x1f, 0x8b, 8]), FileFormat::Idx),
@@ -179,14 +210,14 @@ mod tests {
     fn what_is_unclear_is_asked() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        let (image, parquet) = (put(dir, "a.png", b"png"), put(dir, "a.parquet", b"PAR1"));
+        put(dir, "a.png", b"png");
+        let parquet = put(dir, "a.parquet", b"PAR1");
         put(dir, "empty/readme.txt", b"");
         let error = |paths: &[PathBuf]| {
             FileFormat::infer(paths).unwrap_err().to_string().replace(&dir.display().to_string(), "DIR")
         };
         let unclear = "cannot tell the format of `DIR";
         assert_eq!(error(&[dir.join("x")]), "no such file or folder: `DIR/x`");
-        assert_eq!(error(&[image]), "`DIR/a.png` is one image; name the folder that it lies in");
         assert_eq!(
             error(&[dir.to_owned()]),
             format!("{unclear}`: files of several formats are in it; --format names it")

@@ -9,12 +9,15 @@ mod idx;
 mod image_folder;
 mod infer;
 mod ingest;
-mod parquet;
+mod layout;
+mod names;
 mod paths;
 mod sample;
 pub mod shard;
 mod source;
 mod synthetic;
+mod table;
+mod webdataset;
 
 pub use config::*;
 pub use error::DataError;

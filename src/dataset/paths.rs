@@ -5,11 +5,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use glob::MatchOptions;
+
 use super::{DataError, Paths, SplitName};
 
-/// The paths of a split, relative ones taken from `base`, all of them there.
+/// The paths of a split, relative ones taken from `base`, all of them there. A path that is not there may be a pattern (`*`, `?`,
+/// `[…]`, `**`), which stands for all that fit it, by name.
 pub(super) fn resolve(paths: &Paths, split: SplitName, base: &Path) -> Result<Vec<PathBuf>, DataError> {
-    paths.as_slice().iter().map(|path| resolve_one(path, split, base)).collect()
+    let mut found = Vec::new();
+    for path in paths.as_slice() {
+        match matches(path, split, base)? {
+            Some(matches) => found.extend(matches),
+            None => found.push(resolve_one(path, split, base)?),
+        }
+    }
+    Ok(found)
+}
+
+/// What fits a pattern; None where the path is none, or is there as it is written.
+fn matches(path: &Path, split: SplitName, base: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
+    let path = base.join(path);
+    let Some(pattern) = path.to_str().filter(|text| text.contains(['*', '?', '['])) else { return Ok(None) };
+    if fs::symlink_metadata(&path).is_ok() {
+        return Ok(None);
+    }
+    let hidden = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+    let matches = glob::glob_with(pattern, hidden).map_err(unreadable(&path))?;
+    let found = matches.collect::<Result<Vec<_>, _>>().map_err(unreadable(&path))?;
+    if found.is_empty() {
+        return Err(DataError::NoMatch { split, pattern: path });
+    }
+    Ok(Some(found))
 }
 
 /// One path, relative to `base` and there.
@@ -48,7 +74,7 @@ pub(super) fn expand(
             }
         }
         if found.is_empty() {
-            return Err(DataError::NothingFound { split, path, what });
+            return Err(DataError::NothingFound { split, path, what: what.to_owned() });
         }
         found.sort();
         files.append(&mut found);

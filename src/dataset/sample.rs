@@ -83,6 +83,10 @@ pub struct ReadSummary {
     pub skipped: Vec<Skipped>,
     /// Files that are no images, by kind; hidden ones do not count.
     pub left_out: Vec<LeftOut>,
+    /// Which files were taken of several, a sentence each.
+    pub taken: Vec<String>,
+    /// What a reader of the scores should know, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl ReadSummary {
@@ -118,6 +122,8 @@ mod tests {
             classes: vec![],
             skipped: vec![skipped("JPEG"), skipped("HEIC"), skipped("JPEG")],
             left_out: vec![left("*.txt", 2), left("*.md", 1), left("*.txt", 3)],
+            taken: vec![],
+            notes: vec![],
         };
         let expected = ["3 images skipped: 1 HEIC, 2 JPEG", "6 files left out that are no images: 1 *.md, 5 *.txt"];
         assert_eq!(summary.left_out_by_kind(), expected);

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    DataConfig, DataError, ReadSummary, SplitName, cifar10, idx, image_folder, ingest::Sink, parquet, synthetic,
+    DataConfig, DataError, ReadSummary, SplitName, cifar10, idx, image_folder,
+    ingest::Sink,
+    synthetic,
+    table::{self, Container},
+    webdataset,
 };
 
 /// A file that the content of a data set depends on.
@@ -24,19 +28,25 @@ pub fn source_files(config: &DataConfig, base: &Path) -> Result<Vec<SourceFile>,
         match config {
             DataConfig::Synthetic(_) => {}
             DataConfig::ImageFolder(config) => image_folder::source_files(config, split, base, &mut files)?,
-            DataConfig::Parquet(config) => numbered(parquet::files(config, split, base)?, split, "parquet", &mut files),
-            DataConfig::Cifar10(config) => numbered(cifar10::files(config, split, base)?, split, "bin", &mut files),
+            DataConfig::Parquet(config) => {
+                table::source_files(Container::Parquet, config, split, base, &mut files)?;
+            }
+            DataConfig::Arrow(config) => table::source_files(Container::Arrow, config, split, base, &mut files)?,
+            DataConfig::Webdataset(config) => {
+                for (number, path) in webdataset::files(config, split, base)?.paths.into_iter().enumerate() {
+                    files.push(SourceFile { role: format!("{split}/{number:05}.tar"), path });
+                }
+            }
+            DataConfig::Cifar10(config) => {
+                // Batches matter by their order, not by their names.
+                for (number, path) in cifar10::files(config, split, base)?.into_iter().enumerate() {
+                    files.push(SourceFile { role: format!("{split}/{number:05}.bin"), path });
+                }
+            }
             DataConfig::Idx(config) => idx::source_files(config, split, base, &mut files)?,
         }
     }
     Ok(files)
-}
-
-/// Files that matter by their order, not by their names.
-fn numbered(paths: Vec<PathBuf>, split: SplitName, extension: &str, files: &mut Vec<SourceFile>) {
-    for (number, path) in paths.into_iter().enumerate() {
-        files.push(SourceFile { role: format!("{split}/{number:05}.{extension}"), path });
-    }
 }
 
 /// How many images the split should yield, without reading them; None where the source does not have the split.
@@ -47,7 +57,9 @@ pub fn count(config: &DataConfig, split: SplitName) -> Result<Option<u64>, DataE
     let count = match config {
         DataConfig::Synthetic(config) => synthetic::count(config, split),
         DataConfig::ImageFolder(config) => image_folder::count(config, split, here)?,
-        DataConfig::Parquet(config) => parquet::count(config, split, here)?,
+        DataConfig::Parquet(config) => table::count(Container::Parquet, config, split, here)?,
+        DataConfig::Arrow(config) => table::count(Container::Arrow, config, split, here)?,
+        DataConfig::Webdataset(config) => webdataset::count(config, split, here)?,
         DataConfig::Cifar10(config) => cifar10::count(config, split, here)?,
         DataConfig::Idx(config) => idx::count(config, split, here)?,
     };
@@ -59,8 +71,10 @@ fn has_split(config: &DataConfig, split: SplitName) -> bool {
     split == SplitName::Train
         || match config {
             DataConfig::Synthetic(_) => true,
-            DataConfig::ImageFolder(config) | DataConfig::Cifar10(config) => config.test.is_some(),
-            DataConfig::Parquet(config) => config.test.is_some(),
+            DataConfig::ImageFolder(config) | DataConfig::Cifar10(config) | DataConfig::Webdataset(config) => {
+                config.test.is_some()
+            }
+            DataConfig::Parquet(config) | DataConfig::Arrow(config) => config.test.is_some(),
             DataConfig::Idx(config) => config.test.is_some(),
         }
 }
@@ -81,7 +95,9 @@ pub fn read(
     match config {
         DataConfig::Synthetic(config) => synthetic::read(config, split, sink),
         DataConfig::ImageFolder(config) => image_folder::read(config, split, here, sink),
-        DataConfig::Parquet(config) => parquet::read(config, split, here, sink),
+        DataConfig::Parquet(config) => table::read(Container::Parquet, config, split, here, sink),
+        DataConfig::Arrow(config) => table::read(Container::Arrow, config, split, here, sink),
+        DataConfig::Webdataset(config) => webdataset::read(config, split, here, sink),
         DataConfig::Cifar10(config) => cifar10::read(config, split, here, sink),
         DataConfig::Idx(config) => idx::read(config, split, here, sink),
     }

@@ -47,7 +47,7 @@ pub struct ResnetConfig {
     /// First layers.
     #[serde(default)]
     pub stem: Stem,
-    /// Weights to start from instead of random ones: a safetensors file (f32) with torchvision's names that holds exactly
+    /// Weights to start from instead of random ones: a safetensors file with torchvision's names that holds exactly
     /// this encoder. A classifier in it (`fc.*`, `head.*`) and `num_batches_tracked` are passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-operational" = true))]
@@ -95,7 +95,7 @@ pub struct VitConfig {
     /// Keep the random patch embedding as it is, which makes training stabler (MoCo-v3, SNCLR's release).
     #[serde(default)]
     pub stop_grad_patch_embed: bool,
-    /// Weights to start from instead of random ones: a safetensors file (f32) with timm's names that holds exactly this
+    /// Weights to start from instead of random ones: a safetensors file with timm's names that holds exactly this
     /// encoder, positions included. A classifier in it (`fc.*`, `head.*`) is passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-operational" = true))]

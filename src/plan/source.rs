@@ -15,6 +15,9 @@ use crate::{
     stage::{Interrupt, Progress, Stopped},
 };
 
+/// Stands for the hash of a file that cannot be read: the stage that reads it says so, or skips it.
+const UNREADABLE: &str = "unreadable";
+
 /// Files are hashed in groups of this many, between which progress is shown and an interruption noticed.
 const GROUP: usize = 64;
 
@@ -64,7 +67,10 @@ fn hash_files(
         // Two files may be called alike, e.g. in two folders that are both given.
         let role = (1..).map(|n| if n == 1 { role.clone() } else { format!("{role}#{n}") });
         let role = role.into_iter().find(|role| roles.insert(role.clone())).expect("numbers do not run out");
-        let metadata = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+        let Ok(metadata) = fs::metadata(&path) else {
+            hashes.insert(role, UNREADABLE.to_owned());
+            continue;
+        };
         let stamp = Stamp::of(&metadata);
         match cache.lookup(&role, &stamp) {
             Some(hash) => drop(hashes.insert(role, hash.to_owned())),
@@ -81,8 +87,10 @@ fn hash_files(
                 cache.save();
                 return Err(Stopped::InterruptedAt { stage: "data" }.into());
             }
-            for ((role, _, stamp), hash) in group.iter().zip(hash_group(group)?) {
-                cache.record(role, *stamp, &hash);
+            for ((role, _, stamp), hash) in group.iter().zip(hash_group(group)) {
+                if hash != UNREADABLE {
+                    cache.record(role, *stamp, &hash);
+                }
                 hashes.insert(role.clone(), hash);
                 progress.advance(((done + stamp.size()) >> 20) - (done >> 20));
                 done += stamp.size();
@@ -95,23 +103,19 @@ fn hash_files(
 
 /// One file on the calling thread, several on threads of their own: the pool starts with the work of the first stage, with as
 /// many threads as were asked for.
-fn hash_group(group: &[(String, PathBuf, Stamp)]) -> anyhow::Result<Vec<String>> {
-    let hash = |(_, path, _): &(String, PathBuf, Stamp)| {
-        hash::file(path, |_| ()).with_context(|| format!("reading {}", path.display()))
-    };
-    let hash_all = |part: &[(String, PathBuf, Stamp)]| part.iter().map(hash).collect::<anyhow::Result<Vec<_>>>();
+fn hash_group(group: &[(String, PathBuf, Stamp)]) -> Vec<String> {
+    let hash = |(_, path, _): &(String, PathBuf, Stamp)| hash::file(path, |_| ()).unwrap_or(UNREADABLE.to_owned());
+    let hash_all = |part: &[(String, PathBuf, Stamp)]| part.iter().map(hash).collect::<Vec<_>>();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     if threads.min(group.len()) < 2 {
         return hash_all(group);
     }
-    let parts = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let parts = group.chunks(group.len().div_ceil(threads));
         let threads: Vec<_> = parts.map(|part| scope.spawn(move || hash_all(part))).collect();
         let results = threads.into_iter();
-        let results = results.map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        results.collect::<anyhow::Result<Vec<_>>>()
-    })?;
-    Ok(parts.concat())
+        results.flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// One cache per data section or file and folder it is relative to: a look at a small data set does not read the hashes of a

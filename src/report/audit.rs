@@ -1,7 +1,8 @@
 //! Whether an evaluation can be believed: the encoder stayed as it was, and the controls score as controls should.
 
 use super::{
-    Run,
+    Run, artifacts,
+    duplicates::{Twice, duplicates},
     grid::difference,
     paired::{self, Paired},
 };
@@ -15,6 +16,10 @@ pub struct Audit {
     /// Score and its controls, as fractions, by evaluation.
     pub scores: Vec<(&'static str, Scores)>,
     pub checks: Vec<Check>,
+    /// What the data stage noted of the images.
+    pub notes: Vec<String>,
+    /// Images that are there twice in a way that matters, by their names.
+    pub duplicates: Vec<Twice>,
 }
 
 /// A score and its controls, as fractions.
@@ -66,6 +71,11 @@ impl Audit {
                 let what = format!("{label}: not below the weights that training started from");
                 audit.checks.push(Check { what, problem: below(scores.gain.as_ref()) });
             }
+        }
+        // Data that are gone are no reason to doubt what was made of them.
+        if let Some(data) = artifacts::find(store, run, "data") {
+            audit.notes = data.texts("notes", "text")?.into_iter().map(|(_, text)| text).collect();
+            audit.duplicates = duplicates(&data)?;
         }
         Ok(audit)
     }

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod comparison;
 pub mod csv;
 pub mod diff;
+pub mod duplicates;
 pub mod embeddings;
 pub mod file;
 pub mod flips;

@@ -38,12 +38,12 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {
+        notes.extend(artifact.texts("notes", "text")?.into_iter().map(|(_, text)| format!("{stage}: {text}")));
         let Some((table, prefix)) = stage.descriptor().figures else { continue };
         for (name, value) in artifact.figures(table)? {
             let name = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
             metrics.push(Metric { name, value, stage: *stage });
         }
-        notes.extend(artifact.texts("notes", "text")?.into_iter().map(|(_, text)| format!("{stage}: {text}")));
     }
     let dir = store.root().join("results").join(&run);
     let record = RunRecord {

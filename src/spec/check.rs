@@ -240,9 +240,7 @@ impl<'d> Checker<'d> {
         let wanted = type_name(self.walker.deref(part));
         match (found, wanted) {
             (Value::Null, _) => Some("give the key a value".to_owned()),
-            (Value::String(text), "integer" | "number") if text.parse::<f64>().is_ok() => {
-                Some(format!("remove the quotes: `{name}: {text}`"))
-            }
+            (Value::String(text), "integer" | "number") => plain_number(name, text),
             (Value::String(text), "boolean") => {
                 let flag = match text.to_lowercase().as_str() {
                     "yes" | "on" | "y" => "true",
@@ -373,12 +371,37 @@ fn is_tag(name: &str) -> bool {
     name == "name" || name == "format"
 }
 
+/// Characters of a name; folders and files bear it, with a few more behind it.
+const LONGEST_NAME: usize = 200;
+
 fn valid_name(found: &Value) -> String {
     let text = found.as_str().unwrap_or_default();
     let replaced: String =
         text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
     let name = replaced.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    // All of it is ASCII.
+    let name = &name[..name.len().min(LONGEST_NAME)];
     if name.is_empty() { "experiment".to_owned() } else { name.to_owned() }
+}
+
+/// How to write a number that YAML takes for text.
+fn plain_number(name: &str, text: &str) -> Option<String> {
+    let (sign, digits) = text.strip_prefix(['-', '+']).map_or(("", text), |rest| (&text[..1], rest));
+    let is_number = |text: &str| text.parse::<f64>().is_ok_and(f64::is_finite);
+    // One zero stays before a point, or alone.
+    let mut short = digits;
+    while let Some(rest) = short.strip_prefix('0').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        short = rest;
+    }
+    let grouped = digits.replace(['_', ',', ' '], "");
+    match () {
+        _ if is_number(text) && short != digits => {
+            Some(format!("zeros in front make it a text: write `{name}: {sign}{short}`"))
+        }
+        _ if is_number(text) => Some(format!("remove the quotes: `{name}: {text}`")),
+        _ if is_number(&grouped) => Some(format!("write the digits together: `{name}: {sign}{grouped}`")),
+        _ => None,
+    }
 }
 
 /// The first sentence of a doc comment, as the continuation of a sentence.
@@ -391,5 +414,29 @@ fn first_sentence(text: &str) -> String {
             first.to_lowercase().chain(chars).collect()
         }
         _ => sentence.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_yaml_takes_for_text_are_written_out() {
+        let hint = |text: &str| plain_number("seed", text);
+        let said = |hint: &str| Some(hint.to_owned());
+        assert_eq!(hint("010"), said("zeros in front make it a text: write `seed: 10`"));
+        assert_eq!(hint("-00.5"), said("zeros in front make it a text: write `seed: -0.5`"));
+        assert_eq!(hint("000"), said("zeros in front make it a text: write `seed: 0`"));
+        assert_eq!(hint("0.06"), said("remove the quotes: `seed: 0.06`"));
+        assert_eq!(hint("10_000"), said("write the digits together: `seed: 10000`"));
+        assert_eq!(hint("ten"), None);
+        assert_eq!(hint(""), None);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(valid_name(&Value::from("a".repeat(250))), "a".repeat(200));
+        assert_eq!(valid_name(&Value::from("my run")), "my-run");
     }
 }

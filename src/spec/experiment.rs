@@ -16,8 +16,8 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[schemars(title = "snclr experiment")]
 pub struct Experiment {
-    /// Name of the experiment; the run's folder bears it.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), extend("x-operational" = true))]
+    /// Name of the experiment, 200 characters at most; the run's folder bears it.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"), extend("x-operational" = true))]
     pub name: String,
     /// What the experiment asks, in a sentence or two.
     #[serde(default, skip_serializing_if = "Option::is_none")]

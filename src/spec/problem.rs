@@ -115,7 +115,9 @@ impl Problem {
             | Problem::WrongLength { allowed, .. }
             | Problem::Rule { allowed, .. } => vec![allowed],
             Problem::Repeated { .. } => vec!["items that differ"],
-            Problem::BadName { .. } => vec!["letters, digits, `.`, `_` and `-`, with a letter or digit first"],
+            Problem::BadName { .. } => {
+                vec!["letters, digits, `.`, `_` and `-`, with a letter or digit first; 200 characters at most"]
+            }
             _ => vec![],
         }
     }

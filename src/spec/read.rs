@@ -67,7 +67,8 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
     {
         return Err(vec![syntax(text, file, error)]);
     }
-    let (places, duplicates) = Node::parse(text, file).map_err(|error| {
+    // The parser of places takes no tab where YAML allows it, such as behind a colon; a blank stands in the same place.
+    let (places, duplicates) = Node::parse(&text.replace('\t', " "), file).map_err(|error| {
         let place = Place::File { file: file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
         let problem = Problem::Syntax { reason: error.info().to_owned(), hint: None };
         vec![SpecError { place: Some(place), key: String::new(), problem }]
@@ -256,6 +257,16 @@ mod tests {
         let document = document("a: .nan\nb: !foo 1\n", &Path::new("a").into()).unwrap();
         let told: Vec<String> = document.errors.iter().map(|e| format!("{}: {}", e.key, e.problem)).collect();
         assert_eq!(told, ["a: .nan is not a finite number", "b: tag `!foo` has no meaning in a spec"]);
+    }
+
+    #[test]
+    fn tabs_stand_wherever_blanks_may_separate() {
+        let text = "a:\t1\nb:\t{c:\t2,\td: 3}\t# all\ne: \"x\ty\"\n";
+        let document = document(text, &Path::new("a").into()).unwrap();
+        assert_eq!(document.value, json!({"a": 1, "b": {"c": 2, "d": 3}, "e": "x\ty"}));
+        let place = document.places.get(&["b".to_owned(), "d".to_owned()]).map(|node| node.value.clone());
+        assert_eq!(place, Some(Place::File { file: Path::new("a").into(), line: 2, column: 14 }));
+        assert!(super::document("a:\n\tb: 1\n", &Path::new("a").into()).is_err(), "they do not indent");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use arrow::{
 
 use serde::Serialize;
 
-use super::{Cost, Descriptor, StageContext, Stopped};
+use super::{Cost, Descriptor, StageContext, Stopped, evaluation::text_batch, findings::Findings};
 use crate::{
     artifact::{ArtifactWriter, Kind},
     dataset::{self, DataConfig, DataError, LeftOut, ReadSummary, Skipped, SplitName, shard},
@@ -26,7 +26,7 @@ use crate::{
 /// What the stage is.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "data",
-    version: 5,
+    version: 6,
     inputs: &[],
     cost: Cost { of_an_image: &["data.format", "data.image_size"], grows: &["train-*", "test-*", "skipped"] },
     figures: None,
@@ -46,25 +46,33 @@ const NAMED: usize = 5;
 /// Ingests both splits of `config`.
 ///
 /// Tables: `train-00000`, … and `test-00000`, … ([`shard::schema`]), `classes` (label, name), `skipped` (split, name,
-/// kind, reason), `left_out` (split, kind, files). The last two are no part of the content: one more damaged file changes no
-/// image that training sees.
+/// kind, reason), `left_out` (split, kind, files), `duplicates` ([`Findings::write`]) and `notes` (key, text: what a reader of
+/// scores should know). The last four are no part of the content: one more damaged file changes no image that training sees.
 pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
     let mut classes = Vec::new();
     let (mut skipped, mut left_out) = (Vec::new(), Vec::new());
+    let (mut findings, mut notes) = (Findings::default(), Vec::new());
     let mut written = 0;
     for split in SplitName::ALL {
         let Some(total) = dataset::count(config, split)? else { continue };
         context.progress.start(Some(total), "images");
         context.progress.message(split.as_str());
-        let summary = ingest(config, split, out, context, &mut written)?;
+        let summary = ingest(config, split, out, context, (&mut written, &mut findings))?;
         warn(split, &summary, context);
         classes = same_classes(classes, summary.classes)?;
         skipped.extend(summary.skipped.into_iter().map(|skipped| (split, skipped)));
         left_out.extend(summary.left_out.into_iter().map(|left| (split, left)));
+        notes.extend(summary.notes.into_iter().map(|text| ("source".to_owned(), text)));
     }
+    notes.extend(findings.notes(&classes).into_iter().map(|(key, text)| (key.to_owned(), text)));
     write_classes(&classes, out)?;
     write_skipped(&skipped, out)?;
-    write_left_out(&left_out, out)
+    write_left_out(&left_out, out)?;
+    findings.write(out)?;
+    let notes = text_batch("text", &notes);
+    let mut table = out.table("notes", notes.schema(), Kind::Measurement)?;
+    table.write(&notes)?;
+    table.finish()
 }
 
 /// Writes the shards of one split, reading ahead on a thread of its own.
@@ -73,13 +81,13 @@ fn ingest(
     split: SplitName,
     out: &mut ArtifactWriter,
     context: &StageContext,
-    written: &mut u64,
+    seen: (&mut u64, &mut Findings),
 ) -> anyhow::Result<ReadSummary> {
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let reader = scope.spawn(move || read(config, split, sender));
         // The receiver ends with the writing: a reader that is still at work then stops.
-        let outcome = write_shards(receiver.into_iter().peekable(), split, out, context, written);
+        let outcome = write_shards(receiver.into_iter().peekable(), split, out, context, seen);
         let summary = reader.join().map_err(|_| anyhow!("the reader of data.{split} panicked"))?;
         outcome?;
         summary
@@ -103,7 +111,7 @@ fn write_shards(
     split: SplitName,
     out: &mut ArtifactWriter,
     context: &StageContext,
-    written: &mut u64,
+    (written, findings): (&mut u64, &mut Findings),
 ) -> anyhow::Result<()> {
     for number in 0.. {
         if batches.peek().is_none() {
@@ -116,6 +124,7 @@ fn write_shards(
                 return Err(Stopped::InterruptedAt { stage: "data" }.into());
             }
             table.write(batch)?;
+            findings.add(split, batch)?;
             *written += batch.num_rows() as u64;
             context.progress.advance(batch.num_rows() as u64);
             Ok(())
@@ -132,6 +141,9 @@ fn warn(split: SplitName, summary: &ReadSummary, context: &StageContext) {
     }
     if skipped.len() > NAMED {
         context.progress.warn(&format!("the table `skipped` lists the other {}", skipped.len() - NAMED));
+    }
+    for taken in &summary.taken {
+        context.progress.log(taken);
     }
     for account in summary.left_out_by_kind() {
         context.progress.warn(&format!("data.{split}: {account}"));

@@ -49,8 +49,15 @@ pub struct CoverageError {
     pub reshaped: Vec<String>,
 }
 
+/// Names that are spelled out of each kind: a whole network of others would fill pages.
+const LISTED: usize = 6;
+
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { names.join(", ") }
+    match names {
+        [] => "none".into(),
+        few if few.len() <= LISTED => few.join(", "),
+        many => many[..LISTED].join(", ") + ", …",
+    }
 }
 
 impl Frozen {

@@ -2,25 +2,34 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
-use safetensors::{Dtype, SafeTensors};
+use anyhow::Context;
 
 use super::{
-    frozen::{Frozen, place},
+    frozen::{CoverageError, Frozen, place},
+    state_dict::{self, StateDict},
     weights::Tensor,
 };
 use crate::encoder::{Encoder, EncoderConfig};
 
-/// Parameters and buffers of `encoder` from the file at `path`. A classifier (`fc.*`, `head.*`) and batch norm's
-/// `num_batches_tracked`, which are no part of an encoder, are passed over.
+/// Parameters and buffers of `encoder` from the file at `path`, and what was taken off its names ([`state_dict::read`]).
 ///
 /// # Errors
-/// When the file cannot be read, is damaged, holds numbers other than f32 or not finite, or is not exactly the encoder
-/// ([`super::frozen::CoverageError`]).
-pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<[Vec<f32>; 2]> {
+/// When the file cannot be read ([`state_dict::read`]), or is not exactly the encoder ([`CoverageError`]).
+pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<([Vec<f32>; 2], Option<String>)> {
     let at = || format!("encoder.init: {}", path.display());
-    let weights = read(path).with_context(at)?;
-    place([encoder.params(), encoder.buffers()], &weights).with_context(at)
+    let entries = encoder.params().entries.iter().chain(&encoder.buffers().entries);
+    let wanted = entries.map(|entry| entry.name.as_str()).collect();
+    let StateDict { tensors, prefix } = state_dict::read(path, &wanted).with_context(at)?;
+    let placed = place([encoder.params(), encoder.buffers()], &tensors);
+    let hint = |error: CoverageError| match size_of_positions(&tensors) {
+        Some(size) if error.missing.is_empty() && error.unexpected.is_empty() && error.reshaped.len() == 1 => {
+            let said =
+                format!("its positions are for images of {size} pixels: `encoder.image_size: {size}` keeps them");
+            anyhow::Error::from(error).context(said)
+        }
+        _ => error.into(),
+    };
+    Ok((placed.map_err(hint).with_context(at)?, prefix))
 }
 
 /// The encoder of `config` for images of `size` pixels with the weights in the file at `path`.
@@ -29,39 +38,28 @@ pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<[Vec<f32>; 2]> {
 /// As [`load`], or when `config` describes no encoder.
 pub fn frozen(config: &EncoderConfig, size: usize, path: &Path) -> anyhow::Result<Frozen> {
     let encoder = Encoder::new(config, size)?;
-    let [params, buffers] = load(&encoder, path)?;
+    let ([params, buffers], _) = load(&encoder, path)?;
     Ok(Frozen::of(encoder, params, buffers))
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<Tensor>> {
-    let bytes = std::fs::read(path)?;
-    let file = SafeTensors::deserialize(&bytes).context("not a complete safetensors file")?;
-    let mut weights = Vec::new();
-    for (name, view) in file.iter().filter(|(name, _)| !is_passed_over(name)) {
-        ensure!(view.dtype() == Dtype::F32, "tensor {name} has dtype {:?}, expected F32", view.dtype());
-        let (values, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            bail!("tensor {name} holds {} at index {at}", values[at]);
-        }
-        weights.push((name.to_owned(), view.shape().to_vec(), values));
-    }
-    // The library's order changes from run to run, and messages name tensors in the order they come in.
-    weights.sort_by(|a: &Tensor, b: &Tensor| a.0.cmp(&b.0));
-    Ok(weights)
-}
-
-fn is_passed_over(name: &str) -> bool {
-    name.starts_with("fc.") || name.starts_with("head.") || name.ends_with(".num_batches_tracked")
+/// Pixels of the images that a transformer's positions are for; None without positions of square images.
+fn size_of_positions(tensors: &[Tensor]) -> Option<usize> {
+    let shape = |name: &str| tensors.iter().find(|(own, ..)| own == name).map(|(_, shape, _)| shape.as_slice());
+    let ([_, positions, _], [_, _, patch, _]) = (shape("pos_embed")?, shape("patch_embed.proj.weight")?) else {
+        return None;
+    };
+    let side = positions.checked_sub(1)?.isqrt();
+    (side > 0 && side * side + 1 == *positions).then_some(side * patch)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        encoder::{ResnetConfig, Stem},
+        encoder::{EncoderConfig, ResnetConfig, Stem, VitConfig},
         ops::golden::Golden,
     };
+    use safetensors::{Dtype, serialize, tensor::TensorView};
 
     const STATE: &str = "tests/golden/resnet18_w8_cifar_state.safetensors";
 
@@ -72,7 +70,8 @@ mod tests {
     #[test]
     fn a_state_dict_from_torchvision_is_taken_without_its_classifier() {
         let encoder = encoder(0.125, Stem::Cifar);
-        let [params, buffers] = load(&encoder, Path::new(STATE)).unwrap();
+        let ([params, buffers], prefix) = load(&encoder, Path::new(STATE)).unwrap();
+        assert_eq!(prefix, None);
         let state = Golden::load("resnet18_w8_cifar_state");
         for (layout, values) in [(encoder.params(), &params), (encoder.buffers(), &buffers)] {
             for entry in &layout.entries {
@@ -95,6 +94,34 @@ mod tests {
         let message = format!("{error:#}");
         assert!(message.contains("missing (100): conv1.weight, bn1.weight, "), "{message}");
         assert!(message.contains("unexpected (30): blocks.0.attn.proj.bias, "), "{message}");
+        assert!(message.len() < 800, "{message}");
+    }
+
+    #[test]
+    fn positions_for_other_sizes_name_the_key_that_keeps_them() {
+        let vit = |size| {
+            let config = VitConfig { patch_size: 8, ..VitConfig::default() };
+            Encoder::new(&EncoderConfig::VitTiny(config), size).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vit.safetensors");
+        let large = vit(48);
+        let entries = large.params().entries.iter().chain(&large.buffers().entries);
+        let zeros: Vec<_> = entries
+            .map(|entry| (format!("model.{}", entry.name), entry.shape.clone(), vec![0; 4 * entry.len()]))
+            .collect();
+        let views =
+            zeros.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        std::fs::write(&path, serialize(views, None).unwrap()).unwrap();
+        assert_eq!(load(&vit(48), &path).unwrap().1.as_deref(), Some("model."));
+        let message = format!("{:#}", load(&vit(16), &path).unwrap_err());
+        let expected = format!(
+            "encoder.init: {}: its positions are for images of 48 pixels: `encoder.image_size: 48` keeps them: the weights do \
+             not fit the encoder; nothing was computed\n  missing (0): none\n  unexpected (0): none\n  of another shape (1): \
+             pos_embed [1, 37, 192] instead of [1, 5, 192]",
+            path.display()
+        );
+        assert_eq!(message, expected);
     }
 
     #[test]
@@ -107,7 +134,5 @@ mod tests {
         bytes.truncate(bytes.len() / 2);
         std::fs::write(&path, bytes).unwrap();
         assert!(message().contains("w.safetensors: not a complete safetensors file"), "{}", message());
-        std::fs::copy("tests/golden/traj_soft_ce.safetensors", &path).unwrap();
-        assert!(message().contains("has dtype"), "{}", message());
     }
 }

@@ -52,6 +52,9 @@ impl Task {
         let mut classes = train.labels.clone();
         classes.sort_unstable();
         classes.dedup();
+        if let [_] = classes[..] {
+            return Err("the train split has one class alone, which every image would be counted as".to_owned());
+        }
         let targets = train.labels.iter().map(|label| classes.partition_point(|class| class < label)).collect();
         Ok(Task { dim, classes, train, test, targets, unlabelled })
     }
@@ -122,6 +125,8 @@ mod tests {
         assert_eq!(task(&some, &[]).unwrap_err(), "the data has no test split");
         assert_eq!(task(&[None, None], &some).unwrap_err(), "the train split has no labels");
         assert_eq!(task(&some, &[None]).unwrap_err(), "the test split has no labels");
+        let one = "the train split has one class alone, which every image would be counted as";
+        assert_eq!(task(&[Some(4), None, Some(4)], &[Some(4), Some(5)]).unwrap_err(), one);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
 /// What the stage is.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "linear_probe",
-    version: 2,
+    version: 3,
     inputs: &INPUTS,
     cost: Cost { of_an_image: &[], grows: &["predictions", "curve"] },
     figures: Some(("scores", "")),

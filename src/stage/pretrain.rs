@@ -108,9 +108,10 @@ impl OnDevice for Training<'_> {
             trainer.restore(&state)?;
             context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
         } else if let Some(path) = config.encoder.init() {
-            let [params, buffers] = initial::load(&trainer.model().encoder, path)?;
+            let ([params, buffers], prefix) = initial::load(&trainer.model().encoder, path)?;
             trainer.start_encoder_from([&params, &buffers])?;
-            context.progress.log(&format!("the encoder starts from {}", path.display()));
+            let of = prefix.map_or_else(String::new, |prefix| format!(" (the part `{prefix}`)"));
+            context.progress.log(&format!("the encoder starts from {}{of}", path.display()));
         }
         let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
         let steps = trainer.steps()..total;
@@ -172,7 +173,7 @@ impl OnDevice for Training<'_> {
 fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<Vec<f32>> {
     Ok(match config.encoder.init() {
         Some(path) => {
-            let [_, buffers] = initial::load(encoder, path)?;
+            let ([_, buffers], _) = initial::load(encoder, path)?;
             buffers
         }
         None => encoder.init(config.seed).1,

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use super::Args;
 use crate::{
     artifact::{Found, Manifest, Store},
-    dataset::{DataConfig, FileFormat, OnError, ParquetConfig, Paths, SplitName},
+    dataset::{DataConfig, FileFormat, OnError, Paths, SplitName, TableConfig},
     report::embeddings::{Images, class_names},
     spec,
 };
@@ -73,7 +73,7 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
     let shards = |split: SplitName| artifact.tables_with_prefix(&format!("{split}-"));
     let splits = splits(split, |split| Ok(!shards(split).is_empty()))?;
     let paths = |split: SplitName| Some(Paths::Many(shards(split))).filter(|paths| !paths.as_slice().is_empty());
-    let config = ParquetConfig {
+    let config = TableConfig {
         train: paths(SplitName::Train).context("a data artifact without a training split")?,
         test: paths(SplitName::Test),
         image_column: Some("image".to_owned()),

@@ -288,6 +288,41 @@ pub(super) mod tests {
         }
     }
 
+    /// Small files that announce the largest image of their format, or 65535 x 65535 pixels.
+    fn announced() -> Vec<(ImageFormat, Vec<u8>)> {
+        let small = DynamicImage::ImageRgb8(picture(9, 8));
+        let of = |format| encoded(&small, format);
+        let mut png = of(ImageFormat::Png);
+        png[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+        let mut crc = flate2::Crc::new();
+        crc.update(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        let mut bmp = of(ImageFormat::Bmp);
+        bmp[18..26].copy_from_slice(&[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0]);
+        let mut gif = of(ImageFormat::Gif);
+        gif[6..10].fill(0xff);
+        // Lossless: sizes less 1, of 14 bits each, behind a byte of signature.
+        let mut webp = of(ImageFormat::WebP);
+        assert_eq!((&webp[12..16], webp[20]), (b"VP8L".as_slice(), 0x2f));
+        webp[21..25].copy_from_slice(&(16_000_u32 | 16_000 << 14).to_le_bytes());
+        let mut tiff = of(ImageFormat::Tiff);
+        let directory = u32::from_le_bytes([tiff[4], tiff[5], tiff[6], tiff[7]]) as usize;
+        for entry in 0..usize::from(tiff[directory]) {
+            let at = directory + 2 + 12 * entry;
+            // ImageWidth, ImageLength and RowsPerStrip, so that one strip is left.
+            if matches!(u16::from_le_bytes([tiff[at], tiff[at + 1]]), 256 | 257 | 278) {
+                tiff[at + 8..at + 10].fill(0xff);
+            }
+        }
+        vec![
+            (ImageFormat::Png, png),
+            (ImageFormat::Bmp, bmp),
+            (ImageFormat::Gif, gif),
+            (ImageFormat::WebP, webp),
+            (ImageFormat::Tiff, tiff),
+        ]
+    }
+
     #[test]
     fn announced_sizes_take_no_memory() {
         let mut huge = jpeg(&picture(9, 8));
@@ -295,6 +330,10 @@ pub(super) mod tests {
         huge[frame + 5..frame + 9].fill(0xff);
         let refusal = decode(&huge).unwrap_err();
         assert_eq!(refusal.reason, "65535 x 65535 pixels; 178956970 at most are decoded: make it smaller");
+        for (format, bytes) in announced() {
+            let refusal = decode(&bytes).unwrap_err();
+            assert!(refusal.reason.contains(" pixels; 178956970 at most are decoded"), "{format:?}: {refusal}");
+        }
         let pnm = decode(b"P6\n60000 60000\n255\n").unwrap_err();
         assert!(pnm.reason.starts_with("60000 x 60000 pixels; "), "{pnm}");
     }
