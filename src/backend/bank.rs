@@ -54,9 +54,6 @@ pub trait Banks: Memory {
 
     /// A bank of `rows` at unit length, which came with the lengths `norms`. The search reads factors as
     /// `products` says.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn bank(
         &self,
         rows: Vec<Self::Real>,
@@ -66,21 +63,12 @@ pub trait Banks: Memory {
     ) -> Result<Self::Bank, Self::Error>;
 
     /// Its rows and lengths. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn read_bank(&self, bank: &Self::Bank) -> Result<[Vec<Self::Real>; 2], Self::Error>;
 
     /// All rows [length, dim].
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn bank_rows(&self, bank: &Self::Bank, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
     /// Overwrites the rows from `first` on by rows of `batch` [n, dim], of any length; `marks` are the new ones.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn overwrite(
         &self,
         bank: &mut Self::Bank,
@@ -92,9 +80,6 @@ pub trait Banks: Memory {
 
     /// The `k` rows nearest to each of `queries` [n, dim] (unit length), which must be there, but for those of the samples
     /// `exclude` [n].
-    ///
-    /// # Errors
-    /// When the device fails.
     fn nearest(
         &self,
         bank: &Self::Bank,

@@ -37,9 +37,6 @@ pub trait Convolutions: Memory {
     type Argmax;
 
     /// A convolution, and the statistics of the batch norm behind it.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn conv_norm(
         &self,
         layer: &ConvNorm,
@@ -49,22 +46,13 @@ pub trait Convolutions: Memory {
     ) -> Result<Self::Normed, Self::Error>;
 
     /// relu(norm(x)) for a convolution of the same block; with `keep`, for its backward pass too.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn inner(&self, x: Self::Normed, keep: bool) -> Result<Self::Inner, Self::Error>;
 
     /// relu(norm(x) + residual).
-    ///
-    /// # Errors
-    /// When the device fails.
     fn output(&self, x: &Self::Normed, residual: Residual<Self>) -> Result<Self::Buffer, Self::Error>;
 
     /// The gradient of a convolution's output from `g`, that of what follows its batch norm: the norm's output, or the ReLU's.
     /// Adds to the gradients of the norm's parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn norm_backward(
         &self,
         layer: &BatchNorm,
@@ -75,9 +63,6 @@ pub trait Convolutions: Memory {
     ) -> Result<Self::Buffer, Self::Error>;
 
     /// The same of a norm whose ReLU is behind an addition; also gives the gradient of the sum.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn output_backward(
         &self,
         layer: &BatchNorm,
@@ -88,9 +73,6 @@ pub trait Convolutions: Memory {
     ) -> Result<[Self::Buffer; 2], Self::Error>;
 
     /// The same of [`Convolutions::inner`].
-    ///
-    /// # Errors
-    /// When the device fails.
     fn inner_backward(
         &self,
         layer: &BatchNorm,
@@ -101,9 +83,6 @@ pub trait Convolutions: Memory {
 
     /// The gradient of a convolution's input from that of its output, added to `onto` where there is one. Adds to the
     /// gradient of the weights.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn conv_backward(
         &self,
         layer: &ConvNorm,
@@ -115,9 +94,6 @@ pub trait Convolutions: Memory {
     ) -> Result<Self::Buffer, Self::Error>;
 
     /// Adds to the gradient of a convolution's weights alone.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn conv_backward_weight(
         &self,
         layer: &ConvNorm,
@@ -128,9 +104,6 @@ pub trait Convolutions: Memory {
     ) -> Result<(), Self::Error>;
 
     /// 3x3 max-pooling of stride 2.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn max_pool(
         &self,
         x: &Self::Buffer,
@@ -139,9 +112,6 @@ pub trait Convolutions: Memory {
     ) -> Result<(Self::Buffer, Self::Argmax), Self::Error>;
 
     /// The gradient of its input.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn max_pool_backward(
         &self,
         g: &Self::Buffer,
@@ -151,15 +121,9 @@ pub trait Convolutions: Memory {
     ) -> Result<Self::Buffer, Self::Error>;
 
     /// The mean over each image's pixels [n, channels], in reals.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn average_pool(&self, x: &Self::Buffer, size: Size, channels: usize) -> Result<Self::Buffer, Self::Error>;
 
     /// The gradient of its input.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn average_pool_backward(&self, g: &Self::Buffer, size: Size, channels: usize)
     -> Result<Self::Buffer, Self::Error>;
 }

@@ -61,76 +61,40 @@ pub trait Memory: Clone + 'static {
     }
 
     /// A buffer of reals.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn buffer(&self, values: Vec<Self::Real>) -> Result<Self::Buffer, Self::Error>;
 
     /// A buffer of zeros.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn zeros(&self, len: usize) -> Result<Self::Buffer, Self::Error>;
 
     /// Sets a buffer of reals to zero.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn zero(&self, buffer: &mut Self::Buffer) -> Result<(), Self::Error>;
 
     /// The reals of a buffer. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn read(&self, buffer: &Self::Buffer) -> Result<Vec<Self::Real>, Self::Error>;
 
     /// Overwrites the first reals of a buffer.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn write(&self, buffer: &mut Self::Buffer, values: &[Self::Real]) -> Result<(), Self::Error>;
 
     /// Images [n, h, w, 3] as networks read them.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn images(&self, values: Vec<Self::Real>) -> Result<Self::Buffer, Self::Error>;
 
     /// The parameters of a branch, of which the first `encoder` are an encoder's.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn params(&self, values: Vec<Self::Real>, encoder: usize) -> Result<Self::Params, Self::Error>;
 
     /// Their values. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn read_params(&self, params: &Self::Params) -> Result<Vec<Self::Real>, Self::Error>;
 
     /// Overwrites the first parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn write_params(&self, params: &mut Self::Params, values: &[Self::Real]) -> Result<(), Self::Error>;
 
     /// Parameters [n, columns] as rows of the losses' device.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn weight(&self, params: &Self::Params, range: Range<usize>, shape: (usize, usize))
     -> anyhow::Result<RowsOf<Self>>;
 
     /// Reals [n, columns] as rows of the losses' device.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn rows(&self, buffer: &Self::Buffer, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
     /// The gradient of rows; zero where it took no part.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
@@ -138,9 +102,6 @@ pub trait Memory: Clone + 'static {
     ) -> anyhow::Result<Self::Buffer>;
 
     /// Lets the gradient of rows begin at the reals of `range` in `start`.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn begin_gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
@@ -150,21 +111,12 @@ pub trait Memory: Clone + 'static {
     ) -> anyhow::Result<()>;
 
     /// Moves the reals of `range` out of a buffer and leaves zeros.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn take_out(&self, buffer: &mut Self::Buffer, range: Range<usize>) -> Result<Self::Buffer, Self::Error>;
 
     /// Overwrites the reals of `range` in a buffer.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn put(&self, buffer: &mut Self::Buffer, range: Range<usize>, values: &Self::Buffer) -> Result<(), Self::Error>;
 
     /// Adds the reals `more` to those of `range` in `total`.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn add(&self, total: &mut Self::Buffer, range: Range<usize>, more: &Self::Buffer) -> Result<(), Self::Error>;
 }
 

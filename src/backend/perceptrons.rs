@@ -16,9 +16,6 @@ pub trait Perceptrons: Memory {
     type KeptDense;
 
     /// A layer's output; running statistics move.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn dense(
         &self,
         layer: &Dense,
@@ -28,9 +25,6 @@ pub trait Perceptrons: Memory {
 
     /// The gradient of a layer's input from `g`, that of its output, added to `onto` where there is one. Adds to the gradients
     /// of the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn dense_backward(
         &self,
         layer: &Dense,

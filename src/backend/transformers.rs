@@ -23,9 +23,6 @@ pub trait Transformers: Memory {
     type KeptNorm;
 
     /// The tokens of images [n, h, w, 3]: the class token and the embedded patches, positions (of `buffers`) added.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn embed(
         &self,
         layer: &Embedding,
@@ -36,9 +33,6 @@ pub trait Transformers: Memory {
     ) -> Result<Self::Tokens, Self::Error>;
 
     /// Adds to the gradients of class token and patches, from that of the tokens.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn embed_backward(
         &self,
         layer: &Embedding,
@@ -49,9 +43,6 @@ pub trait Transformers: Memory {
     ) -> Result<(), Self::Error>;
 
     /// A block's output for `n` images of `tokens` tokens each and, with `keep`, what its backward pass needs.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn block(
         &self,
         layer: &Block,
@@ -62,9 +53,6 @@ pub trait Transformers: Memory {
     ) -> Passed<Self>;
 
     /// The gradient of its input from that of its output. Adds to the gradients of the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn block_backward(
         &self,
         layer: &Block,
@@ -75,21 +63,12 @@ pub trait Transformers: Memory {
     ) -> Result<Self::Tokens, Self::Error>;
 
     /// The class tokens [n, width] of the last block's output, in reals.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn class_tokens(&self, shape: [usize; 2], x: Self::Tokens) -> Result<Self::Buffer, Self::Error>;
 
     /// The gradient of the last block's output from that of its class tokens.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn class_tokens_backward(&self, shape: [usize; 2], g: Self::Buffer) -> Result<Self::Tokens, Self::Error>;
 
     /// The normalised rows, in reals.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn layer_norm(
         &self,
         layer: &LayerNorm,
@@ -98,9 +77,6 @@ pub trait Transformers: Memory {
     ) -> Result<(Self::Buffer, Self::KeptNorm), Self::Error>;
 
     /// The gradient of its input, rows of `n` images. Adds to the gradients of the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn layer_norm_backward(
         &self,
         layer: &LayerNorm,

@@ -31,7 +31,11 @@ use clap::Parser;
 
 pub use failure::report;
 
-use crate::{ops::simd, run::Verbosity, train::Device};
+use crate::{
+    ops::simd,
+    run::{Verbosity, start_threads},
+    train::Device,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -133,6 +137,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if !matches!(command, Command::Doctor(_)) {
         global.device.choose()?;
     }
+    start_threads(global.threads)?;
     match command {
         Command::Run(args) => run::run(args, &global),
         Command::Plan(args) => plan::run(args, &global),

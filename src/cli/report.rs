@@ -25,10 +25,6 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    if let Some(threads) = global.threads {
-        // Fails when there is a pool already, which then does as well.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
     let known = Runs::with_unfinished(&global.runs);
     let runs = args.runs_or_specs.iter().map(|argument| known.find(argument));
     let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;

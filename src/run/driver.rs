@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Once},
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -28,8 +28,6 @@ pub struct Driver<'a> {
     pub reporter: Arc<Reporter>,
     pub interrupt: &'a Interrupt,
     pub checkpoint_interval: Duration,
-    /// Worker threads; as many as there are processors when None.
-    pub threads: Option<usize>,
     /// Hears of every stage that runs; None where no run is recorded.
     pub attempt: Option<&'a RunAttempt<'a>>,
 }
@@ -136,7 +134,8 @@ impl Driver<'_> {
         components: Components,
         inputs: &BTreeMap<Stage, Artifact>,
     ) -> anyhow::Result<Artifact> {
-        self.first_work()?;
+        // Put off until there is work: a run with nothing to do looks into no folders.
+        self.store.sweep()?;
         let reporter = self.reporter.clone();
         let checkpoints = self.store.checkpoints(stage.name(), key, move |text| reporter.warn(text))?;
         let context = StageContext {
@@ -148,20 +147,6 @@ impl Driver<'_> {
         let mut writer = self.store.begin(lock, stage.name(), components)?;
         (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
         self.store.commit(lock, writer)
-    }
-
-    /// What is put off until there is work: a run with nothing to do starts no threads and looks into no folders.
-    fn first_work(&self) -> anyhow::Result<()> {
-        static ONCE: Once = Once::new();
-        let mut result = Ok(());
-        ONCE.call_once(|| {
-            if let Some(threads) = self.threads {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-                result = pool.with_context(|| format!("starting {threads} threads"));
-            }
-        });
-        result?;
-        self.store.sweep()
     }
 
     fn verify(&self, artifact: &Artifact) -> Result<(), String> {

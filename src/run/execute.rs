@@ -54,7 +54,6 @@ impl Setting<'_> {
             reporter: reporter.clone(),
             interrupt: self.interrupt,
             checkpoint_interval: self.checkpoint_interval,
-            threads: self.threads,
             attempt: Some(&attempt),
         };
         reporter.stages(&planner.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>());

@@ -87,7 +87,6 @@ impl Scene {
             reporter: reporter.clone(),
             interrupt: &self.interrupt,
             checkpoint_interval: Duration::from_secs(60),
-            threads: None,
             attempt: None,
         };
         driver.run()

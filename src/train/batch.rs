@@ -1,16 +1,6 @@
-//! The crops of a batch, and how they come to a device.
+//! The crops of a batch, on the host and on a device.
 
-use dfdx::prelude::Cpu;
-
-use super::loader::{draw, make};
-use crate::{
-    backend::{Backend, Gpu, Host},
-    dataset::{
-        Split,
-        augment::{Pipeline, cuda::Pieces},
-    },
-    ops::{conv2d::Size, cuda::Bridge, tensor::TensorDevice},
-};
+use crate::{backend::Backend, dataset::augment::cuda::Pieces, ops::conv2d::Size};
 
 /// The crops of a batch on the host.
 #[derive(Clone, Debug)]
@@ -63,74 +53,5 @@ impl<B: Backend> Loaded<B> {
         let n = samples.len();
         let crop = |Crop { images, size }: Crop<B::Real>| Ok((on.images(images)?, Size { n, h: size, w: size }));
         Ok(Self { crops: crops.into_iter().map(crop).collect::<Result<_, _>>()?, samples, labels })
-    }
-}
-
-/// A device that images are prepared for.
-pub trait Feed: Backend {
-    /// What a loader makes of a batch ahead of its step.
-    type Prepared: Send + 'static;
-
-    /// Prepares the crops of `samples` in an epoch.
-    ///
-    /// # Errors
-    /// When an image cannot be read.
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<Self::Prepared>;
-
-    /// What was prepared, on the device.
-    ///
-    /// # Errors
-    /// When the device fails.
-    fn load(&self, prepared: Self::Prepared) -> Result<Loaded<Self>, Self::Error>;
-}
-
-/// The host trains on what it augmented.
-impl Feed for Host<f32>
-where
-    Cpu: TensorDevice<f32>,
-{
-    type Prepared = Batch<f32>;
-
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<Batch<f32>> {
-        make(split, crops, seed, epoch, samples)
-    }
-
-    fn load(&self, batch: Batch<f32>) -> Result<Loaded<Self>, Self::Error> {
-        Loaded::new(self, batch)
-    }
-}
-
-/// Decoded and drawn on the host: the device makes the views, and no augmented image passes through the host.
-impl<D: TensorDevice<f32> + Bridge<f32>> Feed for Gpu<D> {
-    type Prepared = RawBatch;
-
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<RawBatch> {
-        draw(split, crops, seed, epoch, samples)
-    }
-
-    fn load(&self, batch: RawBatch) -> Result<Loaded<Self>, Self::Error> {
-        let RawBatch { samples, labels, pieces } = batch;
-        let n = samples.len();
-        let size = |size: usize| Size { n, h: size, w: size };
-        let views = pieces.augment(self.device(), self.math().scalar())?;
-        Ok(Loaded { crops: views.into_iter().zip(pieces.sizes().map(size)).collect(), samples, labels })
     }
 }

@@ -4,6 +4,7 @@ mod batch;
 mod config;
 mod cost;
 mod device;
+mod feed;
 mod health;
 mod in_flight;
 mod loader;
@@ -14,6 +15,7 @@ mod positiveness;
 mod recorder;
 mod schedule;
 mod trainer;
+mod views;
 mod warning;
 
 #[cfg(test)]
@@ -21,15 +23,17 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-pub use batch::{Batch, Crop, Feed, Loaded};
+pub use batch::{Batch, Crop, Loaded};
 pub use config::*;
 pub use device::{Device, DeviceError, NOT_BUILT, OnDevice, Trains, found_cuda};
+pub use feed::Feed;
 pub use health::Health;
-pub use loader::{Loader, augment};
+pub use loader::Loader;
 pub use model::{BranchValues, Model};
 pub use neighbours::{Neighbour, Watch};
 pub use optimizer::{Optimize, Scaling};
 pub use positiveness::Positiveness;
 pub use schedule::learning_rates;
 pub use trainer::{StepRow, Trainer};
+pub use views::augment;
 pub use warning::Warning;

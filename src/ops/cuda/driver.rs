@@ -420,8 +420,7 @@ impl<'a> View<'a> {
     ///
     /// # Safety
     /// There must be as many elements at `at`, of the same device, as long as the view is used.
-    #[cfg(feature = "cuda")]
-    pub(super) unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
+    pub unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
         View { at, kind, len, buffer: PhantomData }
     }
 

@@ -5,12 +5,12 @@ use std::{convert::Infallible, ops::Range};
 use dfdx::prelude::Cpu;
 use rayon::prelude::*;
 
-use super::{Average, Optimize, Scaling, Update, adamw, ema::ema, lars, moments, sgd};
+use super::{Average, Optimize, Scaling, Update, adamw, ema::ema, lars, moments, sgd, tensor::by_tensor};
 use crate::{
     backend::Host,
     ops::{
         Real,
-        arena::{Entry, Layout},
+        arena::Layout,
         buffers::Buffer,
         named::{NamedTensor, Values},
         normalize,
@@ -79,39 +79,6 @@ impl<E: Real> Optimizer<E> {
             }
         }
     }
-}
-
-/// One tensor's share of the flat buffers.
-pub(super) struct TensorStep<'a, E> {
-    pub(super) entry: &'a Entry,
-    pub(super) params: &'a mut [E],
-    pub(super) gradients: &'a [E],
-    pub(super) moments: Vec<&'a mut [E]>,
-}
-
-impl<E> TensorStep<'_, E> {
-    /// Weights have two axes or more; biases and batch norm's parameters have one.
-    pub(super) fn is_weight(&self) -> bool {
-        self.entry.shape.len() > 1
-    }
-}
-
-/// Cuts the flat buffers into tensors.
-fn by_tensor<'a, E: Real>(
-    layout: &'a Layout,
-    mut params: &'a mut [E],
-    gradients: &'a [E],
-    moments: &'a mut [Vec<E>],
-) -> Vec<TensorStep<'a, E>> {
-    let mut moments: Vec<&mut [E]> = moments.iter_mut().map(Vec::as_mut_slice).collect();
-    let mut steps = Vec::with_capacity(layout.entries.len());
-    for entry in &layout.entries {
-        let own = params.split_off_mut(..entry.len()).expect("params cover the layout");
-        let own_moments =
-            moments.iter_mut().map(|m| m.split_off_mut(..entry.len()).expect("moments cover the layout")).collect();
-        steps.push(TensorStep { entry, params: own, gradients: &gradients[entry.range()], moments: own_moments });
-    }
-    steps
 }
 
 impl<E: Real> Optimize for Host<E>

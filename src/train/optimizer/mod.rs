@@ -6,6 +6,7 @@ pub mod gpu;
 mod host;
 mod lars;
 mod sgd;
+mod tensor;
 
 #[cfg(test)]
 mod tests;
@@ -46,9 +47,6 @@ pub trait Optimize: Backend {
     type Optimizer;
 
     /// A fresh optimiser for the parameters of `layout`, of which the first `encoder` are an encoder's.
-    ///
-    /// # Errors
-    /// When memory runs out.
     fn optimizer(
         &self,
         config: &OptimizerConfig,
@@ -57,46 +55,25 @@ pub trait Optimize: Backend {
     ) -> Result<Self::Optimizer, Self::Error>;
 
     /// Moves the parameters by one step, and what follows them.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn update(&self, optimizer: &mut Self::Optimizer, update: Update<Self>) -> Result<(), Self::Error>;
 
     /// Moves an average of parameters that have not moved.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn average(&self, params: &Self::Params, average: Average<Self>) -> Result<(), Self::Error>;
 
     /// Brings rows of `columns` parameters to unit length.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn normalize_rows(&self, params: &mut Self::Params, range: Range<usize>, columns: usize)
     -> Result<(), Self::Error>;
 
     /// Multiplies the gradient of an encoder's features by the loss scale, where there is one.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn scale_features(&self, optimizer: &Self::Optimizer, g: &mut Self::Buffer) -> Result<(), Self::Error>;
 
     /// How loss scaling went; None where there is none. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn scaling(&self, optimizer: &Self::Optimizer) -> Result<Option<Scaling>, Self::Error>;
 
     /// What a checkpoint must hold; either device goes on from it. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn optimizer_state(&self, optimizer: &Self::Optimizer) -> Result<Vec<NamedTensor<Self::Real>>, Self::Error>;
 
     /// Takes over what [`Optimize::optimizer_state`] gave; tensors of other names are left alone.
-    ///
-    /// # Errors
-    /// When the device fails.
     fn restore_optimizer(
         &self,
         optimizer: &mut Self::Optimizer,

@@ -9,8 +9,10 @@ use std::rc::Rc;
 use cudarc::driver::{DevicePtr, DeviceSlice};
 use dfdx::prelude::*;
 
-use super::{Buffer, Gpu, GpuError, Kind, View, nvidia};
-use crate::ops::tensor::Matrix;
+use crate::ops::{
+    cuda::{Buffer, Gpu, GpuError, Kind, View},
+    tensor::Matrix,
+};
 
 /// The values of storage, e.g. of a gradient.
 pub fn of_storage(values: &<Cuda as Storage<f32>>::Vec) -> View<'_> {
@@ -58,7 +60,7 @@ pub fn values(tensor: &Matrix<f32, Cuda>) -> Result<Rc<Buffer>, CudaError> {
 /// Our side of a dfdx device.
 pub fn gpu(cuda: &Cuda) -> Result<Gpu, CudaError> {
     use cudarc::driver::{DriverError, sys::CUresult};
-    nvidia::gpu(cuda).map_err(|_| CudaError::Driver(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)))
+    super::gpu(cuda).map_err(|_| CudaError::Driver(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)))
 }
 
 /// As an error of dfdx's, whose variants are fixed: the device notes what it was.

@@ -4,16 +4,14 @@ use std::rc::Rc;
 
 use dfdx::prelude::*;
 
-use super::{
-    Buffer as OnGpu, Gpu, Kind,
-    adapter::{self, failed, gpu, lasting, noted, of_storage},
-};
+use super::adapter::{self, failed, gpu, lasting, noted, of_storage};
 use crate::ops::{
     contrast::{self, ContrastKernel, Logits, Pairs, PerRow, cuda::ContrastGpu},
     conv2d::{
         Conv2d, Size,
         cuda::{Math, OnGpu as Pass},
     },
+    cuda::{Bridge, Buffer as OnGpu, Gpu, GpuError, Kind, View},
     group_dots::GroupDotsKernel,
     later::{Later, ReadLater},
     linear::LinearKernel,
@@ -187,15 +185,15 @@ impl NormalizeKernel<f32> for Cuda {
     }
 }
 
-impl super::Bridge<f32> for Cuda {
-    fn rows_at(&self, gpu: &Gpu, at: super::View, shape: (usize, usize)) -> Result<Rows<f32, Self>, super::GpuError> {
+impl Bridge<f32> for Cuda {
+    fn rows_at(&self, gpu: &Gpu, at: View, shape: (usize, usize)) -> Result<Rows<f32, Self>, GpuError> {
         let values = gpu.take(Kind::F32, shape.0 * shape.1)?;
         gpu.copy(at, values.view())?;
         let tensor = adapter::tensor(self, gpu, values.view(), shape)?;
         Ok(Rows::new(tensor, Rc::new(values)))
     }
 
-    fn lend(_: &Gpu, rows: &Rows<f32, Self>) -> Result<Rc<OnGpu>, super::GpuError> {
+    fn lend(_: &Gpu, rows: &Rows<f32, Self>) -> Result<Rc<OnGpu>, GpuError> {
         Ok(rows.values().clone())
     }
 
@@ -203,7 +201,7 @@ impl super::Bridge<f32> for Cuda {
         gpu: &Gpu,
         gradients: &mut Gradients<f32, Self>,
         of: &Matrix<f32, Self>,
-    ) -> Result<OnGpu, super::GpuError> {
+    ) -> Result<OnGpu, GpuError> {
         let storage = of_storage(gradients.get_or_alloc_mut(of).map_err(failed)?);
         let gradient = gpu.take(storage.kind(), storage.len())?;
         gpu.copy(storage, gradient.view())?;
@@ -214,8 +212,8 @@ impl super::Bridge<f32> for Cuda {
         gpu: &Gpu,
         gradients: &mut Gradients<f32, Self>,
         of: &Matrix<f32, Self>,
-        values: super::View,
-    ) -> Result<(), super::GpuError> {
+        values: View,
+    ) -> Result<(), GpuError> {
         gpu.copy(values, of_storage(gradients.get_or_alloc_mut(of).map_err(failed)?))
     }
 }

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaDevice, result, sys};
 
-use super::{Arriving, GpuError, nvidia::failed};
+use super::failure::failed;
+use crate::ops::cuda::{Arriving, GpuError};
 
 /// Smallest block in bytes; sizes are powers of two, so that few kinds are needed.
 const LEAST: usize = 4096;

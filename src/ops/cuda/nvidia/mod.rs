@@ -1,5 +1,10 @@
 //! The CUDA driver, on the stream and the device that dfdx uses.
 
+mod adapter;
+mod failure;
+mod pinned;
+mod tensors;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::{CString, c_int},
@@ -12,7 +17,11 @@ use cudarc::{
 };
 use dfdx::prelude::{Cuda, Storage};
 
-use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, THREADS, pinned::Pinned};
+use self::{
+    failure::{explain, failed},
+    pinned::Pinned,
+};
+use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, THREADS};
 
 /// A usable GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,14 +68,6 @@ pub fn devices() -> Result<Vec<Device>, GpuError> {
 pub fn memory_in_use() -> Option<usize> {
     let (free, total) = result::mem_get_info().ok()?;
     Some(total - free)
-}
-
-fn explain(error: &DriverError) -> String {
-    // SAFETY: the text is the driver's own, or there is none.
-    match error.error_string() {
-        Ok(text) => text.to_string_lossy().into_owned(),
-        Err(_) => format!("{error:?}"),
-    }
 }
 
 /// The device of dfdx's with the number `index`.
@@ -205,10 +206,6 @@ fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
     let storage: <Cuda as Storage<f32>>::Vec =
         cuda.try_alloc_len(1).map_err(|error| GpuError::NoDevice(format!("{error:?}")))?;
     Ok(storage.device())
-}
-
-pub(super) fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
-    move |error| GpuError::Failed { what: what.into(), why: explain(&error) }
 }
 
 impl Driver for Nvidia {
