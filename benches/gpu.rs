@@ -335,7 +335,7 @@ fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
     });
     let config = json!({"size": 224, "view1": view, "view2": view});
     let config: AugmentationsConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
-    let pipelines = [&config.view1, &config.view2].map(|view| Pipeline::new(view, 224, &config));
+    let pipelines = [&config.view1, &config.view2].map(|view| Pipeline::new(view, 224, [&config.mean, &config.std]));
     let image = RgbImage::from_fn(500, 375, |x, y| {
         let noise = (x * 7919 + y * 104_729) % 65_537;
         image::Rgb([noise as u8, (x / 2) as u8, (y / 2) as u8])

@@ -43,7 +43,7 @@ impl OnDevice for Epoch<'_> {
         let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
         let loader = Loader::<B>::start(
             images.split.clone(),
-            &recipe.augmentations(),
+            &recipe.augmentations().of_training(),
             experiment.seed,
             batch,
             (count / batch) as u64,

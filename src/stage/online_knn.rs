@@ -7,10 +7,7 @@ use rayon::prelude::*;
 use super::votes::Ballot;
 use crate::{
     artifact::Artifact,
-    dataset::{
-        Split,
-        augment::{EvalSection, EvalTransform, EvalTransformConfig},
-    },
+    dataset::{Split, augment::EvalTransform},
     ops::normalize::normalize_rows,
     train::{PretrainConfig, Trainer, Trains},
 };
@@ -70,9 +67,7 @@ impl OnlineKnn {
         }
         let train = Part::new(train.clone(), TRAIN);
         let test = Part::new(Arc::new(Split::open(&shards)?), TEST);
-        // The evaluation's own settings are no part of pretraining, and must not change it.
-        let augmentations =
-            EvalSection { eval: EvalTransformConfig::default(), ..config.augmentations.of_evaluation() };
+        let augmentations = config.augmentations.of_scores();
         let every = config.health.knn_every_epochs as u64 * steps_per_epoch;
         let (transform, size) = (EvalTransform::new(&augmentations), augmentations.size as usize);
         let any = !train.samples.is_empty() && !test.samples.is_empty();

@@ -115,7 +115,7 @@ impl OnDevice for Training<'_> {
         }
         let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
         let steps = trainer.steps()..total;
-        let loader = Loader::<B>::start(split, config.augmentations, config.seed, batch, steps_per_epoch, steps);
+        let loader = Loader::<B>::start(split, &config.augmentations, config.seed, batch, steps_per_epoch, steps);
         let mut log = Log::new(trainer.steps());
         let mut collapsed = 0;
         context.progress.start(Some(total), "steps");

@@ -1,10 +1,10 @@
 //! The `optimizer:`, `schedule:` and `precision:` sections of a spec.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataset::augment::{AugmentationsConfig, EvalTransformConfig},
+    dataset::augment::TrainingSection,
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::product::Products,
@@ -199,8 +199,7 @@ fn yes() -> bool {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PretrainConfig<'a> {
     pub seed: u64,
-    #[serde(serialize_with = "without_evaluation")]
-    pub augmentations: &'a AugmentationsConfig,
+    pub augmentations: TrainingSection<'a>,
     pub encoder: &'a EncoderConfig,
     pub projector: &'a MlpConfig,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,9 +213,4 @@ pub struct PretrainConfig<'a> {
     pub gradient_accumulation: usize,
     pub precision: Precision,
     pub health: &'a HealthConfig,
-}
-
-/// No training looks at an image as evaluation does.
-fn without_evaluation<S: Serializer>(config: &AugmentationsConfig, to: S) -> Result<S::Ok, S::Error> {
-    AugmentationsConfig { eval: EvalTransformConfig::default(), ..config.clone() }.serialize(to)
 }

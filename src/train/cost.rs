@@ -8,7 +8,7 @@ impl<B: Backend> Model<B> {
     /// encoder and heads, once forward and twice backward for each crop, and once forward for each full view in the momentum
     /// branch. What a loss does with projections (searches, logits, prototypes), norms and optimiser are left out.
     pub fn flops_per_image(&self, config: &PretrainConfig) -> u64 {
-        let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops.as_ref());
+        let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops);
         let projected = |size| self.encoder.multiply_adds(size) + self.projector.multiply_adds();
         let predicted = self.predictor.as_ref().map_or(0, Mlp::multiply_adds);
         let mut total = 2 * 3 * (projected(size) + predicted);

@@ -14,7 +14,7 @@ use rand::seq::SliceRandom;
 
 use super::{feed::Feed, views::crops};
 use crate::{
-    dataset::{Split, augment::AugmentationsConfig},
+    dataset::{Split, augment::TrainingSection},
     ops::random::{Purpose, stream},
 };
 
@@ -30,7 +30,7 @@ impl<B: Feed> Loader<B> {
     /// Starts preparing the batches of `steps`. What a batch shows depends on `seed` and its step alone.
     pub fn start(
         split: Arc<Split>,
-        augmentations: &AugmentationsConfig,
+        augmentations: &TrainingSection,
         seed: u64,
         batch_size: usize,
         steps_per_epoch: u64,

@@ -99,7 +99,7 @@ impl Sections {
     pub(super) fn config(&self) -> PretrainConfig<'_> {
         PretrainConfig {
             seed: 0,
-            augmentations: &self.augmentations,
+            augmentations: self.augmentations.of_training(),
             encoder: &self.encoder,
             projector: &self.projector,
             predictor: self.predictor.as_ref(),

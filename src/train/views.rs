@@ -8,7 +8,7 @@ use crate::{
     dataset::{
         Split,
         augment::{
-            AugmentationsConfig, Pipeline,
+            Pipeline, TrainingSection,
             cuda::{Piece, Pieces},
         },
     },
@@ -16,10 +16,10 @@ use crate::{
 };
 
 /// The pipeline of each crop and its size in pixels: both full views, then the small crops.
-pub(super) fn crops(config: &AugmentationsConfig) -> Vec<(Pipeline, usize)> {
-    let crop = |view, size: u32| (Pipeline::new(view, size, config), size as usize);
-    let mut crops = vec![crop(&config.view1, config.size), crop(&config.view2, config.size)];
-    if let Some(local) = &config.local_crops {
+pub(super) fn crops(config: &TrainingSection) -> Vec<(Pipeline, usize)> {
+    let crop = |view, size: u32| (Pipeline::new(view, size, [&config.mean, &config.std]), size as usize);
+    let mut crops = vec![crop(config.view1, config.size), crop(config.view2, config.size)];
+    if let Some(local) = config.local_crops {
         crops.extend((0..local.count).map(|_| crop(&local.view, local.size)));
     }
     crops
@@ -31,7 +31,7 @@ pub(super) fn crops(config: &AugmentationsConfig) -> Vec<(Pipeline, usize)> {
 /// When an image cannot be read.
 pub fn augment(
     split: &Split,
-    augmentations: &AugmentationsConfig,
+    augmentations: &TrainingSection,
     seed: u64,
     epoch: u64,
     samples: &[u32],
