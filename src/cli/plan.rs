@@ -99,6 +99,7 @@ fn stages_json(stages: &[Planned]) -> Value {
             "status": status(planned),
             "reason": planned.reason(),
             "resumes_after": planned.resumes_after,
+            "kept": planned.kept,
         })
     };
     stages.iter().map(stage).collect()

@@ -22,6 +22,7 @@ use crate::{
     ops::product::bf16_unit,
     spec::Experiment,
     stage::{Input, Interrupt, Progress},
+    train::HealthConfig,
 };
 
 /// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on
@@ -30,6 +31,7 @@ pub struct Planner<'a> {
     store: &'a Store,
     leaves: key::Leaves,
     stages: Vec<Stage>,
+    health: HealthConfig,
 }
 
 impl<'a> Planner<'a> {
@@ -46,7 +48,8 @@ impl<'a> Planner<'a> {
         leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
         leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
         leaves.add_unit(experiment.precision, bf16_unit());
-        Ok(Planner { store, leaves, stages: Stage::of_experiment(experiment.encoder.init().is_some()) })
+        let stages = Stage::of_experiment(experiment.encoder.init().is_some());
+        Ok(Planner { store, leaves, stages, health: experiment.health.clone() })
     }
 
     /// The experiment's stages, inputs first.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{Difference, Planner, Stage, nearest::nearest};
 use crate::{
     artifact::{Artifact, Components, Found, Key, Manifest, RunRecord},
-    stage::Input,
+    stage::{Input, diagnostics::Diagnostics},
 };
 
 /// Differences that a reason spells out.
@@ -49,6 +49,8 @@ pub struct Planned {
     pub differences: Vec<Difference>,
     /// The step after which a pending stage goes on, where an earlier attempt left a checkpoint.
     pub resumes_after: Option<u64>,
+    /// What a cached training has of diagnostics, where the experiment asks for others.
+    pub kept: Option<String>,
 }
 
 impl Planned {
@@ -68,7 +70,9 @@ impl Planned {
     /// Why it is pending, or that nothing changed, in a line.
     pub fn reason(&self) -> String {
         match &self.verdict {
-            Verdict::Cached(_) => return "unchanged".to_owned(),
+            Verdict::Cached(_) => {
+                return self.kept.as_ref().map_or("unchanged".to_owned(), |kept| format!("unchanged; {kept}"));
+            }
             Verdict::Runs { damaged: Some(what) } => return format!("damaged: {what}"),
             Verdict::Runs { damaged: None } | Verdict::Depends => {}
         }
@@ -142,7 +146,13 @@ impl Planner<'_> {
             Verdict::Cached(_) => None,
             _ => key.as_ref().and_then(|key| self.store.newest_step(stage.name(), key)),
         };
-        Planned { stage, verdict, key, components, waits_for, compared, differences, resumes_after }
+        let kept = match &verdict {
+            Verdict::Cached(training) if stage == Stage::Pretrain => {
+                Diagnostics::of(training).ok().and_then(|diagnostics| diagnostics.unlike(&self.health))
+            }
+            _ => None,
+        };
+        Planned { stage, verdict, key, components, waits_for, compared, differences, resumes_after, kept }
     }
 }
 
@@ -169,6 +179,7 @@ mod tests {
             compared: Some(old),
             components,
             resumes_after: None,
+            kept: None,
         };
         let reason = planned.reason();
         assert!(reason.starts_with("leaf00 1 -> 2, ") && reason.ends_with("leaf07 1 -> 2, and 3 more"), "{reason}");

@@ -92,6 +92,9 @@ impl Driver<'_> {
             }
             self.store.tidy(&artifact)?;
             self.reporter.stage_cached(stage.name(), key.short());
+            if let Some(kept) = planned.kept {
+                self.reporter.log(&format!("{stage} was {kept}"));
+            }
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
@@ -108,6 +111,9 @@ impl Driver<'_> {
             Found::Hit(artifact) => {
                 // Whoever held the lock made it.
                 self.reporter.stage_cached(stage.name(), key.short());
+                if let Some(kept) = planned.kept {
+                    self.reporter.log(&format!("{stage} was {kept}"));
+                }
                 return Ok(Some((artifact, How::Cached)));
             }
             Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,

@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Driver, How, Outcome, Reporter, StageOutcome, record, stage_work};
+use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
 use crate::{
     artifact::{RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
     spec::Experiment,
-    stage::{Interrupt, Progress, Stopped, diagnostics::Diagnostics, initial},
+    stage::{Interrupt, Progress, Stopped, initial},
 };
 
 /// Where and how experiments run.
@@ -60,9 +60,6 @@ impl Setting<'_> {
         let stages = driver.run();
         reporter.done();
         let finished = stages.and_then(|stages| {
-            if let Some(told) = other_diagnostics(experiment, &stages)? {
-                reporter.log(&told);
-            }
             let outcome = record(self.store, experiment, &stages)?;
             attempt.finished()?;
             Ok(Finished { stages, outcome })
@@ -76,13 +73,6 @@ impl Setting<'_> {
         }
         finished
     }
-}
-
-/// What a training that was cached has of diagnostics, where the experiment asks for others.
-fn other_diagnostics(experiment: &Experiment, stages: &[StageOutcome]) -> anyhow::Result<Option<String>> {
-    let is_cached = |outcome: &&StageOutcome| outcome.stage == Stage::Pretrain && outcome.how == How::Cached;
-    let Some(cached) = stages.iter().find(is_cached) else { return Ok(None) };
-    Ok(Diagnostics::of(&cached.artifact)?.unlike(&experiment.health))
 }
 
 /// Refuses a file of weights that training cannot start from before anything runs, not after the data stage.

@@ -74,8 +74,7 @@ impl Diagnostics {
             };
             parts.push(format!("{kept} (health.knn_every_epochs: {})", asked.knn_every_epochs));
         }
-        (!parts.is_empty())
-            .then(|| format!("pretrain was kept with {}; diagnostics alone rerun nothing", parts.join(" and ")))
+        (!parts.is_empty()).then(|| format!("kept with {}; diagnostics alone rerun nothing", parts.join(" and ")))
     }
 }
 
@@ -115,22 +114,18 @@ mod tests {
         assert_eq!(found.unlike(&asked(4, 2)), None);
         assert_eq!(
             found.unlike(&asked(1, 2)).as_deref(),
-            Some(
-                "pretrain was kept with 3 rows of health, every 4 steps (health.every: 1); diagnostics alone rerun nothing"
-            )
+            Some("kept with 3 rows of health, every 4 steps (health.every: 1); diagnostics alone rerun nothing")
         );
         assert_eq!(
             diagnostics(4, &[]).unlike(&asked(2, 1)).as_deref(),
             Some(
-                "pretrain was kept with 3 rows of health, every 4 steps (health.every: 2) and no kNN during training \
+                "kept with 3 rows of health, every 4 steps (health.every: 2) and no kNN during training \
                  (health.knn_every_epochs: 1); diagnostics alone rerun nothing"
             )
         );
         assert_eq!(
             found.unlike(&asked(4, 0)).as_deref(),
-            Some(
-                "pretrain was kept with 2 of kNN, every 2 epochs (health.knn_every_epochs: 0); diagnostics alone rerun nothing"
-            )
+            Some("kept with 2 of kNN, every 2 epochs (health.knn_every_epochs: 0); diagnostics alone rerun nothing")
         );
     }
 }
