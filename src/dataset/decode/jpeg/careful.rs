@@ -6,6 +6,7 @@ use super::{
     planes::{Colors, Plane, rgb},
     standard,
 };
+use crate::ops::simd::vectorized;
 
 /// The error where entropy data end early or hold an invalid code.
 pub const DAMAGED: &str = "damaged JPEG (its image data are broken or end early)";
@@ -277,16 +278,22 @@ impl Component {
         let quantizers = self.quantizers.unwrap_or([0; 64]);
         let (width, height) = self.size;
         let mut samples = vec![0; width * height];
-        for by in 0..self.blocks.1 {
-            for bx in 0..self.blocks.0 {
-                let block = idct::block(&self.coefficients[by * self.stride + bx], &quantizers);
-                let columns = (width - 8 * bx).min(8);
-                for (y, row) in block.chunks_exact(8).enumerate().take(height - 8 * by) {
-                    let start = (8 * by + y) * width + 8 * bx;
-                    samples[start..start + columns].copy_from_slice(&row[..columns]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (rows, blocks) in samples.chunks_mut(8 * width).zip(self.coefficients.chunks_exact(self.stride)) {
+                    for (x, coefficients) in (0..width).step_by(8).zip(blocks) {
+                        let block = idct::block(coefficients, &quantizers);
+                        for (row, block) in rows.chunks_exact_mut(width).zip(block) {
+                            match row[x..].first_chunk_mut::<8>() {
+                                Some(eight) => *eight = block,
+                                None => row[x..].copy_from_slice(&block[..width - x]),
+                            }
+                        }
+                    }
                 }
-            }
-        }
+            },
+        );
         Plane { width, height, samples }
     }
 }
