@@ -15,6 +15,7 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context;
 use dfdx::{
     nn::{DeviceBuildExt, ModuleMut, builders as layers},
     optim::{Adam, AdamConfig},
@@ -23,26 +24,30 @@ use dfdx::{
 use image::RgbImage;
 use serde_json::{Value, json};
 use snclr::{
+    backend::{Gpu, Host},
     bench::{self, Case as Timed, Measurement, Options},
     dataset::augment::{
         AugmentationsConfig, Pipeline,
         cuda::{Piece, Pieces},
     },
     ops::{
-        batch_norm::{Running, batch_norm},
         contrast::{Pairs, contrast},
-        cuda::{Bridge, Gpu, Scalar, backend, nvidia},
+        conv2d::cuda::Math,
+        cuda::{Bridge, Scalar, nvidia},
         linear::linear,
         named::{NamedTensor, Values},
         normalize::normalize,
         random::{Purpose, stream},
-        seam::Matrix,
         sinkhorn::{Sinkhorn, assign},
+        tensor::{Matrix, Rows},
     },
     spec::Experiment,
     stage::Silent,
-    train::{AnyTrainer, Batch, Crop, Device as Chosen, Precision},
+    train::{Batch, Crop, Device, Loaded, Precision, StepRow, Trainer, Trains},
 };
+
+/// A GPU with the losses' tensors beside the encoder.
+type OnCuda = Gpu<Cuda>;
 
 /// Rows of the table: what, whether it is right, and details; and what was measured.
 struct Report {
@@ -163,39 +168,19 @@ macro_rules! stock_training {
     }};
 }
 
-fn running<D: Bridge<f32>>(_: &D, gpu: &Gpu, values: &[f32]) -> D::Running {
-    D::running(gpu, values).expect("memory")
-}
-
-fn running_values<D: Bridge<f32>>(_: &D, running: &D::Running) -> Vec<f32> {
-    D::running_values(running).expect("a device that works")
-}
-
 /// Our operations on dfdx's tape: values and gradients.
 macro_rules! our_operations {
-    ($device:expr, $gpu:expr) => {{
+    ($device:expr) => {{
         let device = $device;
         let (n, input, out) = (96, 72, 40);
-        let x: Matrix<f32, _> = device.tensor_from_vec(ramp(n * input, 0.37), (n, input));
-        let w: Matrix<f32, _> = device.tensor_from_vec(ramp(out * input, 0.11), (out, input));
-        let weight = device.tensor_from_vec(ramp(out, 0.5), (out,));
-        let bias = device.tensor_from_vec(ramp(out, 0.6), (out,));
-        let mut statistics = running(device, $gpu, &[vec![0.0; out], vec![1.0; out]].concat());
-        let y = linear(x.leaky_trace(), w.leaky_trace()).expect("linear");
-        let running = Running { all: &mut statistics, mean: 0..out, var: out..2 * out };
-        let y = batch_norm(y, Some((weight.clone(), bias.clone())), running).expect("batch norm");
-        let y = normalize(y).expect("normalize");
+        let rows = |step: f32, n: usize| Rows::of(device.tensor_from_vec(ramp(n * input, step), (n, input)));
+        let (x, w) = (rows(0.37, n).expect("rows"), rows(0.11, out).expect("rows"));
+        let y = linear(x.clone().traced(), w.clone().traced()).expect("linear");
+        let y = normalize(y).expect("normalize").into_tensor();
         let cot: Matrix<f32, _> = device.tensor_from_vec(ramp(n * out, 0.23), (n, out));
         let values = y.as_vec();
         let gradients = (y * cot).sum::<Rank0, _>().backward();
-        vec![
-            values,
-            running_values(device, &statistics),
-            gradients.get(&x).as_vec(),
-            gradients.get(&w).as_vec(),
-            gradients.get(&weight).as_vec(),
-            gradients.get(&bias).as_vec(),
-        ]
+        vec![values, gradients.get(x.tensor()).as_vec(), gradients.get(w.tensor()).as_vec()]
     }};
 }
 
@@ -204,20 +189,21 @@ macro_rules! contrastive_logits {
     ($device:expr) => {{
         let device = $device;
         let (n, own, dim) = (96, 31, 40);
-        let rows = |rows: usize, step: f32| -> Matrix<f32, _> {
-            normalize(device.tensor_from_vec(ramp(rows * dim, step), (rows, dim))).expect("normalize")
+        let rows = |rows: usize, step: f32| {
+            let rows = Rows::of(device.tensor_from_vec(ramp(rows * dim, step), (rows, dim))).expect("rows");
+            normalize(rows).expect("normalize")
         };
         let mut found = Vec::new();
         for (candidates, pairs) in
             [(rows(n * own, 0.011), Pairs::grouped(own)), (rows(n, 0.37), Pairs::of_views(n / 2))]
         {
             let anchors = rows(n, 0.37);
-            let (all, own) =
-                contrast(anchors.leaky_trace(), candidates.leaky_trace(), pairs, 0.2).expect("contrastive logits");
+            let (all, own) = contrast(anchors.clone().traced(), candidates.clone().traced(), pairs, 0.2)
+                .expect("contrastive logits");
             found.extend([all.as_vec(), own.as_vec()]);
             let loss = all.sum::<Rank0, _>() - own.square().sum::<Rank0, _>();
             let gradients = loss.backward();
-            found.extend([gradients.get(&anchors).as_vec(), gradients.get(&candidates).as_vec()]);
+            found.extend([gradients.get(anchors.tensor()).as_vec(), gradients.get(candidates.tensor()).as_vec()]);
         }
         found
     }};
@@ -228,8 +214,8 @@ macro_rules! codes {
     ($device:expr) => {{
         let device = $device;
         let (n, queued, prototypes) = (96, 200, 300);
-        let own: Matrix<f32, _> = device.tensor_from_vec(ramp(n * prototypes, 0.7), (n, prototypes));
-        let beside: Matrix<f32, _> = device.tensor_from_vec(ramp(queued * prototypes, 0.3), (queued, prototypes));
+        let rows = |n: usize, step: f32| Rows::of(device.tensor_from_vec(ramp(n * prototypes, step), (n, prototypes)));
+        let (own, beside) = (rows(n, 0.7).expect("rows"), rows(queued, 0.3).expect("rows"));
         let settings = Sinkhorn { epsilon: 0.05, iterations: 3 };
         [None, Some(&beside)].map(|beside| assign(&own, beside, settings).expect("codes").as_vec())
     }};
@@ -266,12 +252,11 @@ impl Case {
         .expect("the case is a spec")
     }
 
-    fn trainer(&self, precision: &str, device: Chosen) -> Result<AnyTrainer, String> {
-        let spec = self.spec(precision);
-        AnyTrainer::new(device, &spec.pretrain(), 100, 200_000).map_err(|error| format!("{error:#}"))
+    fn trainer<B: Trains>(&self, precision: &str, on: &B) -> anyhow::Result<Trainer<B>> {
+        Trainer::new(on.clone(), &self.spec(precision).pretrain(), 100, 200_000)
     }
 
-    fn batch(&self, step: usize) -> Batch<f32> {
+    fn batch<B: Trains>(&self, step: usize, on: &B) -> Result<Loaded<B>, B::Error> {
         let n = self.batch;
         let crop = |phase: f32| {
             let images =
@@ -279,7 +264,8 @@ impl Case {
             Crop { images, size: self.size }
         };
         let samples = (0..n as i64).map(|i| i + (step * n) as i64).collect();
-        Batch { samples, labels: vec![-1; n], crops: vec![crop(step as f32), crop(0.5 + step as f32)] }
+        let crops = vec![crop(step as f32), crop(0.5 + step as f32)];
+        Loaded::new(on, Batch { samples, labels: vec![-1; n], crops })
     }
 }
 
@@ -294,26 +280,30 @@ fn bits(state: &[NamedTensor<f32>]) -> Vec<u64> {
 }
 
 /// Four steps, with and without a fresh trainer in between.
-fn resumes(case: &Case, precision: &str) -> Result<String, String> {
-    let text = |error: anyhow::Error| format!("{error:#}");
-    let mut straight = case.trainer(precision, Chosen::Cuda(0))?;
-    let mut broken = case.trainer(precision, Chosen::Cuda(0))?;
+fn resumes(case: &Case, precision: &str, on: &OnCuda) -> anyhow::Result<String> {
+    let (mut straight, mut broken) = (case.trainer(precision, on)?, case.trainer(precision, on)?);
     for step in 0..4 {
-        straight.step(&case.batch(step)).map_err(text)?;
-        broken.step(&case.batch(step)).map_err(text)?;
-        broken.settle().map_err(text)?;
-        let state = broken.state().map_err(text)?;
-        broken = case.trainer(precision, Chosen::Cuda(0))?;
-        broken.restore(&state).map_err(text)?;
+        let batch = case.batch(step, on)?;
+        straight.step(&batch)?;
+        broken.step(&batch)?;
+        broken.settle()?;
+        let state = broken.state()?;
+        broken = case.trainer(precision, on)?;
+        broken.restore(&state)?;
     }
-    straight.settle().map_err(text)?;
-    let (a, b) = (bits(&straight.state().map_err(text)?), bits(&broken.state().map_err(text)?));
+    straight.settle()?;
+    let (a, b) = (bits(&straight.state()?), bits(&broken.state()?));
     let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-    if a.len() == b.len() && differ == 0 {
-        Ok(format!("{} values, the same bits", a.len()))
-    } else {
-        Err(format!("{differ} of {} values differ", a.len()))
-    }
+    anyhow::ensure!(a.len() == b.len() && differ == 0, "{differ} of {} values differ", a.len());
+    Ok(format!("{} values, the same bits", a.len()))
+}
+
+/// The loss of a first step.
+fn first_loss<B: Trains>(case: &Case, on: &B) -> anyhow::Result<f32> {
+    let mut trainer = case.trainer("f32", on)?;
+    let row: Option<StepRow> = trainer.step(&case.batch(0, on)?)?;
+    let row = row.or(trainer.settle()?).context("a row is missing")?;
+    Ok(row.loss as f32)
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {
@@ -335,7 +325,7 @@ fn figures(found: &Measurement) -> String {
 }
 
 /// Milliseconds from decoded images to both views in f16, uploading included; and whether views are the CPU's.
-fn augmentation(gpu: &Gpu) -> Result<String, String> {
+fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
     let view = json!({
         "random_resized_crop": {"scale": [0.2, 1.0]},
         "color_jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
@@ -345,7 +335,7 @@ fn augmentation(gpu: &Gpu) -> Result<String, String> {
     });
     let config = json!({"size": 224, "view1": view, "view2": view});
     let config: AugmentationsConfig = serde_json::from_value(config).map_err(|error| error.to_string())?;
-    let pipelines = [&config.view1, &config.view2].map(|view| Pipeline::new(view, 224, &config));
+    let pipelines = [&config.view1, &config.view2].map(|view| Pipeline::new(view, 224, [&config.mean, &config.std]));
     let image = RgbImage::from_fn(500, 375, |x, y| {
         let noise = (x * 7919 + y * 104_729) % 65_537;
         image::Rgb([noise as u8, (x / 2) as u8, (y / 2) as u8])
@@ -397,15 +387,18 @@ fn checks(report: &mut Report) {
         Err(error) => return report.check("open cuda:0", || Err(error.to_string())),
     };
     let cpu = Cpu::default();
-    let gpu = match backend::gpu(&cuda) {
+    let gpu = match nvidia::gpu(&cuda) {
         Ok(gpu) => gpu,
-        Err(error) => return report.check("our side of cuda:0", || Err(format!("{error:?}"))),
+        Err(error) => return report.check("our side of cuda:0", || Err(error.to_string())),
     };
-    report.check("address of a tensor", || {
-        let tensor: Tensor<Rank1<5>, f32, _> = cuda.tensor([1.0, 2.0, 3.0, 4.0, 5.0]);
-        let lent = Cuda::lend(&gpu, &tensor).map_err(|error| error.to_string())?;
-        let read: Vec<f32> = gpu.read(lent.view()).map_err(|error| error.to_string())?;
-        if read == [1.0, 2.0, 3.0, 4.0, 5.0] { Ok("reads back".into()) } else { Err(format!("{read:?}")) }
+    report.check("values of a tensor, and a tensor of values", || {
+        let sought = vec![1.0, 2.0, 3.0, 4.0, 5.5, -6.0];
+        let rows = Rows::of(cuda.tensor_from_vec(sought.clone(), (2, 3))).map_err(|error| error.to_string())?;
+        let text = |error: snclr::ops::cuda::GpuError| error.to_string();
+        let lent = Cuda::lend(&gpu, &rows).map_err(text)?;
+        let read: Vec<f32> = gpu.read(lent.view()).map_err(text)?;
+        let back = cuda.rows_at(&gpu, lent.view(), (2, 3)).map_err(text)?.tensor().as_vec();
+        if read == sought && back == sought { Ok("the same".into()) } else { Err(format!("{read:?}, {back:?}")) }
     });
     // f32 sums of a hundred terms in another order.
     report.check("dfdx: matmul, softmax, logsumexp, gather", || {
@@ -414,23 +407,9 @@ fn checks(report: &mut Report) {
     report.check("dfdx: Linear, BatchNorm1D, Adam, 5 steps", || {
         close(&stock_training!(&cuda), &stock_training!(&cpu), 1e-4)
     });
-    report.check("ours: linear, batch norm, normalise (f32)", || {
-        backend::allow_tf32(false);
-        close(&our_operations!(&cuda, &gpu), &our_operations!(&cpu, &gpu), 1e-5)
-    });
-    report.check("ours: linear, batch norm, normalise (tf32)", || {
-        backend::allow_tf32(true);
-        close(&our_operations!(&cuda, &gpu), &our_operations!(&cpu, &gpu), 2e-2)
-    });
+    report.check("ours: linear, normalise", || close(&our_operations!(&cuda), &our_operations!(&cpu), 1e-5));
     // Sums of e^5; slopes over tau.
-    report.check("ours: contrastive logits (f32)", || {
-        backend::allow_tf32(false);
-        close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 1e-4)
-    });
-    report.check("ours: contrastive logits (tf32)", || {
-        backend::allow_tf32(true);
-        close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 5e-2)
-    });
+    report.check("ours: contrastive logits", || close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 1e-4));
     // exp of up to -40: its argument's rounding is what differs.
     report.check("ours: Sinkhorn's codes", || close(&codes!(&cuda), &codes!(&cpu), 1e-5));
 
@@ -447,19 +426,16 @@ fn checks(report: &mut Report) {
     let vit = json!({"arch": "vit_tiny", "patch_size": 4});
     for case in [small("small ResNet", resnet), small("small ViT", vit)] {
         report.check(&format!("a step of a {} as on the CPU (f32)", case.name), || {
+            let on = Gpu::new(gpu.clone(), cuda.clone(), Math::F32);
             let text = |error: anyhow::Error| format!("{error:#}");
-            let mut losses = Vec::new();
-            for device in [Chosen::Cuda(0), Chosen::Cpu] {
-                let mut trainer = case.trainer("f32", device)?;
-                let row = trainer.step(&case.batch(0)).map_err(text)?;
-                let row = row.or(trainer.settle().map_err(text)?).ok_or("a row is missing")?;
-                losses.push(vec![row.loss as f32]);
-            }
-            close(&losses[..1], &losses[1..], 1e-4)
+            let found = first_loss(&case, &on).map_err(text)?;
+            let expected = first_loss(&case, &Host::<f32>::default()).map_err(text)?;
+            close(&[vec![found]], &[vec![expected]], 1e-4)
         });
-        for precision in ["f32", "tf32", "f16"] {
+        for (precision, math) in [("f32", Math::F32), ("tf32", Math::Tf32), ("f16", Math::F16)] {
             report.check(&format!("a {} resumes to the same bits ({precision})", case.name), || {
-                resumes(&case, precision)
+                let on = Gpu::new(gpu.clone(), cuda.clone(), math);
+                resumes(&case, precision, &on).map_err(|error| format!("{error:#}"))
             });
         }
     }
@@ -467,7 +443,7 @@ fn checks(report: &mut Report) {
 
 /// Cases that a bar is put to come first.
 fn times(report: &mut Report) {
-    if let Err(error) = Chosen::Cuda(0).choose() {
+    if let Err(error) = Device::Cuda(0).choose() {
         return report.check("choose cuda:0", || Err(error.to_string()));
     }
     let sized = |case, batch| (case, Options { batch: Some(batch), ..Options::default() });
@@ -481,7 +457,7 @@ fn times(report: &mut Report) {
     report.time(Timed::Queue, &Options { queries: Some(1024), ..Options::default() });
     report.check("augment 256 of 500x375 to 2 x 224x224", || {
         let cuda = nvidia::open(0).map_err(|error| error.to_string())?;
-        augmentation(&backend::gpu(&cuda).map_err(|error| format!("{error:?}"))?)
+        augmentation(&nvidia::gpu(&cuda).map_err(|error| error.to_string())?)
     });
     step(report, Precision::Tf32);
     step(report, Precision::F32);

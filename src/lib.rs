@@ -5,6 +5,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
+//! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |
 //! | [`method`] | one file per self-supervised method, its queue, heads and loss |
@@ -22,7 +23,11 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind"))]
 
+#[cfg(not(unix))]
+compile_error!("snclr needs a Unix system (Linux or macOS): locks and positioned reads are those of Unix");
+
 pub mod artifact;
+pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod dataset;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Scratch, copy_tree, statuses, text};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Names of the stages that are pending.
 fn pending(plan: &Value) -> Vec<String> {
@@ -112,6 +112,14 @@ fn diagnostics_change_no_weights_and_rerun_nothing() {
     let often = "tiny.yaml --json --set health.every=1 --set health.knn_every_epochs=0";
     scratch.json("run tiny.yaml --json");
     assert_eq!(pending(&scratch.json(&format!("plan {often}"))), [] as [&str; 0]);
+    let hit = scratch.run(&format!("run {often}"));
+    let told = "kept with 8 rows of health, every 4 steps (health.every: 1) and 2 of kNN, every 2 epochs \
+                (health.knn_every_epochs: 0); diagnostics alone rerun nothing";
+    assert!(hit.code == 0 && hit.stderr.contains(&format!("pretrain was {told}\n")), "{}", hit.stderr);
+    let (plan, explain) = (scratch.json(&format!("plan {often}")), scratch.json(&format!("explain {often}")));
+    assert_eq!((&plan["stages"][1]["kept"], &explain["stages"][1]["kept"]), (&json!(told), &json!(told)));
+    let same = scratch.run("run tiny.yaml");
+    assert!(same.code == 0 && !same.stderr.contains("was kept with"), "{}", same.stderr);
     scratch.json(&format!("run {often} --runs often"));
     let both = |stage, table| ["runs", "often"].map(|runs| content(&scratch, runs, stage, table));
     let [seldom, often] = both("pretrain", "metrics");

@@ -1,11 +1,14 @@
 //! `snclr compare`: every format on stdout, the Parquet file beside it, errors that name the nearest run.
 
+mod common;
+
 use std::{
     fs,
     path::Path,
     process::{Command, Output},
 };
 
+use common::{Scratch, text};
 use serde_json::{Value, json};
 
 fn write_run(root: &Path, run: &str, name: &str, created: u64, tau: f64, top1: f64) {
@@ -106,7 +109,7 @@ fn runs_that_differ_in_their_seed_alone_are_one_column() {
     let other = compare(root.path(), &["r0", "r1", "--baseline", "r2"]);
     assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is none of the runs that are compared\n");
     let changed = compare(root.path(), &["r0", "--sweep", "seed=1,2"]);
-    let told = "error: --set and --sweep change a spec, and none is given by its path\n";
+    let told = "error: --method, --set and --sweep change a spec, and none is given by its path\n";
     assert_eq!(String::from_utf8_lossy(&changed.stderr), told);
 }
 
@@ -124,4 +127,51 @@ fn an_unknown_run_is_an_error_that_names_the_nearest() {
         )
     );
     assert!(output.stdout.is_empty() && !results.join("comparison.parquet").exists());
+}
+
+#[test]
+fn other_test_images_and_other_precisions_are_said_and_the_former_leave_no_best() {
+    let scratch = Scratch::new();
+    let run = |set: &str| text(&scratch.json(&format!("run tiny.yaml --json {set}"))["run"]);
+    let (base, narrow) = (run(""), run("--set precision=bf16"));
+    let other = run("--set data.test_images=20 --set data.seed=3");
+    let marked = |arguments: &str| {
+        let json = scratch.json(&format!("compare {arguments} --json"));
+        let scores = json["scores"].as_array().expect("scores").iter();
+        let marked = scores.filter(|row| row["best"] != json!([])).map(|row| text(&row["metric"]));
+        let kind = |metric: String| metric.split('/').next().expect("a part").to_owned();
+        let kinds: std::collections::BTreeSet<String> = marked.map(kind).collect();
+        let notes = json["notes"].as_array().expect("notes").iter().map(text).collect::<Vec<_>>();
+        (kinds.into_iter().collect::<Vec<_>>(), notes)
+    };
+
+    let (kinds, notes) = marked(&format!("{base} {narrow}"));
+    assert_eq!(kinds, ["knn", "linear", "train"]);
+    let [note] = &notes[..] else { panic!("{notes:?}") };
+    assert!(note.starts_with("pretrain made differently: cpu in bf16 ("), "{note}");
+    assert!(note.ends_with(&format!("): {narrow}; cpu in f32: {base}")), "{note}");
+
+    let (kinds, notes) = marked(&format!("{base} {other}"));
+    assert_eq!(kinds, ["train"]);
+    let told = format!("no score is marked as best: the test images of {other} are not all those of {base}");
+    assert_eq!(notes, std::slice::from_ref(&told));
+    let shown = scratch.run(&format!("compare {base} {other}"));
+    assert!(shown.stdout.contains(&format!("* best\n{told}\n")), "{}", shown.stdout);
+    let page = scratch.run(&format!("report {base} {other} -o page.html"));
+    assert_eq!(page.code, 0, "{}", page.stderr);
+    assert!(fs::read_to_string(scratch.path("page.html")).expect("the page").contains(&told));
+
+    // As good as a folder that can only be read: what is in the way cannot be replaced.
+    let file = scratch.path("runs/results/comparison.parquet");
+    fs::remove_file(&file).expect("the comparison");
+    fs::create_dir_all(file.join("in the way")).expect("a folder");
+    let shown = scratch.run(&format!("compare {base} {narrow}"));
+    assert!(shown.code == 0 && shown.stdout.contains("* best\n"), "{shown:?}");
+    let told = "note: the comparison is not kept as Parquet: writing runs/results/comparison.parquet: ";
+    assert!(
+        shown.stderr.starts_with(told) && shown.stderr.ends_with("; `--out FILE` writes it elsewhere\n"),
+        "{shown:?}"
+    );
+    let asked = scratch.run(&format!("compare {base} {narrow} --out runs/results/comparison.parquet"));
+    assert_eq!(asked.code, 1, "{asked:?}");
 }

@@ -262,7 +262,8 @@ fn compute<'a>(scratch: &Scratch, runs: impl Iterator<Item = &'a Run>, setting: 
         let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
         let stages = record["stages"].as_array().expect("stages");
         let contents: BTreeMap<_, _> = stages.iter().map(|s| (text(&s["stage"]), text(&s["content"]))).collect();
-        entries.extend(Stage::ALL.map(|stage| Entry {
+        // None of the runs starts from a file of weights.
+        entries.extend(Stage::of_experiment(false).into_iter().map(|stage| Entry {
             run: run.name.into(),
             stage,
             version: stage.version(),

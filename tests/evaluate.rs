@@ -18,6 +18,7 @@ use snclr::{
     stage::{
         Interrupt, KnnConfig, LinearProbeConfig, Silent, StageContext, Stopped, data,
         embed::{self, EmbedConfig, EncoderFrom},
+        evaluation::Scored,
         features, knn, linear_probe,
         weights::{Tensor, weights_batch},
     },
@@ -90,15 +91,14 @@ fn evaluate(root: &Path, threads: usize, labelled: bool) -> [Artifact; 2] {
     let store = Store::open(root);
     let (trained, untrained) =
         (embedded(&store, "trained", 1.5, labelled), embedded(&store, "untrained", 0.0, labelled));
+    let scored = || Scored { trained: &trained, random_init: &untrained, initial: None };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let probe = LinearProbeConfig { epochs: 12, batch_size: 100, ..LinearProbeConfig::default() };
         let knn = KnnConfig { k: vec![5, 20], ..KnnConfig::default() };
         [
-            stage(&store, "linear_probe", |out, context| {
-                linear_probe::run(&probe, 7, &trained, &untrained, out, context)
-            }),
-            stage(&store, "knn", |out, context| knn::run(&knn, 7, &trained, &untrained, out, context)),
+            stage(&store, "linear_probe", |out, context| linear_probe::run(&probe, 7, scored(), out, context)),
+            stage(&store, "knn", |out, context| knn::run(&knn, 7, scored(), out, context)),
         ]
     })
 }

@@ -52,8 +52,11 @@ fn a_run_at_work_keeps_what_it_has_made() {
     child.kill().expect("SIGKILL");
     child.wait().expect("an end");
     let cleaned = scratch.json("gc --yes --json");
+    let (attempt, others): (BTreeSet<_>, _) =
+        names(&cleaned).into_iter().partition(|name| name.starts_with("attempt tiny-"));
     let left = ["artifact data", "checkpoints pretrain", "unfinished pretrain"];
-    assert_eq!(names(&cleaned), left.map(str::to_owned).into());
+    assert_eq!((attempt.len(), others), (1, left.map(str::to_owned).into()));
+    assert_eq!(scratch.json("runs --json"), json!({ "runs": [] }));
     assert_eq!(names(&scratch.json("gc --json")), [].into());
 }
 

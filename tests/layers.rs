@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 /// Lowest first; modules of one layer do not use each other.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["ops"],
+    &["backend"],
     &["dataset", "encoder", "method"],
     &["train"],
     &["artifact"],
@@ -117,4 +118,31 @@ fn only_the_command_line_knows_clap() {
         }
     });
     assert!(wrong.is_empty(), "clap outside src/cli: {wrong:?}");
+}
+
+/// What names `nnclr` as one method among others, and what as an example.
+const EXAMPLES: [&str; 3] = ["src/spec/variant.rs", "tests/docs.rs", "tests/sweep.rs"];
+
+/// Whoever adds a method finds in the documentation every file that he has to change.
+#[test]
+fn the_files_that_name_a_method_are_those_that_the_documentation_lists() {
+    let design = fs::read_to_string("docs/design.md").unwrap();
+    let section = design.split("### A method\n").nth(1).unwrap().split("\n### ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let mut listed: Vec<String> = rows.map(str::to_owned).collect();
+    listed.sort();
+
+    let mut naming = vec!["docs/methods.md".to_owned(), "docs/reference.md".to_owned()];
+    for folder in ["src", "tests", "schemas"] {
+        walk(Path::new(folder), &mut |path| {
+            let name = path.to_str().unwrap();
+            let is_read = !name.starts_with("tests/golden") && !EXAMPLES.contains(&name) && name != "tests/layers.rs";
+            let named = || fs::read_to_string(path).is_ok_and(|text| text.to_lowercase().contains("nnclr"));
+            if is_read && named() {
+                naming.push(name.to_owned());
+            }
+        });
+    }
+    naming.sort();
+    assert_eq!(naming, listed, "the files that name `nnclr`, and the list in docs/design.md");
 }

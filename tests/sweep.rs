@@ -278,3 +278,101 @@ bad.yaml: 4 errors
 "
     );
 }
+
+#[test]
+fn four_methods_are_compared_by_one_command() {
+    let scratch = scratch();
+    let named = "tiny.yaml --sweep method.name=snclr,infonce,nnclr,swav";
+    let first = scratch.run(&format!("run {named} --json"));
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    let told = "\
+note: --sweep method.name=infonce: dropped method.k, method.queue_length, which infonce does not take; kept method.tau
+note: --sweep method.name=nnclr: dropped method.k, which nnclr does not take; kept method.queue_length, method.tau
+note: --sweep method.name=swav: dropped method.k, predictor, which swav does not take; kept method.queue_length, method.tau
+point 1 of 4: method.name=snclr
+";
+    assert!(first.stderr.starts_with(told), "{}", first.stderr);
+    let done = points(&first);
+    assert_eq!(all(&done, "status"), ["ran"; 4]);
+    let compared = scratch.json(&format!("compare {named} --json"));
+    assert_eq!(compared["runs"], json!(all(&done, "run")));
+    let methods = &compared["spec"].as_array().expect("spec").iter().find(|row| row["key"] == "method.name");
+    let methods = methods.expect("the method")["values"].as_object().expect("values").values().map(text);
+    assert_eq!(methods.collect::<Vec<_>>(), ["snclr", "infonce", "nnclr", "swav"]);
+
+    // The same method by other ways is the same run. A section that is given whole keeps nothing, here tau alone.
+    let run_of = |arguments: &[&str]| {
+        let output = scratch.command("run tiny.yaml --json").args(arguments).output().expect("the program");
+        let finished = Finished::of(output);
+        assert_eq!(finished.code, 0, "{}", finished.stderr);
+        finished
+    };
+    for (arguments, place) in
+        [(["--method", "infonce"], "--method infonce"), (["--set", "method.name=infonce"], "--set method.name=infonce")]
+    {
+        let finished = run_of(&arguments);
+        let told = format!(
+            "note: {place}: dropped method.k, method.queue_length, which infonce does not take; kept method.tau\n"
+        );
+        assert!(finished.stderr.starts_with(&told), "{}", finished.stderr);
+        let json: Value = serde_json::from_str(finished.stdout.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(json["run"], done[1]["run"]);
+    }
+    let sections = "method={name: infonce, tau: 0.2},{name: swav, queue_length: 64, tau: 0.2}";
+    let whole = points(&run_of(&["--sweep", sections]));
+    assert_eq!(all(&whole, "run"), [text(&done[1]["run"]), text(&done[3]["run"])]);
+}
+
+#[test]
+fn methods_that_cannot_be_are_refused_where_they_are_named() {
+    let scratch = scratch();
+    let refused = |arguments: &str| {
+        let finished = scratch.run(arguments);
+        assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{arguments}");
+        finished.stderr
+    };
+    assert_eq!(
+        refused("run tiny.yaml --method infonse"),
+        "\
+error: --method infonse: method.name: unknown value
+  found:   \"infonse\"
+  allowed: infonce, simclr, nnclr, swav, snclr
+  help:    did you mean `infonce`?
+
+tiny.yaml: 1 error
+"
+    );
+    scratch.write("infonce.yaml", "extends: tiny.yaml\nmethod: {name: infonce, tau: 0.2}\n");
+    assert_eq!(
+        refused("plan infonce.yaml --method nnclr"),
+        "\
+error: --method nnclr: method.queue_length: required key is missing
+  allowed: a whole number, at least 1
+  help:    add `--set method.queue_length=…`: length of the FIFO queue of projections that the neighbours come from
+
+infonce.yaml: 1 error
+"
+    );
+    scratch.write(
+        "both.yaml",
+        "extends: tiny.yaml\nsweep: {method: [{name: infonce, tau: 0.2}, {name: infonce, tau: 0.3}]}\n",
+    );
+    for (option, key) in [("--method swav", "method.name"), ("--set method.tau=0.3", "method.tau")] {
+        assert_eq!(
+            refused(&format!("plan both.yaml {option}")),
+            format!(
+                "\
+error: {option}: {key}: `{key}` is inside `method`, which is swept
+  help:    give the values of `method` on the command line: `--sweep method=…`, or `--set method=…`
+
+both.yaml: 1 error
+"
+            )
+        );
+    }
+    let twice = refused("plan tiny.yaml --method swav --sweep method.name=infonce,nnclr");
+    assert!(
+        twice.starts_with("error: --sweep method.name=infonce,nnclr: method.name: given twice on the command line\n"),
+        "{twice}"
+    );
+}

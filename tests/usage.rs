@@ -72,10 +72,16 @@ fn a_vector_unit_that_is_not_there_is_refused() {
 }
 
 #[test]
-fn half_precision_on_the_cpu_is_refused() {
-    let finished = Scratch::new().run("run tiny.yaml --set precision=f16");
-    assert_eq!(finished.code, 1, "{}", finished.stderr);
-    assert!(finished.stderr.contains("precision: f16 needs a GPU; add --device cuda:0"), "{}", finished.stderr);
+fn precisions_of_gpus_are_refused_on_the_cpu() {
+    for precision in ["f16", "tf32"] {
+        let finished = Scratch::new().run(&format!("run tiny.yaml --set precision={precision}"));
+        assert_eq!(finished.code, 1, "{}", finished.stderr);
+        let expected = format!(
+            "error: stage pretrain\n  because: precision: {precision} needs a GPU; add --device cuda:0, or use precision: f32 \
+             (--set precision=f32)\n"
+        );
+        assert!(finished.stderr.ends_with(&expected), "{}", finished.stderr);
+    }
 }
 
 #[test]

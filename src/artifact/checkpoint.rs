@@ -156,12 +156,7 @@ impl Checkpoints {
 
     fn read(&self, name: &str) -> Result<State, String> {
         let dir = self.dir.join(name);
-        let text = fs::read_to_string(dir.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
-        let (sum, body) = text.split_once('\n').unwrap_or_default();
-        if hash::bytes(body.trim_end_matches('\n').as_bytes()) != sum {
-            return Err(format!("{MANIFEST}: does not match its checksum"));
-        }
-        let manifest: Manifest = serde_json::from_str(body).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let manifest = read_manifest(&dir)?;
         if manifest.key != self.key {
             return Err(format!("belongs to key {}, not {}", manifest.key.short(), self.key.short()));
         }
@@ -246,6 +241,41 @@ impl Checkpoints {
         found.sort_by(|a, b| b.cmp(a));
         Ok(found.into_iter().map(|(_, name)| name).collect())
     }
+}
+
+/// The step of the newest checkpoint in `dir` that is one of `key`, as far as its own record tells. Nothing is moved or removed,
+/// so that whoever looks need not hold the lock of the stage.
+pub(super) fn newest_step(dir: &Path, key: &Key) -> Option<u64> {
+    let mut found: Vec<_> = names(dir).ok()?.into_iter().filter_map(|name| Some((parse(&name)?, name))).collect();
+    found.sort_by(|a, b| b.cmp(a));
+    found.into_iter().find_map(|(_, name)| {
+        let manifest = read_manifest(&dir.join(name)).ok()?;
+        (manifest.key == *key).then_some(manifest.step)
+    })
+}
+
+/// All rows of the segments called `name` in `dir`, as [`Checkpoints::segments`] gives them, for whoever does not hold the lock of
+/// the stage. None when there are none.
+pub(super) fn rows(dir: &Path, key: &Key, name: &str) -> anyhow::Result<Option<RecordBatch>> {
+    let mut batches = Vec::new();
+    for file in names(dir)?.into_iter().filter(|file| segment::parse(file).is_some_and(|parts| parts.name == name)) {
+        let path = dir.join(file);
+        match segment::read(&path, key) {
+            // The stage has come to its end in this moment.
+            Err(_) if !path.exists() => {}
+            read => batches.push(read?),
+        }
+    }
+    segment::merge(batches, u64::MAX)
+}
+
+fn read_manifest(dir: &Path) -> Result<Manifest, String> {
+    let text = fs::read_to_string(dir.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    let (sum, body) = text.split_once('\n').unwrap_or_default();
+    if hash::bytes(body.trim_end_matches('\n').as_bytes()) != sum {
+        return Err(format!("{MANIFEST}: does not match its checksum"));
+    }
+    serde_json::from_str(body).map_err(|error| format!("{MANIFEST}: {error}"))
 }
 
 /// Step and attempt of a checkpoint's folder.

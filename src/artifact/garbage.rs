@@ -11,7 +11,7 @@ use anyhow::Context;
 use walkdir::WalkDir;
 
 use super::{
-    Attempt, Key, Lock, RunRecord, Store, atomic,
+    Attempt, Key, Lock, RunRecord, RunState, Store, atomic, attempt,
     lease::{Removal, leased},
     record,
 };
@@ -19,7 +19,7 @@ use super::{
 /// What stays.
 #[derive(Clone, Debug, Default)]
 pub struct Keep {
-    /// Names of the runs that stay; all when None.
+    /// Names of the runs that stay; all that are finished when None.
     pub runs: Option<BTreeSet<String>>,
     /// Whatever is younger stays.
     pub younger_than: Option<Duration>,
@@ -30,6 +30,8 @@ pub struct Keep {
 pub enum Item {
     /// The folder of a run.
     Run(String),
+    /// The record of a run that ended without results.
+    Attempt(String),
     /// An artifact: stage and key.
     Artifact(String, Key),
     /// Checkpoints of an unfinished stage.
@@ -106,6 +108,19 @@ impl Store {
                 found.push((Item::Run(record.run), dir));
             }
         }
+        for (dir, record) in RunRecord::unfinished(self.root())? {
+            let Some(unfinished) = record.unfinished else { continue };
+            let named = keep.runs.as_ref().is_some_and(|names| names.contains(&record.run));
+            if named || unfinished.state == RunState::Running || !old(age(&dir)) {
+                needed.extend(record.stages.into_iter().map(|stage| (stage.stage, stage.key)));
+                needed.insert((unfinished.stage, unfinished.key));
+                if named {
+                    cleaning.kept_runs.push(record.run);
+                }
+            } else {
+                found.push((Item::Attempt(record.run), dir));
+            }
+        }
         for (stage, key) in self.keys() {
             let dir = self.artifact_dir(&stage, &key);
             if needed.contains(&(stage.clone(), key.clone())) || !old(age(&dir)) {
@@ -132,6 +147,7 @@ impl Store {
             let listed = Listed { bytes: size(&path), path, item };
             let lock = match &listed.item {
                 Item::Run(run) => Some(Lock::attempt(&self.locks_dir(), &format!("results-{run}"))?),
+                Item::Attempt(run) => Some(attempt::lock(self, run)?),
                 Item::Artifact(stage, key) | Item::Checkpoints(stage, key) | Item::Unfinished(stage, key) => {
                     Some(self.lock(stage, key)?)
                 }
@@ -150,7 +166,7 @@ impl Store {
     /// Removes an item whose lock the caller holds. What is half removed is no longer taken for what it was.
     fn remove(&self, listed: &Listed) -> anyhow::Result<()> {
         match &listed.item {
-            Item::Run(_) => {
+            Item::Run(_) | Item::Attempt(_) => {
                 let record = listed.path.join(record::FILE);
                 fs::remove_file(&record).with_context(|| format!("removing {}", record.display()))?;
             }

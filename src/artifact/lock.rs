@@ -48,6 +48,13 @@ impl Lock {
         }
     }
 
+    /// Whether some process holds the lock called `name` in `dir`. Nothing is written, so that a folder that can only be read will
+    /// do.
+    pub fn is_held(dir: &Path, name: &str) -> bool {
+        let file = File::open(dir.join(format!("{name}.lock")));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Appends to the file, after the line with the process id.
     pub(super) fn append(&mut self, text: &str) -> anyhow::Result<()> {
         let named = || format!("writing {}", self.path.display());
@@ -86,8 +93,11 @@ mod tests {
         let Attempt::Held(lock) = Lock::attempt(dir.path(), "knn-1").unwrap() else { panic!() };
         let Attempt::Busy(pid) = Lock::attempt(dir.path(), "knn-1").unwrap() else { panic!() };
         assert_eq!(pid, Some(std::process::id()));
+        assert!(Lock::is_held(dir.path(), "knn-1") && !Lock::is_held(dir.path(), "knn-2"));
         assert!(matches!(Lock::attempt(dir.path(), "knn-2").unwrap(), Attempt::Held(_)));
         drop(lock);
+        fs::write(dir.path().join("knn-1.lock"), "of a process that was killed").unwrap();
+        assert!(!Lock::is_held(dir.path(), "knn-1"));
         assert!(matches!(Lock::attempt(dir.path(), "knn-1").unwrap(), Attempt::Held(_)));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "no lock files are left");
     }

@@ -11,8 +11,10 @@
 //! | `cache/` | hashes of files seen before, with their size and times; an accelerator that may be deleted |
 //! | `damaged/` | what no longer matched its hash, moved out of the way |
 //! | `results/<name>-<id>/` | `spec.yaml`, `run.json` and `report.parquet` of a run |
+//! | `unfinished/<name>-<id>/` | `spec.yaml` and `run.json` of a run without results: at work, interrupted, diverged or failed |
 
 pub mod atomic;
+mod attempt;
 mod checkpoint;
 mod committed;
 mod content;
@@ -31,6 +33,7 @@ mod store;
 pub mod table;
 mod writer;
 
+pub use attempt::{FOLDER as UNFINISHED, RunAttempt};
 pub use checkpoint::{Checkpoints, State};
 pub use committed::Artifact;
 pub use content::of_batch as content_of;
@@ -40,7 +43,7 @@ pub use inspect::{Damage, Inspected};
 pub use key::{Components, Key};
 pub use lock::{Attempt, Lock};
 pub use manifest::{FileEntry, Manifest};
-pub use record::{RunRecord, StageRecord};
+pub use record::{RunRecord, RunState, StageRecord, Unfinished};
 pub use stat::{Stamp, StatCache};
 pub use store::{Found, Store};
 pub use writer::{ArtifactWriter, Kind, TableWriter};

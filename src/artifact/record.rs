@@ -1,15 +1,15 @@
-//! `results/<name>-<id>/run.json`: what a run came to, for people, scripts and comparisons.
+//! `run.json` in the folder of a run: what it came to, for people, scripts and comparisons.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::Key;
+use super::{Key, attempt};
 
 /// Name of the file.
 pub const FILE: &str = "run.json";
@@ -21,7 +21,7 @@ pub struct RunRecord {
     pub run: String,
     /// Name in the spec.
     pub name: String,
-    /// Seconds since 1970 when it was first complete.
+    /// Seconds since 1970 when it was first complete; of one that is not, when it first began.
     pub created: u64,
     /// Stages in their order.
     pub stages: Vec<StageRecord>,
@@ -29,6 +29,52 @@ pub struct RunRecord {
     pub metrics: BTreeMap<String, Option<f64>>,
     /// What the stages had to say, e.g. why a probe was skipped.
     pub notes: Vec<String>,
+    /// Set as long as the run has no results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<Unfinished>,
+}
+
+/// Where a run is that has no results yet, or where it ended without any.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unfinished {
+    pub state: RunState,
+    /// Stage that runs, or at which the run ended, and its key.
+    pub stage: String,
+    pub key: Key,
+    /// Why it ended; None where that is no news: it runs, or its process was stopped.
+    pub why: Option<String>,
+}
+
+/// For people, e.g. `interrupted at pretrain`.
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} at {}", self.state, self.stage)
+    }
+}
+
+/// What became of a run without results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// A process works on it.
+    Running,
+    /// Somebody stopped it, or its process was killed.
+    Interrupted,
+    /// Its training went wrong: NaN or collapse.
+    Diverged,
+    /// Some other error.
+    Failed,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            RunState::Running => "running",
+            RunState::Interrupted => "interrupted",
+            RunState::Diverged => "diverged",
+            RunState::Failed => "failed",
+        })
+    }
 }
 
 /// A stage of a run.
@@ -43,11 +89,22 @@ pub struct StageRecord {
 }
 
 impl RunRecord {
-    /// Reads the record in a run's folder.
+    /// Reads the record in a run's folder. A run whose process was killed counts as interrupted.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no record.
     pub fn read(dir: &Path) -> anyhow::Result<RunRecord> {
         let path = dir.join(FILE);
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+        let mut record: RunRecord =
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        if let Some(unfinished) = &mut record.unfinished
+            && unfinished.state == RunState::Running
+            && !attempt::is_at_work(dir, &record.run)
+        {
+            unfinished.state = RunState::Interrupted;
+        }
+        Ok(record)
     }
 
     /// The text of the file.
@@ -55,11 +112,18 @@ impl RunRecord {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Folders of all runs under a runs root, with their records, oldest first.
+    /// Folders of all finished runs under a runs root, with their records, oldest first.
+    ///
+    /// # Errors
+    /// When the folder or a record cannot be read.
     pub fn list(root: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
-        let dir = root.join("results");
+        Self::list_in(&root.join("results"))
+    }
+
+    /// Folders and records of runs in `dir`, oldest first.
+    pub(super) fn list_in(dir: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
         let named = || format!("listing {}", dir.display());
-        let entries = match fs::read_dir(&dir) {
+        let entries = match fs::read_dir(dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.with_context(named)?,
         };

@@ -11,9 +11,10 @@ use std::{
 };
 
 use anyhow::Context;
+use arrow::array::RecordBatch;
 
 use super::{
-    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, atomic, hash,
+    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, atomic, checkpoint, hash,
     lease::Lease, lock::Attempt, manifest,
 };
 
@@ -228,6 +229,19 @@ impl Store {
     ) -> anyhow::Result<Checkpoints> {
         let (dir, label) = (self.work_dir(stage, key), format!("{stage}-{}", key.short()));
         Checkpoints::open(dir, self.damaged_dir(), label, key.clone(), Box::new(warn))
+    }
+
+    /// The step after which an unfinished stage would go on: that of its newest checkpoint. None when it would begin anew.
+    pub fn newest_step(&self, stage: &str, key: &Key) -> Option<u64> {
+        checkpoint::newest_step(&self.work_dir(stage, key), key)
+    }
+
+    /// The rows of `table` that an unfinished stage has written so far, if any. The stage may be at work.
+    ///
+    /// # Errors
+    /// When a file of them is damaged.
+    pub fn rows_so_far(&self, stage: &str, key: &Key, table: &str) -> anyhow::Result<Option<RecordBatch>> {
+        checkpoint::rows(&self.work_dir(stage, key), key, table)
     }
 
     /// Removes the checkpoints of a stage whose artifact is committed.

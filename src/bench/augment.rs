@@ -89,7 +89,7 @@ pub(super) fn prepare(recipe: Recipe, options: &Options) -> anyhow::Result<Workl
     Ok(Workload::new(what, Some(count), move || {
         epoch += 1;
         for samples in samples.chunks(recipe.batch()) {
-            std::hint::black_box(train::augment(&images.split, &augmentations, 0, epoch, samples)?);
+            std::hint::black_box(train::augment(&images.split, &augmentations.of_training(), 0, epoch, samples)?);
         }
         Ok(())
     }))

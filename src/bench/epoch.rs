@@ -12,39 +12,58 @@ use super::{
     images::Images,
     step::{self, Network},
 };
-use crate::train::{Device, Loader};
+use crate::{
+    spec::Experiment,
+    train::{Loader, OnDevice, Trains},
+};
 
 pub(super) fn prepare(case: Case, network: Network, recipe: Recipe, options: &Options) -> anyhow::Result<Workload> {
     let experiment = network.experiment(options);
-    let (mut trainer, flops) = step::trainer(case, &experiment)?;
-    let batch = experiment.batch_size;
-    let (encoding, side, _) = recipe.images();
-    let count = options.images.unwrap_or(recipe.epoch()).max(batch);
-    let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
-    let steps_per_epoch = (count / batch) as u64;
-    let loader = Loader::start(
-        images.split.clone(),
-        &recipe.augmentations(),
-        Device::chosen(),
-        experiment.seed,
-        batch,
-        steps_per_epoch,
-        0..u64::MAX,
-    );
-    let what = format!(
-        "{count} {encoding:?} images of {side}x{side} in shards, augmented on {} threads; {}",
-        rayon::current_num_threads(),
-        network.describe(options)
-    );
-    let waited = Rc::new(Cell::new(Duration::ZERO));
-    let waiting = waited.clone();
-    let once = move || {
-        // The folder stays as long as there are repetitions.
-        let _ = &images;
-        let begun = Instant::now();
-        let batch = loader.next()?;
-        waiting.set(waiting.get() + begun.elapsed());
-        trainer.step_loaded(&batch).map(drop)
-    };
-    Ok(Workload::new(what, Some(batch), once).training(flops).waiting(waited))
+    step::on_device(case, &experiment, Epoch { case, experiment: &experiment, network, recipe, options })
+}
+
+/// A training on whichever device.
+struct Epoch<'a> {
+    case: Case,
+    experiment: &'a Experiment,
+    network: Network,
+    recipe: Recipe,
+    options: &'a Options,
+}
+
+impl OnDevice for Epoch<'_> {
+    type Output = anyhow::Result<Workload>;
+
+    fn run<B: Trains>(self, on: B) -> anyhow::Result<Workload> {
+        let Self { case, experiment, network, recipe, options } = self;
+        let (mut trainer, flops) = step::trainer(on, case, experiment)?;
+        let batch = experiment.batch_size;
+        let (encoding, side, _) = recipe.images();
+        let count = options.images.unwrap_or(recipe.epoch()).max(batch);
+        let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
+        let loader = Loader::<B>::start(
+            images.split.clone(),
+            &recipe.augmentations().of_training(),
+            experiment.seed,
+            batch,
+            (count / batch) as u64,
+            0..u64::MAX,
+        );
+        let what = format!(
+            "{count} {encoding:?} images of {side}x{side} in shards, augmented on {} threads; {}",
+            rayon::current_num_threads(),
+            network.describe(options)
+        );
+        let waited = Rc::new(Cell::new(Duration::ZERO));
+        let waiting = waited.clone();
+        let once = move || {
+            // The folder stays as long as there are repetitions.
+            let _ = &images;
+            let begun = Instant::now();
+            let batch = loader.next()?;
+            waiting.set(waiting.get() + begun.elapsed());
+            trainer.step(&trainer.on().load(batch)?).map(drop)
+        };
+        Ok(Workload::new(what, Some(batch), once).training(flops).waiting(waited))
+    }
 }

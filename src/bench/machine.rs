@@ -38,16 +38,8 @@ pub struct GpuUse {
 impl GpuUse {
     /// The process's device, once something has run there; None on the CPU.
     pub fn here() -> Option<Self> {
-        match Device::chosen() {
-            Device::Cpu => None,
-            #[cfg(feature = "cuda")]
-            Device::Cuda(index) => {
-                let found = crate::ops::cuda::nvidia::devices().ok()?.into_iter().nth(index)?;
-                Some(GpuUse { name: found.name, memory_mb: crate::ops::cuda::nvidia::memory_in_use()? as f64 / 1e6 })
-            }
-            #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => None,
-        }
+        let (name, bytes) = Device::chosen().in_use()?;
+        Some(GpuUse { name, memory_mb: bytes as f64 / 1e6 })
     }
 }
 

@@ -2,7 +2,10 @@
 
 use super::{Options, Workload, rows::normal};
 use crate::{
-    ops::{normalize::normalize_rows, topk::Bank},
+    ops::{
+        normalize::normalize_rows,
+        topk::{Bank, cuda::BankGpu},
+    },
     train::Device,
 };
 
@@ -25,37 +28,19 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
     let (queries, bank) = (unit(count, 0), unit(length, 1));
     let products = options.precision.products();
     let what = format!("the {k} nearest of {length} rows to each of {count} queries, width {DIM}");
-    match Device::chosen() {
-        Device::Cpu => {
-            let bank = Bank::new(bank, DIM, products);
-            Ok(Workload::new(what, None, move || {
-                std::hint::black_box(bank.top_k(&queries, k, |_, _| false));
-                Ok(())
-            }))
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(index) => on_gpu(index, &queries, &bank, k, what),
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => unreachable!("no feature, no device"),
-    }
-}
-
-/// Queries and rows lie on the device; what is found is read, which waits for it.
-#[cfg(feature = "cuda")]
-fn on_gpu(index: usize, queries: &[f32], bank: &[f32], k: usize, what: String) -> anyhow::Result<Workload> {
-    use crate::ops::{
-        cuda::{backend, nvidia},
-        topk::cuda::BankGpu,
+    let Some(gpu) = Device::chosen().gpu()? else {
+        let bank = Bank::new(bank, DIM, products);
+        return Ok(Workload::new(what, None, move || {
+            std::hint::black_box(bank.top_k(&queries, k, |_, _| false));
+            Ok(())
+        }));
     };
-    let cuda = nvidia::open(index)?;
-    let gpu = backend::gpu(&cuda).map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
-    let (n, length) = (queries.len() / DIM, bank.len() / DIM);
+    // Queries and rows lie on the device; what is found is read, which waits for it.
     let none = vec![-1; length];
-    let bank = BankGpu::new(&gpu, DIM, bank, &vec![1.0; length], [&none; 3])?;
-    let queries = gpu.upload(queries)?;
+    let bank = BankGpu::new(&gpu, DIM, &bank, &vec![1.0; length], [&none; 3])?;
+    let queries = gpu.upload(&queries)?;
     Ok(Workload::new(what, None, move || {
-        let _ = &cuda; // the device stays open
-        std::hint::black_box(bank.search(queries.view(), n, k, None)?.read()?);
+        std::hint::black_box(bank.search(queries.view(), count, k, None)?.read()?);
         Ok(())
     }))
 }

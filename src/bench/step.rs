@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Case, Options, Unfit, Workload};
 use crate::{
     spec::Experiment,
-    train::{AnyTrainer, Batch, Crop, Device},
+    train::{Batch, Crop, Device, Loaded, OnDevice, Trainer, Trains},
 };
 
 /// Optimiser's steps in an epoch, and images, of a made-up data set: what the schedules are laid out for.
@@ -93,28 +93,57 @@ impl Network {
     }
 }
 
-/// A trainer on the process's device, and what its steps cost: floating-point operations of the model per image.
+/// A trainer on a device, and what its steps cost: floating-point operations of the model per image.
 ///
 /// # Errors
-/// [`Unfit`] when it cannot train in this precision or there.
-pub(super) fn trainer(case: Case, experiment: &Experiment) -> Result<(AnyTrainer, u64), Unfit> {
+/// [`Unfit`] when it cannot train there.
+pub(super) fn trainer<B: Trains>(on: B, case: Case, experiment: &Experiment) -> Result<(Trainer<B>, u64), Unfit> {
     let config = experiment.pretrain();
-    let trainer = AnyTrainer::new(Device::chosen(), &config, STEPS_PER_EPOCH, IMAGES)
+    let trainer = Trainer::new(on, &config, STEPS_PER_EPOCH, IMAGES)
         .map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?;
     let flops = trainer.model().flops_per_image(&config);
     Ok((trainer, flops))
 }
 
+/// Has the process's device do a case's work.
+///
+/// # Errors
+/// [`Unfit`] when it cannot compute in the precision that `experiment` asks for; otherwise what `work` gives.
+pub(super) fn on_device<T>(
+    case: Case,
+    experiment: &Experiment,
+    work: impl OnDevice<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let done = Device::chosen().run(experiment.precision, work);
+    done.map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?
+}
+
 pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow::Result<Workload> {
     let experiment = network.experiment(options);
-    let (mut trainer, flops) = trainer(case, &experiment)?;
-    let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
-    let crop = |phase: f32| {
-        let images = (0..n * size * size * 3).map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
-        Crop { images, size }
-    };
-    let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };
-    // Uploading them is not what is measured: a loader's images come to a device in another form.
-    let batch = trainer.keep(batch)?;
-    Ok(Workload::new(network.describe(options), Some(n), move || trainer.step_loaded(&batch).map(drop)).training(flops))
+    on_device(case, &experiment, Steps { case, experiment: &experiment, what: network.describe(options) })
+}
+
+/// Steps on one batch, on whichever device.
+struct Steps<'a> {
+    case: Case,
+    experiment: &'a Experiment,
+    what: String,
+}
+
+impl OnDevice for Steps<'_> {
+    type Output = anyhow::Result<Workload>;
+
+    fn run<B: Trains>(self, on: B) -> anyhow::Result<Workload> {
+        let Self { case, experiment, what } = self;
+        let (mut trainer, flops) = trainer(on, case, experiment)?;
+        let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
+        let crop = |phase: f32| {
+            let images = (0..n * size * size * 3).map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
+            Crop { images, size }
+        };
+        let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };
+        // Uploading them is not what is measured: a loader's images come to a device in another form.
+        let batch = Loaded::new(trainer.on(), batch)?;
+        Ok(Workload::new(what, Some(n), move || trainer.step(&batch).map(drop)).training(flops))
+    }
 }

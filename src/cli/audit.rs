@@ -2,10 +2,9 @@
 
 use std::{io::Write, process::ExitCode};
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::json;
 
-use super::Global;
+use super::{Global, show};
 use crate::{
     artifact::Store,
     report::{
@@ -46,8 +45,13 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
         rows.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect::<serde_json::Map<_, _>>()
     };
     let encoders = audit.encoders.iter().map(|(stage, rows)| (stage.clone(), object(rows).into()));
-    let scores = audit.scores.iter().map(|(evaluation, [trained, untrained, shuffled])| {
-        json!({ "evaluation": evaluation, "trained": trained, "untrained": untrained, "shuffled_labels": shuffled })
+    let scores = audit.scores.iter().map(|(evaluation, scores)| {
+        let gain = scores.gain.as_ref();
+        json!({
+            "evaluation": evaluation, "trained": scores.trained, "initial": scores.initial, "untrained": scores.untrained,
+            "shuffled_labels": scores.shuffled,
+            "gain": gain.map(|gain| json!({ "difference": gain.difference, "low": gain.low, "high": gain.high, "p": gain.p })),
+        })
     });
     let checks = audit.checks.iter().map(|check| json!({ "check": check.what, "problem": check.problem }));
     let image = |image: &Image| json!({ "split": image.split, "image": image.name, "class": image.class });
@@ -99,15 +103,5 @@ fn shown(image: &Image) -> String {
 }
 
 fn scores(audit: &Audit) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["top-1 in %", "trained", "untrained", "shuffled labels"]);
-    for (label, scores) in &audit.scores {
-        let cell = |score: &Option<f64>| score.map_or("-".to_owned(), |score| format!("{:.1}", 100.0 * score));
-        table.add_row([label.to_string()].into_iter().chain(scores.iter().map(cell)));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{}\n", table.trim_fmt())
+    format!("{}\n", show::scores(&audit.scores))
 }

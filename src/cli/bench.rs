@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Global, show};
 use crate::{
     bench::{self, Case, Measurement, Options, Point, Rate},
-    run::Reporter,
+    run::{Reporter, start_threads},
     train::Precision,
 };
 
@@ -128,9 +128,9 @@ fn print(json: bool, value: impl FnOnce() -> Value, table: impl FnOnce() -> Stri
 
 /// Measures a case in this process.
 fn measure(case: Case, options: &Options, steps: Option<usize>, global: &Global) -> anyhow::Result<Measurement> {
-    let threads = global.threads.unwrap_or(case.threads());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.with_context(|| format!("starting {threads} threads"))?;
+    if global.threads.is_none() {
+        start_threads(Some(case.threads()))?;
+    }
     let reporter = Reporter::new(global.verbosity());
     reporter.stages(&[case.name()]);
     reporter.stage_begins(case.name(), "measured");

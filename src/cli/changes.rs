@@ -1,12 +1,15 @@
-//! `--set` and `--sweep`: what commands that take a spec change in it.
+//! `--method`, `--set` and `--sweep`: what commands that take a spec change in it.
 
-use std::path::Path;
+use std::{io::Write, path::Path};
 
 use crate::spec::{self, Points, SpecErrors};
 
 /// Options that change a spec before it is checked.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Changes {
+    /// Use another method, e.g. `infonce`: settings that it has too are kept, the others are dropped and named
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
     /// Override a key of the spec, e.g. `method.tau=0.1`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -16,16 +19,22 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// The points of the spec at `path`: one, unless it or the command line sweeps.
+    /// The points of the spec at `path`: one, unless it or the command line sweeps. Says on stderr what a method or another variant
+    /// that was chosen does not take.
     ///
     /// # Errors
     /// Everything that is wrong with any point, at once.
     pub fn load(&self, path: &Path) -> Result<Points, SpecErrors> {
-        spec::load_points(path, &spec::Changes { set: self.set.clone(), sweep: self.sweep.clone() })
+        let points = spec::load_points(path, &self.of_spec())?;
+        for note in points.notes() {
+            // A closed stderr is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "note: {note}");
+        }
+        Ok(points)
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.sweep.is_empty()
+    /// The same, for those who know no command line.
+    pub fn of_spec(&self) -> spec::Changes {
+        spec::Changes { method: self.method.clone(), set: self.set.clone(), sweep: self.sweep.clone() }
     }
 }

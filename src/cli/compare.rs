@@ -12,7 +12,6 @@ use super::{Global, changes::Changes};
 use crate::{
     artifact::Store,
     report::{self, Comparison, Format, Runs, group},
-    spec,
 };
 
 /// Compare runs: what differs between their specs, and their scores
@@ -61,16 +60,26 @@ impl Args {
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let path = args.out.clone().unwrap_or_else(|| global.runs.join("results/comparison.parquet"));
     let comparison = compare(&global.runs, &args)?;
-    report::file::replace(&path, &report::parquet::render(&comparison)?)?;
     std::io::stdout().write_all(args.format().render(&comparison)?.as_bytes())?;
-    writeln!(std::io::stderr(), "comparison written to {}", path.display())?;
+    let mut stderr = std::io::stderr();
+    match report::file::replace(&path, &report::parquet::render(&comparison)?) {
+        Ok(()) => writeln!(stderr, "comparison written to {}", path.display())?,
+        // Nobody asked for the file: runs in a folder that can only be read are compared all the same.
+        Err(error) if args.out.is_none() => {
+            writeln!(
+                stderr,
+                "note: the comparison is not kept as Parquet: {error:#}; `--out FILE` writes it elsewhere"
+            )?;
+        }
+        Err(error) => return Err(error),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
-    let changes = spec::Changes { set: args.changes.set.clone(), sweep: args.changes.sweep.clone() };
+    let changes = args.changes.of_spec();
     let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
-    ensure!(has_spec || args.changes.is_empty(), "--set and --sweep change a spec, and none is given by its path");
+    ensure!(has_spec || changes.is_empty(), "--method, --set and --sweep change a spec, and none is given by its path");
     let known = Runs::new(root);
     let mut runs = Vec::new();
     for argument in &args.runs_or_specs {
@@ -93,6 +102,9 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
         }
     };
     let mut comparison = Comparison::of(&groups);
-    comparison.add_differences(&Store::open(root), &groups, baseline)?;
+    let store = Store::open(root);
+    comparison.look_at_artifacts(&store, &groups);
+    comparison.add_gains(&store, &groups)?;
+    comparison.add_differences(&store, &groups, baseline)?;
     Ok(comparison)
 }

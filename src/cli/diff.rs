@@ -67,6 +67,7 @@ fn side(runs: &Runs, argument: &str) -> anyhow::Result<Run> {
         stages: Vec::new(),
         metrics: Default::default(),
         notes: Vec::new(),
+        unfinished: None,
     };
     Ok(Run { record, spec })
 }

@@ -118,6 +118,8 @@ impl Told {
                 "key": stage.key.as_ref().map(|key| key.as_str()),
                 "status": status,
                 "damaged": damaged,
+                "resumes_after": stage.resumes_after,
+                "kept": stage.kept,
                 "waits_for": stage.waits_for.iter().map(|input| input.name()).collect::<Vec<_>>(),
                 "compared_with": stage.compared.as_ref().map(|manifest| manifest.key.as_str()),
                 "differences": stage.differences.iter().map(difference).collect::<Vec<_>>(),
@@ -166,6 +168,12 @@ impl Told {
                 return format!("runs after {}, unless {subject} to the same content", list(&stage.waits_for));
             }
         };
+        if let Some(kept) = &stage.kept {
+            text += &format!("; {kept}");
+        }
+        if let Some(step) = stage.resumes_after {
+            text += &format!("; goes on after step {step}");
+        }
         match (&stage.compared, &self.against) {
             (None, None) => text += "; no artifact yet",
             (None, Some(run)) => text += &format!("; {run} has no such artifact any more"),

@@ -8,13 +8,14 @@ use super::{
 };
 use crate::{
     artifact::{Cleaning, Item, Keep, Listed, Store},
-    report::Runs,
+    report::{FindError, Runs},
 };
 
 /// List what no kept run needs; with --yes, remove it
 ///
 /// Every finished run is kept unless --keep names those to keep. Artifacts that a kept run shares with others stay, and so does
-/// everything that a run at work counts on. Checkpoints of unfinished runs belong to no finished run: they are listed, and go.
+/// everything that a run at work counts on. Runs that ended without results are listed with their checkpoints, and go, unless
+/// --keep names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Runs to keep, all others go: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
@@ -43,7 +44,13 @@ fn days(text: &str) -> Result<Duration, String> {
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let known = Runs::new(&global.runs);
-    let find = |run: &String| Ok(known.find(run)?.record.run);
+    let find = |run: &String| match known.find(run) {
+        Ok(run) => Ok(run.record.run),
+        Err(error) => match error.downcast_ref() {
+            Some(FindError::Unfinished { run, .. }) => Ok(run.clone()),
+            _ => Err(error),
+        },
+    };
     let runs = args.keep.iter().map(find).collect::<anyhow::Result<BTreeSet<_>>>()?;
     let keep = Keep { runs: (!runs.is_empty()).then_some(runs), younger_than: args.older_than };
     let store = Store::open(&global.runs);
@@ -60,6 +67,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 fn describe(item: &Item) -> (&'static str, String) {
     match item {
         Item::Run(run) => ("run", run.clone()),
+        Item::Attempt(run) => ("attempt", run.clone()),
         Item::Artifact(stage, key) => ("artifact", format!("{stage} {}", key.short())),
         Item::Checkpoints(stage, key) => ("checkpoints", format!("{stage} {}", key.short())),
         Item::Unfinished(stage, key) => ("unfinished", format!("{stage} {}", key.short())),

@@ -31,7 +31,11 @@ use clap::Parser;
 
 pub use failure::report;
 
-use crate::{ops::simd, run::Verbosity, train::Device};
+use crate::{
+    ops::simd,
+    run::{Verbosity, start_threads},
+    train::Device,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -89,7 +93,7 @@ pub enum Command {
     Run(run::Args),
     /// Show which stages of a spec are cached, and why the others have to run
     Plan(plan::Args),
-    /// List finished runs
+    /// List runs with their scores; also those at work, and those that ended without results
     Runs(runs::Args),
     /// Check specs; print every error at once
     Validate(validate::Args),
@@ -133,6 +137,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if !matches!(command, Command::Doctor(_)) {
         global.device.choose()?;
     }
+    start_threads(global.threads)?;
     match command {
         Command::Run(args) => run::run(args, &global),
         Command::Plan(args) => plan::run(args, &global),

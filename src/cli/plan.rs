@@ -98,6 +98,8 @@ fn stages_json(stages: &[Planned]) -> Value {
             "key": planned.key.as_ref().map(|key| key.as_str()),
             "status": status(planned),
             "reason": planned.reason(),
+            "resumes_after": planned.resumes_after,
+            "kept": planned.kept,
         })
     };
     stages.iter().map(stage).collect()
@@ -115,7 +117,8 @@ fn to_json(plans: &[Plan]) -> Value {
 fn lines(stages: &[Planned]) -> String {
     let line = |planned: &Planned| {
         let key = planned.key.as_ref().map_or("-", |key| key.short());
-        format!("{:<18} {:<8} {key:<9} {}\n", planned.stage.name(), status(planned), planned.reason())
+        let resumes = planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"));
+        format!("{:<18} {:<8} {key:<9} {}{resumes}\n", planned.stage.name(), status(planned), planned.reason())
     };
     stages.iter().map(line).collect()
 }

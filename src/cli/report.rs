@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use super::Global;
+use super::{Global, show};
 use crate::{
     artifact::Store,
     report::{self, Runs},
@@ -12,7 +12,7 @@ use crate::{
 ///
 /// One self-contained file that opens in any browser, without a network: curves, scores, a map of the embeddings, the
 /// augmentations, and each image's neighbours early and late in training. Several runs become one page with their
-/// differences, scores and curves over each other.
+/// differences, scores and curves over each other. A run without results has its curves so far.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
@@ -25,20 +25,19 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    if let Some(threads) = global.threads {
-        // Fails when there is a pool already, which then does as well.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
-    let known = Runs::new(&global.runs);
+    let known = Runs::with_unfinished(&global.runs);
     let runs = args.runs_or_specs.iter().map(|argument| known.find(argument));
     let runs = runs.collect::<anyhow::Result<Vec<_>>>()?;
-    let results = global.runs.join("results");
+    let store = Store::open(&global.runs);
+    for run in &runs {
+        show::note_unfinished(&store, &run.record)?;
+    }
     let one = runs.iter().all(|run| run.record.run == runs[0].record.run);
     let path = args.output.unwrap_or_else(|| match one {
-        true => results.join(&runs[0].record.run).join("report.html"),
-        false => results.join("comparison.html"),
+        true => runs[0].dir(&global.runs).join("report.html"),
+        false => global.runs.join("results/comparison.html"),
     });
-    let page = report::html::render(&Store::open(&global.runs), &runs)?;
+    let page = report::html::render(&store, &runs)?;
     report::file::replace(&path, page.as_bytes())?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, sweep};
+use super::{Global, changes::Changes, show, sweep};
 use crate::{
     artifact::Store,
+    report::{Run, audit},
     run::{self, Finished, How, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::Experiment,
     stage::Interrupt,
@@ -73,7 +73,8 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
     let reporter = Arc::new(Reporter::new(verbosity));
     let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
-    print(&to_text(&stages, &outcome, &reporter.warnings()), json.then(|| to_json(&stages, &outcome)), verbosity)?;
+    let text = to_text(setting.store, &stages, &outcome, &reporter.warnings())?;
+    print(&text, json.then(|| to_json(&stages, &outcome)), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -108,12 +109,12 @@ pub fn stages_json(stages: &[StageOutcome]) -> Value {
     stages.iter().map(stage).collect()
 }
 
-fn to_text(stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> String {
-    let mut text = scores(outcome).map_or(String::new(), |table| table + "\n");
+fn to_text(store: &Store, stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> anyhow::Result<String> {
+    let mut text = scores(store, outcome)?.map_or(String::new(), |table| table + "\n");
     remarks(&outcome.record.notes, warnings).for_each(|line| text += &line);
     text += &format!("results in {}\n", outcome.dir.display());
     let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
-    text + &fact(ran, stages.len() - ran) + "\n"
+    Ok(text + &fact(ran, stages.len() - ran) + "\n")
 }
 
 /// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
@@ -132,24 +133,10 @@ fn fact(ran: usize, cached: usize) -> String {
 }
 
 /// Top-1 of both evaluations beside their controls, in percent; None when there are none.
-fn scores(outcome: &Outcome) -> Option<String> {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["top-1 in %", "trained", "untrained", "shuffled labels"]);
-    let mut any = false;
-    for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
-        let mut row = vec![label.to_owned()];
-        for suffix in ["", "_random_init", "_shuffled_labels"] {
-            let value = outcome.metrics().get(&format!("{metric}{suffix}")).copied().flatten();
-            any |= value.is_some();
-            row.push(value.map_or("-".to_owned(), |value| format!("{:.1}", 100.0 * value)));
-        }
-        table.add_row(row);
-    }
-    for column in 1..4 {
-        table.column_mut(column)?.set_cell_alignment(CellAlignment::Right);
-    }
-    any.then(|| table.to_string())
+fn scores(store: &Store, outcome: &Outcome) -> anyhow::Result<Option<String>> {
+    let run = Run { record: outcome.record.clone(), spec: Value::Null };
+    let rows = audit::scores(store, &run)?;
+    Ok((!rows.is_empty()).then(|| show::scores(&rows)))
 }
 
 #[cfg(test)]
@@ -162,7 +149,15 @@ mod tests {
     fn outcome(metrics: &[(&str, f64)]) -> Outcome {
         let metrics: BTreeMap<_, _> = metrics.iter().map(|(name, value)| (name.to_string(), Some(*value))).collect();
         let (run, name) = ("quick-01234567".to_owned(), "quick".to_owned());
-        let record = RunRecord { run, name, created: 0, stages: vec![], metrics, notes: vec!["knn: no labels".into()] };
+        let record = RunRecord {
+            run,
+            name,
+            created: 0,
+            stages: vec![],
+            metrics,
+            notes: vec!["knn: no labels".into()],
+            unfinished: None,
+        };
         Outcome { record, dir: "runs/results/quick-01234567".into() }
     }
 
@@ -181,8 +176,9 @@ warning: careful
 results in runs/results/quick-01234567
 nothing to do: 0 stages cached
 ";
-        assert_eq!(to_text(&[], &scored, &["careful".into()]), expected);
-        assert_eq!(scores(&outcome(&[("train/images_per_second", 3.0)])), None);
+        let store = Store::open(std::path::Path::new("nowhere"));
+        assert_eq!(to_text(&store, &[], &scored, &["careful".into()]).unwrap(), expected);
+        assert_eq!(scores(&store, &outcome(&[("train/images_per_second", 3.0)])).unwrap(), None);
     }
 
     #[test]

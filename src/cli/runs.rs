@@ -1,4 +1,4 @@
-//! `snclr runs`: finished runs and their scores.
+//! `snclr runs`: all runs, their state and their scores.
 
 use std::{io::Write, process::ExitCode};
 
@@ -6,8 +6,15 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::json;
 
 use super::Global;
-use crate::artifact::RunRecord;
+use crate::{
+    artifact::{RunRecord, Store},
+    report::{self, Runs},
+};
 
+/// List runs with their scores; also those at work, and those that ended without results
+///
+/// A run without results is running, interrupted, diverged or failed. It is listed until the same spec has come to its results,
+/// or `snclr gc --yes` removes it; `snclr report` and `snclr tensorboard` show its curves.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON object
@@ -15,41 +22,72 @@ pub struct Args {
     pub json: bool,
 }
 
+/// Control: the weights that training started from, where a file gave them.
+const INITIAL: &str = "knn/top1_initial";
+
+/// Scores that are listed, and what they are called there.
+const SCORES: [(&str, &str); 4] = [
+    ("linear/top1", "linear top-1"),
+    ("knn/top1", "kNN top-1"),
+    (INITIAL, "kNN top-1 as given"),
+    ("knn/top1_random_init", "kNN top-1 untrained"),
+];
+
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let runs: Vec<_> = RunRecord::list(&global.runs)?.into_iter().map(|(_, record)| record).collect();
+    let runs = Runs::with_unfinished(&global.runs).records()?;
+    let store = Store::open(&global.runs);
     let text = match args.json {
-        true => to_json(&runs).to_string(),
-        false if runs.is_empty() => format!("no finished runs in {}", global.runs.display()),
-        false => to_text(&runs),
+        true => to_json(&store, &runs).to_string(),
+        false if runs.is_empty() => format!("no runs in {}", global.runs.display()),
+        false => to_text(&store, &runs),
     };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(runs: &[RunRecord]) -> serde_json::Value {
-    let run = |run: &RunRecord| json!({ "run": run.run, "name": run.name, "date": date(run.created), "metrics": run.metrics });
+fn to_json(store: &Store, runs: &[RunRecord]) -> serde_json::Value {
+    let run = |run: &RunRecord| {
+        let unfinished = run.unfinished.as_ref();
+        json!({
+            "run": run.run,
+            "name": run.name,
+            "date": date(run.created),
+            "state": unfinished.map_or("finished".to_owned(), |unfinished| unfinished.state.to_string()),
+            "stage": unfinished.map(|unfinished| &unfinished.stage),
+            "steps": unfinished.and_then(|unfinished| report::steps(store, unfinished)),
+            "why": unfinished.and_then(|unfinished| unfinished.why.as_ref()),
+            "metrics": run.metrics,
+        })
+    };
     json!({ "runs": runs.iter().map(run).collect::<Vec<_>>() })
 }
 
-fn to_text(runs: &[RunRecord]) -> String {
+fn to_text(store: &Store, runs: &[RunRecord]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["run", "date (UTC)", "linear top-1", "kNN top-1", "kNN top-1 untrained"]);
+    let is_given =
+        |(metric, _): &(&str, &str)| *metric != INITIAL || runs.iter().any(|run| run.metrics.contains_key(INITIAL));
+    let scores: Vec<_> = SCORES.into_iter().filter(is_given).collect();
+    table.set_header(["run", "date (UTC)", "state"].into_iter().chain(scores.iter().map(|(_, title)| *title)));
+    let mut whys = String::new();
     for run in runs {
-        let mut row = vec![run.run.clone(), date(run.created).replace('T', " ").replace('Z', "")];
-        for metric in ["linear/top1", "knn/top1", "knn/top1_random_init"] {
-            let value = run.metrics.get(metric).copied().flatten();
+        let date = date(run.created).replace('T', " ").replace('Z', "");
+        let mut row = vec![run.run.clone(), date, report::state(store, run)];
+        for (metric, _) in &scores {
+            let value = run.metrics.get(*metric).copied().flatten();
             row.push(value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value)));
         }
         table.add_row(row);
+        let why = run.unfinished.iter().filter_map(|unfinished| unfinished.why.as_ref()?.lines().next());
+        why.for_each(|why| whys += &format!("\n{}: {why}", run.run));
     }
-    for column in 2..5 {
+    for column in 3..3 + scores.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.to_string()
+    format!("{table}{whys}")
 }
 
 /// Date and time of so many seconds since 1970, in UTC, as ISO 8601.
@@ -73,6 +111,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::artifact::{Components, RunState, Unfinished};
 
     #[test]
     fn dates_are_those_of_the_calendar() {
@@ -89,14 +128,39 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_listed_with_their_scores() {
+    fn runs_are_listed_with_their_state_and_scores() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path());
         let metrics = BTreeMap::from([("knn/top1".to_owned(), Some(0.5)), ("linear/top1".to_owned(), None)]);
         let (run, name) = ("a-00000000".to_owned(), "a".to_owned());
-        let runs = [RunRecord { run, name, created: 86_400, stages: vec![], metrics, notes: vec![] }];
-        let text = to_text(&runs);
-        assert!(text.contains("│ a-00000000 ┆ 1970-01-02 00:00:00 ┆            - ┆    50.0 % ┆"), "{text}");
-        let expected = json!({"runs": [{"run": "a-00000000", "name": "a", "date": "1970-01-02T00:00:00Z",
-            "metrics": {"knn/top1": 0.5, "linear/top1": null}}]});
-        assert_eq!(to_json(&runs), expected);
+        let finished =
+            RunRecord { run, name, created: 86_400, stages: vec![], metrics, notes: vec![], unfinished: None };
+        let (stage, key) = ("pretrain".to_owned(), Components::default().key());
+        let why = Some("training diverged: the loss is NaN at step 3\n  what to try: less".to_owned());
+        let unfinished = Some(Unfinished { state: RunState::Diverged, stage, key, why: why.clone() });
+        let diverged = RunRecord {
+            run: "b-00000000".into(),
+            metrics: BTreeMap::new(),
+            unfinished: unfinished.clone(),
+            ..finished.clone()
+        };
+        let runs = [finished, diverged];
+        let expected = "\
+┌────────────┬─────────────────────┬──────────────────────┬──────────────┬───────────┬─────────────────────┐
+│ run        ┆ date (UTC)          ┆ state                ┆ linear top-1 ┆ kNN top-1 ┆ kNN top-1 untrained │
+╞════════════╪═════════════════════╪══════════════════════╪══════════════╪═══════════╪═════════════════════╡
+│ a-00000000 ┆ 1970-01-02 00:00:00 ┆ finished             ┆            - ┆    50.0 % ┆                   - │
+│ b-00000000 ┆ 1970-01-02 00:00:00 ┆ diverged at pretrain ┆            - ┆         - ┆                   - │
+└────────────┴─────────────────────┴──────────────────────┴──────────────┴───────────┴─────────────────────┘
+b-00000000: training diverged: the loss is NaN at step 3";
+        assert_eq!(to_text(&store, &runs), expected);
+        let none = serde_json::Value::Null;
+        let expected = json!({"runs": [
+            {"run": "a-00000000", "name": "a", "date": "1970-01-02T00:00:00Z", "state": "finished", "stage": none, "steps": none,
+             "why": none, "metrics": {"knn/top1": 0.5, "linear/top1": null}},
+            {"run": "b-00000000", "name": "a", "date": "1970-01-02T00:00:00Z", "state": "diverged", "stage": "pretrain",
+             "steps": none, "why": why, "metrics": {}},
+        ]});
+        assert_eq!(to_json(&store, &runs), expected);
     }
 }

@@ -1,4 +1,13 @@
-//! Sizes for people.
+//! Sizes, scores and notes for people.
+
+use std::io::Write;
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+use crate::{
+    artifact::{RunRecord, Store},
+    report::{self, audit::Scores, grid::difference},
+};
 
 /// `312 B`, `4.1 kB`, `23.0 MB`: powers of 1000, as disks are sold and `df -H` prints them.
 pub fn bytes(count: f64) -> String {
@@ -17,9 +26,65 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// Top-1 scores of evaluations beside their controls, in percent. The weights that training started from, and what was gained over
+/// them, have a column where there are any.
+pub fn scores(rows: &[(&str, Scores)]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let has_initial = rows.iter().any(|(_, scores)| scores.initial.is_some());
+    let cells = |first: String, of: [String; 5]| -> Vec<String> {
+        let [untrained, initial, trained, gain, shuffled] = of;
+        match has_initial {
+            true => vec![first, trained, gain, initial, untrained, shuffled],
+            false => vec![first, trained, untrained, shuffled],
+        }
+    };
+    let header = ["untrained", "as given", "trained", "over as given, in points", "shuffled labels"];
+    table.set_header(cells("top-1 in %".to_owned(), header.map(str::to_owned)));
+    for (label, scores) in rows {
+        let cell = |score: Option<f64>| score.map_or("-".to_owned(), |score| format!("{:.1}", 100.0 * score));
+        let gain = scores.gain.as_ref().map_or("-".to_owned(), difference);
+        let Scores { untrained, initial, trained, shuffled, .. } = *scores;
+        let row = [cell(untrained), cell(initial), cell(Some(trained)), gain, cell(shuffled)];
+        table.add_row(cells((*label).to_owned(), row));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+/// Says on stderr that a run has no results, where it has none.
+pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()> {
+    if record.unfinished.is_none() {
+        return Ok(());
+    }
+    writeln!(std::io::stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::paired::Paired;
+
+    #[test]
+    fn the_weights_that_training_started_from_have_columns_where_there_are_any() {
+        let paired = Paired { samples: 40, difference: 0.05, low: -0.025, high: 0.125, p: Some(0.5) };
+        let from_file =
+            Scores { trained: 0.75, initial: Some(0.7), untrained: Some(0.3), shuffled: None, gain: Some(paired) };
+        let expected = "\
+┌──────────────┬─────────┬─────────────────────────────┬──────────┬───────────┬─────────────────┐
+│ top-1 in %   ┆ trained ┆    over as given, in points ┆ as given ┆ untrained ┆ shuffled labels │
+╞══════════════╪═════════╪═════════════════════════════╪══════════╪═══════════╪═════════════════╡
+│ kNN          ┆    75.0 ┆ +5.00 [-2.50, 12.50], p 0.500 ┆     70.0 ┆      30.0 ┆               - │
+└──────────────┴─────────┴─────────────────────────────┴──────────┴───────────┴─────────────────┘";
+        let squeezed = |text: &str| {
+            let words: Vec<_> =
+                text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+            words.into_iter().filter(|line| line.starts_with('│')).collect::<Vec<_>>()
+        };
+        assert_eq!(squeezed(&scores(&[("kNN", from_file)])), squeezed(expected));
+    }
 
     #[test]
     fn sizes_have_the_unit_that_suits_them() {

@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use super::Global;
+use super::{Global, show};
 use crate::{
     artifact::Store,
     report::{self, Runs},
@@ -10,7 +10,7 @@ use crate::{
 
 /// Write the curves and scores of runs as TensorBoard event files
 ///
-/// Look at them with `tensorboard --logdir DIR`; MLflow and Weights & Biases read the same files.
+/// Of a run without results, the curves so far. Look at them with `tensorboard --logdir DIR`; MLflow and Weights & Biases read the same files.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
@@ -23,9 +23,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let (store, runs) = (Store::open(&global.runs), Runs::new(&global.runs));
+    let (store, runs) = (Store::open(&global.runs), Runs::with_unfinished(&global.runs));
     for argument in &args.runs_or_specs {
         let run = runs.find(argument)?;
+        show::note_unfinished(&store, &run.record)?;
         let file = format!("events.out.tfevents.{}.snclr", run.record.created);
         let path = args.output.join(&run.record.run).join(file);
         report::file::replace(&path, &report::tensorboard::render(&store, &run)?)?;

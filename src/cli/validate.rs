@@ -93,11 +93,11 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
     json!({"spec": path.display().to_string(), "valid": errors.is_none(), "errors": list})
 }
 
-/// `line` and `column` are null, and `override` is the text given to `--set` or `--sweep`, where that is at fault.
+/// `line` and `column` are null, and `override` is the text given to `--set`, `--method` or `--sweep`, where that is at fault.
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
         Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),
-        Some(Place::Set(text) | Place::Sweep(text)) => (None, None, Some(text)),
+        Some(Place::Set(text) | Place::Method(text) | Place::Sweep(text)) => (None, None, Some(text)),
         None => (None, None, None),
     };
     let file = match &error.place {

@@ -1,12 +1,10 @@
 //! Encoders: images in, features out, gradients by hand. Unaware of methods and data sets.
 //!
 //! An encoder is one coarse operation: it owns the structure, its weights and gradients live in flat buffers of the caller
-//! (see [`crate::ops::arena`]), and only features and their gradient cross into dfdx.
+//! (see [`crate::ops::arena`]), on the device that computes.
 
 mod config;
 mod cost;
-#[cfg(any(test, feature = "cuda"))]
-pub mod cuda;
 mod resnet;
 #[cfg(test)]
 mod tests;
@@ -14,7 +12,10 @@ mod vit;
 
 pub use config::*;
 
-use crate::ops::{Real, arena::Layout, buffers::Buffers, conv2d::Size, product::Products};
+use crate::{
+    backend::{Backend, Branch, Features, Learned},
+    ops::{Real, arena::Layout, conv2d::Size, product::Products},
+};
 
 /// An encoder's structure; its weights live in flat buffers that the caller owns.
 #[derive(Clone, Debug)]
@@ -24,10 +25,9 @@ pub enum Encoder {
 }
 
 /// What the backward pass needs of a forward pass.
-#[derive(Debug)]
-pub enum Saved<E> {
-    Resnet(resnet::Saved<E>),
-    Vit(vit::Saved<E>),
+pub enum Saved<B: Backend> {
+    Resnet(resnet::Saved<B>),
+    Vit(vit::Saved<B>),
 }
 
 /// A configuration that names no network.
@@ -115,71 +115,52 @@ impl Encoder {
         }
     }
 
-    /// Features [n, feature_dim] of normalised images [n, size, size, 3] in eval mode.
-    pub fn forward_eval<E: Real>(&self, params: &[E], buffers: &[E], images: &[E], n: usize, size: usize) -> Vec<E> {
-        let (size, mut memory) = (Size { n, h: size, w: size }, Buffers::default());
-        match self {
-            Encoder::Resnet(net) => net.forward_eval(params, buffers, images, size, &mut memory),
-            Encoder::Vit(net) => net.forward_eval(params, buffers, images, size, &mut memory),
-        }
-    }
-
-    /// Features in training mode (batch statistics; running statistics move), without what a backward pass would need.
-    pub fn forward_momentum<E: Real>(
+    /// Features [n, feature_dim] of normalised images [n, h, w, 3] and, with `keep`, what [`Encoder::backward`] needs. The
+    /// branch's statistics say whether this is training or evaluation.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward<B: Backend>(
         &self,
-        params: &[E],
-        buffers: &mut [E],
-        images: &[E],
+        on: &B,
+        branch: &mut Branch<B>,
+        images: &B::Buffer,
         size: Size,
-        memory: &mut Buffers<E>,
-    ) -> Vec<E> {
-        match self {
-            Encoder::Resnet(net) => net.forward_momentum(params, buffers, images, size, memory),
-            Encoder::Vit(net) => net.forward_eval(params, buffers, images, size, memory),
-        }
-    }
-
-    /// Features in training mode and what [`Encoder::backward`] needs.
-    pub fn forward_train<E: Real>(
-        &self,
-        params: &[E],
-        buffers: &mut [E],
-        images: &[E],
-        size: Size,
-        memory: &mut Buffers<E>,
-    ) -> (Vec<E>, Saved<E>) {
+        keep: bool,
+    ) -> Features<B, Saved<B>> {
         match self {
             Encoder::Resnet(net) => {
-                let (features, saved) = net.forward_train(params, buffers, images, size, memory);
-                (features, Saved::Resnet(saved))
+                let (features, saved) = net.forward(on, branch, images, size, keep)?;
+                Ok((features, saved.map(Saved::Resnet)))
             }
             Encoder::Vit(net) => {
-                let (features, saved) = net.forward_train(params, buffers, images, size, memory);
-                (features, Saved::Vit(saved))
+                let (params, buffers) = (branch.params, branch.statistics.all());
+                let (features, saved) = net.forward(on, params, buffers, images, size, keep)?;
+                Ok((features, saved.map(Saved::Vit)))
             }
         }
     }
 
-    /// Adds to `gradients` (laid out like the parameters) those of one forward pass, from its features' gradient.
+    /// Adds to the gradients those of one forward pass of `images`, from its features' gradient.
+    ///
+    /// # Errors
+    /// When the device fails.
     ///
     /// # Panics
     /// When `saved` is of another kind of network.
-    pub fn backward<E: Real>(
+    pub fn backward<B: Backend>(
         &self,
-        params: &[E],
-        images: &[E],
-        saved: Saved<E>,
-        g_features: &[E],
-        gradients: &mut [E],
-        memory: &mut Buffers<E>,
-    ) {
+        on: &B,
+        learned: &mut Learned<B>,
+        images: &B::Buffer,
+        saved: Saved<B>,
+        g_features: &B::Buffer,
+    ) -> Result<(), B::Error> {
         match (self, saved) {
             (Encoder::Resnet(net), Saved::Resnet(saved)) => {
-                net.backward(params, images, saved, g_features, gradients, memory, resnet::ImageGradient::Skip);
+                net.backward(on, learned, images, saved, g_features, false).map(drop)
             }
-            (Encoder::Vit(net), Saved::Vit(saved)) => {
-                net.backward(params, images, saved, g_features, gradients, memory);
-            }
+            (Encoder::Vit(net), Saved::Vit(saved)) => net.backward(on, learned, images, saved, g_features),
             (Encoder::Resnet(_), Saved::Vit(_)) | (Encoder::Vit(_), Saved::Resnet(_)) => {
                 panic!("saved by another kind of network")
             }

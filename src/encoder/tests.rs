@@ -1,7 +1,10 @@
 //! What holds for every encoder.
 
 use super::*;
-use crate::ops::parts::parts;
+use crate::{
+    backend::{Host, Memory, Statistics},
+    ops::parts::parts,
+};
 
 fn encoders() -> Vec<Encoder> {
     let specs = [
@@ -27,7 +30,13 @@ fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
         let images = ramp(n * size * size * 3, 0.713);
         for products in [Products::Full, Products::Bf16] {
             let encoder = encoder.clone().with_products(products);
-            let features = |images: &[f32], n: usize| encoder.forward_eval(&params, &buffers, images, n, size);
+            let (on, buffers) = (Host::default(), buffers.clone().into());
+            let features = |images: &[f32], n: usize| {
+                let mut branch = Branch { params: &params, statistics: Statistics::Running(&buffers) };
+                let images = images.to_vec().into();
+                let Ok((features, _)) = encoder.forward(&on, &mut branch, &images, Size { n, h: size, w: size }, false);
+                features.to_vec()
+            };
             let (first, second) = images.split_at(images.len() / 2);
             let halves = [features(first, n / 2), features(second, n / 2)].concat();
             assert!(features(&images, n) == halves, "{products:?} {:?}", encoder.feature_dim());
@@ -41,16 +50,20 @@ fn a_transformers_gradient_is_the_sum_of_its_halves_to_the_bit() {
     let encoder = encoders().pop().expect("the last one");
     let (n, size) = (32, Size { n: 32, h: 32, w: 32 });
     assert_eq!(parts(n), 4);
-    let (params, mut buffers) = encoder.init::<f32>(3);
+    let (params, buffers) = encoder.init::<f32>(3);
+    let (on, mut buffers) = (Host::default(), buffers.into());
     let images = ramp(n * size.h * size.w * 3, 0.713);
     let g = ramp(n * encoder.feature_dim(), 0.37);
     for products in [Products::Full, Products::Bf16] {
         let encoder = encoder.clone().with_products(products);
         let mut gradient = |images: &[f32], g: &[f32], n: usize| {
-            let (mut memory, mut gradients) = (Buffers::default(), vec![0.0f32; params.len()]);
-            let (_, saved) = encoder.forward_train(&params, &mut buffers, images, Size { n, ..size }, &mut memory);
-            encoder.backward(&params, images, saved, g, &mut gradients, &mut memory);
-            gradients
+            let (images, g) = (images.to_vec().into(), g.to_vec().into());
+            let mut branch = Branch { params: &params, statistics: Statistics::Batch(&mut buffers) };
+            let Ok((_, saved)) = encoder.forward(&on, &mut branch, &images, Size { n, ..size }, true);
+            let Ok(mut gradients) = on.zeros(params.len());
+            let mut learned = Learned { params: &params, gradients: &mut gradients };
+            let Ok(()) = encoder.backward(&on, &mut learned, &images, saved.expect("kept"), &g);
+            gradients.to_vec()
         };
         let whole = gradient(&images, &g, n);
         let ((x1, x2), (g1, g2)) = (images.split_at(images.len() / 2), g.split_at(g.len() / 2));

@@ -7,26 +7,25 @@ use anyhow::Context;
 use dfdx::prelude::*;
 
 use super::{InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error, views::each_view_predicted};
-use crate::ops::{
-    Real,
-    backend::Backend,
-    contrast::{Pairs, contrast},
-    later::Later,
-    normalize::normalize,
-    over_batch::batch_mean,
-    seam::{Matrix, Traced, TracedScalar, traced},
+use crate::{
+    backend::{Backend, RowsOf},
+    ops::{
+        Real,
+        contrast::{Pairs, contrast},
+        later::Later,
+        normalize::normalize,
+        over_batch::batch_mean,
+        tensor::{Rows, TensorDevice, Traced, TracedScalar},
+    },
 };
 
 /// One training step of InfoNCE, symmetrised; small crops predict both full views.
 ///
 /// # Errors
 /// When the device fails.
-pub fn step<E: Real, D: Backend<E>>(config: &InfonceConfig, input: &StepInput<E, D>) -> anyhow::Result<StepOutput<E, D>>
-where
-    D::Err: Send + Sync,
-{
+pub fn step<B: Backend>(config: &InfonceConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let momentum = input.momentum.as_ref().context("InfoNCE needs a momentum branch")?;
-    let unit = |k: &Matrix<E, D>| normalize(k.clone()).map_err(device_error);
+    let unit = |k: &RowsOf<B>| normalize(k.clone()).map_err(device_error);
     let targets = [unit(&momentum[0])?, unit(&momentum[1])?];
     let loss = each_view_predicted(input.z.len(), |source, target| {
         direction(config, input.z[source].clone(), targets[target].clone())
@@ -36,12 +35,12 @@ where
 }
 
 /// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
-fn direction<E: Real, D: Backend<E>>(
+fn direction<E: Real, D: TensorDevice<E>>(
     config: &InfonceConfig,
-    z: Matrix<E, D>,
-    k: Matrix<E, D>,
+    z: Rows<E, D>,
+    k: Rows<E, D>,
 ) -> Result<TracedScalar<E, D>, D::Err> {
-    let (all, own) = contrast(normalize(traced(z))?, k, Pairs::grouped(1), config.tau)?;
+    let (all, own) = contrast(normalize(z.traced())?, k, Pairs::grouped(1), config.tau)?;
     let n = all.shape().0;
     let own = own.try_reshape_like(&(n,))?;
     batch_mean(all.try_sub(own)?)?.try_mul(E::of(config.loss_scale))
@@ -51,27 +50,22 @@ fn direction<E: Real, D: Backend<E>>(
 ///
 /// # Errors
 /// When the device fails.
-pub fn simclr_step<E: Real, D: Backend<E>>(
-    config: &SimclrConfig,
-    input: &StepInput<E, D>,
-) -> anyhow::Result<StepOutput<E, D>>
-where
-    D::Err: Send + Sync,
-{
+pub fn simclr_step<B: Backend>(config: &SimclrConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let loss = simclr_loss(config, input.z[0].clone(), input.z[1].clone()).map_err(device_error)?;
     Ok(StepOutput { loss, positives: Later::now(Positives::own_view(input.samples.len())) })
 }
 
-fn simclr_loss<E: Real, D: Backend<E>>(
+fn simclr_loss<E: Real, D: TensorDevice<E>>(
     config: &SimclrConfig,
-    z1: Matrix<E, D>,
-    z2: Matrix<E, D>,
+    z1: Rows<E, D>,
+    z2: Rows<E, D>,
 ) -> Result<TracedScalar<E, D>, D::Err> {
-    let (n, dim) = *z1.shape();
+    let (n, dim) = z1.shape();
     let rows = 2 * n;
-    let both = (traced(z1), traced(z2)).try_concat_along(Axis::<0>)?.try_reshape_like(&(rows, dim))?;
-    let (both, tape) = normalize(both)?.split_tape();
-    let (all, own) = contrast(both.clone().put_tape(tape), traced(both), Pairs::of_views(n), config.tau)?;
+    let both = (z1.traced().into_tensor(), z2.traced().into_tensor()).try_concat_along(Axis::<0>)?;
+    let (both, tape) = both.try_reshape_like(&(rows, dim))?.split_tape();
+    let (both, tape) = normalize(Rows::of(both)?.put_tape(tape))?.split_tape();
+    let (all, own) = contrast(both.clone().put_tape(tape), both.traced(), Pairs::of_views(n), config.tau)?;
     let own = own.try_reshape_like(&(rows,))?;
     // Of an image first its two views, so that a part of the batch is whole images.
     let both: Traced<E, D> = all.try_sub(own)?.try_reshape_like(&(2, n))?;
@@ -81,10 +75,13 @@ fn simclr_loss<E: Real, D: Backend<E>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::golden::{Golden, assert_close};
+    use crate::{
+        backend::Host,
+        ops::golden::{Golden, assert_close},
+    };
 
-    fn matrix(golden: &Golden, name: &str) -> Matrix<f64, Cpu> {
-        Cpu::default().tensor_from_vec(golden.get(name), (6, 8))
+    fn rows(golden: &Golden, name: &str) -> Rows<f64, Cpu> {
+        Rows::of(Cpu::default().tensor_from_vec(golden.get(name), (6, 8))).unwrap()
     }
 
     #[test]
@@ -92,23 +89,23 @@ mod tests {
         for (case, tau) in [("loss_infonce_tau01", 0.1), ("loss_infonce_tau02", 0.2)] {
             let golden = Golden::load(case);
             let config = InfonceConfig { tau, loss_scale: 1.0, momentum: 0.99 };
-            let z = matrix(&golden, "in.z1");
-            let k = normalize(matrix(&golden, "in.y2")).unwrap();
+            let z = rows(&golden, "in.z1");
+            let k = normalize(rows(&golden, "in.y2")).unwrap();
             let loss = direction(&config, z.clone(), k).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
-            assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
+            assert_close("grad.z1", &loss.backward().get(z.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
     }
 
     #[test]
     fn simclr_agrees_with_the_reference() {
         let golden = Golden::load("loss_simclr");
-        let z = ["in.z1", "in.z2"].map(|name| matrix(&golden, name));
+        let z = ["in.z1", "in.z2"].map(|name| rows(&golden, name));
         let loss = simclr_loss(&SimclrConfig { tau: 0.2 }, z[0].clone(), z[1].clone()).unwrap();
         assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
         let gradients = loss.backward();
         for (z, name) in z.iter().zip(["grad.z1", "grad.z2"]) {
-            assert_close(name, &gradients.get(z).as_vec(), &golden.get(name), 1e-12);
+            assert_close(name, &gradients.get(z.tensor()).as_vec(), &golden.get(name), 1e-12);
         }
     }
 
@@ -116,11 +113,11 @@ mod tests {
     fn a_small_crop_predicts_both_full_views_and_counts_as_much_as_they_do() {
         let config = InfonceConfig { tau: 0.2, loss_scale: 1.0, momentum: 0.99 };
         let golden = Golden::load("loss_simclr");
-        let [z1, z2] = ["in.z1", "in.z2"].map(|name| matrix(&golden, name));
+        let [z1, z2] = ["in.z1", "in.z2"].map(|name| rows(&golden, name));
         let small = Golden::load("loss_infonce_tau01");
-        let (z3, momentum) = (matrix(&small, "in.z1"), [matrix(&small, "in.y2"), matrix(&golden, "in.z1")]);
-        let loss = |z: &[&Matrix<f64, Cpu>]| {
-            let input = StepInput {
+        let (z3, momentum) = (rows(&small, "in.z1"), [rows(&small, "in.y2"), rows(&golden, "in.z1")]);
+        let loss = |z: &[&Rows<f64, Cpu>]| {
+            let input = StepInput::<Host<f64>> {
                 step: 0,
                 epoch: 0.0,
                 y: Vec::new(),

@@ -1,53 +1,44 @@
-//! Projector and predictor: linear layers, batch norm and ReLU, on dfdx tensors.
+//! Projector and predictor: linear layers, batch norm and ReLU.
 
-use dfdx::prelude::*;
 use rand::RngExt;
 
 use super::MlpConfig;
-use crate::ops::{
-    Real,
-    arena::Layout,
-    backend::Backend,
-    batch_norm::{Running, batch_norm},
-    leaves::Leaves,
-    over_batch::add_bias,
-    random::{Purpose, stream},
-    seam::Matrix,
-    weight::layer as linear_layer,
+use crate::{
+    backend::{
+        Backend, Branch, Learned, Passed,
+        layers::{BatchNorm, Dense},
+    },
+    ops::{
+        Real,
+        arena::Layout,
+        random::{Purpose, stream},
+    },
 };
 
-/// A multi-layer perceptron; numbers are entries of the layouts of parameters and of buffers.
+/// A multi-layer perceptron.
 #[derive(Clone, Debug)]
 pub struct Mlp {
-    layers: Vec<Layer>,
+    /// Each layer with the number of its weight among the parameters.
+    layers: Vec<(usize, Dense)>,
 }
 
-#[derive(Clone, Debug)]
-struct Layer {
-    weight: usize,
-    bias: Option<usize>,
-    norm: Option<Norm>,
-    relu: bool,
-}
-
-/// Batch norm behind a linear layer.
-#[derive(Clone, Debug)]
-struct Norm {
-    weight_bias: Option<(usize, usize)>,
-    running_mean: usize,
-    running_var: usize,
-}
+/// What the backward pass needs of a forward pass: each layer's input, and what it kept.
+pub struct SavedMlp<B: Backend>(Vec<(B::Buffer, B::KeptDense)>);
 
 impl Mlp {
     /// Lays out the tensors behind `prefix`, numbered as in torch's `Sequential`.
     pub fn new(prefix: &str, input: usize, config: &MlpConfig, params: &mut Layout, buffers: &mut Layout) -> Self {
+        let place = |layout: &mut Layout, name: String, shape: &[usize]| {
+            let entry = layout.push(name, shape);
+            layout.entries[entry].range()
+        };
         let mut layers = Vec::new();
         let (mut index, mut width) = (0, input);
         for i in 0..config.layers {
             let last = i + 1 == config.layers;
             let output = if last { config.output } else { config.hidden };
-            let weight = params.push(format!("{prefix}{index}.weight"), &[output, width]);
-            let bias = config.bias.then(|| params.push(format!("{prefix}{index}.bias"), &[output]));
+            let entry = params.push(format!("{prefix}{index}.weight"), &[output, width]);
+            let bias = config.bias.then(|| place(params, format!("{prefix}{index}.bias"), &[output]));
             let (has_norm, affine) = match last {
                 false => (config.hidden_batch_norm, true),
                 true => (config.last_batch_norm, config.last_affine),
@@ -55,64 +46,82 @@ impl Mlp {
             let norm = has_norm.then(|| {
                 index += 1;
                 let name = format!("{prefix}{index}");
-                let weight_bias = affine.then(|| {
-                    (params.push(format!("{name}.weight"), &[output]), params.push(format!("{name}.bias"), &[output]))
-                });
-                let running_mean = buffers.push(format!("{name}.running_mean"), &[output]);
-                let running_var = buffers.push(format!("{name}.running_var"), &[output]);
-                Norm { weight_bias, running_mean, running_var }
+                let affine =
+                    affine.then(|| ["weight", "bias"].map(|part| place(params, format!("{name}.{part}"), &[output])));
+                let running = ["mean", "var"].map(|part| place(buffers, format!("{name}.running_{part}"), &[output]));
+                BatchNorm { affine, running }
             });
-            layers.push(Layer { weight, bias, norm, relu: !last });
+            let weight = params.entries[entry].range();
+            layers.push((entry, Dense { input: width, output, weight, bias, norm, relu: !last }));
             index += 2;
             width = output;
         }
         Self { layers }
     }
 
+    /// Elements of a row of the output.
+    pub fn output(&self) -> usize {
+        self.layers.last().expect("there are layers").1.output
+    }
+
     /// Multiply-adds of one row; norms are left out.
-    pub fn multiply_adds(&self, layout: &Layout) -> u64 {
-        self.layers.iter().map(|layer| layout.entries[layer.weight].len() as u64).sum()
+    pub fn multiply_adds(&self) -> u64 {
+        self.layers.iter().map(|(_, layer)| layer.weight.len() as u64).sum()
     }
 
     /// Initial values: linear layers uniform in +-1/sqrt(inputs) (torch's default), biases zero, batch norm at the identity.
-    pub fn init<E: Real>(&self, seed: u64, layouts: (&Layout, &Layout), params: &mut [E], buffers: &mut [E]) {
-        for layer in &self.layers {
-            init_linear(seed, layouts.0, layer.weight, params);
+    pub fn init<E: Real>(&self, seed: u64, layout: &Layout, params: &mut [E], buffers: &mut [E]) {
+        for (entry, layer) in &self.layers {
+            init_linear(seed, layout, *entry, params);
             if let Some(norm) = &layer.norm {
-                if let Some((weight, _)) = norm.weight_bias {
-                    params[layouts.0.entries[weight].range()].fill(E::one());
+                if let Some([weight, _]) = &norm.affine {
+                    params[weight.clone()].fill(E::one());
                 }
-                buffers[layouts.1.entries[norm.running_var].range()].fill(E::one());
+                let [_, var] = &norm.running;
+                buffers[var.clone()].fill(E::one());
             }
         }
     }
 
-    /// Output [n, output] of x [n, input] in training mode; running statistics move.
+    /// Output [n, output] of x [n, input] in training mode, and what the backward pass needs; running statistics move.
     ///
     /// # Errors
-    /// The device's, when memory runs out.
-    pub fn forward<E: Real, D: Backend<E>, T: Tape<E, D> + Merge<T>>(
+    /// When the device fails.
+    pub fn forward<B: Backend>(
         &self,
-        mut x: Matrix<E, D, T>,
-        leaves: &Leaves<E, D>,
-        layout: &Layout,
-        buffers: &mut D::Running,
-    ) -> Result<Matrix<E, D, T>, D::Err> {
-        for layer in &self.layers {
-            x = linear_layer(x, leaves.weight(layer.weight))?;
-            if let Some(bias) = layer.bias {
-                x = add_bias(x, leaves.vector(bias).put_tape(T::default()))?;
-            }
-            if let Some(norm) = &layer.norm {
-                let weight_bias = norm.weight_bias.map(|(w, b)| (leaves.vector(w), leaves.vector(b)));
-                let [mean, var] = [norm.running_mean, norm.running_var].map(|i| layout.entries[i].range());
-                x = batch_norm(x, weight_bias, Running { all: &mut *buffers, mean, var })?;
-            }
-            if layer.relu {
-                x = x.try_relu()?;
-            }
+        on: &B,
+        branch: &mut Branch<B>,
+        mut x: B::Buffer,
+    ) -> Result<(B::Buffer, SavedMlp<B>), B::Error> {
+        let mut saved = Vec::new();
+        for (_, layer) in &self.layers {
+            let (y, kept) = on.dense(layer, branch, &x)?;
+            saved.push((std::mem::replace(&mut x, y), kept));
         }
-        Ok(x)
+        Ok((x, SavedMlp(saved)))
+    }
+
+    /// The gradient of x from that of the output, added to `onto` where there is one. Adds to the gradients of the parameters.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn backward<B: Backend>(
+        &self,
+        on: &B,
+        learned: &mut Learned<B>,
+        saved: SavedMlp<B>,
+        mut g: B::Buffer,
+        mut onto: Option<B::Buffer>,
+    ) -> Result<B::Buffer, B::Error> {
+        let mut output = None;
+        for (i, ((_, layer), (x, kept))) in self.layers.iter().zip(saved.0).enumerate().rev() {
+            let onto = if i == 0 { onto.take() } else { None };
+            let passed = Passed { x: &x, kept, output: output.as_ref() };
+            g = on.dense_backward(layer, learned, passed, g, onto)?;
+            // A layer's input is the output of the one before, which ends with a ReLU.
+            output = Some(x);
+        }
+        Ok(g)
     }
 }
 
@@ -126,35 +135,66 @@ pub fn init_linear<E: Real>(seed: u64, layout: &Layout, entry: usize, params: &m
 
 #[cfg(test)]
 mod tests {
+    use dfdx::prelude::Cpu;
+
     use super::*;
-    use crate::ops::golden::{Golden, assert_close};
+    use crate::{
+        backend::{Gpu, Host, Statistics},
+        ops::{
+            conv2d::cuda::Math,
+            cuda::testing::on_every_gpu,
+            golden::{Golden, assert_close, tolerance},
+        },
+    };
+
+    /// What a step gives: output, statistics, and gradients of parameters and of the input.
+    fn step<B: Backend>(
+        on: &B,
+        mlp: &Mlp,
+        [params, buffers]: [&[B::Real]; 2],
+        [x, cot]: [&[B::Real]; 2],
+    ) -> [Vec<B::Real>; 4] {
+        let mut statistics = on.buffer(buffers.to_vec()).unwrap();
+        let (len, params) = (params.len(), on.params(params.to_vec(), 0).unwrap());
+        let mut branch = Branch { params: &params, statistics: Statistics::Batch(&mut statistics) };
+        let (y, saved) = mlp.forward(on, &mut branch, on.buffer(x.to_vec()).unwrap()).unwrap();
+        let mut gradients = on.zeros(len).unwrap();
+        let mut learned = Learned { params: &params, gradients: &mut gradients };
+        let g = on.buffer(cot.to_vec()).unwrap();
+        // The gradient of x is added to what there is.
+        let onto = on.buffer(vec![B::Real::of(1.0); x.len()]).unwrap();
+        let gx = mlp.backward(on, &mut learned, saved, g, Some(onto)).unwrap();
+        let mut gx = on.read(&gx).unwrap();
+        gx.iter_mut().for_each(|g| *g -= B::Real::of(1.0));
+        [on.read(&y).unwrap(), on.read(&statistics).unwrap(), on.read(&gradients).unwrap(), gx]
+    }
+
+    fn reference<B: Backend>(on: &B, f32_tolerance: f64) -> [Vec<B::Real>; 4] {
+        let (golden, state) = (Golden::load("projector_mlp"), Golden::load("projector_mlp_state"));
+        let (mut params, mut buffers) = (Layout::default(), Layout::default());
+        let mlp = Mlp::new("", 12, &MlpConfig::of_sizes(3, 16, 8), &mut params, &mut buffers);
+        let load = |layout: &Layout| layout.entries.iter().flat_map(|e| state.get(&e.name)).collect::<Vec<B::Real>>();
+        let values = [&load(&params)[..], &load(&buffers)];
+        let found = step(on, &mlp, values, [&golden.get("in.x"), &golden.get("in.cot")]);
+        let close = |what: &str, actual: &[B::Real], expected: &[B::Real]| {
+            assert_close(what, actual, expected, tolerance::<B::Real>(f32_tolerance));
+        };
+        close("y", &found[0], &golden.get("out.y"));
+        for entry in &buffers.entries {
+            close(&entry.name, &found[1][entry.range()], &golden.get(&format!("after.{}", entry.name)));
+        }
+        for entry in &params.entries {
+            close(&entry.name, &found[2][entry.range()], &golden.get(&format!("grad.{}", entry.name)));
+        }
+        close("grad.x", &found[3], &golden.get("grad.x"));
+        found
+    }
 
     #[test]
     fn agrees_with_the_reference() {
-        let (golden, state) = (Golden::load("projector_mlp"), Golden::load("projector_mlp_state"));
-        let (mut params, mut buffers) = (Layout::default(), Layout::default());
-        let config = MlpConfig::of_sizes(3, 16, 8);
-        let mlp = Mlp::new("", 12, &config, &mut params, &mut buffers);
-        let load = |layout: &Layout| layout.entries.iter().flat_map(|e| state.get::<f64>(&e.name)).collect::<Vec<_>>();
-        let (values, mut statistics) = (load(&params), load(&buffers));
-        let device = Cpu::default();
-        let (leaves, totals) = Leaves::all(&params, &values);
-        let x: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.x"), (6, 12));
-        let y = mlp.forward(x.leaky_trace(), &leaves, &buffers, &mut statistics).unwrap();
-        assert_close("y", &y.as_vec(), &golden.get("out.y"), 1e-10);
-        for entry in &buffers.entries {
-            let expected = golden.get(&format!("after.{}", entry.name));
-            assert_close(&entry.name, &statistics[entry.range()], &expected, 1e-10);
-        }
-        let cot: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.cot"), (6, 8));
-        let mut gradients = (y * cot).sum::<Rank0, _>().backward();
-        assert_close("grad.x", &gradients.get(&x).as_vec(), &golden.get("grad.x"), 1e-10);
-        leaves.add_gradients(&params, &mut gradients, &totals).unwrap();
-        let totals = totals.lock().clone();
-        for entry in &params.entries {
-            let expected = golden.get(&format!("grad.{}", entry.name));
-            assert_close(&entry.name, &totals[entry.range()], &expected, 1e-10);
-        }
+        reference(&Host::<f64>::default(), 0.0);
+        reference(&Host::<f32>::default(), 1e-4);
+        on_every_gpu(|gpu| reference(&Gpu::new(gpu.clone(), Cpu::default(), Math::F32), 1e-4));
     }
 
     #[test]
@@ -172,36 +212,46 @@ mod tests {
         assert_eq!(names(affine), ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]);
     }
 
+    /// With and without each of bias, batch norm and its affine map.
     #[test]
-    fn gradients_of_biases_agree_with_finite_differences() {
-        let (mut params, mut buffers) = (Layout::default(), Layout::default());
-        let config =
-            MlpConfig { bias: true, hidden_batch_norm: false, last_affine: true, ..MlpConfig::of_sizes(2, 5, 3) };
-        let mlp = Mlp::new("", 4, &config, &mut params, &mut buffers);
-        let (mut values, mut statistics) = (vec![0.1; params.len()], vec![0.0; buffers.len()]);
-        mlp.init(3, (&params, &buffers), &mut values, &mut statistics);
-        let device = Cpu::default();
-        let x: Vec<f64> = (0..24).map(|i| (i as f64 * 0.9).sin()).collect();
-        let mut run = |values: &[f64]| {
-            let (leaves, totals) = Leaves::all(&params, values);
-            let x: Matrix<f64, Cpu> = device.tensor_from_vec(x.clone(), (6, 4));
-            let y = mlp.forward(x.leaky_trace(), &leaves, &buffers, &mut statistics).unwrap();
-            let cot: Matrix<f64, Cpu> = device.tensor_from_vec((0..18).map(|i| (i as f64).cos()).collect(), (6, 3));
-            let loss = (y * cot).sum::<Rank0, _>();
-            let value = loss.array();
-            leaves.add_gradients(&params, &mut loss.backward(), &totals).unwrap();
-            let totals = totals.lock().clone();
-            (value, totals)
-        };
-        let (_, gradients) = run(&values);
-        for (i, gradient) in gradients.iter().enumerate() {
-            let mut at = |step: f64| {
-                let mut moved = values.clone();
-                moved[i] += step;
-                run(&moved).0
-            };
-            let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
-            assert!((gradient - difference).abs() < 1e-7, "{i}: {gradient} instead of {difference}");
+    fn gradients_of_every_kind_of_layer_agree_with_finite_differences() {
+        let usual = MlpConfig::of_sizes(2, 5, 3);
+        let biased = MlpConfig { bias: true, hidden_batch_norm: false, last_affine: true, ..usual.clone() };
+        let plain = MlpConfig { last_batch_norm: false, ..usual.clone() };
+        for config in [usual, biased, plain] {
+            let (mut params, mut buffers) = (Layout::default(), Layout::default());
+            let mlp = Mlp::new("", 4, &config, &mut params, &mut buffers);
+            let (mut values, mut statistics) = (vec![0.1; params.len()], vec![0.0; buffers.len()]);
+            mlp.init(3, &params, &mut values, &mut statistics);
+            let x: Vec<f64> = (0..24).map(|i| (i as f64 * 0.9).sin()).collect();
+            let cot: Vec<f64> = (0..18).map(|i| (i as f64).cos()).collect();
+            let run = |values: &[f64], x: &[f64]| step(&Host::default(), &mlp, [values, &statistics], [x, &cot]);
+            let loss = |y: &[f64]| y.iter().zip(&cot).map(|(y, c)| y * c).sum::<f64>();
+            let [_, _, gradients, gx] = run(&values, &x);
+            let all = [values, x].concat();
+            for (i, gradient) in [gradients, gx].concat().iter().enumerate() {
+                let at = |step: f64| {
+                    let mut moved = all.clone();
+                    moved[i] += step;
+                    let (values, x) = moved.split_at(params.len());
+                    loss(&run(values, x)[0])
+                };
+                let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
+                assert!((gradient - difference).abs() < 1e-7, "{i}: {gradient} instead of {difference}");
+            }
+
+            let narrow = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+            let (values, x) = all.split_at(params.len());
+            let expected = run(values, x);
+            let (values, statistics, x, cot) = (narrow(values), narrow(&statistics), narrow(x), narrow(&cot));
+            on_every_gpu(|gpu| {
+                let gpu = Gpu::new(gpu.clone(), Cpu::default(), Math::F32);
+                let found = step(&gpu, &mlp, [&values, &statistics], [&x, &cot]);
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_close(&format!("{config:?}"), found, &narrow(expected), 1e-4);
+                }
+                found
+            });
         }
     }
 }

@@ -11,34 +11,50 @@ mod swav;
 mod views;
 
 pub use config::*;
-pub use mlp::Mlp;
+pub use mlp::{Mlp, SavedMlp};
 pub use positives::Positives;
 pub use queue::TooFewNeighbours;
 
-use crate::ops::{
-    Real,
-    arena::Layout,
-    backend::Backend,
-    later::Later,
-    leaves::Leaves,
-    named::NamedTensor,
-    product::Products,
-    seam::{Matrix, TracedScalar},
+use std::ops::Range;
+
+use dfdx::prelude::{Gradients, OwnedTape, SplitTape, Trace};
+
+use crate::{
+    backend::{Backend, Memory},
+    ops::{
+        arena::Layout,
+        later::Later,
+        product::Products,
+        tensor::{self, Traced, TracedScalar},
+    },
 };
+use queue::Queue;
+
+/// Rows [N, D] on the losses' device.
+pub use crate::backend::RowsOf as Rows;
+
+/// The same on a tape.
+type TracedRows<B> = tensor::TracedRows<<B as Memory>::Real, <B as Memory>::Tensors>;
+/// A matrix on its tape, for operations of dfdx's.
+type TracedMatrix<B> = Traced<<B as Memory>::Real, <B as Memory>::Tensors>;
+/// A loss on its tape.
+type Loss<B> = TracedScalar<<B as Memory>::Real, <B as Memory>::Tensors>;
+/// What the losses' device may fail with.
+type TensorError<B> = <<B as Memory>::Tensors as dfdx::prelude::HasErr>::Err;
 
 /// What a method gets of one training step: N samples, D the projector's output width. Crops are the two full views, then
 /// the small ones.
-pub struct StepInput<'a, E: Real, D: Backend<E>> {
+pub struct StepInput<'a, B: Backend> {
     /// Number of the step.
     pub step: u64,
     /// Epochs before the step, with fraction.
     pub epoch: f64,
     /// Online projections y [N, D] of each crop.
-    pub y: Vec<Matrix<E, D>>,
+    pub y: Vec<Rows<B>>,
     /// Online predictions z = q(y) [N, D] of each crop; y itself where there is no predictor.
-    pub z: Vec<Matrix<E, D>>,
+    pub z: Vec<Rows<B>>,
     /// Projections [N, D] of both full views from the momentum branch, where there is one.
-    pub momentum: Option<[Matrix<E, D>; 2]>,
+    pub momentum: Option<[Rows<B>; 2]>,
     /// Index of each sample in the data set.
     pub samples: &'a [i64],
     /// Label of each sample, -1 where there is none; for diagnostics only.
@@ -48,36 +64,158 @@ pub struct StepInput<'a, E: Real, D: Backend<E>> {
 }
 
 /// What comes out of a training step.
-pub struct StepOutput<E: Real, D: Backend<E>> {
+pub struct StepOutput<B: Backend> {
     /// On a tape that leads back to the tensors y and z of the input and to the method's own parameters.
-    pub loss: TracedScalar<E, D>,
-    pub positives: Later<Positives<E>>,
+    pub loss: Loss<B>,
+    pub positives: Later<Positives<B::Real>>,
+}
+
+/// The method's own parameters as tensors, whose gradients the losses' tape gives.
+pub struct OwnParams<B: Backend> {
+    /// Number of the first among all parameters.
+    first: usize,
+    tensors: Vec<Rows<B>>,
+}
+
+impl<B: Backend> OwnParams<B> {
+    /// The entries `entries` of `params`, which have two axes.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(on: &B, layout: &Layout, params: &B::Params, entries: Range<usize>) -> anyhow::Result<Self> {
+        let first = entries.start;
+        let tensor = |entry: usize| {
+            let entry = &layout.entries[entry];
+            on.weight(params, entry.range(), (entry.shape[0], entry.shape[1]))
+        };
+        Ok(Self { first, tensors: entries.map(tensor).collect::<Result<_, _>>()? })
+    }
+
+    /// The values of a parameter.
+    fn values(&self, entry: usize) -> &Rows<B> {
+        &self.tensors[entry - self.first]
+    }
+
+    /// A parameter, traced.
+    fn get(&self, entry: usize) -> TracedRows<B> {
+        self.values(entry).clone().traced()
+    }
+
+    /// A tape that adds to their gradients in `totals`, which are those of all parameters.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn tape(&self, on: &B, layout: &Layout, totals: &B::Buffer) -> anyhow::Result<OwnedTape<B::Real, B::Tensors>> {
+        let mut gradients = Gradients::leaky();
+        for (entry, tensor) in layout.entries[self.first..].iter().zip(&self.tensors) {
+            on.begin_gradient(&mut gradients, tensor, totals, entry.range())?;
+        }
+        Ok(match self.tensors.first() {
+            Some(rows) => rows.tensor().trace(gradients).split_tape().1,
+            None => OwnedTape::default(),
+        })
+    }
+
+    /// Puts the gradients that such a tape gave back into `totals`.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn put_gradients(
+        &self,
+        on: &B,
+        layout: &Layout,
+        gradients: &mut Gradients<B::Real, B::Tensors>,
+        totals: &mut B::Buffer,
+    ) -> anyhow::Result<()> {
+        for (entry, tensor) in layout.entries[self.first..].iter().zip(&self.tensors) {
+            on.put(totals, entry.range(), &on.gradient(gradients, tensor)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<E: crate::ops::Real> OwnParams<crate::backend::Host<E>>
+where
+    dfdx::prelude::Cpu: crate::ops::tensor::CpuTensors<E>,
+{
+    /// All of `params` on the host.
+    fn all(layout: &Layout, params: &[E]) -> Self {
+        let entries = 0..layout.entries.len();
+        Self::new(&crate::backend::Host::default(), layout, &params.to_vec(), entries).unwrap()
+    }
+
+    /// Their gradients.
+    fn gradients(&self, layout: &Layout, gradients: &mut Gradients<E, dfdx::prelude::Cpu>) -> Vec<E> {
+        let mut totals = vec![E::nan(); layout.len()].into();
+        self.put_gradients(&crate::backend::Host::default(), layout, gradients, &mut totals).unwrap();
+        totals.to_vec()
+    }
 }
 
 /// A method with its state.
-#[derive(Debug)]
-pub enum Method<E> {
+pub enum Method<B: Backend> {
     Infonce(InfonceConfig),
     Simclr(SimclrConfig),
-    Nnclr(nnclr::Nnclr<E>),
-    Swav(swav::Swav<E>),
-    Snclr(snclr::Snclr<E>),
+    Nnclr(nnclr::Nnclr<B>),
+    Swav(swav::Swav<B>),
+    Snclr(snclr::Snclr<B>),
 }
 
-impl<E: Real> Method<E> {
-    /// Lays out the method's own parameters behind those already in `params`; `dim` is D.
-    pub fn new(config: &MethodConfig, dim: usize, seed: u64, params: &mut Layout) -> Self {
-        match config {
+impl<B: Backend> Method<B> {
+    /// Lays out the method's own parameters behind those already in `params`; `dim` is D. Searches of queues read factors as
+    /// `products` says.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(
+        on: &B,
+        config: &MethodConfig,
+        dim: usize,
+        seed: u64,
+        products: Products,
+        params: &mut Layout,
+    ) -> Result<Self, B::Error> {
+        let queue = |name, length| Queue::new(on, name, [length, dim], seed, products);
+        Ok(match config {
             MethodConfig::Infonce(config) => Method::Infonce(config.clone()),
             MethodConfig::Simclr(config) => Method::Simclr(config.clone()),
-            MethodConfig::Nnclr(config) => Method::Nnclr(nnclr::Nnclr::new(config, dim, seed)),
-            MethodConfig::Swav(config) => Method::Swav(swav::Swav::new(config, dim, seed, params)),
-            MethodConfig::Snclr(config) => Method::Snclr(snclr::Snclr::new(config, dim, seed, params)),
+            MethodConfig::Nnclr(config) => {
+                Method::Nnclr(nnclr::Nnclr { config: config.clone(), queue: queue("queue", config.queue_length)? })
+            }
+            MethodConfig::Swav(config) => {
+                let names = if config.queue_length > 0 { &["queue1", "queue2"][..] } else { &[] };
+                let queues = names.iter().map(|name| queue(name, config.queue_length)).collect::<Result<_, _>>()?;
+                Method::Swav(swav::Swav::new(config, dim, queues, params))
+            }
+            MethodConfig::Snclr(config) => {
+                Method::Snclr(snclr::Snclr::new(config, dim, queue("queue", config.queue_length)?, params))
+            }
+        })
+    }
+
+    /// The method's queues.
+    pub fn queues(&self) -> &[Queue<B>] {
+        match self {
+            Method::Infonce(_) | Method::Simclr(_) => &[],
+            Method::Nnclr(method) => std::slice::from_ref(&method.queue),
+            Method::Snclr(method) => std::slice::from_ref(&method.queue),
+            Method::Swav(method) => &method.queues,
+        }
+    }
+
+    /// The method's queues.
+    pub fn queues_mut(&mut self) -> &mut [Queue<B>] {
+        match self {
+            Method::Infonce(_) | Method::Simclr(_) => &mut [],
+            Method::Nnclr(method) => std::slice::from_mut(&mut method.queue),
+            Method::Snclr(method) => std::slice::from_mut(&mut method.queue),
+            Method::Swav(method) => &mut method.queues,
         }
     }
 
     /// Sets the initial values of the method's own parameters.
-    pub fn init(&self, seed: u64, layout: &Layout, params: &mut [E]) {
+    pub fn init(&self, seed: u64, layout: &Layout, params: &mut [B::Real]) {
         match self {
             Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) => {}
             Method::Swav(method) => method.init(seed, layout, params),
@@ -85,43 +223,11 @@ impl<E: Real> Method<E> {
         }
     }
 
-    /// Brings the method's own parameters into the form that a step wants.
-    pub fn before_step(&self, layout: &Layout, params: &mut [E]) {
-        if let Method::Swav(method) = self {
-            method.before_step(layout, params);
-        }
-    }
-
-    /// The entry of the parameters whose rows [`Method::before_step`] brings to unit length, where there is one.
-    #[cfg(any(test, feature = "cuda"))]
+    /// The entry of the parameters whose rows have unit length at the start of each step, where there is one.
     pub fn unit_rows(&self) -> Option<usize> {
         match self {
-            Method::Swav(method) => Some(method.unit_rows()),
+            Method::Swav(method) => Some(method.prototypes),
             Method::Infonce(_) | Method::Simclr(_) | Method::Nnclr(_) | Method::Snclr(_) => None,
-        }
-    }
-
-    /// Has the searches of queues read factors as `products` says.
-    pub fn set_products(&mut self, products: Products) {
-        match self {
-            Method::Nnclr(method) => method.set_products(products),
-            Method::Snclr(method) => method.set_products(products),
-            // SwAV's queues are multiplied, not searched.
-            Method::Infonce(_) | Method::Simclr(_) | Method::Swav(_) => {}
-        }
-    }
-
-    /// Moves queues to a GPU.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    #[cfg(any(test, feature = "cuda"))]
-    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
-        match self {
-            Method::Nnclr(method) => method.move_to(gpu),
-            Method::Snclr(method) => method.move_to(gpu),
-            Method::Swav(method) => method.move_to(gpu),
-            Method::Infonce(_) | Method::Simclr(_) => Ok(()),
         }
     }
 
@@ -133,50 +239,17 @@ impl<E: Real> Method<E> {
         }
     }
 
-    /// What a checkpoint must hold beside the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
-        match self {
-            Method::Infonce(_) | Method::Simclr(_) => Ok(Vec::new()),
-            Method::Nnclr(method) => method.state(),
-            Method::Swav(method) => method.state(),
-            Method::Snclr(method) => method.state(),
-        }
-    }
-
-    /// Takes over what [`Method::state`] gave.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
-        match self {
-            Method::Infonce(_) | Method::Simclr(_) => Ok(()),
-            Method::Nnclr(method) => method.restore(tensors),
-            Method::Swav(method) => method.restore(tensors),
-            Method::Snclr(method) => method.restore(tensors),
-        }
-    }
-
     /// One training step.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step<D: Backend<E>>(
-        &mut self,
-        input: &StepInput<E, D>,
-        leaves: &Leaves<E, D>,
-    ) -> anyhow::Result<StepOutput<E, D>>
-    where
-        D::Err: Send + Sync,
-    {
+    pub fn step(&mut self, on: &B, input: &StepInput<B>, params: &OwnParams<B>) -> anyhow::Result<StepOutput<B>> {
         match self {
             Method::Infonce(config) => infonce::step(config, input),
             Method::Simclr(config) => infonce::simclr_step(config, input),
-            Method::Nnclr(method) => method.step(input),
-            Method::Swav(method) => method.step(input, leaves),
-            Method::Snclr(method) => method.step(input, leaves),
+            Method::Nnclr(method) => method.step(on, input),
+            Method::Swav(method) => method.step(on, input, params),
+            Method::Snclr(method) => method.step(on, input, params),
         }
     }
 }

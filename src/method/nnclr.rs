@@ -7,84 +7,44 @@ use anyhow::Context;
 use dfdx::prelude::*;
 
 use super::{
-    Anchor, LookUp, NnclrConfig, Positives, StepInput, StepOutput, device_error,
+    Anchor, LookUp, Loss, NnclrConfig, Positives, Rows, StepInput, StepOutput, TensorError, device_error,
     queue::{Origin, Queue},
     views::each_view_predicted,
 };
-use crate::ops::{
-    Real,
+use crate::{
     backend::Backend,
-    contrast::{Pairs, contrast},
-    later::Later,
-    named::NamedTensor,
-    normalize::normalize,
-    over_batch::batch_mean,
-    product::Products,
-    seam::{Matrix, TracedScalar, traced},
+    ops::{
+        Real,
+        contrast::{Pairs, contrast},
+        later::Later,
+        normalize::normalize,
+        over_batch::batch_mean,
+    },
 };
 
 /// The method's settings and its queue Q.
-#[derive(Debug)]
-pub struct Nnclr<E> {
-    config: NnclrConfig,
-    queue: Queue<E>,
+pub struct Nnclr<B: Backend> {
+    pub config: NnclrConfig,
+    pub queue: Queue<B>,
 }
 
-impl<E: Real> Nnclr<E> {
-    /// A queue of random unit vectors. `dim` is D.
-    pub fn new(config: &NnclrConfig, dim: usize, seed: u64) -> Self {
-        Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed) }
-    }
-
-    /// Has the queue's search read factors as `products` says.
-    pub fn set_products(&mut self, products: Products) {
-        self.queue.set_products(products);
-    }
-
-    /// Moves the queue to a GPU.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    #[cfg(any(test, feature = "cuda"))]
-    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
-        self.queue.move_to(gpu)
-    }
-
-    /// What a checkpoint must hold beside the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
-        self.queue.state()
-    }
-
-    /// Takes over what [`Nnclr::state`] gave.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
-        self.queue.restore(tensors)
-    }
-
+impl<B: Backend> Nnclr<B> {
     /// One training step: both look-ups, then the enqueueing of one view, then the symmetrised loss; small crops predict
     /// the neighbours of both full views.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step<D: Backend<E>>(&mut self, input: &StepInput<E, D>) -> anyhow::Result<StepOutput<E, D>>
-    where
-        D::Err: Send + Sync,
-    {
+    pub fn step(&mut self, on: &B, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
         let (queries, enqueued) = match self.config.look_up {
             LookUp::Online => ([input.y[0].clone(), input.y[1].clone()], 0),
             LookUp::Momentum => (input.momentum.clone().context("the look-up needs a momentum branch")?, 1),
         };
         let exclude = self.config.exclude_self.then_some(input.samples);
         let nearest =
-            |queries: &Matrix<E, D>| self.queue.search(&normalize(queries.clone()).map_err(device_error)?, 1, exclude);
+            |queries: &Rows<B>| self.queue.search(on, &normalize(queries.clone()).map_err(device_error)?, 1, exclude);
         let near = [nearest(&queries[0])?, nearest(&queries[1])?];
         let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
-        self.queue.enqueue(&queries[enqueued], origin, self.config.queue_overflow)?;
+        self.queue.enqueue(on, &queries[enqueued], origin, self.config.queue_overflow)?;
 
         let loss = each_view_predicted(input.z.len(), |source, target| {
             self.direction(near[target].vectors.clone(), input.z[source].clone())
@@ -92,22 +52,27 @@ impl<E: Real> Nnclr<E> {
         let (n, step) = (input.samples.len(), input.step);
         let [near1, near2] = near.map(|near| near.origins);
         let positives = Later::new(move || {
-            Ok(Positives::from_queue(E::zero(), vec![E::one(); 2 * n], [near2.wait()?, near1.wait()?], step))
+            Ok(Positives::from_queue(
+                B::Real::of(0.0),
+                vec![B::Real::of(1.0); 2 * n],
+                [near2.wait()?, near1.wait()?],
+                step,
+            ))
         });
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
     /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
-    fn direction<D: Backend<E>>(&self, nn: Matrix<E, D>, p: Matrix<E, D>) -> Result<TracedScalar<E, D>, D::Err> {
-        let p = normalize(traced(p))?;
+    fn direction(&self, nn: Rows<B>, p: Rows<B>) -> Result<Loss<B>, TensorError<B>> {
+        let p = normalize(p.traced())?;
         let own = Pairs::grouped(1);
         let (all, own) = match self.config.anchor {
-            Anchor::Neighbour => contrast(traced(nn), p, own, self.config.tau)?,
+            Anchor::Neighbour => contrast(nn.traced(), p, own, self.config.tau)?,
             Anchor::Prediction => contrast(p, nn, own, self.config.tau)?,
         };
         let n = all.shape().0;
         let own = own.try_reshape_like(&(n,))?;
-        batch_mean(all.try_sub(own)?)?.try_mul(E::of(self.config.loss_scale))
+        batch_mean(all.try_sub(own)?)?.try_mul(B::Real::of(self.config.loss_scale))
     }
 }
 
@@ -115,14 +80,21 @@ impl<E: Real> Nnclr<E> {
 mod tests {
     use super::*;
     use crate::{
+        backend::Host,
         method::Overflow,
         ops::{
             golden::{Golden, assert_close},
             normalize::normalize_rows,
+            product::Products,
+            tensor::Rows as Of,
         },
     };
 
-    fn method(anchor: Anchor, look_up: LookUp, bank: &[f64]) -> Nnclr<f64> {
+    fn rows(values: Vec<f64>, n: usize) -> Of<f64, Cpu> {
+        Of::of(Cpu::default().tensor_from_vec(values, (n, 8))).unwrap()
+    }
+
+    fn method(anchor: Anchor, look_up: LookUp, bank: &[f64]) -> Nnclr<Host<f64>> {
         let config = NnclrConfig {
             queue_length: 32,
             tau: 0.1,
@@ -133,10 +105,12 @@ mod tests {
             loss_scale: 1.0,
             momentum: 0.99,
         };
-        let mut method = Nnclr::new(&config, 8, 0);
+        let on = Host::default();
+        let Ok(queue) = Queue::new(&on, "queue", [32, 8], 0, Products::Full);
+        let mut method = Nnclr { config, queue };
         let origin = Origin { samples: &[-1; 32], labels: &[-1; 32], step: 0 };
-        let bank: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank.to_vec(), (32, 8));
-        method.queue.enqueue(&bank, origin, Overflow::Wrap).unwrap();
+        let bank = rows(bank.to_vec(), 32);
+        method.queue.enqueue(&on, &bank, origin, Overflow::Wrap).unwrap();
         method
     }
 
@@ -146,15 +120,15 @@ mod tests {
         {
             let golden = Golden::load(case);
             let method = method(anchor, LookUp::Momentum, &golden.get("in.queue"));
-            let y2: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.y2"), (6, 8));
-            let near = method.queue.search(&normalize(y2).unwrap(), 1, None).unwrap();
+            let y2 = rows(golden.get("in.y2"), 6);
+            let near = method.queue.search(&Host::default(), &normalize(y2).unwrap(), 1, None).unwrap();
             let mut expected = golden.get::<f64>("out.nn");
             normalize_rows(&mut expected, 8);
-            assert_close("nn", &near.vectors.as_vec(), &expected, 1e-12);
-            let z: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.z1"), (6, 8));
+            assert_close("nn", &near.vectors.tensor().as_vec(), &expected, 1e-12);
+            let z = rows(golden.get("in.z1"), 6);
             let loss = method.direction(near.vectors, z.clone()).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
-            assert_close("grad.z1", &loss.backward().get(&z).as_vec(), &golden.get("grad.z1"), 1e-12);
+            assert_close("grad.z1", &loss.backward().get(z.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
     }
 
@@ -163,7 +137,7 @@ mod tests {
         let golden = Golden::load("loss_nnclr_anchor_nn");
         let mut method = method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue"));
         let before = self::method(Anchor::Neighbour, LookUp::Online, &golden.get("in.queue")).queue;
-        let matrix = |name: &str| -> Matrix<f64, Cpu> { Cpu::default().tensor_from_vec(golden.get(name), (6, 8)) };
+        let matrix = |name: &str| rows(golden.get(name), 6);
         let y = vec![matrix("in.y2"), matrix("in.z1")];
         let input = StepInput {
             step: 3,
@@ -175,15 +149,18 @@ mod tests {
             labels: &[9; 6],
             diagnose: true,
         };
-        let output = method.step(&input).unwrap();
-        let queries = |i: usize| before.search(&normalize(input.y[i].clone()).unwrap(), 1, None).unwrap().vectors;
+        let output = method.step(&Host::default(), &input).unwrap();
+        let queries = |i: usize| {
+            let queries = normalize(input.y[i].clone()).unwrap();
+            before.search(&Host::default(), &queries, 1, None).unwrap().vectors
+        };
         let directions = [(queries(1), 0), (queries(0), 1)];
         let expected: f64 =
             directions.iter().map(|(nn, z)| method.direction(nn.clone(), input.z[*z].clone()).unwrap().array()).sum();
         assert!((output.loss.array() - expected).abs() < 1e-12);
-        let mut view1 = input.y[0].as_vec();
+        let mut view1 = input.y[0].tensor().as_vec();
         normalize_rows(&mut view1, 8);
-        assert_eq!(method.queue.all(&Cpu::default()).unwrap().as_vec()[..6 * 8], view1);
+        assert_eq!(method.queue.all(&Host::default()).unwrap().tensor().as_vec()[..6 * 8], view1);
         let positives = output.positives.wait().unwrap();
         assert_eq!((positives.own[0], positives.k), (0.0, 1));
     }

@@ -1,7 +1,6 @@
 //! The positives that a step used, in one form for all methods, so that methods can be compared.
 
-use super::queue::Origins;
-use crate::ops::Real;
+use crate::{backend::Origins, ops::Real};
 
 /// The positives of a step. Rows are the samples of the first direction (view 1 predicts view 2), then those of the second.
 #[derive(Clone, Debug)]

@@ -7,87 +7,59 @@ use anyhow::Context;
 use dfdx::prelude::*;
 
 use super::{
-    Attention, Objective, Positives, SnclrConfig, StepInput, StepOutput, device_error,
+    Attention, Loss as Scalar, Objective, OwnParams, Positives, Rows, SnclrConfig, StepInput, StepOutput, TensorError,
+    TracedMatrix, device_error,
     mlp::init_linear,
-    queue::{Neighbours, Origin, Queue},
+    queue::{Origin, Queue},
     views::each_view_predicted,
 };
-use crate::ops::{
-    Real,
-    arena::Layout,
-    backend::Backend,
-    contrast::{Pairs, contrast, interleave, scale_rows},
-    group_dots::group_dots,
-    later::Later,
-    leaves::Leaves,
-    named::NamedTensor,
-    normalize::normalize,
-    over_batch::batch_mean,
-    product::Products,
-    seam::{Matrix, Traced, TracedScalar, traced},
-    softmax::{exp, log_softmax},
-    weight::{layer, layer_of_constant},
+use crate::{
+    backend::{Backend, Memory, Nearest},
+    ops::{
+        Elementary, Real,
+        arena::Layout,
+        contrast::{ContrastKernel, Pairs, contrast, interleave, scale_rows},
+        group_dots::group_dots,
+        later::{Later, ReadLater},
+        linear::{linear, linear_of_constant},
+        normalize::normalize,
+        over_batch::batch_mean,
+        softmax::{exp, log_softmax},
+        tensor::{Matrix, traced},
+    },
 };
 
+/// A matrix off any tape.
+type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
+
 /// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
-type Loss<E, D> = (TracedScalar<E, D>, Option<Later<Vec<E>>>);
+type Loss<B> = (Scalar<B>, Option<Later<Vec<<B as Memory>::Real>>>);
 
 /// The method's settings, its queue, and where f1 and f2 lie among the parameters.
-#[derive(Debug)]
-pub struct Snclr<E> {
+pub struct Snclr<B: Backend> {
     config: SnclrConfig,
-    queue: Queue<E>,
+    pub queue: Queue<B>,
     /// Entries of f1 and f2 [attention width, D], when the attention is learned.
     attention: Option<(usize, usize)>,
 }
 
-impl<E: Real> Snclr<E> {
-    /// Lays out the attention's parameters and fills the queue with random unit vectors. `dim` is D.
-    pub fn new(config: &SnclrConfig, dim: usize, seed: u64, params: &mut Layout) -> Self {
+impl<B: Backend> Snclr<B> {
+    /// Lays out the attention's parameters. `dim` is D.
+    pub fn new(config: &SnclrConfig, dim: usize, queue: Queue<B>, params: &mut Layout) -> Self {
         let learned = config.attention == Attention::Learned && config.k > 0;
         let attention = learned.then(|| {
             let width = config.attention_dim.unwrap_or(dim);
             (params.push("attention.f1.weight", &[width, dim]), params.push("attention.f2.weight", &[width, dim]))
         });
-        Self { config: config.clone(), queue: Queue::new("queue", config.queue_length, dim, seed), attention }
+        Self { config: config.clone(), queue, attention }
     }
 
     /// Initial f1 and f2.
-    pub fn init(&self, seed: u64, layout: &Layout, params: &mut [E]) {
+    pub fn init(&self, seed: u64, layout: &Layout, params: &mut [B::Real]) {
         if let Some((f1, f2)) = self.attention {
             init_linear(seed, layout, f1, params);
             init_linear(seed, layout, f2, params);
         }
-    }
-
-    /// Has the queue's search read factors as `products` says.
-    pub fn set_products(&mut self, products: Products) {
-        self.queue.set_products(products);
-    }
-
-    /// Moves the queue to a GPU.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    #[cfg(any(test, feature = "cuda"))]
-    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
-        self.queue.move_to(gpu)
-    }
-
-    /// What a checkpoint must hold beside the parameters.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
-        self.queue.state()
-    }
-
-    /// Takes over what [`Snclr::state`] gave.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
-        self.queue.restore(tensors)
     }
 
     /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss; small crops predict the
@@ -95,25 +67,18 @@ impl<E: Real> Snclr<E> {
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
-    pub fn step<D: Backend<E>>(
-        &mut self,
-        input: &StepInput<E, D>,
-        leaves: &Leaves<E, D>,
-    ) -> anyhow::Result<StepOutput<E, D>>
-    where
-        D::Err: Send + Sync,
-    {
+    pub fn step(&mut self, on: &B, input: &StepInput<B>, params: &OwnParams<B>) -> anyhow::Result<StepOutput<B>> {
         let momentum = input.momentum.as_ref().context("SNCLR needs a momentum branch")?;
-        let unit = |k: &Matrix<E, D>| normalize(k.clone()).map_err(device_error);
+        let unit = |k: &Rows<B>| normalize(k.clone()).map_err(device_error);
         let k = [unit(&momentum[0])?, unit(&momentum[1])?];
-        let near = [self.look_up(&k[0], input.samples)?, self.look_up(&k[1], input.samples)?];
+        let near = [self.look_up(on, &k[0], input.samples)?, self.look_up(on, &k[1], input.samples)?];
         let origin = Origin { samples: input.samples, labels: input.labels, step: input.step };
-        self.queue.enqueue(&momentum[1], origin, self.config.queue_overflow)?;
+        self.queue.enqueue(on, &momentum[1], origin, self.config.queue_overflow)?;
 
         let mut w = [None, None];
         let loss = each_view_predicted(input.z.len(), |source, target| {
             let (z, y) = (input.z[source].clone(), input.y[source].clone());
-            let (loss, positiveness) = self.direction(z, y, &k[target], near[target].as_ref(), leaves)?;
+            let (loss, positiveness) = self.direction(z, y, &k[target], near[target].as_ref(), params)?;
             if source < 2 {
                 w[source] = positiveness;
             }
@@ -123,7 +88,7 @@ impl<E: Real> Snclr<E> {
         let positives = match (near, w) {
             ([Some(near1), Some(near2)], [Some(w1), Some(w2)]) => Later::new(move || {
                 let w = [w1.wait()?, w2.wait()?].concat();
-                Ok(Positives::from_queue(E::one(), w, [near2.origins.wait()?, near1.origins.wait()?], step))
+                Ok(Positives::from_queue(B::Real::of(1.0), w, [near2.origins.wait()?, near1.origins.wait()?], step))
             }),
             _ => Later::now(Positives::own_view(n)),
         };
@@ -131,29 +96,25 @@ impl<E: Real> Snclr<E> {
     }
 
     /// NN(y2)_1..K of `queries` [N, D], y2 at unit length; none where K is 0.
-    fn look_up<D: Backend<E>>(
-        &self,
-        queries: &Matrix<E, D>,
-        samples: &[i64],
-    ) -> anyhow::Result<Option<Neighbours<E, D>>> {
+    fn look_up(&self, on: &B, queries: &Rows<B>, samples: &[i64]) -> anyhow::Result<Option<Nearest<B>>> {
         let exclude = self.config.exclude_self.then_some(samples);
-        (self.config.k > 0).then(|| self.queue.search(queries, self.config.k, exclude)).transpose()
+        (self.config.k > 0).then(|| self.queue.search(on, queries, self.config.k, exclude)).transpose()
     }
 
     /// The loss of one direction, and the positiveness that went into it.
     ///
     /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
-    fn direction<D: Backend<E>>(
+    fn direction(
         &self,
-        z1: Matrix<E, D>,
-        y1: Matrix<E, D>,
-        y2: &Matrix<E, D>,
-        neighbours: Option<&Neighbours<E, D>>,
-        leaves: &Leaves<E, D>,
-    ) -> Result<Loss<E, D>, D::Err> {
+        z1: Rows<B>,
+        y1: Rows<B>,
+        y2: &Rows<B>,
+        neighbours: Option<&Nearest<B>>,
+        params: &OwnParams<B>,
+    ) -> Result<Loss<B>, TensorError<B>> {
         let device = z1.device().clone();
         let n = z1.shape().0;
-        let (z1, scale) = (normalize(traced(z1))?, E::of(self.config.loss_scale));
+        let (z1, scale) = (normalize(z1.traced())?, B::Real::of(self.config.loss_scale));
         let Some(neighbours) = neighbours else {
             let (all, own) = contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
             let own = own.try_reshape_like(&(n,))?;
@@ -166,31 +127,31 @@ impl<E: Real> Snclr<E> {
         let candidates = interleave(y2, &neighbours.vectors)?;
         let (all, own) = contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
 
-        let mut log_w = self.log_positiveness(y1, neighbours, leaves)?;
+        let mut log_w = self.log_positiveness(y1, neighbours, params)?;
         if self.config.threshold {
             // exp of it is 0, and no infinity meets another
             let (kept, tape) = log_w.split_tape();
-            let exceeds = kept.try_gt(E::of(-libm::log(k as f64)))?;
-            let never = device.try_zeros_like(&(n, k))?.try_sub(E::of(1e30))?;
+            let exceeds = kept.try_gt(B::Real::of(-libm::log(k as f64)))?;
+            let never = device.try_zeros_like(&(n, k))?.try_sub(B::Real::of(1e30))?;
             log_w = exceeds.try_choose(kept.put_tape(tape), never)?;
         }
         let (kept, tape) = log_w.split_tape();
-        let w = D::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp_inline()).collect());
+        let w = B::Tensors::read_later(&kept)?.map(|log_w| log_w.into_iter().map(|l| l.exp_inline()).collect());
         let log_w = kept.put_tape(tape);
-        let zero: Matrix<E, D> = device.try_zeros_like(&(n, 1usize))?;
+        let zero: MatrixOf<B> = device.try_zeros_like(&(n, 1usize))?;
         let loss = match self.config.objective {
             // -log( sum_j w_j exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::Paper => {
                 let log_w = (traced(zero), log_w).try_concat_along(Axis::<1>)?;
-                let log_w: Traced<E, D> = log_w.try_reshape_like(&(n, k + 1))?;
-                let positive = D::log_sum_exp(own.try_add(log_w)?, E::one())?;
+                let log_w: TracedMatrix<B> = log_w.try_reshape_like(&(n, k + 1))?;
+                let positive = B::Tensors::log_sum_exp(own.try_add(log_w)?, B::Real::of(1.0))?;
                 batch_mean(all.try_sub(positive)?)?
             }
             // -sum_j w_j log( exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::SoftCe => {
-                let one = zero.try_add(E::one())?;
+                let one = zero.try_add(B::Real::of(1.0))?;
                 let weights = (traced(one), exp(log_w)?).try_concat_along(Axis::<1>)?;
-                let weights: Traced<E, D> = weights.try_reshape_like(&(n, k + 1))?;
+                let weights: TracedMatrix<B> = weights.try_reshape_like(&(n, k + 1))?;
                 let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
                 let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
                 batch_mean(total)?.try_negate()?
@@ -200,20 +161,20 @@ impl<E: Real> Snclr<E> {
     }
 
     /// log w [N, K] with w_i = softmax_i( f1(y1) . f2(NN(y2)_i) ) / gamma.
-    fn log_positiveness<D: Backend<E>>(
+    fn log_positiveness(
         &self,
-        y1: Matrix<E, D>,
-        neighbours: &Neighbours<E, D>,
-        leaves: &Leaves<E, D>,
-    ) -> Result<Traced<E, D>, D::Err> {
+        y1: Rows<B>,
+        neighbours: &Nearest<B>,
+        params: &OwnParams<B>,
+    ) -> Result<TracedMatrix<B>, TensorError<B>> {
         let device = y1.device().clone();
         let (n, k) = (y1.shape().0, neighbours.k);
-        let log_gamma = E::of(libm::log(self.config.gamma));
+        let log_gamma = B::Real::of(libm::log(self.config.gamma));
         if self.config.attention == Attention::Uniform {
-            let uniform: Matrix<E, D> = device.try_zeros_like(&(n, k))?;
-            return traced(uniform).try_sub(E::of(libm::log(k as f64)) + log_gamma);
+            let uniform: MatrixOf<B> = device.try_zeros_like(&(n, k))?;
+            return traced(uniform).try_sub(B::Real::of(libm::log(k as f64)) + log_gamma);
         }
-        let mut a = traced(y1);
+        let mut a = y1.traced();
         let mut near = neighbours.vectors.clone();
         if self.config.normalize_attention {
             a = normalize(a)?;
@@ -222,12 +183,12 @@ impl<E: Real> Snclr<E> {
         }
         let b = match self.attention {
             Some((f1, f2)) => {
-                a = layer(a, leaves.weight(f1))?;
-                layer_of_constant(near, leaves.weight(f2))?
+                a = linear(a, params.get(f1))?;
+                linear_of_constant(near, params.get(f2))?
             }
-            None => traced(near),
+            None => near.traced(),
         };
-        let log_w = log_softmax(group_dots(a, b)?, 1.0)?.try_sub(log_gamma)?;
+        let log_w = log_softmax(group_dots(a.into_tensor(), b.into_tensor())?, 1.0)?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }
 }
@@ -236,11 +197,13 @@ impl<E: Real> Snclr<E> {
 mod tests {
     use super::*;
     use crate::{
+        backend::Host,
         method::Overflow,
         ops::{
             golden::{Golden, assert_close, tolerance},
             normalize::normalize_rows,
-            weight::FlatWeight,
+            product::Products,
+            tensor::{CpuTensors, Rows as Of},
         },
     };
 
@@ -271,15 +234,30 @@ mod tests {
         Origin { samples: &[-1; 32][..rows], labels: &[-1; 32][..rows], step: 0 }
     }
 
-    /// A method whose queue and attention are a golden case's.
-    fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<E>, Layout, Vec<E>)
+    fn rows<E: Real>(values: Vec<E>, n: usize) -> Of<E, Cpu>
     where
-        Cpu: Backend<E>,
+        Cpu: CpuTensors<E>,
     {
-        let mut layout = Layout::default();
-        let mut method = Snclr::<E>::new(config, 8, 0, &mut layout);
-        let rows: Matrix<E, Cpu> = Cpu::default().tensor_from_vec(golden.get("in.queue"), (config.queue_length, 8));
-        method.queue.enqueue(&rows, nobody(config.queue_length), Overflow::Wrap).unwrap();
+        Of::of(Cpu::default().tensor_from_vec(values, (n, 8))).unwrap()
+    }
+
+    fn queue<E: Real>(length: usize) -> Queue<Host<E>>
+    where
+        Cpu: CpuTensors<E>,
+    {
+        let Ok(queue) = Queue::new(&Host::default(), "queue", [length, 8], 0, Products::Full);
+        queue
+    }
+
+    /// A method whose queue and attention are a golden case's.
+    fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<Host<E>>, Layout, Vec<E>)
+    where
+        Cpu: CpuTensors<E>,
+    {
+        let (on, mut layout) = (Host::default(), Layout::default());
+        let mut method = Snclr::new(config, 8, queue(config.queue_length), &mut layout);
+        let rows = rows(golden.get("in.queue"), config.queue_length);
+        method.queue.enqueue(&on, &rows, nobody(config.queue_length), Overflow::Wrap).unwrap();
         let mut params = vec![E::nan(); layout.len()];
         if let Some((f1, f2)) = method.attention {
             params[layout.entries[f1].range()].copy_from_slice(&golden.get::<E>("in.f1"));
@@ -290,28 +268,26 @@ mod tests {
 
     fn one_direction<E: Real>(case: &str, config: &SnclrConfig)
     where
-        Cpu: Backend<E, Err = CpuError, Weight = FlatWeight<E>>,
+        Cpu: CpuTensors<E>,
     {
         let golden = Golden::load(case);
         let close = |what: &str, actual: &[E], expected: &str| {
             assert_close(&format!("{case} {what}"), actual, &golden.get::<E>(expected), tolerance::<E>(F32));
         };
         let (method, layout, params) = method::<E>(config, &golden);
-        let device = Cpu::default();
-        let (leaves, totals) = Leaves::all(&layout, &params);
-        let matrix = |name: &str| -> Matrix<E, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+        let own = OwnParams::all(&layout, &params);
+        let matrix = |name: &str| rows::<E>(golden.get(name), 6);
         let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
         let y2 = normalize(matrix("in.y2")).unwrap();
-        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
-        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &leaves).unwrap();
+        let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
+        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
         close("loss", &[loss.array()], "out.loss");
         close("w", &w.unwrap().wait().unwrap(), "out.w");
         let mut gradients = loss.backward();
-        close("grad.z1", &gradients.get(&z1).as_vec(), "grad.z1");
-        gradients.try_alloc_for(&y1).unwrap();
-        close("grad.y1", &gradients.get(&y1).as_vec(), "grad.y1");
-        leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
-        let totals = totals.lock().clone();
+        close("grad.z1", &gradients.get(z1.tensor()).as_vec(), "grad.z1");
+        gradients.try_alloc_for(y1.tensor()).unwrap();
+        close("grad.y1", &gradients.get(y1.tensor()).as_vec(), "grad.y1");
+        let totals = own.gradients(&layout, &mut gradients);
         if let Some((f1, f2)) = method.attention {
             close("grad.f1", &totals[layout.entries[f1].range()], "grad.f1");
             close("grad.f2", &totals[layout.entries[f2].range()], "grad.f2");
@@ -345,21 +321,18 @@ mod tests {
     fn gradients_agree_with_finite_differences() {
         let golden = Golden::load("loss_paper");
         let (method, layout, params) = method::<f64>(&config(3, 32, 0.1), &golden);
-        let device = Cpu::default();
-        let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
-        let y2 = normalize(y2).unwrap();
-        let neighbours = method.look_up(&y2, &[0; 6]).unwrap();
+        let y2 = normalize(rows(golden.get("in.y2"), 6)).unwrap();
+        let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
         // Everything that the loss depends on, in a row: z1, y1, f1 and f2.
         let run = |all: &[f64]| {
-            let matrix = |at: usize| -> Matrix<f64, Cpu> { device.tensor_from_vec(all[at..at + 48].to_vec(), (6, 8)) };
+            let matrix = |at: usize| rows(all[at..at + 48].to_vec(), 6);
             let (z1, y1) = (matrix(0), matrix(48));
-            let (leaves, totals) = Leaves::all(&layout, &all[96..]);
-            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &leaves).unwrap();
+            let own = OwnParams::all(&layout, &all[96..]);
+            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
-            leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
-            let attention = totals.lock().clone();
-            (value, [gradients.get(&z1).as_vec(), gradients.get(&y1).as_vec(), attention].concat())
+            let attention = own.gradients(&layout, &mut gradients);
+            (value, [gradients.get(z1.tensor()).as_vec(), gradients.get(y1.tensor()).as_vec(), attention].concat())
         };
         let all = [golden.get::<f64>("in.z1"), golden.get("in.y1"), params].concat();
         let (_, gradient) = run(&all);
@@ -389,16 +362,15 @@ mod tests {
             // Three rows short of its end, as in the reference.
             method.queue = {
                 let bank = golden.get::<f64>("in.queue");
-                let mut queue = Queue::new("queue", 32, 8, 0);
+                let mut queue = queue(32);
                 for n in [32, 29] {
-                    let rows: Matrix<f64, Cpu> = Cpu::default().tensor_from_vec(bank[..n * 8].to_vec(), (n, 8));
-                    queue.enqueue(&rows, nobody(n), Overflow::Wrap).unwrap();
+                    let rows = rows(bank[..n * 8].to_vec(), n);
+                    queue.enqueue(&Host::default(), &rows, nobody(n), Overflow::Wrap).unwrap();
                 }
                 queue
             };
-            let device = Cpu::default();
-            let (leaves, totals) = Leaves::all(&layout, &params);
-            let matrix = |name: &str| -> Matrix<f64, Cpu> { device.tensor_from_vec(golden.get(name), (6, 8)) };
+            let own = OwnParams::all(&layout, &params);
+            let matrix = |name: &str| rows::<f64>(golden.get(name), 6);
             let (z, y) = (["in.z1", "in.z2"].map(matrix), ["in.y1", "in.y2"].map(matrix));
             let input = StepInput {
                 step: 0,
@@ -410,20 +382,19 @@ mod tests {
                 labels: &[-1; 6],
                 diagnose: true,
             };
-            let output = method.step(&input, &leaves).unwrap();
+            let output = method.step(&Host::default(), &input, &own).unwrap();
             assert!((output.loss.array() - golden.scalar("out.loss")).abs() < 1e-10);
             let mut gradients = output.loss.backward();
             for (tensor, name) in z.iter().chain(&y).zip(["z1", "z2", "y1", "y2"]) {
                 let expected = golden.get(&format!("grad.{name}"));
-                assert_close(name, &gradients.get(tensor).as_vec(), &expected, 1e-10);
+                assert_close(name, &gradients.get(tensor.tensor()).as_vec(), &expected, 1e-10);
             }
-            leaves.add_gradients(&layout, &mut gradients, &totals).unwrap();
-            let totals = totals.lock().clone();
+            let totals = own.gradients(&layout, &mut gradients);
             if let Some((f1, f2)) = method.attention {
                 assert_close("f1", &totals[layout.entries[f1].range()], &golden.get("grad.f1"), 1e-10);
                 assert_close("f2", &totals[layout.entries[f2].range()], &golden.get("grad.f2"), 1e-10);
             }
-            let state = method.queue.state().unwrap();
+            let Ok(state) = method.queue.state(&Host::default());
             let crate::ops::named::Values::Real(bank) = &state[0].values else { unreachable!() };
             let mut expected = golden.get::<f64>("out.queue_after");
             normalize_rows(&mut expected, 8);
@@ -435,17 +406,14 @@ mod tests {
     fn without_neighbours_it_is_infonce() {
         for (case, tau) in [("loss_infonce_tau01", 0.1), ("loss_infonce_tau02", 0.2)] {
             let golden = Golden::load(case);
-            let method = Snclr::<f64>::new(&config(0, 4, tau), 8, 0, &mut Layout::default());
-            let device = Cpu::default();
-            let (leaves, _) = Leaves::all(&Layout::default(), &[]);
-            let z1: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.z1"), (6, 8));
-            let y2: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.y2"), (6, 8));
-            let y2 = normalize(y2).unwrap();
-            let none = method.look_up(&y2, &[0; 6]).unwrap();
-            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, none.as_ref(), &leaves).unwrap();
+            let method = Snclr::<Host<f64>>::new(&config(0, 4, tau), 8, queue(4), &mut Layout::default());
+            let own = OwnParams::all(&Layout::default(), &[]);
+            let (z1, y2) = (rows(golden.get("in.z1"), 6), normalize(rows(golden.get("in.y2"), 6)).unwrap());
+            let none = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
+            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, none.as_ref(), &own).unwrap();
             assert!(none.is_none() && w.is_none());
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
-            assert_close("grad.z1", &loss.backward().get(&z1).as_vec(), &golden.get("grad.z1"), 1e-12);
+            assert_close("grad.z1", &loss.backward().get(z1.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
     }
 }

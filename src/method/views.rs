@@ -2,11 +2,14 @@
 
 use dfdx::prelude::*;
 
-use crate::ops::{Real, backend::Backend, seam::TracedScalar};
+use crate::ops::{
+    Real,
+    tensor::{TensorDevice, TracedScalar},
+};
 
 /// Sum over both full views of the mean over all other crops of `loss(source, target)`: the source crop predicts the
 /// target, 0 or 1. Crops 0 and 1 are the full views.
-pub fn each_view_predicted<E: Real, D: Backend<E>>(
+pub fn each_view_predicted<E: Real, D: TensorDevice<E>>(
     crops: usize,
     mut loss: impl FnMut(usize, usize) -> Result<TracedScalar<E, D>, D::Err>,
 ) -> Result<TracedScalar<E, D>, D::Err> {

@@ -3,7 +3,6 @@
 //! The attention weights of one sample and head fit a core's cache; the backward pass computes them again instead of keeping
 //! them.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use super::{

@@ -1,33 +1,131 @@
-//! Large buffers that are handed back and used again, so that a training step does not ask the system for fresh pages.
+//! Memory of the host that goes back to where it came from when it is dropped, so that a training step does not ask the
+//! system for fresh pages.
 
-use super::Real;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-/// Buffers of earlier use.
-#[derive(Debug)]
-pub struct Buffers<E> {
-    free: Vec<Vec<E>>,
-}
+use super::{
+    Real,
+    scratch::{Aligned, LINE, filled},
+};
+
+/// A pool of memory. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Buffers<E>(Arc<Mutex<Vec<Aligned<E>>>>);
 
 impl<E> Default for Buffers<E> {
     fn default() -> Self {
-        Self { free: Vec::new() }
+        Self(Arc::default())
     }
 }
 
 impl<E: Real> Buffers<E> {
     /// A buffer of `len` elements whose values are unspecified.
-    pub fn take(&mut self, len: usize) -> Vec<E> {
-        let fits = |b: &Vec<E>| b.capacity() >= len && b.capacity() <= 2 * len;
-        // What had the same length needs no zeros.
-        let cost = |i: &usize| (self.free[*i].len() != len, self.free[*i].capacity());
-        let best = (0..self.free.len()).filter(|i| fits(&self.free[*i])).min_by_key(cost);
-        let mut buffer = best.map_or_else(|| Vec::with_capacity(len), |i| self.free.swap_remove(i));
-        buffer.resize(len, E::zero());
-        buffer
+    pub fn take(&self, len: usize) -> Buffer<E> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |b: &Aligned<E>| b.len() >= len && b.len() <= 2 * len;
+        let best = (0..free.len()).filter(|i| fits(&free[*i])).min_by_key(|i| free[*i].len());
+        let values = best.map(|i| free.swap_remove(i));
+        drop(free);
+        Buffer { values: values.unwrap_or_else(|| filled(len, E::zero())), len, home: Home::Pool(self.clone()) }
+    }
+}
+
+/// Elements on the host.
+#[derive(Debug)]
+pub struct Buffer<E: Real> {
+    /// At least `len` elements.
+    values: Aligned<E>,
+    len: usize,
+    home: Home<E>,
+}
+
+/// Where memory goes when it is dropped.
+#[derive(Debug)]
+enum Home<E> {
+    Pool(Buffers<E>),
+    /// The working memory of the thread that drops it.
+    Thread,
+    /// The system, which it came from: these are the elements.
+    System(Vec<E>),
+}
+
+impl<E: Real> Buffer<E> {
+    /// Zeros, which begin a cache line.
+    pub fn zeros(len: usize) -> Self {
+        Self { values: filled(len, E::zero()), len, home: Home::Pool(Buffers::default()) }
     }
 
-    /// Hands a buffer back.
-    pub fn give(&mut self, buffer: Vec<E>) {
-        self.free.push(buffer);
+    /// Working memory of this thread (see [`Scratch`](super::scratch::Scratch)), whose values are unspecified: what is used on
+    /// and on should stay in the core's cache.
+    pub fn of_thread(len: usize) -> Self {
+        Self { values: E::take_scratch(len), len, home: Home::Thread }
+    }
+}
+
+impl<E: Real> From<Vec<E>> for Buffer<E> {
+    fn from(values: Vec<E>) -> Self {
+        Self { len: values.len(), values: Aligned::new(LINE), home: Home::System(values) }
+    }
+}
+
+impl<E: Real> Deref for Buffer<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        match &self.home {
+            Home::System(values) => values,
+            Home::Pool(_) | Home::Thread => &self.values[..self.len],
+        }
+    }
+}
+
+impl<E: Real> DerefMut for Buffer<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        match &mut self.home {
+            Home::System(values) => values,
+            Home::Pool(_) | Home::Thread => &mut self.values[..self.len],
+        }
+    }
+}
+
+impl<E: Real> Drop for Buffer<E> {
+    fn drop(&mut self) {
+        let values = std::mem::replace(&mut self.values, Aligned::new(LINE));
+        match &self.home {
+            Home::Pool(pool) => pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(values),
+            Home::Thread => E::give_scratch(values),
+            Home::System(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_begins_a_cache_line() {
+        for n in [1, 257, 5000, 1 << 20] {
+            for buffer in [Buffer::<f32>::zeros(n), Buffer::of_thread(n), Buffers::default().take(n)] {
+                assert_eq!((buffer.len(), buffer.as_ptr() as usize % LINE), (n, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_used_again_where_it_is_about_as_large() {
+        let pool = Buffers::<f32>::default();
+        let first = pool.take(1000);
+        let at = first.as_ptr();
+        drop(first);
+        assert_ne!(pool.take(100).as_ptr(), at, "most of it would lie idle");
+        let again = pool.take(600);
+        assert_eq!((again.as_ptr(), again.len()), (at, 600));
+        assert_ne!(pool.take(600).as_ptr(), at, "it is in use");
+        drop(again);
+        assert_eq!(pool.take(1000).len(), 1000);
     }
 }

@@ -1,6 +1,5 @@
 //! Sums over the rows of row-major matrices, and within a row.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use super::{

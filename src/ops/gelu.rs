@@ -1,6 +1,5 @@
 //! Gaussian error linear unit in its exact form, y = x Phi(x), and its gradient (torch's `nn.GELU()`).
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use super::{Real, simd::vectorized};

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::{
     Real,
     columns::sum,
-    seam::{Buffer, Matrix, with_elements},
     simd::vectorized,
+    tensor::{Buffer, Matrix, with_elements},
 };
 
 /// The device's way of [`group_dots`]; composed of dfdx's operations where it has no other.

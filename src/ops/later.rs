@@ -2,14 +2,17 @@
 
 use dfdx::prelude::*;
 
-use super::Real;
+use super::{
+    Real,
+    tensor::{Matrix, Rows, Seen, to_vec},
+};
 
 /// A value that is there when it has been waited for.
-pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T>>);
+pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
 
-impl<T: 'static> Later<T> {
+impl<T: Send + 'static> Later<T> {
     /// What `wait` gives, which is called at most once.
-    pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + 'static) -> Self {
+    pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Self {
         Self(Box::new(wait))
     }
 
@@ -19,7 +22,7 @@ impl<T: 'static> Later<T> {
     }
 
     /// What becomes of the value, worked out when somebody waits.
-    pub fn map<U: 'static>(self, with: impl FnOnce(T) -> U + 'static) -> Later<U> {
+    pub fn map<U: Send + 'static>(self, with: impl FnOnce(T) -> U + Send + 'static) -> Later<U> {
         Later::new(move || Ok(with(self.wait()?)))
     }
 
@@ -33,19 +36,27 @@ impl<T: 'static> Later<T> {
 }
 
 /// A device whose tensors can be read without a wait.
-pub trait ReadLater<E: Dtype>: Device<E> {
-    /// The values that `tensor` has now.
+pub trait ReadLater<E: Dtype>: Seen<E> {
+    /// The values that a tensor of dfdx's has now.
     ///
     /// # Errors
     /// The device's.
-    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+
+    /// The values of rows of ours.
+    ///
+    /// # Errors
+    /// The device's.
+    fn read_rows_later(rows: &Rows<E, Self>) -> Result<Later<Vec<E>>, Self::Err> {
+        Self::read_later(rows.tensor())
+    }
 }
 
 impl<E: Real> ReadLater<E> for Cpu
 where
     Cpu: Device<E, Err = CpuError>,
 {
-    fn read_later<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Later<Vec<E>>, CpuError> {
-        Ok(Later::now(tensor.as_vec()))
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, CpuError> {
+        Ok(Later::now(to_vec(tensor)))
     }
 }

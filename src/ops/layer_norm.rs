@@ -1,6 +1,5 @@
 //! Layer norm: each row x of [rows, dim] becomes (x - mean) / sqrt(var + eps) * weight + bias (torch's `nn.LayerNorm`).
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use super::{Real, columns::sum, simd::vectorized};

@@ -6,23 +6,22 @@ use super::{
     Real,
     gemm::{self, Threads, gemm, gemm_leaves},
     parts::parts,
-    seam::{Buffer, Matrix, with_elements},
+    tensor::{Buffer, Rows, Seen, TracedRows, with_elements},
 };
 
 /// The device's part of [`linear`].
-pub trait LinearKernel<E: Dtype>: Device<E> {
-    fn linear_forward(&self, x: &Matrix<E, Self>, w: &Matrix<E, Self>) -> Result<Matrix<E, Self>, Self::Err>;
-    /// Adds to the gradients of x and w.
+pub trait LinearKernel<E: Dtype>: Seen<E> {
+    fn linear_forward(x: &Rows<E, Self>, w: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
+    /// Adds to the gradient of x.
     fn linear_backward_x(
-        &self,
-        w: &Matrix<E, Self>,
+        w: &Rows<E, Self>,
         gx: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
         rows: usize,
     ) -> Result<(), Self::Err>;
+    /// Adds to the gradient of w.
     fn linear_backward_w(
-        &self,
-        x: &Matrix<E, Self>,
+        x: &Rows<E, Self>,
         gw: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
         out: usize,
@@ -34,25 +33,42 @@ pub trait LinearKernel<E: Dtype>: Device<E> {
 /// # Errors
 /// The device's, when memory runs out.
 pub fn linear<E: Dtype, D: LinearKernel<E>, T: Tape<E, D> + Merge<R>, R: Tape<E, D>>(
-    x: Matrix<E, D, T>,
-    w: Matrix<E, D, R>,
-) -> Result<Matrix<E, D, T>, D::Err> {
+    x: Rows<E, D, T>,
+    w: Rows<E, D, R>,
+) -> Result<Rows<E, D, T>, D::Err> {
     let (x, tape) = x.split_tape();
     let (w, w_tape) = w.split_tape();
     let mut tape = tape.merge(w_tape);
-    let y = x.device().linear_forward(&x, &w)?;
-    let y_ghost = y.ghost();
-    let (rows, out) = *y.shape();
+    let y = D::linear_forward(&x, &w)?;
+    let y_ghost = y.tensor().ghost();
+    let (rows, out) = y.shape();
     tape.add_backward_op(move |gradients| {
         let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
-        let device = x.device().clone();
         if T::OWNS_TAPE {
-            device.linear_backward_x(&w, gradients.get_or_alloc_mut(&x)?, &gy, rows)?;
+            D::linear_backward_x(&w, gradients.get_or_alloc_mut(x.tensor())?, &gy, rows)?;
         }
         if R::OWNS_TAPE {
-            device.linear_backward_w(&x, gradients.get_or_alloc_mut(&w)?, &gy, out)?;
+            D::linear_backward_w(&x, gradients.get_or_alloc_mut(w.tensor())?, &gy, out)?;
         }
         Ok(())
+    });
+    Ok(y.put_tape(tape))
+}
+
+/// The same of an `x` that needs no gradient.
+///
+/// # Errors
+/// The device's, when memory runs out.
+pub fn linear_of_constant<E: Dtype, D: LinearKernel<E>>(
+    x: Rows<E, D>,
+    w: TracedRows<E, D>,
+) -> Result<TracedRows<E, D>, D::Err> {
+    let (w, mut tape) = w.split_tape();
+    let y = D::linear_forward(&x, &w)?;
+    let (y_ghost, (_, out)) = (y.tensor().ghost(), y.shape());
+    tape.add_backward_op(move |gradients| {
+        let gy = gradients.get_or_alloc_mut(&y_ghost)?.clone();
+        D::linear_backward_w(&x, gradients.get_or_alloc_mut(w.tensor())?, &gy, out)
     });
     Ok(y.put_tape(tape))
 }
@@ -62,32 +78,30 @@ where
     Cpu: Device<E, Err = CpuError>,
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
-    fn linear_forward(&self, x: &Matrix<E, Self>, w: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let shape = *w.shape();
-        assert_eq!(x.shape().1, shape.1);
-        let y = with_elements(x, |x| with_elements(w, |w| forward(x, w, shape)));
-        self.try_tensor_from_vec(y, (x.shape().0, shape.0))
+    fn linear_forward(x: &Rows<E, Self>, w: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {
+        let (shape, (n, columns)) = (w.shape(), x.shape());
+        assert_eq!(columns, shape.1);
+        let y = with_elements(x.tensor(), |x| with_elements(w.tensor(), |w| forward(x, w, shape)));
+        Ok(Rows::new(x.device().try_tensor_from_vec(y, (n, shape.0))?, ()))
     }
 
     fn linear_backward_x(
-        &self,
-        w: &Matrix<E, Self>,
+        w: &Rows<E, Self>,
         gx: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
         _: usize,
     ) -> Result<(), CpuError> {
-        with_elements(w, |values| backward_x(values, *w.shape(), gx, gy));
+        with_elements(w.tensor(), |values| backward_x(values, w.shape(), gx, gy));
         Ok(())
     }
 
     fn linear_backward_w(
-        &self,
-        x: &Matrix<E, Self>,
+        x: &Rows<E, Self>,
         gw: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
         out: usize,
     ) -> Result<(), CpuError> {
-        with_elements(x, |values| backward_w(values, (out, x.shape().1), gw, gy));
+        with_elements(x.tensor(), |values| backward_w(values, (out, x.shape().1), gw, gy));
         Ok(())
     }
 }

@@ -1,15 +1,12 @@
 //! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
 
-mod aligned;
 pub mod arena;
 pub mod attention;
-pub mod backend;
 pub mod batch_norm;
 pub mod buffers;
 pub mod columns;
 pub mod contrast;
 pub mod conv2d;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod elementary;
 pub mod gelu;
@@ -20,7 +17,6 @@ pub mod group_dots;
 pub mod lanes;
 pub mod later;
 pub mod layer_norm;
-pub mod leaves;
 pub mod linear;
 pub mod named;
 pub mod normalize;
@@ -31,11 +27,12 @@ pub mod product;
 pub mod random;
 mod real;
 pub mod scratch;
-pub mod seam;
 pub mod simd;
 pub mod sinkhorn;
 pub mod softmax;
+pub mod tensor;
+pub mod tokens;
 pub mod topk;
-pub mod weight;
 
+pub use elementary::Elementary;
 pub use real::Real;

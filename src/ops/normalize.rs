@@ -1,13 +1,12 @@
 //! Rows of unit length: y = x / max(|x|, 1e-12).
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
 
 use super::{
     Real,
-    seam::{Buffer, Matrix, to_vec},
+    tensor::{Buffer, Rows, Seen, to_vec},
 };
 
 /// Norms below it count as it (torch's `F.normalize`).
@@ -29,13 +28,12 @@ pub fn norm<E: Real>(row: &[E]) -> f64 {
 }
 
 /// The device's part of [`normalize`].
-pub trait NormalizeKernel<E: Dtype>: Device<E> {
-    fn normalize_forward(&self, x: &Matrix<E, Self>) -> Result<Matrix<E, Self>, Self::Err>;
+pub trait NormalizeKernel<E: Dtype>: Seen<E> {
+    fn normalize_forward(x: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
     /// Adds to the gradient of x.
     fn normalize_backward(
-        &self,
-        x: &Matrix<E, Self>,
-        y: &Matrix<E, Self>,
+        x: &Rows<E, Self>,
+        y: &Rows<E, Self>,
         gx: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
     ) -> Result<(), Self::Err>;
@@ -45,15 +43,13 @@ pub trait NormalizeKernel<E: Dtype>: Device<E> {
 ///
 /// # Errors
 /// The device's, when memory runs out.
-pub fn normalize<E: Dtype, D: NormalizeKernel<E>, T: Tape<E, D>>(
-    x: Matrix<E, D, T>,
-) -> Result<Matrix<E, D, T>, D::Err> {
+pub fn normalize<E: Dtype, D: NormalizeKernel<E>, T: Tape<E, D>>(x: Rows<E, D, T>) -> Result<Rows<E, D, T>, D::Err> {
     let (x, mut tape) = x.split_tape();
-    let y = x.device().normalize_forward(&x)?;
+    let y = D::normalize_forward(&x)?;
     let kept = y.clone();
     tape.add_backward_op(move |gradients| {
-        let gy = gradients.get_or_alloc_mut(&kept)?.clone();
-        x.device().clone().normalize_backward(&x, &kept, gradients.get_or_alloc_mut(&x)?, &gy)
+        let gy = gradients.get_or_alloc_mut(kept.tensor())?.clone();
+        D::normalize_backward(&x, &kept, gradients.get_or_alloc_mut(x.tensor())?, &gy)
     });
     Ok(y.put_tape(tape))
 }
@@ -63,22 +59,21 @@ where
     Cpu: Device<E, Err = CpuError>,
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
-    fn normalize_forward(&self, x: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let mut y = to_vec(x);
+    fn normalize_forward(x: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {
+        let mut y = to_vec(x.tensor());
         normalize_rows(&mut y, x.shape().1);
-        self.try_tensor_from_vec(y, *x.shape())
+        Ok(Rows::new(x.device().try_tensor_from_vec(y, x.shape())?, ()))
     }
 
     fn normalize_backward(
-        &self,
-        x: &Matrix<E, Self>,
-        y: &Matrix<E, Self>,
+        x: &Rows<E, Self>,
+        y: &Rows<E, Self>,
         gx: &mut Buffer<E, Self>,
         gy: &Buffer<E, Self>,
     ) -> Result<(), CpuError> {
         // gx = (gy - y (y . gy)) / |x|
         let dim = x.shape().1;
-        let (x, y) = (to_vec(x), to_vec(y));
+        let (x, y) = (to_vec(x.tensor()), to_vec(y.tensor()));
         let rows = gx.chunks_exact_mut(dim).zip(gy.chunks_exact(dim)).zip(x.chunks_exact(dim)).zip(y.chunks_exact(dim));
         for (((gx, gy), x), y) in rows {
             let along = E::of(y.iter().zip(gy).map(|(y, g)| y.as_f64() * g.as_f64()).sum::<f64>());
@@ -94,7 +89,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::golden::{Golden, assert_close};
+    use crate::ops::{
+        golden::{Golden, assert_close},
+        tensor::Matrix,
+    };
 
     #[test]
     fn agrees_with_the_reference() {
@@ -102,7 +100,7 @@ mod tests {
         let device = Cpu::default();
         let x: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.x"), (6, 8));
         let cot: Matrix<f64, Cpu> = device.tensor_from_vec(golden.get("in.cot"), (6, 8));
-        let y = normalize(x.leaky_trace()).unwrap();
+        let y = normalize(Rows::of(x.clone()).unwrap().traced()).unwrap().into_tensor();
         assert_close("y", &y.as_vec(), &golden.get("out.y"), 1e-14);
         let loss = (y * cot).sum::<Rank0, _>();
         assert_close("grad.x", &loss.backward().get(&x).as_vec(), &golden.get("grad.x"), 1e-12);

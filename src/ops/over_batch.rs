@@ -10,7 +10,7 @@ use super::{
     contrast::PerRow,
     gemm::Threads,
     parts::{self, parts},
-    seam::{Buffer, Matrix, with_elements},
+    tensor::{Buffer, Matrix, with_elements},
 };
 
 /// The device's way of [`batch_mean`] and [`add_bias`]; composed of dfdx's operations where it has no other.

@@ -1,6 +1,5 @@
 //! Pooling of channels-last images: 3x3 maximum of stride 2 with padding 1, and the global average.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use rayon::prelude::*;

@@ -9,8 +9,8 @@ use super::{
     Real,
     columns::sum,
     contrast::PerRow,
-    seam::{Buffer, Matrix, with_elements},
     simd::vectorized,
+    tensor::{Buffer, Matrix, with_elements},
 };
 
 /// The device's way of [`log_softmax`], [`cross_entropy`] and [`exp`]; composed of dfdx's operations where it has no other.

@@ -157,7 +157,7 @@ impl<'a> Past<'a> {
         match stage {
             Stage::Data => Some(Images::of_data(manifest).all()),
             Stage::Pretrain => Some(rows("timing")? * number(&manifest.components, "batch_size")?),
-            Stage::Embed | Stage::EmbedRandomInit => rows(features::TABLE),
+            Stage::Embed | Stage::EmbedRandomInit | Stage::EmbedInitial => rows(features::TABLE),
             Stage::LinearProbe => Some(embedded()? * number(&manifest.components, "linear_probe.epochs")?),
             Stage::Knn => embedded(),
         }

@@ -1,7 +1,8 @@
 //! From an experiment to its stages: the configuration that each reads, from which its key is made and from which it runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
         Stage, StageContext,
         data::{self, DataSection},
         embed::{self, ControlConfig, EmbedConfig, EncoderFrom},
+        evaluation::Scored,
         knn::{self, KnnSections},
         linear_probe::{self, LinearProbeSections},
         pretrain::{self, PretrainConfig},
@@ -25,8 +27,25 @@ pub enum Job<'a> {
     Pretrain(PretrainConfig<'a>),
     Embed(EmbedConfig),
     EmbedRandomInit(ControlConfig),
+    EmbedInitial(EmbedInitialJob<'a>),
     LinearProbe(LinearProbeSections<'a>),
     Knn(KnnSections<'a>),
+}
+
+/// The embedding with the weights that training starts from. Their path is no part of the key, which holds what is in the file.
+#[derive(Clone, Debug, Serialize)]
+pub struct EmbedInitialJob<'a> {
+    #[serde(flatten)]
+    embed: EmbedConfig,
+    #[serde(skip)]
+    path: Option<&'a Path>,
+}
+
+/// The features that the evaluation `of` reads; those of the initial weights where the experiment has that stage.
+fn scored(of: Stage, inputs: &BTreeMap<Stage, Artifact>) -> Scored<Artifact> {
+    let input = |input: Stage| of.readable(input, &inputs[&input]);
+    let initial = inputs.get(&Stage::EmbedInitial).map(|_| input(Stage::EmbedInitial));
+    Scored { trained: input(Stage::Embed), random_init: input(Stage::EmbedRandomInit), initial }
 }
 
 impl<'a> Job<'a> {
@@ -39,6 +58,7 @@ impl<'a> Job<'a> {
             Stage::Pretrain => Job::Pretrain(e.pretrain()),
             Stage::Embed => Job::Embed(embed()),
             Stage::EmbedRandomInit => Job::EmbedRandomInit(ControlConfig { seed: e.seed, embed: embed() }),
+            Stage::EmbedInitial => Job::EmbedInitial(EmbedInitialJob { embed: embed(), path: e.encoder.init() }),
             Stage::LinearProbe => Job::LinearProbe(LinearProbeSections { seed: e.seed, linear_probe: &e.linear_probe }),
             Stage::Knn => Job::Knn(KnnSections { seed: e.seed, knn: &e.knn }),
         }
@@ -66,14 +86,18 @@ impl<'a> Job<'a> {
                 let data = input(Stage::EmbedRandomInit, Stage::Data);
                 embed::run(embed, &data, EncoderFrom::RandomInit { seed: *seed }, out, context)
             }
+            Job::EmbedInitial(EmbedInitialJob { embed, path }) => {
+                let path = path.context("the experiment starts from no file of weights")?;
+                let data = input(Stage::EmbedInitial, Stage::Data);
+                embed::run(embed, &data, EncoderFrom::Initial(path), out, context)
+            }
             Job::LinearProbe(LinearProbeSections { seed, linear_probe }) => {
-                let features = |of| input(Stage::LinearProbe, of);
-                let [trained, untrained] = [Stage::Embed, Stage::EmbedRandomInit].map(features);
-                linear_probe::run(linear_probe, *seed, &trained, &untrained, out, context)
+                let scored = scored(Stage::LinearProbe, inputs);
+                linear_probe::run(linear_probe, *seed, scored.as_ref(), out, context)
             }
             Job::Knn(KnnSections { seed, knn }) => {
-                let [trained, untrained] = [Stage::Embed, Stage::EmbedRandomInit].map(|of| input(Stage::Knn, of));
-                knn::run(knn, *seed, &trained, &untrained, out, context)
+                let scored = scored(Stage::Knn, inputs);
+                knn::run(knn, *seed, scored.as_ref(), out, context)
             }
         }
     }

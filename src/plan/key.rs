@@ -57,10 +57,13 @@ impl Leaves {
         }
     }
 
-    /// Adds the hash of the file that the encoder starts from. Embeddings depend on it by way of the trained weights alone.
+    /// Adds the hash of the file that the encoder starts from. The trained encoder's embeddings depend on it by way of the trained
+    /// weights alone.
     pub fn add_init(&mut self, hash: Option<String>) {
         if let Some(hash) = hash {
-            self.add(Stage::Pretrain, INIT, hash);
+            for stage in [Stage::Pretrain, Stage::EmbedInitial] {
+                self.add(stage, INIT, hash.clone());
+            }
         }
     }
 
@@ -71,8 +74,8 @@ impl Leaves {
         }
     }
 
-    /// Everything that `stage` depends on; `content` gives what it reads of an input.
-    pub fn components(&self, stage: Stage, content: impl Fn(&Input) -> String) -> Components {
+    /// Everything that `stage` depends on; `content` gives what it reads of an input, None of one that the experiment does not have.
+    pub fn components(&self, stage: Stage, content: impl Fn(&Input) -> Option<String>) -> Components {
         let mut components = Components::default();
         components.insert("stage", &stage.name().into());
         components.insert("stage_version", &stage.version().into());
@@ -80,8 +83,8 @@ impl Leaves {
             components.insert(name.as_str(), value);
         }
         for input in stage.descriptor().inputs {
-            if let Some(leaf) = input.leaf() {
-                components.insert(leaf, &content(input).into());
+            if let Some((leaf, content)) = input.leaf().and_then(|leaf| Some((leaf, content(input)?))) {
+                components.insert(leaf, &content.into());
             }
         }
         components
@@ -114,7 +117,7 @@ mod tests {
             let experiment = experiment(&[("precision", precision.into())]);
             let mut leaves = Leaves::of(&experiment).unwrap();
             leaves.add_unit(experiment.precision, unit);
-            Stage::ALL.map(|stage| leaves.components(stage, |_| "content".to_owned()))
+            Stage::ALL.map(|stage| leaves.components(stage, |_| Some("content".to_owned())))
         };
         for precision in ["f32", "tf32"] {
             assert_eq!(components(precision, Some("AVX512-BF16")), components(precision, None), "{precision}");

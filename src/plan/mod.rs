@@ -12,15 +12,17 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use difference::Difference;
 pub use job::Job;
+pub use key::UNIT;
 pub use planned::{Against, Planned, Verdict};
 
 pub use crate::stage::Stage;
 
 use crate::{
-    artifact::{Artifact, Key, Store},
+    artifact::{Artifact, Key, Store, hash},
     ops::product::bf16_unit,
     spec::Experiment,
     stage::{Input, Interrupt, Progress},
+    train::HealthConfig,
 };
 
 /// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on
@@ -28,6 +30,8 @@ use crate::{
 pub struct Planner<'a> {
     store: &'a Store,
     leaves: key::Leaves,
+    stages: Vec<Stage>,
+    health: HealthConfig,
 }
 
 impl<'a> Planner<'a> {
@@ -44,7 +48,24 @@ impl<'a> Planner<'a> {
         leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
         leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
         leaves.add_unit(experiment.precision, bf16_unit());
-        Ok(Planner { store, leaves })
+        let stages = Stage::of_experiment(experiment.encoder.init().is_some());
+        Ok(Planner { store, leaves, stages, health: experiment.health.clone() })
+    }
+
+    /// The experiment's stages, inputs first.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Stands for everything that the experiment depends on, source files included, whatever has been made of it so far.
+    pub fn identity(&self) -> String {
+        let mut keys: BTreeMap<Stage, Key> = BTreeMap::new();
+        for &stage in &self.stages {
+            let content = |input: &Input| Some(format!("whatever comes of {}", keys.get(&input.stage)?));
+            let key = self.leaves.components(stage, content).key();
+            keys.insert(stage, key);
+        }
+        hash::bytes(keys.values().map(Key::as_str).collect::<String>().as_bytes())
     }
 
     /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
@@ -52,9 +73,11 @@ impl<'a> Planner<'a> {
     pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
         let mut prospects: BTreeMap<Stage, (Key, Option<&Artifact>)> = BTreeMap::new();
         for planned in stages {
-            let content = |input: &Input| match &prospects[&input.stage] {
-                (_, Some(artifact)) => input.content(artifact),
-                (key, None) => format!("whatever comes of {key}"),
+            let content = |input: &Input| {
+                Some(match prospects.get(&input.stage)? {
+                    (_, Some(artifact)) => input.content(artifact),
+                    (key, None) => format!("whatever comes of {key}"),
+                })
             };
             let key = self.leaves.components(planned.stage, content).key();
             prospects.insert(planned.stage, (key, planned.artifact()));

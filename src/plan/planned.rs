@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{Difference, Planner, Stage, nearest::nearest};
 use crate::{
     artifact::{Artifact, Components, Found, Key, Manifest, RunRecord},
-    stage::Input,
+    stage::{Input, diagnostics::Diagnostics},
 };
 
 /// Differences that a reason spells out.
@@ -47,6 +47,10 @@ pub struct Planned {
     pub compared: Option<Manifest>,
     /// Every leaf that differs from it, but for pending inputs.
     pub differences: Vec<Difference>,
+    /// The step after which a pending stage goes on, where an earlier attempt left a checkpoint.
+    pub resumes_after: Option<u64>,
+    /// What a cached training has of diagnostics, where the experiment asks for others.
+    pub kept: Option<String>,
 }
 
 impl Planned {
@@ -66,7 +70,9 @@ impl Planned {
     /// Why it is pending, or that nothing changed, in a line.
     pub fn reason(&self) -> String {
         match &self.verdict {
-            Verdict::Cached(_) => return "unchanged".to_owned(),
+            Verdict::Cached(_) => {
+                return self.kept.as_ref().map_or("unchanged".to_owned(), |kept| format!("unchanged; {kept}"));
+            }
             Verdict::Runs { damaged: Some(what) } => return format!("damaged: {what}"),
             Verdict::Runs { damaged: None } | Verdict::Depends => {}
         }
@@ -89,7 +95,7 @@ impl Planner<'_> {
     pub fn plan(&self, against: Against) -> Vec<Planned> {
         let mut artifacts = BTreeMap::new();
         let mut stages = Vec::new();
-        for stage in Stage::ALL {
+        for &stage in &self.stages {
             let planned = self.resolve(stage, &artifacts, against);
             if let Some(artifact) = planned.artifact() {
                 artifacts.insert(stage, artifact.clone());
@@ -101,15 +107,15 @@ impl Planner<'_> {
 
     /// Looks at one stage; `inputs` are the artifacts there are.
     pub fn resolve(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>, against: Against) -> Planned {
-        let waits_for: Vec<Stage> = stage.inputs().into_iter().filter(|input| !inputs.contains_key(input)).collect();
+        let of_it = stage.inputs().into_iter().filter(|input| self.stages.contains(input));
+        let waits_for: Vec<Stage> = of_it.filter(|input| !inputs.contains_key(input)).collect();
         // What pending inputs come to is left out on both sides of the comparison.
         let known = |mut components: Components| {
             let of_pending = |leaf: &str| waits_for.iter().any(|input| leaf.starts_with(&format!("inputs.{input}.")));
             components.0.retain(|leaf, _| !of_pending(leaf));
             components
         };
-        let content =
-            |input: &Input| inputs.get(&input.stage).map_or(String::new(), |artifact| input.content(artifact));
+        let content = |input: &Input| inputs.get(&input.stage).map(|artifact| input.content(artifact));
         let components = known(self.leaves.components(stage, content));
         let key = waits_for.is_empty().then(|| components.key());
         let found = key.as_ref().map_or(Found::Missing, |key| self.store.find(stage.name(), key));
@@ -136,7 +142,17 @@ impl Planner<'_> {
             Found::Missing if !waits_for.is_empty() && compared.is_some() && differences.is_empty() => Verdict::Depends,
             Found::Missing => Verdict::Runs { damaged: None },
         };
-        Planned { stage, verdict, key, components, waits_for, compared, differences }
+        let resumes_after = match &verdict {
+            Verdict::Cached(_) => None,
+            _ => key.as_ref().and_then(|key| self.store.newest_step(stage.name(), key)),
+        };
+        let kept = match &verdict {
+            Verdict::Cached(training) if stage == Stage::Pretrain => {
+                Diagnostics::of(training).ok().and_then(|diagnostics| diagnostics.unlike(&self.health))
+            }
+            _ => None,
+        };
+        Planned { stage, verdict, key, components, waits_for, compared, differences, resumes_after, kept }
     }
 }
 
@@ -162,6 +178,8 @@ mod tests {
             differences: Difference::all(&old.components, &components),
             compared: Some(old),
             components,
+            resumes_after: None,
+            kept: None,
         };
         let reason = planned.reason();
         assert!(reason.starts_with("leaf00 1 -> 2, ") && reason.ends_with("leaf07 1 -> 2, and 3 more"), "{reason}");

@@ -1,4 +1,4 @@
-//! The artifacts of a finished run.
+//! The artifacts of a run, and what a training that has not come to its end has written so far.
 
 use anyhow::bail;
 use arrow::{
@@ -7,7 +7,12 @@ use arrow::{
 };
 
 use super::Run;
-use crate::artifact::{Artifact, Found, Store, table};
+use crate::{
+    artifact::{Artifact, Found, RunRecord, Store, Unfinished, table},
+    stage::{column, pretrain},
+};
+
+const TRAINING: &str = pretrain::DESCRIPTOR.name;
 
 /// Largest artifact that is hashed before a report reads a few rows of it.
 const HASHED: u64 = 1 << 30;
@@ -57,6 +62,74 @@ fn damaged(run: &Run, name: &str, what: &str) -> anyhow::Error {
 
 fn again(run: &Run) -> String {
     format!("run its spec again (results/{}/spec.yaml)", run.record.run)
+}
+
+/// The rows that tell of a run's training, step by step.
+pub enum Training<'a> {
+    /// Those of its artifact.
+    Whole(Artifact),
+    /// Those so far, of a training that runs or that ended before its time.
+    SoFar(&'a Store, &'a Unfinished),
+    /// The run ended before its training began.
+    None,
+}
+
+impl<'a> Training<'a> {
+    /// The training of `run`.
+    ///
+    /// # Errors
+    /// When its artifact is gone or damaged.
+    pub fn of(store: &'a Store, run: &'a Run) -> anyhow::Result<Self> {
+        let has_it = run.record.stages.iter().any(|stage| stage.stage == TRAINING);
+        match &run.record.unfinished {
+            Some(unfinished) if !has_it && unfinished.stage == TRAINING => Ok(Training::SoFar(store, unfinished)),
+            Some(_) if !has_it => Ok(Training::None),
+            _ => Ok(Training::Whole(stage(store, run, TRAINING)?)),
+        }
+    }
+
+    /// One of its tables; without rows where there are none.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is damaged.
+    pub fn table(&self, name: &str) -> anyhow::Result<Table> {
+        match self {
+            Training::Whole(artifact) => Table::read(artifact, name),
+            Training::SoFar(store, unfinished) => {
+                let rows = store.rows_so_far(&unfinished.stage, &unfinished.key, name)?;
+                Ok(Table { schema: rows.as_ref().map(RecordBatch::schema), batches: rows.into_iter().collect() })
+            }
+            Training::None => Ok(Table { schema: None, batches: Vec::new() }),
+        }
+    }
+
+    /// Steps that it has written so far.
+    ///
+    /// # Errors
+    /// As [`Training::table`].
+    pub fn steps(&self) -> anyhow::Result<u64> {
+        let steps = self.table("metrics")?.integers(column::STEP)?;
+        Ok(steps.into_iter().flatten().max().map_or(0, |last| last as u64 + 1))
+    }
+}
+
+/// Steps that a training has written which has not come to its end; None of a run that has not begun one, or is past it.
+pub fn steps(store: &Store, unfinished: &Unfinished) -> Option<u64> {
+    // What cannot be read has no steps to tell; whoever wants its curves hears why.
+    let steps = || Training::SoFar(store, unfinished).steps().ok().filter(|steps| *steps > 0);
+    (unfinished.stage == TRAINING).then(steps)?
+}
+
+/// Where a run is that has no results, or that it is finished.
+pub fn state(store: &Store, record: &RunRecord) -> String {
+    match &record.unfinished {
+        None => "finished".to_owned(),
+        Some(unfinished) => match steps(store, unfinished) {
+            None => unfinished.to_string(),
+            Some(1) => format!("{unfinished} after 1 step"),
+            Some(steps) => format!("{unfinished} after {steps} steps"),
+        },
+    }
 }
 
 /// A table in memory, by columns.

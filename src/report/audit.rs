@@ -3,6 +3,8 @@
 use super::{
     Run, artifacts,
     duplicates::{Twice, duplicates},
+    grid::difference,
+    paired::{self, Paired},
 };
 use crate::artifact::Store;
 
@@ -11,13 +13,25 @@ use crate::artifact::Store;
 pub struct Audit {
     /// What each embed stage wrote down: stage, then key and value.
     pub encoders: Vec<(String, Vec<(String, String)>)>,
-    /// Score and its controls, as fractions: evaluation, trained, untrained, shuffled labels.
-    pub scores: Vec<(&'static str, [Option<f64>; 3])>,
+    /// Score and its controls, as fractions, by evaluation.
+    pub scores: Vec<(&'static str, Scores)>,
     pub checks: Vec<Check>,
     /// What the data stage noted of the images.
     pub notes: Vec<String>,
     /// Images that are there twice in a way that matters, by their names.
     pub duplicates: Vec<Twice>,
+}
+
+/// A score and its controls, as fractions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    pub trained: f64,
+    /// With the weights that training started from; None where it started from random ones.
+    pub initial: Option<f64>,
+    pub untrained: Option<f64>,
+    pub shuffled: Option<f64>,
+    /// How much more often the trained encoder is right than those weights, on the same test samples.
+    pub gain: Option<Paired>,
 }
 
 /// Something that must hold.
@@ -43,19 +57,19 @@ impl Audit {
             audit.check_encoder(&stage.stage, &rows);
             audit.encoders.push((stage.stage.clone(), rows));
         }
-        for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
-            let score = |suffix: &str| run.record.metrics.get(&format!("{metric}{suffix}")).copied().flatten();
-            let scores = ["", "_random_init", "_shuffled_labels"].map(score);
-            if let [Some(trained), controls @ ..] = scores {
-                for (control, name) in controls.into_iter().zip(["untrained encoder", "shuffled labels"]) {
-                    let problem = match control {
-                        None => Some("was not scored".to_owned()),
-                        Some(control) if control >= trained => Some("scores no worse".to_owned()),
-                        Some(_) => None,
-                    };
-                    audit.checks.push(Check { what: format!("{label}: above the control with {name}"), problem });
-                }
-                audit.scores.push((label, scores));
+        audit.scores = scores(store, run)?;
+        for (label, scores) in &audit.scores {
+            for (control, name) in [(scores.untrained, "untrained encoder"), (scores.shuffled, "shuffled labels")] {
+                let problem = match control {
+                    None => Some("was not scored".to_owned()),
+                    Some(control) if control >= scores.trained => Some("scores no worse".to_owned()),
+                    Some(_) => None,
+                };
+                audit.checks.push(Check { what: format!("{label}: above the control with {name}"), problem });
+            }
+            if scores.initial.is_some() {
+                let what = format!("{label}: not below the weights that training started from");
+                audit.checks.push(Check { what, problem: below(scores.gain.as_ref()) });
             }
         }
         // Data that are gone are no reason to doubt what was made of them.
@@ -97,6 +111,31 @@ impl Audit {
     }
 }
 
+/// The top-1 scores of a run by evaluation, each beside its controls; none of an evaluation that was skipped.
+///
+/// # Errors
+/// When an artifact is there and cannot be read.
+pub fn scores(store: &Store, run: &Run) -> anyhow::Result<Vec<(&'static str, Scores)>> {
+    let mut rows = Vec::new();
+    for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
+        let score = |suffix: &str| run.record.metrics.get(&format!("{metric}{suffix}")).copied().flatten();
+        let Some(trained) = score("") else { continue };
+        let [untrained, shuffled, initial] = ["_random_init", "_shuffled_labels", "_initial"].map(score);
+        let gain = paired::gain(store, &[run], metric)?;
+        rows.push((label, Scores { trained, initial, untrained, shuffled, gain }));
+    }
+    Ok(rows)
+}
+
+/// What speaks against a training that gained so much over the weights it started from: an interval that lies below 0 as a whole.
+fn below(gain: Option<&Paired>) -> Option<String> {
+    match gain {
+        None => Some("their predictions are no longer there".to_owned()),
+        Some(gain) if gain.high < 0.0 => Some(format!("in points, the difference to them is {}", difference(gain))),
+        Some(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,11 +169,26 @@ mod tests {
     }
 
     #[test]
+    fn a_training_must_not_fall_wholly_below_the_weights_it_started_from() {
+        let gain = |low, high| Paired { samples: 40, difference: (low + high) / 2.0, low, high, p: Some(0.25) };
+        assert_eq!(below(Some(&gain(-0.1, 0.0))), None);
+        assert_eq!(below(Some(&gain(0.1, 0.2))), None);
+        let told = "in points, the difference to them is -15.00 [-20.00, -10.00], p 0.250";
+        assert_eq!(below(Some(&gain(-0.2, -0.1))).as_deref(), Some(told));
+        let run = crate::report::samples::run("a", "seed: 1", &[("knn/top1", 0.5), ("knn/top1_initial", 0.4)]);
+        let audit = Audit::new(&Store::open(std::path::Path::new("nowhere")), &run).unwrap();
+        let last = audit.checks.last().unwrap();
+        assert_eq!(last.what, "kNN: not below the weights that training started from");
+        assert_eq!(last.problem.as_deref(), Some("their predictions are no longer there"));
+    }
+
+    #[test]
     fn controls_must_score_less() {
         let metrics = [("knn/top1", 0.5), ("knn/top1_random_init", 0.5), ("knn/top1_shuffled_labels", 0.1)];
         let run = crate::report::samples::run("a", "seed: 1", &metrics);
         let audit = Audit::new(&Store::open(std::path::Path::new("nowhere")), &run).unwrap();
-        assert_eq!(audit.scores, [("kNN", [Some(0.5), Some(0.5), Some(0.1)])]);
+        let scores = Scores { trained: 0.5, untrained: Some(0.5), shuffled: Some(0.1), ..Scores::default() };
+        assert_eq!(audit.scores, [("kNN", scores)]);
         let problems: Vec<_> = audit.checks.iter().map(|check| check.problem.as_deref()).collect();
         assert_eq!(problems, [Some("scores no worse"), None]);
         assert!(!audit.holds());

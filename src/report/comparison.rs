@@ -1,17 +1,17 @@
 //! What differs between runs: the leaves of their specs, and their scores. Unaware of how it is shown.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
     Run,
     group::{self, Group, NAMES, mean_and_deviation},
-    paired::{self, Correctness, Paired},
+    paired::{self, Correctness, PREDICTED, Paired},
+    predictions, provenance,
 };
 use crate::artifact::Store;
-
-/// Scores with predictions per sample, and the stages that keep them.
-const PREDICTED: [(&str, &str); 2] = [("knn/top1", "knn"), ("linear/top1", "linear_probe")];
 
 /// Runs, or groups of runs, side by side; every row has one value per column, in the order of the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +26,11 @@ pub struct Comparison {
     pub scores: Vec<ScoreRow>,
     /// How the columns differ from one of them on the same test samples.
     pub differences: Vec<DifferenceRow>,
+    /// How each column differs from the weights that its training started from, on the same test samples; None where it started
+    /// from random ones.
+    pub gains: Vec<(String, Vec<Option<Paired>>)>,
+    /// What stands in the way of a comparison: other test images, other devices or precisions.
+    pub notes: Vec<String>,
 }
 
 /// Differences of a score.
@@ -76,7 +81,35 @@ impl Comparison {
             spec: spec_rows(groups),
             scores: score_rows(groups),
             differences: vec![],
+            gains: vec![],
+            notes: vec![],
         }
+    }
+
+    /// Looks at the artifacts of the `groups` that are compared. Where the test images are others, no score is the best; where
+    /// stages were made on different devices or in different precisions, that is noted.
+    pub fn look_at_artifacts(&mut self, store: &Store, groups: &[Group]) {
+        let splits: Vec<Vec<String>> = groups.iter().map(|group| test_splits(store, group)).collect();
+        let first = splits.iter().flatten().next().cloned();
+        let others: Vec<&str> = self
+            .runs
+            .iter()
+            .zip(&splits)
+            .filter(|(_, splits)| splits.iter().any(|split| Some(split) != first.as_ref()))
+            .map(|(label, _)| label.as_str())
+            .collect();
+        if !others.is_empty() {
+            for row in self.scores.iter_mut().filter(|row| is_of_test_images(&row.metric)) {
+                row.best.fill(false);
+            }
+            let known = splits.iter().position(|splits| !splits.is_empty()).unwrap_or(0);
+            self.notes.push(format!(
+                "no score is marked as best: the test images of {} are not all those of {}",
+                others.join(", "),
+                self.runs[known]
+            ));
+        }
+        self.notes.extend(provenance::notes(store, &self.runs, groups));
     }
 
     /// Adds how the `groups` that are compared differ from the one at `baseline`, sample by sample.
@@ -100,6 +133,21 @@ impl Comparison {
         Ok(())
     }
 
+    /// Adds how the `groups` that are compared differ from the weights that their trainings started from, sample by sample.
+    ///
+    /// # Errors
+    /// When an artifact cannot be read.
+    pub fn add_gains(&mut self, store: &Store, groups: &[Group]) -> anyhow::Result<()> {
+        for (metric, _) in PREDICTED {
+            let gains = groups.par_iter().map(|group| paired::gain(store, &group.runs, metric));
+            let gains = gains.collect::<anyhow::Result<Vec<_>>>()?;
+            if gains.iter().any(Option::is_some) {
+                self.gains.push((metric.to_owned(), gains));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a column is more than one run.
     pub fn is_grouped(&self) -> bool {
         self.members.iter().any(|(runs, _)| runs.len() > 1)
@@ -107,9 +155,13 @@ impl Comparison {
 
     /// What has to be said below a table.
     pub fn footnotes(&self) -> String {
-        let mut text = String::new();
+        let mut text: String = self.notes.iter().map(|note| format!("{note}\n")).collect();
         if self.is_grouped() {
             text += "± sample standard deviation over seeds\n";
+        }
+        if !self.gains.is_empty() {
+            text += "over initial: trained minus the weights that training started from, in points, with its 95 % interval \
+                     (paired bootstrap over the test samples)\n";
         }
         if let Some(row) = self.differences.first() {
             let mut samples: Vec<usize> = self
@@ -193,8 +245,20 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
 /// Accuracies, but not those of controls, and speed. Losses of different methods do not compare.
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
-    let control = name.ends_with("_random_init") || name.ends_with("_shuffled_labels");
-    (name.starts_with("top") && !control) || name == "images_per_second"
+    let control = ["_random_init", "_initial", "_shuffled_labels"].iter().any(|end| name.ends_with(end));
+    (is_of_test_images(metric) && !control) || name == "images_per_second"
+}
+
+/// Accuracies, those of controls too.
+fn is_of_test_images(metric: &str) -> bool {
+    metric.rsplit('/').next().is_some_and(|name| name.starts_with("top"))
+}
+
+/// What the scores of a group were measured on, each once; nothing of runs without scores or data.
+fn test_splits(store: &Store, group: &Group) -> Vec<String> {
+    let has_scores = |run: &&&Run| run.record.metrics.keys().any(|metric| is_of_test_images(metric));
+    let splits = group.runs.iter().filter(has_scores).filter_map(|run| predictions::test_split(store, run));
+    splits.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use super::{Comparison, grid::text, paired::Paired};
 
 /// The rows `kind, key, <run>...`; what a run does not have is empty. The score of a group is the mean; `deviation` and `n`
-/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`.
+/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training started
+/// from `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
 /// Never in memory; the writer's signature has them.
@@ -25,6 +26,12 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
             let counts = row.members.iter().map(|members| Some(members.iter().flatten().count() as f64));
             figures("n", &row.metric, counts.collect())?;
         }
+    }
+    for (metric, gains) in &comparison.gains {
+        let column = |get: fn(&Paired) -> f64| gains.iter().map(|paired| paired.as_ref().map(get)).collect();
+        figures("gain", metric, column(|paired| paired.difference))?;
+        figures("gain_low", metric, column(|paired| paired.low))?;
+        figures("gain_high", metric, column(|paired| paired.high))?;
     }
     for row in &comparison.differences {
         let column = |get: fn(&Paired) -> Option<f64>| row.values.iter().map(|paired| get(paired.as_ref()?)).collect();

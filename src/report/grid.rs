@@ -25,6 +25,10 @@ pub fn grid(comparison: &Comparison, mark: impl Fn(&str) -> String) -> Grid {
                 Some(value) => figure(&row.metric, *value, *deviation),
             });
         rows.push([row.metric.clone()].into_iter().chain(values).collect());
+        for (metric, gains) in comparison.gains.iter().filter(|(metric, _)| *metric == row.metric) {
+            let values = gains.iter().map(|gain| gain.as_ref().map_or("-".into(), difference));
+            rows.push([format!("{metric} over initial")].into_iter().chain(values).collect());
+        }
         for row in comparison.differences.iter().filter(|difference| difference.metric == row.metric) {
             let values = row.values.iter().enumerate().map(|(i, value)| match value {
                 Some(paired) => difference(paired),
@@ -63,7 +67,7 @@ pub fn figure(metric: &str, value: f64, deviation: Option<f64>) -> String {
 }
 
 /// A difference in points with its interval and p, e.g. `+1.25 [-2.50, 5.00], p 0.63`.
-fn difference(paired: &Paired) -> String {
+pub fn difference(paired: &Paired) -> String {
     let [difference, low, high] = [paired.difference, paired.low, paired.high].map(|share| 100.0 * share);
     let p = match paired.p {
         None => String::new(),

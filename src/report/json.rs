@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 
 /// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
-/// "best": [run], "groups": {...}}], "differences": [...]}`; null is what a run does not have. `run` is the label of a column,
-/// whose runs and seeds are in `groups`, and its value there the mean. A difference is one of a metric between two columns.
+/// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null is what a run does not have. `run` is the label of a column,
+/// whose runs and seeds are in `groups`, and its value there the mean. A difference is one of a metric between two columns, a gain one
+/// over the weights that a column's training started from.
 ///
 /// # Errors
 /// Never for finite figures.
@@ -41,7 +42,11 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
     let groups: Vec<Value> =
         columns.map(|(label, (runs, seeds))| json!({ "label": label, "runs": runs, "seeds": seeds })).collect();
     let differences: Vec<Value> = comparison.differences.iter().flat_map(|row| differences(runs, row)).collect();
-    let whole = json!({ "runs": runs, "groups": groups, "spec": spec, "scores": scores, "differences": differences });
+    let whole = json!({
+        "runs": runs, "groups": groups, "spec": spec, "scores": scores, "differences": differences,
+        "gains": comparison.gains.iter().flat_map(|(metric, values)| gains(runs, metric, values)).collect::<Vec<_>>(),
+        "notes": comparison.notes,
+    });
     Ok(serde_json::to_string(&whole)? + "\n")
 }
 
@@ -54,6 +59,16 @@ fn differences(runs: &[String], row: &DifferenceRow) -> Vec<Value> {
         }))
     };
     runs.iter().zip(&row.values).filter_map(one).collect()
+}
+
+fn gains(runs: &[String], metric: &str, values: &[Option<Paired>]) -> Vec<Value> {
+    let one = |(run, paired): (&String, &Option<Paired>)| {
+        let Paired { samples, difference, low, high, p } = paired.as_ref()?;
+        Some(json!({
+            "metric": metric, "run": run, "samples": samples, "difference": difference, "low": low, "high": high, "p": p,
+        }))
+    };
+    runs.iter().zip(values).filter_map(one).collect()
 }
 
 #[cfg(test)]

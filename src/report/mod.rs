@@ -1,4 +1,4 @@
-//! Finished runs become comparisons and exports; one file per output format.
+//! Runs become comparisons and exports; one file per output format.
 
 mod artifacts;
 pub mod audit;
@@ -18,11 +18,13 @@ mod mcnemar;
 pub mod paired;
 pub mod parquet;
 pub mod predictions;
+mod provenance;
 pub mod runs;
 pub mod safetensors;
 pub mod table;
 pub mod tensorboard;
 
+pub use artifacts::{state, steps};
 pub use comparison::Comparison;
 pub use runs::{FindError, Found, Run, Runs, find};
 

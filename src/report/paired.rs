@@ -7,7 +7,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Run, artifacts, mcnemar::mcnemar, predictions};
-use crate::artifact::Store;
+use crate::artifact::{Artifact, Store};
+
+/// Scores with predictions per sample, and the stages that keep them.
+pub const PREDICTED: [(&str, &str); 2] = [("knn/top1", "knn"), ("linear/top1", "linear_probe")];
 
 /// Resamplings of the test samples; the ends of a 95 % interval are then good to a few hundredths of its width.
 const RESAMPLINGS: usize = 10_000;
@@ -16,7 +19,7 @@ const RESAMPLINGS: usize = 10_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correctness {
     /// Content of the test split: equal for equal samples in equal order.
-    pub split: Vec<String>,
+    pub split: String,
     /// Whether each sample was right, by its number in the split.
     pub right: BTreeMap<i64, bool>,
 }
@@ -27,12 +30,29 @@ impl Correctness {
     /// # Errors
     /// When an artifact is there and cannot be read.
     pub fn read(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
+        Self::of(store, run, stage, predictions::read)
+    }
+
+    /// Like [`Correctness::read`], of the weights that training started from; None too where it started from random ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_initial(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
+        Self::of(store, run, stage, predictions::read_initial)
+    }
+
+    fn of(
+        store: &Store,
+        run: &Run,
+        stage: &str,
+        read: fn(&Artifact) -> anyhow::Result<Vec<predictions::Classifier>>,
+    ) -> anyhow::Result<Option<Self>> {
         let (Some(split), Some(evaluation)) = (predictions::test_split(store, run), artifacts::find(store, run, stage))
         else {
             return Ok(None);
         };
         let of_run = || format!("stage {stage} of run {}", run.record.run);
-        let first = predictions::read(&evaluation).with_context(of_run)?.into_iter().next();
+        let first = read(&evaluation).with_context(of_run)?.into_iter().next();
         let right = |p: &predictions::Prediction| (p.sample, p.is_right());
         Ok(first.map(|first| Correctness { split, right: first.predictions.iter().map(right).collect() }))
     }
@@ -50,6 +70,25 @@ pub struct Paired {
     pub high: f64,
     /// Two-sided p of McNemar's exact test; None when one of the two is an average over seeds.
     pub p: Option<f64>,
+}
+
+/// How the score `metric` of a run, or of several, differs from that of the weights that training started from. None where it
+/// started from random ones, or predictions are gone.
+///
+/// # Errors
+/// When an artifact is there and cannot be read.
+pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option<Paired>> {
+    let Some((_, stage)) = PREDICTED.into_iter().find(|(predicted, _)| *predicted == metric) else { return Ok(None) };
+    let (mut initial, mut trained) = (Vec::new(), Vec::new());
+    for run in runs {
+        // Without a look at the artifacts: most runs start from random weights.
+        if !run.record.metrics.contains_key(&format!("{metric}_initial")) {
+            return Ok(None);
+        }
+        initial.extend(Correctness::read_initial(store, run, stage)?);
+        trained.extend(Correctness::read(store, run, stage)?);
+    }
+    Ok(if initial.len() == runs.len() && trained.len() == runs.len() { compare(&initial, &trained) } else { None })
 }
 
 /// Compares `second` with `first`, each the correctness of one run or of several, which are averaged sample by sample.
@@ -128,7 +167,7 @@ mod tests {
 
     fn correctness(right: &[bool]) -> Correctness {
         let right = right.iter().enumerate().map(|(i, right)| (i as i64, *right)).collect();
-        Correctness { split: vec!["x".into()], right }
+        Correctness { split: "x".into(), right }
     }
 
     #[test]
@@ -177,7 +216,7 @@ mod tests {
     #[test]
     fn other_samples_are_not_compared() {
         let first = correctness(&[true, true]);
-        let other = Correctness { split: vec!["y".into()], ..first.clone() };
+        let other = Correctness { split: "y".into(), ..first.clone() };
         assert_eq!(one(&first, &other), None);
         assert_eq!(one(&first, &correctness(&[true])), None);
         assert_eq!(compare(&[first], &[]), None);

@@ -21,7 +21,8 @@ struct Row<'a> {
 
 /// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null where the run does not have it), `number`
 /// (null where the value is none). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
-/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`.
+/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training started
+/// from a file of weights `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
 /// Never in memory; the writer's signature has them.
@@ -46,6 +47,14 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
                 figure(label, "deviation", &row.metric, row.deviations[i]);
                 figure(label, "n", &row.metric, Some(row.members[i].iter().flatten().count() as f64));
             }
+        }
+    }
+    for (metric, gains) in &comparison.gains {
+        for (label, gain) in comparison.runs.iter().zip(gains) {
+            let Some(gain) = gain else { continue };
+            figure(label, "gain", metric, Some(gain.difference));
+            figure(label, "gain_low", metric, Some(gain.low));
+            figure(label, "gain_high", metric, Some(gain.high));
         }
     }
     for row in &comparison.differences {

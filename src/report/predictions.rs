@@ -6,7 +6,13 @@ use super::{
     Run,
     artifacts::{self, Table},
 };
-use crate::artifact::{Artifact, Store};
+use crate::{
+    artifact::{Artifact, Store},
+    stage::{
+        Input, Stage, data, embed,
+        evaluation::{INITIAL_PREDICTIONS, PREDICTIONS},
+    },
+};
 
 /// What a sample of the test split was taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +44,19 @@ pub struct Classifier {
 /// # Errors
 /// When the table cannot be read or does not have its columns.
 pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
-    let table = Table::read(evaluation, "predictions")?;
+    read_table(evaluation, PREDICTIONS)
+}
+
+/// Like [`read`], of the weights that training started from. None where it started from random ones.
+///
+/// # Errors
+/// As there.
+pub fn read_initial(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
+    read_table(evaluation, INITIAL_PREDICTIONS)
+}
+
+fn read_table(evaluation: &Artifact, name: &str) -> anyhow::Result<Vec<Classifier>> {
+    let table = Table::read(evaluation, name)?;
     let column = |name| {
         let of = || format!("the predictions of {} {}", evaluation.stage(), evaluation.stage_key());
         table.integers(name).with_context(of)
@@ -61,9 +79,10 @@ pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
     Ok(found)
 }
 
-/// Content hashes of the test split's shards: equal for equal samples in equal order. None when the data are gone.
-pub fn test_split(store: &Store, run: &Run) -> Option<Vec<String>> {
-    let data = artifacts::find(store, run, "data")?;
-    let test = data.manifest().files.iter().filter(|file| file.name.starts_with("test-"));
-    Some(test.map(|file| file.content.clone()).collect())
+/// Stands for the samples of the test split: equal for equal images and labels in equal order, whatever their files are called.
+/// None when the data are gone.
+pub fn test_split(store: &Store, run: &Run) -> Option<String> {
+    let data = artifacts::find(store, run, data::DESCRIPTOR.name)?;
+    let test = |input: &&Input| input.stage == Stage::Data && input.tables.starts_with("test-");
+    embed::DESCRIPTOR.inputs.iter().find(test).map(|input| input.content(&data))
 }

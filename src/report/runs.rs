@@ -1,4 +1,4 @@
-//! Finished runs: which one a command-line argument means, and what is in its folder.
+//! Runs: which one a command-line argument means, and what is in its folder.
 
 use std::{
     cell::OnceCell,
@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::{
-    artifact::RunRecord,
+    artifact::{RunRecord, UNFINISHED},
     spec::{self, Changes},
 };
 
@@ -20,7 +20,7 @@ const SPEC: &str = "spec.yaml";
 /// Name of the file that makes a folder a run's.
 const RECORD: &str = "run.json";
 
-/// A finished run.
+/// A run; finished, unless whoever looks asks for others too.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub record: RunRecord,
@@ -42,13 +42,17 @@ pub enum FindError {
     Ambiguous { argument: String, runs: Vec<String> },
     #[error("spec {name:?} ({}) has no finished run in {}; `snclr run {}` makes one", spec.display(), results.display(), spec.display())]
     NotRun { spec: PathBuf, name: String, results: PathBuf },
+    #[error("run {run} has no results: {state}; `snclr report {run}` shows its curves")]
+    Unfinished { run: String, state: String },
     #[error("{} is neither a run's folder (no run.json in it) nor a spec (no `name:` in it)", .0.display())]
     NeitherRunNorSpec(PathBuf),
 }
 
-/// The finished runs under a runs root. Their folders are listed and read when something needs them, and once.
+/// The runs under a runs root. Their folders are listed and read when something needs them, and once.
 pub struct Runs<'a> {
     root: &'a Path,
+    /// Whether runs without results are among them.
+    with_unfinished: bool,
     list: OnceCell<Vec<(PathBuf, RunRecord)>>,
     /// Name, what of the spec is semantic, and the run, newest first.
     known: OnceCell<Vec<(String, Value, Run)>>,
@@ -70,9 +74,14 @@ pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
 }
 
 impl<'a> Runs<'a> {
-    /// The runs under `root`; nothing is read yet.
+    /// The finished runs under `root`; nothing is read yet.
     pub fn new(root: &'a Path) -> Self {
-        Runs { root, list: OnceCell::new(), known: OnceCell::new() }
+        Runs { root, with_unfinished: false, list: OnceCell::new(), known: OnceCell::new() }
+    }
+
+    /// Like [`Runs::new`], with the runs that have no results.
+    pub fn with_unfinished(root: &'a Path) -> Self {
+        Runs { with_unfinished: true, ..Runs::new(root) }
     }
 
     /// The run that `argument` means: a run's folder, a spec (its newest run), a run's name, a spec's name (its newest run),
@@ -81,6 +90,24 @@ impl<'a> Runs<'a> {
     /// # Errors
     /// [`FindError`], or when a run's folder cannot be read.
     pub fn find(&self, argument: &str) -> anyhow::Result<Run> {
+        let found = self.find_listed(argument);
+        if self.with_unfinished {
+            return found;
+        }
+        let unfinished = match found {
+            Ok(run) if run.record.unfinished.is_none() => return Ok(run),
+            Ok(run) => run,
+            // Among those without results it may be another one.
+            Err(error) => match Runs::with_unfinished(self.root).find_listed(argument) {
+                Ok(run) => run,
+                Err(_) => return Err(error),
+            },
+        };
+        let state = unfinished.record.unfinished.map_or(String::new(), |unfinished| unfinished.to_string());
+        Err(FindError::Unfinished { run: unfinished.record.run, state }.into())
+    }
+
+    fn find_listed(&self, argument: &str) -> anyhow::Result<Run> {
         let path = Path::new(argument);
         if path.join(RECORD).is_file() {
             return read(path);
@@ -126,21 +153,25 @@ impl<'a> Runs<'a> {
     /// As [`Runs::find`]; when such a spec is invalid, or no point has a run.
     pub fn find_all(&self, argument: &str, changes: &Changes) -> anyhow::Result<Found> {
         let path = Path::new(argument);
-        let is_changed = !changes.set.is_empty() || !changes.sweep.is_empty();
-        let is_spec = path.is_file() && (is_changed || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
+        let is_spec = path.is_file() && (!changes.is_empty() || spec::outline(path).is_some_and(|(_, sweeps)| sweeps));
         if !is_spec {
             return Ok(Found { runs: vec![self.find(argument)?], notes: vec![] });
         }
         let mut found = Found::default();
         let points = spec::load_points(path, changes)?.points;
+        let unfinished = RunRecord::unfinished(self.root)?;
+        let unfinished = unfinished.iter().map(|(dir, _)| read(dir)).collect::<anyhow::Result<Vec<_>>>()?;
         for point in &points {
             let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
             match self.known()?.iter().find(|(other, is, _)| other == name && *is == wanted) {
                 Some((_, _, run)) => found.runs.push(run.clone()),
-                None if point.values.is_empty() => {
-                    found.notes.push(format!("{argument}: no finished run of it as changed"))
+                None => {
+                    let what = if point.values.is_empty() { "it as changed".to_owned() } else { point.label() };
+                    let is = |run: &&Run| run.record.name == *name && spec::semantic(&run.spec) == wanted;
+                    let ended = unfinished.iter().rfind(is).and_then(|run| run.record.unfinished.as_ref());
+                    let ended = ended.map_or(String::new(), |unfinished| format!("; {unfinished}"));
+                    found.notes.push(format!("{argument}: no finished run of {what}{ended}"));
                 }
-                None => found.notes.push(format!("{argument}: no finished run of {}", point.label())),
             }
         }
         match (found.runs.is_empty(), points.first()) {
@@ -168,7 +199,23 @@ impl<'a> Runs<'a> {
     }
 
     fn list(&self) -> anyhow::Result<&[(PathBuf, RunRecord)]> {
-        filled(&self.list, || RunRecord::list(self.root)).map(Vec::as_slice)
+        let list = || {
+            let mut runs = RunRecord::list(self.root)?;
+            if self.with_unfinished {
+                runs.extend(RunRecord::unfinished(self.root)?);
+                runs.sort_by(|a, b| (a.1.created, &a.1.run).cmp(&(b.1.created, &b.1.run)));
+            }
+            Ok(runs)
+        };
+        filled(&self.list, list).map(Vec::as_slice)
+    }
+
+    /// Records of all runs, oldest first.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed or a record cannot be read.
+    pub fn records(&self) -> anyhow::Result<Vec<RunRecord>> {
+        Ok(self.list()?.iter().map(|(_, record)| record.clone()).collect())
     }
 
     fn known(&self) -> anyhow::Result<&[(String, Value, Run)]> {
@@ -188,6 +235,14 @@ fn filled<T>(cell: &OnceCell<T>, make: impl FnOnce() -> anyhow::Result<T>) -> an
             let value = make()?;
             Ok(cell.get_or_init(|| value))
         }
+    }
+}
+
+impl Run {
+    /// The run's folder under a runs root.
+    pub fn dir(&self, root: &Path) -> PathBuf {
+        let folder = if self.record.unfinished.is_some() { UNFINISHED } else { "results" };
+        root.join(folder).join(&self.record.run)
     }
 }
 

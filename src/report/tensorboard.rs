@@ -3,26 +3,23 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Run,
-    artifacts::{Table, stage},
-};
+use super::{Run, artifacts::Training};
 use crate::{artifact::Store, stage::column};
 
 /// Tables of a pretrain artifact with one row per step or fewer.
 const TABLES: [&str; 3] = ["metrics", "positiveness", "timing"];
 
 /// The file's bytes: every figure of every step as `train/NAME`, and the run's scores at the last step. Times count back from
-/// the end of the run by the seconds that its steps took.
+/// the end of the run by the seconds that its steps took; of a run without results, on from its beginning.
 ///
 /// # Errors
-/// When the run has no pretrain artifact, or it cannot be read.
+/// When the run's pretraining is gone, damaged or cannot be read.
 pub fn render(store: &Store, run: &Run) -> anyhow::Result<Vec<u8>> {
-    let pretrain = stage(store, run, "pretrain")?;
+    let training = Training::of(store, run)?;
     // Scalars by step.
     let mut scalars: BTreeMap<i64, Vec<(String, f64)>> = BTreeMap::new();
     for table in TABLES {
-        let table = Table::read(&pretrain, table)?;
+        let table = training.table(table)?;
         let steps = table.integers(column::STEP)?;
         for name in table.names_of_reals() {
             for (step, value) in steps.iter().zip(table.reals(&name)?) {
@@ -32,14 +29,18 @@ pub fn render(store: &Store, run: &Run) -> anyhow::Result<Vec<u8>> {
             }
         }
     }
-    let seconds = Table::read(&pretrain, "timing")?.reals(column::SECONDS)?;
+    let seconds = training.table("timing")?.reals(column::SECONDS)?;
     let total: f64 = seconds.iter().flatten().sum();
-    let mut time = run.record.created as f64 - total;
+    let is_finished = run.record.unfinished.is_none();
+    let mut time = run.record.created as f64 - if is_finished { total } else { 0.0 };
     let mut file = Vec::new();
     frame(&version(time), &mut file);
     for (i, (step, values)) in scalars.iter().enumerate() {
         time += seconds.get(i).copied().flatten().unwrap_or(0.0);
         frame(&event(time, *step, values), &mut file);
+    }
+    if !is_finished {
+        return Ok(file);
     }
     let scores = run.record.metrics.iter().filter(|(name, _)| !name.starts_with("train/"));
     let scores: Vec<_> = scores.filter_map(|(name, value)| Some((name.clone(), (*value)?))).collect();

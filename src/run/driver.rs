@@ -2,16 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Once},
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 
-use super::progress::Reporter;
+use super::{progress::Reporter, results::stage_record};
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Store},
+    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, Store},
     plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
@@ -28,8 +28,8 @@ pub struct Driver<'a> {
     pub reporter: Arc<Reporter>,
     pub interrupt: &'a Interrupt,
     pub checkpoint_interval: Duration,
-    /// Worker threads; as many as there are processors when None.
-    pub threads: Option<usize>,
+    /// Hears of every stage that runs; None where no run is recorded.
+    pub attempt: Option<&'a RunAttempt<'a>>,
 }
 
 /// How a stage came by its artifact.
@@ -58,7 +58,7 @@ impl Driver<'_> {
         'pass: loop {
             let mut artifacts = BTreeMap::new();
             let mut outcomes = Vec::new();
-            for stage in Stage::ALL {
+            for &stage in self.planner.stages() {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
                     // An input that looked whole was not, and is out of the way now: from the start.
@@ -92,10 +92,14 @@ impl Driver<'_> {
             }
             self.store.tidy(&artifact)?;
             self.reporter.stage_cached(stage.name(), key.short());
+            if let Some(kept) = planned.kept {
+                self.reporter.log(&format!("{stage} was {kept}"));
+            }
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
-        for (input, artifact) in stage.inputs().into_iter().map(|input| (input, &inputs[&input])) {
+        let read = stage.inputs().into_iter().filter_map(|input| Some((input, inputs.get(&input)?)));
+        for (input, artifact) in read {
             if let Err(what) = self.verify(artifact) {
                 let lock = self.lock(input, artifact.stage_key())?;
                 self.discard(&lock, input, artifact.stage_key(), &what)?;
@@ -107,10 +111,17 @@ impl Driver<'_> {
             Found::Hit(artifact) => {
                 // Whoever held the lock made it.
                 self.reporter.stage_cached(stage.name(), key.short());
+                if let Some(kept) = planned.kept {
+                    self.reporter.log(&format!("{stage} was {kept}"));
+                }
                 return Ok(Some((artifact, How::Cached)));
             }
             Found::Damaged { what } => self.discard(&lock, stage, &key, &what)?,
             Found::Missing => {}
+        }
+        if let Some(attempt) = self.attempt {
+            let done = inputs.iter().map(|(stage, artifact)| stage_record(*stage, artifact)).collect();
+            attempt.at(stage.name(), &key, done)?;
         }
         self.reporter.stage_begins(stage.name(), &reason);
         let begun = Instant::now();
@@ -129,7 +140,8 @@ impl Driver<'_> {
         components: Components,
         inputs: &BTreeMap<Stage, Artifact>,
     ) -> anyhow::Result<Artifact> {
-        self.first_work()?;
+        // Put off until there is work: a run with nothing to do looks into no folders.
+        self.store.sweep()?;
         let reporter = self.reporter.clone();
         let checkpoints = self.store.checkpoints(stage.name(), key, move |text| reporter.warn(text))?;
         let context = StageContext {
@@ -141,20 +153,6 @@ impl Driver<'_> {
         let mut writer = self.store.begin(lock, stage.name(), components)?;
         (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
         self.store.commit(lock, writer)
-    }
-
-    /// What is put off until there is work: a run with nothing to do starts no threads and looks into no folders.
-    fn first_work(&self) -> anyhow::Result<()> {
-        static ONCE: Once = Once::new();
-        let mut result = Ok(());
-        ONCE.call_once(|| {
-            if let Some(threads) = self.threads {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-                result = pool.with_context(|| format!("starting {threads} threads"));
-            }
-        });
-        result?;
-        self.store.sweep()
     }
 
     fn verify(&self, artifact: &Artifact) -> Result<(), String> {

@@ -8,10 +8,10 @@ use std::{
 
 use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
 use crate::{
-    artifact::Store,
-    plan::{Planner, Stage},
+    artifact::{RunAttempt, RunState, Store},
+    plan::{Against, Planned, Planner, Stage},
     spec::Experiment,
-    stage::Interrupt,
+    stage::{Interrupt, Progress, Stopped, initial},
 };
 
 /// Where and how experiments run.
@@ -43,6 +43,9 @@ impl Setting<'_> {
         let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
         drop(planning);
         reporter.stage_ends();
+        check_init(experiment, &planner)?;
+        let attempt =
+            RunAttempt::new(self.store, &experiment.name, &planner.identity()[..8], serde_yaml::to_string(experiment)?);
         let work = stage_work(experiment);
         let driver = Driver {
             store: self.store,
@@ -51,13 +54,42 @@ impl Setting<'_> {
             reporter: reporter.clone(),
             interrupt: self.interrupt,
             checkpoint_interval: self.checkpoint_interval,
-            threads: self.threads,
+            attempt: Some(&attempt),
         };
-        reporter.stages(&Stage::ALL.map(Stage::name));
+        reporter.stages(&planner.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>());
         let stages = driver.run();
         reporter.done();
-        let stages = stages?;
-        let outcome = record(self.store, experiment, &stages)?;
-        Ok(Finished { stages, outcome })
+        let finished = stages.and_then(|stages| {
+            let outcome = record(self.store, experiment, &stages)?;
+            attempt.finished()?;
+            Ok(Finished { stages, outcome })
+        });
+        if let Err(error) = &finished {
+            let (state, why) = ending(error);
+            // The error itself is what the user has to hear of.
+            if let Err(second) = attempt.ended(state, why) {
+                reporter.warn(&format!("how the run ended is not in its record: {second:#}"));
+            }
+        }
+        finished
+    }
+}
+
+/// Refuses a file of weights that training cannot start from before anything runs, not after the data stage.
+fn check_init(experiment: &Experiment, planner: &Planner) -> anyhow::Result<()> {
+    let Some(path) = experiment.encoder.init() else { return Ok(()) };
+    let starts = |stage: &Planned| matches!(stage.stage, Stage::Pretrain | Stage::EmbedInitial) && !stage.is_cached();
+    if planner.plan(Against::Nearest).iter().any(starts) {
+        initial::frozen(&experiment.encoder, experiment.augmentations.size as usize, path)?;
+    }
+    Ok(())
+}
+
+/// What becomes of a run that ends in `error`, and why where that is news.
+fn ending(error: &anyhow::Error) -> (RunState, Option<String>) {
+    match error.downcast_ref() {
+        Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => (RunState::Interrupted, None),
+        Some(Stopped::Diverged(why)) => (RunState::Diverged, Some(why.clone())),
+        None => (RunState::Failed, Some(format!("{error:#}"))),
     }
 }

@@ -7,6 +7,7 @@ mod progress;
 pub mod rehearsal;
 mod results;
 mod signal;
+mod threads;
 mod work;
 
 pub use driver::{Driver, How, StageOutcome, Work};
@@ -15,6 +16,7 @@ pub use jobs::{Jobs, is_interruption};
 pub use progress::{Reporter, Verbosity, duration};
 pub use results::{Outcome, record};
 pub use signal::watch;
+pub use threads::start_threads;
 pub use work::stage_work;
 
 #[cfg(test)]

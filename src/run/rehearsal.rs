@@ -31,13 +31,7 @@ pub type Digests = BTreeMap<&'static str, String>;
 ///
 /// # Errors
 /// When a stage fails, or the training has no more than `steps` steps.
-pub fn rehearse(
-    store: &Store,
-    experiment: &Experiment,
-    steps: u64,
-    reporter: &Arc<Reporter>,
-    threads: Option<usize>,
-) -> anyhow::Result<()> {
+pub fn rehearse(store: &Store, experiment: &Experiment, steps: u64, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
     let interrupt = Interrupt::default();
     let planner = Planner::new(store, experiment, Path::new(""), &**reporter, &interrupt)?;
     reporter.stage_ends();
@@ -62,7 +56,7 @@ pub fn rehearse(
         reporter: reporter.clone(),
         interrupt: &interrupt,
         checkpoint_interval: Duration::ZERO,
-        threads,
+        attempt: None,
     };
     match driver.run() {
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted { .. })) => Ok(()),

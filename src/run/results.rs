@@ -12,7 +12,7 @@ use parquet::arrow::ArrowWriter;
 
 use super::StageOutcome;
 use crate::{
-    artifact::{Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash},
+    artifact::{Artifact, Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash},
     plan::Stage,
     spec::Experiment,
 };
@@ -50,9 +50,10 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
         run: run.clone(),
         name: experiment.name.clone(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        stages: stages.iter().map(stage_record).collect(),
+        stages: stages.iter().map(|outcome| stage_record(outcome.stage, &outcome.artifact)).collect(),
         metrics: metrics.iter().map(|metric| (metric.name.clone(), metric.value)).collect(),
         notes,
+        unfinished: None,
     };
     let report = report(&run, experiment.seed, &metrics)?;
     atomic::create_dir(&dir)?;
@@ -68,10 +69,10 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     Ok(Outcome { record, dir })
 }
 
-fn stage_record(outcome: &StageOutcome) -> StageRecord {
-    let artifact = &outcome.artifact;
+/// What the record of a run says of a stage that has its artifact.
+pub(super) fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
     StageRecord {
-        stage: outcome.stage.name().to_owned(),
+        stage: stage.name().to_owned(),
         key: artifact.stage_key().clone(),
         content: artifact.content().to_owned(),
         seconds: artifact.manifest().milliseconds as f64 / 1000.0,

@@ -196,9 +196,8 @@ impl<'d> Checker<'d> {
         let about = property.get("description").or_else(|| self.walker.deref(property).get("description"));
         let mut about = about.and_then(Value::as_str).map(first_sentence);
         let section = path.join(".");
-        if let (Some(about), Some((_, base))) =
-            (&mut about, self.document.left_out.iter().rfind(|(s, _)| *s == section))
-        {
+        let base = self.document.left_out.iter().rfind(|(s, _)| *s == section);
+        if let (Some(about), Some((_, base))) = (&mut about, base.filter(|_| !self.is_by_option(path))) {
             about.push_str(&format!("; nothing of the base's `{base}` is kept"));
         }
         self.missing(path, name, vec![describe(self.walker, property)], about);
@@ -208,8 +207,14 @@ impl<'d> Checker<'d> {
         let parent = path.join(".");
         let key = if parent.is_empty() { name.to_owned() } else { format!("{parent}.{name}") };
         let place = self.document.places.closest(path).key.clone();
-        let problem = Problem::MissingKey { name: name.to_owned(), parent, allowed, about };
+        let by_option = self.is_by_option(path);
+        let problem = Problem::MissingKey { name: name.to_owned(), parent, allowed, about, by_option };
         self.push(place, key, problem);
+    }
+
+    /// Whether the section at `path` comes from `--method` or `--set`.
+    fn is_by_option(&self, path: &[String]) -> bool {
+        !path.is_empty() && matches!(self.document.places.closest(path).key, Place::Method(_) | Place::Set(_))
     }
 
     fn wrong_value(&mut self, path: &[String], part: &'static Value) {

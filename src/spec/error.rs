@@ -71,7 +71,7 @@ impl SpecErrors {
             None => (0, None, 0, 0),
             Some(Place::File { file, line, column }) if **file == *path => (1, None, *line, *column),
             Some(Place::File { file, line, column }) => (2, Some(file.clone()), *line, *column),
-            Some(Place::Set(_)) => (3, None, 0, 0),
+            Some(Place::Set(_) | Place::Method(_)) => (3, None, 0, 0),
             Some(Place::Sweep(_)) => (4, None, 0, 0),
         });
         SpecErrors { path: path.to_owned(), errors }

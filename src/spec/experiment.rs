@@ -77,7 +77,7 @@ impl Experiment {
     pub fn pretrain(&self) -> PretrainConfig<'_> {
         PretrainConfig {
             seed: self.seed,
-            augmentations: &self.augmentations,
+            augmentations: self.augmentations.of_training(),
             encoder: &self.encoder,
             projector: &self.projector,
             predictor: self.predictor.as_ref(),

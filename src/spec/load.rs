@@ -8,11 +8,11 @@ use super::{
     Experiment, check,
     error::{SpecError, SpecErrors},
     extends,
-    locate::Node,
+    locate::{Node, Place},
     overrides,
     problem::Problem,
     read::{self, Document},
-    rules, sweep,
+    rules, sweep, variant,
 };
 
 /// A spec that has passed every check.
@@ -25,15 +25,33 @@ pub struct Loaded {
     pub path: PathBuf,
     /// Where the values come from.
     pub(super) places: Node,
+    /// What was dropped for a method or another variant that the command line or a sweep chose.
+    pub notes: Vec<String>,
 }
 
 /// What a command line changes.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
+    /// Method to use in place of the spec's.
+    pub method: Option<String>,
     /// Overrides (`dotted.key=YAML`), in order.
     pub set: Vec<String>,
     /// Axes of a sweep (`dotted.key=YAML,YAML`).
     pub sweep: Vec<String>,
+}
+
+impl Changes {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.method.is_none() && self.set.is_empty() && self.sweep.is_empty()
+    }
+
+    /// Keys that are given one value, and where.
+    fn fixed(&self) -> Vec<(&str, Place)> {
+        let method = self.method.iter().map(|name| (variant::METHOD_NAME, Place::Method(name.clone())));
+        let set = self.set.iter().filter_map(|text| Some((text.split_once('=')?.0.trim(), Place::Set(text.clone()))));
+        method.chain(set).collect()
+    }
 }
 
 /// The experiments that a spec describes, each checked.
@@ -51,6 +69,19 @@ pub struct Point {
     /// Swept keys and their values here.
     pub values: Vec<(String, Value)>,
     pub loaded: Loaded,
+}
+
+impl Points {
+    /// What was dropped from any point, each said once.
+    pub fn notes(&self) -> Vec<&str> {
+        let mut notes: Vec<&str> = vec![];
+        for note in self.points.iter().flat_map(|point| &point.loaded.notes) {
+            if !notes.contains(&note.as_str()) {
+                notes.push(note);
+            }
+        }
+        notes
+    }
 }
 
 impl Point {
@@ -80,7 +111,7 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Loaded, SpecErrors> {
 /// # Errors
 /// Everything that is wrong with it, at once.
 pub fn load_text(path: &Path, text: &str, overrides: &[String]) -> Result<Loaded, SpecErrors> {
-    let changes = Changes { set: overrides.to_vec(), sweep: vec![] };
+    let changes = Changes { set: overrides.to_vec(), ..Changes::default() };
     let mut points = load_points_text(path, text, &changes)?.points;
     match (points.pop(), points.len()) {
         (Some(point), 0) => Ok(point.loaded),
@@ -110,6 +141,9 @@ fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points
     let mut errors = vec![];
     let own = sweep::take(&mut document, &mut errors);
     let is_sweep = own.is_some() || !changes.sweep.is_empty();
+    if let Some(name) = &changes.method {
+        errors.extend(overrides::method(name, &mut document).err().unwrap_or_default());
+    }
     errors.extend(changes.set.iter().filter_map(|text| overrides::apply(text, &mut document).err()).flatten());
     let mut given = vec![];
     for text in &changes.sweep {
@@ -118,7 +152,7 @@ fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points
             Err(refused) => errors.extend(refused),
         }
     }
-    let axes = sweep::combine(own.unwrap_or_default(), given, &changes.set, &document, &mut errors);
+    let axes = sweep::combine(own.unwrap_or_default(), given, &changes.fixed(), &document, &mut errors);
     let mut points = vec![];
     for point in sweep::points(&axes, &document) {
         let checked = point.and_then(|(values, document)| Ok(Point { values, loaded: checked(path, document)? }));
@@ -156,7 +190,7 @@ fn checked(path: &Path, mut document: Document) -> Result<Loaded, Vec<SpecError>
     if !errors.is_empty() {
         return Err(errors);
     }
-    let Document { mut value, places, .. } = document;
+    let Document { mut value, places, notes, .. } = document;
     let other = |reason: String| {
         let place = Some(places.value.clone());
         vec![SpecError { place, key: String::new(), problem: Problem::Other { reason, found: None } }]
@@ -164,7 +198,7 @@ fn checked(path: &Path, mut document: Document) -> Result<Loaded, Vec<SpecError>
     whole_numbers(&mut value);
     let experiment: Experiment = serde_json::from_value(value).map_err(|error| other(error.to_string()))?;
     let value = resolved(&experiment).map_err(|error| other(error.to_string()))?;
-    Ok(Loaded { experiment, value, path: path.to_owned(), places })
+    Ok(Loaded { experiment, value, path: path.to_owned(), places, notes })
 }
 
 /// JSON Schema counts 3.0 among the integers, and serde does not.

@@ -11,6 +11,8 @@ pub enum Place {
     File { file: Arc<Path>, line: usize, column: usize },
     /// An override, as it was given to `--set`.
     Set(String),
+    /// A method, as it was given to `--method`.
+    Method(String),
     /// `key=value`: a value of a `--sweep`, or all of them where the key is meant.
     Sweep(String),
 }
@@ -112,6 +114,11 @@ impl Node {
     /// The child called `name`.
     pub fn child(&self, name: &str) -> Option<&Node> {
         self.children.iter().find(|(n, _)| n == name).map(|(_, node)| node)
+    }
+
+    /// The child called `name`, to be changed.
+    pub fn child_mut(&mut self, name: &str) -> Option<&mut Node> {
+        self.children.iter_mut().find(|(n, _)| n == name).map(|(_, node)| node)
     }
 
     /// Removes and returns the child called `name`.
@@ -231,6 +238,7 @@ impl fmt::Display for Place {
         match self {
             Place::File { file, line, column } => write!(f, "{}:{line}:{column}", file.display()),
             Place::Set(text) => write!(f, "--set {text}"),
+            Place::Method(text) => write!(f, "--method {text}"),
             Place::Sweep(text) => write!(f, "--sweep {text}"),
         }
     }

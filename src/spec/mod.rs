@@ -1,7 +1,7 @@
 //! A YAML spec becomes a located, schema-checked [`Experiment`], or several of them.
 //!
 //! `read` makes a value and the places of its parts out of a text, `extends` and `merge` lay it over its bases,
-//! `overrides` changes it, `sweep` makes points of it, `check` holds each against the JSON Schema and `rules` against
+//! `overrides` changes it, `variant` drops what a newly chosen variant does not take, `sweep` makes points of it, `check` holds each against the JSON Schema and `rules` against
 //! what no schema can say. All errors come at once, as [`SpecErrors`].
 
 mod check;
@@ -24,6 +24,7 @@ mod semantic;
 mod suggest;
 mod sweep;
 mod synonyms;
+mod variant;
 mod walk;
 
 pub use editor::schema_text;

@@ -8,6 +8,7 @@ use super::{
     locate::{Node, Place},
     problem::Problem,
     read::{self, Document},
+    variant,
 };
 
 /// Applies `text` (`dotted.key=YAML`). Sections that are missing are made; list items go by their index.
@@ -49,15 +50,31 @@ pub fn names(key: &str) -> Result<Vec<String>, Refusal> {
     }
 }
 
-/// Puts `value` with its places at `names`; sections that are missing are made.
+/// Puts `value` with its places at `names`; sections that are missing are made. Where it selects another variant of a section,
+/// what that variant does not have is dropped.
 pub fn put(document: &mut Document, names: &[String], value: Value, node: Node) -> Result<(), Refusal> {
+    let before = variant::Before::of(document, names);
     *reach(&mut document.value, names)? = value;
     let place = node.key.clone();
     *names.iter().fold(&mut document.places, |at, name| at.child_or_insert(name, &place)) = node;
     // An earlier complaint about the value that is now replaced is void.
     let key = names.join(".");
     document.errors.retain(|error| !is_inside(&error.key, &key));
+    if let Some(before) = before {
+        variant::settle(document, names, before);
+    }
     Ok(())
+}
+
+/// Applies `--method`: another method's name, under which the keys of the section that it has are kept.
+pub fn method(name: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
+    let place = Place::Method(name.to_owned());
+    let value = Value::String(name.to_owned());
+    let node = Node::all_at(&value, &place);
+    put(document, &variant::METHOD.map(str::to_owned), value, node).map_err(|(reason, hint)| {
+        let problem = Problem::Override { reason, hint: hint.to_owned() };
+        vec![SpecError { place: Some(place.clone()), key: variant::METHOD_NAME.to_owned(), problem }]
+    })
 }
 
 /// Whether the dotted key `key` is `section` or inside it.

@@ -44,7 +44,14 @@ pub enum Problem {
     },
     /// A key that its section must have.
     #[error("required key is missing")]
-    MissingKey { name: String, parent: String, allowed: Vec<String>, about: Option<String> },
+    MissingKey {
+        name: String,
+        parent: String,
+        allowed: Vec<String>,
+        about: Option<String>,
+        /// Whether its section comes from `--method` or `--set`.
+        by_option: bool,
+    },
     /// A value of another type.
     #[error("wrong type")]
     WrongType { found: String, allowed: String, hint: Option<String> },
@@ -161,10 +168,13 @@ impl Problem {
                 let quoted: Vec<String> = nearest.iter().map(|key| format!("`{key}`")).collect();
                 Some(format!("did you mean {}?", quoted.join(" or ")))
             }
-            Problem::MissingKey { name, parent, about, .. } => {
+            Problem::MissingKey { name, parent, about, by_option, .. } => {
                 let place = if parent.is_empty() { "the spec".to_owned() } else { format!("`{parent}`") };
                 let about = about.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
-                Some(format!("add `{name}:` to {place}{about}"))
+                Some(match by_option {
+                    true => format!("add `--set {parent}.{name}=…`{about}"),
+                    false => format!("add `{name}:` to {place}{about}"),
+                })
             }
             Problem::WrongType { hint, .. } => hint.clone(),
             Problem::UnknownValue { nearest: Some(nearest), .. } => Some(format!("did you mean `{nearest}`?")),

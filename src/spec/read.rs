@@ -20,6 +20,8 @@ pub struct Document {
     pub errors: Vec<SpecError>,
     /// Sections of bases that nothing is kept of, with what they were (`name: sgd`).
     pub left_out: Vec<(String, String)>,
+    /// What was done to it that its author did not ask for in so many words.
+    pub notes: Vec<String>,
 }
 
 /// The text of the file at `path`.
@@ -98,7 +100,7 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
     if value.is_null() && errors.is_empty() {
         return Err(vec![SpecError { place: Some(places.value), key: String::new(), problem: Problem::Empty }]);
     }
-    Ok(Document { value, places, errors, left_out: vec![] })
+    Ok(Document { value, places, errors, left_out: vec![], notes: vec![] })
 }
 
 /// An override's value: any YAML.

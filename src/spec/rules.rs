@@ -228,8 +228,14 @@ fn attention_heads(facts: &mut Facts) {
     }
 }
 
-/// Methods that compare projections themselves.
-const WITHOUT_PREDICTOR: [&str; 2] = ["simclr", "swav"];
+/// Sections that a method has no use for: SimCLR and SwAV compare projections themselves, and SimCLR's loss is of two views.
+pub fn not_taken(method: &str) -> &'static [&'static str] {
+    match method {
+        "simclr" => &["predictor", "augmentations.local_crops"],
+        "swav" => &["predictor"],
+        _ => &[],
+    }
+}
 
 fn method_name<'d>(facts: &Facts<'d>) -> Option<&'d str> {
     facts.get("method.name")?.as_str()
@@ -237,7 +243,7 @@ fn method_name<'d>(facts: &Facts<'d>) -> Option<&'d str> {
 
 fn heads(facts: &mut Facts) {
     let has_predictor = facts.get("predictor").is_some_and(Value::is_object);
-    if let Some(name) = method_name(facts).filter(|name| has_predictor && WITHOUT_PREDICTOR.contains(name)) {
+    if let Some(name) = method_name(facts).filter(|name| has_predictor && not_taken(name).contains(&"predictor")) {
         facts.report(
             &["predictor", "method.name"],
             format!("{name} has no predictor: it compares projections"),
@@ -262,7 +268,7 @@ fn heads(facts: &mut Facts) {
 
 fn local_crops(facts: &mut Facts) {
     let given = facts.get("augmentations.local_crops").is_some_and(Value::is_object);
-    if given && method_name(facts) == Some("simclr") {
+    if given && method_name(facts).is_some_and(|name| not_taken(name).contains(&"augmentations.local_crops")) {
         facts.report(
             &["augmentations.local_crops", "method.name"],
             "SimCLR's loss is defined for two views of each image".to_owned(),

@@ -131,13 +131,13 @@ impl Axis {
 pub fn combine(
     own: Vec<Axis>,
     given: Vec<Axis>,
-    set: &[String],
+    fixed: &[(&str, Place)],
     document: &Document,
     errors: &mut Vec<SpecError>,
 ) -> Vec<Axis> {
-    let fixed: Vec<&str> = set.iter().filter_map(|text| Some(text.split_once('=')?.0.trim())).collect();
+    let is_fixed = |axis: &Axis| fixed.iter().any(|(key, _)| *key == axis.key);
     let mut axes = own;
-    for axis in axes.iter_mut().filter(|axis| fixed.contains(&axis.key.as_str())) {
+    for axis in axes.iter_mut().filter(|axis| is_fixed(axis)) {
         if let (Some(value), Some(node)) =
             (super::walk::lookup(&document.value, &axis.names), document.places.get(&axis.names))
         {
@@ -146,7 +146,7 @@ pub fn combine(
     }
     let mut from_text: Vec<String> = vec![];
     for axis in given {
-        if fixed.contains(&axis.key.as_str()) || from_text.contains(&axis.key) {
+        if is_fixed(&axis) || from_text.contains(&axis.key) {
             let reason = "given twice on the command line".to_owned();
             errors
                 .push(axis.wrong(Problem::Override { reason, hint: "keep one `--sweep` or `--set` of it".to_owned() }));
@@ -155,6 +155,16 @@ pub fn combine(
         match axes.iter_mut().find(|own| own.key == axis.key) {
             Some(own) => *own = axis,
             None => axes.push(axis),
+        }
+    }
+    for (key, place) in fixed {
+        // Each value of the axis would put an end to what is fixed inside it.
+        if let Some(outer) = axes.iter().find(|outer| outer.key != *key && is_inside(key, &outer.key)) {
+            let reason = format!("`{key}` is inside `{}`, which is swept", outer.key);
+            let hint =
+                format!("give the values of `{}` on the command line: `--sweep {0}=…`, or `--set {0}=…`", outer.key);
+            let problem = Problem::Override { reason, hint };
+            errors.push(SpecError { place: Some(place.clone()), key: (*key).to_owned(), problem });
         }
     }
     let is_within = |axis: &Axis, outer: &Axis| outer.key != axis.key && is_inside(&axis.key, &outer.key);
@@ -282,11 +292,11 @@ mod tests {
         let mut errors = vec![];
         let axes = take(&mut own, &mut errors).unwrap();
         let given = vec![Axis::of_text("method.tau=0.3").ok().unwrap()];
-        let axes = combine(axes, given, &["seed=7".to_owned()], &own, &mut errors);
+        let axes = combine(axes, given, &[("seed", Place::Set("seed=7".to_owned()))], &own, &mut errors);
         assert!(errors.is_empty());
         assert_eq!(axes.iter().map(values).collect::<Vec<_>>(), [[json!(7)], [json!(0.3)]]);
         let given = ["seed=1", "method={}", "method.k=1"].map(|text| Axis::of_text(text).ok().unwrap());
-        combine(vec![], given.to_vec(), &["seed=7".to_owned()], &own, &mut errors);
+        combine(vec![], given.to_vec(), &[("seed", Place::Set("seed=7".to_owned()))], &own, &mut errors);
         assert_eq!(
             told(&errors),
             [

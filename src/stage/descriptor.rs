@@ -16,6 +16,8 @@ pub enum Stage {
     Embed,
     /// Control: the encoder as random initialisation leaves it.
     EmbedRandomInit,
+    /// Control: the encoder with the weights that training starts from, where a file gives them.
+    EmbedInitial,
     LinearProbe,
     Knn,
 }
@@ -65,8 +67,20 @@ pub struct Cost {
 
 impl Stage {
     /// All stages, inputs first.
-    pub const ALL: [Stage; 6] =
-        [Stage::Data, Stage::Pretrain, Stage::Embed, Stage::EmbedRandomInit, Stage::LinearProbe, Stage::Knn];
+    pub const ALL: [Stage; 7] = [
+        Stage::Data,
+        Stage::Pretrain,
+        Stage::Embed,
+        Stage::EmbedRandomInit,
+        Stage::EmbedInitial,
+        Stage::LinearProbe,
+        Stage::Knn,
+    ];
+
+    /// The stages of an experiment, which starts from a file of weights or not, inputs first.
+    pub fn of_experiment(starts_from_weights: bool) -> Vec<Stage> {
+        Self::ALL.into_iter().filter(|stage| starts_from_weights || *stage != Stage::EmbedInitial).collect()
+    }
 
     /// What the stage is.
     pub fn descriptor(self) -> &'static Descriptor {
@@ -75,6 +89,7 @@ impl Stage {
             Stage::Pretrain => &pretrain::DESCRIPTOR,
             Stage::Embed => &embed::DESCRIPTOR,
             Stage::EmbedRandomInit => &embed::CONTROL,
+            Stage::EmbedInitial => &embed::INITIAL,
             Stage::LinearProbe => &linear_probe::DESCRIPTOR,
             Stage::Knn => &knn::DESCRIPTOR,
         }
@@ -90,7 +105,7 @@ impl Stage {
         self.descriptor().version
     }
 
-    /// Stages whose artifacts it reads, each once.
+    /// Stages whose artifacts it reads, each once; some experiments do not have all of them.
     pub fn inputs(self) -> Vec<Stage> {
         let mut stages: Vec<_> = self.descriptor().inputs.iter().map(|input| input.stage).collect();
         stages.dedup();

@@ -1,5 +1,7 @@
 //! Embed stage: features of both splits from a frozen encoder in eval mode.
 
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -9,6 +11,7 @@ use super::{
     evaluation::text_batch,
     features,
     frozen::Frozen,
+    initial,
     weights::{Tensor, read_weights},
 };
 use crate::{
@@ -35,6 +38,10 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 /// The embedding of the encoder as random initialisation leaves it.
 pub const CONTROL: Descriptor =
     Descriptor { name: "embed_random_init", version: 6, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+
+/// The embedding of the encoder with the weights that training starts from.
+pub const INITIAL: Descriptor =
+    Descriptor { name: "embed_initial", version: 1, inputs: &[TRAIN, TEST], cost: COST, figures: None };
 
 const TRAIN: Input = Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") };
 const TEST: Input = Input { stage: Stage::Data, tables: "test-*", depends: Depends::Column("content_hash") };
@@ -78,6 +85,8 @@ pub enum EncoderFrom<'a> {
     Pretrained(&'a Artifact),
     /// Random weights of this seed (control): what pretraining starts from unless `encoder.init` says otherwise.
     RandomInit { seed: u64 },
+    /// The weights in the file that `encoder.init` names (control): what pretraining starts from.
+    Initial(&'a Path),
 }
 
 impl EncoderFrom<'_> {
@@ -86,6 +95,7 @@ impl EncoderFrom<'_> {
         match self {
             EncoderFrom::Pretrained(_) => DESCRIPTOR.name,
             EncoderFrom::RandomInit { .. } => CONTROL.name,
+            EncoderFrom::Initial(_) => INITIAL.name,
         }
     }
 }
@@ -113,6 +123,10 @@ pub fn run(
         }
         EncoderFrom::RandomInit { seed } => {
             (Frozen::random_init(&config.encoder, size, seed)?, format!("initial ones of seed {seed}"))
+        }
+        // Without the path, which may be another one tomorrow: the key holds what is in the file.
+        EncoderFrom::Initial(path) => {
+            (initial::frozen(&config.encoder, size, path)?, "as encoder.init gives them".to_owned())
         }
     };
     let before = frozen.digest();

@@ -2,19 +2,95 @@
 
 use std::sync::Arc;
 
+use anyhow::ensure;
 use arrow::{
     array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 
 use super::{
-    Depends, Input, Stage, features,
+    Depends, Input, Stage,
+    features::{self, SplitFeatures},
     labelled::{Predictions, Task},
 };
-use crate::artifact::{ArtifactWriter, Kind};
+use crate::artifact::{Artifact, ArtifactWriter, Kind};
 
-/// What an evaluation reads: the features of the trained encoder, and of the control.
-pub const INPUTS: [Input; 2] = [features_of(Stage::Embed), features_of(Stage::EmbedRandomInit)];
+/// What an evaluation reads: the features of the trained encoder, and of the controls that there are.
+pub const INPUTS: [Input; 3] =
+    [features_of(Stage::Embed), features_of(Stage::EmbedRandomInit), features_of(Stage::EmbedInitial)];
+
+/// Table of predictions on the features of the trained encoder.
+pub const PREDICTIONS: &str = "predictions";
+
+/// Table of predictions on the features of the weights that training started from, where a file gave them.
+pub const INITIAL_PREDICTIONS: &str = "initial_predictions";
+
+/// Features that are scored, each of the same samples.
+pub struct Scored<T> {
+    pub trained: T,
+    /// Control: the encoder as random initialisation leaves it.
+    pub random_init: T,
+    /// Control: the weights that training started from; None where it started from random ones.
+    pub initial: Option<T>,
+}
+
+impl<T> Scored<T> {
+    /// `f` of each.
+    ///
+    /// # Errors
+    /// The first one of `f`.
+    pub fn map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Scored<U>, E> {
+        Ok(Scored {
+            trained: f(self.trained)?,
+            random_init: f(self.random_init)?,
+            initial: self.initial.map(f).transpose()?,
+        })
+    }
+
+    /// References to them.
+    pub fn as_ref(&self) -> Scored<&T> {
+        Scored { trained: &self.trained, random_init: &self.random_init, initial: self.initial.as_ref() }
+    }
+
+    /// The controls.
+    pub fn controls(&self) -> impl Iterator<Item = &T> {
+        [Some(&self.random_init), self.initial.as_ref()].into_iter().flatten()
+    }
+
+    /// All of them, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        [Some(&mut self.trained), Some(&mut self.random_init), self.initial.as_mut()].into_iter().flatten()
+    }
+}
+
+impl Scored<&Artifact> {
+    /// Reads the features.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn features(self) -> anyhow::Result<Scored<SplitFeatures>> {
+        self.map(|artifact| features::read(artifact.read(features::TABLE)?))
+    }
+}
+
+impl Scored<SplitFeatures> {
+    /// The tasks that the features pose, or why they pose none.
+    ///
+    /// # Errors
+    /// When they are of different samples.
+    pub fn tasks(self) -> anyhow::Result<Result<Scored<Task>, String>> {
+        let tasks = match self.map(Task::new) {
+            Ok(tasks) => tasks,
+            Err(why) => return Ok(Err(why)),
+        };
+        let ids = |task: &Task| (task.train.ids.clone(), task.test.ids.clone());
+        ensure!(
+            tasks.controls().all(|control| ids(control) == ids(&tasks.trained)),
+            "the features of the trained encoder and of a control are of different samples"
+        );
+        Ok(Ok(tasks))
+    }
+}
 
 const fn features_of(stage: Stage) -> Input {
     Input { stage, tables: features::TABLE, depends: Depends::All }

@@ -1,31 +1,37 @@
 //! A frozen encoder: structure and weights, checked to fit each other completely.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
+use dfdx::prelude::Cpu;
 use sha2::{Digest, Sha256};
 
 use super::weights::{Tensor, to_bytes};
 use crate::{
+    backend::{Backend, Branch, Gpu, Host, Memory, Statistics, gpu},
     encoder::{Encoder, EncoderConfig},
-    ops::arena::{Entry, Layout},
+    ops::{
+        arena::{Entry, Layout},
+        buffers::Buffer,
+        conv2d::{Size, cuda::Math},
+        cuda,
+    },
+    train::Device,
 };
 
 /// An encoder that is not trained any further and always runs in eval mode (batch norm uses its running statistics).
 pub struct Frozen {
     encoder: Encoder,
     params: Vec<f32>,
-    buffers: Vec<f32>,
-    /// The same on the GPU, once it has been asked for.
-    #[cfg(feature = "cuda")]
-    on_gpu: std::sync::OnceLock<OnGpu>,
+    buffers: Buffer<f32>,
+    /// The same on the process's GPU, once that has been asked for; None on the CPU.
+    on_gpu: OnceLock<Option<OnGpu>>,
 }
 
-/// Weights on a GPU.
-#[cfg(feature = "cuda")]
+/// Weights on a GPU. Nothing needs a tape there.
 struct OnGpu {
-    gpu: crate::ops::cuda::Gpu,
-    params: crate::ops::cuda::Buffer,
-    buffers: crate::ops::cuda::Buffer,
+    on: Gpu<Cpu>,
+    params: gpu::Params,
+    buffers: cuda::Buffer,
 }
 
 /// Weights that are not exactly those of the encoder.
@@ -75,14 +81,9 @@ impl Frozen {
         Ok(Frozen::of(encoder, params, buffers))
     }
 
-    fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
-        Frozen {
-            encoder,
-            params,
-            buffers,
-            #[cfg(feature = "cuda")]
-            on_gpu: std::sync::OnceLock::new(),
-        }
+    /// `encoder` with these parameters and buffers, which are as many as it has.
+    pub(super) fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
+        Frozen { encoder, params, buffers: buffers.into(), on_gpu: OnceLock::new() }
     }
 
     /// Width of the features.
@@ -97,7 +98,8 @@ impl Frozen {
 
     /// Features [n, dim] of normalised images [n, size, size, 3].
     pub fn features(&self, images: &[f32], n: usize, size: usize) -> Vec<f32> {
-        self.encoder.forward_eval(&self.params, &self.buffers, images, n, size)
+        let Ok(features) = self.features_by(&Host::default(), &self.params, &self.buffers, images, n, size);
+        features
     }
 
     /// [`Frozen::features`] on the process's device, in f32.
@@ -105,38 +107,39 @@ impl Frozen {
     /// # Errors
     /// When the device fails.
     pub fn features_on_device(&self, images: &[f32], n: usize, size: usize) -> anyhow::Result<Vec<f32>> {
-        #[cfg(feature = "cuda")]
-        if let crate::train::Device::Cuda(index) = crate::train::Device::chosen() {
-            use crate::{
-                encoder::cuda::{Arenas, Statistics},
-                ops::conv2d::{Size, cuda::Math},
-            };
-            let OnGpu { gpu, params, buffers } = self.on_gpu(index)?;
-            let (params, buffers) = (params.view(), buffers.view());
-            let on = Arenas { gpu, math: Math::F32, params, kernels: params, buffers };
-            let (images, size) = (gpu.upload(images)?, Size { n, h: size, w: size });
-            let (features, _) = self.encoder.forward_gpu(&on, Statistics::Running, images.view(), size, false)?;
-            return Ok(features.read()?);
+        if self.on_gpu.get().is_none() {
+            let found = Device::chosen().gpu()?.map(|device| {
+                let on = Gpu::new(device, Cpu::default(), Math::F32);
+                let params = on.params(self.params.clone(), self.params.len())?;
+                Ok::<_, cuda::GpuError>(OnGpu { params, buffers: on.buffer(self.buffers.to_vec())?, on })
+            });
+            let _ = self.on_gpu.set(found.transpose()?);
         }
-        Ok(self.features(images, n, size))
+        match self.on_gpu.get() {
+            Some(Some(OnGpu { on, params, buffers })) => Ok(self.features_by(on, params, buffers, images, n, size)?),
+            _ => Ok(self.features(images, n, size)),
+        }
     }
 
-    #[cfg(feature = "cuda")]
-    fn on_gpu(&self, index: usize) -> anyhow::Result<&OnGpu> {
-        use crate::ops::cuda::{backend, nvidia};
-        if let Some(known) = self.on_gpu.get() {
-            return Ok(known);
-        }
-        let cuda = nvidia::open(index)?;
-        let gpu = backend::gpu(&cuda).map_err(|error| anyhow::anyhow!("the device failed: {error:?}"))?;
-        let (params, buffers) = (gpu.upload(&self.params)?, gpu.upload(&self.buffers)?);
-        Ok(self.on_gpu.get_or_init(|| OnGpu { gpu, params, buffers }))
+    fn features_by<B: Backend<Real = f32>>(
+        &self,
+        on: &B,
+        params: &B::Params,
+        buffers: &B::Buffer,
+        images: &[f32],
+        n: usize,
+        size: usize,
+    ) -> Result<Vec<f32>, B::Error> {
+        let mut branch = Branch { params, statistics: Statistics::Running(buffers) };
+        let (images, size) = (on.images(images.to_vec())?, Size { n, h: size, w: size });
+        let (features, _) = self.encoder.forward(on, &mut branch, &images, size, false)?;
+        on.read(&features)
     }
 
     /// SHA-256, in hexadecimal, of every tensor's name, shape and little-endian bytes in torch's order.
     pub fn digest(&self) -> String {
         let mut hasher = Sha256::new();
-        for (layout, values) in [(self.encoder.params(), &self.params), (self.encoder.buffers(), &self.buffers)] {
+        for (layout, values) in [(self.encoder.params(), &self.params[..]), (self.encoder.buffers(), &self.buffers)] {
             for entry in &layout.entries {
                 hasher.update(format!("{}{:?}", entry.name, entry.shape));
                 hasher.update(to_bytes(&entry.to_torch(&values[entry.range()])));

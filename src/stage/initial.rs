@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::{
-    frozen::{CoverageError, place},
+    frozen::{CoverageError, Frozen, place},
     state_dict::{self, StateDict},
     weights::Tensor,
 };
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, EncoderConfig};
 
 /// Parameters and buffers of `encoder` from the file at `path`, and what was taken off its names ([`state_dict::read`]).
 ///
@@ -30,6 +30,16 @@ pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<([Vec<f32>; 2], Op
         _ => error.into(),
     };
     Ok((placed.map_err(hint).with_context(at)?, prefix))
+}
+
+/// The encoder of `config` for images of `size` pixels with the weights in the file at `path`.
+///
+/// # Errors
+/// As [`load`], or when `config` describes no encoder.
+pub fn frozen(config: &EncoderConfig, size: usize, path: &Path) -> anyhow::Result<Frozen> {
+    let encoder = Encoder::new(config, size)?;
+    let ([params, buffers], _) = load(&encoder, path)?;
+    Ok(Frozen::of(encoder, params, buffers))
 }
 
 /// Pixels of the images that a transformer's positions are for; None without positions of square images.

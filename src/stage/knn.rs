@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::{
     Cost, Descriptor, KnnConfig, Progress, StageContext, Stopped,
-    evaluation::{Evaluation, INPUTS, predictions_batch},
-    features::{self, SplitFeatures},
+    evaluation::{Evaluation, INITIAL_PREDICTIONS, INPUTS, PREDICTIONS, Scored, predictions_batch},
+    features::SplitFeatures,
     labelled::Task,
     votes::Ballot,
 };
@@ -31,9 +31,10 @@ pub struct KnnSections<'a> {
     pub knn: &'a KnnConfig,
 }
 
-/// Scores the features of `trained`, beside the controls: `random_init` features, and shuffled labels.
+/// Scores the features of the trained encoder, beside the controls: other features, and shuffled labels.
 ///
-/// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k). Without labels or a test split
+/// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k), and where training started from a
+/// file of weights `initial_predictions` (on their features, for the first k). Without labels or a test split
 /// `scores` is empty and a note says why.
 ///
 /// # Errors
@@ -41,37 +42,34 @@ pub struct KnnSections<'a> {
 pub fn run(
     config: &KnnConfig,
     seed: u64,
-    trained: &Artifact,
-    random_init: &Artifact,
+    inputs: Scored<&Artifact>,
     out: &mut ArtifactWriter,
     context: &StageContext,
 ) -> anyhow::Result<()> {
-    let trained = features::read(trained.read(features::TABLE)?)?;
-    let random_init = features::read(random_init.read(features::TABLE)?)?;
     let go_on = || !context.interrupt.requested();
-    evaluate(config, seed, trained, random_init, context.progress, &go_on)?.write(out)
+    evaluate(config, seed, inputs.features()?, context.progress, &go_on)?.write(out)
 }
 
 fn evaluate(
     config: &KnnConfig,
     seed: u64,
-    trained: SplitFeatures,
-    random_init: SplitFeatures,
+    features: Scored<SplitFeatures>,
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
     ensure!(!config.k.contains(&0), "knn.k holds 0; at least 1 neighbour must vote");
-    let (mut trained, mut random_init) = match (Task::new(trained), Task::new(random_init)) {
-        (Ok(trained), Ok(random_init)) => (trained, random_init),
-        (Err(why), _) | (_, Err(why)) => {
+    let mut tasks = match features.tasks()? {
+        Ok(tasks) => tasks,
+        Err(why) => {
             progress.log(&format!("knn: skipped, {why}"));
             return Ok(Evaluation::skipped(why));
         }
     };
-    ensure!(
-        trained.train.ids == random_init.train.ids && trained.test.ids == random_init.test.ids,
-        "the features of the trained and of the untrained encoder are of different samples"
-    );
+    for task in tasks.iter_mut() {
+        normalize_rows(&mut task.train.rows, task.dim);
+        normalize_rows(&mut task.test.rows, task.dim);
+    }
+    let Scored { trained, random_init, initial } = tasks;
     let mut result = Evaluation::default();
     if trained.unlabelled > 0 {
         result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
@@ -87,11 +85,8 @@ fn evaluate(
     }
     let clamped: Vec<usize> = ks.iter().map(|&k| k.min(available)).collect();
 
-    for task in [&mut trained, &mut random_init] {
-        normalize_rows(&mut task.train.rows, task.dim);
-        normalize_rows(&mut task.test.rows, task.dim);
-    }
-    progress.start(Some(2 * trained.test.ids.len() as u64), "images");
+    let passes = 2 + u64::from(initial.is_some());
+    progress.start(Some(passes * trained.test.ids.len() as u64), "images");
     let elect = |task: &Task, ks: &[usize], labellings: &[&[usize]]| {
         let ballot = Ballot { ks, temperature: config.temperature, classes: task.classes.len() };
         ballot
@@ -111,10 +106,16 @@ fn evaluate(
         result.score(format!("knn/top1_k{k}"), top1(&trained, elected));
     }
     result.score("knn/top1_random_init", top1(&random_init, &control[0][0]));
+    if let Some(initial) = &initial {
+        let control = elect(initial, &clamped[..1], &[&initial.targets])?;
+        result.score("knn/top1_initial", top1(initial, &control[0][0]));
+        let blocks = [(ks.first().copied(), &control[0][0])];
+        result.tables.push((INITIAL_PREDICTIONS, predictions_batch(initial, &blocks)));
+    }
     result.score("knn/top1_shuffled_labels", top1(&trained, &elected[1][0]));
 
     let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&elected[0]).collect();
-    result.tables.push(("predictions", predictions_batch(&trained, &blocks)));
+    result.tables.push((PREDICTIONS, predictions_batch(&trained, &blocks)));
     Ok(result)
 }
 
@@ -129,8 +130,33 @@ mod tests {
         KnnConfig { k: k.to_vec(), temperature: 0.07 }
     }
 
+    fn scored(trained: SplitFeatures, random_init: SplitFeatures) -> Scored<SplitFeatures> {
+        Scored { trained, random_init, initial: None }
+    }
+
+    /// Weights that training started from are a control with predictions of its own, and change nothing else.
+    #[test]
+    fn initial_weights_are_scored_beside_the_others() {
+        let of = |initial| {
+            let features = Scored { initial, ..scored(blobs(4, 400, 100), noise(4, 400, 100)) };
+            super::evaluate(&config(&[5, 10]), 3, features, &Heard::default(), &|| true).unwrap()
+        };
+        let [without, with] = [of(None), of(Some(blobs(4, 400, 100)))];
+        assert_eq!(with.get("knn/top1_initial"), with.get("knn/top1"));
+        assert_eq!(without.get("knn/top1_initial"), None);
+        for (metric, value) in &without.scores {
+            assert_eq!(with.get(metric), Some(*value), "{metric}");
+        }
+        let names: Vec<_> = with.tables.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["initial_predictions", "predictions"]);
+        assert_eq!(with.tables[0].1, with.tables[1].1.slice(0, 100), "those of the first k");
+        let of_others = Scored { initial: Some(blobs(4, 400, 90)), ..scored(blobs(4, 400, 100), noise(4, 400, 100)) };
+        let error = super::evaluate(&config(&[5]), 3, of_others, &Heard::default(), &|| true).unwrap_err();
+        assert!(error.to_string().ends_with("are of different samples"), "{error}");
+    }
+
     fn evaluate(k: &[usize], trained: SplitFeatures, control: SplitFeatures, progress: &Heard) -> Evaluation {
-        super::evaluate(&config(k), 3, trained, control, progress, &|| true).unwrap()
+        super::evaluate(&config(k), 3, scored(trained, control), progress, &|| true).unwrap()
     }
 
     #[test]
@@ -175,7 +201,8 @@ mod tests {
 
     #[test]
     fn an_interruption_stops() {
-        let error = super::evaluate(&config(&[5]), 3, blobs(2, 20, 10), noise(2, 20, 10), &Heard::default(), &|| false);
+        let error =
+            super::evaluate(&config(&[5]), 3, scored(blobs(2, 20, 10), noise(2, 20, 10)), &Heard::default(), &|| false);
         assert!(error.unwrap_err().is::<Stopped>());
     }
 }

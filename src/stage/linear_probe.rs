@@ -2,7 +2,7 @@
 
 use std::{f64::consts::PI, sync::Arc};
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use arrow::{
     array::{Float64Array, Int64Array, RecordBatch},
     datatypes::{DataType, Field, Schema},
@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::{
     Cost, Descriptor, LinearProbeConfig, Progress, Silent, StageContext, Stopped,
-    evaluation::{Evaluation, INPUTS, predictions_batch},
-    features::{self, SplitFeatures},
+    evaluation::{Evaluation, INITIAL_PREDICTIONS, INPUTS, PREDICTIONS, Scored, predictions_batch},
+    features::SplitFeatures,
     labelled::Task,
     softmax::{Classifier, Prediction, sgd},
     standardize::Standardizer,
@@ -43,58 +43,53 @@ pub struct LinearProbeSections<'a> {
 /// Fewest classes for which top-5 is reported.
 const TOP5_CLASSES: usize = 10;
 
-/// Scores the features of `trained`, beside the controls: `random_init` features, and shuffled labels.
+/// Scores the features of the trained encoder, beside the controls: other features, and shuffled labels.
 ///
 /// SGD with momentum and a cosine schedule to 0 on softmax cross-entropy. The features are those of the evaluation
 /// transform, computed once; unlike in MoCo-v3's protocol, images are not augmented while the probe trains.
 ///
 /// Writes `scores`, `notes`, `predictions`, `curve` (of the trained features) and `classifier` (`fc.weight`, `fc.bias`:
-/// logits of the features as they are, standardisation folded in; class i is the i-th row of `classes`). Without labels
-/// or a test split `scores` is empty and a note says why.
+/// logits of the features as they are, standardisation folded in; class i is the i-th row of `classes`), and where training
+/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty and a note says why.
 ///
 /// # Errors
 /// When the artifacts cannot be read or written, the loss diverges, or the user interrupts.
 pub fn run(
     config: &LinearProbeConfig,
     seed: u64,
-    trained: &Artifact,
-    random_init: &Artifact,
+    inputs: Scored<&Artifact>,
     out: &mut ArtifactWriter,
     context: &StageContext,
 ) -> anyhow::Result<()> {
-    let trained = features::read(trained.read(features::TABLE)?)?;
-    let random_init = features::read(random_init.read(features::TABLE)?)?;
     let go_on = || !context.interrupt.requested();
-    evaluate(config, seed, trained, random_init, context.progress, &go_on)?.write(out)
+    evaluate(config, seed, inputs.features()?, context.progress, &go_on)?.write(out)
 }
 
 fn evaluate(
     config: &LinearProbeConfig,
     seed: u64,
-    trained: SplitFeatures,
-    random_init: SplitFeatures,
+    features: Scored<SplitFeatures>,
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
-    let (mut trained, mut random_init) = match (Task::new(trained), Task::new(random_init)) {
-        (Ok(trained), Ok(random_init)) => (trained, random_init),
-        (Err(why), _) | (_, Err(why)) => {
+    let Scored { mut trained, mut random_init, mut initial } = match features.tasks()? {
+        Ok(tasks) => tasks,
+        Err(why) => {
             progress.log(&format!("linear_probe: skipped, {why}"));
             return Ok(Evaluation::skipped(why));
         }
     };
-    ensure!(
-        trained.train.ids == random_init.train.ids && trained.test.ids == random_init.test.ids,
-        "the features of the trained and of the untrained encoder are of different samples"
-    );
     let mut result = Evaluation::default();
     if trained.unlabelled > 0 {
         result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
     }
     let standardizer = standardize(config, &mut trained);
-    standardize(config, &mut random_init);
+    for control in std::iter::once(&mut random_init).chain(&mut initial) {
+        standardize(config, control);
+    }
 
-    progress.start(Some(3 * config.epochs as u64), "epochs");
+    let probes = 3 + u64::from(initial.is_some());
+    progress.start(Some(probes * config.epochs as u64), "epochs");
     let fit = |what, task: &Task, targets: &[usize]| fit(config, seed, what, task, targets, progress, go_on);
     let (classifier, curve) = fit("trained", &trained, &trained.targets)?;
     let (untrained, _) = fit("random-init", &random_init, &random_init.targets)?;
@@ -106,13 +101,20 @@ fn evaluate(
         result.score("linear/top5", top(5, &predictions));
     }
     result.score("linear/top1_random_init", top(1, &predict(&untrained, &random_init)));
+    if let Some(initial) = &initial {
+        let (classifier, _) = fit("initial-weights", initial, &initial.targets)?;
+        let predictions = predict(&classifier, initial);
+        result.score("linear/top1_initial", top(1, &predictions));
+        let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
+        result.tables.push((INITIAL_PREDICTIONS, predictions_batch(initial, &[(None, &elected)])));
+    }
     result.score("linear/top1_shuffled_labels", top(1, &predict(&shuffled, &trained)));
 
     let (weight, bias) = standardizer.fold(&classifier);
     let shape = vec![classifier.classes, classifier.dim];
     let fc = [("fc.weight".to_owned(), shape, weight), ("fc.bias".to_owned(), vec![classifier.classes], bias)];
     let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
-    result.tables.push(("predictions", predictions_batch(&trained, &[(None, &elected)])));
+    result.tables.push((PREDICTIONS, predictions_batch(&trained, &[(None, &elected)])));
     result.tables.push(("curve", curve_batch(&curve)));
     result.tables.push(("classifier", weights_batch(&fc)));
     result.tables.push(("classes", classes_batch(&trained.classes)));
@@ -241,8 +243,27 @@ mod tests {
         LinearProbeConfig { epochs: 20, batch_size: 96, ..LinearProbeConfig::default() }
     }
 
+    fn scored(trained: SplitFeatures, random_init: SplitFeatures) -> Scored<SplitFeatures> {
+        Scored { trained, random_init, initial: None }
+    }
+
+    #[test]
+    fn initial_weights_are_scored_beside_the_others() {
+        let features = scored(blobs(4, 400, 100), noise(4, 400, 100));
+        let with = Scored { initial: Some(blobs(4, 400, 100)), ..features };
+        let with = super::evaluate(&config(), 3, with, &Heard::default(), &|| true).unwrap();
+        let without = evaluate(&config(), blobs(4, 400, 100), noise(4, 400, 100));
+        assert_eq!(with.get("linear/top1_initial"), with.get("linear/top1"));
+        for (metric, value) in &without.scores {
+            assert_eq!(with.get(metric), Some(*value), "{metric}");
+        }
+        let table = |name: &str| with.tables.iter().find(|(table, _)| *table == name).map(|(_, batch)| batch);
+        assert_eq!(table("initial_predictions"), table("predictions"));
+        assert!(table("predictions").is_some());
+    }
+
     fn evaluate(config: &LinearProbeConfig, trained: SplitFeatures, control: SplitFeatures) -> Evaluation {
-        super::evaluate(config, 3, trained, control, &Heard::default(), &|| true).unwrap()
+        super::evaluate(config, 3, scored(trained, control), &Heard::default(), &|| true).unwrap()
     }
 
     #[test]
@@ -264,8 +285,13 @@ mod tests {
         let seeds = 12;
         let top1 = |seed| {
             let config = LinearProbeConfig { epochs: 5, ..config() };
-            let result =
-                super::evaluate(&config, seed, blobs(4, 200, 40), noise(4, 200, 40), &Heard::default(), &|| true);
+            let result = super::evaluate(
+                &config,
+                seed,
+                scored(blobs(4, 200, 40), noise(4, 200, 40)),
+                &Heard::default(),
+                &|| true,
+            );
             result.unwrap().get("linear/top1_shuffled_labels").unwrap()
         };
         let mean = (0..seeds).map(top1).sum::<f64>() / seeds as f64;
@@ -324,7 +350,7 @@ mod tests {
     #[test]
     fn divergence_names_the_key_to_change() {
         let config = LinearProbeConfig { epochs: 50, batch_size: 64, base_lr: 1e30, weight_decay: 1.0, ..config() };
-        let error = super::evaluate(&config, 3, blobs(2, 64, 8), noise(2, 64, 8), &Heard::default(), &|| true);
+        let error = super::evaluate(&config, 3, scored(blobs(2, 64, 8), noise(2, 64, 8)), &Heard::default(), &|| true);
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("linear probe on trained features: the loss became"), "{text}");
         assert!(text.ends_with("lower linear_probe.base_lr"), "{text}");
@@ -334,7 +360,7 @@ mod tests {
     fn without_labels_there_are_no_scores_but_a_reason() {
         let progress = Heard::default();
         let features = unlabelled(blobs(2, 20, 10));
-        let result = super::evaluate(&config(), 3, features, noise(2, 20, 10), &progress, &|| true).unwrap();
+        let result = super::evaluate(&config(), 3, scored(features, noise(2, 20, 10)), &progress, &|| true).unwrap();
         assert_eq!(result, Evaluation::skipped("the train split has no labels".into()));
         assert_eq!(progress.lines(), ["linear_probe: skipped, the train split has no labels"]);
     }

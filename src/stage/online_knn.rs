@@ -7,12 +7,9 @@ use rayon::prelude::*;
 use super::votes::Ballot;
 use crate::{
     artifact::Artifact,
-    dataset::{
-        Split,
-        augment::{EvalSection, EvalTransform, EvalTransformConfig},
-    },
+    dataset::{Split, augment::EvalTransform},
     ops::normalize::normalize_rows,
-    train::{AnyTrainer, PretrainConfig},
+    train::{PretrainConfig, Trainer, Trains},
 };
 
 /// Images of the training and of the test split that take part, at most; spread evenly over the split.
@@ -70,9 +67,7 @@ impl OnlineKnn {
         }
         let train = Part::new(train.clone(), TRAIN);
         let test = Part::new(Arc::new(Split::open(&shards)?), TEST);
-        // The evaluation's own settings are no part of pretraining, and must not change it.
-        let augmentations =
-            EvalSection { eval: EvalTransformConfig::default(), ..config.augmentations.of_evaluation() };
+        let augmentations = config.augmentations.of_scores();
         let every = config.health.knn_every_epochs as u64 * steps_per_epoch;
         let (transform, size) = (EvalTransform::new(&augmentations), augmentations.size as usize);
         let any = !train.samples.is_empty() && !test.samples.is_empty();
@@ -88,7 +83,7 @@ impl OnlineKnn {
     ///
     /// # Errors
     /// When an image cannot be read.
-    pub fn top1(&self, trainer: &AnyTrainer) -> anyhow::Result<f64> {
+    pub fn top1<B: Trains>(&self, trainer: &Trainer<B>) -> anyhow::Result<f64> {
         let (train, test) = (self.embed(&self.train, trainer)?, self.embed(&self.test, trainer)?);
         let labels = self.train.labels.iter().chain(&self.test.labels);
         let ks = [K.min(self.train.samples.len())];
@@ -100,9 +95,7 @@ impl OnlineKnn {
     }
 
     /// Features of unit length.
-    fn embed(&self, part: &Part, trainer: &AnyTrainer) -> anyhow::Result<Vec<f32>> {
-        let (model, online) = (trainer.model(), trainer.online()?);
-        let (params, buffers) = model.encoder_len();
+    fn embed<B: Trains>(&self, part: &Part, trainer: &Trainer<B>) -> anyhow::Result<Vec<f32>> {
         let image = self.size * self.size * 3;
         let mut features = Vec::new();
         for samples in part.samples.chunks(BATCH) {
@@ -111,10 +104,9 @@ impl OnlineKnn {
                 self.transform.apply(&part.split.image(*sample)?, out);
                 anyhow::Ok(())
             })?;
-            let (params, buffers) = (&online.params[..params], &online.buffers[..buffers]);
-            features.extend(model.encoder.forward_eval(params, buffers, &images, samples.len(), self.size));
+            features.extend(trainer.features(images, samples.len(), self.size)?);
         }
-        normalize_rows(&mut features, model.encoder.feature_dim());
+        normalize_rows(&mut features, trainer.model().encoder.feature_dim());
         Ok(features)
     }
 }

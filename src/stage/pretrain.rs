@@ -25,8 +25,9 @@ pub use crate::train::PretrainConfig;
 use crate::{
     artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
     dataset::Split,
+    encoder::Encoder,
     ops::named::NamedTensor,
-    train::{AnyTrainer, Device, Health, Loader, Positiveness, StepRow, Warning, learning_rates},
+    train::{Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, learning_rates},
 };
 
 /// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
@@ -80,73 +81,112 @@ pub fn run(
     // An epoch consists of whole updates, so that none is cut by its end.
     let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
-    let mut trainer = AnyTrainer::new(Device::chosen(), config, steps_per_epoch, images)?;
-    announce(config, &trainer, images, total, context);
+    Device::chosen().run(config.precision, Training { config, split, data, steps_per_epoch, total, out, context })?
+}
 
-    if let Some(state) = load_checkpoint(context.checkpoints)? {
-        trainer.restore(&state)?;
-        context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
-    } else if let Some(path) = config.encoder.init() {
-        let ([params, buffers], prefix) = initial::load(&trainer.model().encoder, path)?;
-        trainer.start_encoder_from([&params, &buffers])?;
-        let of = prefix.map_or_else(String::new, |prefix| format!(" (the part `{prefix}`)"));
-        context.progress.log(&format!("the encoder starts from {}{of}", path.display()));
-    }
-    let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
-    let steps = trainer.steps()..total;
-    let loader =
-        Loader::start(split, config.augmentations, Device::chosen(), config.seed, batch, steps_per_epoch, steps);
-    let mut log = Log::new(trainer.steps());
-    let mut collapsed = 0;
-    context.progress.start(Some(total), "steps");
-    context.progress.advance(trainer.steps());
+/// A run of pretraining, whichever device does it.
+struct Training<'a> {
+    config: &'a PretrainConfig<'a>,
+    split: Arc<Split>,
+    data: &'a Artifact,
+    steps_per_epoch: u64,
+    total: u64,
+    out: &'a mut ArtifactWriter,
+    context: &'a StageContext<'a>,
+}
 
-    while trainer.steps() < total {
-        let start = Instant::now();
-        let views = loader.next()?;
-        let waited = start.elapsed();
-        let mut rows: Vec<StepRow> = trainer.step_loaded(&views)?.into_iter().collect();
-        let elapsed = start.elapsed();
-        // A device may still be at work on the step. Its row comes with the next one, unless somebody wants to look now.
-        let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
-        let last = trainer.steps() == total;
-        let saves = !last && trainer.between_updates() && checkpoint_due(&log, context);
-        if last || saves || knn.is_some() {
-            rows.extend(trainer.settle()?);
+impl OnDevice for Training<'_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Trains>(self, on: B) -> anyhow::Result<()> {
+        let Self { config, split, data, steps_per_epoch, total, out, context } = self;
+        let (images, batch) = (split.len(), config.batch_size);
+        let mut trainer = Trainer::new(on, config, steps_per_epoch, images)?;
+        announce(config, trainer.model().params.len(), images, total, context);
+
+        if let Some(state) = load_checkpoint(context.checkpoints)? {
+            trainer.restore(&state)?;
+            context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
+        } else if let Some(path) = config.encoder.init() {
+            let ([params, buffers], prefix) = initial::load(&trainer.model().encoder, path)?;
+            trainer.start_encoder_from([&params, &buffers])?;
+            let of = prefix.map_or_else(String::new, |prefix| format!(" (the part `{prefix}`)"));
+            context.progress.log(&format!("the encoder starts from {}{of}", path.display()));
         }
-        if let Some(knn) = knn {
-            let top1 = knn.top1(&trainer)?;
-            rows.last_mut().expect("the step's row").knn_top1 = Some(top1);
-            context.progress.value("kNN %", 100.0 * top1);
-            context.progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
+        let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
+        let steps = trainer.steps()..total;
+        let loader = Loader::<B>::start(split, &config.augmentations, config.seed, batch, steps_per_epoch, steps);
+        let mut log = Log::new(trainer.steps());
+        let mut collapsed = 0;
+        context.progress.start(Some(total), "steps");
+        context.progress.advance(trainer.steps());
+
+        while trainer.steps() < total {
+            let start = Instant::now();
+            let prepared = loader.next()?;
+            let waited = start.elapsed();
+            let mut rows: Vec<StepRow> = trainer.step(&trainer.on().load(prepared)?)?.into_iter().collect();
+            let elapsed = start.elapsed();
+            // A device may still be at work on the step. Its row comes with the next one, unless somebody wants to look now.
+            let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
+            let last = trainer.steps() == total;
+            let saves = !last && trainer.between_updates() && checkpoint_due(&log, context);
+            if last || saves || knn.is_some() {
+                rows.extend(trainer.settle()?);
+            }
+            if let Some(knn) = knn {
+                let top1 = knn.top1(&trainer)?;
+                rows.last_mut().expect("the step's row").knn_top1 = Some(top1);
+                context.progress.value("kNN %", 100.0 * top1);
+                context.progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
+            }
+            log.time(trainer.steps() - 1, elapsed, waited, batch);
+            context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
+            context.progress.advance(1);
+            for row in rows {
+                let taken = take_in(&row, &mut collapsed, config, context);
+                log.rows.push(row);
+                if let Err(stopped) = taken {
+                    // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
+                    log.flush(context.checkpoints, trainer.steps())?;
+                    return Err(stopped);
+                }
+            }
+            if saves {
+                log.save(&trainer, context.checkpoints)?;
+                stop_if_asked(context.interrupt, trainer.steps())?;
+            }
         }
-        log.time(trainer.steps() - 1, elapsed, waited, batch);
-        context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
-        context.progress.advance(1);
-        for row in rows {
-            take_in(&row, &mut collapsed, config, context)?;
-            log.rows.push(row);
+        if let Some(scaling) = trainer.scaling()? {
+            context.progress.log(&scaling.to_string());
         }
-        if saves {
-            log.save(&trainer, context.checkpoints)?;
-            stop_if_asked(context.interrupt, trainer.steps())?;
-        }
+        log.flush(context.checkpoints, total)?;
+        // Where every rate is 0 the encoder stays as it was. Batch norm's running statistics follow the images at any rate, so
+        // that they have to be put back.
+        let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
+        let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
+        write(&trainer, unmoved.as_deref(), context.checkpoints, total, batch, out)
     }
-    if let Some(scaling) = trainer.scaling()? {
-        context.progress.log(&scaling);
-    }
-    log.flush(context.checkpoints, total)?;
-    write(&trainer, context.checkpoints, total, batch, out)
+}
+
+/// The encoder's buffers as training begins with them.
+fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<Vec<f32>> {
+    Ok(match config.encoder.init() {
+        Some(path) => {
+            let ([_, buffers], _) = initial::load(encoder, path)?;
+            buffers
+        }
+        None => encoder.init(config.seed).1,
+    })
 }
 
 /// Says what is about to happen.
-fn announce(config: &PretrainConfig, trainer: &AnyTrainer, images: usize, total: u64, context: &StageContext) {
+fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u64, context: &StageContext) {
     let (base, effective) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
     context.progress.log(&format!(
-        "{images} images, {} epochs, {total} steps of {}; {} parameters; learning rate {effective} (base {base})",
+        "{images} images, {} epochs, {total} steps of {}; {parameters} parameters; learning rate {effective} (base {base})",
         config.epochs,
         config.batch_size,
-        trainer.model().params.len(),
     ));
 }
 
@@ -222,7 +262,7 @@ impl Log {
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
-    fn save(&mut self, trainer: &AnyTrainer, checkpoints: &Checkpoints) -> anyhow::Result<()> {
+    fn save<B: Trains>(&mut self, trainer: &Trainer<B>, checkpoints: &Checkpoints) -> anyhow::Result<()> {
         self.flush(checkpoints, trainer.steps())?;
         checkpoints.save(trainer.steps(), &[("state", tensors::to_rows(&trainer.state()?))])
     }
@@ -240,18 +280,24 @@ impl Log {
     }
 }
 
-/// Writes the artifact: weights, heads, queue, metrics, timing, summary.
-fn write(
-    trainer: &AnyTrainer,
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary; the encoder's buffers are `unmoved` if there are any.
+fn write<B: Trains>(
+    trainer: &Trainer<B>,
+    unmoved: Option<&[f32]>,
     checkpoints: &Checkpoints,
     total: u64,
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
     let (model, online) = (trainer.model(), trainer.online()?);
+    // The encoder's come first.
+    let put_back = |buffers: &[f32]| {
+        let unmoved = unmoved.unwrap_or(&[]);
+        [unmoved, &buffers[unmoved.len()..]].concat()
+    };
     let mut encoder = Vec::new();
     let mut heads = Vec::new();
-    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &online.buffers)] {
+    for (layout, values) in [(&model.params, online.params.as_slice()), (&model.buffers, &put_back(&online.buffers))] {
         for entry in &layout.entries {
             let values = entry.to_torch(&values[entry.range()]);
             match entry.name.strip_prefix("encoder.") {
@@ -263,7 +309,9 @@ fn write(
     let mut tables = vec![("weights", encoder), ("heads", heads)];
     if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
-        for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
+        for (layout, values) in
+            [(&model.params, branch.params.as_slice()), (&model.buffers, &put_back(&branch.buffers))]
+        {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
                 let values = entry.to_torch(&values[entry.range()]);
                 momentum.push((entry.name.clone(), entry.shape.clone(), values));
@@ -276,9 +324,11 @@ fn write(
         table.write(&weights_batch(rows))?;
         table.finish()?;
     }
+    let queues = model.method.queues().iter().map(|queue| queue.state(trainer.on()));
+    let queue: Vec<_> = queues.collect::<Result<Vec<_>, _>>()?.concat();
     // Empty for methods without a queue.
     let mut table = out.table("queue", tensors::schema(), Kind::Content)?;
-    table.write(&tensors::to_rows(&model.method.state()?))?;
+    table.write(&tensors::to_rows(&queue))?;
     table.finish()?;
 
     let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));

@@ -24,7 +24,7 @@ pub struct StateDict {
 /// So are a classifier (`fc.*`, `head.*`) and batch norm's `num_batches_tracked`, which are no part of an encoder.
 ///
 /// # Errors
-/// When the file cannot be read, is of another format, damaged, or holds other numbers than floats; when two parts of a model
+/// When the file cannot be read, is of another format, damaged, or holds other numbers than finite floats; when two parts of a model
 /// are such an encoder.
 pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
     let bytes = std::fs::read(path)?;
@@ -36,6 +36,9 @@ pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
         let Some(own) = name.strip_prefix(&prefix).filter(|own| !is_passed_over(own)) else { continue };
         let values = floats(&view)
             .with_context(|| format!("tensor {name} has dtype {:?}, expected F32, F16 or BF16", view.dtype()))?;
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            bail!("tensor {name} holds {} at index {at}", values[at]);
+        }
         tensors.push((own.to_owned(), view.shape().to_vec(), values));
     }
     // The library's order changes from run to run, and messages name tensors in the order they come in.

@@ -1,10 +1,10 @@
 //! The `optimizer:`, `schedule:` and `precision:` sections of a spec.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataset::augment::{AugmentationsConfig, EvalTransformConfig},
+    dataset::augment::TrainingSection,
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::product::Products,
@@ -131,7 +131,7 @@ pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// 32-bit floating point in memory; a GPU's tensor cores may read 10 bits of mantissa. On the CPU the same as f32.
+    /// 32-bit floating point in memory, of which a GPU's tensor cores read 10 bits of mantissa in encoder and heads. Needs a GPU.
     Tf32,
     /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa); sums, parameters, statistics and
     /// everything else are f32. Faster on CPUs with AMX-BF16 or AVX512-BF16. Needs the CPU.
@@ -141,6 +141,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Its name, if it needs a GPU.
+    pub fn of_gpus(self) -> Option<&'static str> {
+        match self {
+            Precision::Tf32 => Some("tf32"),
+            Precision::F16 => Some("f16"),
+            Precision::F32 | Precision::Bf16 => None,
+        }
+    }
+
     /// How the CPU reads the factors of the encoder's products and of the queue's search.
     pub fn products(self) -> Products {
         match self {
@@ -190,8 +199,7 @@ fn yes() -> bool {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PretrainConfig<'a> {
     pub seed: u64,
-    #[serde(serialize_with = "without_evaluation")]
-    pub augmentations: &'a AugmentationsConfig,
+    pub augmentations: TrainingSection<'a>,
     pub encoder: &'a EncoderConfig,
     pub projector: &'a MlpConfig,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,9 +213,4 @@ pub struct PretrainConfig<'a> {
     pub gradient_accumulation: usize,
     pub precision: Precision,
     pub health: &'a HealthConfig,
-}
-
-/// No training looks at an image as evaluation does.
-fn without_evaluation<S: Serializer>(config: &AugmentationsConfig, to: S) -> Result<S::Ok, S::Error> {
-    AugmentationsConfig { eval: EvalTransformConfig::default(), ..config.clone() }.serialize(to)
 }

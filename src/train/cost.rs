@@ -1,16 +1,16 @@
 //! What a training step costs, in floating-point operations of the model.
 
 use super::{Model, PretrainConfig};
-use crate::ops::Real;
+use crate::{backend::Backend, method::Mlp};
 
-impl<E: Real> Model<E> {
+impl<B: Backend> Model<B> {
     /// Floating-point operations that a step of `config` takes per image by the model's definition: two per multiply-add of
     /// encoder and heads, once forward and twice backward for each crop, and once forward for each full view in the momentum
     /// branch. What a loss does with projections (searches, logits, prototypes), norms and optimiser are left out.
     pub fn flops_per_image(&self, config: &PretrainConfig) -> u64 {
-        let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops.as_ref());
-        let projected = |size| self.encoder.multiply_adds(size) + self.projector.multiply_adds(&self.params);
-        let predicted = self.predictor.as_ref().map_or(0, |predictor| predictor.multiply_adds(&self.params));
+        let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops);
+        let projected = |size| self.encoder.multiply_adds(size) + self.projector.multiply_adds();
+        let predicted = self.predictor.as_ref().map_or(0, Mlp::multiply_adds);
         let mut total = 2 * 3 * (projected(size) + predicted);
         if let Some(local) = local {
             total += 3 * u64::from(local.count) * (projected(local.size as usize) + predicted);

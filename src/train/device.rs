@@ -2,6 +2,25 @@
 
 use std::{fmt, str::FromStr, sync::OnceLock};
 
+use super::{Feed, Optimize, Precision};
+use crate::{
+    backend::Host,
+    ops::{conv2d::cuda::Math, cuda},
+};
+
+/// A device that trains in f32, or less.
+pub trait Trains: Optimize<Real = f32> + Feed {}
+
+impl<B: Optimize<Real = f32> + Feed> Trains for B {}
+
+/// Work for a device, whichever it is.
+pub trait OnDevice {
+    type Output;
+
+    /// Has `on` do it.
+    fn run<B: Trains>(self, on: B) -> Self::Output;
+}
+
 /// A device. It is no part of any key: the same spec gives the same artifacts up to rounding, which differs between
 /// devices as it does between kinds of CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +60,49 @@ impl Device {
         CHOSEN.get().copied().unwrap_or_default()
     }
 
+    /// Has the device do some work, its encoders computing in `precision`.
+    ///
+    /// # Errors
+    /// When the device cannot be used, or not in this precision.
+    pub fn run<W: OnDevice>(self, precision: Precision, work: W) -> anyhow::Result<W::Output> {
+        match self {
+            Device::Cpu => {
+                if let Some(name) = precision.of_gpus() {
+                    anyhow::bail!(
+                        "precision: {name} needs a GPU; add --device cuda:0, or use precision: f32 (--set precision=f32)"
+                    );
+                }
+                Ok(work.run(Host::<f32>::default()))
+            }
+            Device::Cuda(index) => {
+                self.check()?;
+                driver::run(index, math(precision)?, work)
+            }
+        }
+    }
+
+    /// The GPU that it is; None for the CPU.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn gpu(self) -> anyhow::Result<Option<cuda::Gpu>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda(index) => {
+                self.check()?;
+                driver::open(index).map(Some)
+            }
+        }
+    }
+
+    /// What the GPU calls itself, and the bytes of its memory that are in use, by any process; None on the CPU.
+    pub fn in_use(self) -> Option<(String, usize)> {
+        match self {
+            Device::Cpu => None,
+            Device::Cuda(index) => driver::in_use(index),
+        }
+    }
+
     /// Whether it can be used.
     ///
     /// # Errors
@@ -60,24 +122,79 @@ impl Device {
     }
 }
 
-/// What is known of each GPU, for people; or why there is none.
-///
-/// # Errors
-/// When there is no feature, no driver or no device.
-pub fn found_cuda() -> Result<Vec<String>, String> {
-    #[cfg(feature = "cuda")]
-    {
-        let devices = crate::ops::cuda::nvidia::devices().map_err(|error| error.to_string())?;
-        let text = |d: &crate::ops::cuda::nvidia::Device| {
+/// A GPU's arithmetic in encoders.
+fn math(precision: Precision) -> anyhow::Result<Math> {
+    match precision {
+        Precision::F32 => Ok(Math::F32),
+        Precision::Tf32 => Ok(Math::Tf32),
+        Precision::F16 => Ok(Math::F16),
+        Precision::Bf16 => {
+            anyhow::bail!("precision: bf16 needs the CPU; use precision: f16 (--set precision=f16), or --device cpu")
+        }
+    }
+}
+
+/// What needs the CUDA driver.
+#[cfg(feature = "cuda")]
+mod driver {
+    use super::{Math, OnDevice};
+    use crate::{
+        backend::Gpu,
+        ops::cuda::{self, nvidia},
+    };
+
+    pub fn run<W: OnDevice>(index: usize, math: Math, work: W) -> anyhow::Result<W::Output> {
+        let tensors = nvidia::open(index)?;
+        Ok(work.run(Gpu::new(nvidia::gpu(&tensors)?, tensors, math)))
+    }
+
+    pub fn open(index: usize) -> anyhow::Result<cuda::Gpu> {
+        Ok(nvidia::gpu(&nvidia::open(index)?)?)
+    }
+
+    pub fn in_use(index: usize) -> Option<(String, usize)> {
+        Some((nvidia::devices().ok()?.into_iter().nth(index)?.name, nvidia::memory_in_use()?))
+    }
+
+    pub fn found() -> Result<Vec<String>, String> {
+        let devices = nvidia::devices().map_err(|error| error.to_string())?;
+        let text = |d: &nvidia::Device| {
             let (major, minor) = (d.capability / 10, d.capability % 10);
             format!("{}, compute capability {major}.{minor}, {:.0} GB", d.name, d.memory as f64 / 1e9)
         };
         Ok(devices.iter().map(text).collect())
     }
-    #[cfg(not(feature = "cuda"))]
-    {
+}
+
+/// The same in a build that has none.
+#[cfg(not(feature = "cuda"))]
+mod driver {
+    use super::{Math, NOT_BUILT, OnDevice};
+    use crate::ops::cuda;
+
+    pub fn run<W: OnDevice>(_: usize, _: Math, _: W) -> anyhow::Result<W::Output> {
+        anyhow::bail!(NOT_BUILT)
+    }
+
+    pub fn open(_: usize) -> anyhow::Result<cuda::Gpu> {
+        anyhow::bail!(NOT_BUILT)
+    }
+
+    pub fn in_use(_: usize) -> Option<(String, usize)> {
+        None
+    }
+
+    pub fn found() -> Result<Vec<String>, String> {
         Err(NOT_BUILT.into())
     }
+}
+
+/// What is known of each GPU, for people; or why there is none.
+///
+/// # Errors
+/// When there is no feature, no driver or no device.
+pub fn found_cuda() -> Result<Vec<String>, String> {
+    driver::found()
 }
 
 impl fmt::Display for Device {

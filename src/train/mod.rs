@@ -1,13 +1,12 @@
 //! Pretraining: one step, schedules, optimisers, EMA, batches and health metrics.
 
-mod any;
+mod batch;
 mod config;
 mod cost;
 mod device;
-mod ema;
-#[cfg(any(test, feature = "cuda"))]
-mod gpu;
+mod feed;
 mod health;
+mod in_flight;
 mod loader;
 mod model;
 mod neighbours;
@@ -16,21 +15,25 @@ mod positiveness;
 mod recorder;
 mod schedule;
 mod trainer;
+mod views;
 mod warning;
 
 #[cfg(test)]
+mod gpu_tests;
+#[cfg(test)]
 mod tests;
 
-pub use any::AnyTrainer;
+pub use batch::{Batch, Crop, Loaded};
 pub use config::*;
-pub use device::{Device, DeviceError, NOT_BUILT, found_cuda};
+pub use device::{Device, DeviceError, NOT_BUILT, OnDevice, Trains, found_cuda};
+pub use feed::Feed;
 pub use health::Health;
-#[cfg(any(test, feature = "cuda"))]
-pub use loader::RawBatch;
-pub use loader::{Loaded, Loader, augment};
-pub use model::{Branch, Model};
+pub use loader::Loader;
+pub use model::{BranchValues, Model};
 pub use neighbours::{Neighbour, Watch};
+pub use optimizer::{Optimize, Scaling};
 pub use positiveness::Positiveness;
 pub use schedule::learning_rates;
-pub use trainer::{Batch, Crop, StepRow, Trainer};
+pub use trainer::{StepRow, Trainer};
+pub use views::augment;
 pub use warning::Warning;

@@ -1,44 +1,45 @@
 //! Everything that is trained, in flat buffers: encoder, projector, predictor and the method's own parameters.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use super::PretrainConfig;
 use crate::{
-    encoder::{Encoder, EncoderError},
+    backend::Backend,
+    encoder::Encoder,
     method::{Method, Mlp},
     ops::{Real, arena::Layout},
 };
 
 /// The parts and where their tensors lie.
-#[derive(Debug)]
-pub struct Model<E> {
+pub struct Model<B: Backend> {
     pub encoder: Encoder,
     pub projector: Mlp,
     /// None where predictions are the projections themselves.
     pub predictor: Option<Mlp>,
-    pub method: Method<E>,
+    pub method: Method<B>,
     /// Trainable tensors: `encoder.*`, `projector.*`, `predictor.*`, then the method's.
     pub params: Layout,
     /// Running statistics, in the same order.
     pub buffers: Layout,
     /// Entries of `params` and of `buffers` that the momentum branch has too: those of encoder and projector.
     shared: (usize, usize),
+    /// Entries of `params` before the method's own.
+    networks: usize,
 }
 
-/// Values of one branch.
+/// Values of one branch on the host.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Branch<E> {
-    /// Shared with the heads' weights while a step is under way.
-    pub params: Arc<Vec<E>>,
+pub struct BranchValues<E> {
+    pub params: Vec<E>,
     pub buffers: Vec<E>,
 }
 
-impl<E: Real> Model<E> {
+impl<B: Backend> Model<B> {
     /// The model of `config`.
     ///
     /// # Errors
-    /// When the encoder's configuration names no network.
-    pub fn new(config: &PretrainConfig) -> Result<Self, EncoderError> {
+    /// When the encoder's configuration names no network, or memory runs out.
+    pub fn new(on: &B, config: &PretrainConfig) -> anyhow::Result<Self> {
         let products = config.precision.products();
         let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?.with_products(products);
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
@@ -49,28 +50,28 @@ impl<E: Real> Model<E> {
         let shared = (params.entries.len(), buffers.entries.len());
         let dim = config.projector.output;
         let predictor = config.predictor.map(|config| Mlp::new("predictor.", dim, config, &mut params, &mut buffers));
-        let mut method = Method::new(config.method, dim, config.seed, &mut params);
-        method.set_products(products);
-        Ok(Self { encoder, projector, predictor, method, params, buffers, shared })
+        let networks = params.entries.len();
+        let method = Method::new(on, config.method, dim, config.seed, products, &mut params)?;
+        Ok(Self { encoder, projector, predictor, method, params, buffers, shared, networks })
     }
 
     /// Initial values of the online branch. The encoder's equal [`Encoder::init`] of the same seed.
-    pub fn init(&self, seed: u64) -> Branch<E> {
-        let (mut params, mut buffers) = self.encoder.init::<E>(seed);
-        params.resize(self.params.len(), E::zero());
-        buffers.resize(self.buffers.len(), E::zero());
+    pub fn init(&self, seed: u64) -> BranchValues<B::Real> {
+        let (mut params, mut buffers) = self.encoder.init::<B::Real>(seed);
+        params.resize(self.params.len(), B::Real::of(0.0));
+        buffers.resize(self.buffers.len(), B::Real::of(0.0));
         for mlp in [Some(&self.projector), self.predictor.as_ref()].into_iter().flatten() {
-            mlp.init(seed, (&self.params, &self.buffers), &mut params, &mut buffers);
+            mlp.init(seed, &self.params, &mut params, &mut buffers);
         }
         self.method.init(seed, &self.params, &mut params);
-        Branch { params: Arc::new(params), buffers }
+        BranchValues { params, buffers }
     }
 
-    /// The momentum branch that starts as a copy of the online one.
-    pub fn momentum_branch(&self, online: &Branch<E>) -> Branch<E> {
+    /// Those of the momentum branch, which starts as a copy of the online one.
+    pub fn momentum_values(&self, online: &BranchValues<B::Real>) -> BranchValues<B::Real> {
         let (params, buffers) = self.shared;
-        Branch {
-            params: Arc::new(online.params[..end(&self.params, params)].to_vec()),
+        BranchValues {
+            params: online.params[..end(&self.params, params)].to_vec(),
             buffers: online.buffers[..end(&self.buffers, buffers)].to_vec(),
         }
     }
@@ -83,14 +84,16 @@ impl<E: Real> Model<E> {
         }
     }
 
-    /// Entries of `params` behind the encoder's: heads and the method's own.
-    pub fn head_entries(&self) -> Range<usize> {
-        self.encoder.params().entries.len()..self.params.entries.len()
+    /// Where biases and norms of projector and predictor lie among the parameters.
+    pub fn head_vectors(&self) -> impl Iterator<Item = Range<usize>> {
+        let first = self.encoder.params().entries.len();
+        let heads = &self.params.entries[first..self.networks];
+        heads.iter().filter(|entry| entry.shape.len() == 1).map(|entry| entry.range())
     }
 
-    /// Entries of `params` that the momentum branch has behind the encoder's: the projector's.
-    pub fn momentum_head_entries(&self) -> Range<usize> {
-        self.encoder.params().entries.len()..self.shared.0
+    /// Entries of `params` that are the method's own.
+    pub fn method_entries(&self) -> Range<usize> {
+        self.networks..self.params.entries.len()
     }
 
     /// Elements of the encoder's parameters and of its buffers; they come first.

@@ -1,19 +1,18 @@
-use dfdx::prelude::{Cpu, CpuError};
-
+use dfdx::prelude::Cpu;
 use serde_json::{Value, json};
 
-use super::{schedule::Due, trainer::Trainer, *};
+use super::{schedule::Due, *};
 use crate::{
+    backend::Host,
     dataset::augment::AugmentationsConfig,
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::{
         Real,
-        backend::Backend,
         golden::{Golden, assert_close, channels_last},
         named::{NamedTensor, Values},
         normalize::normalize_rows,
-        weight::FlatWeight,
+        tensor::CpuTensors,
     },
 };
 
@@ -100,7 +99,7 @@ impl Sections {
     pub(super) fn config(&self) -> PretrainConfig<'_> {
         PretrainConfig {
             seed: 0,
-            augmentations: &self.augmentations,
+            augmentations: self.augmentations.of_training(),
             encoder: &self.encoder,
             projector: &self.projector,
             predictor: self.predictor.as_ref(),
@@ -115,11 +114,11 @@ impl Sections {
         }
     }
 
-    pub(super) fn trainer<E: Real>(&self) -> Trainer<E>
+    pub(super) fn trainer<E: Real>(&self) -> Trainer<Host<E>>
     where
-        Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
+        Cpu: CpuTensors<E>,
     {
-        Trainer::new(&self.config(), 3, 8).unwrap()
+        Trainer::new(Host::default(), &self.config(), 3, 8).unwrap()
     }
 }
 
@@ -148,9 +147,9 @@ fn reference_name(branch: &str, name: &str) -> String {
 }
 
 /// A trainer in the reference's initial state.
-fn reference_trainer<E: Real>(sections: &Sections, case: &Golden) -> Trainer<E>
+fn reference_trainer<E: Real>(sections: &Sections, case: &Golden) -> Trainer<Host<E>>
 where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
+    Cpu: CpuTensors<E>,
 {
     let state = Golden::load("traj_soft_ce_state");
     let mut trainer = sections.trainer::<E>();
@@ -169,12 +168,12 @@ where
         values
     };
     let flat = |name: &str, values: Vec<E>| NamedTensor::real(name, &[values.len()], values);
-    let online = trainer.online();
+    let online = trainer.online().unwrap();
     let mut tensors = vec![
         flat("online.params", values("online", true, online.params.len())),
         flat("online.buffers", values("online", false, online.buffers.len())),
     ];
-    if let Some(momentum) = trainer.momentum() {
+    if let Some(momentum) = trainer.momentum().unwrap() {
         tensors.push(flat("momentum.params", values("momentum", true, momentum.params.len())));
         tensors.push(flat("momentum.buffers", values("momentum", false, momentum.buffers.len())));
     }
@@ -182,7 +181,7 @@ where
     let mut bank = state.get::<E>("queue.bank");
     normalize_rows(&mut bank, 16);
     tensors.push(NamedTensor::real("queue.bank", &[20, 16], bank));
-    trainer.restore(&tensors);
+    trainer.restore(&tensors).unwrap();
     trainer
 }
 
@@ -194,6 +193,11 @@ fn at_start(due: Due, learning_rate: f64, momentum: f64) -> Due {
     Due { epoch: 0.0, learning_rate, momentum, ..due }
 }
 
+/// The row that a step on the host gives at once.
+fn row(step: anyhow::Result<Option<StepRow>>) -> StepRow {
+    step.unwrap().expect("the host waits for nothing")
+}
+
 /// Three whole steps against the reference: losses, and the norm of every tensor afterwards.
 fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let golden = Golden::load(case);
@@ -201,13 +205,13 @@ fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let mut losses = Vec::new();
     for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
         let due = at_start(trainer.due(), lr, momentum);
-        losses.push(trainer.step_at(&reference_batch(step), due).unwrap().loss);
+        losses.push(row(trainer.step_here(&reference_batch(step), due)).loss);
         trainer = restored(&trainer, sections);
     }
     assert_close(&format!("{case} losses"), &losses, &golden.get("out.losses"), tolerance);
     let mut checked = 0;
     let model = trainer.model();
-    let branches = [("online", Some(trainer.online())), ("momentum", trainer.momentum())];
+    let branches = [("online", Some(trainer.online().unwrap())), ("momentum", trainer.momentum().unwrap())];
     for (name, branch) in branches.into_iter().filter_map(|(name, branch)| Some((name, branch?))) {
         for (layout, values) in [(&model.params, branch.params.as_slice()), (&model.buffers, &branch.buffers)] {
             for entry in layout.entries.iter().filter(|e| e.range().end <= values.len()) {
@@ -220,7 +224,7 @@ fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
             }
         }
     }
-    let state = trainer.state();
+    let state = trainer.state().unwrap();
     if let Some(bank) = state.iter().find(|t| t.name == "queue.bank") {
         let Values::Real(bank) = &bank.values else { unreachable!() };
         assert!((norm(bank) - golden.scalar("final_norm.queue.bank")).abs() < tolerance * 10.0);
@@ -229,7 +233,7 @@ fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     }
     // The reference keeps parts that a method does not use.
     let unused = |name: &&String| {
-        (trainer.momentum().is_none() && name.contains(".momentum."))
+        (trainer.momentum().unwrap().is_none() && name.contains(".momentum."))
             || (model.predictor.is_none() && name.contains(".predictor."))
             || name.contains("queue")
     };
@@ -243,22 +247,27 @@ fn norm<E: Real>(values: &[E]) -> f64 {
 }
 
 /// The images of one of the reference's three steps.
-fn reference_batch<E: Real>(step: usize) -> Batch<E> {
+fn reference_batch<E: Real>(step: usize) -> Loaded<Host<E>>
+where
+    Cpu: CpuTensors<E>,
+{
     let pixels = Golden::load("traj_soft_ce").get::<E>("in.x");
     let crop = |view: usize| {
         let len = 8 * 3 * 32 * 32;
         Crop { images: channels_last(&pixels[(step * 2 + view) * len..][..len], [8, 3, 32, 32]), size: 32 }
     };
-    Batch { samples: (0..8).collect(), labels: vec![-1; 8], crops: vec![crop(0), crop(1)] }
+    let batch = Batch { samples: (0..8).collect(), labels: vec![-1; 8], crops: vec![crop(0), crop(1)] };
+    let Ok(batch) = Loaded::new(&Host::default(), batch);
+    batch
 }
 
 /// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
-fn restored<E: Real>(trainer: &Trainer<E>, sections: &Sections) -> Trainer<E>
+fn restored<E: Real>(trainer: &Trainer<Host<E>>, sections: &Sections) -> Trainer<Host<E>>
 where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
+    Cpu: CpuTensors<E>,
 {
     let mut fresh = sections.trainer::<E>();
-    fresh.restore(&trainer.state());
+    fresh.restore(&trainer.state().unwrap()).unwrap();
     fresh
 }
 
@@ -300,14 +309,14 @@ fn every_step_of_the_trajectories_agrees_in_f32() {
         let mut exact = reference_trainer::<f64>(&sections, &Golden::load(case));
         for (step, (lr, momentum)) in STEPS.into_iter().enumerate() {
             let mut trainer = sections.trainer::<f32>();
-            trainer.restore(&rounded(exact.state()));
+            trainer.restore(&rounded(exact.state().unwrap())).unwrap();
             let due = at_start(exact.due(), lr, momentum);
-            let loss = trainer.step_at(&reference_batch(step), due).unwrap().loss;
-            let expected = exact.step_at(&reference_batch(step), due).unwrap().loss;
+            let loss = row(trainer.step_here(&reference_batch(step), due)).loss;
+            let expected = row(exact.step_here(&reference_batch(step), due)).loss;
             assert_close(&format!("{case} loss of step {step}"), &[loss], &[expected], 2e-5);
+            let (found, sought) = (trainer.online().unwrap().params, exact.online().unwrap().params);
             for entry in &exact.model().params.entries {
-                let (actual, expected) =
-                    (&trainer.online().params[entry.range()], &exact.online().params[entry.range()]);
+                let (actual, expected) = (&found[entry.range()], &sought[entry.range()]);
                 let difference: Vec<f64> = actual.iter().zip(expected).map(|(a, e)| f64::from(*a) - e).collect();
                 let error = norm(&difference) / norm(expected).max(1.0);
                 assert!(error < 1e-3, "{case} step {step} {}: off by {error:e}", entry.name);
@@ -317,7 +326,7 @@ fn every_step_of_the_trajectories_agrees_in_f32() {
 }
 
 /// Three steps from the seed's initial state.
-fn three_steps(sections: &Sections) -> Trainer<f32> {
+fn three_steps(sections: &Sections) -> Trainer<Host<f32>> {
     let mut trainer = sections.trainer::<f32>();
     for step in 0..3 {
         trainer.step(&reference_batch(step)).unwrap();
@@ -329,8 +338,8 @@ fn three_steps(sections: &Sections) -> Trainer<f32> {
 fn snclr_without_neighbours_is_infonce_to_the_last_bit() {
     for settings in [json!({"k": 0}), json!({"k": 0, "objective": "soft_ce", "attention": "cosine", "gamma": 2.0})] {
         let (snclr, infonce) = (three_steps(&Sections::snclr(settings)), three_steps(&Sections::infonce()));
-        assert_eq!(snclr.online(), infonce.online());
-        assert_eq!(snclr.momentum(), infonce.momentum());
+        assert_eq!(snclr.online().unwrap(), infonce.online().unwrap());
+        assert_eq!(snclr.momentum().unwrap(), infonce.momentum().unwrap());
     }
 }
 
@@ -360,8 +369,8 @@ fn every_method_goes_on_from_its_state_to_the_same_bits() {
                 parts = restored(&parts, &sections);
             }
         }
-        assert!(whole.online().params.iter().all(|p| p.is_finite()), "{:?}", sections.method);
-        assert_eq!(whole.state(), parts.state(), "{:?}", sections.method);
+        assert!(whole.online().unwrap().params.iter().all(|p| p.is_finite()), "{:?}", sections.method);
+        assert_eq!(whole.state().unwrap(), parts.state().unwrap(), "{:?}", sections.method);
     }
 }
 
@@ -373,11 +382,10 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
         let rounded = Sections { precision: Precision::Bf16, ..rounded };
         let update = |sections: &Sections| {
             let mut trainer = sections.trainer::<f32>();
-            let before = trainer.online().params.clone();
-            let row = trainer.step(&reference_batch(0)).unwrap();
-            let update: Vec<f64> =
-                trainer.online().params.iter().zip(&*before).map(|(a, b)| f64::from(a - b)).collect();
-            (row.loss, update)
+            let before = trainer.online().unwrap().params;
+            let row = row(trainer.step(&reference_batch(0)));
+            let after = trainer.online().unwrap().params;
+            (row.loss, after.iter().zip(&before).map(|(a, b)| f64::from(a - b)).collect::<Vec<f64>>())
         };
         let ((loss, full), (rounded_loss, short)) = (update(&sections), update(&rounded));
         let along = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -390,9 +398,9 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
             assert!(cosine > 0.4, "{cosine}");
         }
 
-        let whole = three_steps(&rounded).state();
+        let whole = three_steps(&rounded).state().unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        assert_eq!(whole, pool.install(|| three_steps(&rounded)).state(), "{:?}", sections.method);
+        assert_eq!(whole, pool.install(|| three_steps(&rounded)).state().unwrap(), "{:?}", sections.method);
         let mut parts = rounded.trainer::<f32>();
         for step in 0..3 {
             parts.step(&reference_batch(step)).unwrap();
@@ -400,7 +408,7 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
                 parts = restored(&parts, &rounded);
             }
         }
-        assert_eq!(whole, parts.state(), "{:?}", sections.method);
+        assert_eq!(whole, parts.state().unwrap(), "{:?}", sections.method);
     }
 }
 
@@ -408,9 +416,9 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
 fn swav_moves_its_prototypes_once_they_are_free() {
     let sections = Sections::swav(json!({"freeze_prototypes_epochs": 0.5}));
     let mut trainer = sections.trainer::<f32>();
-    let prototypes = |trainer: &Trainer<f32>| {
+    let prototypes = |trainer: &Trainer<Host<f32>>| {
         let entry = trainer.model().params.entries.iter().find(|e| e.name == "prototypes.weight").unwrap();
-        trainer.online().params[entry.range()].to_vec()
+        trainer.online().unwrap().params[entry.range()].to_vec()
     };
     // A third of the epoch per step. The learning rate of the first step is 0 only with a warm-up, and there is none.
     let before = prototypes(&trainer);
@@ -432,13 +440,13 @@ fn accumulated_batches_move_the_weights_by_their_mean_gradient() {
     let two = Sections { optimizer: optimizer(), gradient_accumulation: 2, ..Sections::infonce() };
     let update = |sections: &Sections, steps: &[usize]| {
         let mut trainer = sections.trainer::<f64>();
-        let before = trainer.online().params.clone();
+        let before = trainer.online().unwrap().params;
         for step in steps {
             let due = at_start(trainer.due(), 0.1, 0.9);
-            trainer.step_at(&reference_batch(*step), due).unwrap();
+            trainer.step_here(&reference_batch(*step), due).unwrap();
         }
-        let after = trainer.online().params.iter();
-        after.zip(&*before).map(|(after, before)| after - before).collect::<Vec<f64>>()
+        let after = trainer.online().unwrap().params;
+        after.iter().zip(&before).map(|(after, before)| after - before).collect::<Vec<f64>>()
     };
     let (first, second) = (update(&one, &[0]), update(&one, &[1]));
     let mean: Vec<f64> = first.iter().zip(&second).map(|(a, b)| (a + b) / 2.0).collect();
@@ -451,10 +459,11 @@ fn a_frozen_patch_embedding_stays_while_the_rest_of_the_transformer_moves() {
     let encoder = json!({"arch": "vit_tiny", "patch_size": 16, "image_size": 32, "stop_grad_patch_embed": true});
     let sections = Sections { encoder: serde_json::from_value(encoder).unwrap(), ..Sections::infonce() };
     let mut trainer = sections.trainer::<f32>();
-    let before = trainer.online().params.clone();
+    let before = trainer.online().unwrap().params;
     trainer.step(&reference_batch(0)).unwrap();
+    let after = trainer.online().unwrap().params;
     for entry in &trainer.model().params.entries {
-        let (now, then) = (&trainer.online().params[entry.range()], &before[entry.range()]);
+        let (now, then) = (&after[entry.range()], &before[entry.range()]);
         let stays = entry.name.starts_with("encoder.patch_embed.");
         // The gradient of the keys' bias is zero: it moves every score of a row alike.
         if stays || entry.name.ends_with(".weight") {
@@ -467,7 +476,7 @@ fn a_frozen_patch_embedding_stays_while_the_rest_of_the_transformer_moves() {
 fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() {
     let cost = |sections: &Sections, crops: u64| {
         let config = sections.config();
-        let model = Model::<f64>::new(&config).unwrap();
+        let model = Model::new(&Host::<f64>::default(), &config).unwrap();
         let encoder = model.encoder.multiply_adds(32);
         // Three layers of a projector from 64 features, two of a predictor; both 32 wide inside and 16 outside.
         let (projector, predictor) = (64 * 32 + 32 * 32 + 32 * 16, 16 * 32 + 32 * 16);

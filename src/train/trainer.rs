@@ -1,56 +1,28 @@
 //! One training step, top to bottom, and the state that it moves.
 
-use std::sync::Arc;
-
 use dfdx::prelude::*;
 
 use super::{
-    Branch, Model, PretrainConfig,
-    ema::ema,
+    BranchValues, Loaded, Model, PretrainConfig,
     health::Health,
+    in_flight::InFlight,
     neighbours::Neighbour,
-    optimizer::Optimizer,
+    optimizer::{Average, Optimize, Scaling, Update},
     positiveness::Positiveness,
-    recorder::{Projections, Recorder},
+    recorder::Recorder,
     schedule::{Due, Timetable},
 };
 use crate::{
+    backend::{Backend, Branch, Learned, Statistics},
     encoder::Saved,
-    method::{StepInput, StepOutput},
+    method::{OwnParams, Rows, SavedMlp, StepInput, StepOutput},
     ops::{
-        Real,
-        backend::Backend,
-        buffers::Buffers,
         conv2d::Size,
-        leaves::Leaves,
+        later::ReadLater,
         named::{NamedTensor, Values},
-        seam::Matrix,
-        weight::{FlatWeight, Totals},
+        tensor::Matrix,
     },
 };
-
-/// Why a queue's state can be read and written.
-const HOST: &str = "on the CPU queues lie on the host";
-
-/// The crops of a batch.
-#[derive(Clone, Debug)]
-pub struct Batch<E> {
-    /// Index of each sample in the data set.
-    pub samples: Vec<i64>,
-    /// Label of each sample, -1 where there is none.
-    pub labels: Vec<i64>,
-    /// Both full views, then the small crops.
-    pub crops: Vec<Crop<E>>,
-}
-
-/// One crop of every image of a batch.
-#[derive(Clone, Debug)]
-pub struct Crop<E> {
-    /// Normalised images [n, size, size, 3].
-    pub images: Vec<E>,
-    /// Height and width in pixels.
-    pub size: usize,
-}
 
 /// What a step leaves behind for the metrics.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,64 +42,97 @@ pub struct StepRow {
     pub neighbours: Vec<Neighbour>,
 }
 
-/// A model in training.
-pub struct Trainer<E: Real> {
-    device: Cpu,
-    model: Model<E>,
-    online: Branch<E>,
+/// A model in training on a device.
+pub struct Trainer<B: Optimize> {
+    on: B,
+    model: Model<B>,
+    online: Weights<B>,
     /// The momentum branch, where the method has one.
-    momentum: Option<Branch<E>>,
-    gradients: Totals<E>,
-    optimizer: Optimizer<E>,
-    memory: Buffers<E>,
+    momentum: Option<Weights<B>>,
+    gradients: B::Buffer,
+    optimizer: B::Optimizer,
+    /// The update that the gradients are for, until it is taken: by [`Trainer::settle`], or with the next step, whose average
+    /// goes along in one pass.
+    update: Option<Due>,
+    /// The last step, as long as what it reports may be on its way to the host.
+    in_flight: Option<InFlight<B::Real>>,
     recorder: Recorder,
     timetable: Timetable,
     /// Steps taken.
     step: u64,
 }
 
-/// What the online branch makes of a crop.
-struct Online<E: Real> {
-    /// Features f(x), and what their backward pass needs.
-    h: Matrix<E, Cpu>,
-    saved: Saved<E>,
-    /// Projections g(h) and predictions q(y); the tape leads from z to h.
-    y: Matrix<E, Cpu>,
-    z: Matrix<E, Cpu>,
-    tape: OwnedTape<E, Cpu>,
+/// One branch's values, where the device computes.
+struct Weights<B: Backend> {
+    params: B::Params,
+    /// Running statistics and fixed positions.
+    buffers: B::Buffer,
 }
 
-impl<E: Real> Trainer<E>
-where
-    Cpu: Backend<E, Err = CpuError, Running = Vec<E>, Weight = FlatWeight<E>>,
-{
+impl<B: Backend> Weights<B> {
+    fn new(on: &B, values: BranchValues<B::Real>, encoder: usize) -> Result<Self, B::Error> {
+        Ok(Self { params: on.params(values.params, encoder)?, buffers: on.buffer(values.buffers)? })
+    }
+
+    /// As layers read them in training.
+    fn in_training(&mut self) -> Branch<'_, B> {
+        Branch { params: &self.params, statistics: Statistics::Batch(&mut self.buffers) }
+    }
+
+    fn read(&self, on: &B) -> Result<BranchValues<B::Real>, B::Error> {
+        Ok(BranchValues { params: on.read_params(&self.params)?, buffers: on.read(&self.buffers)? })
+    }
+}
+
+/// What the online branch makes of a crop.
+struct Online<B: Backend> {
+    encoder: Saved<B>,
+    projector: SavedMlp<B>,
+    predictor: Option<SavedMlp<B>>,
+    /// Projections g(h) and predictions q(y).
+    y: Rows<B>,
+    z: Rows<B>,
+}
+
+impl<B: Optimize> Trainer<B> {
     /// A fresh trainer. An epoch has `steps_per_epoch` steps over `images` images.
     ///
     /// # Errors
-    /// When the encoder's configuration names no network.
-    pub fn new(config: &PretrainConfig, steps_per_epoch: u64, images: usize) -> anyhow::Result<Self> {
-        let model = Model::new(config)?;
-        let online = model.init(config.seed);
+    /// When the configuration describes no model, or memory runs out.
+    pub fn new(on: B, config: &PretrainConfig, steps_per_epoch: u64, images: usize) -> anyhow::Result<Self> {
+        let model = Model::new(&on, config)?;
+        let (start, (encoder, _)) = (model.init(config.seed), model.encoder_len());
+        let averaged = config.method.momentum().map(|_| model.momentum_values(&start));
         Ok(Self {
-            device: Cpu::default(),
-            momentum: config.method.momentum().map(|_| model.momentum_branch(&online)),
-            gradients: Totals::zeros(online.params.len()),
-            optimizer: Optimizer::new(config.optimizer, online.params.len()),
-            memory: Buffers::default(),
+            gradients: on.zeros(model.params.len())?,
+            optimizer: on.optimizer(config.optimizer, &model.params, encoder)?,
+            online: Weights::new(&on, start, encoder)?,
+            momentum: averaged.map(|values| Weights::new(&on, values, encoder)).transpose()?,
+            update: None,
+            in_flight: None,
             recorder: Recorder::new(images, config.seed),
             timetable: Timetable::new(config, steps_per_epoch),
             step: 0,
             model,
-            online,
+            on,
         })
     }
 
     /// Puts other values in the encoder's place, in both branches: those that training starts from.
-    pub fn start_encoder_from(&mut self, [params, buffers]: [&[E]; 2]) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn start_encoder_from(&mut self, [params, buffers]: [&[B::Real]; 2]) -> Result<(), B::Error> {
         for branch in [&mut self.online].into_iter().chain(&mut self.momentum) {
-            Arc::make_mut(&mut branch.params)[..params.len()].copy_from_slice(params);
-            branch.buffers[..buffers.len()].copy_from_slice(buffers);
+            self.on.write_params(&mut branch.params, params)?;
+            self.on.write(&mut branch.buffers, buffers)?;
         }
+        Ok(())
+    }
+
+    /// The device.
+    pub fn on(&self) -> &B {
+        &self.on
     }
 
     /// Steps taken.
@@ -136,21 +141,50 @@ where
     }
 
     /// The model's structure.
-    pub fn model(&self) -> &Model<E> {
+    pub fn model(&self) -> &Model<B> {
         &self.model
     }
 
-    /// The online branch's values.
-    pub fn online(&self) -> &Branch<E> {
-        &self.online
+    /// The online branch's values; [settled](Trainer::settle). Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn online(&self) -> Result<BranchValues<B::Real>, B::Error> {
+        self.assert_settled();
+        self.online.read(&self.on)
     }
 
-    /// The momentum branch's values, where there is one.
-    pub fn momentum(&self) -> Option<&Branch<E>> {
-        self.momentum.as_ref()
+    /// The momentum branch's values, where there is one. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn momentum(&self) -> Result<Option<BranchValues<B::Real>>, B::Error> {
+        self.momentum.as_ref().map(|branch| branch.read(&self.on)).transpose()
     }
 
-    /// Whether the optimiser has taken every gradient: only then is [`Trainer::state`] complete.
+    /// Features [n, dim] of normalised images [n, size, size, 3] by the online encoder in eval mode; [settled](Trainer::settle).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn features(&self, images: Vec<B::Real>, n: usize, size: usize) -> Result<Vec<B::Real>, B::Error> {
+        self.assert_settled();
+        let statistics = Statistics::Running(&self.online.buffers);
+        let mut branch = Branch { params: &self.online.params, statistics };
+        let (images, size) = (self.on.images(images)?, Size { n, h: size, w: size });
+        let (features, _) = self.model.encoder.forward(&self.on, &mut branch, &images, size, false)?;
+        self.on.read(&features)
+    }
+
+    /// How loss scaling went; None where there is none. [Settled](Trainer::settle); waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn scaling(&self) -> Result<Option<Scaling>, B::Error> {
+        self.assert_settled();
+        self.on.scaling(&self.optimizer)
+    }
+
+    /// Whether the optimiser has been given every gradient: only then is [`Trainer::state`] complete.
     pub fn between_updates(&self) -> bool {
         self.timetable.is_between_updates(self.step)
     }
@@ -160,66 +194,105 @@ where
         self.timetable.at(self.step)
     }
 
-    /// Trains on one batch as the timetable says.
+    /// Trains on one batch as the timetable says. Gives the row of the step that has ended: this one, or the one before where
+    /// the device is still at work; then that of the last step comes from [`Trainer::settle`].
     ///
     /// # Errors
-    /// When the queue has too few rows of other images, or memory runs out.
-    pub fn step(&mut self, batch: &Batch<E>) -> anyhow::Result<StepRow> {
+    /// When the queue has too few rows of other images, or the device fails.
+    pub fn step(&mut self, batch: &Loaded<B>) -> anyhow::Result<Option<StepRow>> {
         let due = self.due();
-        // On one of rayon's own threads: from outside, every parallel loop would have to wake one and wait for it.
-        rayon::scope(|_| self.step_at(batch, due))
+        B::step(self, batch, due)
     }
 
-    pub(super) fn step_at(&mut self, batch: &Batch<E>, due: Due) -> anyhow::Result<StepRow> {
-        let Self { device, model, online, memory, .. } = self;
-        let (n, dim) = (batch.samples.len(), model.encoder.feature_dim());
-        let (encoder_params, encoder_buffers) = model.encoder_len();
-        let size = |crop: &Crop<E>| Size { n, h: crop.size, w: crop.size };
-        if due.begins {
-            let params = Arc::make_mut(&mut online.params);
-            model.method.before_step(&model.params, params);
-            self.gradients.lock().fill(E::zero());
+    /// The same on this thread, for a step of one's own.
+    ///
+    /// # Errors
+    /// As of [`Trainer::step`].
+    pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<Option<StepRow>> {
+        let launched = self.launch(batch, due).map_err(|error| self.on.explain(error))?;
+        self.step += 1;
+        let before = self.in_flight.replace(launched);
+        if !B::ASYNCHRONOUS {
+            return self.settle();
         }
+        before.map(|step| step.land(&mut self.recorder)).transpose()
+    }
+
+    /// Takes the update that waits for the next step, so that values and state are those after the last one, and gives that
+    /// step's row, if it was not given yet. Training goes on to the same bits with or without. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
+        self.catch_up(None)?;
+        self.in_flight.take().map(|step| step.land(&mut self.recorder)).transpose()
+    }
+
+    fn assert_settled(&self) {
+        let settled = self.update.is_none() && self.in_flight.is_none();
+        assert!(settled, "a step is under way: settle the trainer first");
+    }
+
+    /// Takes the update that waits, and moves the average by the momentum of the step that begins: one pass for both.
+    fn catch_up(&mut self, begins: Option<Due>) -> Result<(), B::Error> {
+        let Self { on, model, online, momentum, gradients, optimizer, update, timetable, .. } = self;
+        let average = match (momentum, begins) {
+            (Some(target), Some(due)) => Some(Average { target: &mut target.params, momentum: due.momentum }),
+            _ => None,
+        };
+        match (update.take(), average) {
+            (Some(Due { learning_rate, epoch, .. }), average) => {
+                let trains = (0..model.params.entries.len()).map(|entry| model.trains(entry, epoch)).collect();
+                let (params, batches) = (&mut online.params, timetable.accumulation());
+                on.update(optimizer, Update { params, gradients, batches, learning_rate, trains, average })
+            }
+            (None, Some(average)) => on.average(&online.params, average),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Has the device do a step.
+    fn launch(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<InFlight<B::Real>> {
+        if due.begins {
+            // The last update, and the momentum branch moves towards the online one; then gradients begin at zero.
+            self.catch_up(Some(due))?;
+            if let Some(entry) = self.model.method.unit_rows().map(|entry| &self.model.params.entries[entry]) {
+                self.on.normalize_rows(&mut self.online.params, entry.range(), entry.shape[1])?;
+            }
+            self.on.zero(&mut self.gradients)?;
+        }
+        let Self { on, model, online, gradients, .. } = self;
+        let (n, dim) = (batch.samples.len(), model.projector.output());
 
         // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics.
-        let leaves = Leaves::new(device, &model.params, &online.params, &self.gradients, model.head_entries())?;
-        let mut crops = Vec::with_capacity(batch.crops.len());
-        for crop in &batch.crops {
-            let (params, buffers) = (&online.params[..encoder_params], &mut online.buffers[..encoder_buffers]);
-            let (h, saved) = model.encoder.forward_train(params, buffers, &crop.images, size(crop), memory);
-            let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
-            let y = model.projector.forward(h.leaky_trace(), &leaves, &model.buffers, &mut online.buffers)?;
-            let (y, tape) = y.split_tape();
-            let z = y.clone().put_tape(tape);
-            let (z, tape) = match &model.predictor {
-                Some(predictor) => predictor.forward(z, &leaves, &model.buffers, &mut online.buffers)?,
-                None => z,
-            }
-            .split_tape();
-            crops.push(Online { h, saved, y, z, tape });
+        let mut crops: Vec<Online<B>> = Vec::with_capacity(batch.crops.len());
+        for (images, size) in &batch.crops {
+            let (h, saved) = model.encoder.forward(on, &mut online.in_training(), images, *size, true)?;
+            let (y, projector) = model.projector.forward(on, &mut online.in_training(), h)?;
+            let projected = on.rows(&y, (n, dim))?;
+            let (z, predictor) = match &model.predictor {
+                Some(predictor) => {
+                    let (z, saved) = predictor.forward(on, &mut online.in_training(), y)?;
+                    (on.rows(&z, (n, dim))?, Some(saved))
+                }
+                None => (projected.clone(), None),
+            };
+            crops.push(Online { encoder: saved.expect("kept"), projector, predictor, y: projected, z });
         }
 
-        // Momentum branch: moved towards the online one first, then k = g'(f'(x)) of both full views.
+        // Momentum branch: k = g'(f'(x)) of both full views.
         let mut keys = None;
         if let Some(target) = &mut self.momentum {
-            let shared = target.params.len();
-            if due.begins {
-                let params = Arc::make_mut(&mut target.params);
-                ema(params, &online.params[..shared], due.momentum);
-            }
-            let (nothing, entries) = (Totals::default(), model.momentum_head_entries());
-            let leaves = Leaves::new(device, &model.params, &target.params, &nothing, entries)?;
-            let mut project = |crop: &Crop<E>| {
-                let (params, buffers) = (&target.params[..encoder_params], &mut target.buffers[..encoder_buffers]);
-                let h = model.encoder.forward_momentum(params, buffers, &crop.images, size(crop), memory);
-                let h: Matrix<E, Cpu> = device.try_tensor_from_vec(h, (n, dim))?;
-                let k = model.projector.forward(h, &leaves, &model.buffers, &mut target.buffers)?;
-                Ok::<_, CpuError>(k)
+            let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
+                let (h, _) = model.encoder.forward(on, &mut target.in_training(), images, *size, false)?;
+                let (k, _) = model.projector.forward(on, &mut target.in_training(), h)?;
+                on.rows(&k, (n, dim))
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
         }
 
-        // Loss and its gradient with respect to features and head parameters.
+        // The loss, and its gradient with respect to projections, predictions and the method's own parameters.
+        let own = OwnParams::new(on, &model.params, &online.params, model.method_entries())?;
         let input = StepInput {
             step: due.step,
             epoch: due.epoch,
@@ -230,80 +303,97 @@ where
             labels: &batch.labels,
             diagnose: due.diagnosis,
         };
-        let StepOutput { loss, positives } = model.method.step(&input, &leaves)?;
-        let (positives, loss_value) = (positives.wait()?, loss.array().as_f64());
-        let (loss, mut tape) = loss.split_tape();
-        for crop in &mut crops {
-            tape = tape.merge(std::mem::take(&mut crop.tape));
-        }
-        let mut gradients = loss.put_tape(tape).try_backward()?;
+        let StepOutput { loss, positives } = model.method.step(on, &input, &own)?;
+        let (loss, tape) = loss.split_tape();
+        let one: Matrix<B::Real, B::Tensors> = loss.clone().try_reshape_like(&(1, 1)).map_err(device_error)?;
+        let loss_later = B::Tensors::read_later(&one).map_err(device_error)?;
+        let tape = tape.merge(own.tape(on, &model.params, gradients)?);
+        let mut of_loss = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
-        // Encoder backward, then the optimiser.
-        leaves.add_gradients(&model.params, &mut gradients, &self.gradients)?;
-        drop(leaves); // or the optimiser would have to move a copy of the parameters
-        let mut totals = self.gradients.lock();
-        for (crop, images) in crops.into_iter().zip(&batch.crops).rev() {
-            let g_features = gradients.get(&crop.h).as_vec();
-            let (params, totals) = (&online.params[..encoder_params], &mut totals[..encoder_params]);
-            model.encoder.backward(params, &images.images, crop.saved, &g_features, totals, memory);
+        // Backward through heads and encoder; the optimiser's turn comes when the trainer catches up.
+        own.put_gradients(on, &model.params, &mut of_loss, gradients)?;
+        // What earlier batches of this update gave to the heads' vectors waits until the crops of this one have added up.
+        let mut earlier = Vec::new();
+        for range in model.head_vectors().filter(|_| !due.begins) {
+            earlier.push((range.clone(), on.take_out(gradients, range)?));
         }
-        self.step += 1;
-        if due.ends {
-            let accumulation = self.timetable.accumulation();
-            if accumulation > 1 {
-                let share = E::of(1.0 / accumulation as f64);
-                totals.iter_mut().for_each(|g| *g *= share);
+        let mut learned = Learned { params: &online.params, gradients };
+        for (crop, (images, _)) in crops.into_iter().zip(&batch.crops).rev() {
+            let mut g = on.gradient(&mut of_loss, &crop.z)?;
+            if let (Some(predictor), Some(saved)) = (&model.predictor, crop.predictor) {
+                // The loss may look at y as well.
+                let of_y = on.gradient(&mut of_loss, &crop.y)?;
+                g = predictor.backward(on, &mut learned, saved, g, Some(of_y))?;
             }
-            let trains = |entry| model.trains(entry, due.epoch);
-            let params = Arc::make_mut(&mut online.params);
-            self.optimizer.step(&model.params, params, &totals, due.learning_rate, trains);
+            let mut g = model.projector.backward(on, &mut learned, crop.projector, g, None)?;
+            on.scale_features(&self.optimizer, &mut g)?;
+            model.encoder.backward(on, &mut learned, images, crop.encoder, &g)?;
         }
+        for (range, values) in earlier {
+            on.add(gradients, range, &values)?;
+        }
+        self.update = due.ends.then_some(due);
 
-        let projections = due
-            .diagnosis
-            .then(|| Projections { y: [input.y[0].as_vec(), input.y[1].as_vec()], dim: input.y[0].shape().1 });
-        Ok(self.recorder.row(due, loss_value, &positives, [&batch.samples, &batch.labels], projections))
+        let later = |view: usize| B::Tensors::read_rows_later(&input.y[view]).map_err(device_error);
+        let y = if due.diagnosis { Some(([later(0)?, later(1)?], dim)) } else { None };
+        let (samples, labels) = (batch.samples.clone(), batch.labels.clone());
+        Ok(InFlight { due, samples, labels, loss: loss_later, positives, y })
     }
 
-    /// Everything that training depends on from here on, [between updates](Trainer::between_updates).
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
-        let flat = |name: &str, values: &[E]| NamedTensor::real(name, &[values.len()], values.to_vec());
-        let mut state = vec![
-            NamedTensor::integer("step", &[1], vec![self.step as i64]),
-            flat("online.params", &self.online.params),
-            flat("online.buffers", &self.online.buffers),
-        ];
-        if let Some(momentum) = &self.momentum {
-            state.push(flat("momentum.params", &momentum.params));
-            state.push(flat("momentum.buffers", &momentum.buffers));
+    /// Everything that training depends on from here on, [between updates](Trainer::between_updates) and
+    /// [settled](Trainer::settle); any device goes on from it. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<Vec<NamedTensor<B::Real>>, B::Error> {
+        self.assert_settled();
+        let flat = |name: String, values: Vec<B::Real>| NamedTensor::real(name, &[values.len()], values);
+        let mut state = vec![NamedTensor::integer("step", &[1], vec![self.step as i64])];
+        let branches = [Some(("online", &self.online)), self.momentum.as_ref().map(|branch| ("momentum", branch))];
+        for (name, branch) in branches.into_iter().flatten() {
+            let BranchValues { params, buffers } = branch.read(&self.on)?;
+            state.extend([flat(format!("{name}.params"), params), flat(format!("{name}.buffers"), buffers)]);
         }
-        state.extend(self.optimizer.state());
-        state.extend(self.model.method.state().expect(HOST));
+        state.extend(self.on.optimizer_state(&self.optimizer)?);
+        for queue in self.model.method.queues() {
+            state.extend(queue.state(&self.on)?);
+        }
         state.extend(self.recorder.state());
-        state
+        Ok(state)
     }
 
     /// Goes on from what [`Trainer::state`] gave.
-    pub fn restore(&mut self, state: &[NamedTensor<E>]) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn restore(&mut self, state: &[NamedTensor<B::Real>]) -> Result<(), B::Error> {
+        (self.update, self.in_flight) = (None, None);
         for tensor in state {
-            match (tensor.name.as_str(), &tensor.values) {
-                ("step", Values::Integer(step)) => self.step = step[0] as u64,
-                ("online.params", Values::Real(values)) => self.online.params = Arc::new(values.clone()),
-                ("online.buffers", Values::Real(values)) => self.online.buffers.clone_from(values),
+            let branch = match tensor.name.split_once('.') {
+                Some(("online", _)) => Some(&mut self.online),
+                Some(("momentum", _)) => self.momentum.as_mut(),
+                _ => None,
+            };
+            match (tensor.name.as_str(), &tensor.values, branch) {
+                ("step", Values::Integer(step), _) => self.step = step[0] as u64,
+                (name, Values::Real(values), Some(branch)) if name.ends_with(".params") => {
+                    self.on.write_params(&mut branch.params, values)?;
+                }
+                (name, Values::Real(values), Some(branch)) if name.ends_with(".buffers") => {
+                    self.on.write(&mut branch.buffers, values)?;
+                }
                 _ => {}
             }
         }
-        if let Some(momentum) = &mut self.momentum {
-            for tensor in state {
-                match (tensor.name.as_str(), &tensor.values) {
-                    ("momentum.params", Values::Real(values)) => momentum.params = Arc::new(values.clone()),
-                    ("momentum.buffers", Values::Real(values)) => momentum.buffers.clone_from(values),
-                    _ => {}
-                }
-            }
+        self.on.restore_optimizer(&mut self.optimizer, state)?;
+        for queue in self.model.method.queues_mut() {
+            queue.restore(&self.on, state)?;
         }
-        self.optimizer.restore(state);
-        self.model.method.restore(state).expect(HOST);
         self.recorder.restore(state);
+        Ok(())
     }
+}
+
+fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
+    anyhow::anyhow!("the device failed: {error:?}")
 }

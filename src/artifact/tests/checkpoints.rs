@@ -71,6 +71,33 @@ fn the_newest_of_two_kept_states_is_loaded() {
 }
 
 #[test]
+fn whoever_does_not_hold_the_lock_sees_what_there_is_and_moves_nothing() {
+    let scene = Scene::new();
+    let (store, key) = (Store::open(scene.root.path()), components(1).key());
+    let seen = || (store.newest_step("pretrain", &key), store.rows_so_far("pretrain", &key, "metrics").unwrap());
+    assert_eq!(seen(), (None, None));
+    let checkpoints = scene.open();
+    train(&checkpoints, 0, 10);
+    train(&checkpoints, 10, 20);
+    // Rows without a checkpoint, as a training that diverges leaves them.
+    checkpoints.append_segment("metrics", 20, &metrics(20..25, 0.0)).unwrap();
+    assert_eq!(seen(), (Some(20), Some(metrics(0..25, 0.0))));
+    assert_eq!(store.rows_so_far("pretrain", &key, "timing").unwrap(), None);
+    assert_eq!(store.newest_step("pretrain", &components(2).key()), None);
+
+    // What is being written, as by a process at work, is left alone.
+    let written = checkpoints.dir().join(".metrics-0001-000000000025.parquet.tmp");
+    fs::write(&written, "half").unwrap();
+    let newest = checkpoints.dir().join("checkpoint-000000000020-0001/checkpoint.json");
+    flip_a_byte(&newest);
+    assert_eq!(seen(), (Some(10), Some(metrics(0..25, 0.0))));
+    assert!(written.exists() && newest.exists());
+
+    flip_a_byte(&checkpoints.dir().join("metrics-0001-000000000010.parquet"));
+    assert!(store.rows_so_far("pretrain", &key, "metrics").is_err());
+}
+
+#[test]
 fn a_damaged_state_is_moved_away_and_the_one_before_is_loaded() {
     for file in ["online.parquet", "momentum.parquet", "checkpoint.json"] {
         for harm in

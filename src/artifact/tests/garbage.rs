@@ -45,6 +45,31 @@ impl Scene {
     }
 }
 
+#[test]
+fn a_run_without_results_goes_with_what_it_made_unless_it_is_named_or_at_work() {
+    let scene = Scene::new();
+    let (data, key) = (scene.artifact("data", 1), components(2).key());
+    let record = StageRecord {
+        stage: "data".into(),
+        key: data.stage_key().clone(),
+        content: data.content().to_owned(),
+        seconds: 1.0,
+    };
+    let attempt = RunAttempt::new(&scene.store, "quick", "01234567", String::new());
+    attempt.at("pretrain", &key, vec![record]).unwrap();
+    let checkpoints = scene.store.checkpoints("pretrain", &key, |_| ()).unwrap();
+    checkpoints.append_segment("metrics", 0, &metrics(0..5, 0.0)).unwrap();
+    assert_eq!(scene.removed(&Keep::default()), [] as [&str; 0], "it is at work");
+    attempt.ended(RunState::Diverged, None).unwrap();
+    let young = Keep { younger_than: Some(Duration::from_secs(3600)), ..Keep::default() };
+    assert_eq!(scene.removed(&young), [] as [&str; 0]);
+    let named = Keep { runs: Some(BTreeSet::from(["quick-01234567".to_owned()])), ..Keep::default() };
+    assert_eq!(scene.store.cleaning(&named).unwrap().kept_runs, ["quick-01234567"]);
+    assert_eq!(scene.removed(&named), [] as [&str; 0]);
+    assert_eq!(scene.removed(&Keep::default()), ["attempt quick-01234567", "data 1", "checkpoints pretrain 2"]);
+    assert_eq!(RunRecord::unfinished(scene.root.path()).unwrap().len(), 0);
+}
+
 /// Stage and seed.
 fn short(stage: &str, key: &Key) -> String {
     let seed = (0..9).find(|seed| components(*seed).key() == *key).unwrap();
@@ -54,6 +79,7 @@ fn short(stage: &str, key: &Key) -> String {
 fn name(item: &Item) -> String {
     match item {
         Item::Run(run) => format!("run {run}"),
+        Item::Attempt(run) => format!("attempt {run}"),
         Item::Artifact(stage, key) => short(stage, key),
         Item::Checkpoints(stage, key) => format!("checkpoints {}", short(stage, key)),
         Item::Unfinished(stage, key) => format!("unfinished {}", short(stage, key)),

@@ -88,10 +88,6 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::open(&global.runs);
     let run = report::find(&global.runs, &args.run)?;
     let images = images::images(&args, &store)?;
-    if let Some(threads) = global.threads {
-        // Fails when there is a pool already, which then does as well.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let reporter = Reporter::new(global.verbosity());

@@ -70,7 +70,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let steps = args.steps.unwrap_or(STEPS.max(CHECKPOINTS * experiment.gradient_accumulation as u64));
     if args.rehearse {
         let reporter = Arc::new(Reporter::new(global.verbosity()));
-        rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter, global.threads)?;
+        rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter)?;
         return Ok(ExitCode::SUCCESS);
     }
     // A training that is interrupted ends at once; this process stays to clear up.

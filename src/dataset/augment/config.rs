@@ -30,9 +30,37 @@ pub struct AugmentationsConfig {
 }
 
 impl AugmentationsConfig {
+    /// What training reads of it.
+    pub fn of_training(&self) -> TrainingSection<'_> {
+        let (view1, view2, local_crops) = (&self.view1, &self.view2, self.local_crops.as_ref());
+        let usual = EvalTransformConfig::default();
+        TrainingSection { size: self.size, mean: self.mean, std: self.std, view1, view2, local_crops, eval: usual }
+    }
+
     /// What evaluation reads of it.
     pub fn of_evaluation(&self) -> EvalSection {
-        EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval.clone() }
+        EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval }
+    }
+}
+
+/// The part of the section that training reads.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TrainingSection<'a> {
+    pub size: u32,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    pub view1: &'a ViewConfig,
+    pub view2: &'a ViewConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_crops: Option<&'a LocalCropsConfig>,
+    // The defaults, whatever the spec says: its evaluation must not change a training.
+    eval: EvalTransformConfig,
+}
+
+impl TrainingSection<'_> {
+    /// How scores during training see an image.
+    pub fn of_scores(&self) -> EvalSection {
+        EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval }
     }
 }
 
@@ -173,7 +201,7 @@ fn default_threshold() -> u8 {
 }
 
 /// Resize of the shorter side, then centre crop to `augmentations.size`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalTransformConfig {
     /// Length in pixels that the shorter side is resized to before the centre crop; by default `size` up to 64 pixels

@@ -255,7 +255,7 @@ mod tests {
     fn pipelines(size: u32, views: [&Value; 2]) -> Vec<Pipeline> {
         let config = json!({ "size": size, "view1": views[0], "view2": views[1] });
         let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
-        [&config.view1, &config.view2].map(|view| Pipeline::new(view, size, &config)).into()
+        [&config.view1, &config.view2].map(|view| Pipeline::new(view, size, [&config.mean, &config.std])).into()
     }
 
     /// Pictures of very different sizes, noise and colours in them.

@@ -7,7 +7,6 @@ mod blur;
 mod color;
 mod config;
 mod crop;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod eval;
 #[cfg(test)]

@@ -13,7 +13,6 @@ impl Normalize {
     }
 
     /// The values of red's 256 bytes, then green's and blue's.
-    #[cfg(any(test, feature = "cuda"))]
     pub fn values(&self) -> &[f32] {
         self.0.as_flattened()
     }

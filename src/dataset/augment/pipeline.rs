@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    AugmentationsConfig, ViewConfig,
+    ViewConfig,
     blur::gaussian_blur,
     color,
     crop::{CropBox, random_crop, uniform},
@@ -23,9 +23,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// `view` at `size` pixels with the normalisation of `config`.
-    pub fn new(view: &ViewConfig, size: u32, config: &AugmentationsConfig) -> Pipeline {
-        Pipeline { view: view.clone(), size, normalize: Normalize::new(&config.mean, &config.std) }
+    /// `view` at `size` pixels, normalised by a mean and a standard deviation per channel.
+    pub fn new(view: &ViewConfig, size: u32, [mean, std]: [&[f32; 3]; 2]) -> Pipeline {
+        Pipeline { view: view.clone(), size, normalize: Normalize::new(mean, std) }
     }
 
     /// Writes a view of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
@@ -96,7 +96,10 @@ fn happens(p: f32, random: &mut ChaCha8Rng) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::random::{Purpose, stream};
+    use crate::{
+        dataset::augment::AugmentationsConfig,
+        ops::random::{Purpose, stream},
+    };
     use serde_json::{Value, json};
 
     /// The whole of a square image goes through `steps`; mean 0 and deviation 1, so that values are bytes over 255.
@@ -104,7 +107,7 @@ mod tests {
         steps["random_resized_crop"] = json!({ "scale": [1.0, 1.0], "ratio": [1.0, 1.0] });
         let config = json!({ "size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "view1": steps, "view2": steps });
         let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
-        Pipeline::new(&config.view1, config.size, &config)
+        Pipeline::new(&config.view1, config.size, [&config.mean, &config.std])
     }
 
     fn image() -> RgbImage {

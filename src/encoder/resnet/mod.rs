@@ -4,33 +4,24 @@
 mod backward;
 mod block;
 mod cost;
-#[cfg(any(test, feature = "cuda"))]
-mod cuda;
 mod forward;
 
 #[cfg(test)]
-mod gpu_tests;
-#[cfg(test)]
 mod tests;
 
-#[cfg(any(test, feature = "cuda"))]
-pub use cuda::SavedGpu;
 pub use forward::Saved;
 
 use super::{EncoderError, ResnetConfig, Stem};
-use crate::ops::{
-    Real,
-    arena::Layout,
-    product::Products,
-    random::{Normals, Purpose, stream},
+use crate::{
+    backend::layers::ConvNorm,
+    ops::{
+        Real,
+        arena::Layout,
+        product::Products,
+        random::{Normals, Purpose, stream},
+    },
 };
-use block::{Block, Builder, ConvBatchNorm};
-
-/// Whether a backward pass computes the gradient of the images.
-pub enum ImageGradient<'a, E> {
-    Skip,
-    Write(&'a mut [E]),
-}
+use block::{Block, Builder};
 
 /// Numbers that tell residual networks apart.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +38,7 @@ pub struct ResNet {
     pub(super) params: Layout,
     pub(super) buffers: Layout,
     pub(super) feature_dim: usize,
-    stem: ConvBatchNorm,
+    stem: ConvNorm,
     max_pool: bool,
     blocks: Vec<Block>,
 }
@@ -65,7 +56,7 @@ impl ResNet {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
         };
-        let stem = builder.conv_batch_norm("conv1", "bn1", [3, width], kernel, stride);
+        let stem = builder.conv_norm("conv1", "bn1", [3, width], kernel, stride);
         let mut blocks = Vec::new();
         let mut channels = width;
         for (stage, depth) in depths.into_iter().enumerate() {

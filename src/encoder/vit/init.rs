@@ -2,11 +2,12 @@
 
 use rand::RngExt;
 
-use super::{Vit, positions};
+use super::Vit;
 use crate::ops::{
     Real,
     arena::Entry,
     random::{Normals, Purpose, stream},
+    tokens::positions,
 };
 
 /// Standard deviation of the class token.
@@ -30,7 +31,7 @@ impl Vit {
                 values.fill(E::one());
             }
         }
-        (params, positions::sin_cos(self.grid, self.shape.width))
+        (params, positions::sin_cos(self.embedding.grid, self.shape.width))
     }
 }
 

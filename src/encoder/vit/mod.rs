@@ -2,30 +2,22 @@
 //!
 //! The features are the class token behind the last norm. Positions are fixed (MoCo-v3): a buffer, not a parameter.
 
-mod backward;
-mod block;
+mod builder;
 mod cost;
-#[cfg(any(test, feature = "cuda"))]
-mod cuda;
-mod forward;
 mod init;
-mod layers;
-mod positions;
-#[cfg(any(test, feature = "cuda"))]
-mod tokens;
+mod passes;
 
-#[cfg(test)]
-mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-#[cfg(any(test, feature = "cuda"))]
-pub use cuda::SavedGpu;
-pub use forward::Saved;
+pub use passes::Saved;
 
 use super::{EncoderError, VitConfig};
-use crate::ops::{arena::Layout, attention::Attention, conv2d::Conv2d, product::Products};
-use layers::{Block, Builder, Linear, Norm};
+use crate::{
+    backend::layers::{Block, Embedding, LayerNorm},
+    ops::{arena::Layout, conv2d::Conv2d, product::Products},
+};
+use builder::Builder;
 
 /// Hidden width of the perceptrons, as a multiple of the tokens' width.
 const MLP_RATIO: usize = 4;
@@ -47,15 +39,9 @@ pub struct Vit {
     pub(super) params: Layout,
     pub(super) buffers: Layout,
     shape: Shape,
-    /// Patches per row and column of the images that the positions are laid out for.
-    grid: usize,
-    /// Whether the patch embedding stays as it is.
-    stop_grad_patch_embed: bool,
-    patches: Conv2d,
-    patch_embed: Linear,
-    cls_token: std::ops::Range<usize>,
+    embedding: Embedding,
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: LayerNorm,
 }
 
 impl Vit {
@@ -77,26 +63,34 @@ impl Vit {
         let grid = size / patch;
         let mut builder = Builder::default();
         let cls_token = builder.param("cls_token", &[1, 1, width]);
-        builder.buffer("pos_embed", &[1, 1 + grid * grid, width]);
-        let patches =
-            Conv2d { kernel: patch, stride: patch, padding: 0, input: 3, output: width, products: Products::Full };
-        let patch_embed = Linear {
+        let positions = builder.buffer("pos_embed", &[1, 1 + grid * grid, width]);
+        let embedding = Embedding {
+            patches: Conv2d {
+                kernel: patch,
+                stride: patch,
+                padding: 0,
+                input: 3,
+                output: width,
+                products: Products::Full,
+            },
             weight: builder.param("patch_embed.proj.weight", &[width, 3, patch, patch]),
             bias: builder.param("patch_embed.proj.bias", &[width]),
-            input: patches.patch(),
-            output: width,
-            products: Products::Full,
+            cls_token,
+            positions,
+            grid,
+            frozen: config.stop_grad_patch_embed,
         };
-        let blocks = (0..depth).map(|i| builder.block(&format!("blocks.{i}"), width, MLP_RATIO * width)).collect();
+        let mut blocks: Vec<Block> =
+            (0..depth).map(|i| builder.block(&format!("blocks.{i}"), width, MLP_RATIO * width, heads)).collect();
+        blocks.iter_mut().last().expect("a network has blocks").last = true;
         let norm = builder.norm("norm", width);
         let (params, buffers) = builder.finish();
-        let stop_grad_patch_embed = config.stop_grad_patch_embed;
-        Ok(Self { params, buffers, shape, grid, stop_grad_patch_embed, patches, patch_embed, cls_token, blocks, norm })
+        Ok(Self { params, buffers, shape, embedding, blocks, norm })
     }
 
     /// Reads the factors of the products of all linear layers as `products` says; those of attention stay as they are.
     pub fn set_products(&mut self, products: Products) {
-        self.patches.products = products;
+        self.embedding.patches.products = products;
         for block in &mut self.blocks {
             for layer in [&mut block.qkv, &mut block.proj, &mut block.fc1, &mut block.fc2] {
                 layer.products = products;
@@ -111,10 +105,6 @@ impl Vit {
 
     /// Whether training moves tensor `entry` of the parameters.
     pub fn trains(&self, entry: usize) -> bool {
-        !(self.stop_grad_patch_embed && self.params.entries[entry].name.starts_with("patch_embed."))
-    }
-
-    fn attention(&self, tokens: usize) -> Attention {
-        Attention { tokens, heads: self.shape.heads, width: self.shape.width }
+        !(self.embedding.frozen && self.params.entries[entry].name.starts_with("patch_embed."))
     }
 }

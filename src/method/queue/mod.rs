@@ -1,61 +1,38 @@
 //! FIFO queue C of the momentum branch's projections: the candidate neighbours.
 
-mod rows;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 
-use dfdx::prelude::HasShape;
-
-use self::rows::Rows;
-pub use self::rows::{Neighbours, Origins};
-use super::Overflow;
-use crate::ops::{
-    Real,
-    backend::Backend,
-    named::{NamedTensor, Values},
-    normalize::normalize_rows,
-    product::Products,
-    random::{Normals, Purpose, stream},
-    seam::Matrix,
-    topk::Bank,
+use super::{Overflow, Rows};
+use crate::{
+    backend::{Backend, Marks, Nearest},
+    ops::{
+        Real,
+        named::{NamedTensor, Values},
+        normalize::normalize_rows,
+        product::Products,
+        random::{Normals, Purpose, stream},
+    },
 };
 
 /// Marks a row that came from no sample, or a sample without label.
 const NONE: i64 = -1;
 
 /// The queue. Rows are kept at unit length, as the search needs them, with the lengths beside them.
-#[derive(Debug)]
-pub struct Queue<E> {
+pub struct Queue<B: Backend> {
     /// What its tensors are called in a checkpoint.
     name: &'static str,
     dim: usize,
-    rows: Rows<E>,
+    /// How the search reads factors. Rows themselves stay as they are.
+    products: Products,
+    bank: B::Bank,
     marks: Marks,
     /// How many rows each sample has.
     copies: BTreeMap<i64, usize>,
     /// Where the next row goes.
     next: usize,
-}
-
-/// What is known of each row.
-#[derive(Debug)]
-struct Marks {
-    /// Sample that it came from.
-    samples: Vec<i64>,
-    /// That sample's label, for diagnostics only.
-    labels: Vec<i64>,
-    /// Training step in which it came.
-    steps: Vec<i64>,
-}
-
-impl Marks {
-    /// Those of some rows, one kind behind the other.
-    #[cfg(any(test, feature = "cuda"))]
-    fn all(&self, rows: Range<usize>) -> [&[i64]; 3] {
-        [&self.samples, &self.labels, &self.steps].map(|marks| &marks[rows.clone()])
-    }
 }
 
 /// Where the rows of a batch come from.
@@ -86,46 +63,32 @@ struct Run {
     to: Range<usize>,
 }
 
-impl<E: Real> Queue<E> {
-    /// A queue of random unit vectors, called `name` in checkpoints.
-    pub fn new(name: &'static str, length: usize, dim: usize, seed: u64) -> Self {
-        let mut normals = Normals::of(stream(seed, Purpose::Queue, 0, 0, 0));
-        let mut bank: Vec<E> = (0..length * dim).map(|_| E::of(normals.draw())).collect();
-        normalize_rows(&mut bank, dim);
-        Self {
-            name,
-            dim,
-            rows: Rows::Host(Bank::new(bank, dim, Products::Full), vec![E::one(); length]),
-            marks: Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] },
-            copies: [(NONE, length)].into(),
-            next: 0,
-        }
-    }
-
-    /// Has the search read factors as `products` says. Rows themselves stay as they are.
-    pub fn set_products(&mut self, products: Products) {
-        match &mut self.rows {
-            Rows::Host(bank, _) => bank.set_products(products),
-            #[cfg(any(test, feature = "cuda"))]
-            Rows::Gpu(..) => {} // reads them as they are
-        }
-    }
-
-    /// Moves it to a GPU, where it is searched and filled from then on.
+impl<B: Backend> Queue<B> {
+    /// A queue of random unit vectors [length, dim], called `name` in checkpoints. Its search reads factors as `products` says.
     ///
     /// # Errors
     /// When memory runs out.
-    #[cfg(any(test, feature = "cuda"))]
-    pub fn move_to(&mut self, gpu: &crate::ops::cuda::Gpu) -> Result<(), crate::ops::cuda::GpuError> {
-        self.rows.move_to(gpu, self.dim, &self.marks)
+    pub fn new(
+        on: &B,
+        name: &'static str,
+        [length, dim]: [usize; 2],
+        seed: u64,
+        products: Products,
+    ) -> Result<Self, B::Error> {
+        let mut normals = Normals::of(stream(seed, Purpose::Queue, 0, 0, 0));
+        let mut rows: Vec<B::Real> = (0..length * dim).map(|_| B::Real::of(normals.draw())).collect();
+        normalize_rows(&mut rows, dim);
+        let marks = Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] };
+        let bank = on.bank(rows, vec![B::Real::of(1.0); length], &marks, products)?;
+        Ok(Self { name, dim, products, bank, marks, copies: [(NONE, length)].into(), next: 0 })
     }
 
     /// All rows [length, dim], at unit length.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn all<D: Backend<E>>(&self, device: &D) -> anyhow::Result<Matrix<E, D>> {
-        self.rows.all(device, (self.marks.samples.len(), self.dim))
+    pub fn all(&self, on: &B) -> anyhow::Result<Rows<B>> {
+        on.bank_rows(&self.bank, (self.marks.samples.len(), self.dim))
     }
 
     /// Whether every row came from a sample.
@@ -138,31 +101,21 @@ impl<E: Real> Queue<E> {
     ///
     /// # Errors
     /// [`TooFewNeighbours`] when fewer than K rows are left; or when the device fails.
-    pub fn search<D: Backend<E>>(
-        &self,
-        queries: &Matrix<E, D>,
-        k: usize,
-        exclude: Option<&[i64]>,
-    ) -> anyhow::Result<Neighbours<E, D>> {
+    pub fn search(&self, on: &B, queries: &Rows<B>, k: usize, exclude: Option<&[i64]>) -> anyhow::Result<Nearest<B>> {
         let length = self.marks.samples.len();
         let own = |sample| self.copies.get(sample).copied().unwrap_or(0);
         let available = length - exclude.into_iter().flatten().map(own).max().unwrap_or(0);
         if available < k {
             return Err(TooFewNeighbours { length, available, k }.into());
         }
-        self.rows.search(queries, k, exclude, &self.marks)
+        on.nearest(&self.bank, queries, k, exclude, &self.marks)
     }
 
     /// Writes `rows` [n, dim] of any length over the oldest ones.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn enqueue<D: Backend<E>>(
-        &mut self,
-        rows: &Matrix<E, D>,
-        origin: Origin,
-        overflow: Overflow,
-    ) -> anyhow::Result<()> {
+    pub fn enqueue(&mut self, on: &B, rows: &Rows<B>, origin: Origin, overflow: Overflow) -> anyhow::Result<()> {
         let (n, length) = (rows.shape().0, self.marks.samples.len());
         let runs = runs(n, length, self.next, overflow);
         for Run { from, to } in &runs {
@@ -178,7 +131,9 @@ impl<E: Real> Queue<E> {
             self.marks.steps[to.clone()].fill(origin.step as i64);
             origin.samples[from].iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
         }
-        self.rows.write(rows, &runs, &self.marks)?;
+        for Run { from, to } in &runs {
+            on.overwrite(&mut self.bank, to.start, rows, *from..from + to.len(), &self.marks)?;
+        }
         let end = runs.last().map_or(self.next, |run| run.to.end);
         self.next = end % length;
         Ok(())
@@ -188,9 +143,9 @@ impl<E: Real> Queue<E> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn state(&self) -> anyhow::Result<Vec<NamedTensor<E>>> {
+    pub fn state(&self, on: &B) -> Result<Vec<NamedTensor<B::Real>>, B::Error> {
         let length = self.marks.samples.len();
-        let (bank, norms) = self.rows.read()?;
+        let [bank, norms] = on.read_bank(&self.bank)?;
         let name = |part: &str| format!("{}.{part}", self.name);
         Ok(vec![
             NamedTensor::real(name("bank"), &[length, self.dim], bank),
@@ -206,8 +161,8 @@ impl<E: Real> Queue<E> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) -> anyhow::Result<()> {
-        let (mut bank, mut norms) = self.rows.read()?;
+    pub fn restore(&mut self, on: &B, tensors: &[NamedTensor<B::Real>]) -> Result<(), B::Error> {
+        let [mut bank, mut norms] = on.read_bank(&self.bank)?;
         for tensor in tensors {
             let part = tensor.name.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
             match (part, &tensor.values) {
@@ -222,18 +177,7 @@ impl<E: Real> Queue<E> {
         }
         self.copies.clear();
         self.marks.samples.iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
-        match &mut self.rows {
-            Rows::Host(kept, kept_norms) => {
-                kept.write(0, &bank);
-                *kept_norms = norms;
-            }
-            #[cfg(any(test, feature = "cuda"))]
-            Rows::Gpu(gpu, _) => {
-                let gpu = gpu.clone();
-                self.rows = Rows::Host(Bank::new(bank, self.dim, Products::Full), norms);
-                self.move_to(&gpu)?;
-            }
-        }
+        self.bank = on.bank(bank, norms, &self.marks, self.products)?;
         Ok(())
     }
 }

@@ -164,6 +164,12 @@ KERNEL(bn_backward_input)(const scalar *x, const scalar *g, const scalar *output
     }
 }
 
+// g goes from the gradient of a ReLU's output to that of its input.
+KERNEL(relu_backward)(const scalar *output, int length, scalar *g) {
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256)
+        if (!(to_float(output[i]) > 0.0f)) from_float(g[i], 0.0f);
+}
+
 // to = from, in the other storage or the same.
 KERNEL(narrow)(const float *from, int length, scalar *to) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) from_float(to[i], from[i]);

@@ -10,6 +10,7 @@ const KERNELS: &[&str] = &[
     "bn_backward_sums",
     "bn_backward_combine",
     "bn_backward_input",
+    "relu_backward",
     "narrow",
     "widen",
     "add",
@@ -204,6 +205,16 @@ impl Rows<'_> {
         let args = [x, g, output, coefficients.arg(), channels, Arg::count(self.len()), masked, gx, accumulate];
         // SAFETY: all but the coefficients, three per channel, have these rows.
         unsafe { self.launch("bn_backward_input", self.strided(), &args) }
+    }
+
+    /// `g` goes from the gradient of a ReLU's output to that of its input.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn relu_backward(&self, output: View, g: View) -> Result<(), GpuError> {
+        let args = [self.of_rows(output), Arg::count(self.len()), self.of_rows(g)];
+        // SAFETY: both have these rows.
+        unsafe { self.launch("relu_backward", self.strided(), &args) }
     }
 
     /// Copies f32 values into this storage, as many as there is room for.

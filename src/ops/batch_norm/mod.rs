@@ -1,20 +1,15 @@
-//! Batch normalisation over rows of channels [rows, channels], as kernels on slices and as a dfdx operation.
+//! Batch normalisation over rows of channels [rows, channels], as kernels on slices.
 //!
 //! In training, y = (x - mean) / sqrt(var + eps) * weight + bias with the batch's biased variance; running statistics
 //! move by 0.1 towards the batch's mean and unbiased variance (torch's convention).
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod elementwise;
 mod moments;
-mod op;
 #[cfg(test)]
 mod tests;
 
 pub use moments::{Moments, TileMoments, TileSlot};
-pub use op::{BatchNormKernel, Running, batch_norm};
-#[cfg(feature = "cuda")]
-pub use op::{Normalised, WeightBias};
 
 pub(crate) use elementwise::normalise;
 
@@ -109,7 +104,7 @@ pub enum Relu<'a, E> {
 }
 
 /// Sets the gradient of a ReLU's input from that of its output: g = 0 where the output is not positive.
-fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
+pub fn relu_backward<E: Real>(output: &[E], g: &mut [E]) {
     vectorized(
         #[inline(always)]
         || {

@@ -71,3 +71,16 @@ KERNEL(contrast_slopes)(float *s, int rows, int first, int n, int own, int shift
         s[i] = slope * scale;
     }
 }
+
+// out [n (k + 1), dim]: a row of a [n, dim], then its k rows of b [n k, dim].
+KERNEL(interleave)(const float *a, const float *b, int k, int dim, int length, float *out) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= length) return;
+    int row = i / dim, column = i % dim, n = row / (k + 1), j = row % (k + 1);
+    out[i] = j == 0 ? a[(size_t)n * dim + column] : b[((size_t)n * k + j - 1) * dim + column];
+}
+
+KERNEL(scale_rows)(const float *rows, const float *factors, int dim, int length, float *out) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i < length) out[i] = rows[i] * factors[i / dim];
+}

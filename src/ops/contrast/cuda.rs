@@ -16,7 +16,7 @@ pub static SOURCE: Source = Source {
     name: "contrast",
     defines: "",
     text: include_str!("contrast.cu"),
-    kernels: &["contrast_sums", "contrast_combine", "contrast_slopes"],
+    kernels: &["contrast_sums", "contrast_combine", "contrast_slopes", "interleave", "scale_rows"],
 };
 
 /// Candidates that a sum is taken over. Fixed: results do not depend on the chunks.
@@ -140,17 +140,41 @@ impl<'a> ContrastGpu<'a> {
     }
 }
 
+/// out [n (k + 1), dim]: row i of a [n, dim], then the k rows of b [n k, dim] that follow each other, for each i.
+///
+/// # Errors
+/// When the device fails.
+pub fn interleave(gpu: &Gpu, [a, b]: [View; 2], [n, k, dim]: [usize; 3], out: View) -> Result<(), GpuError> {
+    let len = n * (k + 1) * dim;
+    let [a, b, out] = [(a, n * dim), (b, n * k * dim), (out, len)].map(|(view, len)| view.arg(Kind::F32, len));
+    let args = [a, b, Arg::count(k), Arg::count(dim), Arg::count(len), out];
+    // SAFETY: all have the rows of their shape.
+    unsafe { gpu.launch(&SOURCE, "interleave", one_each(len), &args) }
+}
+
+/// out [n, dim]: each row of `rows` [n, dim] times its factor.
+///
+/// # Errors
+/// When the device fails.
+pub fn scale_rows(gpu: &Gpu, [rows, factors]: [View; 2], [n, dim]: [usize; 2], out: View) -> Result<(), GpuError> {
+    let len = n * dim;
+    let [rows, factors, out] = [(rows, len), (factors, n), (out, len)].map(|(view, len)| view.arg(Kind::F32, len));
+    let args = [rows, factors, Arg::count(dim), Arg::count(len), out];
+    // SAFETY: all have the rows of their shape.
+    unsafe { gpu.launch(&SOURCE, "scale_rows", one_each(len), &args) }
+}
+
 #[cfg(test)]
 mod tests {
     use dfdx::prelude::*;
 
-    use super::*;
+    use super::{ContrastGpu, Kind, Math, PART, Pairs};
     use crate::ops::{
-        contrast::contrast,
+        contrast::{contrast, interleave, scale_rows},
         cuda::testing::on_every_gpu,
         golden::assert_close,
         normalize::normalize_rows,
-        seam::{Matrix, traced},
+        tensor::{Matrix, Rows},
     };
 
     /// Several chunks and parts, ragged ends, both layouts of pairs, and large logits, against the operation of the CPU.
@@ -175,7 +199,13 @@ mod tests {
             let (g_all, g_own) = (values(n, 0.3), values(n * pairs.own, 1.3));
             let a: Matrix<f32, Cpu> = device.tensor_from_vec(anchors.clone(), (n, dim));
             let c: Matrix<f32, Cpu> = device.tensor_from_vec(candidates.clone(), (m, dim));
-            let (all, own) = contrast(traced(a.clone()), traced(c.clone()), pairs, f64::from(tau)).unwrap();
+            let (all, own) = contrast(
+                Rows::of(a.clone()).unwrap().traced(),
+                Rows::of(c.clone()).unwrap().traced(),
+                pairs,
+                f64::from(tau),
+            )
+            .unwrap();
             let expected = [all.as_vec(), own.as_vec()];
             let along_all = (all * device.tensor_from_vec(g_all.clone(), (n,))).sum::<Rank0, _>();
             let along_own = (own * device.tensor_from_vec(g_own.clone(), (n, pairs.own))).sum::<Rank0, _>();
@@ -207,5 +237,28 @@ mod tests {
                 [all, own, ga, gc]
             });
         }
+    }
+
+    #[test]
+    fn rows_are_interleaved_and_scaled_as_on_the_cpu() {
+        let (n, k, dim) = (7, 3, 41);
+        let values = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
+        let (a, b, factors) = (values(n * dim, 0.7), values(n * k * dim, 0.3), values(n * k, 1.1));
+        let device = Cpu::default();
+        let rows = |values: &[f32], n: usize, dim: usize| -> Rows<f32, Cpu> {
+            Rows::of(device.tensor_from_vec(values.to_vec(), (n, dim))).unwrap()
+        };
+        let both = interleave(&rows(&a, n, dim), &rows(&b, n * k, dim)).unwrap();
+        let scaled = scale_rows(&rows(&b, n * k, dim), &rows(&factors, n * k, 1)).unwrap();
+        let expected = [both, scaled].map(|rows| rows.tensor().as_vec());
+        on_every_gpu(|gpu| {
+            let [a, b, factors] = [&a, &b, &factors].map(|values| gpu.upload(values).unwrap());
+            let [both, scaled] = [n * (k + 1) * dim, n * k * dim].map(|len| gpu.take(Kind::F32, len).unwrap());
+            super::interleave(gpu, [a.view(), b.view()], [n, k, dim], both.view()).unwrap();
+            super::scale_rows(gpu, [b.view(), factors.view()], [n * k, dim], scaled.view()).unwrap();
+            let found = [both, scaled].map(|buffer| buffer.read::<f32>().unwrap());
+            assert_eq!(found, expected);
+            found
+        });
     }
 }

@@ -3,7 +3,6 @@
 //! The matrix of logits is the largest that a loss touches. On the CPU each operation passes over it once, on all threads;
 //! on a GPU it is never there as a whole.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
@@ -12,9 +11,9 @@ use rayon::prelude::*;
 use super::{
     Real,
     linear::{LinearKernel, linear},
-    seam::{Buffer, Matrix, Traced, to_vec, traced, with_elements},
     simd::vectorized,
     softmax::largest_and_rest,
+    tensor::{Buffer, Matrix, Rows, Traced, TracedRows, to_vec, traced, with_elements},
 };
 
 /// A value per row.
@@ -51,8 +50,8 @@ const NEVER: f64 = -1e9;
 /// The device's way of [`contrast`]; composed of dfdx's operations where it has no other.
 pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
     fn contrast<R: Tape<E, Self>>(
-        anchors: Traced<E, Self>,
-        candidates: Matrix<E, Self, R>,
+        anchors: TracedRows<E, Self>,
+        candidates: Rows<E, Self, R>,
         pairs: Pairs,
         tau: E,
     ) -> Result<Logits<E, Self>, Self::Err>
@@ -60,7 +59,7 @@ pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
         E: Real,
         OwnedTape<E, Self>: Merge<R>,
     {
-        let mut s = linear(anchors, candidates)?;
+        let mut s = linear(anchors, candidates)?.into_tensor();
         let (n, m) = *s.shape();
         if pairs.alone {
             let itself = (0..n * m).map(|i| if i % (m + 1) == 0 { E::of(NEVER) } else { E::zero() }).collect();
@@ -78,16 +77,9 @@ pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
         Ok((all, traced(s).try_div(tau)?.try_gather(columns)?))
     }
 
-    fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, Self::Err> {
-        let ((n, dim), k) = (*a.shape(), b.shape().0 / a.shape().0);
-        let a: Tensor<(usize, usize, usize), E, Self> = a.clone().try_reshape_like(&(n, 1, dim))?;
-        let b = b.clone().try_reshape_like(&(n, k, dim))?;
-        (a, b).try_concat_along(Axis::<1>)?.try_reshape_like(&(n * (k + 1), dim))
-    }
+    fn interleave(a: &Rows<E, Self>, b: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
-    fn scale_rows(rows: &Matrix<E, Self>, factors: &PerRow<E, Self>) -> Result<Matrix<E, Self>, Self::Err> {
-        rows.clone().try_mul(factors.clone().try_broadcast_like::<_, Axis<1>>(rows.shape())?)
-    }
+    fn scale_rows(rows: &Rows<E, Self>, factors: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
     /// ln sum_j exp(s_j / tau) of each row of s [n, m].
     #[allow(clippy::disallowed_methods, reason = "other devices do not use the C library")]
@@ -112,18 +104,18 @@ pub trait ContrastKernel<E: Dtype>: LinearKernel<E> {
 ///
 /// # Errors
 /// The device's, when memory runs out.
-pub fn interleave<E: Real, D: ContrastKernel<E>>(a: &Matrix<E, D>, b: &Matrix<E, D>) -> Result<Matrix<E, D>, D::Err> {
+pub fn interleave<E: Real, D: ContrastKernel<E>>(a: &Rows<E, D>, b: &Rows<E, D>) -> Result<Rows<E, D>, D::Err> {
     D::interleave(a, b)
 }
 
-/// Each row of `rows` [n, d] times its factor.
+/// Each row of `rows` [n, d] times its factor, of `factors` [n, 1].
 ///
 /// # Errors
 /// The device's, when memory runs out.
 pub fn scale_rows<E: Real, D: ContrastKernel<E>>(
-    rows: &Matrix<E, D>,
-    factors: &PerRow<E, D>,
-) -> Result<Matrix<E, D>, D::Err> {
+    rows: &Rows<E, D>,
+    factors: &Rows<E, D>,
+) -> Result<Rows<E, D>, D::Err> {
     D::scale_rows(rows, factors)
 }
 
@@ -133,8 +125,8 @@ pub fn scale_rows<E: Real, D: ContrastKernel<E>>(
 /// # Errors
 /// The device's, when memory runs out.
 pub fn contrast<E: Real, D: ContrastKernel<E>, R: Tape<E, D>>(
-    anchors: Traced<E, D>,
-    candidates: Matrix<E, D, R>,
+    anchors: TracedRows<E, D>,
+    candidates: Rows<E, D, R>,
     pairs: Pairs,
     tau: f64,
 ) -> Result<Logits<E, D>, D::Err>
@@ -149,11 +141,11 @@ where
     Cpu: Device<E, Err = CpuError>,
     Buffer<E, Cpu>: std::ops::DerefMut<Target = Vec<E>>,
 {
-    fn interleave(a: &Matrix<E, Self>, b: &Matrix<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let ((n, dim), rows) = (*a.shape(), b.shape().0);
+    fn interleave(a: &Rows<E, Self>, b: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {
+        let ((n, dim), rows) = (a.shape(), b.shape().0);
         let mut both = vec![E::zero(); (n + rows) * dim];
-        with_elements(a, |first| {
-            with_elements(b, |rest| {
+        with_elements(a.tensor(), |first| {
+            with_elements(b.tensor(), |rest| {
                 let k = rows / n;
                 let groups = both.par_chunks_exact_mut((k + 1) * dim);
                 groups.zip(first.par_chunks_exact(dim)).zip(rest.par_chunks_exact(k * dim)).for_each(
@@ -164,15 +156,15 @@ where
                 );
             });
         });
-        a.device().try_tensor_from_vec(both, (n + rows, dim))
+        Ok(Rows::new(a.device().try_tensor_from_vec(both, (n + rows, dim))?, ()))
     }
 
-    fn scale_rows(rows: &Matrix<E, Self>, factors: &PerRow<E, Self>) -> Result<Matrix<E, Self>, CpuError> {
-        let (mut scaled, factors, dim) = (to_vec(rows), to_vec(factors), rows.shape().1);
+    fn scale_rows(rows: &Rows<E, Self>, factors: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {
+        let (mut scaled, factors, dim) = (to_vec(rows.tensor()), to_vec(factors.tensor()), rows.shape().1);
         scaled.par_chunks_exact_mut(dim).zip(factors).for_each(|(row, factor)| {
             row.iter_mut().for_each(|v| *v *= factor);
         });
-        rows.device().try_tensor_from_vec(scaled, *rows.shape())
+        Ok(Rows::new(rows.device().try_tensor_from_vec(scaled, rows.shape())?, ()))
     }
 
     fn log_sum_exp<T: Tape<E, Self>>(s: Matrix<E, Self, T>, tau: E) -> Result<PerRow<E, Self, T>, CpuError> {

@@ -7,7 +7,6 @@
 //! (see [`parts`](super::parts)).
 
 mod backward;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod forward;
 mod gather;

@@ -51,7 +51,7 @@ impl Kind {
 }
 
 /// A type that elements of a buffer have on the host.
-pub trait Element: Pod {
+pub trait Element: Pod + Send {
     const KIND: Kind;
 }
 
@@ -98,7 +98,7 @@ impl Arg {
     }
 
     /// Where the value lies.
-    pub(super) fn pointer(&self) -> *mut std::ffi::c_void {
+    pub fn pointer(&self) -> *mut std::ffi::c_void {
         match self {
             Arg::At(Address(value)) => value as *const u64 as *mut _,
             Arg::Int(value) => value as *const i32 as *mut _,
@@ -156,7 +156,7 @@ pub trait Driver: Debug + Send + Sync {
 }
 
 /// Bytes on their way to the host.
-pub trait Arriving {
+pub trait Arriving: Send {
     /// Waits for them.
     fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), GpuError>;
 }
@@ -170,6 +170,8 @@ struct Inner {
     driver: Box<dyn Driver>,
     /// Memory of earlier use: address and bytes.
     free: Mutex<Vec<(u64, usize)>>,
+    /// What failed where an error of ours cannot be told.
+    noted: Mutex<Option<GpuError>>,
 }
 
 impl Drop for Inner {
@@ -184,12 +186,22 @@ impl Drop for Inner {
 impl Gpu {
     /// A GPU behind `driver`.
     pub fn new(driver: impl Driver + 'static) -> Self {
-        Gpu(Arc::new(Inner { driver: Box::new(driver), free: Mutex::default() }))
+        Gpu(Arc::new(Inner { driver: Box::new(driver), free: Mutex::default(), noted: Mutex::default() }))
     }
 
     /// What the device calls itself.
     pub fn name(&self) -> String {
         self.0.driver.name()
+    }
+
+    /// Notes what failed, where no error of ours can be told; the first failure is the cause of others.
+    pub fn note(&self, error: GpuError) {
+        self.0.noted.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// What was noted.
+    pub fn take_noted(&self) -> Option<GpuError> {
+        self.0.noted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// A buffer of `len` elements whose values are unspecified. Work in order makes it safe to use memory again that earlier
@@ -408,8 +420,7 @@ impl<'a> View<'a> {
     ///
     /// # Safety
     /// There must be as many elements at `at`, of the same device, as long as the view is used.
-    #[cfg(feature = "cuda")]
-    pub(super) unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
+    pub unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
         View { at, kind, len, buffer: PhantomData }
     }
 

@@ -10,15 +10,12 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
+use libloading::Library;
+
 use super::{Arg, Arriving, Driver, Gpu, GpuError, Source};
 
 /// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads; gives a complaint or null.
 type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
-
-unsafe extern "C" {
-    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
-    fn dlsym(library: *mut c_void, symbol: *const c_char) -> *mut c_void;
-}
 
 /// Order in which the threads of a block run between two barriers. Results must not depend on it.
 #[derive(Clone, Copy, Debug)]
@@ -53,15 +50,10 @@ fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
     }
     let dir = tempfile::tempdir().expect("a temporary folder"); // may go once the library is loaded
     let library = compile(source, dir.path())?;
-    let path = CString::new(library.to_str().expect("a path in UTF-8")).expect("a path without NUL");
-    // SAFETY: the library is ours and stays loaded; `emulate` has this type.
-    let emulate = unsafe {
-        let library = dlopen(path.as_ptr(), 2); // RTLD_NOW
-        assert!(!library.is_null(), "{path:?} cannot be loaded");
-        let symbol = dlsym(library, c"emulate".as_ptr());
-        assert!(!symbol.is_null(), "{path:?} has no entry");
-        std::mem::transmute::<*mut c_void, Emulate>(symbol)
-    };
+    // SAFETY: the library is ours and runs nothing when it is loaded.
+    let library = Box::leak(Box::new(unsafe { Library::new(library) }.expect("a library that loads")));
+    // SAFETY: `emulate` has this type, and the library stays loaded.
+    let emulate = *unsafe { library.get::<Emulate>(b"emulate") }.expect("the library's entry");
     let entry: &'static Mutex<Emulate> = Box::leak(Box::new(Mutex::new(emulate)));
     loaded.insert(source.name, entry);
     Ok(entry)

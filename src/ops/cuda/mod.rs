@@ -4,25 +4,17 @@
 //! first used. What launches kernels sees a [`Gpu`], behind which is the CUDA driver or, in tests, an emulation that
 //! compiles the very same sources as C++ and runs them on the CPU.
 
-#[cfg(feature = "cuda")]
-mod address;
-#[cfg(feature = "cuda")]
-pub mod backend;
 mod bridge;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub mod emulator;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
-#[cfg(feature = "cuda")]
-mod pinned;
 mod source;
 #[cfg(test)]
 pub mod testing;
 
-#[cfg(feature = "cuda")]
-pub use address::{Contiguous, Viewed};
-pub use bridge::{Bridge, Lent};
+pub use bridge::Bridge;
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
 pub use source::{Scalar, Source};
 

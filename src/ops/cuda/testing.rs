@@ -64,7 +64,7 @@ fn emulated(_order: usize) -> Option<Gpu> {
 #[cfg(feature = "cuda")]
 fn nvidia() -> Option<Gpu> {
     match super::nvidia::open(0) {
-        Ok(cuda) => Some(super::backend::gpu(&cuda).expect("a device that opens works")),
+        Ok(cuda) => Some(super::nvidia::gpu(&cuda).expect("a device that opens works")),
         Err(error) if std::env::var_os(ONLY_CUDA).is_some() => panic!("{error}"),
         Err(_) => None,
     }

@@ -1,6 +1,5 @@
 //! Sinkhorn's normalisation: scores of samples and prototypes to an assignment that uses all prototypes alike.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use dfdx::prelude::*;
@@ -9,8 +8,8 @@ use rayon::prelude::*;
 use super::{
     Real,
     parts::{Work, add_tree, parts},
-    seam::{Matrix, to_vec},
     simd::vectorized,
+    tensor::{Matrix, Rows, Seen, to_vec},
 };
 
 /// How scores are normalised.
@@ -23,14 +22,14 @@ pub struct Sinkhorn {
 }
 
 /// The device's way of [`assign`].
-pub trait SinkhornKernel<E: Dtype>: Device<E> {
+pub trait SinkhornKernel<E: Dtype>: Seen<E> {
     /// As [`assign`].
     ///
     /// # Errors
     /// The device's.
     fn assign(
-        scores: &Matrix<E, Self>,
-        beside: Option<&Matrix<E, Self>>,
+        scores: &Rows<E, Self>,
+        beside: Option<&Rows<E, Self>>,
         settings: Sinkhorn,
     ) -> Result<Matrix<E, Self>, Self::Err>;
 }
@@ -41,8 +40,8 @@ pub trait SinkhornKernel<E: Dtype>: Device<E> {
 /// # Errors
 /// The device's, when memory runs out.
 pub fn assign<E: Dtype, D: SinkhornKernel<E>>(
-    scores: &Matrix<E, D>,
-    beside: Option<&Matrix<E, D>>,
+    scores: &Rows<E, D>,
+    beside: Option<&Rows<E, D>>,
     settings: Sinkhorn,
 ) -> Result<Matrix<E, D>, D::Err> {
     D::assign(scores, beside, settings)
@@ -53,13 +52,13 @@ where
     Cpu: Device<E, Err = CpuError>,
 {
     fn assign(
-        scores: &Matrix<E, Self>,
-        beside: Option<&Matrix<E, Self>>,
+        scores: &Rows<E, Self>,
+        beside: Option<&Rows<E, Self>>,
         settings: Sinkhorn,
     ) -> Result<Matrix<E, Self>, CpuError> {
-        let (n, columns) = *scores.shape();
-        let mut all = beside.map(to_vec).unwrap_or_default();
-        all.extend(to_vec(scores));
+        let (n, columns) = scores.shape();
+        let mut all = beside.map(|rows| to_vec(rows.tensor())).unwrap_or_default();
+        all.extend(to_vec(scores.tensor()));
         sinkhorn(&mut all, columns, n, settings);
         let own = all.split_off(all.len() - n * columns);
         scores.device().try_tensor_from_vec(own, (n, columns))

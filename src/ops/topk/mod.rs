@@ -7,7 +7,6 @@
 
 mod bank;
 mod best;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 
 use std::sync::{

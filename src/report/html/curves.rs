@@ -8,7 +8,7 @@ use crate::{
     artifact::Store,
     report::{
         Run,
-        artifacts::{self, Table},
+        artifacts::{Table, Training},
     },
     stage::column,
 };
@@ -112,8 +112,8 @@ const CHARTS: [Chart; 17] = [
 pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     let mut tables = Vec::with_capacity(runs.len());
     for run in runs {
-        let artifact = artifacts::stage(store, run, "pretrain")?;
-        let read = |name: &str| Table::read(&artifact, name);
+        let training = Training::of(store, run)?;
+        let read = |name: &str| training.table(name);
         tables.push([
             ("metrics", read("metrics")?),
             ("positiveness", read("positiveness")?),

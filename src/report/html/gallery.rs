@@ -23,7 +23,7 @@ pub fn draw(train: &Split, experiment: &Experiment) -> anyhow::Result<Value> {
     let config = &experiment.augmentations;
     let samples: Vec<u32> =
         Watch::new(train.len(), experiment.seed).samples().iter().take(IMAGES).map(|sample| *sample as u32).collect();
-    let batch = augment(train, config, experiment.seed, 0, &samples)?;
+    let batch = augment(train, &config.of_training(), experiment.seed, 0, &samples)?;
     let mut sheet = Sheet::new(config.size, SIDE);
     let mut rows = Vec::with_capacity(samples.len());
     for (i, sample) in samples.iter().enumerate() {

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use super::{
     Comparison, Run,
     artifacts::{self, Table},
-    grid::grid,
+    grid, group,
+    paired::Paired,
 };
 use crate::{artifact::Store, dataset::Split, spec::Experiment};
 
@@ -28,7 +29,8 @@ const BEST: &str = "★ ";
 /// The page of `runs`: the report of one, or the comparison of several. The same runs give the same bytes.
 ///
 /// # Errors
-/// When a run's artifacts are gone, damaged, or of an earlier version of this program.
+/// When a run's artifacts are gone, damaged, or of an earlier version of this program. A run without results has its curves so
+/// far, and no more.
 pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     let mut distinct: Vec<Run> = Vec::new();
     for run in runs {
@@ -37,15 +39,30 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
         }
     }
     let names: Vec<&str> = distinct.iter().map(|run| run.record.run.as_str()).collect();
+    let mut comparison = Comparison::new(&distinct);
+    let groups = group::single(&distinct);
+    comparison.look_at_artifacts(store, &groups);
+    comparison.add_gains(store, &groups)?;
+    // The grid has them.
+    let gains = |i: usize| -> serde_json::Map<String, Value> {
+        let of_run = |(metric, gains): &(String, Vec<Option<Paired>>)| {
+            Some((metric.clone(), Value::from(grid::difference(gains[i].as_ref()?))))
+        };
+        comparison.gains.iter().filter_map(of_run).collect()
+    };
     let mut data = json!({
-        "runs": distinct.iter().map(about).collect::<anyhow::Result<Vec<_>>>()?,
+        "runs": distinct.iter().map(|run| about(store, run)).collect::<anyhow::Result<Vec<_>>>()?,
         "best": BEST,
         "charts": curves::charts(store, &distinct)?,
-        "scores": grid(&Comparison::new(&distinct), |best| format!("{BEST}{best}")),
+        "scores": grid::grid(&comparison, |best| format!("{BEST}{best}")),
+        "notes": comparison.notes,
+        "gains": (0..distinct.len()).map(gains).collect::<Vec<_>>(),
     });
     let title = match &distinct[..] {
         [run] => {
-            data["run"] = details(store, run)?;
+            if run.record.unfinished.is_none() {
+                data["run"] = details(store, run)?;
+            }
             format!("{} · snclr report", names[0])
         }
         _ => format!("{} · snclr comparison", names.join(", ")),
@@ -54,8 +71,10 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
 }
 
 /// What there is to say of a run in any report.
-fn about(run: &Run) -> anyhow::Result<Value> {
+fn about(store: &Store, run: &Run) -> anyhow::Result<Value> {
     let record = &run.record;
+    let why = record.unfinished.iter().flat_map(|unfinished| &unfinished.why).flat_map(|why| why.lines());
+    let notes = record.notes.iter().map(String::as_str).chain(why.map(str::trim));
     let stages: Vec<Value> = record
         .stages
         .iter()
@@ -67,7 +86,8 @@ fn about(run: &Run) -> anyhow::Result<Value> {
         "description": run.spec.get("description"),
         "method": run.spec["method"]["name"],
         "created": record.created,
-        "notes": record.notes,
+        "state": record.unfinished.is_some().then(|| super::state(store, record)),
+        "notes": notes.collect::<Vec<_>>(),
         "metrics": record.metrics,
         "stages": stages,
         "spec": serde_yaml::to_string(&run.spec)?,

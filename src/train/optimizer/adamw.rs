@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019) as in torch; every tensor is decayed.
 
-use super::TensorStep;
+use super::tensor::TensorStep;
 use crate::{
     ops::{Real, simd::vectorized},
     train::AdamwConfig,

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::TensorStep;
+use super::tensor::TensorStep;
 use crate::{
     ops::{Real, columns::sum, simd::vectorized},
     train::LarsConfig,

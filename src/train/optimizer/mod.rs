@@ -1,122 +1,98 @@
-//! Optimisers over flat buffers: one pass over parameters, gradients and state, tensor by tensor.
+//! Optimisers over flat buffers, and what follows the parameters: the momentum branch's average of them.
 
 mod adamw;
-#[cfg(any(test, feature = "cuda"))]
-pub mod cuda;
+mod ema;
+pub mod gpu;
+mod host;
 mod lars;
 mod sgd;
+mod tensor;
 
 #[cfg(test)]
 mod tests;
 
-use rayon::prelude::*;
+use std::ops::Range;
 
-use super::OptimizerConfig;
-use crate::ops::{
-    Real,
-    arena::{Entry, Layout},
-    named::{NamedTensor, Values},
+pub use gpu::Scaling;
+
+use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due};
+use crate::{
+    backend::Backend,
+    ops::{arena::Layout, named::NamedTensor},
 };
 
-/// An optimiser with its state.
-#[derive(Clone, Debug)]
-pub struct Optimizer<E> {
-    config: OptimizerConfig,
-    /// One or two buffers, laid out like the parameters.
-    moments: Vec<Vec<E>>,
-    /// Steps taken.
-    steps: i64,
+/// What an update is given.
+pub struct Update<'a, B: Backend> {
+    pub params: &'a mut B::Params,
+    /// Sum over the gradients of `batches` batches.
+    pub gradients: &'a mut B::Buffer,
+    pub batches: u64,
+    pub learning_rate: f64,
+    /// Whether each tensor is moved; neither decay nor momentum moves the others.
+    pub trains: Vec<bool>,
+    /// What follows in the same pass.
+    pub average: Option<Average<'a, B>>,
 }
 
-impl<E: Real> Optimizer<E> {
-    /// A fresh optimiser for `len` parameters.
-    pub fn new(config: &OptimizerConfig, len: usize) -> Self {
-        let buffers = match config {
-            OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,
-            OptimizerConfig::Adamw(_) => 2,
-        };
-        Self { config: config.clone(), moments: vec![vec![E::zero(); len]; buffers], steps: 0 }
-    }
+/// The momentum branch's parameters, which move towards the first ones of the online branch: target <- m target + (1 - m) p.
+/// Running statistics are not averaged: the momentum branch keeps its own.
+pub struct Average<'a, B: Backend> {
+    pub target: &'a mut B::Params,
+    pub momentum: f64,
+}
 
-    /// Moves the parameters by one step at learning rate `lr`. Entries of the layout that `trains` refuses are left alone:
-    /// neither decay nor momentum moves them.
-    pub fn step(
-        &mut self,
+/// A device that moves parameters.
+pub trait Optimize: Backend {
+    /// An optimiser with its state.
+    type Optimizer;
+
+    /// A fresh optimiser for the parameters of `layout`, of which the first `encoder` are an encoder's.
+    fn optimizer(
+        &self,
+        config: &OptimizerConfig,
         layout: &Layout,
-        params: &mut [E],
-        gradients: &[E],
-        lr: f64,
-        trains: impl Fn(usize) -> bool,
-    ) {
-        self.steps += 1;
-        let steps = self.steps as i32;
-        let tensors = by_tensor(layout, params, gradients, &mut self.moments);
-        let tensors: Vec<_> = tensors.into_iter().enumerate().filter(|(i, _)| trains(*i)).map(|(_, t)| t).collect();
-        match &self.config {
-            OptimizerConfig::Sgd(config) => {
-                tensors.into_par_iter().for_each(|tensor| sgd::step(config, lr, tensor));
-            }
-            OptimizerConfig::Adamw(config) => {
-                tensors.into_par_iter().for_each(|tensor| adamw::step(config, lr, steps, tensor));
-            }
-            OptimizerConfig::Lars(config) => {
-                tensors.into_par_iter().for_each(|tensor| lars::step(config, lr, tensor));
-            }
-        }
-    }
+        encoder: usize,
+    ) -> Result<Self::Optimizer, Self::Error>;
 
-    /// What a checkpoint must hold.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
-        let moments = self.moments.iter().enumerate();
-        let mut state: Vec<_> = moments
-            .map(|(i, m)| NamedTensor::real(format!("optimizer.moment{}", i + 1), &[m.len()], m.clone()))
-            .collect();
-        state.push(NamedTensor::integer("optimizer.steps", &[1], vec![self.steps]));
-        state
-    }
+    /// Moves the parameters by one step, and what follows them.
+    fn update(&self, optimizer: &mut Self::Optimizer, update: Update<Self>) -> Result<(), Self::Error>;
 
-    /// Takes over what [`Optimizer::state`] gave; tensors of other names are left alone.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        for tensor in tensors {
-            match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
-                (Some("steps"), Values::Integer(steps)) => self.steps = steps[0],
-                (Some("moment1"), Values::Real(moment)) => self.moments[0].clone_from(moment),
-                (Some("moment2"), Values::Real(moment)) => self.moments[1].clone_from(moment),
-                _ => {}
-            }
-        }
+    /// Moves an average of parameters that have not moved.
+    fn average(&self, params: &Self::Params, average: Average<Self>) -> Result<(), Self::Error>;
+
+    /// Brings rows of `columns` parameters to unit length.
+    fn normalize_rows(&self, params: &mut Self::Params, range: Range<usize>, columns: usize)
+    -> Result<(), Self::Error>;
+
+    /// Multiplies the gradient of an encoder's features by the loss scale, where there is one.
+    fn scale_features(&self, optimizer: &Self::Optimizer, g: &mut Self::Buffer) -> Result<(), Self::Error>;
+
+    /// How loss scaling went; None where there is none. Waits for the device.
+    fn scaling(&self, optimizer: &Self::Optimizer) -> Result<Option<Scaling>, Self::Error>;
+
+    /// What a checkpoint must hold; either device goes on from it. Waits for the device.
+    fn optimizer_state(&self, optimizer: &Self::Optimizer) -> Result<Vec<NamedTensor<Self::Real>>, Self::Error>;
+
+    /// Takes over what [`Optimize::optimizer_state`] gave; tensors of other names are left alone.
+    fn restore_optimizer(
+        &self,
+        optimizer: &mut Self::Optimizer,
+        tensors: &[NamedTensor<Self::Real>],
+    ) -> Result<(), Self::Error>;
+
+    /// Calls [`Trainer::step_here`] on the thread that suits the device.
+    ///
+    /// # Errors
+    /// As of [`Trainer::step`].
+    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: Due) -> anyhow::Result<Option<StepRow>> {
+        trainer.step_here(batch, due)
     }
 }
 
-/// One tensor's share of the flat buffers.
-struct TensorStep<'a, E> {
-    entry: &'a Entry,
-    params: &'a mut [E],
-    gradients: &'a [E],
-    moments: Vec<&'a mut [E]>,
-}
-
-impl<E> TensorStep<'_, E> {
-    /// Weights have two axes or more; biases and batch norm's parameters have one.
-    fn is_weight(&self) -> bool {
-        self.entry.shape.len() > 1
+/// Moments per parameter.
+fn moments(config: &OptimizerConfig) -> usize {
+    match config {
+        OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,
+        OptimizerConfig::Adamw(_) => 2,
     }
-}
-
-/// Cuts the flat buffers into tensors.
-fn by_tensor<'a, E: Real>(
-    layout: &'a Layout,
-    mut params: &'a mut [E],
-    gradients: &'a [E],
-    moments: &'a mut [Vec<E>],
-) -> Vec<TensorStep<'a, E>> {
-    let mut moments: Vec<&mut [E]> = moments.iter_mut().map(Vec::as_mut_slice).collect();
-    let mut steps = Vec::with_capacity(layout.entries.len());
-    for entry in &layout.entries {
-        let own = params.split_off_mut(..entry.len()).expect("params cover the layout");
-        let own_moments =
-            moments.iter_mut().map(|m| m.split_off_mut(..entry.len()).expect("moments cover the layout")).collect();
-        steps.push(TensorStep { entry, params: own, gradients: &gradients[entry.range()], moments: own_moments });
-    }
-    steps
 }

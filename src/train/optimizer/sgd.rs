@@ -1,6 +1,6 @@
 //! SGD with momentum as in torch: m <- mu m + (g + wd p), p <- p - lr m; tensors of one axis are not decayed.
 
-use super::TensorStep;
+use super::tensor::TensorStep;
 use crate::{
     ops::{Real, simd::vectorized},
     train::SgdConfig,

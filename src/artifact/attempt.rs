@@ -1,0 +1,190 @@
+//! `unfinished/<name>-<id>/`: spec and record of a run without results: one at work, or one that ended before it had any.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    Key, Lock, RunRecord, RunState, StageRecord, Store, Unfinished, atomic, lock::Attempt as LockAttempt, record::FILE,
+};
+
+/// Folder of runs without results under the runs root.
+pub const FOLDER: &str = "unfinished";
+
+/// The record of a run at work. Nothing is written before its first stage runs: a run with nothing to do leaves no trace.
+pub struct RunAttempt<'a> {
+    store: &'a Store,
+    /// Name of the folder. The same spec and source files give the same one.
+    run: String,
+    name: String,
+    spec: String,
+    /// Set once the record is written, as long as this process keeps it.
+    kept: Mutex<Option<(Lock, RunRecord)>>,
+}
+
+impl<'a> RunAttempt<'a> {
+    /// An attempt at the run `name`; `id` stands for everything that it depends on, and `spec` is the text of its resolved spec.
+    pub fn new(store: &'a Store, name: &str, id: &str, spec: String) -> Self {
+        let run = format!("{name}-{id}");
+        RunAttempt { store, run, name: name.to_owned(), spec, kept: Mutex::default() }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.store.root().join(FOLDER).join(&self.run)
+    }
+
+    /// Notes that `stage` runs now, after the stages that are `done`. Where another process keeps the record, it does.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn at(&self, stage: &str, key: &Key, done: Vec<StageRecord>) -> anyhow::Result<()> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() {
+            let LockAttempt::Held(lock) = lock(self.store, &self.run)? else { return Ok(()) };
+            *kept = Some((lock, self.first()));
+        }
+        let Some((_, record)) = kept.as_mut() else { return Ok(()) };
+        record.stages = done;
+        let (stage, key) = (stage.to_owned(), key.clone());
+        record.unfinished = Some(Unfinished { state: RunState::Running, stage, key, why: None });
+        atomic::create_dir(&self.dir())?;
+        atomic::write_if_changed(&self.dir().join("spec.yaml"), self.spec.as_bytes())?;
+        self.write(record)
+    }
+
+    /// The record as an earlier attempt left it, or a new one.
+    fn first(&self) -> RunRecord {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let created = RunRecord::read(&self.dir()).map_or(now, |earlier| earlier.created);
+        RunRecord {
+            run: self.run.clone(),
+            name: self.name.clone(),
+            created,
+            stages: Vec::new(),
+            metrics: Default::default(),
+            notes: Vec::new(),
+            unfinished: None,
+        }
+    }
+
+    /// Notes how the run ended, if it came so far as to run a stage.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn ended(&self, state: RunState, why: Option<String>) -> anyhow::Result<()> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((lock, mut record)) = kept.take() else { return Ok(()) };
+        if let Some(unfinished) = &mut record.unfinished {
+            unfinished.state = state;
+            unfinished.why = why;
+        }
+        let written = self.write(&record);
+        drop(lock);
+        written
+    }
+
+    /// Removes the record: the run has its results, whichever process came to them.
+    ///
+    /// # Errors
+    /// When the folder cannot be removed.
+    pub fn finished(&self) -> anyhow::Result<()> {
+        if !self.dir().exists() {
+            return Ok(());
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = match kept.take() {
+            Some((lock, _)) => lock,
+            None => match lock(self.store, &self.run)? {
+                LockAttempt::Held(lock) => lock,
+                // It comes to the same results, and then removes its record itself.
+                LockAttempt::Busy(_) => return Ok(()),
+            },
+        };
+        atomic::remove_dir(&self.dir())?;
+        drop(lock);
+        Ok(())
+    }
+
+    fn write(&self, record: &RunRecord) -> anyhow::Result<()> {
+        atomic::write(&self.dir().join(FILE), record.text()?.as_bytes())
+    }
+}
+
+impl RunRecord {
+    /// Folders of all runs without results under a runs root, with their records, the first to begin first.
+    ///
+    /// # Errors
+    /// When the folder or a record cannot be read.
+    pub fn unfinished(root: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
+        Self::list_in(&root.join(FOLDER))
+    }
+}
+
+/// Whether a process works on `run`, whose record lies in `dir`.
+pub(super) fn is_at_work(dir: &Path, run: &str) -> bool {
+    let root = dir.parent().and_then(Path::parent);
+    root.is_some_and(|root| Lock::is_held(&root.join("locks"), &lock_name(run)))
+}
+
+fn lock_name(run: &str) -> String {
+    format!("{FOLDER}-{run}")
+}
+
+/// Tries to take the lock of a run without results.
+pub(super) fn lock(store: &Store, run: &str) -> anyhow::Result<LockAttempt> {
+    Lock::attempt(&store.locks_dir(), &lock_name(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::Components;
+
+    fn listed(root: &Path) -> Vec<(String, u64, RunState, String, Option<String>)> {
+        let of = |(_, record): (PathBuf, RunRecord)| {
+            let unfinished = record.unfinished.unwrap();
+            (record.run, record.created, unfinished.state, unfinished.stage, unfinished.why)
+        };
+        RunRecord::unfinished(root).unwrap().into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn a_run_is_running_until_it_ends_or_its_process_does_and_is_gone_once_it_has_results() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, key) = (Store::open(root.path()), Components::default().key());
+        let attempt = || RunAttempt::new(&store, "quick", "0123abcd", "name: quick\n".into());
+        let first = attempt();
+        first.ended(RunState::Failed, None).unwrap();
+        first.finished().unwrap();
+        assert!(!root.path().join(FOLDER).exists(), "nothing ran yet");
+
+        first.at("data", &key, Vec::new()).unwrap();
+        first.at("pretrain", &key, Vec::new()).unwrap();
+        let [(run, created, state, stage, None)] = &listed(root.path())[..] else { panic!() };
+        assert_eq!((run.as_str(), *state, stage.as_str()), ("quick-0123abcd", RunState::Running, "pretrain"));
+        let spec = root.path().join("unfinished/quick-0123abcd/spec.yaml");
+        assert_eq!(std::fs::read_to_string(&spec).unwrap(), "name: quick\n");
+
+        // Another process at the same run leaves the record to the first.
+        let second = attempt();
+        second.at("data", &key, Vec::new()).unwrap();
+        second.finished().unwrap();
+        assert_eq!(listed(root.path())[0].3, "pretrain");
+
+        // As if the process were killed: what it held is released, and nothing more is written.
+        drop(first);
+        assert_eq!(listed(root.path())[0].2, RunState::Interrupted);
+
+        second.at("pretrain", &key, Vec::new()).unwrap();
+        second.ended(RunState::Diverged, Some("the loss is NaN".into())).unwrap();
+        let [(_, again, state, _, why)] = &listed(root.path())[..] else { panic!() };
+        assert_eq!((again, *state, why.as_deref()), (created, RunState::Diverged, Some("the loss is NaN")));
+
+        let third = attempt();
+        third.finished().unwrap();
+        assert_eq!(listed(root.path()), []);
+        assert_eq!(std::fs::read_dir(root.path().join("locks")).unwrap().count(), 0);
+    }
+}

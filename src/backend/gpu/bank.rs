@@ -1,0 +1,71 @@
+//! The queue's rows on a GPU, with what is known of each beside it.
+
+use std::ops::Range;
+
+use super::Gpu;
+use crate::{
+    backend::{Banks, Marks, Nearest, Origins},
+    ops::{
+        cuda::{Bridge, GpuError},
+        later::Later,
+        product::Products,
+        tensor::{Rows, TensorDevice},
+        topk::cuda::BankGpu,
+    },
+};
+
+impl<D: TensorDevice<f32> + Bridge<f32>> Banks for Gpu<D> {
+    type Bank = BankGpu;
+
+    /// The search reads factors as they are.
+    fn bank(&self, rows: Vec<f32>, norms: Vec<f32>, marks: &Marks, _: Products) -> Result<BankGpu, GpuError> {
+        let dim = rows.len() / norms.len();
+        BankGpu::new(self.device(), dim, &rows, &norms, marks.of(0..norms.len()))
+    }
+
+    fn read_bank(&self, bank: &BankGpu) -> Result<[Vec<f32>; 2], GpuError> {
+        let (rows, norms) = bank.read()?;
+        Ok([rows, norms])
+    }
+
+    fn bank_rows(&self, bank: &BankGpu, shape: (usize, usize)) -> anyhow::Result<Rows<f32, D>> {
+        Ok(self.tensors.rows_at(self.device(), bank.rows(), shape)?)
+    }
+
+    fn overwrite(
+        &self,
+        bank: &mut BankGpu,
+        first: usize,
+        batch: &Rows<f32, D>,
+        rows: Range<usize>,
+        marks: &Marks,
+    ) -> anyhow::Result<()> {
+        let (dim, count) = (batch.shape().1, rows.len());
+        let lent = D::lend(self.device(), batch)?;
+        let rows = lent.view().part(rows.start * dim..rows.end * dim);
+        Ok(bank.write(first, rows, marks.of(first..first + count))?)
+    }
+
+    fn nearest(
+        &self,
+        bank: &BankGpu,
+        queries: &Rows<f32, D>,
+        k: usize,
+        exclude: Option<&[i64]>,
+        _: &Marks,
+    ) -> anyhow::Result<Nearest<Self>> {
+        let ((n, dim), gpu) = (queries.shape(), self.device());
+        let lent = D::lend(gpu, queries)?;
+        let found = bank.search(lent.view(), n, k, exclude)?;
+        let near = bank.gather(&found)?;
+        let vectors = self.tensors.rows_at(gpu, near.vectors.view(), (n * k, dim))?;
+        let norms = self.tensors.rows_at(gpu, near.norms.view(), (n * k, 1))?;
+        let (marks, scores) = (near.marks.read_later::<i64>()?, found.scores.read_later::<f32>()?);
+        let origins = Later::new(move || {
+            let (marks, similarities) = (marks.wait()?, scores.wait()?);
+            let mark = |i: usize| marks[i * n * k..][..n * k].to_vec();
+            Ok(Origins { k, samples: mark(0), labels: mark(1), steps: mark(2), similarities })
+        });
+        Ok(Nearest { k, vectors, norms, origins })
+    }
+}

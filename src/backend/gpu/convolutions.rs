@@ -1,0 +1,240 @@
+//! Convolutions on a GPU.
+
+use super::{Gpu, Params};
+use crate::{
+    backend::{
+        Branch, Convolutions, Learned, Relu, Residual, Source, Statistics,
+        layers::{BatchNorm, ConvNorm},
+    },
+    ops::{
+        batch_norm::cuda::{MomentsGpu, Normalised, Params as Affine, ResidualGpu, Rows},
+        conv2d::Size,
+        cuda::{Bridge, Buffer, GpuError, Kind, View},
+        pool::{self, cuda::Images},
+        tensor::TensorDevice,
+    },
+};
+
+/// A convolution's output, and the batch norm that is to be applied to it.
+#[derive(Debug)]
+pub struct Normed {
+    raw: Buffer,
+    by: By,
+    channels: usize,
+}
+
+/// A normalisation: by the batch's statistics, or by the running ones.
+#[derive(Debug)]
+enum By {
+    Batch(MomentsGpu),
+    Running(Buffer),
+}
+
+impl Normed {
+    fn affine(&self) -> View<'_> {
+        match &self.by {
+            By::Batch(moments) => moments.affine.view(),
+            By::Running(affine) => affine.view(),
+        }
+    }
+}
+
+/// A convolution's output behind batch norm and ReLU, and before them, if a backward pass will need that.
+#[derive(Debug)]
+pub struct Inner {
+    output: Buffer,
+    normed: Option<Normed>,
+}
+
+fn read<'a, D>(x: &Source<'a, Gpu<D>>) -> View<'a>
+where
+    Gpu<D>: Convolutions<Buffer = Buffer, Inner = Inner>,
+{
+    match x {
+        Source::Plain(x) => x.view(),
+        Source::Inner(x) => x.output.view(),
+    }
+}
+
+/// A norm's weight and bias.
+pub(super) fn affine_of<'a>(layer: &BatchNorm, params: &'a Params) -> Option<Affine<'a>> {
+    layer.affine.as_ref().map(|[weight, bias]| Affine { weight: params.of(weight), bias: params.of(bias) })
+}
+
+/// Their gradients.
+pub(super) fn gradients_of<'a>(layer: &BatchNorm, gradients: &'a Buffer) -> Option<Affine<'a>> {
+    let part = |range: &std::ops::Range<usize>| gradients.view().part(range.clone());
+    layer.affine.as_ref().map(|[weight, bias]| Affine { weight: part(weight), bias: part(bias) })
+}
+
+impl<D: TensorDevice<f32> + Bridge<f32>> Gpu<D> {
+    fn rows(&self, len: usize, channels: usize) -> Rows<'_> {
+        Rows { gpu: self.device(), scalar: self.scalar(), rows: len / channels, channels }
+    }
+
+    fn pixels(&self, size: Size, channels: usize) -> Images<'_> {
+        Images { gpu: self.device(), scalar: self.scalar(), size, channels }
+    }
+
+    fn apply(&self, x: &Normed, residual: ResidualGpu) -> Result<Buffer, GpuError> {
+        let (raw, y) = (x.raw.view(), x.raw.take_alike()?);
+        self.rows(raw.len(), x.channels).apply(raw, x.affine(), residual, true, y.view())?;
+        Ok(y)
+    }
+
+    /// `g` goes, in place, from the gradient of what follows the norm to that of its input. `masked` receives g before the ReLU.
+    fn through_norm(
+        &self,
+        layer: &BatchNorm,
+        learned: &mut Learned<Self>,
+        x: &Normed,
+        output: Option<&Buffer>,
+        g: &Buffer,
+        masked: Option<&Buffer>,
+    ) -> Result<(), GpuError> {
+        let By::Batch(moments) = &x.by else {
+            unreachable!("only what was normalised by the batch's statistics has a backward pass");
+        };
+        let g = g.view();
+        let of = Normalised { x: x.raw.view(), moments, output: output.map(Buffer::view) };
+        let (params, gradients) = (affine_of(layer, learned.params), gradients_of(layer, learned.gradients));
+        let rows = self.rows(g.len(), x.channels);
+        rows.backward(of, params, gradients, g, masked.map(Buffer::view), (g, false))
+    }
+}
+
+impl<D: TensorDevice<f32> + Bridge<f32>> Convolutions for Gpu<D> {
+    type Normed = Normed;
+    type Inner = Inner;
+    type Argmax = Buffer;
+
+    fn conv_norm(
+        &self,
+        layer: &ConvNorm,
+        branch: &mut Branch<Self>,
+        x: Source<Self>,
+        size: Size,
+    ) -> Result<Normed, GpuError> {
+        let ConvNorm { conv, kernel, norm } = layer;
+        let raw = self.take(conv.output_size(size).pixels() * conv.output)?;
+        conv.forward_gpu(self.over(size), read(&x), branch.params.factors(kernel), raw.view(), false)?;
+        let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
+        let (rows, params) = (self.rows(raw.view().len(), conv.output), affine_of(norm, branch.params));
+        let by = match &branch.statistics {
+            Statistics::Batch(_) => By::Batch(rows.moments(raw.view(), params, Some(running))?),
+            Statistics::Running(_) => By::Running(rows.eval(params, running)?),
+        };
+        Ok(Normed { raw, by, channels: conv.output })
+    }
+
+    fn inner(&self, x: Normed, keep: bool) -> Result<Inner, GpuError> {
+        let output = self.apply(&x, ResidualGpu::None)?;
+        Ok(Inner { output, normed: keep.then_some(x) })
+    }
+
+    fn output(&self, x: &Normed, residual: Residual<Self>) -> Result<Buffer, GpuError> {
+        self.apply(
+            x,
+            match residual {
+                Residual::None => ResidualGpu::None,
+                Residual::Plain(x) => ResidualGpu::Plain(x.view()),
+                Residual::Normed(x) => ResidualGpu::Normalised(x.raw.view(), x.affine()),
+            },
+        )
+    }
+
+    fn norm_backward(
+        &self,
+        layer: &BatchNorm,
+        learned: &mut Learned<Self>,
+        x: Normed,
+        relu: Relu<Self>,
+        g: Buffer,
+    ) -> Result<Buffer, GpuError> {
+        let output = match relu {
+            Relu::None => None,
+            Relu::Output(output) => Some(output),
+        };
+        self.through_norm(layer, learned, &x, output, &g, None)?;
+        Ok(g)
+    }
+
+    fn output_backward(
+        &self,
+        layer: &BatchNorm,
+        learned: &mut Learned<Self>,
+        x: Normed,
+        output: Buffer,
+        g: Buffer,
+    ) -> Result<[Buffer; 2], GpuError> {
+        let masked = g.take_alike()?;
+        self.through_norm(layer, learned, &x, Some(&output), &g, Some(&masked))?;
+        Ok([g, masked])
+    }
+
+    fn inner_backward(
+        &self,
+        layer: &BatchNorm,
+        learned: &mut Learned<Self>,
+        x: Inner,
+        g: Buffer,
+    ) -> Result<Buffer, GpuError> {
+        let normed = x.normed.expect("kept for the backward pass");
+        self.through_norm(layer, learned, &normed, Some(&x.output), &g, None)?;
+        Ok(g)
+    }
+
+    fn conv_backward(
+        &self,
+        layer: &ConvNorm,
+        learned: &mut Learned<Self>,
+        x: Source<Self>,
+        size: Size,
+        g: &Buffer,
+        onto: Option<Buffer>,
+    ) -> Result<Buffer, GpuError> {
+        let (ConvNorm { conv, kernel, .. }, accumulate) = (layer, onto.is_some());
+        conv.backward_weight_gpu(self.over(size), read(&x), g.view(), learned.gradients.view().part(kernel.clone()))?;
+        let gx = onto.map_or_else(|| self.take(size.pixels() * conv.input), Ok)?;
+        let weight = learned.params.factors(kernel);
+        conv.backward_data_gpu(self.over(size), g.view(), weight, gx.view(), accumulate)?;
+        Ok(gx)
+    }
+
+    fn conv_backward_weight(
+        &self,
+        layer: &ConvNorm,
+        learned: &mut Learned<Self>,
+        x: &Buffer,
+        size: Size,
+        g: &Buffer,
+    ) -> Result<(), GpuError> {
+        let gradient = learned.gradients.view().part(layer.kernel.clone());
+        layer.conv.backward_weight_gpu(self.over(size), x.view(), g.view(), gradient)
+    }
+
+    fn max_pool(&self, x: &Buffer, size: Size, channels: usize) -> Result<(Buffer, Buffer), GpuError> {
+        let len = pool::pooled(size).pixels() * channels;
+        let (y, argmax) = (self.take(len)?, self.device().take(Kind::U8, len)?);
+        self.pixels(size, channels).max_pool(x.view(), y.view(), argmax.view())?;
+        Ok((y, argmax))
+    }
+
+    fn max_pool_backward(&self, g: &Buffer, argmax: &Buffer, size: Size, channels: usize) -> Result<Buffer, GpuError> {
+        let gx = self.take(size.pixels() * channels)?;
+        self.pixels(size, channels).max_pool_backward(g.view(), argmax.view(), gx.view())?;
+        Ok(gx)
+    }
+
+    fn average_pool(&self, x: &Buffer, size: Size, channels: usize) -> Result<Buffer, GpuError> {
+        let features = self.take_reals(size.n * channels)?;
+        self.pixels(size, channels).average_pool(x.view(), features.view())?;
+        Ok(features)
+    }
+
+    fn average_pool_backward(&self, g: &Buffer, size: Size, channels: usize) -> Result<Buffer, GpuError> {
+        let gx = self.take(size.pixels() * channels)?;
+        self.pixels(size, channels).average_pool_backward(g.view(), gx.view())?;
+        Ok(gx)
+    }
+}

@@ -1,0 +1,79 @@
+//! Linear layers of projectors and predictors on a GPU, in f32.
+
+use super::{
+    Gpu,
+    convolutions::{affine_of, gradients_of},
+    head,
+};
+use crate::{
+    backend::{Branch, Learned, Passed, Perceptrons, layers::Dense},
+    ops::{
+        batch_norm::cuda::{MomentsGpu, Normalised, ResidualGpu, Rows},
+        columns::cuda::add_column_sums,
+        conv2d::cuda::Added,
+        cuda::{Bridge, Buffer, GpuError, Scalar},
+        tensor::TensorDevice,
+    },
+};
+
+/// A norm's input, and the batch's statistics; none where a layer has no norm.
+type KeptNorm = Option<(Buffer, MomentsGpu)>;
+
+impl<D: TensorDevice<f32> + Bridge<f32>> Perceptrons for Gpu<D> {
+    type KeptDense = KeptNorm;
+
+    fn dense(&self, layer: &Dense, branch: &mut Branch<Self>, x: &Buffer) -> Result<(Buffer, KeptNorm), GpuError> {
+        let (n, params) = (x.view().len() / layer.input, branch.params);
+        let raw = self.take_reals(n * layer.output)?;
+        let (conv, on) = head(self, n, [layer.input, layer.output]);
+        let added = Added { bias: layer.bias.as_ref().map(|bias| params.of(bias)), tensor: None };
+        conv.forward_added_gpu(on, x.view(), params.of(&layer.weight), added, raw.view())?;
+        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output };
+        let Some(norm) = &layer.norm else {
+            if layer.relu {
+                let identity = [vec![1.0f32; layer.output], vec![0.0; layer.output]].concat();
+                let identity = self.device().upload(&identity)?;
+                rows.apply(raw.view(), identity.view(), ResidualGpu::None, true, raw.view())?;
+            }
+            return Ok((raw, None));
+        };
+        let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
+        let moments = rows.moments(raw.view(), affine_of(norm, params), Some(running))?;
+        let y = raw.take_alike()?;
+        rows.apply(raw.view(), moments.affine.view(), ResidualGpu::None, layer.relu, y.view())?;
+        Ok((y, Some((raw, moments))))
+    }
+
+    fn dense_backward(
+        &self,
+        layer: &Dense,
+        learned: &mut Learned<Self>,
+        passed: Passed<Self>,
+        g: Buffer,
+        onto: Option<Buffer>,
+    ) -> Result<Buffer, GpuError> {
+        let (Passed { x, kept, output }, n) = (passed, g.view().len() / layer.output);
+        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output };
+        match (&layer.norm, kept) {
+            (Some(norm), Some((raw, moments))) => {
+                let of = Normalised { x: raw.view(), moments: &moments, output: output.map(Buffer::view) };
+                let (params, gradients) = (affine_of(norm, learned.params), gradients_of(norm, learned.gradients));
+                rows.backward(of, params, gradients, g.view(), None, (g.view(), false))?;
+            }
+            _ => {
+                if let Some(output) = output {
+                    rows.relu_backward(output.view(), g.view())?;
+                }
+            }
+        }
+        let gradient = |range: &std::ops::Range<usize>| learned.gradients.view().part(range.clone());
+        if let Some(bias) = &layer.bias {
+            add_column_sums(self.device(), Scalar::F32, g.view(), [n, layer.output], gradient(bias))?;
+        }
+        let (accumulate, (conv, on)) = (onto.is_some(), head(self, n, [layer.input, layer.output]));
+        let gx = onto.map_or_else(|| x.take_alike(), Ok)?;
+        conv.backward_data_gpu(on, g.view(), learned.params.of(&layer.weight), gx.view(), accumulate)?;
+        conv.backward_weight_gpu(on, x.view(), g.view(), gradient(&layer.weight))?;
+        Ok(gx)
+    }
+}

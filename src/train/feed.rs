@@ -1,0 +1,82 @@
+//! How images come to a device: the host augments, or a GPU does.
+
+use dfdx::prelude::Cpu;
+
+use super::{
+    batch::{Batch, Loaded, RawBatch},
+    views::{draw, make},
+};
+use crate::{
+    backend::{Backend, Gpu, Host},
+    dataset::{Split, augment::Pipeline},
+    ops::{conv2d::Size, cuda::Bridge, tensor::TensorDevice},
+};
+
+/// A device that images are prepared for.
+pub trait Feed: Backend {
+    /// What a loader makes of a batch ahead of its step.
+    type Prepared: Send + 'static;
+
+    /// Prepares the crops of `samples` in an epoch.
+    ///
+    /// # Errors
+    /// When an image cannot be read.
+    fn prepare(
+        split: &Split,
+        crops: &[(Pipeline, usize)],
+        seed: u64,
+        epoch: u64,
+        samples: &[u32],
+    ) -> anyhow::Result<Self::Prepared>;
+
+    /// What was prepared, on the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load(&self, prepared: Self::Prepared) -> Result<Loaded<Self>, Self::Error>;
+}
+
+/// The host trains on what it augmented.
+impl Feed for Host<f32>
+where
+    Cpu: TensorDevice<f32>,
+{
+    type Prepared = Batch<f32>;
+
+    fn prepare(
+        split: &Split,
+        crops: &[(Pipeline, usize)],
+        seed: u64,
+        epoch: u64,
+        samples: &[u32],
+    ) -> anyhow::Result<Batch<f32>> {
+        make(split, crops, seed, epoch, samples)
+    }
+
+    fn load(&self, batch: Batch<f32>) -> Result<Loaded<Self>, Self::Error> {
+        Loaded::new(self, batch)
+    }
+}
+
+/// Decoded and drawn on the host: the device makes the views, and no augmented image passes through the host.
+impl<D: TensorDevice<f32> + Bridge<f32>> Feed for Gpu<D> {
+    type Prepared = RawBatch;
+
+    fn prepare(
+        split: &Split,
+        crops: &[(Pipeline, usize)],
+        seed: u64,
+        epoch: u64,
+        samples: &[u32],
+    ) -> anyhow::Result<RawBatch> {
+        draw(split, crops, seed, epoch, samples)
+    }
+
+    fn load(&self, batch: RawBatch) -> Result<Loaded<Self>, Self::Error> {
+        let RawBatch { samples, labels, pieces } = batch;
+        let n = samples.len();
+        let size = |size: usize| Size { n, h: size, w: size };
+        let views = pieces.augment(self.device(), self.math().scalar())?;
+        Ok(Loaded { crops: views.into_iter().zip(pieces.sizes().map(size)).collect(), samples, labels })
+    }
+}

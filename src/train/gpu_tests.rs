@@ -1,0 +1,202 @@
+//! Training on the GPU at hand, or the emulation, against the host.
+
+use std::sync::Arc;
+
+use dfdx::prelude::Cpu;
+use image::RgbImage;
+use parquet::arrow::ArrowWriter;
+use rand::RngExt;
+use serde_json::json;
+
+use super::{
+    tests::{sweep_of_methods, sweep_of_methods_with_vit},
+    *,
+};
+use crate::{
+    backend::{Gpu, Host},
+    dataset::{
+        Sample, Split,
+        augment::AugmentationsConfig,
+        shard::{Batcher, properties, schema},
+    },
+    ops::{
+        conv2d::cuda::Math,
+        cuda::testing::one_gpu,
+        named::Values,
+        random::{Purpose, stream},
+    },
+};
+
+/// Images of a batch, and their height and width: small, as an emulated step takes long.
+const N: usize = 16;
+const SIZE: usize = 8;
+
+/// A batch that depends on `step` alone.
+fn batch(step: usize) -> Batch<f32> {
+    let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
+    let mut crop =
+        || Crop { images: (0..N * SIZE * SIZE * 3).map(|_| random.random::<f32>() - 0.5).collect(), size: SIZE };
+    let crops = vec![crop(), crop()];
+    Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
+}
+
+/// A GPU whose losses are on dfdx's CPU.
+fn gpu(precision: Precision) -> Option<Gpu<Cpu>> {
+    let math = if precision == Precision::F16 { Math::F16 } else { Math::F32 };
+    one_gpu().map(|gpu| Gpu::new(gpu, Cpu::default(), math))
+}
+
+fn trainer<B: Optimize>(on: &B, config: &PretrainConfig) -> Trainer<B> {
+    Trainer::new(on.clone(), config, 3, 64).unwrap()
+}
+
+/// Two steps of every method: the loss, where the first step leads, and what the loss is there, as on the CPU.
+#[test]
+fn every_method_trains_as_on_the_cpu() {
+    let Some(gpu) = gpu(Precision::F32) else { return };
+    for sections in sweep_of_methods().into_iter().chain(sweep_of_methods_with_vit()) {
+        let config = sections.config();
+        let mut cpu = trainer(&Host::<f32>::default(), &config);
+        let mut ours = trainer(&gpu, &config);
+        let start = cpu.online().unwrap().params;
+        // f32 through twenty batch norms; then through a step whose size the loss is sensitive to.
+        for (step, tolerance) in [(0, 1e-4), (1, 1e-2)] {
+            let batch = batch(step);
+            let expected = cpu.step(&Loaded::new(cpu.on(), batch.clone()).unwrap()).unwrap().expect("a row at once");
+            assert!(ours.step(&Loaded::new(&gpu, batch).unwrap()).unwrap().is_none());
+            let found = ours.settle().unwrap().expect("the step's row");
+            assert_eq!((found.step, found.momentum.to_bits()), (expected.step, expected.momentum.to_bits()));
+            assert_eq!(found.neighbours.len(), expected.neighbours.len());
+            assert_eq!(found.diagnosis.is_some(), expected.diagnosis.is_some());
+            if let (Some((found, _)), Some((expected, _))) = (found.diagnosis, expected.diagnosis) {
+                assert!((found.std - expected.std).abs() < 1e-3, "{found:?} not {expected:?}");
+            }
+            let (expected, found) = (expected.loss, found.loss);
+            let method = &config.method;
+            assert!(
+                (expected - found).abs() < tolerance * expected.abs().max(1.0),
+                "{method:?}: {found} not {expected}"
+            );
+            if step == 0 {
+                let moved =
+                    |params: &[f32]| params.iter().zip(&start).map(|(p, s)| f64::from(p - s)).collect::<Vec<_>>();
+                let (a, b) = (moved(&cpu.online().unwrap().params), moved(&ours.online().unwrap().params));
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+                let longer = (dot(&b, &b) / dot(&a, &a)).sqrt();
+                assert!(cosine > 0.999 && (longer - 1.0).abs() < 1e-2, "{method:?}: cosine {cosine}, {longer} as long");
+            }
+        }
+    }
+}
+
+/// A trainer that goes on, its rows a step behind, against one that settles after every step and is put together anew from
+/// its state after every update: the same rows and the same bits, in f32 with updates from two batches, and in f16.
+#[test]
+fn a_restored_trainer_goes_on_to_the_same_bits() {
+    let [resnet, vit] =
+        [sweep_of_methods(), sweep_of_methods_with_vit()].map(|mut all| all.pop().expect("SNCLR is the last"));
+    let cases = [(&resnet, Precision::F32, 2, 4), (&resnet, Precision::F16, 1, 2), (&vit, Precision::F32, 1, 2)];
+    for (sections, precision, gradient_accumulation, steps) in cases {
+        let Some(gpu) = gpu(precision) else { return };
+        let config = PretrainConfig { precision, gradient_accumulation, ..sections.config() };
+        let mut straight = trainer(&gpu, &config);
+        let mut broken = trainer(&gpu, &config);
+        let mut rows = [Vec::new(), Vec::new()];
+        for step in 0..steps {
+            let batch = Loaded::new(&gpu, batch(step)).unwrap();
+            rows[0].extend(straight.step(&batch).unwrap());
+            assert_eq!(rows[0].len(), step);
+            rows[1].extend(broken.step(&batch).unwrap());
+            rows[1].extend(broken.settle().unwrap());
+            if broken.between_updates() {
+                let state = broken.state().unwrap();
+                broken = trainer(&gpu, &config);
+                broken.restore(&state).unwrap();
+            }
+        }
+        rows[0].extend(straight.settle().unwrap());
+        // Churn and the like are NaN: compared as they are printed.
+        assert_eq!(format!("{:?}", rows[0]), format!("{:?}", rows[1]), "{precision:?}");
+        assert!(rows[0].iter().any(|row| row.diagnosis.is_some()) && rows[0].len() == steps);
+        let bits = |trainer: &Trainer<Gpu<Cpu>>| -> Vec<(String, Vec<u64>)> {
+            let values = |values: &Values<f32>| match values {
+                Values::Real(values) => values.iter().map(|v| u64::from(v.to_bits())).collect(),
+                Values::Integer(values) => values.iter().map(|v| *v as u64).collect(),
+            };
+            trainer.state().unwrap().iter().map(|t| (t.name.clone(), values(&t.values))).collect()
+        };
+        assert!(bits(&straight) == bits(&broken), "{precision:?}");
+        assert_eq!((straight.steps(), straight.between_updates()), (steps as u64, true));
+        let shared = straight.momentum().unwrap().expect("SNCLR has a momentum branch").params.len();
+        assert!(shared < straight.model().params.len());
+        let scaling = straight.scaling().unwrap();
+        assert_eq!(scaling.map(|s| s.taken + s.skipped), (precision == Precision::F16).then_some(2));
+    }
+}
+
+#[test]
+fn training_starts_from_given_values_in_both_branches() {
+    let Some(gpu) = gpu(Precision::F32) else { return };
+    let sections = sweep_of_methods().remove(0);
+    let mut trainer = trainer(&gpu, &sections.config());
+    let (params, buffers) = trainer.model().encoder_len();
+    trainer.start_encoder_from([&vec![0.5; params], &vec![2.0; buffers]]).unwrap();
+    let (online, momentum) = (trainer.online().unwrap(), trainer.momentum().unwrap().expect("InfoNCE has one"));
+    for branch in [online, momentum] {
+        assert!(
+            branch.params[..params].iter().all(|p| *p == 0.5) && branch.buffers[..buffers].iter().all(|b| *b == 2.0)
+        );
+        assert!(branch.params[params..].iter().any(|p| *p != 0.5));
+    }
+}
+
+/// A split of pictures of different sizes, in a shard.
+fn split(dir: &std::path::Path) -> Split {
+    let mut batcher = Batcher::default();
+    for i in 0..3 * N as u32 {
+        let picture = RgbImage::from_fn(9 + i % 7, 30 - i % 11, |x, y| {
+            image::Rgb([(x * 29 + i) as u8, (y * 31) as u8, (x * y * 3 + i * 5) as u8])
+        });
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        let sample = Sample { bytes: bytes.into_inner(), path: None, label: Some(i64::from(i % 3)) };
+        assert!(batcher.push(sample).unwrap().is_none());
+    }
+    let path = dir.join("train-00000.parquet");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, schema(), Some(properties())).unwrap();
+    writer.write(&batcher.finish().unwrap().expect("images")).unwrap();
+    writer.close().unwrap();
+    Split::open(&[path]).unwrap()
+}
+
+/// What the device augments has the bits of what the CPU does: so has all that training makes of it.
+#[test]
+fn training_is_the_same_wherever_images_are_augmented() {
+    let Some(gpu) = gpu(Precision::F32) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let split = Arc::new(split(dir.path()));
+    let view = json!({
+        "random_resized_crop": {},
+        "color_jitter": { "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1 },
+        "grayscale": { "p": 0.2 },
+        "gaussian_blur": { "p": 0.5 },
+        "solarize": { "p": 0.2 },
+        "horizontal_flip": { "p": 0.5 }
+    });
+    let local = json!({ "count": 1, "size": 8, "view": view });
+    let augmentations = json!({ "size": 8, "view1": view, "view2": view, "local_crops": local });
+    let augmentations: AugmentationsConfig = serde_json::from_value(augmentations).unwrap();
+    let sections = sweep_of_methods().remove(0);
+    // The first batch of the second epoch.
+    let here = Loader::<Host<f32>>::start(split.clone(), &augmentations.of_training(), 5, N, 3, 3..4).next().unwrap();
+    let there = Loader::<Gpu<Cpu>>::start(split, &augmentations.of_training(), 5, N, 3, 3..4).next().unwrap();
+    let [here, there] = [Loaded::new(&gpu, here), gpu.load(there)].map(|batch| {
+        let mut trainer = trainer(&gpu, &sections.config());
+        assert!(trainer.step(&batch.unwrap()).unwrap().is_none(), "a row comes with the next step");
+        let row = trainer.settle().unwrap().expect("the step's row");
+        (row.loss.to_bits(), trainer.online().unwrap())
+    });
+    assert!(here == there);
+}

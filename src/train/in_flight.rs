@@ -1,0 +1,37 @@
+//! A step that was launched: its row can be made when what it is made of has come to the host.
+
+use super::{
+    StepRow,
+    recorder::{Projections, Recorder},
+    schedule::Due,
+};
+use crate::{
+    method::Positives,
+    ops::{Real, later::Later},
+};
+
+/// What the row of a step will be made of.
+pub struct InFlight<E> {
+    pub due: Due,
+    pub samples: Vec<i64>,
+    pub labels: Vec<i64>,
+    pub loss: Later<Vec<E>>,
+    pub positives: Later<Positives<E>>,
+    /// Projections of both full views, where the step is looked at closely, and their width.
+    pub y: Option<([Later<Vec<E>>; 2], usize)>,
+}
+
+impl<E: Real> InFlight<E> {
+    /// The row. Waits for what is still on its way.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn land(self, recorder: &mut Recorder) -> anyhow::Result<StepRow> {
+        let (loss, positives) = (self.loss.wait()?[0].as_f64(), self.positives.wait()?);
+        let projections = match self.y {
+            Some(([y1, y2], dim)) => Some(Projections { y: [y1.wait()?, y2.wait()?], dim }),
+            None => None,
+        };
+        Ok(recorder.row(self.due, loss, &positives, [&self.samples, &self.labels], projections))
+    }
+}

@@ -1,0 +1,281 @@
+//! Optimisers on a GPU, with loss scaling for f16, and what follows the parameters in the same pass: the moving average and
+//! copies in half precision. Nothing here waits for the device.
+
+use std::ops::Range;
+
+use super::{Average, Optimize, Update, moments};
+use crate::{
+    backend::{Gpu as OnGpu, gpu::Params},
+    ops::{
+        arena::Layout,
+        conv2d::cuda::Math,
+        cuda::{Arg, Bridge, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
+        named::{NamedTensor, Values},
+        normalize,
+        tensor::TensorDevice,
+    },
+    train::OptimizerConfig,
+};
+
+/// The kernels.
+pub static SOURCE: Source = Source {
+    name: "optimizer",
+    defines: "",
+    text: include_str!("optimizer.cu"),
+    kernels: &[
+        "sgd_step",
+        "adamw_prepare",
+        "adamw_step",
+        "lars_norms",
+        "lars_trust",
+        "lars_step",
+        "follow_all",
+        "scale",
+        "find_non_finite",
+        "begin_update",
+    ],
+};
+
+/// Elements per block of an update.
+const CHUNK: usize = 4096;
+/// Most blocks of a pass over a whole buffer.
+const BLOCKS: usize = 2048;
+/// Loss scale to begin with, and steps without overflow after which it doubles (torch's defaults).
+pub(super) const FIRST_SCALE: f32 = 65536.0;
+const GROWTH_INTERVAL: i32 = 2000;
+/// Floats of the state that a checkpoint holds.
+const KEPT: usize = 5;
+
+/// What follows the parameters in the pass that moves them, as the kernels take it: the average, and the encoders' copies in
+/// half precision.
+fn followers<D: TensorDevice<f32> + Bridge<f32>>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
+    let target = average.map(|average| &*average.target);
+    let averaged = target.map_or(0, |target| target.all().len());
+    let (len, encoder, m) = (params.all().len(), params.encoder(), average.map_or(0.0, |average| average.momentum));
+    assert!(averaged <= len && encoder <= len, "what follows is part of the parameters");
+    let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
+    let half = [params.half(), target.and_then(Params::half)].map(|half| Arg::optional(half, Kind::F16, encoder));
+    let target = Arg::optional(target.map(Params::all), Kind::F32, averaged);
+    [target, Arg::count(averaged), keep, take, half[0], half[1], Arg::count(encoder)]
+}
+
+/// How loss scaling went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Factor on the gradients of the features.
+    pub scale: f32,
+    /// Updates that were skipped because a gradient overflowed.
+    pub skipped: u64,
+    /// Updates that were taken.
+    pub taken: u64,
+}
+
+impl std::fmt::Display for Scaling {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { scale, skipped, taken } = self;
+        write!(f, "loss scale {scale}; {skipped} of {} updates skipped by overflow", skipped + taken)
+    }
+}
+
+/// An optimiser with its state on a GPU.
+#[derive(Debug)]
+pub struct OptimizerGpu {
+    config: OptimizerConfig,
+    gpu: Gpu,
+    layout: Layout,
+    /// Which tensors are moved, and the chunks of all on the device.
+    chunks: Option<(Vec<bool>, Buffer, usize)>,
+    /// One or two buffers, laid out like the parameters.
+    moments: Vec<Buffer>,
+    /// [`KEPT`] floats: loss scale, steps since it changed, whether this update is skipped, skipped updates, updates taken;
+    /// and what this update multiplies gradients by.
+    state: Buffer,
+    /// Whether gradients of the first so many parameters are scaled; 0 for f32.
+    scaled: usize,
+}
+
+impl OptimizerGpu {
+    /// A fresh optimiser for the parameters of `layout`. The gradients of the first `scaled` are computed in f16.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn new(gpu: &Gpu, config: &OptimizerConfig, layout: &Layout, scaled: usize) -> Result<Self, GpuError> {
+        let moments: Result<Vec<_>, _> = (0..moments(config)).map(|_| gpu.zeros(Kind::F32, layout.len())).collect();
+        let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
+        let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0, 1.0])?;
+        let (config, gpu, layout) = (config.clone(), gpu.clone(), layout.clone());
+        Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
+    }
+
+    /// Multiplies the features' gradient by the loss scale.
+    fn scale_features(&self, gradient: View) -> Result<(), GpuError> {
+        if self.scaled == 0 {
+            return Ok(());
+        }
+        let len = gradient.len();
+        let args = [gradient.arg(Kind::F32, len), Arg::count(len), self.state.arg()];
+        // SAFETY: the gradient has `len` values.
+        unsafe { self.gpu.launch(&SOURCE, "scale", strided(len), &args) }
+    }
+
+    /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
+    /// counted; what follows does so all the same.
+    fn step<D: TensorDevice<f32> + Bridge<f32>>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
+        let Update { params, gradients, batches, learning_rate, trains, average } = update;
+        let len = self.layout.len();
+        let gradients = gradients.view().arg(Kind::F32, len);
+        let mut flags = None;
+        if self.scaled > 0 {
+            let blocks = self.scaled.div_ceil(THREADS).min(BLOCKS);
+            let found = self.gpu.take(Kind::I32, blocks)?;
+            let args = [gradients, Arg::count(self.scaled), found.arg()];
+            // SAFETY: as many gradients are scaled, and every block has its flag.
+            unsafe { self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args) }?;
+            flags = Some(found);
+        }
+        let blocks = flags.as_ref().map_or(0, |flags| flags.view().len());
+        let flags = Arg::optional(flags.as_ref().map(Buffer::view), Kind::I32, blocks);
+        let args = [flags, Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
+        // SAFETY: there are as many flags.
+        unsafe { self.gpu.launch(&SOURCE, "begin_update", [1, 1, 1], &args) }?;
+
+        self.find_chunks(trains)?;
+        let (_, chunks, count) = self.chunks.as_ref().expect("found just now");
+        let grid = [*count, 1, 1];
+        let tensors = [chunks.arg(), self.state.arg(), params.all().arg(Kind::F32, len)];
+        let share = Arg::Float((1.0 / batches as f64) as f32);
+        let gradients = [gradients, Arg::count(self.scaled), share];
+        let moved = [&tensors[..], &gradients, &[self.moments[0].arg()], &followers(params, average.as_ref())].concat();
+        // SAFETY: of every launch below: chunks lie within parameters, gradients and moments, of which the layout says how many
+        // there are, and the others have what their kernels say of each chunk or tensor.
+        let launch = |kernel: &str, grid, args: &[Arg]| unsafe { self.gpu.launch(&SOURCE, kernel, grid, args) };
+        let run = |kernel: &str, more: &[Arg]| launch(kernel, grid, &[&moved[..], more].concat());
+        let lr = learning_rate;
+        match &self.config {
+            OptimizerConfig::Sgd(c) => run("sgd_step", &[lr, c.momentum, c.weight_decay].map(|v| Arg::Float(v as f32))),
+            OptimizerConfig::Adamw(c) => {
+                let coefficients = self.gpu.take(Kind::F32, 2)?;
+                let [b1, b2] = c.betas;
+                let args = [self.state.arg(), Arg::Double(lr), Arg::Double(b1), Arg::Double(b2), coefficients.arg()];
+                launch("adamw_prepare", [1, 1, 1], &args)?;
+                let numbers = [1.0 - lr * c.weight_decay, b1, 1.0 - b1, b2, 1.0 - b2, c.eps];
+                let numbers = numbers.map(|v| Arg::Float(v as f32));
+                run("adamw_step", &[&[self.moments[1].arg(), coefficients.arg()][..], &numbers].concat())
+            }
+            OptimizerConfig::Lars(c) => {
+                let norms = self.gpu.take(Kind::F64, count * 2)?;
+                let trust = self.gpu.take(Kind::F32, self.layout.entries.len())?;
+                let decay = Arg::Float(c.weight_decay as f32);
+                let args = [&tensors[..], &gradients, &[decay, norms.arg()]].concat();
+                launch("lars_norms", grid, &args)?;
+                let args = [chunks.arg(), Arg::count(*count), norms.arg(), Arg::Double(c.eta), trust.arg()];
+                launch("lars_trust", one_each(*count), &args)?;
+                run("lars_step", &[trust.arg(), Arg::Float(lr as f32), Arg::Float(c.momentum as f32), decay])
+            }
+        }
+    }
+
+    /// None in f32.
+    fn scaling(&self) -> Result<Option<Scaling>, GpuError> {
+        if self.scaled == 0 {
+            return Ok(None);
+        }
+        let state: Vec<f32> = self.state.read()?;
+        Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
+    }
+
+    /// As on the host, and the loss scaling's state in f16.
+    fn state(&self) -> Result<Vec<NamedTensor<f32>>, GpuError> {
+        let mut state = Vec::new();
+        for (i, moment) in self.moments.iter().enumerate() {
+            state.push(NamedTensor::real(format!("optimizer.moment{}", i + 1), &[self.layout.len()], moment.read()?));
+        }
+        let values: Vec<f32> = self.gpu.read(self.state.view().part(0..KEPT))?;
+        state.push(NamedTensor::integer("optimizer.steps", &[1], vec![values[4] as i64]));
+        if self.scaled > 0 {
+            state.push(NamedTensor::real("optimizer.loss_scaling", &[KEPT], values));
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
+        for tensor in tensors {
+            match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
+                (Some("steps"), Values::Integer(steps)) => {
+                    self.gpu.write(self.state.view().part(4..KEPT), &[steps[0] as f32])?;
+                }
+                (Some("moment1"), Values::Real(moment)) => self.gpu.write(self.moments[0].view(), moment)?,
+                (Some("moment2"), Values::Real(moment)) => self.gpu.write(self.moments[1].view(), moment)?,
+                (Some("loss_scaling"), Values::Real(values)) => {
+                    self.gpu.write(self.state.view().part(0..KEPT), values)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays out the chunks of all tensors, unless the same ones are moved as the last time.
+    fn find_chunks(&mut self, moved: Vec<bool>) -> Result<(), GpuError> {
+        if self.chunks.as_ref().is_some_and(|(known, ..)| *known == moved) {
+            return Ok(());
+        }
+        let mut chunks: Vec<i32> = Vec::new();
+        for (i, entry) in self.layout.entries.iter().enumerate() {
+            for offset in entry.range().step_by(CHUNK) {
+                let length = CHUNK.min(entry.range().end - offset);
+                let (weight, moves) = (entry.shape.len() > 1, moved[i]);
+                chunks.extend([offset as i32, length as i32, i as i32, weight.into(), moves.into()]);
+            }
+        }
+        let count = chunks.len() / 5;
+        self.chunks = Some((moved, self.gpu.upload(&chunks)?, count));
+        Ok(())
+    }
+}
+
+impl<D: TensorDevice<f32> + Bridge<f32>> Optimize for OnGpu<D> {
+    type Optimizer = OptimizerGpu;
+
+    fn optimizer(&self, config: &OptimizerConfig, layout: &Layout, encoder: usize) -> Result<OptimizerGpu, GpuError> {
+        let scaled = if self.math() == Math::F16 { encoder } else { 0 };
+        OptimizerGpu::new(self.device(), config, layout, scaled)
+    }
+
+    fn update(&self, optimizer: &mut OptimizerGpu, update: Update<Self>) -> Result<(), GpuError> {
+        optimizer.step(update)
+    }
+
+    fn average(&self, params: &Params, average: Average<Self>) -> Result<(), GpuError> {
+        let len = average.target.all().len();
+        let from = params.all().part(0..len).arg(Kind::F32, len);
+        let args = [&[from, Arg::count(len)][..], &followers(params, Some(&average))].concat();
+        // SAFETY: there are `len` parameters, and what follows is no longer.
+        unsafe { self.device().launch(&SOURCE, "follow_all", strided(len), &args) }
+    }
+
+    fn normalize_rows(&self, params: &mut Params, range: Range<usize>, columns: usize) -> Result<(), GpuError> {
+        let (rows, count) = (params.all().part(range.clone()), range.len() / columns);
+        normalize::cuda::forward(self.device(), rows, [count, columns], rows, None)
+    }
+
+    fn scale_features(&self, optimizer: &OptimizerGpu, g: &mut Buffer) -> Result<(), GpuError> {
+        optimizer.scale_features(g.view())
+    }
+
+    fn scaling(&self, optimizer: &OptimizerGpu) -> Result<Option<Scaling>, GpuError> {
+        optimizer.scaling()
+    }
+
+    fn optimizer_state(&self, optimizer: &OptimizerGpu) -> Result<Vec<NamedTensor<f32>>, GpuError> {
+        optimizer.state()
+    }
+
+    fn restore_optimizer(&self, optimizer: &mut OptimizerGpu, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
+        optimizer.restore(tensors)
+    }
+}
+
+fn strided(len: usize) -> [usize; 3] {
+    [len.div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
+}

@@ -1,0 +1,95 @@
+//! The crops that a network sees of images in an epoch of training.
+
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::batch::{Batch, Crop, RawBatch};
+use crate::{
+    dataset::{
+        Split,
+        augment::{
+            Pipeline, TrainingSection,
+            cuda::{Piece, Pieces},
+        },
+    },
+    ops::random::{Purpose, stream},
+};
+
+/// The pipeline of each crop and its size in pixels: both full views, then the small crops.
+pub(super) fn crops(config: &TrainingSection) -> Vec<(Pipeline, usize)> {
+    let crop = |view, size: u32| (Pipeline::new(view, size, [&config.mean, &config.std]), size as usize);
+    let mut crops = vec![crop(config.view1, config.size), crop(config.view2, config.size)];
+    if let Some(local) = config.local_crops {
+        crops.extend((0..local.count).map(|_| crop(&local.view, local.size)));
+    }
+    crops
+}
+
+/// The crops that `samples` have in an epoch of training, in full: what the network sees of them.
+///
+/// # Errors
+/// When an image cannot be read.
+pub fn augment(
+    split: &Split,
+    augmentations: &TrainingSection,
+    seed: u64,
+    epoch: u64,
+    samples: &[u32],
+) -> anyhow::Result<Batch<f32>> {
+    make(split, &crops(augmentations), seed, epoch, samples)
+}
+
+/// Augments every crop of `samples`.
+pub(super) fn make(
+    split: &Split,
+    crops: &[(Pipeline, usize)],
+    seed: u64,
+    epoch: u64,
+    samples: &[u32],
+) -> anyhow::Result<Batch<f32>> {
+    let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; samples.len() * size * size * 3]).collect();
+    // The places of each sample's crops.
+    let mut places: Vec<Vec<&mut [f32]>> = samples.iter().map(|_| Vec::with_capacity(crops.len())).collect();
+    for (images, (_, size)) in images.iter_mut().zip(crops) {
+        places.iter_mut().zip(images.chunks_exact_mut(size * size * 3)).for_each(|(all, place)| all.push(place));
+    }
+    samples.par_iter().zip(places).try_for_each(|(sample, places)| {
+        let image = split.image(*sample as usize)?;
+        for (view, ((pipeline, _), place)) in crops.iter().zip(places).enumerate() {
+            pipeline.apply(&image, &mut view_stream(seed, epoch, *sample, view), place);
+        }
+        anyhow::Ok(())
+    })?;
+    let crops = images.into_iter().zip(crops).map(|(images, (_, size))| Crop { images, size: *size }).collect();
+    let (samples, labels) = numbers(split, samples);
+    Ok(Batch { samples, labels, crops })
+}
+
+/// Decodes `samples` and draws every crop of them.
+pub(super) fn draw(
+    split: &Split,
+    crops: &[(Pipeline, usize)],
+    seed: u64,
+    epoch: u64,
+    samples: &[u32],
+) -> anyhow::Result<RawBatch> {
+    let pipelines: Vec<Pipeline> = crops.iter().map(|(pipeline, _)| pipeline.clone()).collect();
+    let piece = |sample: &u32| {
+        let image = split.image(*sample as usize)?;
+        anyhow::Ok(Piece::new(&image, &pipelines, |view| view_stream(seed, epoch, *sample, view)))
+    };
+    let pieces: Vec<Piece> = samples.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
+    let (samples, labels) = numbers(split, samples);
+    Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
+}
+
+/// What is random of one view of a sample in an epoch.
+fn view_stream(seed: u64, epoch: u64, sample: u32, view: usize) -> ChaCha8Rng {
+    stream(seed, Purpose::Augment, epoch, sample as u64, view as u32)
+}
+
+/// Index and label of each sample; -1 where there is none.
+fn numbers(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
+    let label = |sample: &u32| split.label(*sample as usize).unwrap_or(-1);
+    (samples.iter().map(|s| *s as i64).collect(), samples.iter().map(label).collect())
+}
