@@ -20,13 +20,6 @@ pub enum Residual<'a, B: Convolutions> {
     Normed(&'a B::Normed),
 }
 
-/// What followed a batch norm.
-pub enum Relu<'a, B: Memory> {
-    None,
-    /// A ReLU with this output.
-    Output(&'a B::Buffer),
-}
-
 /// Convolutions with batch norms, and pooling; images are [n, h, w, channels].
 pub trait Convolutions: Memory {
     /// A convolution's output and the batch norm behind it, which is still to be applied.
@@ -51,14 +44,14 @@ pub trait Convolutions: Memory {
     /// relu(norm(x) + residual).
     fn output(&self, x: &Self::Normed, residual: Residual<Self>) -> Result<Self::Buffer, Self::Error>;
 
-    /// The gradient of a convolution's output from `g`, that of what follows its batch norm: the norm's output, or the ReLU's.
-    /// Adds to the gradients of the norm's parameters.
+    /// The gradient of a convolution's output from `g`, that of its batch norm's output or, where `output` is that of a ReLU
+    /// behind it, of the ReLU's. Adds to the gradients of the norm's parameters.
     fn norm_backward(
         &self,
         layer: &BatchNorm,
         learned: &mut Learned<Self>,
         x: Self::Normed,
-        relu: Relu<Self>,
+        output: Option<&Self::Buffer>,
         g: Self::Buffer,
     ) -> Result<Self::Buffer, Self::Error>;
 

@@ -13,7 +13,7 @@ mod perceptrons;
 mod transformers;
 
 pub use bank::{Banks, Marks, Nearest, Origins};
-pub use convolutions::{Convolutions, Relu, Residual, Source};
+pub use convolutions::{Convolutions, Residual, Source};
 pub use gpu::Gpu;
 pub use host::Host;
 pub use perceptrons::{Passed, Perceptrons};

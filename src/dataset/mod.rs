@@ -22,6 +22,9 @@ mod webdataset;
 pub use config::*;
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
+use sample::MOST_CLASSES;
 pub use sample::{LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
-pub use source::{SourceFile, count, read, source_files};
+#[cfg(test)]
+use source::count;
+pub use source::{Source, SourceFile, has_split, read, source_files};

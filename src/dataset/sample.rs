@@ -19,6 +19,11 @@ impl SplitName {
     /// Both, in the order in which they are ingested.
     pub const ALL: [SplitName; 2] = [SplitName::Train, SplitName::Test];
 
+    /// Its place among [`SplitName::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
     /// `train` or `test`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -33,6 +38,9 @@ impl fmt::Display for SplitName {
         f.write_str(self.as_str())
     }
 }
+
+/// A label above this is a mistake: a number or text that tells every image apart.
+pub(super) const MOST_CLASSES: usize = 1_000_000;
 
 /// One image of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    DataConfig, DataError, ReadSummary, SplitName, cifar10, idx, image_folder,
+    DataConfig, DataError, FilesConfig, IdxConfig, ReadSummary, Sample, SplitName, SyntheticConfig, cifar10, idx,
+    image_folder,
     ingest::Sink,
     synthetic,
-    table::{self, Container},
-    webdataset,
+    table::{self, Container, Tables},
+    webdataset::{self, Archives},
 };
 
 /// A file that the content of a data set depends on.
@@ -49,25 +50,85 @@ pub fn source_files(config: &DataConfig, base: &Path) -> Result<Vec<SourceFile>,
     Ok(files)
 }
 
-/// How many images the split should yield, without reading them; None where the source does not have the split.
-///
-/// Relative paths are taken from the current directory, here and in [`read`].
-pub fn count(config: &DataConfig, split: SplitName) -> Result<Option<u64>, DataError> {
-    let here = Path::new("");
-    let count = match config {
-        DataConfig::Synthetic(config) => synthetic::count(config, split),
-        DataConfig::ImageFolder(config) => image_folder::count(config, split, here)?,
-        DataConfig::Parquet(config) => table::count(Container::Parquet, config, split, here)?,
-        DataConfig::Arrow(config) => table::count(Container::Arrow, config, split, here)?,
-        DataConfig::Webdataset(config) => webdataset::count(config, split, here)?,
-        DataConfig::Cifar10(config) => cifar10::count(config, split, here)?,
-        DataConfig::Idx(config) => idx::count(config, split, here)?,
-    };
-    Ok(has_split(config, split).then_some(count))
+/// A source whose tables and archives have been looked through once, for both splits.
+pub struct Source<'a> {
+    has_test: bool,
+    kind: Kind<'a>,
 }
 
-/// Whether the source has the split at all.
-fn has_split(config: &DataConfig, split: SplitName) -> bool {
+enum Kind<'a> {
+    Synthetic(&'a SyntheticConfig),
+    ImageFolder(&'a FilesConfig),
+    Tables(Tables<'a>),
+    Archives(Archives<'a>),
+    Cifar10(&'a FilesConfig),
+    Idx(&'a IdxConfig),
+}
+
+impl<'a> Source<'a> {
+    /// Looks tables and archives through. Relative paths are taken from the current directory.
+    ///
+    /// Errors: files of these that are not there, or not of the format.
+    pub fn open(config: &'a DataConfig) -> Result<Self, DataError> {
+        let here = Path::new("");
+        let kind = match config {
+            DataConfig::Synthetic(config) => Kind::Synthetic(config),
+            DataConfig::ImageFolder(config) => Kind::ImageFolder(config),
+            DataConfig::Parquet(config) => Kind::Tables(Tables::open(Container::Parquet, config, here)?),
+            DataConfig::Arrow(config) => Kind::Tables(Tables::open(Container::Arrow, config, here)?),
+            DataConfig::Webdataset(config) => Kind::Archives(Archives::open(config, here)?),
+            DataConfig::Cifar10(config) => Kind::Cifar10(config),
+            DataConfig::Idx(config) => Kind::Idx(config),
+        };
+        Ok(Source { has_test: has_split(config, SplitName::Test), kind })
+    }
+
+    /// How many images the split should yield, without reading them; None where the source does not have the split.
+    pub fn count(&self, split: SplitName) -> Result<Option<u64>, DataError> {
+        if !self.has(split) {
+            return Ok(None);
+        }
+        let here = Path::new("");
+        Ok(Some(match &self.kind {
+            Kind::Synthetic(config) => synthetic::count(config, split),
+            Kind::ImageFolder(config) => image_folder::count(config, split, here)?,
+            Kind::Tables(tables) => tables.count(split),
+            Kind::Archives(archives) => archives.count(split),
+            Kind::Cifar10(config) => cifar10::count(config, split, here)?,
+            Kind::Idx(config) => idx::count(config, split, here)?,
+        }))
+    }
+
+    /// Streams a split to `sink` in a stable order, checking that every image decodes; memory does not grow with the split.
+    ///
+    /// A split that the source does not have yields nothing. Errors: [`DataError`]s, and whatever `sink` returns.
+    pub fn read(
+        &self,
+        split: SplitName,
+        sink: &mut dyn FnMut(Sample) -> anyhow::Result<()>,
+    ) -> anyhow::Result<ReadSummary> {
+        if !self.has(split) {
+            return Ok(ReadSummary::default());
+        }
+        let here = Path::new("");
+        let sink: &mut Sink = sink;
+        match &self.kind {
+            Kind::Synthetic(config) => synthetic::read(config, split, sink),
+            Kind::ImageFolder(config) => image_folder::read(config, split, here, sink),
+            Kind::Tables(tables) => tables.read(split, sink),
+            Kind::Archives(archives) => archives.read(split, sink),
+            Kind::Cifar10(config) => cifar10::read(config, split, here, sink),
+            Kind::Idx(config) => idx::read(config, split, here, sink),
+        }
+    }
+
+    fn has(&self, split: SplitName) -> bool {
+        split == SplitName::Train || self.has_test
+    }
+}
+
+/// Whether a source has the split at all.
+pub fn has_split(config: &DataConfig, split: SplitName) -> bool {
     split == SplitName::Train
         || match config {
             DataConfig::Synthetic(_) => true,
@@ -79,26 +140,17 @@ fn has_split(config: &DataConfig, split: SplitName) -> bool {
         }
 }
 
-/// Streams a split to `sink` in a stable order, checking that every image decodes; memory does not grow with the split.
-///
-/// A split that the source does not have yields nothing. Errors: [`DataError`]s, and whatever `sink` returns.
+/// [`Source::read`] of a source that is opened for one split alone.
 pub fn read(
     config: &DataConfig,
     split: SplitName,
-    sink: &mut dyn FnMut(super::Sample) -> anyhow::Result<()>,
+    sink: &mut dyn FnMut(Sample) -> anyhow::Result<()>,
 ) -> anyhow::Result<ReadSummary> {
-    if !has_split(config, split) {
-        return Ok(ReadSummary::default());
-    }
-    let here = Path::new("");
-    let sink: &mut Sink = sink;
-    match config {
-        DataConfig::Synthetic(config) => synthetic::read(config, split, sink),
-        DataConfig::ImageFolder(config) => image_folder::read(config, split, here, sink),
-        DataConfig::Parquet(config) => table::read(Container::Parquet, config, split, here, sink),
-        DataConfig::Arrow(config) => table::read(Container::Arrow, config, split, here, sink),
-        DataConfig::Webdataset(config) => webdataset::read(config, split, here, sink),
-        DataConfig::Cifar10(config) => cifar10::read(config, split, here, sink),
-        DataConfig::Idx(config) => idx::read(config, split, here, sink),
-    }
+    Source::open(config)?.read(split, sink)
+}
+
+/// [`Source::count`] of a source that is opened for nothing else.
+#[cfg(test)]
+pub fn count(config: &DataConfig, split: SplitName) -> Result<Option<u64>, DataError> {
+    Source::open(config)?.count(split)
 }

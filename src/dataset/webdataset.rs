@@ -16,7 +16,7 @@ use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType};
 
 use super::{
-    DataError, FilesConfig, LeftOut, ReadSummary, Sample, Skipped, SplitName,
+    DataError, FilesConfig, LeftOut, MOST_CLASSES, ReadSummary, Sample, Skipped, SplitName,
     decode::{HEAD, Kind, Refusal, verify},
     image_folder::is_image_ending,
     ingest::{Sink, ingest},
@@ -32,8 +32,6 @@ const MOST_BYTES: u64 = 1 << 31;
 /// Members that belong to an image and are no images, by their ending; JSON may hold the label.
 const LABEL: &str = "cls";
 const JSON: &str = "json";
-/// A label above this is a mistake, such as a number that tells every image apart.
-const MOST_CLASSES: i64 = 1_000_000;
 /// Bytes that a label or its JSON may have.
 const MOST_TEXT: u64 = 1 << 20;
 /// Samples that the archive is read ahead.
@@ -67,72 +65,84 @@ pub(super) fn files(config: &FilesConfig, split: SplitName, base: &Path) -> Resu
     }
 }
 
-pub(super) fn count(config: &FilesConfig, split: SplitName, base: &Path) -> Result<u64, DataError> {
-    files(config, split, base)?.paths.iter().map(|path| Ok(outline(path)?.samples)).sum()
+/// The archives of both splits.
+pub struct Archives<'a> {
+    config: &'a FilesConfig,
+    /// The training split's, then the test split's.
+    splits: [(Files, Outline); 2],
+    /// The labels of both splits count by the same names, whichever is read.
+    classes: Classes,
 }
 
-pub(super) fn read(
-    config: &FilesConfig,
-    split: SplitName,
-    base: &Path,
-    sink: &mut Sink,
-) -> anyhow::Result<ReadSummary> {
-    let found = files(config, split, base)?;
-    // The labels of both splits count by the same names, whichever is read.
-    let mut outlines = Vec::new();
-    for split in SplitName::ALL {
-        let mut whole = Outline::default();
-        for path in files(config, split, base)?.paths {
-            let Outline { samples, labels, folders } = outline(&path)?;
-            whole.samples += samples;
-            whole.labels.extend(labels);
-            whole.folders.extend(folders);
-        }
-        outlines.push(whole);
+impl<'a> Archives<'a> {
+    /// Reads them through for their labels.
+    pub fn open(config: &'a FilesConfig, base: &Path) -> Result<Self, DataError> {
+        let of = |split| {
+            let (files, mut whole) = (files(config, split, base)?, Outline::default());
+            for path in &files.paths {
+                let Outline { samples, labels, folders } = outline(path)?;
+                whole.samples += samples;
+                whole.labels.extend(labels);
+                whole.folders.extend(folders);
+            }
+            Ok((files, whole))
+        };
+        let splits = [of(SplitName::Train)?, of(SplitName::Test)?];
+        let classes = Classes::new([&splits[0].1, &splits[1].1]);
+        Ok(Archives { config, splits, classes })
     }
-    let classes = Classes::new(&outlines);
-    let mut left_out = BTreeMap::<String, u64>::new();
-    let mut most = -1;
-    let samples = found.paths.iter().flat_map(|path| {
-        let name = path.display().to_string();
-        members(path).map(move |member| member.map(|member| (name.clone(), member)))
-    });
-    let items = samples.filter_map(|member| {
-        let (archive, member) = match member {
-            Ok(member) => member,
-            Err(error) => return Some(Err(error)),
-        };
-        if member.image.is_none() && member.too_large.is_none() {
-            for ending in member.others {
-                *left_out.entry(format!("*.{ending}")).or_default() += 1;
+
+    pub fn count(&self, split: SplitName) -> u64 {
+        self.splits[split.index()].1.samples
+    }
+
+    pub fn read(&self, split: SplitName, sink: &mut Sink) -> anyhow::Result<ReadSummary> {
+        let Archives { config, splits, classes } = self;
+        let (found, _) = &splits[split.index()];
+        let mut left_out = BTreeMap::<String, u64>::new();
+        let mut most = -1;
+        let samples = found.paths.iter().flat_map(|path| {
+            let name = path.display().to_string();
+            members(path).map(move |member| member.map(|member| (name.clone(), member)))
+        });
+        let items = samples.filter_map(|member| {
+            let (archive, member) = match member {
+                Ok(member) => member,
+                Err(error) => return Some(Err(error)),
+            };
+            if member.image.is_none() && member.too_large.is_none() {
+                for ending in member.others {
+                    *left_out.entry(format!("*.{ending}")).or_default() += 1;
+                }
+                return None;
             }
-            return None;
-        }
-        let label = match classes.number(split, &member) {
-            Ok(label) => label,
-            Err(label) => {
-                let name = format!("{archive}: {}", member.key);
-                return Some(Err(DataError::LabelRange { name, label, classes: MOST_CLASSES as usize }));
+            let label = match classes.number(split, &member) {
+                Ok(label) => label,
+                Err(label) => {
+                    let name = format!("{archive}: {}", member.key);
+                    return Some(Err(DataError::LabelRange { name, label, classes: MOST_CLASSES }));
+                }
+            };
+            most = most.max(label.unwrap_or(-1));
+            let size = member.image.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
+            Some(Ok((size, (archive, member, label))))
+        });
+        let work = |(archive, member, label): (String, Member, Option<i64>)| {
+            let skipped = |path: &str, kind, reason| Skipped { name: format!("{archive}: {path}"), kind, reason };
+            match (member.image, member.too_large) {
+                (Some((path, bytes)), _) => match verify(&bytes) {
+                    Ok(()) => Ok(Sample { bytes, path: Some(path), label }),
+                    Err(Refusal { kind, reason }) => Err(skipped(&path, kind, reason)),
+                },
+                (None, Some((path, size))) => Err(skipped(&path, "too large", format!("{size} bytes are no image"))),
+                (None, None) => Err(skipped(&member.key, "no image", "no member of it is an image".into())),
             }
         };
-        most = most.max(label.unwrap_or(-1));
-        let size = member.image.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
-        Some(Ok((size, (archive, member, label))))
-    });
-    let work = |(archive, member, label): (String, Member, Option<i64>)| {
-        let skipped = |path: &str, kind, reason| Skipped { name: format!("{archive}: {path}"), kind, reason };
-        match (member.image, member.too_large) {
-            (Some((path, bytes)), _) => match verify(&bytes) {
-                Ok(()) => Ok(Sample { bytes, path: Some(path), label }),
-                Err(Refusal { kind, reason }) => Err(skipped(&path, kind, reason)),
-            },
-            (None, Some((path, size))) => Err(skipped(&path, "too large", format!("{size} bytes are no image"))),
-            (None, None) => Err(skipped(&member.key, "no image", "no member of it is an image".into())),
-        }
-    };
-    let summary = ingest(split, config.on_error, items, work, sink)?;
-    let left_out = left_out.into_iter().map(|(kind, files)| LeftOut { kind, files }).collect();
-    Ok(ReadSummary { classes: classes.names(most), left_out, taken: found.note.into_iter().collect(), ..summary })
+        let summary = ingest(split, config.on_error, items, work, sink)?;
+        let left_out = left_out.into_iter().map(|(kind, files)| LeftOut { kind, files }).collect();
+        let taken = found.note.iter().cloned().collect();
+        Ok(ReadSummary { classes: classes.names(most), left_out, taken, ..summary })
+    }
 }
 
 /// Where labels come from, and the classes' names by number.
@@ -147,7 +157,7 @@ enum Classes {
 
 impl Classes {
     /// The training split first, and what the test split alone has after it.
-    fn new(outlines: &[Outline]) -> Classes {
+    fn new(outlines: [&Outline; 2]) -> Classes {
         let mut names: Vec<String> = Vec::new();
         let mut add = |found: BTreeSet<String>| {
             let new: Vec<_> = found.into_iter().filter(|name| !names.contains(name)).collect();
@@ -175,22 +185,22 @@ impl Classes {
         let of = |names: &[String], name: &str| names.iter().position(|known| known == name).map(|at| at as i64);
         match self {
             Classes::Numbers => match member.label.as_ref().and_then(|label| label.parse().ok()) {
-                Some(label) if label >= MOST_CLASSES => Err(label),
+                Some(label) if label >= MOST_CLASSES as i64 => Err(label),
                 // -1 stands for a label that is withheld.
                 label => Ok(label.filter(|label| *label >= 0)),
             },
             Classes::Texts(names) => Ok(member.label.as_ref().and_then(|label| of(names, label))),
             Classes::Folders(shared, names) => {
-                let shared = shared[usize::from(split == SplitName::Test)];
+                let shared = shared[split.index()];
                 Ok(folders_of(&member.key).get(shared).and_then(|name| of(names, name)))
             }
         }
     }
 
-    fn names(self, most: i64) -> Vec<String> {
+    fn names(&self, most: i64) -> Vec<String> {
         match self {
             Classes::Numbers => (0..=most).map(|label| label.to_string()).collect(),
-            Classes::Texts(names) | Classes::Folders(_, names) => names,
+            Classes::Texts(names) | Classes::Folders(_, names) => names.clone(),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         arena::Layout,
         later::Later,
         product::Products,
-        tensor::{self, Traced, TracedScalar},
+        tensor::{self, Traced, TracedScalar, device_error},
     },
 };
 use queue::Queue;
@@ -252,8 +252,4 @@ impl<B: Backend> Method<B> {
             Method::Snclr(method) => method.step(on, input, params),
         }
     }
-}
-
-fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
-    anyhow::anyhow!("the device failed: {error:?}")
 }

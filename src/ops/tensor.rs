@@ -191,6 +191,11 @@ where
     })
 }
 
+/// An error of dfdx's, which is no `std::error::Error` on every device.
+pub fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
+    anyhow::anyhow!("the device failed: {error:?}")
+}
+
 /// A device's buffer of elements.
 pub type Buffer<E, D> = <D as Storage<E>>::Vec;
 

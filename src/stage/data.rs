@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::{Cost, Descriptor, StageContext, Stopped, evaluation::text_batch, findings::Findings};
 use crate::{
     artifact::{ArtifactWriter, Kind},
-    dataset::{self, DataConfig, DataError, LeftOut, ReadSummary, Skipped, SplitName, shard},
+    dataset::{DataConfig, DataError, LeftOut, ReadSummary, Skipped, Source, SplitName, shard},
 };
 
 /// What the stage is.
@@ -53,11 +53,12 @@ pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext
     let (mut skipped, mut left_out) = (Vec::new(), Vec::new());
     let (mut findings, mut notes) = (Findings::default(), Vec::new());
     let mut written = 0;
+    let source = Source::open(config)?;
     for split in SplitName::ALL {
-        let Some(total) = dataset::count(config, split)? else { continue };
+        let Some(total) = source.count(split)? else { continue };
         context.progress.start(Some(total), "images");
         context.progress.message(split.as_str());
-        let summary = ingest(config, split, out, context, (&mut written, &mut findings))?;
+        let summary = ingest(&source, split, out, context, (&mut written, &mut findings))?;
         warn(split, &summary, context);
         classes = same_classes(classes, summary.classes)?;
         skipped.extend(summary.skipped.into_iter().map(|skipped| (split, skipped)));
@@ -77,7 +78,7 @@ pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext
 
 /// Writes the shards of one split, reading ahead on a thread of its own.
 fn ingest(
-    config: &DataConfig,
+    source: &Source,
     split: SplitName,
     out: &mut ArtifactWriter,
     context: &StageContext,
@@ -85,7 +86,7 @@ fn ingest(
 ) -> anyhow::Result<ReadSummary> {
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
-        let reader = scope.spawn(move || read(config, split, sender));
+        let reader = scope.spawn(move || read(source, split, sender));
         // The receiver ends with the writing: a reader that is still at work then stops.
         let outcome = write_shards(receiver.into_iter().peekable(), split, out, context, seen);
         let summary = reader.join().map_err(|_| anyhow!("the reader of data.{split} panicked"))?;
@@ -95,13 +96,13 @@ fn ingest(
 }
 
 /// Reads the split and sends its rows, batch by batch.
-fn read(config: &DataConfig, split: SplitName, sender: SyncSender<RecordBatch>) -> anyhow::Result<ReadSummary> {
+fn read(source: &Source, split: SplitName, sender: SyncSender<RecordBatch>) -> anyhow::Result<ReadSummary> {
     let mut batcher = shard::Batcher::default();
     let send = |batch: Option<RecordBatch>| match batch {
         Some(batch) => sender.send(batch).context("writing has stopped"),
         None => Ok(()),
     };
-    let summary = dataset::read(config, split, &mut |sample| send(batcher.push(sample)?))?;
+    let summary = source.read(split, &mut |sample| send(batcher.push(sample)?))?;
     send(batcher.finish()?)?;
     Ok(summary)
 }
@@ -220,7 +221,8 @@ mod tests {
         });
         let (sender, receiver) = sync_channel(AHEAD);
         drop(receiver);
-        let error = read(&serde_json::from_value(config).unwrap(), SplitName::Train, sender).unwrap_err();
+        let config = serde_json::from_value(config).unwrap();
+        let error = read(&Source::open(&config).unwrap(), SplitName::Train, sender).unwrap_err();
         assert_eq!(error.to_string(), "writing has stopped");
     }
 }

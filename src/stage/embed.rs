@@ -213,7 +213,7 @@ pub(super) fn forward(
     let mut images = vec![0.0; n * image];
     let each = images.par_chunks_mut(image).enumerate();
     each.try_for_each(|(i, out)| load(i, out).with_context(|| name(i)))?;
-    let rows = frozen.features_on_device(&images, n, size)?;
+    let rows = frozen.features_on_device(images, n, size)?;
     if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
         anyhow::bail!("{}: a feature is {}", name(at / frozen.dim()), rows[at]);
     }
@@ -251,7 +251,7 @@ mod tests {
         for i in [0, 255, 256, 299] {
             let mut image = vec![0.0; size * size * 3];
             load(i, &mut image).unwrap();
-            let alone = frozen.features(&image, 1, size);
+            let alone = frozen.features(image, 1, size);
             let (dim, row) = (frozen.dim(), &read.rows[i * frozen.dim()..]);
             assert!(alone.iter().zip(&row[..dim]).all(|(a, b)| (a - b).abs() < 1e-5), "{i}");
         }

@@ -97,7 +97,7 @@ impl Frozen {
     }
 
     /// Features [n, dim] of normalised images [n, size, size, 3].
-    pub fn features(&self, images: &[f32], n: usize, size: usize) -> Vec<f32> {
+    pub fn features(&self, images: Vec<f32>, n: usize, size: usize) -> Vec<f32> {
         let Ok(features) = self.features_by(&Host::default(), &self.params, &self.buffers, images, n, size);
         features
     }
@@ -106,7 +106,7 @@ impl Frozen {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn features_on_device(&self, images: &[f32], n: usize, size: usize) -> anyhow::Result<Vec<f32>> {
+    pub fn features_on_device(&self, images: Vec<f32>, n: usize, size: usize) -> anyhow::Result<Vec<f32>> {
         if self.on_gpu.get().is_none() {
             let found = Device::chosen().gpu()?.map(|device| {
                 let on = Gpu::new(device, Cpu::default(), Math::F32);
@@ -126,12 +126,12 @@ impl Frozen {
         on: &B,
         params: &B::Params,
         buffers: &B::Buffer,
-        images: &[f32],
+        images: Vec<f32>,
         n: usize,
         size: usize,
     ) -> Result<Vec<f32>, B::Error> {
         let mut branch = Branch { params, statistics: Statistics::Running(buffers) };
-        let (images, size) = (on.images(images.to_vec())?, Size { n, h: size, w: size });
+        let (images, size) = (on.images(images)?, Size { n, h: size, w: size });
         let (features, _) = self.encoder.forward(on, &mut branch, &images, size, false)?;
         on.read(&features)
     }
@@ -250,7 +250,7 @@ mod tests {
         let frozen = Frozen::load(&config, 32, &weights).unwrap();
         let before = frozen.digest();
         let images = golden.channels_last::<f32>("in.x");
-        assert_close("features", &frozen.features(&images, 4, 32), &golden.get("out.eval_features"), 2e-5);
+        assert_close("features", &frozen.features(images, 4, 32), &golden.get("out.eval_features"), 2e-5);
         assert_eq!(before, frozen.digest());
         weights.rotate_left(5);
         assert_eq!(before, Frozen::load(&config, 32, &weights).unwrap().digest());

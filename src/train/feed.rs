@@ -4,11 +4,10 @@ use dfdx::prelude::Cpu;
 
 use super::{
     batch::{Batch, Loaded, RawBatch},
-    views::{draw, make},
+    views::{Wanted, draw, make},
 };
 use crate::{
     backend::{Backend, Gpu, Host},
-    dataset::{Split, augment::Pipeline},
     ops::{conv2d::Size, cuda::Bridge, tensor::TensorDevice},
 };
 
@@ -17,17 +16,11 @@ pub trait Feed: Backend {
     /// What a loader makes of a batch ahead of its step.
     type Prepared: Send + 'static;
 
-    /// Prepares the crops of `samples` in an epoch.
+    /// Prepares the crops that are wanted.
     ///
     /// # Errors
     /// When an image cannot be read.
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<Self::Prepared>;
+    fn prepare(wanted: Wanted) -> anyhow::Result<Self::Prepared>;
 
     /// What was prepared, on the device.
     ///
@@ -43,14 +36,8 @@ where
 {
     type Prepared = Batch<f32>;
 
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<Batch<f32>> {
-        make(split, crops, seed, epoch, samples)
+    fn prepare(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
+        make(wanted)
     }
 
     fn load(&self, batch: Batch<f32>) -> Result<Loaded<Self>, Self::Error> {
@@ -62,14 +49,8 @@ where
 impl<D: TensorDevice<f32> + Bridge<f32>> Feed for Gpu<D> {
     type Prepared = RawBatch;
 
-    fn prepare(
-        split: &Split,
-        crops: &[(Pipeline, usize)],
-        seed: u64,
-        epoch: u64,
-        samples: &[u32],
-    ) -> anyhow::Result<RawBatch> {
-        draw(split, crops, seed, epoch, samples)
+    fn prepare(wanted: Wanted) -> anyhow::Result<RawBatch> {
+        draw(wanted)
     }
 
     fn load(&self, batch: RawBatch) -> Result<Loaded<Self>, Self::Error> {

@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context;
 use rand::seq::SliceRandom;
 
-use super::{feed::Feed, views::crops};
+use super::{
+    feed::Feed,
+    views::{Wanted, crops},
+};
 use crate::{
     dataset::{Split, augment::TrainingSection},
     ops::random::{Purpose, stream},
@@ -46,7 +49,7 @@ impl<B: Feed> Loader<B> {
                     order = (epoch, epoch_order(split.len(), seed, epoch));
                 }
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
-                let batch = B::prepare(&split, &crops, seed, epoch, samples);
+                let batch = B::prepare(Wanted { split: &split, crops: &crops, seed, epoch, samples });
                 // The receiver is gone when training has stopped.
                 if sender.send(batch).is_err() {
                     return;

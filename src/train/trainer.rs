@@ -20,7 +20,7 @@ use crate::{
         conv2d::Size,
         later::ReadLater,
         named::{NamedTensor, Values},
-        tensor::Matrix,
+        tensor::{Matrix, device_error},
     },
 };
 
@@ -392,8 +392,4 @@ impl<B: Optimize> Trainer<B> {
         self.recorder.restore(state);
         Ok(())
     }
-}
-
-fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
-    anyhow::anyhow!("the device failed: {error:?}")
 }

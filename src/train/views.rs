@@ -25,6 +25,17 @@ pub(super) fn crops(config: &TrainingSection) -> Vec<(Pipeline, usize)> {
     crops
 }
 
+/// The crops of some samples in an epoch.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub split: &'a Split,
+    /// As [`crops`] gives them.
+    pub crops: &'a [(Pipeline, usize)],
+    pub seed: u64,
+    pub epoch: u64,
+    pub samples: &'a [u32],
+}
+
 /// The crops that `samples` have in an epoch of training, in full: what the network sees of them.
 ///
 /// # Errors
@@ -36,17 +47,12 @@ pub fn augment(
     epoch: u64,
     samples: &[u32],
 ) -> anyhow::Result<Batch<f32>> {
-    make(split, &crops(augmentations), seed, epoch, samples)
+    make(Wanted { split, crops: &crops(augmentations), seed, epoch, samples })
 }
 
-/// Augments every crop of `samples`.
-pub(super) fn make(
-    split: &Split,
-    crops: &[(Pipeline, usize)],
-    seed: u64,
-    epoch: u64,
-    samples: &[u32],
-) -> anyhow::Result<Batch<f32>> {
+/// Augments every crop.
+pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
+    let Wanted { split, crops, seed, epoch, samples } = wanted;
     let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; samples.len() * size * size * 3]).collect();
     // The places of each sample's crops.
     let mut places: Vec<Vec<&mut [f32]>> = samples.iter().map(|_| Vec::with_capacity(crops.len())).collect();
@@ -65,14 +71,9 @@ pub(super) fn make(
     Ok(Batch { samples, labels, crops })
 }
 
-/// Decodes `samples` and draws every crop of them.
-pub(super) fn draw(
-    split: &Split,
-    crops: &[(Pipeline, usize)],
-    seed: u64,
-    epoch: u64,
-    samples: &[u32],
-) -> anyhow::Result<RawBatch> {
+/// Decodes the samples and draws every crop of them.
+pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
+    let Wanted { split, crops, seed, epoch, samples } = wanted;
     let pipelines: Vec<Pipeline> = crops.iter().map(|(pipeline, _)| pipeline.clone()).collect();
     let piece = |sample: &u32| {
         let image = split.image(*sample as usize)?;

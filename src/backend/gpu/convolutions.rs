@@ -3,7 +3,7 @@
 use super::{Gpu, Params};
 use crate::{
     backend::{
-        Branch, Convolutions, Learned, Relu, Residual, Source, Statistics,
+        Branch, Convolutions, Learned, Residual, Source, Statistics,
         layers::{BatchNorm, ConvNorm},
     },
     ops::{
@@ -148,13 +148,9 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Convolutions for Gpu<D> {
         layer: &BatchNorm,
         learned: &mut Learned<Self>,
         x: Normed,
-        relu: Relu<Self>,
+        output: Option<&Buffer>,
         g: Buffer,
     ) -> Result<Buffer, GpuError> {
-        let output = match relu {
-            Relu::None => None,
-            Relu::Output(output) => Some(output),
-        };
         self.through_norm(layer, learned, &x, output, &g, None)?;
         Ok(g)
     }

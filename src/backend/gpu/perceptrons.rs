@@ -31,9 +31,8 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Perceptrons for Gpu<D> {
         let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output };
         let Some(norm) = &layer.norm else {
             if layer.relu {
-                let identity = [vec![1.0f32; layer.output], vec![0.0; layer.output]].concat();
-                let identity = self.device().upload(&identity)?;
-                rows.apply(raw.view(), identity.view(), ResidualGpu::None, true, raw.view())?;
+                // Masked by itself it is the ReLU of it.
+                rows.relu_backward(raw.view(), raw.view())?;
             }
             return Ok((raw, None));
         };

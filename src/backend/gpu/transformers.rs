@@ -59,6 +59,20 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Gpu<D> {
         let dim = layer.weight.len();
         NormRows { gpu: self.device(), scalar, rows: x.view().len() / dim, dim, weight, bias }
     }
+
+    /// The normalised rows, and those given with their statistics.
+    fn normalise(
+        &self,
+        layer: &LayerNorm,
+        params: &super::Params,
+        scalar: Scalar,
+        x: Buffer,
+    ) -> Result<(Buffer, Normed), GpuError> {
+        let (on, y) = (self.norm_rows(layer, params, scalar, &x), x.take_alike()?);
+        let statistics = on.take_statistics()?;
+        on.forward(x.view(), statistics.view(), y.view())?;
+        Ok((y, Normed { x, statistics }))
+    }
 }
 
 /// The gradients of a norm's weight and bias.
@@ -160,11 +174,7 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Transformers for Gpu<D> {
     }
 
     fn layer_norm(&self, layer: &LayerNorm, params: &super::Params, x: Buffer) -> Result<(Buffer, Normed), GpuError> {
-        let y = x.take_alike()?;
-        let on = self.norm_rows(layer, params, Scalar::F32, &x);
-        let statistics = on.take_statistics()?;
-        on.forward(x.view(), statistics.view(), y.view())?;
-        Ok((y, Normed { x, statistics }))
+        self.normalise(layer, params, Scalar::F32, x)
     }
 
     fn layer_norm_backward(
@@ -263,10 +273,7 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Operations for BlockOnGpu<'_, D> {
     type Error = GpuError;
 
     fn layer_norm(&self, norm: Norm, x: Buffer) -> Result<(Buffer, Normed), GpuError> {
-        let (on, y) = (self.norm_rows(norm, &x), x.take_alike()?);
-        let statistics = on.take_statistics()?;
-        on.forward(x.view(), statistics.view(), y.view())?;
-        Ok((y, Normed { x, statistics }))
+        self.gpu.normalise(self.norm(norm), self.params, self.gpu.scalar(), x)
     }
 
     fn normed(&self, norm: Norm, x: &Normed) -> Result<Buffer, GpuError> {

@@ -8,7 +8,7 @@ use dfdx::prelude::*;
 use super::Host;
 use crate::{
     backend::{
-        Branch, Convolutions, Learned, Relu, Residual, Source, Statistics,
+        Branch, Convolutions, Learned, Residual, Source, Statistics,
         layers::{BatchNorm, ConvNorm},
     },
     ops::{
@@ -130,13 +130,10 @@ where
         layer: &BatchNorm,
         learned: &mut Learned<Self>,
         x: Normed<E>,
-        relu: Relu<Self>,
+        output: Option<&Buffer<E>>,
         mut g: Buffer<E>,
     ) -> Result<Buffer<E>, Infallible> {
-        let relu = match relu {
-            Relu::None => batch_norm::Relu::None,
-            Relu::Output(output) => batch_norm::Relu::Output(output),
-        };
+        let relu = output.map_or(batch_norm::Relu::None, |output| batch_norm::Relu::Output(output));
         let (mut raw, moments) = (x.raw, x.moments.expect(OF_A_BATCH));
         norm_backward(layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
         Ok(raw)

@@ -177,7 +177,7 @@ where
         g: &Buffer<E>,
     ) -> Result<Buffer<E>, Infallible> {
         let (count, weight) = (parts(n), affine(layer, learned.params).weight);
-        let mut gx = Buffer::from(vec![E::zero(); x.len()]);
+        let mut gx = Buffer::zeros(x.len());
         let own = layer.weight.start..layer.bias.end;
         let mut sums = vec![E::zero(); own.len()];
         let rows = gx.chunks_mut(x.len() / count).enumerate().collect();

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use super::Args;
 use crate::{
     artifact::{Found, Manifest, Store},
-    dataset::{DataConfig, FileFormat, OnError, Paths, SplitName, TableConfig},
+    dataset::{DataConfig, FileFormat, OnError, Paths, SplitName, TableConfig, has_split},
     report::embeddings::{Images, class_names},
     spec,
 };
@@ -34,7 +34,7 @@ pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
         if argument.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
             of_one("a spec")?;
             let data = spec::load(argument, &[])?.experiment.data;
-            let splits = splits(args.split, |split| Ok(crate::dataset::count(&data, split)?.is_some()))?;
+            let splits = splits(args.split, |split| has_split(&data, split))?;
             return Ok(Images { data, splits: Some(splits), classes: vec![] });
         }
     }
@@ -71,7 +71,7 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
         }
     };
     let shards = |split: SplitName| artifact.tables_with_prefix(&format!("{split}-"));
-    let splits = splits(split, |split| Ok(!shards(split).is_empty()))?;
+    let splits = splits(split, |split| !shards(split).is_empty())?;
     let paths = |split: SplitName| Some(Paths::Many(shards(split))).filter(|paths| !paths.as_slice().is_empty());
     let config = TableConfig {
         train: paths(SplitName::Train).context("a data artifact without a training split")?,
@@ -84,13 +84,10 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
 }
 
 /// The split that is asked for, or all that there are.
-fn splits(
-    wanted: Option<SplitName>,
-    has: impl Fn(SplitName) -> anyhow::Result<bool>,
-) -> anyhow::Result<Vec<SplitName>> {
+fn splits(wanted: Option<SplitName>, has: impl Fn(SplitName) -> bool) -> anyhow::Result<Vec<SplitName>> {
     let mut found = Vec::new();
     for split in SplitName::ALL {
-        if wanted.is_none_or(|wanted| wanted == split) && has(split)? {
+        if wanted.is_none_or(|wanted| wanted == split) && has(split) {
             found.push(split);
         }
     }

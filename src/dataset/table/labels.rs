@@ -10,10 +10,7 @@ use super::{
     columns::{Label, LabelKind},
     rows::{Value, texts},
 };
-use crate::dataset::names::composed;
-
-/// A label above this is a mistake, such as a column of identifiers.
-const MOST_CLASSES: usize = 1_000_000;
+use crate::dataset::{MOST_CLASSES, names::composed};
 
 /// The classes of a data set.
 ///
@@ -108,10 +105,10 @@ impl Classes {
     }
 
     /// Names by number, where there is a label (`most` is the largest); without names, numbers stand for themselves.
-    pub fn names(self, most: i64) -> Vec<String> {
+    pub fn names(&self, most: i64) -> Vec<String> {
         match self.names.is_empty() || most < 0 {
             true => (0..=most).map(|label| label.to_string()).collect(),
-            false => self.names,
+            false => self.names.clone(),
         }
     }
 }

@@ -85,61 +85,64 @@ pub(super) fn source_files(
     Ok(())
 }
 
-pub(super) fn count(
+/// The tables of both splits.
+pub struct Tables<'a> {
     container: Container,
-    config: &TableConfig,
-    split: SplitName,
-    base: &Path,
-) -> Result<u64, DataError> {
-    Ok(outlines(container, config, split, base)?.0.iter().map(|outline| outline.rows).sum())
+    config: &'a TableConfig,
+    base: &'a Path,
+    /// The training split's files, and what to tell of others; then the test split's.
+    splits: [(Vec<Outline>, Option<String>); 2],
+    /// The labels of both splits count by the same names, whichever is read.
+    classes: Classes,
 }
 
-pub(super) fn read(
-    container: Container,
-    config: &TableConfig,
-    split: SplitName,
-    base: &Path,
-    sink: &mut Sink,
-) -> anyhow::Result<ReadSummary> {
-    // The labels of both splits count by the same names, whichever is read.
-    let (train, train_note) = outlines(container, config, SplitName::Train, base)?;
-    let (test, test_note) = outlines(container, config, SplitName::Test, base)?;
-    let classes = Classes::new(container, &train, &test)?;
-    let (own, note) = match split {
-        SplitName::Train => (train, train_note),
-        SplitName::Test => (test, test_note),
-    };
-    if own.iter().all(|outline| outline.rows == 0) {
-        let path = own.into_iter().next().map_or_else(PathBuf::new, |outline| outline.path);
-        return Err(DataError::NoRows { split, path }.into());
+impl<'a> Tables<'a> {
+    pub fn open(container: Container, config: &'a TableConfig, base: &'a Path) -> Result<Self, DataError> {
+        let of = |split| outlines(container, config, split, base);
+        let splits = [of(SplitName::Train)?, of(SplitName::Test)?];
+        let classes = Classes::new(container, &splits[0].0, &splits[1].0)?;
+        Ok(Tables { container, config, base, splits, classes })
     }
-    let mut most = -1;
-    let rows = own.iter().flat_map(|outline| match Rows::of(container, &outline.path, &outline.columns, base) {
-        Ok(rows) => Box::new(rows) as Box<dyn Iterator<Item = Result<Row, DataError>>>,
-        Err(error) => Box::new(std::iter::once(Err(error))),
-    });
-    let items = rows.map(|row| {
-        let row = row?;
-        let label = classes.number(&row)?;
-        most = most.max(label.unwrap_or(-1));
-        Ok((row.image.size(), (row, label)))
-    });
-    let work = |(row, label): (Row, Option<i64>)| {
-        let name = row.name();
-        let bytes = match row.image {
-            Image::Bytes(bytes) => Ok(bytes),
-            Image::File(path, _) => fs::read(&path)
-                .map_err(|error| Refusal { kind: "unreadable", reason: format!("`{}`: {error}", path.display()) }),
-            Image::Missing(reason) => Err(Refusal { kind: "no bytes", reason }),
-        };
-        match bytes.and_then(|bytes| verify(&bytes).map(|()| bytes)) {
-            Ok(bytes) => Ok(Sample { bytes, path: row.path, label }),
-            Err(Refusal { kind, reason }) => Err(Skipped { name, kind, reason }),
+
+    pub fn count(&self, split: SplitName) -> u64 {
+        self.splits[split.index()].0.iter().map(|outline| outline.rows).sum()
+    }
+
+    pub fn read(&self, split: SplitName, sink: &mut Sink) -> anyhow::Result<ReadSummary> {
+        let Tables { container, config, base, splits, classes } = self;
+        let (own, note) = &splits[split.index()];
+        if own.iter().all(|outline| outline.rows == 0) {
+            let path = own.first().map_or_else(PathBuf::new, |outline| outline.path.clone());
+            return Err(DataError::NoRows { split, path }.into());
         }
-    };
-    let summary = ingest(split, config.on_error, items, work, sink)?;
-    let notes = own[0].columns.other_labels(split).into_iter().collect();
-    Ok(ReadSummary { classes: classes.names(most), taken: note.into_iter().collect(), notes, ..summary })
+        let mut most = -1;
+        let rows = own.iter().flat_map(|outline| match Rows::of(*container, &outline.path, &outline.columns, base) {
+            Ok(rows) => Box::new(rows) as Box<dyn Iterator<Item = Result<Row, DataError>>>,
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        });
+        let items = rows.map(|row| {
+            let row = row?;
+            let label = classes.number(&row)?;
+            most = most.max(label.unwrap_or(-1));
+            Ok((row.image.size(), (row, label)))
+        });
+        let work = |(row, label): (Row, Option<i64>)| {
+            let name = row.name();
+            let bytes = match row.image {
+                Image::Bytes(bytes) => Ok(bytes),
+                Image::File(path, _) => fs::read(&path)
+                    .map_err(|error| Refusal { kind: "unreadable", reason: format!("`{}`: {error}", path.display()) }),
+                Image::Missing(reason) => Err(Refusal { kind: "no bytes", reason }),
+            };
+            match bytes.and_then(|bytes| verify(&bytes).map(|()| bytes)) {
+                Ok(bytes) => Ok(Sample { bytes, path: row.path, label }),
+                Err(Refusal { kind, reason }) => Err(Skipped { name, kind, reason }),
+            }
+        };
+        let summary = ingest(split, config.on_error, items, work, sink)?;
+        let notes = own[0].columns.other_labels(split).into_iter().collect();
+        Ok(ReadSummary { classes: classes.names(most), taken: note.iter().cloned().collect(), notes, ..summary })
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::{
     forward::{Saved, SavedBlock},
 };
 use crate::{
-    backend::{Backend, Learned, Relu, Source},
+    backend::{Backend, Learned, Source},
     ops::{conv2d::Size, pool},
 };
 
@@ -37,7 +37,7 @@ impl ResNet {
             g = on.max_pool_backward(&g, &argmax, self.stem.conv.output_size(size), self.stem.conv.output)?;
             output = stem_output;
         }
-        let g = on.norm_backward(&self.stem.norm, learned, stem, Relu::Output(&output), g)?;
+        let g = on.norm_backward(&self.stem.norm, learned, stem, Some(&output), g)?;
         drop(output);
         if of_images {
             return on.conv_backward(&self.stem, learned, Source::Plain(images), size, &g, None).map(Some);
@@ -82,7 +82,7 @@ pub(super) fn backward<B: Backend>(
     // The ReLU behind the addition passes its gradient on to both branches.
     let [mut g, mut gx] = on.output_backward(&last.norm, learned, normed, output, g)?;
     if let (Some(layer), Some(normed)) = (&block.shortcut, shortcut) {
-        let g = on.norm_backward(&layer.norm, learned, normed, Relu::None, gx)?;
+        let g = on.norm_backward(&layer.norm, learned, normed, None, gx)?;
         gx = on.conv_backward(layer, learned, Source::Plain(x), size, &g, None)?;
     }
     for (layer, size) in block.convs.iter().zip(&sizes).rev() {

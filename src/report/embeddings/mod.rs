@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::{Run, artifacts};
 use crate::{
     artifact::{Artifact, Attempt, Lock, Store, atomic, table::TableFile},
-    dataset::{self, DataConfig, DataError, ReadSummary, Sample, SplitName},
+    dataset::{DataConfig, DataError, ReadSummary, Sample, Source, SplitName},
     spec::Experiment,
     stage::{
         Interrupt, Progress, Stopped,
@@ -272,16 +272,16 @@ impl Embedding<'_> {
         interrupt: &Interrupt,
     ) -> anyhow::Result<ReadSummary> {
         let splits = images.splits.clone().unwrap_or(vec![SplitName::Train]);
+        let source = Source::open(&images.data)?;
         let mut total = 0;
         for split in &splits {
-            total +=
-                dataset::count(&images.data, *split)?.with_context(|| format!("the data have no {split} split"))?;
+            total += source.count(*split)?.with_context(|| format!("the data have no {split} split"))?;
         }
         progress.start(Some(total), "images");
         let per_batch = self.embedder.per_batch();
         let summary = thread::scope(|scope| {
             let (sender, receiver) = sync_channel(AHEAD);
-            let reader = scope.spawn(move || read(&images.data, &splits, per_batch, &sender));
+            let reader = scope.spawn(move || read(&source, &splits, per_batch, &sender));
             // The receiver ends with the writing: a reader that is still at work then stops.
             let outcome = self.embed(receiver, file, written, progress, interrupt);
             let summary = reader.join().map_err(|_| anyhow!("the reader of the images panicked"))?;
@@ -367,7 +367,7 @@ impl Embedding<'_> {
 
 /// Reads the splits and sends their samples, batch by batch.
 fn read(
-    data: &DataConfig,
+    source: &Source,
     splits: &[SplitName],
     per_batch: usize,
     sender: &SyncSender<Batch>,
@@ -380,7 +380,7 @@ fn read(
             first += batch.samples.len();
             sender.send(batch).context("writing has stopped")
         };
-        let summary = dataset::read(data, split, &mut |sample: Sample| {
+        let summary = source.read(split, &mut |sample: Sample| {
             bytes += sample.bytes.len();
             samples.push(sample);
             if samples.len() < per_batch && bytes < BATCH_BYTES {

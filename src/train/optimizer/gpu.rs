@@ -3,14 +3,13 @@
 
 use std::ops::Range;
 
-use super::{Average, Optimize, Update, moments};
+use super::{Average, Kept, Optimize, Update, moments};
 use crate::{
     backend::{Gpu as OnGpu, gpu::Params},
     ops::{
         arena::Layout,
         conv2d::cuda::Math,
         cuda::{Arg, Bridge, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
-        named::{NamedTensor, Values},
         normalize,
         tensor::TensorDevice,
     },
@@ -185,32 +184,24 @@ impl OptimizerGpu {
     }
 
     /// As on the host, and the loss scaling's state in f16.
-    fn state(&self) -> Result<Vec<NamedTensor<f32>>, GpuError> {
-        let mut state = Vec::new();
-        for (i, moment) in self.moments.iter().enumerate() {
-            state.push(NamedTensor::real(format!("optimizer.moment{}", i + 1), &[self.layout.len()], moment.read()?));
-        }
-        let values: Vec<f32> = self.gpu.read(self.state.view().part(0..KEPT))?;
-        state.push(NamedTensor::integer("optimizer.steps", &[1], vec![values[4] as i64]));
-        if self.scaled > 0 {
-            state.push(NamedTensor::real("optimizer.loss_scaling", &[KEPT], values));
-        }
-        Ok(state)
+    fn kept(&self) -> Result<Kept<f32>, GpuError> {
+        let moment = |i: usize| self.moments.get(i).map(Buffer::read).transpose();
+        let state: Vec<f32> = self.gpu.read(self.state.view().part(0..KEPT))?;
+        let steps = Some(state[4] as i64);
+        Ok(Kept { moments: [moment(0)?, moment(1)?], steps, loss_scaling: (self.scaled > 0).then_some(state) })
     }
 
-    fn restore(&mut self, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
-        for tensor in tensors {
-            match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
-                (Some("steps"), Values::Integer(steps)) => {
-                    self.gpu.write(self.state.view().part(4..KEPT), &[steps[0] as f32])?;
-                }
-                (Some("moment1"), Values::Real(moment)) => self.gpu.write(self.moments[0].view(), moment)?,
-                (Some("moment2"), Values::Real(moment)) => self.gpu.write(self.moments[1].view(), moment)?,
-                (Some("loss_scaling"), Values::Real(values)) => {
-                    self.gpu.write(self.state.view().part(0..KEPT), values)?;
-                }
-                _ => {}
+    fn go_on_from(&mut self, kept: Kept<f32>) -> Result<(), GpuError> {
+        for (own, moment) in self.moments.iter().zip(&kept.moments) {
+            if let Some(moment) = moment {
+                self.gpu.write(own.view(), moment)?;
             }
+        }
+        if let Some(steps) = kept.steps {
+            self.gpu.write(self.state.view().part(4..KEPT), &[steps as f32])?;
+        }
+        if let Some(scaling) = kept.loss_scaling {
+            self.gpu.write(self.state.view().part(0..KEPT), &scaling)?;
         }
         Ok(())
     }
@@ -267,12 +258,12 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Optimize for OnGpu<D> {
         optimizer.scaling()
     }
 
-    fn optimizer_state(&self, optimizer: &OptimizerGpu) -> Result<Vec<NamedTensor<f32>>, GpuError> {
-        optimizer.state()
+    fn kept(&self, optimizer: &OptimizerGpu) -> Result<Kept<f32>, GpuError> {
+        optimizer.kept()
     }
 
-    fn restore_optimizer(&self, optimizer: &mut OptimizerGpu, tensors: &[NamedTensor<f32>]) -> Result<(), GpuError> {
-        optimizer.restore(tensors)
+    fn go_on_from(&self, optimizer: &mut OptimizerGpu, kept: Kept<f32>) -> Result<(), GpuError> {
+        optimizer.go_on_from(kept)
     }
 }
 

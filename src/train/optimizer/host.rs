@@ -5,17 +5,10 @@ use std::{convert::Infallible, ops::Range};
 use dfdx::prelude::Cpu;
 use rayon::prelude::*;
 
-use super::{Average, Optimize, Scaling, Update, adamw, ema::ema, lars, moments, sgd, tensor::by_tensor};
+use super::{Average, Kept, Optimize, Scaling, Update, adamw, ema::ema, lars, moments, sgd, tensor::by_tensor};
 use crate::{
     backend::Host,
-    ops::{
-        Real,
-        arena::Layout,
-        buffers::Buffer,
-        named::{NamedTensor, Values},
-        normalize,
-        tensor::CpuTensors,
-    },
+    ops::{Real, arena::Layout, buffers::Buffer, normalize, tensor::CpuTensors},
     train::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due},
 };
 
@@ -54,28 +47,6 @@ impl<E: Real> Optimizer<E> {
             }
             OptimizerConfig::Lars(config) => {
                 tensors.into_par_iter().for_each(|tensor| lars::step(config, lr, tensor));
-            }
-        }
-    }
-
-    /// What a checkpoint must hold.
-    pub fn state(&self) -> Vec<NamedTensor<E>> {
-        let moments = self.moments.iter().enumerate();
-        let mut state: Vec<_> = moments
-            .map(|(i, m)| NamedTensor::real(format!("optimizer.moment{}", i + 1), &[m.len()], m.clone()))
-            .collect();
-        state.push(NamedTensor::integer("optimizer.steps", &[1], vec![self.steps]));
-        state
-    }
-
-    /// Takes over what [`Optimizer::state`] gave; tensors of other names are left alone.
-    pub fn restore(&mut self, tensors: &[NamedTensor<E>]) {
-        for tensor in tensors {
-            match (tensor.name.strip_prefix("optimizer."), &tensor.values) {
-                (Some("steps"), Values::Integer(steps)) => self.steps = steps[0],
-                (Some("moment1"), Values::Real(moment)) => self.moments[0].clone_from(moment),
-                (Some("moment2"), Values::Real(moment)) => self.moments[1].clone_from(moment),
-                _ => {}
             }
         }
     }
@@ -120,12 +91,16 @@ where
         Ok(None)
     }
 
-    fn optimizer_state(&self, optimizer: &Optimizer<E>) -> Result<Vec<NamedTensor<E>>, Infallible> {
-        Ok(optimizer.state())
+    fn kept(&self, optimizer: &Optimizer<E>) -> Result<Kept<E>, Infallible> {
+        let moment = |i: usize| optimizer.moments.get(i).cloned();
+        Ok(Kept { moments: [moment(0), moment(1)], steps: Some(optimizer.steps), loss_scaling: None })
     }
 
-    fn restore_optimizer(&self, optimizer: &mut Optimizer<E>, tensors: &[NamedTensor<E>]) -> Result<(), Infallible> {
-        optimizer.restore(tensors);
+    fn go_on_from(&self, optimizer: &mut Optimizer<E>, kept: Kept<E>) -> Result<(), Infallible> {
+        for (own, moment) in optimizer.moments.iter_mut().zip(kept.moments) {
+            *own = moment.unwrap_or_else(|| std::mem::take(own));
+        }
+        optimizer.steps = kept.steps.unwrap_or(optimizer.steps);
         Ok(())
     }
 

@@ -18,7 +18,10 @@ pub use gpu::Scaling;
 use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due};
 use crate::{
     backend::Backend,
-    ops::{arena::Layout, named::NamedTensor},
+    ops::{
+        arena::Layout,
+        named::{NamedTensor, Values},
+    },
 };
 
 /// What an update is given.
@@ -70,15 +73,31 @@ pub trait Optimize: Backend {
     /// How loss scaling went; None where there is none. Waits for the device.
     fn scaling(&self, optimizer: &Self::Optimizer) -> Result<Option<Scaling>, Self::Error>;
 
+    /// What an optimiser goes on from. Waits for the device.
+    fn kept(&self, optimizer: &Self::Optimizer) -> Result<Kept<Self::Real>, Self::Error>;
+
+    /// Goes on from it; what is not there stays as it is.
+    fn go_on_from(&self, optimizer: &mut Self::Optimizer, kept: Kept<Self::Real>) -> Result<(), Self::Error>;
+
     /// What a checkpoint must hold; either device goes on from it. Waits for the device.
-    fn optimizer_state(&self, optimizer: &Self::Optimizer) -> Result<Vec<NamedTensor<Self::Real>>, Self::Error>;
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn optimizer_state(&self, optimizer: &Self::Optimizer) -> Result<Vec<NamedTensor<Self::Real>>, Self::Error> {
+        Ok(self.kept(optimizer)?.into_tensors())
+    }
 
     /// Takes over what [`Optimize::optimizer_state`] gave; tensors of other names are left alone.
+    ///
+    /// # Errors
+    /// When the device fails.
     fn restore_optimizer(
         &self,
         optimizer: &mut Self::Optimizer,
         tensors: &[NamedTensor<Self::Real>],
-    ) -> Result<(), Self::Error>;
+    ) -> Result<(), Self::Error> {
+        self.go_on_from(optimizer, Kept::of(tensors))
+    }
 
     /// Calls [`Trainer::step_here`] on the thread that suits the device.
     ///
@@ -86,6 +105,43 @@ pub trait Optimize: Backend {
     /// As of [`Trainer::step`].
     fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: Due) -> anyhow::Result<Option<StepRow>> {
         trainer.step_here(batch, due)
+    }
+}
+
+/// The state of an optimiser.
+pub struct Kept<E> {
+    /// One or two buffers, laid out like the parameters; None where a checkpoint has none.
+    moments: [Option<Vec<E>>; 2],
+    /// Updates taken.
+    steps: Option<i64>,
+    /// Of f16 alone.
+    loss_scaling: Option<Vec<E>>,
+}
+
+const MOMENTS: [&str; 2] = ["optimizer.moment1", "optimizer.moment2"];
+const STEPS: &str = "optimizer.steps";
+const LOSS_SCALING: &str = "optimizer.loss_scaling";
+
+impl<E: Clone> Kept<E> {
+    fn into_tensors(self) -> Vec<NamedTensor<E>> {
+        let flat = |name: &str, values: Vec<E>| NamedTensor::real(name, &[values.len()], values);
+        let moments = MOMENTS.iter().zip(self.moments).filter_map(|(name, moment)| Some(flat(name, moment?)));
+        let steps = self.steps.map(|steps| NamedTensor::integer(STEPS, &[1], vec![steps]));
+        let scaling = self.loss_scaling.map(|values| flat(LOSS_SCALING, values));
+        moments.chain(steps).chain(scaling).collect()
+    }
+
+    fn of(tensors: &[NamedTensor<E>]) -> Self {
+        let values = |name: &str| Some(&tensors.iter().find(|tensor| tensor.name == name)?.values);
+        let reals = |name: &str| match values(name) {
+            Some(Values::Real(values)) => Some(values.clone()),
+            _ => None,
+        };
+        let steps = match values(STEPS) {
+            Some(Values::Integer(steps)) => Some(steps[0]),
+            _ => None,
+        };
+        Kept { moments: MOMENTS.map(reals), steps, loss_scaling: reals(LOSS_SCALING) }
     }
 }
 
