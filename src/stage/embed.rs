@@ -41,7 +41,7 @@ pub const CONTROL: Descriptor =
 
 /// The embedding of the encoder with the weights that training starts from.
 pub const INITIAL: Descriptor =
-    Descriptor { name: "embed_initial", version: 1, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+    Descriptor { name: "embed_initial", version: 2, inputs: &[TRAIN, TEST], cost: COST, figures: None };
 
 const TRAIN: Input = Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") };
 const TEST: Input = Input { stage: Stage::Data, tables: "test-*", depends: Depends::Column("content_hash") };
