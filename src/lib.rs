@@ -4,6 +4,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`tables`] | the program's own tables: their names and columns |
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
@@ -39,4 +40,5 @@ pub mod report;
 pub mod run;
 pub mod spec;
 pub mod stage;
+pub mod tables;
 pub mod train;

@@ -15,6 +15,7 @@ use super::{
     Components, Environment, FileEntry, Key, Manifest, atomic, manifest,
     table::{self, TableFile},
 };
+use crate::tables::Table;
 
 /// Whether a table's values enter the artifact's content hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,13 @@ impl ArtifactWriter {
     pub fn table(&mut self, name: &str, schema: SchemaRef, kind: Kind) -> anyhow::Result<TableWriter<'_>> {
         let properties = table::compressed(&schema);
         self.table_with(name, schema, kind, properties)
+    }
+
+    /// Writes a whole table.
+    pub fn whole(&mut self, table: &Table, kind: Kind, rows: &RecordBatch) -> anyhow::Result<()> {
+        let mut writer = self.table(table.name, rows.schema(), kind)?;
+        writer.write(rows)?;
+        writer.finish()
     }
 
     /// A new table with the given Parquet settings. Names are made of letters, digits, `-` and `_`.

@@ -11,7 +11,10 @@ use super::{
     group::NAMES,
     predictions::{self, Classifier},
 };
-use crate::artifact::{Manifest, StageRecord, Store};
+use crate::{
+    artifact::{Manifest, StageRecord, Store},
+    tables::TEST,
+};
 
 /// Two runs side by side.
 #[derive(Clone, Debug, Default)]
@@ -173,7 +176,7 @@ fn same_test_images(store: &Store, a: &Run, b: &Run) -> Result<(), String> {
     };
     let shards = |record: &StageRecord| {
         let manifest = store.manifest(&record.stage, &record.key)?;
-        let shards = manifest.files.into_iter().filter(|file| file.name.starts_with("test-"));
+        let shards = manifest.files.into_iter().filter(|file| TEST.is(&file.name));
         Some(shards.map(|file| file.content).collect::<Vec<_>>())
     };
     match of_a.content == of_b.content || shards(of_a).is_some_and(|first| Some(first) == shards(of_b)) {

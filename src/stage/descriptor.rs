@@ -6,7 +6,10 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use super::{data, embed, knn, linear_probe, pretrain};
-use crate::artifact::{Artifact, hash};
+use crate::{
+    artifact::{Artifact, hash},
+    tables::{Table, column::Column},
+};
 
 /// A stage of the pipeline, in an order in which each comes after its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,17 +34,18 @@ pub struct Descriptor {
     pub version: u64,
     /// All that it can read of other artifacts.
     pub inputs: &'static [Input],
+    /// All that it writes; some artifacts do not have all of them.
+    pub tables: &'static [Table],
     pub cost: Cost,
     /// The table of its figures, and what their names begin with.
-    pub figures: Option<(&'static str, &'static str)>,
+    pub figures: Option<(Table, &'static str)>,
 }
 
 /// Tables of another stage's artifact.
 #[derive(Clone, Copy, Debug)]
 pub struct Input {
     pub stage: Stage,
-    /// A table, or with a `*` at its end all tables whose names begin so.
-    pub tables: &'static str,
+    pub table: Table,
     pub depends: Depends,
 }
 
@@ -51,7 +55,7 @@ pub enum Depends {
     /// Everything in them.
     All,
     /// One column, which stands for what else is read.
-    Column(&'static str),
+    Column(Column),
     /// Nothing: diagnostics alone read them.
     Nothing,
 }
@@ -61,8 +65,8 @@ pub enum Depends {
 pub struct Cost {
     /// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
     pub of_an_image: &'static [&'static str],
-    /// Tables that grow with what goes through; a `*` as in [`Input::tables`].
-    pub grows: &'static [&'static str],
+    /// Tables that grow with what goes through.
+    pub grows: &'static [Table],
 }
 
 impl Stage {
@@ -115,7 +119,7 @@ impl Stage {
     /// The part of an input's artifact that the stage can read: it has no other tables.
     pub fn readable(self, input: Stage, artifact: &Artifact) -> Artifact {
         let of_it: Vec<_> = self.descriptor().inputs.iter().filter(|read| read.stage == input).collect();
-        artifact.narrowed(|table| of_it.iter().any(|read| is_among(read.tables, table)))
+        artifact.narrowed(|table| of_it.iter().any(|read| read.table.is(table)))
     }
 }
 
@@ -128,22 +132,22 @@ impl fmt::Display for Stage {
 impl Input {
     /// The leaf of a key that holds what is read; None where no result depends on it.
     pub fn leaf(&self) -> Option<String> {
-        let tables = format!("inputs.{}.{}", self.stage, self.tables.trim_end_matches(['*', '-']));
+        let tables = format!("inputs.{}.{}", self.stage, self.table.name.trim_end_matches(['*', '-']));
         match self.depends {
             Depends::All => Some(tables),
-            Depends::Column(column) => Some(format!("{tables}.{column}")),
+            Depends::Column(column) => Some(format!("{tables}.{}", column.name)),
             Depends::Nothing => None,
         }
     }
 
     /// The value of the leaf: a hash of what is read in `artifact`.
     pub fn content(&self, artifact: &Artifact) -> String {
-        let files = artifact.manifest().files.iter().filter(|file| is_among(self.tables, &file.name));
+        let files = artifact.manifest().files.iter().filter(|file| self.table.is(&file.name));
         let mut contents = files.map(|file| match self.depends {
-            Depends::Column(column) => file.columns.get(column).unwrap_or(&file.content),
+            Depends::Column(column) => file.columns.get(column.name).unwrap_or(&file.content),
             Depends::All | Depends::Nothing => &file.content,
         });
-        if !self.tables.ends_with('*') {
+        if !self.table.name.ends_with('*') {
             return contents.next().cloned().unwrap_or_default();
         }
         let mut hasher = Sha256::new();
@@ -163,18 +167,14 @@ impl Cost {
 
     /// Whether a table grows with what goes through.
     pub fn grows(&self, table: &str) -> bool {
-        self.grows.iter().any(|tables| is_among(tables, table))
+        self.grows.iter().any(|growing| growing.is(table))
     }
-}
-
-/// Whether `tables` names the table.
-fn is_among(tables: &str, table: &str) -> bool {
-    tables.strip_suffix('*').map_or(tables == table, |prefix| table.starts_with(prefix))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::{CLASSES, CURVE, TEST, TRAIN, column::CONTENT_HASH};
 
     #[test]
     fn inputs_come_before_their_readers_and_are_read_once() {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_section_holds_its_leaves_and_no_other_words_that_begin_alike() {
-        let cost = Cost { of_an_image: &["encoder", "precision"], grows: &["train-*", "curve"] };
+        let cost = Cost { of_an_image: &["encoder", "precision"], grows: &[TRAIN, CURVE] };
         assert!(cost.is_of_an_image("encoder.arch") && cost.is_of_an_image("precision"));
         assert!(!cost.is_of_an_image("encoders"));
         assert!(cost.grows("train-00001") && cost.grows("curve") && !cost.grows("curves"));
@@ -195,12 +195,9 @@ mod tests {
 
     #[test]
     fn a_leaf_says_what_is_read() {
-        let input = |tables, depends| Input { stage: Stage::Data, tables, depends }.leaf();
-        assert_eq!(
-            input("train-*", Depends::Column("content_hash")).as_deref(),
-            Some("inputs.data.train.content_hash")
-        );
-        assert_eq!(input("classes", Depends::All).as_deref(), Some("inputs.data.classes"));
-        assert_eq!(input("test-*", Depends::Nothing), None);
+        let input = |table, depends| Input { stage: Stage::Data, table, depends }.leaf();
+        assert_eq!(input(TRAIN, Depends::Column(CONTENT_HASH)).as_deref(), Some("inputs.data.train.content_hash"));
+        assert_eq!(input(CLASSES, Depends::All).as_deref(), Some("inputs.data.classes"));
+        assert_eq!(input(TEST, Depends::Nothing), None);
     }
 }
