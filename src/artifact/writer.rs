@@ -9,23 +9,12 @@ use std::{
 use anyhow::Context;
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::properties::WriterProperties;
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Components, Environment, FileEntry, Key, Manifest, atomic, manifest,
+    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, manifest,
     table::{self, TableFile},
 };
 use crate::tables::Table;
-
-/// Whether a table's values enter the artifact's content hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Enters the content hash: equal inputs must give equal values.
-    Content,
-    /// A wall-clock figure, or an account of what was left out; kept and checked, but not part of what the artifact is.
-    Measurement,
-}
 
 /// An artifact in the making; dropped before its commit it leaves nothing behind.
 pub struct ArtifactWriter {

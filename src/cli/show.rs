@@ -1,12 +1,15 @@
 //! Sizes, scores and notes for people.
 
-use std::io::Write;
+use std::io::{Write, stderr, stdout};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+use serde_json::{Value, json};
 
 use crate::{
     artifact::{RunRecord, Store},
     report::{self, audit::Scores, grid::difference},
+    run::{How, StageOutcome, Verbosity},
 };
 
 /// `312 B`, `4.1 kB`, `23.0 MB`: powers of 1000, as disks are sold and `df -H` prints them.
@@ -59,7 +62,41 @@ pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()>
     if record.unfinished.is_none() {
         return Ok(());
     }
-    writeln!(std::io::stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
+    writeln!(stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
+}
+
+/// Prints the text on stdout; or the JSON there, and the text on stderr.
+pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
+    match json {
+        None => write!(stdout(), "{text}")?,
+        Some(json) => {
+            if verbosity != Verbosity::Quiet {
+                let _ = write!(stderr(), "{text}");
+            }
+            writeln!(stdout(), "{json}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Stages with their keys and what became of them.
+pub fn stages(stages: &[StageOutcome]) -> Value {
+    let stage = |stage: &StageOutcome| {
+        json!({
+            "stage": stage.stage.name(),
+            "key": stage.artifact.key(),
+            "status": if stage.how == How::Ran { "ran" } else { "cached" },
+            "seconds": stage.seconds,
+        })
+    };
+    stages.iter().map(stage).collect()
+}
+
+/// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
+pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
+    let of_note = |note: &String| if note.starts_with("data: ") { "warning" } else { "note" };
+    let notes = notes.iter().map(move |note| format!("{}: {note}\n", of_note(note)));
+    notes.chain(warnings.iter().map(|warning| format!("warning: {warning}\n")))
 }
 
 #[cfg(test)]

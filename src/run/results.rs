@@ -8,9 +8,9 @@ use std::{
 
 use arrow::array::UInt64Array;
 
-use super::StageOutcome;
+use super::driver::{StageOutcome, stage_record};
 use crate::{
-    artifact::{Artifact, Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash, table},
+    artifact::{Attempt, Lock, RunRecord, Store, atomic, hash, table},
     plan::Stage,
     spec::Experiment,
     tables::{NOTES, REPORT, column::*},
@@ -66,16 +66,6 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
         atomic::write(&dir.join("run.json"), record.text()?.as_bytes())?;
     }
     Ok(Outcome { record, dir })
-}
-
-/// What the record of a run says of a stage that has its artifact.
-pub(super) fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
-    StageRecord {
-        stage: stage.name().to_owned(),
-        key: artifact.stage_key().clone(),
-        content: artifact.content().to_owned(),
-        seconds: artifact.manifest().milliseconds as f64 / 1000.0,
-    }
 }
 
 fn same_but_for_the_time(a: &RunRecord, b: &RunRecord) -> bool {

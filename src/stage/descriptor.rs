@@ -1,11 +1,8 @@
 //! What a stage is, said once in the stage's own file: name, version, what it reads of other artifacts, what its time and size
 //! go by, and its figures. What it reads of a spec is the struct that it runs from, whose serialisation is in its key.
 
-use std::fmt;
-
 use sha2::{Digest, Sha256};
 
-use super::{data, embed, knn, linear_probe, pretrain};
 use crate::{
     artifact::{Artifact, hash},
     tables::{Table, column::Column},
@@ -69,66 +66,6 @@ pub struct Cost {
     pub grows: &'static [Table],
 }
 
-impl Stage {
-    /// All stages, inputs first.
-    pub const ALL: [Stage; 7] = [
-        Stage::Data,
-        Stage::Pretrain,
-        Stage::Embed,
-        Stage::EmbedRandomInit,
-        Stage::EmbedInitial,
-        Stage::LinearProbe,
-        Stage::Knn,
-    ];
-
-    /// The stages of an experiment, which starts from a file of weights or not, inputs first.
-    pub fn of_experiment(starts_from_weights: bool) -> Vec<Stage> {
-        Self::ALL.into_iter().filter(|stage| starts_from_weights || *stage != Stage::EmbedInitial).collect()
-    }
-
-    /// What the stage is.
-    pub fn descriptor(self) -> &'static Descriptor {
-        match self {
-            Stage::Data => &data::DESCRIPTOR,
-            Stage::Pretrain => &pretrain::DESCRIPTOR,
-            Stage::Embed => &embed::DESCRIPTOR,
-            Stage::EmbedRandomInit => &embed::CONTROL,
-            Stage::EmbedInitial => &embed::INITIAL,
-            Stage::LinearProbe => &linear_probe::DESCRIPTOR,
-            Stage::Knn => &knn::DESCRIPTOR,
-        }
-    }
-
-    /// Name in the store, on the screen and in keys.
-    pub fn name(self) -> &'static str {
-        self.descriptor().name
-    }
-
-    /// Version of what the stage computes and writes.
-    pub fn version(self) -> u64 {
-        self.descriptor().version
-    }
-
-    /// Stages whose artifacts it reads, each once; some experiments do not have all of them.
-    pub fn inputs(self) -> Vec<Stage> {
-        let mut stages: Vec<_> = self.descriptor().inputs.iter().map(|input| input.stage).collect();
-        stages.dedup();
-        stages
-    }
-
-    /// The part of an input's artifact that the stage can read: it has no other tables.
-    pub fn readable(self, input: Stage, artifact: &Artifact) -> Artifact {
-        let of_it: Vec<_> = self.descriptor().inputs.iter().filter(|read| read.stage == input).collect();
-        artifact.narrowed(|table| of_it.iter().any(|read| read.table.is(table)))
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 impl Input {
     /// The leaf of a key that holds what is read; None where no result depends on it.
     pub fn leaf(&self) -> Option<String> {
@@ -159,10 +96,7 @@ impl Input {
 impl Cost {
     /// Whether a leaf says what an image costs.
     pub fn is_of_an_image(&self, leaf: &str) -> bool {
-        let is_within = |section: &&str| {
-            leaf.strip_prefix(section).is_some_and(|rest: &str| rest.is_empty() || rest.starts_with('.'))
-        };
-        self.of_an_image.iter().any(is_within)
+        self.of_an_image.iter().any(|section| is_inside(leaf, section))
     }
 
     /// Whether a table grows with what goes through.
@@ -171,19 +105,15 @@ impl Cost {
     }
 }
 
+/// Whether the dotted key `key` is `section` or inside it.
+pub fn is_inside(key: &str, section: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tables::{CLASSES, CURVE, TEST, TRAIN, column::CONTENT_HASH};
-
-    #[test]
-    fn inputs_come_before_their_readers_and_are_read_once() {
-        for (i, stage) in Stage::ALL.into_iter().enumerate() {
-            let inputs = stage.inputs();
-            assert!(inputs.iter().all(|input| Stage::ALL[..i].contains(input)), "{stage}");
-            assert!(inputs.windows(2).all(|pair| pair[0] < pair[1]), "{stage}: {inputs:?}");
-        }
-    }
 
     #[test]
     fn a_section_holds_its_leaves_and_no_other_words_that_begin_alike() {

@@ -27,7 +27,7 @@ impl Diagnostics {
     pub fn of(pretrain: &Artifact) -> anyhow::Result<Self> {
         let mut found = Diagnostics::default();
         let mut first = None;
-        for batch in pretrain.read(METRICS.name)? {
+        for batch in pretrain.rows_of(&METRICS)? {
             found.take(&batch?, &mut first)?;
         }
         Ok(found)

@@ -1,5 +1,6 @@
 //! The work of each stage, unaware of the plan: configuration and input artifacts in, one artifact out.
 
+mod all;
 mod config;
 mod context;
 pub mod data;

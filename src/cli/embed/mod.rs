@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::ensure;
 use serde_json::json;
 
-use super::{Global, run::print};
+use super::{Global, show};
 use crate::{
     artifact::Store,
     dataset::{FileFormat, OnError, SplitName},
@@ -117,7 +117,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
             "dim": dim,
         })
     });
-    print(&text, json, global.verbosity())?;
+    show::print(&text, json, global.verbosity())?;
     Ok(ExitCode::SUCCESS)
 }
 
