@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show, sweep};
+use super::{Global, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
     report::{Run, audit},
@@ -44,7 +44,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "expected a whole number from 1 to 64".into())
+    values::whole(text, 64)
 }
 
 /// Runs the command.
@@ -94,7 +94,7 @@ fn to_text(store: &Store, stages: &[StageOutcome], outcome: &Outcome, warnings: 
 
 fn fact(ran: usize, cached: usize) -> String {
     match ran {
-        0 => format!("nothing to do: {cached} stages cached"),
+        0 => show::to_do(0, cached),
         1 => format!("ran 1 stage, {cached} cached"),
         _ => format!("ran {ran} stages, {cached} cached"),
     }

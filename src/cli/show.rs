@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     artifact::{RunRecord, Store},
+    plan::Planned,
     report::{self, audit::Scores, grid::difference},
     run::{How, StageOutcome, Verbosity},
 };
@@ -27,6 +28,20 @@ pub fn bytes(count: f64) -> String {
 /// `1 artifact`, `2 artifacts`.
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// How many stages are to run, e.g. `2 of 6 stages to run, 4 cached`.
+pub fn to_do(pending: usize, stages: usize) -> String {
+    let cached = stages - pending;
+    match pending {
+        0 => format!("nothing to do: {cached} stages cached"),
+        _ => format!("{pending} of {stages} stages to run, {cached} cached"),
+    }
+}
+
+/// The step that a pending stage goes on from, if there is one, behind what else is said of it.
+pub fn resumes(planned: &Planned) -> String {
+    planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"))
 }
 
 /// Top-1 scores of evaluations beside their controls, in percent. The weights that training started from, and what was gained over

@@ -6,11 +6,10 @@ use serde_json::Value;
 use super::{
     locate::Place,
     read::Document,
-    rules,
     schema::shared,
     walk::{Walker, lookup},
 };
-use crate::stage::is_inside;
+use crate::{method::MethodConfig, stage::is_inside};
 
 /// The key that selects a method, and the names in it.
 pub const METHOD_NAME: &str = "method.name";
@@ -54,7 +53,7 @@ pub fn settle(document: &mut Document, names: &[String], before: Before) {
     }
     if dotted == METHOD[0] {
         let unused =
-            rules::not_taken(&now).iter().map(|key| key.split('.').map(str::to_owned).collect::<Vec<_>>());
+            MethodConfig::not_taken(&now).iter().map(|key| key.split('.').map(str::to_owned).collect::<Vec<_>>());
         dropped.extend(unused.filter(|path| lookup(&document.value, path).is_some_and(|value| !value.is_null())));
     }
     let place = document.places.get(names).map(|node| node.value.clone());

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use arrow::array::RecordBatch;
 
 use super::{
-    Depends, Input, Stage,
+    Depends, Input, Progress, Stage,
     features::{self, SplitFeatures},
     labelled::{Predictions, Task},
 };
@@ -100,6 +100,29 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// The tasks that the features pose, and the evaluation of them, yet without scores; where they pose none, what there is instead.
+    ///
+    /// # Errors
+    /// As [`Scored::tasks`].
+    pub fn begin(
+        stage: &str,
+        features: Scored<SplitFeatures>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Result<(Scored<Task>, Evaluation), Evaluation>> {
+        let tasks = match features.tasks()? {
+            Ok(tasks) => tasks,
+            Err(why) => {
+                progress.log(&format!("{stage}: skipped, {why}"));
+                return Ok(Err(Evaluation::skipped(why)));
+            }
+        };
+        let (mut evaluation, unlabelled) = (Evaluation::default(), tasks.trained.unlabelled);
+        if unlabelled > 0 {
+            evaluation.note("unlabelled", format!("{unlabelled} samples without a label were left out"));
+        }
+        Ok(Ok((tasks, evaluation)))
+    }
+
     /// No scores, and why.
     pub fn skipped(why: String) -> Self {
         Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }

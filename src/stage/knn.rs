@@ -1,6 +1,5 @@
 //! kNN stage: a weighted nearest-neighbour classifier on frozen features.
 
-use anyhow::ensure;
 use serde::Serialize;
 
 use super::{
@@ -59,24 +58,15 @@ fn evaluate(
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
-    ensure!(!config.k.contains(&0), "knn.k holds 0; at least 1 neighbour must vote");
-    let mut tasks = match features.tasks()? {
-        Ok(tasks) => tasks,
-        Err(why) => {
-            progress.log(&format!("knn: skipped, {why}"));
-            return Ok(Evaluation::skipped(why));
-        }
+    let (mut tasks, mut result) = match Evaluation::begin(DESCRIPTOR.name, features, progress)? {
+        Ok(begun) => begun,
+        Err(skipped) => return Ok(skipped),
     };
     for task in tasks.iter_mut() {
         normalize_rows(&mut task.train.rows, task.dim);
         normalize_rows(&mut task.test.rows, task.dim);
     }
     let Scored { trained, random_init, initial } = tasks;
-    let mut result = Evaluation::default();
-    if trained.unlabelled > 0 {
-        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
-    }
-
     let available = trained.targets.len();
     let mut ks = config.k.clone();
     let mut seen = std::collections::HashSet::new();

@@ -79,17 +79,11 @@ fn evaluate(
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
-    let Scored { mut trained, mut random_init, mut initial } = match features.tasks()? {
-        Ok(tasks) => tasks,
-        Err(why) => {
-            progress.log(&format!("linear_probe: skipped, {why}"));
-            return Ok(Evaluation::skipped(why));
-        }
+    let (tasks, mut result) = match Evaluation::begin(DESCRIPTOR.name, features, progress)? {
+        Ok(begun) => begun,
+        Err(skipped) => return Ok(skipped),
     };
-    let mut result = Evaluation::default();
-    if trained.unlabelled > 0 {
-        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
-    }
+    let Scored { mut trained, mut random_init, mut initial } = tasks;
     let standardizer = standardize(config, &mut trained);
     for control in std::iter::once(&mut random_init).chain(&mut initial) {
         standardize(config, control);

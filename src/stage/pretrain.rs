@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
@@ -24,7 +24,9 @@ use crate::{
     encoder::Encoder,
     ops::named::NamedTensor,
     tables::{self, Table, column},
-    train::{Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, learning_rates},
+    train::{
+        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, fit_batches, learning_rates,
+    },
 };
 
 /// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
@@ -75,18 +77,8 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let split = Arc::new(Split::open(&data.files_of(&tables::TRAIN))?);
     let (images, batch, accumulation) = (split.len(), config.batch_size, config.gradient_accumulation);
-    ensure!(
-        batch <= images,
-        "batch_size: {batch} is more than the {images} training images; use at most {images} (--set batch_size={images})"
-    );
+    fit_batches(batch, accumulation, images)?;
     let per_update = batch * accumulation;
-    ensure!(
-        per_update <= images,
-        "gradient_accumulation: {accumulation} batches of {batch} are more than the {images} training images; \
-         use at most {} (--set gradient_accumulation={0})",
-        images / batch
-    );
-    // An epoch consists of whole updates, so that none is cut by its end.
     let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
     Device::chosen().run(config.precision, Training { config, split, data, steps_per_epoch, total, out, context })?

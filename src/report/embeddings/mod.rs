@@ -20,7 +20,6 @@ use super::{Run, artifacts};
 use crate::{
     artifact::{Artifact, Attempt, Lock, Store, atomic, table::TableFile},
     dataset::{DataConfig, DataError, ReadSummary, Sample, Source, SplitName},
-    spec::Experiment,
     stage::{
         Interrupt, Progress, Stopped,
         embed::EmbedConfig,
@@ -110,8 +109,7 @@ pub fn write(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Written> {
-    let experiment: Experiment = serde_json::from_value(run.spec.clone())
-        .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
+    let experiment = run.experiment()?;
     let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
     let weights = weights(&artifacts::stage(store, run, "pretrain")?, request.branch)
         .with_context(|| format!("run {}", run.record.run))?;

@@ -159,6 +159,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn charts_are_of_columns_that_their_tables_have() {
+        for (_, table, column, title, _) in CHARTS {
+            assert!(table.columns.contains(&column), "{title}: {} has no {column}", table.name);
+        }
+    }
+
+    #[test]
     fn long_curves_become_means_and_short_ones_stay() {
         let line: Vec<[f64; 2]> = (0..1000).map(|i| [i as f64, 2.0 * i as f64]).collect();
         let thinned = thin(&line);

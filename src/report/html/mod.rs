@@ -12,7 +12,6 @@ mod pca;
 mod pictures;
 mod tsne;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{
@@ -24,7 +23,6 @@ use super::{
 use crate::{
     artifact::Store,
     dataset::Split,
-    spec::Experiment,
     tables::{self, column},
 };
 
@@ -101,8 +99,7 @@ fn about(store: &Store, run: &Run) -> anyhow::Result<Value> {
 
 /// What only the report of one run has: classes, map, gallery, neighbours.
 fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
-    let experiment: Experiment = serde_json::from_value(run.spec.clone())
-        .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
+    let experiment = run.experiment()?;
     let data = artifacts::stage_in_part(store, run, "data")?;
     let (train, test) = (Split::open(&data.files_of(&tables::TRAIN))?, Split::open(&data.files_of(&tables::TEST))?);
     let classes = Table::read(&data, tables::CLASSES)?;
