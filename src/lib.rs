@@ -4,6 +4,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`tables`] | the program's own tables: their names and columns |
+//! | [`rule`] | how a broken rule between values is told |
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
@@ -36,7 +38,9 @@ pub mod method;
 pub mod ops;
 pub mod plan;
 pub mod report;
+pub mod rule;
 pub mod run;
 pub mod spec;
 pub mod stage;
+pub mod tables;
 pub mod train;

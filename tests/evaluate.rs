@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use snclr::{
     artifact::{Artifact, ArtifactWriter, Attempt, Components, Kind, Store},
-    dataset::{DataConfig, augment::AugmentationsConfig},
+    dataset::{DataConfig, SplitName, augment::AugmentationsConfig},
     encoder::{Encoder, EncoderConfig, ResnetConfig, Stem},
     ops::arena::{Entry, Layout},
     stage::{
@@ -22,6 +22,7 @@ use snclr::{
         features, knn, linear_probe,
         weights::{Tensor, weights_batch},
     },
+    tables::FEATURES,
 };
 
 const DIM: usize = 32;
@@ -42,8 +43,8 @@ fn write(out: &mut ArtifactWriter, name: &str, batch: &RecordBatch) -> anyhow::R
 fn embedded(store: &Store, what: &str, signal: f32, labelled: bool) -> Artifact {
     store
         .build("embed", components(what), |out| {
-            let mut table = out.table(features::TABLE, features::schema(DIM), Kind::Content)?;
-            for (split, n) in [("train", 240), ("test", 60)] {
+            let mut table = out.table(FEATURES.name, FEATURES.schema_of_width(DIM), Kind::Content)?;
+            for (split, n) in [(SplitName::Train, 240), (SplitName::Test, 60)] {
                 let labels: Vec<Option<i64>> = (0..n).map(|i| labelled.then_some(i % 3)).collect();
                 let value = |i: i64, d: usize| {
                     let noise = ((i * 7919 + d as i64 * 104729 + n) as f32 * 0.618).sin();
@@ -193,8 +194,8 @@ fn every_image_is_embedded_by_a_complete_encoder_or_none_is() {
     let mut weights = initial_weights(&config.encoder, 5);
     let initial = pretrained(&store, "initial", &weights);
     let (a, b) = (embed("a", EncoderFrom::RandomInit { seed: 5 }), embed("b", EncoderFrom::Pretrained(&initial)));
-    assert_eq!(table(&a, features::TABLE), table(&b, features::TABLE));
-    let read = features::read(b.read(features::TABLE).unwrap()).unwrap();
+    assert_eq!(table(&a, FEATURES.name), table(&b, FEATURES.name));
+    let read = features::read(b.read(FEATURES.name).unwrap()).unwrap();
     assert_eq!((read.train.len(), read.test.len(), read.test.dim), (40, 12, DIM));
     assert!(read.train.labels.iter().all(|label| (0..3).contains(&label.unwrap())));
     let audit = table(&b, "audit");
@@ -222,7 +223,7 @@ fn every_image_is_embedded_by_a_complete_encoder_or_none_is() {
 
     weights.iter_mut().filter(|tensor| tensor.0 == "conv1.weight").for_each(|tensor| tensor.2[0] += 1.0);
     let other = embed("c", EncoderFrom::Pretrained(&pretrained(&store, "other", &weights)));
-    assert_ne!(table(&other, features::TABLE), table(&b, features::TABLE));
+    assert_ne!(table(&other, FEATURES.name), table(&b, FEATURES.name));
 
     weights.retain(|tensor| tensor.0 != "layer3.0.bn1.running_var");
     let incomplete = pretrained(&store, "incomplete", &weights);

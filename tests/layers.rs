@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// Lowest first; modules of one layer do not use each other.
 const LAYERS: [&[&str]; 10] = [
-    &["ops"],
+    &["ops", "rule", "tables"],
     &["backend"],
     &["dataset", "encoder", "method"],
     &["train"],

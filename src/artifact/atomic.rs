@@ -68,6 +68,16 @@ pub fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free.
+pub fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<PathBuf> {
+    create_dir(damaged)?;
+    let free = |n: &u32| !damaged.join(format!("{label}-{n}")).exists();
+    let number = (1..).find(free).context("no free name")?;
+    let target = damaged.join(format!("{label}-{number}"));
+    rename(path, &target)?;
+    Ok(target)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

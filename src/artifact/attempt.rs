@@ -1,17 +1,16 @@
 //! `unfinished/<name>-<id>/`: spec and record of a run without results: one at work, or one that ended before it had any.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
-    Key, Lock, RunRecord, RunState, StageRecord, Store, Unfinished, atomic, lock::Attempt as LockAttempt, record::FILE,
+    Key, Lock, RunRecord, RunState, StageRecord, Store, Unfinished, atomic,
+    lock::Attempt as LockAttempt,
+    record::{FILE, UNFINISHED, lock_name},
 };
-
-/// Folder of runs without results under the runs root.
-pub const FOLDER: &str = "unfinished";
 
 /// The record of a run at work. Nothing is written before its first stage runs: a run with nothing to do leaves no trace.
 pub struct RunAttempt<'a> {
@@ -32,7 +31,7 @@ impl<'a> RunAttempt<'a> {
     }
 
     fn dir(&self) -> PathBuf {
-        self.store.root().join(FOLDER).join(&self.run)
+        self.store.root().join(UNFINISHED).join(&self.run)
     }
 
     /// Notes that `stage` runs now, after the stages that are `done`. Where another process keeps the record, it does.
@@ -112,26 +111,6 @@ impl<'a> RunAttempt<'a> {
     }
 }
 
-impl RunRecord {
-    /// Folders of all runs without results under a runs root, with their records, the first to begin first.
-    ///
-    /// # Errors
-    /// When the folder or a record cannot be read.
-    pub fn unfinished(root: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
-        Self::list_in(&root.join(FOLDER))
-    }
-}
-
-/// Whether a process works on `run`, whose record lies in `dir`.
-pub(super) fn is_at_work(dir: &Path, run: &str) -> bool {
-    let root = dir.parent().and_then(Path::parent);
-    root.is_some_and(|root| Lock::is_held(&root.join("locks"), &lock_name(run)))
-}
-
-fn lock_name(run: &str) -> String {
-    format!("{FOLDER}-{run}")
-}
-
 /// Tries to take the lock of a run without results.
 pub(super) fn lock(store: &Store, run: &str) -> anyhow::Result<LockAttempt> {
     Lock::attempt(&store.locks_dir(), &lock_name(run))
@@ -142,7 +121,7 @@ mod tests {
     use super::*;
     use crate::artifact::Components;
 
-    fn listed(root: &Path) -> Vec<(String, u64, RunState, String, Option<String>)> {
+    fn listed(root: &std::path::Path) -> Vec<(String, u64, RunState, String, Option<String>)> {
         let of = |(_, record): (PathBuf, RunRecord)| {
             let unfinished = record.unfinished.unwrap();
             (record.run, record.created, unfinished.state, unfinished.stage, unfinished.why)
@@ -158,7 +137,7 @@ mod tests {
         let first = attempt();
         first.ended(RunState::Failed, None).unwrap();
         first.finished().unwrap();
-        assert!(!root.path().join(FOLDER).exists(), "nothing ran yet");
+        assert!(!root.path().join(UNFINISHED).exists(), "nothing ran yet");
 
         first.at("data", &key, Vec::new()).unwrap();
         first.at("pretrain", &key, Vec::new()).unwrap();

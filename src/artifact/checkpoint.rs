@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Key, atomic, hash, segment,
-    store::set_aside,
     table::{self, TableFile},
 };
 
@@ -140,7 +139,8 @@ impl Checkpoints {
                     break;
                 }
                 Err(what) => {
-                    let moved = set_aside(&self.damaged, &self.dir.join(&name), &format!("{}-{name}", self.label))?;
+                    let moved =
+                        atomic::set_aside(&self.damaged, &self.dir.join(&name), &format!("{}-{name}", self.label))?;
                     (self.warn)(&format!(
                         "damaged checkpoint of {}: {name}: {what}; moved to {}, going on from the one before",
                         self.label,
@@ -204,7 +204,7 @@ impl Checkpoints {
         for name in files.segments.keys().cloned().collect::<Vec<_>>() {
             let path = self.dir.join(&name);
             if let Err(error) = segment::read(&path, &self.key) {
-                let moved = set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?;
+                let moved = atomic::set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?;
                 files.segments.remove(&name);
                 (self.warn)(&format!("damaged metrics of {}: {error:#}; moved to {}", self.label, moved.display()));
             }

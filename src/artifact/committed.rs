@@ -6,12 +6,13 @@ use std::{
 };
 
 use anyhow::Context;
-use arrow::{
-    array::{Array, AsArray, RecordBatch},
-    datatypes::Float64Type,
-};
+use arrow::array::Array;
 
-use super::{Components, Key, Manifest, table};
+use super::{
+    Components, Key, Manifest,
+    table::{self, Batches},
+};
+use crate::tables::{Table, column};
 
 /// A committed artifact.
 #[derive(Clone, Debug)]
@@ -91,9 +92,9 @@ impl Artifact {
         Ok(self.dir.join(file.file()))
     }
 
-    /// Files of the tables whose name starts with `prefix`, in the order of their names.
-    pub fn tables_with_prefix(&self, prefix: &str) -> Vec<PathBuf> {
-        let files = self.manifest.files.iter().filter(|file| file.name.starts_with(prefix));
+    /// Files of the tables that `table` stands for, in the order of their names.
+    pub fn files_of(&self, table: &Table) -> Vec<PathBuf> {
+        let files = self.manifest.files.iter().filter(|file| table.is(&file.name));
         files.map(|file| self.dir.join(file.file())).collect()
     }
 
@@ -101,17 +102,13 @@ impl Artifact {
     ///
     /// # Errors
     /// When the table cannot be read or has no such columns.
-    pub fn figures(&self, table: &str) -> anyhow::Result<Vec<(String, Option<f64>)>> {
+    pub fn figures(&self, table: &Table) -> anyhow::Result<Vec<(String, Option<f64>)>> {
         let mut figures = Vec::new();
-        if !self.has_table(table) {
-            return Ok(figures);
-        }
-        for batch in self.read(table)? {
+        for batch in self.rows_of(table)? {
             let batch = batch?;
-            let named = || format!("table {table:?} of stage {}: expected metric: utf8, value: float64", self.stage());
-            let names = batch.column_by_name("metric").and_then(|c| c.as_string_opt::<i32>()).with_context(named)?;
-            let values = batch.column_by_name("value").and_then(|c| c.as_primitive_opt::<Float64Type>());
-            let values = values.with_context(named)?;
+            let named = || format!("stage {}", self.stage());
+            let names = table.texts(&batch, column::METRIC).with_context(named)?;
+            let values = table.reals(&batch, column::VALUE).with_context(named)?;
             for row in 0..batch.num_rows() {
                 let value = Some(values.value(row)).filter(|value| values.is_valid(row) && value.is_finite());
                 figures.push((names.value(row).to_owned(), value));
@@ -124,35 +121,37 @@ impl Artifact {
     ///
     /// # Errors
     /// As [`Artifact::figures`].
-    pub fn figure(&self, table: &str, metric: &str) -> anyhow::Result<Option<f64>> {
+    pub fn figure(&self, table: &Table, metric: &str) -> anyhow::Result<Option<f64>> {
         let short = metric.rsplit('/').next().unwrap_or(metric);
         let figures = self.figures(table)?;
         Ok(figures.into_iter().find(|(name, _)| name == metric || name == short).and_then(|(_, value)| value))
     }
 
-    /// Rows of a table with text columns `key` and `column`, in order; none when there is no such table.
+    /// Rows of a table with text columns `key` and another, in order; none when there is no such table.
     ///
     /// # Errors
     /// When the table cannot be read or has no such columns.
-    pub fn texts(&self, table: &str, column: &str) -> anyhow::Result<Vec<(String, String)>> {
+    pub fn texts(&self, table: &Table) -> anyhow::Result<Vec<(String, String)>> {
         let mut rows = Vec::new();
-        if !self.has_table(table) {
-            return Ok(rows);
-        }
-        for batch in self.read(table)? {
+        for batch in self.rows_of(table)? {
             let batch = batch?;
-            let text = |name: &str| {
-                let texts = batch.column_by_name(name).and_then(|c| c.as_string_opt::<i32>()).cloned();
-                texts.with_context(|| format!("table {table:?} of stage {}: expected {name}: utf8", self.stage()))
-            };
-            let (keys, texts) = (text("key")?, text(column)?);
+            let text = |column| table.texts(&batch, column).with_context(|| format!("stage {}", self.stage()));
+            let (keys, texts) = (text(table.columns[0])?, text(table.columns[1])?);
             rows.extend((0..batch.num_rows()).map(|row| (keys.value(row).to_owned(), texts.value(row).to_owned())));
         }
         Ok(rows)
     }
 
     /// The rows of a table, batch by batch.
-    pub fn read(&self, name: &str) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>> {
+    pub fn read(&self, name: &str) -> anyhow::Result<Batches> {
         table::read(&self.table_path(name)?)
+    }
+
+    /// The rows of a table; none when there is no such table.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn rows_of(&self, table: &Table) -> anyhow::Result<Batches> {
+        if self.has_table(table.name) { self.read(table.name) } else { Ok(Box::new(std::iter::empty())) }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Components, Environment, Key, Kind, hash};
+use super::{Components, Environment, Key, hash};
 
 /// Version of the manifest and of the store's layout.
 const FORMAT: u32 = 1;
@@ -36,6 +36,16 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// Hash of this manifest's text with an empty checksum.
     pub checksum: String,
+}
+
+/// Whether a table's values enter the artifact's content hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Enters the content hash: equal inputs must give equal values.
+    Content,
+    /// A wall-clock figure, or an account of what was left out; kept and checked, but not part of what the artifact is.
+    Measurement,
 }
 
 /// One table.

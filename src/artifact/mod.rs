@@ -33,7 +33,7 @@ mod store;
 pub mod table;
 mod writer;
 
-pub use attempt::{FOLDER as UNFINISHED, RunAttempt};
+pub use attempt::RunAttempt;
 pub use checkpoint::{Checkpoints, State};
 pub use committed::Artifact;
 pub use content::of_batch as content_of;
@@ -42,11 +42,11 @@ pub use garbage::{Cleaning, Item, Keep, Listed};
 pub use inspect::{Damage, Inspected};
 pub use key::{Components, Key};
 pub use lock::{Attempt, Lock};
-pub use manifest::{FileEntry, Manifest};
-pub use record::{RunRecord, RunState, StageRecord, Unfinished};
+pub use manifest::{FileEntry, Kind, Manifest};
+pub use record::{RunRecord, RunState, StageRecord, UNFINISHED, Unfinished};
 pub use stat::{Stamp, StatCache};
 pub use store::{Found, Store};
-pub use writer::{ArtifactWriter, Kind, TableWriter};
+pub use writer::{ArtifactWriter, TableWriter};
 
 #[cfg(test)]
 mod tests;

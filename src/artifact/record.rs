@@ -9,10 +9,13 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Key, attempt};
+use super::{Key, Lock};
 
 /// Name of the file.
 pub const FILE: &str = "run.json";
+
+/// Folder of runs without results under the runs root.
+pub const UNFINISHED: &str = "unfinished";
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,7 +103,7 @@ impl RunRecord {
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         if let Some(unfinished) = &mut record.unfinished
             && unfinished.state == RunState::Running
-            && !attempt::is_at_work(dir, &record.run)
+            && !is_at_work(dir, &record.run)
         {
             unfinished.state = RunState::Interrupted;
         }
@@ -120,8 +123,16 @@ impl RunRecord {
         Self::list_in(&root.join("results"))
     }
 
+    /// Folders of all runs without results under a runs root, with their records, the first to begin first.
+    ///
+    /// # Errors
+    /// When the folder or a record cannot be read.
+    pub fn unfinished(root: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
+        Self::list_in(&root.join(UNFINISHED))
+    }
+
     /// Folders and records of runs in `dir`, oldest first.
-    pub(super) fn list_in(dir: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
+    fn list_in(dir: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
         let named = || format!("listing {}", dir.display());
         let entries = match fs::read_dir(dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -137,4 +148,15 @@ impl RunRecord {
         runs.sort_by(|a, b| (a.1.created, &a.1.run).cmp(&(b.1.created, &b.1.run)));
         Ok(runs)
     }
+}
+
+/// Whether a process works on `run`, whose record lies in `dir`.
+fn is_at_work(dir: &Path, run: &str) -> bool {
+    let root = dir.parent().and_then(Path::parent);
+    root.is_some_and(|root| Lock::is_held(&root.join("locks"), &lock_name(run)))
+}
+
+/// Name of the lock of a run without results.
+pub(super) fn lock_name(run: &str) -> String {
+    format!("{UNFINISHED}-{run}")
 }

@@ -4,15 +4,16 @@ use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use anyhow::Context;
 use arrow::{
-    array::{AsArray, Int64Array, RecordBatch, UInt32Array},
+    array::{RecordBatch, UInt32Array},
     compute::{concat_batches, take_record_batch},
-    datatypes::{DataType, Field, Int64Type, Schema},
+    datatypes::Schema,
 };
 
 use super::{
     Key, atomic, content,
     table::{self, TableFile},
 };
+use crate::tables::{SEGMENT, column};
 
 const FOOTER: &str = "snclr.segment";
 
@@ -38,9 +39,9 @@ pub fn file_name(name: &str, attempt: u64, first_step: u64) -> String {
 /// Writes a segment; returns the hash of the file.
 pub fn write(path: &Path, key: &Key, attempt: u64, rows: &RecordBatch) -> anyhow::Result<String> {
     let mut fields = rows.schema().fields().to_vec();
-    fields.push(Arc::new(Field::new("attempt", DataType::Int64, false)));
+    fields.push(Arc::new(column::ATTEMPT.field(0)));
     let mut columns = rows.columns().to_vec();
-    columns.push(Arc::new(Int64Array::from(vec![attempt as i64; rows.num_rows()])));
+    columns.push(column::ATTEMPT.of(vec![attempt as i64; rows.num_rows()]).1);
     let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
     let temporary = atomic::sibling(path);
     let written = (|| {
@@ -83,11 +84,7 @@ pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<Rec
     let Some(first) = batches.first() else { return Ok(None) };
     let all =
         concat_batches(&first.schema(), &batches).context("metric segments of one name have different columns")?;
-    let column = |name: &str| {
-        let column = all.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-        column.with_context(|| format!("metric segments have no int64 column {name:?}"))
-    };
-    let (steps, attempts) = (column("step")?, column("attempt")?);
+    let (steps, attempts) = (SEGMENT.integers(&all, column::STEP)?, SEGMENT.integers(&all, column::ATTEMPT)?);
     let mut order: Vec<u32> = (0..all.num_rows() as u32).collect();
     order.retain(|&row| steps.value(row as usize) < until.min(i64::MAX as u64) as i64);
     order.sort_by_key(|&row| (steps.value(row as usize), attempts.value(row as usize), row));
@@ -98,6 +95,7 @@ pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<Rec
     if rows.is_empty() {
         return Ok(None);
     }
-    let kept: Vec<usize> = (0..all.num_columns()).filter(|&i| all.schema().field(i).name() != "attempt").collect();
+    let kept: Vec<usize> =
+        (0..all.num_columns()).filter(|&i| all.schema().field(i).name() != column::ATTEMPT.name).collect();
     Ok(Some(take_record_batch(&all.project(&kept)?, &rows)?))
 }

@@ -10,7 +10,6 @@ use std::{
     },
 };
 
-use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
@@ -217,7 +216,7 @@ impl Store {
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         let dir = self.artifact_dir(stage, key);
         self.verified.lock().expect("no panics while held").remove(&dir);
-        set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))
+        atomic::set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))
     }
 
     /// Checkpoints of a stage; `warn` hears of damage. The caller holds the lock.
@@ -312,14 +311,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free.
-pub(super) fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<PathBuf> {
-    atomic::create_dir(damaged)?;
-    let free = |n: &u32| !damaged.join(format!("{label}-{n}")).exists();
-    let number = (1..).find(free).context("no free name")?;
-    let target = damaged.join(format!("{label}-{number}"));
-    atomic::rename(path, &target)?;
-    Ok(target)
 }

@@ -139,6 +139,18 @@ pub fn uncompressed(schema: &Schema) -> WriterProperties {
     builder(schema).set_compression(Compression::UNCOMPRESSED).build()
 }
 
+/// The bytes of a Parquet file of these rows.
+///
+/// # Errors
+/// Never in memory; the writer's signature has them.
+pub fn in_memory(rows: &RecordBatch) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), None)?;
+    writer.write(rows)?;
+    writer.close()?;
+    Ok(bytes)
+}
+
 /// Schema of a Parquet file, as its rows are read.
 pub fn schema(path: &Path) -> anyhow::Result<SchemaRef> {
     let named = || format!("reading {}", path.display());
@@ -146,8 +158,11 @@ pub fn schema(path: &Path) -> anyhow::Result<SchemaRef> {
     Ok(ParquetRecordBatchReaderBuilder::try_new(file).with_context(named)?.schema().clone())
 }
 
+/// Rows of a table, some at a time.
+pub type Batches = Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>;
+
 /// Batches of a Parquet file, one by one.
-pub fn read(path: &Path) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>> {
+pub fn read(path: &Path) -> anyhow::Result<Batches> {
     let owned = path.to_owned();
     let named = move || format!("reading {}", owned.display());
     let file = File::open(path).with_context(&named)?;

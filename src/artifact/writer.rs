@@ -9,22 +9,12 @@ use std::{
 use anyhow::Context;
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::properties::WriterProperties;
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Components, Environment, FileEntry, Key, Manifest, atomic, manifest,
+    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, manifest,
     table::{self, TableFile},
 };
-
-/// Whether a table's values enter the artifact's content hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Enters the content hash: equal inputs must give equal values.
-    Content,
-    /// A wall-clock figure, or an account of what was left out; kept and checked, but not part of what the artifact is.
-    Measurement,
-}
+use crate::tables::Table;
 
 /// An artifact in the making; dropped before its commit it leaves nothing behind.
 pub struct ArtifactWriter {
@@ -50,6 +40,13 @@ impl ArtifactWriter {
     pub fn table(&mut self, name: &str, schema: SchemaRef, kind: Kind) -> anyhow::Result<TableWriter<'_>> {
         let properties = table::compressed(&schema);
         self.table_with(name, schema, kind, properties)
+    }
+
+    /// Writes a whole table.
+    pub fn whole(&mut self, table: &Table, kind: Kind, rows: &RecordBatch) -> anyhow::Result<()> {
+        let mut writer = self.table(table.name, rows.schema(), kind)?;
+        writer.write(rows)?;
+        writer.finish()
     }
 
     /// A new table with the given Parquet settings. Names are made of letters, digits, `-` and `_`.

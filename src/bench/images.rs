@@ -11,7 +11,10 @@ use image::codecs::jpeg::JpegEncoder;
 use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
-use crate::dataset::{self, DataConfig, Sample, Split, SplitName, SyntheticConfig, shard};
+use crate::{
+    dataset::{self, DataConfig, Sample, Split, SplitName, SyntheticConfig, shard},
+    tables::TRAIN,
+};
 
 /// Quality that gives 0.6 bytes per pixel, as ImageNet's files have.
 const JPEG_QUALITY: u8 = 88;
@@ -52,7 +55,7 @@ impl Images {
         }
         let path = folder.path().join("train-00000.parquet");
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        let mut writer = ArrowWriter::try_new(file, shard::schema(), Some(shard::properties()))?;
+        let mut writer = ArrowWriter::try_new(file, TRAIN.schema(), Some(shard::properties()))?;
         let mut batcher = shard::Batcher::default();
         let (mut number, mut bytes) = (0, 0);
         let config =

@@ -54,7 +54,7 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
         })
     });
     let checks = audit.checks.iter().map(|check| json!({ "check": check.what, "problem": check.problem }));
-    let image = |image: &Image| json!({ "split": image.split, "image": image.name, "class": image.class });
+    let image = |image: &Image| json!({ "split": image.split.as_str(), "image": image.name, "class": image.class });
     json!({
         "run": run,
         "ok": audit.holds(),

@@ -171,9 +171,7 @@ impl Told {
         if let Some(kept) = &stage.kept {
             text += &format!("; {kept}");
         }
-        if let Some(step) = stage.resumes_after {
-            text += &format!("; goes on after step {step}");
-        }
+        text += &show::resumes(stage);
         match (&stage.compared, &self.against) {
             (None, None) => text += "; no artifact yet",
             (None, Some(run)) => text += &format!("; {run} has no such artifact any more"),
@@ -185,12 +183,12 @@ impl Told {
     }
 
     fn last_line(&self) -> String {
-        let (pending, cached) = (self.pending(), self.stages.len() - self.pending());
+        let pending = self.pending();
+        let mut line = show::to_do(pending, self.stages.len());
         if pending == 0 {
-            return format!("nothing to do: {cached} stages cached");
+            return line;
         }
         let (seconds, bytes, unknown) = self.total();
-        let mut line = format!("{pending} of {} stages to run, {cached} cached", self.stages.len());
         if unknown.len() < pending {
             line += &format!("; about {} and {}", time(seconds), show::bytes(bytes));
         }

@@ -2,9 +2,7 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use anyhow::ensure;
-
-use super::Global;
+use super::{Global, values};
 use crate::{
     artifact::Store,
     report::{self, safetensors::Head},
@@ -33,11 +31,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    ensure!(
-        args.output.extension().is_some_and(|extension| extension == "safetensors"),
-        "{}: the name must end in .safetensors, the only format there is",
-        args.output.display()
-    );
+    values::ensure_ends_in("safetensors", &args.output)?;
     let run = report::find(&global.runs, &args.run)?;
     let exported = report::safetensors::export(&Store::open(&global.runs), &run, args.head)?;
     report::file::replace(&args.output, &exported.bytes)?;

@@ -162,10 +162,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn threads(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if (1..=1024).contains(&n) => Ok(n),
-        _ => Err("expected a whole number from 1 to 1024".into()),
-    }
+    values::whole(text, 1024)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes};
+use super::{Global, changes::Changes, show};
 use crate::{
     artifact::{Key, Store},
     plan::{Against, Planned, Planner},
@@ -117,7 +117,7 @@ fn to_json(plans: &[Plan]) -> Value {
 fn lines(stages: &[Planned]) -> String {
     let line = |planned: &Planned| {
         let key = planned.key.as_ref().map_or("-", |key| key.short());
-        let resumes = planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"));
+        let resumes = show::resumes(planned);
         format!("{:<18} {:<8} {key:<9} {}{resumes}\n", planned.stage.name(), status(planned), planned.reason())
     };
     stages.iter().map(line).collect()
@@ -133,9 +133,5 @@ fn to_text(plans: &[Plan]) -> String {
 }
 
 fn fact(Total { stages, pending }: Total) -> String {
-    let cached = stages - pending;
-    match pending {
-        0 => format!("nothing to do: {cached} stages cached\n"),
-        _ => format!("{pending} of {stages} stages to run, {cached} cached\n"),
-    }
+    show::to_do(pending, stages) + "\n"
 }

@@ -1,7 +1,6 @@
 //! `snclr run`: brings a spec to its results.
 
 use std::{
-    io::Write,
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex},
@@ -10,11 +9,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show, sweep};
+use super::{Global, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
     report::{Run, audit},
-    run::{self, Finished, How, Outcome, Reporter, Setting, StageOutcome, Verbosity},
+    run::{self, Finished, How, Jobs, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::Experiment,
     stage::Interrupt,
 };
@@ -45,7 +44,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "expected a whole number from 1 to 64".into())
+    values::whole(text, 64)
 }
 
 /// Runs the command.
@@ -66,7 +65,10 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     };
     match &points.points[..] {
         [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
-        points => sweep::run(&setting, points, &args, global.verbosity()),
+        points => {
+            let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: global.threads };
+            sweep::run(&setting, points, jobs, args.json, global.verbosity())
+        }
     }
 }
 
@@ -74,59 +76,25 @@ fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Ve
     let reporter = Arc::new(Reporter::new(verbosity));
     let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
     let text = to_text(setting.store, &stages, &outcome, &reporter.warnings())?;
-    print(&text, json.then(|| to_json(&stages, &outcome)), verbosity)?;
+    show::print(&text, json.then(|| to_json(&stages, &outcome)), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the text on stdout; or the JSON there, and the text on stderr.
-pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
-    match json {
-        None => write!(std::io::stdout(), "{text}")?,
-        Some(json) => {
-            if verbosity != Verbosity::Quiet {
-                let _ = write!(std::io::stderr(), "{text}");
-            }
-            writeln!(std::io::stdout(), "{json}")?;
-        }
-    }
-    Ok(())
-}
-
 fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> Value {
-    json!({ "run": outcome.record.run, "stages": stages_json(stages), "metrics": outcome.metrics() })
-}
-
-/// Stages with their keys and what became of them.
-pub fn stages_json(stages: &[StageOutcome]) -> Value {
-    let stage = |stage: &StageOutcome| {
-        json!({
-            "stage": stage.stage.name(),
-            "key": stage.artifact.key(),
-            "status": if stage.how == How::Ran { "ran" } else { "cached" },
-            "seconds": stage.seconds,
-        })
-    };
-    stages.iter().map(stage).collect()
+    json!({ "run": outcome.record.run, "stages": show::stages(stages), "metrics": outcome.metrics() })
 }
 
 fn to_text(store: &Store, stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> anyhow::Result<String> {
     let mut text = scores(store, outcome)?.map_or(String::new(), |table| table + "\n");
-    remarks(&outcome.record.notes, warnings).for_each(|line| text += &line);
+    show::remarks(&outcome.record.notes, warnings).for_each(|line| text += &line);
     text += &format!("results in {}\n", outcome.dir.display());
     let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
     Ok(text + &fact(ran, stages.len() - ran) + "\n")
 }
 
-/// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
-pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
-    let of_note = |note: &String| if note.starts_with("data: ") { "warning" } else { "note" };
-    let notes = notes.iter().map(move |note| format!("{}: {note}\n", of_note(note)));
-    notes.chain(warnings.iter().map(|warning| format!("warning: {warning}\n")))
-}
-
 fn fact(ran: usize, cached: usize) -> String {
     match ran {
-        0 => format!("nothing to do: {cached} stages cached"),
+        0 => show::to_do(0, cached),
         1 => format!("ran 1 stage, {cached} cached"),
         _ => format!("ran {ran} stages, {cached} cached"),
     }

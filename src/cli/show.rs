@@ -1,12 +1,16 @@
 //! Sizes, scores and notes for people.
 
-use std::io::Write;
+use std::io::{Write, stderr, stdout};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
+use serde_json::{Value, json};
+
 use crate::{
     artifact::{RunRecord, Store},
+    plan::Planned,
     report::{self, audit::Scores, grid::difference},
+    run::{How, StageOutcome, Verbosity},
 };
 
 /// `312 B`, `4.1 kB`, `23.0 MB`: powers of 1000, as disks are sold and `df -H` prints them.
@@ -24,6 +28,20 @@ pub fn bytes(count: f64) -> String {
 /// `1 artifact`, `2 artifacts`.
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// How many stages are to run, e.g. `2 of 6 stages to run, 4 cached`.
+pub fn to_do(pending: usize, stages: usize) -> String {
+    let cached = stages - pending;
+    match pending {
+        0 => format!("nothing to do: {cached} stages cached"),
+        _ => format!("{pending} of {stages} stages to run, {cached} cached"),
+    }
+}
+
+/// The step that a pending stage goes on from, if there is one, behind what else is said of it.
+pub fn resumes(planned: &Planned) -> String {
+    planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"))
 }
 
 /// Top-1 scores of evaluations beside their controls, in percent. The weights that training started from, and what was gained over
@@ -59,7 +77,41 @@ pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()>
     if record.unfinished.is_none() {
         return Ok(());
     }
-    writeln!(std::io::stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
+    writeln!(stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
+}
+
+/// Prints the text on stdout; or the JSON there, and the text on stderr.
+pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
+    match json {
+        None => write!(stdout(), "{text}")?,
+        Some(json) => {
+            if verbosity != Verbosity::Quiet {
+                let _ = write!(stderr(), "{text}");
+            }
+            writeln!(stdout(), "{json}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Stages with their keys and what became of them.
+pub fn stages(stages: &[StageOutcome]) -> Value {
+    let stage = |stage: &StageOutcome| {
+        json!({
+            "stage": stage.stage.name(),
+            "key": stage.artifact.key(),
+            "status": if stage.how == How::Ran { "ran" } else { "cached" },
+            "seconds": stage.seconds,
+        })
+    };
+    stages.iter().map(stage).collect()
+}
+
+/// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
+pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
+    let of_note = |note: &String| if note.starts_with("data: ") { "warning" } else { "note" };
+    let notes = notes.iter().map(move |note| format!("{}: {note}\n", of_note(note)));
+    notes.chain(warnings.iter().map(|warning| format!("warning: {warning}\n")))
 }
 
 #[cfg(test)]

@@ -6,10 +6,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
-use super::{
-    failure,
-    run::{Args, print, remarks, stages_json},
-};
+use super::{failure, show};
 use crate::{
     run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
     spec::Point,
@@ -23,17 +20,22 @@ type Ending = Option<anyhow::Result<Finished>>;
 ///
 /// # Errors
 /// When the user interrupts, or threads cannot be started.
-pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
-    let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: setting.threads };
+pub fn run(
+    setting: &Setting,
+    points: &[Point],
+    jobs: Jobs,
+    json: bool,
+    verbosity: Verbosity,
+) -> anyhow::Result<ExitCode> {
     let name = |i: usize| format!("point {} of {}: ", i + 1, points.len());
-    let reporter = |i: usize| match args.jobs {
+    let reporter = |i: usize| match jobs.count {
         1 => Reporter::new(verbosity),
         _ => Reporter::beside_others(verbosity, name(i)),
     };
     let reporters: Vec<Arc<Reporter>> = (0..points.len()).map(|i| Arc::new(reporter(i))).collect();
     let endings = jobs.run(points.len(), |i| {
         let (point, reporter) = (&points[i], &reporters[i]);
-        reporter.log(&if args.jobs == 1 { name(i) + &point.label() } else { point.label() });
+        reporter.log(&if jobs.count == 1 { name(i) + &point.label() } else { point.label() });
         let result = setting.run(&point.loaded.experiment, reporter);
         result.with_context(|| name(i) + &point.label()).inspect_err(|error| {
             if !is_interruption(error) {
@@ -47,7 +49,7 @@ pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosit
         // What a point that failed had to say stands beside its error.
         Some((ending.as_ref()?.as_ref().ok()?, reporter))
     }) {
-        for line in remarks(&finished.outcome.record.notes, &reporter.warnings()) {
+        for line in show::remarks(&finished.outcome.record.notes, &reporter.warnings()) {
             // What concerns many points is said once.
             if !told.contains(&line) {
                 text += &line;
@@ -56,7 +58,7 @@ pub fn run(setting: &Setting, points: &[Point], args: &Args, verbosity: Verbosit
         }
     }
     text += &fact(&endings);
-    print(&text, args.json.then(|| to_json(points, &endings)), verbosity)?;
+    show::print(&text, json.then(|| to_json(points, &endings)), verbosity)?;
     let errors = || endings.iter().flatten().filter_map(|result| result.as_ref().err());
     let code = errors().next().map_or(0, failure::code);
     match endings.into_iter().flatten().filter_map(Result::err).find(is_interruption) {
@@ -84,7 +86,7 @@ fn to_json(points: &[Point], endings: &[Ending]) -> Value {
             "values": point.object(),
             "run": finished.map(|finished| &finished.outcome.record.run),
             "status": status(ending),
-            "stages": finished.map_or(json!([]), |finished| stages_json(&finished.stages)),
+            "stages": finished.map_or(json!([]), |finished| show::stages(&finished.stages)),
             "metrics": finished.map_or(json!({}), |finished| json!(finished.outcome.metrics())),
             "error": error.map(|error| error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")),
         })

@@ -1,5 +1,7 @@
 //! Names and help on the command line of types that know no command line.
 
+use std::path::Path;
+
 use clap::{ValueEnum, builder::PossibleValue};
 
 use crate::{
@@ -7,6 +9,19 @@ use crate::{
     dataset::FileFormat,
     report::{embeddings::Branch, safetensors::Head},
 };
+
+/// A whole number from 1 to `most`.
+pub fn whole(text: &str, most: usize) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
+}
+
+/// Refuses a file to write whose name does not end in the one format that there is.
+pub fn ensure_ends_in(extension: &str, path: &Path) -> anyhow::Result<()> {
+    let why = || format!("{}: the name must end in .{extension}, the only format there is", path.display());
+    anyhow::ensure!(path.extension().is_some_and(|found| found == extension), why());
+    Ok(())
+}
 
 impl ValueEnum for Case {
     fn value_variants<'a>() -> &'a [Self] {

@@ -24,6 +24,11 @@ impl SplitName {
         self as usize
     }
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<SplitName> {
+        Self::ALL.into_iter().find(|split| split.as_str() == name)
+    }
+
     /// `train` or `test`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rule::Broken;
+
 /// The network and its settings. `arch` selects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "arch", rename_all = "snake_case")]
@@ -64,6 +66,28 @@ fn one() -> f32 {
     1.0
 }
 
+impl ResnetConfig {
+    /// Channels of the first layers.
+    ///
+    /// # Errors
+    /// When their number is not whole.
+    pub fn channels(width_multiplier: f32) -> Result<usize, Broken> {
+        let channels = CHANNELS * width_multiplier;
+        if channels >= 1.0 && channels.fract() == 0.0 {
+            return Ok(channels as usize);
+        }
+        Err(Broken {
+            keys: vec!["encoder.width_multiplier"],
+            what: format!("{channels} is not a whole number of channels"),
+            allowed: "multiples of 1/64".to_owned(),
+            hint: format!("the nearest width is {}", channels.round().max(1.0) / CHANNELS),
+        })
+    }
+}
+
+/// Channels of the first layers of a ResNet of usual width.
+const CHANNELS: f32 = 64.0;
+
 /// First layers of a ResNet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -100,6 +124,45 @@ pub struct VitConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-operational" = true))]
     pub init: Option<PathBuf>,
+}
+
+/// Width and heads of timm's vision transformers.
+pub const VITS: [(&str, usize, usize); 3] = [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)];
+
+impl VitConfig {
+    /// Heads divide the width.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn fit_heads(heads: usize, width: usize) -> Result<(), Broken> {
+        if heads > 0 && width.is_multiple_of(heads) {
+            return Ok(());
+        }
+        let nearest = (1..=width).filter(|n| width.is_multiple_of(*n)).min_by_key(|n| n.abs_diff(heads)).unwrap_or(1);
+        Err(Broken {
+            keys: vec!["encoder.heads", "encoder.arch"],
+            what: format!("{heads} heads do not divide a width of {width}"),
+            allowed: format!("a divisor of {width}"),
+            hint: format!("the nearest number of heads is {nearest}"),
+        })
+    }
+
+    /// Patches tile the images, whose `size` is the value of `key`.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn fit_patches(patch: usize, key: &'static str, size: usize) -> Result<(), Broken> {
+        if patch > 0 && size > 0 && size.is_multiple_of(patch) {
+            return Ok(());
+        }
+        let nearest = ((size as f64 / patch as f64).round() as usize * patch).max(patch);
+        Err(Broken {
+            keys: vec![key, "encoder.patch_size"],
+            what: format!("patches of {patch} pixels do not tile images of {size}"),
+            allowed: format!("{key} a multiple of encoder.patch_size"),
+            hint: format!("the nearest `{key}` is {nearest}"),
+        })
+    }
 }
 
 impl Default for VitConfig {

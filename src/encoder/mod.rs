@@ -15,6 +15,7 @@ pub use config::*;
 use crate::{
     backend::{Backend, Branch, Features, Learned},
     ops::{Real, arena::Layout, conv2d::Size, product::Products},
+    rule::Broken,
 };
 
 /// An encoder's structure; its weights live in flat buffers that the caller owns.
@@ -30,28 +31,17 @@ pub enum Saved<B: Backend> {
     Vit(vit::Saved<B>),
 }
 
-/// A configuration that names no network.
-#[derive(Debug, thiserror::Error)]
-pub enum EncoderError {
-    #[error("encoder.width_multiplier: {0} times 64 is no whole number of channels; use a multiple of 1/64")]
-    Width(f32),
-    #[error("encoder.heads: {heads} heads do not divide a width of {width}")]
-    Heads { heads: usize, width: usize },
-    #[error("encoder.patch_size: patches of {patch} pixels do not tile images of {size}")]
-    Patch { patch: usize, size: usize },
-}
-
 impl Encoder {
     /// The network that `config` describes, for images of usually `size` pixels (height and width).
     ///
     /// # Errors
     /// When the width multiplier gives no whole number of channels, the heads do not divide the width, or the patches do
     /// not tile the images.
-    pub fn new(config: &EncoderConfig, size: usize) -> Result<Self, EncoderError> {
+    pub fn new(config: &EncoderConfig, size: usize) -> Result<Self, Broken> {
         let resnet = |depths, bottleneck, config| {
             resnet::ResNet::new(resnet::Shape { depths, bottleneck }, config).map(Encoder::Resnet)
         };
-        let vit = |width, heads, config| {
+        let vit = |(_, width, heads), config| {
             vit::Vit::new(vit::Shape { width, depth: 12, heads }, config, size).map(Encoder::Vit)
         };
         match config {
@@ -59,9 +49,9 @@ impl Encoder {
             EncoderConfig::Resnet34(config) => resnet([3, 4, 6, 3], false, config),
             EncoderConfig::Resnet50(config) => resnet([3, 4, 6, 3], true, config),
             EncoderConfig::Resnet101(config) => resnet([3, 4, 23, 3], true, config),
-            EncoderConfig::VitTiny(config) => vit(192, 3, config),
-            EncoderConfig::VitSmall(config) => vit(384, 6, config),
-            EncoderConfig::VitBase(config) => vit(768, 12, config),
+            EncoderConfig::VitTiny(config) => vit(VITS[0], config),
+            EncoderConfig::VitSmall(config) => vit(VITS[1], config),
+            EncoderConfig::VitBase(config) => vit(VITS[2], config),
         }
     }
 

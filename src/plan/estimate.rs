@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::{Planned, Stage};
 use crate::{
     artifact::{Components, Environment, Manifest, Store},
-    stage::features,
+    stage::evaluation,
+    tables::{self, FEATURES, Table},
 };
 
 /// What a stage will need.
@@ -103,11 +104,8 @@ struct Images {
 
 impl Images {
     fn of_data(manifest: &Manifest) -> Images {
-        let rows = |prefix: &str| {
-            let shards = manifest.files.iter().filter(|file| file.name.starts_with(prefix));
-            shards.map(|file| file.rows).sum()
-        };
-        Images { train: rows("train-"), test: rows("test-") }
+        let rows = |table: Table| manifest.files.iter().filter(|file| table.is(&file.name)).map(|file| file.rows).sum();
+        Images { train: rows(tables::TRAIN), test: rows(tables::TEST) }
     }
 
     /// Generated data says beforehand how many there will be.
@@ -145,19 +143,19 @@ impl<'a> Past<'a> {
 
     /// Images that went through a stage, all epochs counted; None when what they came from is no longer there.
     fn images(&self, stage: Stage, manifest: &Manifest) -> Option<u64> {
-        let rows = |name: &str| manifest.files.iter().find(|file| file.name == name).map(|file| file.rows);
+        let rows = |table: Table| manifest.files.iter().find(|file| table.is(&file.name)).map(|file| file.rows);
         let embedded = || {
-            let content: String = serde_json::from_str(manifest.components.0.get("inputs.embed.features")?).ok()?;
-            let has_it = |embed: &&Manifest| {
-                embed.files.iter().any(|file| file.name == features::TABLE && file.content == content)
-            };
+            let content: String =
+                serde_json::from_str(manifest.components.0.get(&evaluation::INPUTS[0].leaf()?)?).ok()?;
+            let has_it =
+                |embed: &&Manifest| embed.files.iter().any(|file| FEATURES.is(&file.name) && file.content == content);
             let embed = self.manifests(Stage::Embed).iter().find(has_it)?;
             self.images(Stage::Embed, embed)
         };
         match stage {
             Stage::Data => Some(Images::of_data(manifest).all()),
-            Stage::Pretrain => Some(rows("timing")? * number(&manifest.components, "batch_size")?),
-            Stage::Embed | Stage::EmbedRandomInit | Stage::EmbedInitial => rows(features::TABLE),
+            Stage::Pretrain => Some(rows(tables::TIMING)? * number(&manifest.components, "batch_size")?),
+            Stage::Embed | Stage::EmbedRandomInit | Stage::EmbedInitial => rows(FEATURES),
             Stage::LinearProbe => Some(embedded()? * number(&manifest.components, "linear_probe.epochs")?),
             Stage::Knn => embedded(),
         }
@@ -170,7 +168,7 @@ impl<'a> Past<'a> {
             return measured;
         }
         let artifact = self.store.artifact(stage.name(), &manifest.key);
-        let steps = artifact.and_then(|artifact| artifact.figure("summary", "train/seconds").ok().flatten());
+        let steps = artifact.and_then(|artifact| artifact.figure(&tables::SUMMARY, "train/seconds").ok().flatten());
         steps.map_or(measured, |steps| steps.max(measured))
     }
 }

@@ -91,6 +91,23 @@ impl Planned {
 }
 
 impl Planner<'_> {
+    /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
+    /// work: its own where that is known, else one in which pending inputs stand for what will come of them.
+    pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
+        let mut prospects: BTreeMap<Stage, (Key, Option<&Artifact>)> = BTreeMap::new();
+        for planned in stages {
+            let content = |input: &Input| {
+                Some(match prospects.get(&input.stage)? {
+                    (_, Some(artifact)) => input.content(artifact),
+                    (key, None) => format!("whatever comes of {key}"),
+                })
+            };
+            let key = self.leaves.components(planned.stage, content).key();
+            prospects.insert(planned.stage, (key, planned.artifact()));
+        }
+        prospects.into_values().map(|(key, _)| key).collect()
+    }
+
     /// Looks at all stages.
     pub fn plan(&self, against: Against) -> Vec<Planned> {
         let mut artifacts = BTreeMap::new();
@@ -148,7 +165,8 @@ impl Planner<'_> {
         };
         let kept = match &verdict {
             Verdict::Cached(training) if stage == Stage::Pretrain => {
-                Diagnostics::of(training).ok().and_then(|diagnostics| diagnostics.unlike(&self.health))
+                let diagnostics = Diagnostics::of(training).map(|diagnostics| diagnostics.unlike(&self.health));
+                diagnostics.unwrap_or_else(|error| Some(format!("its diagnostics cannot be read: {error:#}")))
             }
             _ => None,
         };

@@ -1,14 +1,15 @@
 //! Keys, statuses and reasons over a store with artifacts.
 
-use std::{fs, path::PathBuf, sync::Arc, thread::sleep, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, thread::sleep, time::Duration};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use serde_json::Value;
 
 use super::*;
 use crate::{
-    artifact::{Components, Kind},
-    stage::Silent,
+    artifact::{Components, Kind, Store},
+    spec::Experiment,
+    stage::{Interrupt, Silent},
 };
 
 const SPEC: &str = "

@@ -3,13 +3,17 @@
 use anyhow::bail;
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch},
-    datatypes::{DataType, Float64Type, Int64Type, SchemaRef},
+    datatypes::{Float64Type, Int64Type, SchemaRef},
 };
 
 use super::Run;
 use crate::{
     artifact::{Artifact, Found, RunRecord, Store, Unfinished, table},
-    stage::{column, pretrain},
+    stage::pretrain,
+    tables::{
+        self, METRICS,
+        column::{Column, STEP},
+    },
 };
 
 const TRAINING: &str = pretrain::DESCRIPTOR.name;
@@ -92,14 +96,14 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// When a file cannot be read or is damaged.
-    pub fn table(&self, name: &str) -> anyhow::Result<Table> {
+    pub fn table(&self, table: tables::Table) -> anyhow::Result<Table> {
         match self {
-            Training::Whole(artifact) => Table::read(artifact, name),
+            Training::Whole(artifact) => Table::read(artifact, table),
             Training::SoFar(store, unfinished) => {
-                let rows = store.rows_so_far(&unfinished.stage, &unfinished.key, name)?;
-                Ok(Table { schema: rows.as_ref().map(RecordBatch::schema), batches: rows.into_iter().collect() })
+                let rows = store.rows_so_far(&unfinished.stage, &unfinished.key, table.name)?;
+                Ok(Table { table, schema: rows.as_ref().map(RecordBatch::schema), batches: rows.into_iter().collect() })
             }
-            Training::None => Ok(Table { schema: None, batches: Vec::new() }),
+            Training::None => Ok(Table { table, schema: None, batches: Vec::new() }),
         }
     }
 
@@ -108,7 +112,7 @@ impl<'a> Training<'a> {
     /// # Errors
     /// As [`Training::table`].
     pub fn steps(&self) -> anyhow::Result<u64> {
-        let steps = self.table("metrics")?.integers(column::STEP)?;
+        let steps = self.table(METRICS)?.integers(STEP)?;
         Ok(steps.into_iter().flatten().max().map_or(0, |last| last as u64 + 1))
     }
 }
@@ -134,6 +138,7 @@ pub fn state(store: &Store, record: &RunRecord) -> String {
 
 /// A table in memory, by columns.
 pub struct Table {
+    table: tables::Table,
     /// None where the artifact has no such table.
     schema: Option<SchemaRef>,
     batches: Vec<RecordBatch>,
@@ -144,12 +149,12 @@ impl Table {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read(artifact: &Artifact, name: &str) -> anyhow::Result<Table> {
-        if !artifact.has_table(name) {
-            return Ok(Table { schema: None, batches: Vec::new() });
+    pub fn read(artifact: &Artifact, table: tables::Table) -> anyhow::Result<Table> {
+        if !artifact.has_table(table.name) {
+            return Ok(Table { table, schema: None, batches: Vec::new() });
         }
-        let schema = Some(table::schema(&artifact.table_path(name)?)?);
-        Ok(Table { schema, batches: artifact.read(name)?.collect::<anyhow::Result<_>>()? })
+        let schema = Some(table::schema(&artifact.table_path(table.name)?)?);
+        Ok(Table { table, schema, batches: artifact.read(table.name)?.collect::<anyhow::Result<_>>()? })
     }
 
     /// Number of rows.
@@ -157,50 +162,35 @@ impl Table {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// Whether the table has a column of this name.
-    pub fn has_column(&self, name: &str) -> bool {
-        self.schema.as_ref().is_some_and(|schema| schema.column_with_name(name).is_some())
-    }
-
-    /// Names of the float64 columns.
-    pub fn names_of_reals(&self) -> Vec<String> {
-        let fields = self.schema.iter().flat_map(|schema| schema.fields().iter());
-        fields.filter(|field| *field.data_type() == DataType::Float64).map(|field| field.name().clone()).collect()
-    }
-
     /// Values of a float64 column, None for null; none of a table that is not there.
     ///
     /// # Errors
     /// When the table has no such column.
-    pub fn reals(&self, name: &str) -> anyhow::Result<Vec<Option<f64>>> {
-        self.column(name, &DataType::Float64, |column| column.as_primitive::<Float64Type>().iter().collect())
+    pub fn reals(&self, column: Column) -> anyhow::Result<Vec<Option<f64>>> {
+        self.column(column, |values| values.as_primitive::<Float64Type>().iter().collect())
     }
 
     /// Values of an int64 column, None for null; none of a table that is not there.
     ///
     /// # Errors
     /// When the table has no such column.
-    pub fn integers(&self, name: &str) -> anyhow::Result<Vec<Option<i64>>> {
-        self.column(name, &DataType::Int64, |column| column.as_primitive::<Int64Type>().iter().collect())
+    pub fn integers(&self, column: Column) -> anyhow::Result<Vec<Option<i64>>> {
+        self.column(column, |values| values.as_primitive::<Int64Type>().iter().collect())
     }
 
     /// Values of a text column; none of a table that is not there.
     ///
     /// # Errors
     /// When the table has no such column.
-    pub fn texts(&self, name: &str) -> anyhow::Result<Vec<String>> {
-        let texts = |column: &ArrayRef| column.as_string::<i32>().iter().map(|t| t.unwrap_or("").to_owned()).collect();
-        self.column(name, &DataType::Utf8, texts)
+    pub fn texts(&self, column: Column) -> anyhow::Result<Vec<String>> {
+        let texts = |values: &ArrayRef| values.as_string::<i32>().iter().map(|t| t.unwrap_or("").to_owned()).collect();
+        self.column(column, texts)
     }
 
-    fn column<T>(&self, name: &str, kind: &DataType, values: impl Fn(&ArrayRef) -> Vec<T>) -> anyhow::Result<Vec<T>> {
+    fn column<T>(&self, column: Column, values: impl Fn(&ArrayRef) -> Vec<T>) -> anyhow::Result<Vec<T>> {
         let Some(schema) = &self.schema else { return Ok(Vec::new()) };
-        let Some((at, _)) = schema.column_with_name(name).filter(|(_, field)| field.data_type() == kind) else {
-            let names: Vec<_> =
-                schema.fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect();
-            bail!("a table has no column {name}: {kind}; it has {}", names.join(", "));
-        };
-        Ok(self.batches.iter().flat_map(|batch| values(batch.column(at))).collect())
+        let place = self.table.place(column, schema)?;
+        Ok(self.batches.iter().flat_map(|batch| values(batch.column(place))).collect())
     }
 }
 
@@ -211,22 +201,19 @@ mod tests {
     use arrow::array::Float64Array;
 
     use super::*;
+    use crate::tables::column::STD;
 
     #[test]
     fn an_unknown_column_is_an_error_and_a_table_that_is_not_there_is_empty() {
+        // As an older program might have called it.
         let column = Arc::new(Float64Array::from(vec![Some(0.5), None])) as ArrayRef;
-        let batch = RecordBatch::try_from_iter_with_nullable([("loss", column, true)]).unwrap();
+        let batch = RecordBatch::try_from_iter_with_nullable([("spread", column, true)]).unwrap();
         for batches in [vec![batch.clone()], Vec::new()] {
-            let rows = batches.len();
-            let table = Table { schema: Some(batch.schema()), batches };
-            assert_eq!(table.reals("loss").unwrap(), [Some(0.5), None][..2 * rows]);
-            let message = |error: anyhow::Error| error.to_string();
-            let expected = "a table has no column los: Float64; it has loss: Float64";
-            assert_eq!(table.reals("los").map_err(message).unwrap_err(), expected);
-            let expected = "a table has no column loss: Int64; it has loss: Float64";
-            assert_eq!(table.integers("loss").map_err(message).unwrap_err(), expected);
+            let table = Table { table: METRICS, schema: Some(batch.schema()), batches };
+            let expected = "the table `metrics` has no column std: Float64; it has spread: Float64";
+            assert_eq!(table.reals(STD).unwrap_err().to_string(), expected);
         }
-        let missing = Table { schema: None, batches: Vec::new() };
-        assert_eq!((missing.len(), missing.reals("loss").unwrap()), (0, vec![]));
+        let missing = Table { table: METRICS, schema: None, batches: Vec::new() };
+        assert_eq!((missing.len(), missing.reals(STD).unwrap()), (0, vec![]));
     }
 }

@@ -6,7 +6,10 @@ use super::{
     grid::difference,
     paired::{self, Paired},
 };
-use crate::artifact::Store;
+use crate::{
+    artifact::Store,
+    tables::{AUDIT, NOTES},
+};
 
 /// The audit of one run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,7 +54,7 @@ impl Audit {
         let mut audit = Audit::default();
         for stage in run.record.stages.iter().filter(|stage| stage.stage.starts_with("embed")) {
             let rows = match store.artifact(&stage.stage, &stage.key) {
-                Some(artifact) => artifact.texts("audit", "value")?,
+                Some(artifact) => artifact.texts(&AUDIT)?,
                 None => Vec::new(),
             };
             audit.check_encoder(&stage.stage, &rows);
@@ -74,7 +77,7 @@ impl Audit {
         }
         // Data that are gone are no reason to doubt what was made of them.
         if let Some(data) = artifacts::find(store, run, "data") {
-            audit.notes = data.texts("notes", "text")?.into_iter().map(|(_, text)| text).collect();
+            audit.notes = data.texts(&NOTES)?.into_iter().map(|(_, text)| text).collect();
             audit.duplicates = duplicates(&data)?;
         }
         Ok(audit)

@@ -171,12 +171,8 @@ fn same_test_images(store: &Store, a: &Run, b: &Run) -> Result<(), String> {
     let (Some(of_a), Some(of_b)) = (stage(a, "data"), stage(b, "data")) else {
         return Err("a run has no record of its data".to_owned());
     };
-    let shards = |record: &StageRecord| {
-        let manifest = store.manifest(&record.stage, &record.key)?;
-        let shards = manifest.files.into_iter().filter(|file| file.name.starts_with("test-"));
-        Some(shards.map(|file| file.content).collect::<Vec<_>>())
-    };
-    match of_a.content == of_b.content || shards(of_a).is_some_and(|first| Some(first) == shards(of_b)) {
+    let split = |run| predictions::test_split(store, run);
+    match of_a.content == of_b.content || split(a).is_some_and(|of_a| Some(of_a) == split(b)) {
         true => Ok(()),
         false => Err("the runs have different test images".to_owned()),
     }

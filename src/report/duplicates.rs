@@ -5,15 +5,16 @@ use std::{
     fs::File,
 };
 
-use anyhow::Context;
-use arrow::{
-    array::{Array, AsArray},
-    datatypes::Int64Type,
-};
+use arrow::array::{Array, AsArray};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 
-use super::artifacts::Table;
-use crate::artifact::Artifact;
+use super::embeddings::class_names;
+use crate::{
+    artifact::Artifact,
+    dataset::{SplitName, shard},
+    stage::duplicates::{Duplicate, Place, read},
+    tables::column::*,
+};
 
 /// An image that is there twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,66 +26,49 @@ pub struct Twice {
 /// An image by its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    pub split: String,
+    pub split: SplitName,
     /// Its path in the data, or its number.
     pub name: String,
     pub class: Option<String>,
 }
 
-/// A side of the table `duplicates`.
-struct Place {
-    split: String,
-    id: i64,
-    label: Option<i64>,
-}
-
-/// What the data artifact lists, but for images that are there twice in one split and class.
+/// Those of a data artifact that matter.
 ///
 /// # Errors
 /// When its tables cannot be read.
 pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
-    let table = Table::read(data, "duplicates")?;
-    let classes = Table::read(data, "classes")?.texts("name")?;
-    let side = |prefix: &str| -> anyhow::Result<Vec<Place>> {
-        let ids = table.integers(&format!("{prefix}sample_id"))?.into_iter().flatten();
-        let splits = table.texts(&format!("{prefix}split"))?.into_iter().zip(ids);
-        let labels = table.integers(&format!("{prefix}label"))?;
-        Ok(splits.zip(labels).map(|((split, id), label)| Place { split, id, label }).collect())
-    };
-    let pairs = side("")?.into_iter().zip(side("first_")?);
-    let matters = |(again, first): &(Place, Place)| {
-        again.split != first.split || (again.label.is_some() && first.label.is_some() && again.label != first.label)
-    };
-    let pairs: Vec<_> = pairs.filter(matters).collect();
-    let mut wanted = BTreeMap::<&str, BTreeSet<i64>>::new();
-    for place in pairs.iter().flat_map(|(again, first)| [again, first]) {
-        wanted.entry(&place.split).or_default().insert(place.id);
+    let classes = class_names(data)?;
+    let found: Vec<Duplicate> = read(data)?.into_iter().filter(Duplicate::matters).collect();
+    let mut wanted = [BTreeSet::new(), BTreeSet::new()];
+    for place in found.iter().flat_map(|duplicate| [duplicate.again, duplicate.first]) {
+        wanted[place.split.index()].insert(place.id);
     }
-    let mut paths = BTreeMap::new();
-    for (split, ids) in wanted {
-        paths.insert(split, paths_of(data, split, &ids)?);
+    let mut paths = Vec::new();
+    for (split, ids) in SplitName::ALL.into_iter().zip(&wanted) {
+        paths.push(paths_of(data, split, ids)?);
     }
-    let named = |place: &Place| {
-        let path = paths.get(place.split.as_str()).and_then(|paths| paths.get(&place.id)).cloned();
+    let named = |place: Place| {
+        let path = paths[place.split.index()].get(&place.id).cloned();
         let class = place.label.and_then(|label| classes.get(usize::try_from(label).ok()?));
         let name = path.unwrap_or_else(|| format!("sample {}", place.id));
-        Image { split: place.split.clone(), name, class: class.cloned() }
+        Image { split: place.split, name, class: class.cloned() }
     };
-    Ok(pairs.iter().map(|(again, first)| Twice { places: [named(again), named(first)] }).collect())
+    Ok(found.iter().map(|duplicate| Twice { places: [duplicate.again, duplicate.first].map(named) }).collect())
 }
 
 /// Paths of some images of a split, where they have any; the images themselves are not read.
-fn paths_of(data: &Artifact, split: &str, ids: &BTreeSet<i64>) -> anyhow::Result<BTreeMap<i64, String>> {
-    let mut found = BTreeMap::new();
-    for shard in data.tables_with_prefix(&format!("{split}-")) {
+fn paths_of(data: &Artifact, split: SplitName, ids: &BTreeSet<i64>) -> anyhow::Result<BTreeMap<i64, String>> {
+    let (mut found, table) = (BTreeMap::new(), shard::table(split));
+    if ids.is_empty() {
+        return Ok(found);
+    }
+    for shard in data.files_of(&table) {
         let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&shard)?)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["sample_id", "image.path"]);
+        let path = format!("{}.{}", IMAGE.name, PATH.name);
+        let mask = ProjectionMask::columns(builder.parquet_schema(), [SAMPLE_ID.name, &path]);
         for batch in builder.with_projection(mask).build()? {
             let batch = batch?;
-            let column = |name: &str| batch.column_by_name(name).with_context(|| format!("a shard without `{name}`"));
-            let samples = column("sample_id")?.as_primitive::<Int64Type>();
-            let paths = column("image")?.as_struct().column_by_name("path").context("images without paths")?;
-            let paths = paths.as_string::<i32>();
+            let (samples, paths) = (table.integers(&batch, SAMPLE_ID)?, table.part(&batch, PATH)?.as_string::<i32>());
             for i in (0..batch.num_rows()).filter(|&i| paths.is_valid(i) && ids.contains(&samples.value(i))) {
                 found.insert(samples.value(i), paths.value(i).to_owned());
             }

@@ -1,15 +1,12 @@
 //! A comparison as Parquet in long form, for notebooks and later comparisons.
 
-use std::sync::Arc;
-
-use arrow::{
-    array::{ArrayRef, Float64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema},
-};
-use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
 use super::{Comparison, grid::text};
+use crate::{
+    artifact::table,
+    tables::{COMPARISON, column::*},
+};
 
 struct Row<'a> {
     run: &'a str,
@@ -66,25 +63,13 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
             figure(label, "p", &row.metric, paired.p);
         }
     }
-    let schema = Arc::new(Schema::new(vec![
-        Field::new("run", DataType::Utf8, false),
-        Field::new("kind", DataType::Utf8, false),
-        Field::new("key", DataType::Utf8, false),
-        Field::new("value", DataType::Utf8, true),
-        Field::new("number", DataType::Float64, true),
-    ]));
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.run))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.kind))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.key))),
-        Arc::new(StringArray::from_iter(rows.iter().map(|row| row.value.as_deref()))),
-        Arc::new(Float64Array::from_iter(rows.iter().map(|row| row.number))),
-    ];
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, schema.clone(), None)?;
-    writer.write(&RecordBatch::try_new(schema, columns)?)?;
-    writer.close()?;
-    Ok(bytes)
+    table::in_memory(&COMPARISON.rows([
+        RUN.of(rows.iter().map(|row| row.run)),
+        KIND.of(rows.iter().map(|row| row.kind)),
+        KEY.of(rows.iter().map(|row| row.key)),
+        VALUE.of(rows.iter().map(|row| row.value.as_deref())),
+        NUMBER.of(rows.iter().map(|row| row.number)),
+    ]))
 }
 
 #[cfg(test)]

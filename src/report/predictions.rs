@@ -8,10 +8,8 @@ use super::{
 };
 use crate::{
     artifact::{Artifact, Store},
-    stage::{
-        Input, Stage, data, embed,
-        evaluation::{INITIAL_PREDICTIONS, PREDICTIONS},
-    },
+    stage::{Input, Stage, data, embed, knn},
+    tables::{self, INITIAL_VOTES, VOTES, column::*},
 };
 
 /// What a sample of the test split was taken for.
@@ -44,7 +42,7 @@ pub struct Classifier {
 /// # Errors
 /// When the table cannot be read or does not have its columns.
 pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
-    read_table(evaluation, PREDICTIONS)
+    read_table(evaluation, VOTES)
 }
 
 /// Like [`read`], of the weights that training started from. None where it started from random ones.
@@ -52,17 +50,18 @@ pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
 /// # Errors
 /// As there.
 pub fn read_initial(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
-    read_table(evaluation, INITIAL_PREDICTIONS)
+    read_table(evaluation, INITIAL_VOTES)
 }
 
-fn read_table(evaluation: &Artifact, name: &str) -> anyhow::Result<Vec<Classifier>> {
-    let table = Table::read(evaluation, name)?;
-    let column = |name| {
+/// kNN has votes for every k; the linear probe's table is called alike and has no such column.
+fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec<Classifier>> {
+    let table = Table::read(evaluation, votes)?;
+    let column = |column| {
         let of = || format!("the predictions of {} {}", evaluation.stage(), evaluation.stage_key());
-        table.integers(name).with_context(of)
+        table.integers(column).with_context(of)
     };
-    let (samples, labels, predicted) = (column("sample_id")?, column("label")?, column("predicted")?);
-    let ks = if table.has_column("k") { column("k")? } else { Vec::new() };
+    let (samples, labels, predicted) = (column(SAMPLE_ID)?, column(LABEL)?, column(PREDICTED)?);
+    let ks = if evaluation.stage() == knn::DESCRIPTOR.name { column(K)? } else { Vec::new() };
     let mut found: Vec<Classifier> = Vec::new();
     for row in 0..table.len() {
         let (Some(sample), Some(label), Some(predicted)) = (samples[row], labels[row], predicted[row]) else {
@@ -83,6 +82,6 @@ fn read_table(evaluation: &Artifact, name: &str) -> anyhow::Result<Vec<Classifie
 /// None when the data are gone.
 pub fn test_split(store: &Store, run: &Run) -> Option<String> {
     let data = artifacts::find(store, run, data::DESCRIPTOR.name)?;
-    let test = |input: &&Input| input.stage == Stage::Data && input.tables.starts_with("test-");
+    let test = |input: &&Input| input.stage == Stage::Data && input.table == tables::TEST;
     embed::DESCRIPTOR.inputs.iter().find(test).map(|input| input.content(&data))
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     artifact::{RunRecord, UNFINISHED},
-    spec::{self, Changes},
+    spec::{self, Changes, Experiment},
 };
 
 /// Name of the resolved spec in a run's folder.
@@ -243,6 +243,15 @@ impl Run {
     pub fn dir(&self, root: &Path) -> PathBuf {
         let folder = if self.record.unfinished.is_some() { UNFINISHED } else { "results" };
         root.join(folder).join(&self.record.run)
+    }
+
+    /// What its spec describes.
+    ///
+    /// # Errors
+    /// When the spec is one of another version of this program.
+    pub fn experiment(&self) -> anyhow::Result<Experiment> {
+        let experiment = serde_json::from_value(self.spec.clone());
+        experiment.with_context(|| format!("the spec of run {} is not one of this version", self.record.run))
     }
 }
 

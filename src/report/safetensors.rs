@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use anyhow::Context;
-use arrow::{array::AsArray, datatypes::Int64Type};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value};
 
@@ -12,6 +11,7 @@ use super::{Run, artifacts::stage};
 use crate::{
     artifact::{Artifact, Store},
     stage::weights::{Tensor, read_weights, to_bytes},
+    tables::{self, CLASSIFIER_CLASSES, column},
 };
 
 /// Classes of torchvision's and timm's own classifiers.
@@ -48,12 +48,12 @@ pub struct Exported {
 /// # Errors
 /// When the run's artifacts are gone or damaged.
 pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> {
-    let mut tensors = read_weights(stage(store, run, "pretrain")?.read("weights")?)?;
+    let mut tensors = read_weights(stage(store, run, "pretrain")?.read(tables::WEIGHTS.name)?)?;
     let (mut fc, mut labels) = (None, Vec::new());
     if head == Head::Auto && run.record.stages.iter().any(|stage| stage.stage == "linear_probe") {
         let probe = stage(store, run, "linear_probe")?;
-        if probe.tables().iter().any(|table| table == "classifier") {
-            fc = Some((read_weights(probe.read("classifier")?)?, "probe"));
+        if probe.has_table(tables::CLASSIFIER.name) {
+            fc = Some((read_weights(probe.read(tables::CLASSIFIER.name)?)?, "probe"));
             labels = read_labels(&probe)?;
         }
     }
@@ -78,10 +78,8 @@ pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> 
 
 fn read_labels(probe: &Artifact) -> anyhow::Result<Vec<i64>> {
     let mut labels = Vec::new();
-    for batch in probe.read("classes")? {
-        let batch = batch?;
-        let column = batch.column_by_name("label").and_then(|column| column.as_primitive_opt::<Int64Type>());
-        labels.extend(column.context("table classes has no int64 column label")?.values());
+    for batch in probe.read(CLASSIFIER_CLASSES.name)? {
+        labels.extend(CLASSIFIER_CLASSES.integers(&batch?, column::LABEL)?.values());
     }
     Ok(labels)
 }

@@ -4,10 +4,16 @@
 use std::collections::BTreeMap;
 
 use super::{Run, artifacts::Training};
-use crate::{artifact::Store, stage::column};
+use crate::{
+    artifact::Store,
+    tables::{
+        METRICS, POSITIVENESS, TIMING, Table,
+        column::{Holds, SECONDS, STEP},
+    },
+};
 
 /// Tables of a pretrain artifact with one row per step or fewer.
-const TABLES: [&str; 3] = ["metrics", "positiveness", "timing"];
+const TABLES: [Table; 3] = [METRICS, POSITIVENESS, TIMING];
 
 /// The file's bytes: every figure of every step as `train/NAME`, and the run's scores at the last step. Times count back from
 /// the end of the run by the seconds that its steps took; of a run without results, on from its beginning.
@@ -19,17 +25,17 @@ pub fn render(store: &Store, run: &Run) -> anyhow::Result<Vec<u8>> {
     // Scalars by step.
     let mut scalars: BTreeMap<i64, Vec<(String, f64)>> = BTreeMap::new();
     for table in TABLES {
-        let table = training.table(table)?;
-        let steps = table.integers(column::STEP)?;
-        for name in table.names_of_reals() {
-            for (step, value) in steps.iter().zip(table.reals(&name)?) {
+        let rows = training.table(table)?;
+        let steps = rows.integers(STEP)?;
+        for column in table.columns.iter().filter(|column| column.holds == Holds::Real) {
+            for (step, value) in steps.iter().zip(rows.reals(*column)?) {
                 if let (Some(step), Some(value)) = (step, value) {
-                    scalars.entry(*step).or_default().push((format!("train/{name}"), value));
+                    scalars.entry(*step).or_default().push((format!("train/{}", column.name), value));
                 }
             }
         }
     }
-    let seconds = training.table("timing")?.reals(column::SECONDS)?;
+    let seconds = training.table(TIMING)?.reals(SECONDS)?;
     let total: f64 = seconds.iter().flatten().sum();
     let is_finished = run.record.unfinished.is_none();
     let mut time = run.record.created as f64 - if is_finished { total } else { 0.0 };

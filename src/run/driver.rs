@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::Context;
 
-use super::{progress::Reporter, results::stage_record};
+use super::progress::Reporter;
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, Store},
+    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, StageRecord, Store},
     plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
@@ -49,6 +49,16 @@ pub struct StageOutcome {
     /// Wall-clock seconds of the stage, waiting included; next to nothing when it was cached.
     pub seconds: f64,
     pub artifact: Artifact,
+}
+
+/// What the record of a run says of a stage that has its artifact.
+pub fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
+    StageRecord {
+        stage: stage.name().to_owned(),
+        key: artifact.stage_key().clone(),
+        content: artifact.content().to_owned(),
+        seconds: artifact.manifest().milliseconds as f64 / 1000.0,
+    }
 }
 
 impl Driver<'_> {

@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use arrow::{array::AsArray, datatypes::Int64Type};
 use sha2::{Digest, Sha256};
 
 use super::{Driver, Reporter, Work, stage_work};
@@ -21,6 +20,7 @@ use crate::{
     plan::{Against, Planner, Stage},
     spec::Experiment,
     stage::{Interrupt, Progress, Silent, StageContext, Stopped, tensors},
+    tables::{METRICS, column},
 };
 
 /// Part of a state -> digest of its tensors.
@@ -162,16 +162,9 @@ fn checkpoint(store: &Store, experiment: &Experiment) -> anyhow::Result<Option<S
     let key = planner.resolve(Stage::Pretrain, &inputs, Against::Nearest).key.context("its input is there")?;
     let checkpoints = store.checkpoints(Stage::Pretrain.name(), &key, |_| ())?;
     let Some((step, tables)) = checkpoints.load()? else { return Ok(None) };
-    let state = tensors::from_rows(tables.get("state").context("the checkpoint has no table `state`")?)?;
-    let metrics = checkpoints.segments("metrics", step)?.context("the checkpoint has no metrics")?;
-    let steps: BTreeSet<i64> = metrics
-        .column_by_name("step")
-        .and_then(|column| column.as_primitive_opt::<Int64Type>())
-        .context("metrics have no column step")?
-        .values()
-        .iter()
-        .copied()
-        .collect();
+    let state = tensors::of_checkpoint(&tables)?;
+    let metrics = checkpoints.segments(METRICS.name, step)?.context("the checkpoint has no metrics")?;
+    let steps: BTreeSet<i64> = METRICS.integers(&metrics, column::STEP)?.values().iter().copied().collect();
     ensure!(steps.len() as u64 == step, "metrics of {} of {step} steps", steps.len());
     Ok(Some((step, state, content_of(&metrics)?)))
 }

@@ -3,18 +3,17 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt64Array};
-use parquet::arrow::ArrowWriter;
+use arrow::array::UInt64Array;
 
-use super::StageOutcome;
+use super::driver::{StageOutcome, stage_record};
 use crate::{
-    artifact::{Artifact, Attempt, Lock, RunRecord, StageRecord, Store, atomic, hash},
+    artifact::{Attempt, Lock, RunRecord, Store, atomic, hash, table},
     plan::Stage,
     spec::Experiment,
+    tables::{NOTES, REPORT, column::*},
 };
 
 /// What a run came to.
@@ -38,9 +37,9 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {
-        notes.extend(artifact.texts("notes", "text")?.into_iter().map(|(_, text)| format!("{stage}: {text}")));
+        notes.extend(artifact.texts(&NOTES)?.into_iter().map(|(_, text)| format!("{stage}: {text}")));
         let Some((table, prefix)) = stage.descriptor().figures else { continue };
-        for (name, value) in artifact.figures(table)? {
+        for (name, value) in artifact.figures(&table)? {
             let name = if name.starts_with(prefix) { name } else { format!("{prefix}{name}") };
             metrics.push(Metric { name, value, stage: *stage });
         }
@@ -69,16 +68,6 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     Ok(Outcome { record, dir })
 }
 
-/// What the record of a run says of a stage that has its artifact.
-pub(super) fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
-    StageRecord {
-        stage: stage.name().to_owned(),
-        key: artifact.stage_key().clone(),
-        content: artifact.content().to_owned(),
-        seconds: artifact.manifest().milliseconds as f64 / 1000.0,
-    }
-}
-
 fn same_but_for_the_time(a: &RunRecord, b: &RunRecord) -> bool {
     let stages = |record: &RunRecord| {
         record.stages.iter().map(|s| (s.stage.clone(), s.key.clone(), s.content.clone())).collect::<Vec<_>>()
@@ -89,21 +78,13 @@ fn same_but_for_the_time(a: &RunRecord, b: &RunRecord) -> bool {
 
 /// `report.parquet`: one row per figure.
 fn report(run: &str, seed: u64, metrics: &[Metric]) -> anyhow::Result<Vec<u8>> {
-    let text = |get: &dyn Fn(&Metric) -> String| -> ArrayRef {
-        Arc::new(metrics.iter().map(|metric| Some(get(metric))).collect::<StringArray>())
-    };
-    let batch = RecordBatch::try_from_iter_with_nullable([
-        ("metric", text(&|metric| metric.name.clone()), false),
-        ("value", Arc::new(metrics.iter().map(|metric| metric.value).collect::<Float64Array>()) as ArrayRef, true),
-        ("stage", text(&|metric| metric.stage.name().to_owned()), false),
-        ("run", text(&|_| run.to_owned()), false),
-        ("seed", Arc::new(UInt64Array::from(vec![seed; metrics.len()])) as ArrayRef, false),
-    ])?;
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;
-    writer.write(&batch)?;
-    writer.close()?;
-    Ok(bytes)
+    table::in_memory(&REPORT.rows([
+        METRIC.of(metrics.iter().map(|metric| &metric.name)),
+        VALUE.of(metrics.iter().map(|metric| metric.value)),
+        STAGE.of(metrics.iter().map(|metric| metric.stage.name())),
+        RUN.of(metrics.iter().map(|_| run)),
+        SEED.array(UInt64Array::from(vec![seed; metrics.len()])),
+    ]))
 }
 
 impl Outcome {

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{locate::Node, overrides::is_inside, read::Document, schema::shared, walk::Walker};
+use super::{locate::Node, read::Document, schema::shared, walk::Walker};
+use crate::stage::is_inside;
 
 /// `over` laid over `base`. A section that selects another variant by its tag (`name: sgd` over `name: lars`) replaces the
 /// whole section: keys of two variants do not mix.

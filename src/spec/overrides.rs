@@ -10,6 +10,7 @@ use super::{
     read::{self, Document},
     variant,
 };
+use crate::stage::is_inside;
 
 /// Applies `text` (`dotted.key=YAML`). Sections that are missing are made; list items go by their index.
 pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
@@ -75,11 +76,6 @@ pub fn method(name: &str, document: &mut Document) -> Result<(), Vec<SpecError>>
         let problem = Problem::Override { reason, hint: hint.to_owned() };
         vec![SpecError { place: Some(place.clone()), key: variant::METHOD_NAME.to_owned(), problem }]
     })
-}
-
-/// Whether the dotted key `key` is `section` or inside it.
-pub fn is_inside(key: &str, section: &str) -> bool {
-    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The value at `names`, made where it is missing.

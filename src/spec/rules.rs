@@ -10,6 +10,12 @@ use super::{
     schema::shared,
     walk::{Walker, lookup},
 };
+use crate::{
+    encoder::{ResnetConfig, VITS, VitConfig},
+    method::MethodConfig,
+    rule::Broken,
+    train::fit_batches,
+};
 
 /// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
@@ -47,6 +53,10 @@ impl<'d> Facts<'d> {
         self.get(key)?.as_f64()
     }
 
+    fn whole(&self, key: &str) -> Option<usize> {
+        usize::try_from(self.get(key)?.as_u64()?).ok()
+    }
+
     fn numbers(&self, key: &str) -> Option<Vec<f64>> {
         self.get(key)?.as_array()?.iter().map(Value::as_f64).collect()
     }
@@ -77,6 +87,13 @@ impl<'d> Facts<'d> {
         });
     }
 
+    /// Reports a rule that its type says is broken.
+    fn judge<T>(&mut self, judged: Result<T, Broken>) {
+        if let Err(Broken { keys, what, allowed, hint }) = judged {
+            self.report(&keys, what, &allowed, hint);
+        }
+    }
+
     /// Reports unless `low_key <= high_key`; `what` says why that cannot be.
     fn at_most(&mut self, low_key: &str, high_key: &str, what: impl Fn(f64, f64) -> String) {
         let (Some(low), Some(high)) = (self.number(low_key), self.number(high_key)) else { return };
@@ -102,22 +119,16 @@ fn neighbours(facts: &mut Facts) {
 }
 
 fn batch(facts: &mut Facts) {
-    if facts.train_images().is_none() {
-        return;
-    }
-    facts.at_most("batch_size", "data.train_images", |batch, images| {
-        format!("{images} training images do not fill a batch of {batch}")
-    });
-    let numbers = ["batch_size", "gradient_accumulation", "data.train_images"].map(|key| facts.number(key));
-    let [Some(batch), Some(batches), Some(images)] = numbers else { return };
-    if batches > 1.0 && batch <= images && batch * batches > images {
-        facts.report(
-            &["gradient_accumulation", "batch_size", "data.train_images"],
-            format!("{images} training images do not fill {batches} batches of {batch}"),
-            "gradient_accumulation * batch_size <= data.train_images",
-            format!("lower `gradient_accumulation` to {} or less", (images / batch).floor()),
-        );
-    }
+    let Some(images) = facts.train_images() else { return };
+    // One batch, where a key beside it is wrong.
+    let accumulation = facts.whole("gradient_accumulation").unwrap_or(1);
+    let Some(batch) = facts.whole("batch_size") else { return };
+    facts.judge(fit_batches(batch, accumulation, images as usize).map_err(|broken| match broken.keys[0] {
+        "batch_size" => {
+            Broken { hint: format!("{}, or raise `data.train_images` to {batch} or more", broken.hint), ..broken }
+        }
+        _ => broken,
+    }));
 }
 
 fn warmup(facts: &mut Facts) {
@@ -181,59 +192,26 @@ fn knn(facts: &mut Facts) {
     }
 }
 
-/// Channels of the first layers of a ResNet of usual width.
-const CHANNELS: f64 = 64.0;
-
 fn width(facts: &mut Facts) {
-    let key = "encoder.width_multiplier";
-    let Some(channels) = facts.number(key).map(|width| CHANNELS * width) else { return };
-    if channels.fract() != 0.0 {
-        let nearest = channels.round().max(1.0) / CHANNELS;
-        let what = format!("{channels} is not a whole number of channels");
-        facts.report(&[key], what, "multiples of 1/64", format!("the nearest width is {nearest}"));
-    }
+    let Some(width) = facts.number("encoder.width_multiplier") else { return };
+    facts.judge(ResnetConfig::channels(width as f32));
 }
 
-/// Patches tile the crops, and the images that the positions are laid out for.
+/// Of the crops, and of the images that the positions are laid out for.
 fn patches(facts: &mut Facts) {
-    let Some(patch) = facts.number("encoder.patch_size") else { return };
+    let Some(patch) = facts.whole("encoder.patch_size") else { return };
     for key in ["augmentations.size", "augmentations.local_crops.size", "encoder.image_size"] {
-        let Some(size) = facts.number(key).filter(|size| size % patch != 0.0) else { continue };
-        let nearest = ((size / patch).round() * patch).max(patch);
-        facts.report(
-            &[key, "encoder.patch_size"],
-            format!("patches of {patch} pixels do not tile images of {size}"),
-            &format!("{key} a multiple of encoder.patch_size"),
-            format!("the nearest `{key}` is {nearest}"),
-        );
+        if let Some(size) = facts.whole(key) {
+            facts.judge(VitConfig::fit_patches(patch, key, size));
+        }
     }
 }
-
-/// Widths of the vision transformers.
-const WIDTHS: [(&str, usize); 3] = [("vit_tiny", 192), ("vit_small", 384), ("vit_base", 768)];
 
 fn attention_heads(facts: &mut Facts) {
-    let key = "encoder.heads";
-    let Some(heads) = facts.get(key).and_then(Value::as_u64).map(|heads| heads as usize) else { return };
     let arch = facts.get("encoder.arch").and_then(Value::as_str);
-    let Some((_, width)) = WIDTHS.into_iter().find(|(name, _)| arch == Some(name)) else { return };
-    if width % heads != 0 {
-        let nearest = (1..=width).filter(|n| width % n == 0).min_by_key(|n| n.abs_diff(heads)).unwrap_or(1);
-        facts.report(
-            &[key, "encoder.arch"],
-            format!("{heads} heads do not divide a width of {width}"),
-            &format!("a divisor of {width}"),
-            format!("the nearest number of heads is {nearest}"),
-        );
-    }
-}
-
-/// Sections that a method has no use for: SimCLR and SwAV compare projections themselves, and SimCLR's loss is of two views.
-pub fn not_taken(method: &str) -> &'static [&'static str] {
-    match method {
-        "simclr" => &["predictor", "augmentations.local_crops"],
-        "swav" => &["predictor"],
-        _ => &[],
+    let vit = VITS.into_iter().find(|(name, ..)| arch == Some(name));
+    if let (Some(heads), Some((_, width, _))) = (facts.whole("encoder.heads"), vit) {
+        facts.judge(VitConfig::fit_heads(heads, width));
     }
 }
 
@@ -243,7 +221,9 @@ fn method_name<'d>(facts: &Facts<'d>) -> Option<&'d str> {
 
 fn heads(facts: &mut Facts) {
     let has_predictor = facts.get("predictor").is_some_and(Value::is_object);
-    if let Some(name) = method_name(facts).filter(|name| has_predictor && not_taken(name).contains(&"predictor")) {
+    if let Some(name) =
+        method_name(facts).filter(|name| has_predictor && MethodConfig::not_taken(name).contains(&"predictor"))
+    {
         facts.report(
             &["predictor", "method.name"],
             format!("{name} has no predictor: it compares projections"),
@@ -268,7 +248,9 @@ fn heads(facts: &mut Facts) {
 
 fn local_crops(facts: &mut Facts) {
     let given = facts.get("augmentations.local_crops").is_some_and(Value::is_object);
-    if given && method_name(facts).is_some_and(|name| not_taken(name).contains(&"augmentations.local_crops")) {
+    if given
+        && method_name(facts).is_some_and(|name| MethodConfig::not_taken(name).contains(&"augmentations.local_crops"))
+    {
         facts.report(
             &["augmentations.local_crops", "method.name"],
             "SimCLR's loss is defined for two views of each image".to_owned(),

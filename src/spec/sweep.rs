@@ -6,10 +6,11 @@ use super::{
     describe::show,
     error::SpecError,
     locate::{Node, Place},
-    overrides::{self, is_inside},
+    overrides,
     problem::Problem,
     read::{self, Document},
 };
+use crate::stage::is_inside;
 
 /// The key.
 pub const KEY: &str = "sweep";

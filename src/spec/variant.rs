@@ -5,12 +5,11 @@ use serde_json::Value;
 
 use super::{
     locate::Place,
-    overrides::is_inside,
     read::Document,
-    rules,
     schema::shared,
     walk::{Walker, lookup},
 };
+use crate::{method::MethodConfig, stage::is_inside};
 
 /// The key that selects a method, and the names in it.
 pub const METHOD_NAME: &str = "method.name";
@@ -53,7 +52,8 @@ pub fn settle(document: &mut Document, names: &[String], before: Before) {
         dropped.extend(others.map(|key| [&section[..], std::slice::from_ref(key)].concat()));
     }
     if dotted == METHOD[0] {
-        let unused = rules::not_taken(&now).iter().map(|key| key.split('.').map(str::to_owned).collect::<Vec<_>>());
+        let unused =
+            MethodConfig::not_taken(&now).iter().map(|key| key.split('.').map(str::to_owned).collect::<Vec<_>>());
         dropped.extend(unused.filter(|path| lookup(&document.value, path).is_some_and(|value| !value.is_null())));
     }
     let place = document.places.get(names).map(|node| node.value.clone());

@@ -2,25 +2,19 @@
 
 use std::{
     iter::Peekable,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, sync_channel},
-    },
+    sync::mpsc::{SyncSender, sync_channel},
     thread,
 };
 
 use anyhow::{Context, anyhow};
-use arrow::{
-    array::{Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema},
-};
-
+use arrow::array::RecordBatch;
 use serde::Serialize;
 
-use super::{Cost, Descriptor, StageContext, Stopped, evaluation::text_batch, findings::Findings};
+use super::{Cost, Descriptor, StageContext, Stopped, findings::Findings};
 use crate::{
     artifact::{ArtifactWriter, Kind},
     dataset::{DataConfig, DataError, LeftOut, ReadSummary, Skipped, Source, SplitName, shard},
+    tables::{self, column::*},
 };
 
 /// What the stage is.
@@ -28,7 +22,19 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "data",
     version: 6,
     inputs: &[],
-    cost: Cost { of_an_image: &["data.format", "data.image_size"], grows: &["train-*", "test-*", "skipped"] },
+    tables: &[
+        tables::TRAIN,
+        tables::TEST,
+        tables::CLASSES,
+        tables::SKIPPED,
+        tables::LEFT_OUT,
+        tables::DUPLICATES,
+        tables::NOTES,
+    ],
+    cost: Cost {
+        of_an_image: &["data.format", "data.image_size"],
+        grows: &[tables::TRAIN, tables::TEST, tables::SKIPPED],
+    },
     figures: None,
 };
 
@@ -45,9 +51,8 @@ const NAMED: usize = 5;
 
 /// Ingests both splits of `config`.
 ///
-/// Tables: `train-00000`, … and `test-00000`, … ([`shard::schema`]), `classes` (label, name), `skipped` (split, name,
-/// kind, reason), `left_out` (split, kind, files), `duplicates` ([`Findings::write`]) and `notes` (key, text: what a reader of
-/// scores should know). The last four are no part of the content: one more damaged file changes no image that training sees.
+/// Accounts of what was left out and notes are no part of the content: one more damaged file changes no image that training
+/// sees.
 pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
     let mut classes = Vec::new();
     let (mut skipped, mut left_out) = (Vec::new(), Vec::new());
@@ -70,10 +75,7 @@ pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext
     write_skipped(&skipped, out)?;
     write_left_out(&left_out, out)?;
     findings.write(out)?;
-    let notes = text_batch("text", &notes);
-    let mut table = out.table("notes", notes.schema(), Kind::Measurement)?;
-    table.write(&notes)?;
-    table.finish()
+    out.whole(&tables::NOTES, Kind::Measurement, &tables::NOTES.texts_of(&notes))
 }
 
 /// Writes the shards of one split, reading ahead on a thread of its own.
@@ -118,8 +120,9 @@ fn write_shards(
         if batches.peek().is_none() {
             break;
         }
-        let name = format!("{split}-{number:05}");
-        let mut table = out.table_with(&name, shard::schema(), Kind::Content, shard::properties())?;
+        let shards = shard::table(split);
+        let mut table =
+            out.table_with(&shards.numbered(number), shards.schema(), Kind::Content, shard::properties())?;
         shard::fill(&mut batches, shard::SHARD_BYTES, &mut |batch| {
             if context.interrupt.requested() {
                 return Err(Stopped::InterruptedAt { stage: "data" }.into());
@@ -161,41 +164,27 @@ fn same_classes(train: Vec<String>, test: Vec<String>) -> Result<Vec<String>, Da
 }
 
 fn write_classes(classes: &[String], out: &mut ArtifactWriter) -> anyhow::Result<()> {
-    let fields = vec![Field::new("label", DataType::Int64, false), Field::new("name", DataType::Utf8, false)];
-    let schema = Arc::new(Schema::new(fields));
-    let labels = Int64Array::from_iter_values(0..classes.len() as i64);
-    let names = StringArray::from_iter_values(classes);
-    let rows = RecordBatch::try_new(schema.clone(), vec![Arc::new(labels), Arc::new(names)])?;
-    let mut table = out.table("classes", schema, Kind::Content)?;
-    table.write(&rows)?;
-    table.finish()
+    let rows = tables::CLASSES.rows([LABEL.of(0..classes.len() as i64), NAME.of(classes)]);
+    out.whole(&tables::CLASSES, Kind::Content, &rows)
 }
 
 fn write_skipped(skipped: &[(SplitName, Skipped)], out: &mut ArtifactWriter) -> anyhow::Result<()> {
-    let fields = ["split", "name", "kind", "reason"].map(|name| Field::new(name, DataType::Utf8, false));
-    let schema = Arc::new(Schema::new(fields.to_vec()));
-    let splits = StringArray::from_iter_values(skipped.iter().map(|(split, _)| split.as_str()));
-    let names = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.name));
-    let reasons = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| &skipped.reason));
-    let kinds = StringArray::from_iter_values(skipped.iter().map(|(_, skipped)| skipped.kind));
-    let columns = vec![Arc::new(splits) as _, Arc::new(names) as _, Arc::new(kinds) as _, Arc::new(reasons) as _];
-    let rows = RecordBatch::try_new(schema.clone(), columns)?;
-    let mut table = out.table("skipped", schema, Kind::Measurement)?;
-    table.write(&rows)?;
-    table.finish()
+    let rows = tables::SKIPPED.rows([
+        SPLIT.of(skipped.iter().map(|(split, _)| split.as_str())),
+        NAME.of(skipped.iter().map(|(_, skipped)| &skipped.name)),
+        KIND.of(skipped.iter().map(|(_, skipped)| skipped.kind)),
+        REASON.of(skipped.iter().map(|(_, skipped)| &skipped.reason)),
+    ]);
+    out.whole(&tables::SKIPPED, Kind::Measurement, &rows)
 }
 
 fn write_left_out(left_out: &[(SplitName, LeftOut)], out: &mut ArtifactWriter) -> anyhow::Result<()> {
-    let [split, kind] = ["split", "kind"].map(|name| Field::new(name, DataType::Utf8, false));
-    let schema = Arc::new(Schema::new(vec![split, kind, Field::new("files", DataType::Int64, false)]));
-    let splits = StringArray::from_iter_values(left_out.iter().map(|(split, _)| split.as_str()));
-    let kinds = StringArray::from_iter_values(left_out.iter().map(|(_, left)| &left.kind));
-    let files = Int64Array::from_iter_values(left_out.iter().map(|(_, left)| left.files as i64));
-    let columns = vec![Arc::new(splits) as _, Arc::new(kinds) as _, Arc::new(files) as _];
-    let rows = RecordBatch::try_new(schema.clone(), columns)?;
-    let mut table = out.table("left_out", schema, Kind::Measurement)?;
-    table.write(&rows)?;
-    table.finish()
+    let rows = tables::LEFT_OUT.rows([
+        SPLIT.of(left_out.iter().map(|(split, _)| split.as_str())),
+        KIND.of(left_out.iter().map(|(_, left)| &left.kind)),
+        FILES.of(left_out.iter().map(|(_, left)| left.files as i64)),
+    ]);
+    out.whole(&tables::LEFT_OUT, Kind::Measurement, &rows)
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! What a stage is, said once in the stage's own file: name, version, what it reads of other artifacts, what its time and size
 //! go by, and its figures. What it reads of a spec is the struct that it runs from, whose serialisation is in its key.
 
-use std::fmt;
-
 use sha2::{Digest, Sha256};
 
-use super::{data, embed, knn, linear_probe, pretrain};
-use crate::artifact::{Artifact, hash};
+use crate::{
+    artifact::{Artifact, hash},
+    tables::{Table, column::Column},
+};
 
 /// A stage of the pipeline, in an order in which each comes after its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,17 +31,18 @@ pub struct Descriptor {
     pub version: u64,
     /// All that it can read of other artifacts.
     pub inputs: &'static [Input],
+    /// All that it writes; some artifacts do not have all of them.
+    pub tables: &'static [Table],
     pub cost: Cost,
     /// The table of its figures, and what their names begin with.
-    pub figures: Option<(&'static str, &'static str)>,
+    pub figures: Option<(Table, &'static str)>,
 }
 
 /// Tables of another stage's artifact.
 #[derive(Clone, Copy, Debug)]
 pub struct Input {
     pub stage: Stage,
-    /// A table, or with a `*` at its end all tables whose names begin so.
-    pub tables: &'static str,
+    pub table: Table,
     pub depends: Depends,
 }
 
@@ -51,7 +52,7 @@ pub enum Depends {
     /// Everything in them.
     All,
     /// One column, which stands for what else is read.
-    Column(&'static str),
+    Column(Column),
     /// Nothing: diagnostics alone read them.
     Nothing,
 }
@@ -61,89 +62,29 @@ pub enum Depends {
 pub struct Cost {
     /// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
     pub of_an_image: &'static [&'static str],
-    /// Tables that grow with what goes through; a `*` as in [`Input::tables`].
-    pub grows: &'static [&'static str],
-}
-
-impl Stage {
-    /// All stages, inputs first.
-    pub const ALL: [Stage; 7] = [
-        Stage::Data,
-        Stage::Pretrain,
-        Stage::Embed,
-        Stage::EmbedRandomInit,
-        Stage::EmbedInitial,
-        Stage::LinearProbe,
-        Stage::Knn,
-    ];
-
-    /// The stages of an experiment, which starts from a file of weights or not, inputs first.
-    pub fn of_experiment(starts_from_weights: bool) -> Vec<Stage> {
-        Self::ALL.into_iter().filter(|stage| starts_from_weights || *stage != Stage::EmbedInitial).collect()
-    }
-
-    /// What the stage is.
-    pub fn descriptor(self) -> &'static Descriptor {
-        match self {
-            Stage::Data => &data::DESCRIPTOR,
-            Stage::Pretrain => &pretrain::DESCRIPTOR,
-            Stage::Embed => &embed::DESCRIPTOR,
-            Stage::EmbedRandomInit => &embed::CONTROL,
-            Stage::EmbedInitial => &embed::INITIAL,
-            Stage::LinearProbe => &linear_probe::DESCRIPTOR,
-            Stage::Knn => &knn::DESCRIPTOR,
-        }
-    }
-
-    /// Name in the store, on the screen and in keys.
-    pub fn name(self) -> &'static str {
-        self.descriptor().name
-    }
-
-    /// Version of what the stage computes and writes.
-    pub fn version(self) -> u64 {
-        self.descriptor().version
-    }
-
-    /// Stages whose artifacts it reads, each once; some experiments do not have all of them.
-    pub fn inputs(self) -> Vec<Stage> {
-        let mut stages: Vec<_> = self.descriptor().inputs.iter().map(|input| input.stage).collect();
-        stages.dedup();
-        stages
-    }
-
-    /// The part of an input's artifact that the stage can read: it has no other tables.
-    pub fn readable(self, input: Stage, artifact: &Artifact) -> Artifact {
-        let of_it: Vec<_> = self.descriptor().inputs.iter().filter(|read| read.stage == input).collect();
-        artifact.narrowed(|table| of_it.iter().any(|read| is_among(read.tables, table)))
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
+    /// Tables that grow with what goes through.
+    pub grows: &'static [Table],
 }
 
 impl Input {
     /// The leaf of a key that holds what is read; None where no result depends on it.
     pub fn leaf(&self) -> Option<String> {
-        let tables = format!("inputs.{}.{}", self.stage, self.tables.trim_end_matches(['*', '-']));
+        let tables = format!("inputs.{}.{}", self.stage, self.table.name.trim_end_matches(['*', '-']));
         match self.depends {
             Depends::All => Some(tables),
-            Depends::Column(column) => Some(format!("{tables}.{column}")),
+            Depends::Column(column) => Some(format!("{tables}.{}", column.name)),
             Depends::Nothing => None,
         }
     }
 
     /// The value of the leaf: a hash of what is read in `artifact`.
     pub fn content(&self, artifact: &Artifact) -> String {
-        let files = artifact.manifest().files.iter().filter(|file| is_among(self.tables, &file.name));
+        let files = artifact.manifest().files.iter().filter(|file| self.table.is(&file.name));
         let mut contents = files.map(|file| match self.depends {
-            Depends::Column(column) => file.columns.get(column).unwrap_or(&file.content),
+            Depends::Column(column) => file.columns.get(column.name).unwrap_or(&file.content),
             Depends::All | Depends::Nothing => &file.content,
         });
-        if !self.tables.ends_with('*') {
+        if !self.table.name.ends_with('*') {
             return contents.next().cloned().unwrap_or_default();
         }
         let mut hasher = Sha256::new();
@@ -155,39 +96,28 @@ impl Input {
 impl Cost {
     /// Whether a leaf says what an image costs.
     pub fn is_of_an_image(&self, leaf: &str) -> bool {
-        let is_within = |section: &&str| {
-            leaf.strip_prefix(section).is_some_and(|rest: &str| rest.is_empty() || rest.starts_with('.'))
-        };
-        self.of_an_image.iter().any(is_within)
+        self.of_an_image.iter().any(|section| is_inside(leaf, section))
     }
 
     /// Whether a table grows with what goes through.
     pub fn grows(&self, table: &str) -> bool {
-        self.grows.iter().any(|tables| is_among(tables, table))
+        self.grows.iter().any(|growing| growing.is(table))
     }
 }
 
-/// Whether `tables` names the table.
-fn is_among(tables: &str, table: &str) -> bool {
-    tables.strip_suffix('*').map_or(tables == table, |prefix| table.starts_with(prefix))
+/// Whether the dotted key `key` is `section` or inside it.
+pub fn is_inside(key: &str, section: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn inputs_come_before_their_readers_and_are_read_once() {
-        for (i, stage) in Stage::ALL.into_iter().enumerate() {
-            let inputs = stage.inputs();
-            assert!(inputs.iter().all(|input| Stage::ALL[..i].contains(input)), "{stage}");
-            assert!(inputs.windows(2).all(|pair| pair[0] < pair[1]), "{stage}: {inputs:?}");
-        }
-    }
+    use crate::tables::{CLASSES, CURVE, TEST, TRAIN, column::CONTENT_HASH};
 
     #[test]
     fn a_section_holds_its_leaves_and_no_other_words_that_begin_alike() {
-        let cost = Cost { of_an_image: &["encoder", "precision"], grows: &["train-*", "curve"] };
+        let cost = Cost { of_an_image: &["encoder", "precision"], grows: &[TRAIN, CURVE] };
         assert!(cost.is_of_an_image("encoder.arch") && cost.is_of_an_image("precision"));
         assert!(!cost.is_of_an_image("encoders"));
         assert!(cost.grows("train-00001") && cost.grows("curve") && !cost.grows("curves"));
@@ -195,12 +125,9 @@ mod tests {
 
     #[test]
     fn a_leaf_says_what_is_read() {
-        let input = |tables, depends| Input { stage: Stage::Data, tables, depends }.leaf();
-        assert_eq!(
-            input("train-*", Depends::Column("content_hash")).as_deref(),
-            Some("inputs.data.train.content_hash")
-        );
-        assert_eq!(input("classes", Depends::All).as_deref(), Some("inputs.data.classes"));
-        assert_eq!(input("test-*", Depends::Nothing), None);
+        let input = |table, depends| Input { stage: Stage::Data, table, depends }.leaf();
+        assert_eq!(input(TRAIN, Depends::Column(CONTENT_HASH)).as_deref(), Some("inputs.data.train.content_hash"));
+        assert_eq!(input(CLASSES, Depends::All).as_deref(), Some("inputs.data.classes"));
+        assert_eq!(input(TEST, Depends::Nothing), None);
     }
 }

@@ -1,12 +1,12 @@
 //! What a cached training has kept of its diagnostics, which are no part of its key: rows of health, and kNN during training.
 
-use arrow::{
-    array::{AsArray, RecordBatch},
-    datatypes::{Float64Type, Int64Type},
-};
+use arrow::array::RecordBatch;
 
-use super::column;
-use crate::{artifact::Artifact, train::HealthConfig};
+use crate::{
+    artifact::Artifact,
+    tables::{METRICS, column},
+    train::HealthConfig,
+};
 
 /// The rows of diagnostics in the artifact of a training, and how far apart they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,16 +27,14 @@ impl Diagnostics {
     pub fn of(pretrain: &Artifact) -> anyhow::Result<Self> {
         let mut found = Diagnostics::default();
         let mut first = None;
-        for batch in pretrain.read("metrics")? {
-            found.take(&batch?, &mut first);
+        for batch in pretrain.rows_of(&METRICS)? {
+            found.take(&batch?, &mut first)?;
         }
         Ok(found)
     }
 
-    fn take(&mut self, rows: &RecordBatch, first: &mut Option<i64>) {
-        let reals = |name: &str| rows.column_by_name(name)?.as_primitive_opt::<Float64Type>();
-        let steps = rows.column_by_name(column::STEP).and_then(|steps| steps.as_primitive_opt::<Int64Type>());
-        let (Some(steps), Some(spread)) = (steps, reals(column::STD)) else { return };
+    fn take(&mut self, rows: &RecordBatch, first: &mut Option<i64>) -> anyhow::Result<()> {
+        let (steps, spread) = (METRICS.integers(rows, column::STEP)?, METRICS.reals(rows, column::STD)?);
         for (step, spread) in steps.iter().zip(spread) {
             let (Some(step), Some(_)) = (step, spread) else { continue };
             self.health_rows += 1;
@@ -45,7 +43,7 @@ impl Diagnostics {
                 Some(first) => self.health_every = self.health_every.or(Some(step - first)),
             }
         }
-        let (Some(knn), Some(epochs)) = (reals(column::KNN_TOP1), reals(column::EPOCH)) else { return };
+        let (knn, epochs) = (METRICS.reals(rows, column::KNN_TOP1)?, METRICS.reals(rows, column::EPOCH)?);
         for (top1, epoch) in knn.iter().zip(epochs) {
             if let (Some(_), Some(epoch)) = (top1, epoch) {
                 self.knn_rows += 1;
@@ -53,6 +51,7 @@ impl Diagnostics {
                 self.knn_every = self.knn_every.or(Some(epoch.floor() as usize + 1));
             }
         }
+        Ok(())
     }
 
     /// What there is, where `asked` is for something else; None where it is what was asked for.
@@ -92,16 +91,16 @@ mod tests {
         let epochs: Vec<f64> = steps.iter().map(|step| *step as f64 / 3.0).collect();
         let knn: Float64Array = (0..12).map(|i| knn.get(i).copied().flatten()).collect();
         let batch = RecordBatch::try_from_iter_with_nullable([
-            (column::STEP, Arc::new(Int64Array::from(steps)) as ArrayRef, false),
-            (column::EPOCH, Arc::new(Float64Array::from(epochs)) as ArrayRef, false),
-            (column::STD, Arc::new(spread) as ArrayRef, true),
-            (column::KNN_TOP1, Arc::new(knn) as ArrayRef, true),
+            (column::STEP.name, Arc::new(Int64Array::from(steps)) as ArrayRef, false),
+            (column::EPOCH.name, Arc::new(Float64Array::from(epochs)) as ArrayRef, false),
+            (column::STD.name, Arc::new(spread) as ArrayRef, true),
+            (column::KNN_TOP1.name, Arc::new(knn) as ArrayRef, true),
         ])
         .unwrap();
         let (mut found, mut first) = (Diagnostics::default(), None);
         // In two parts, as a table of many rows comes.
-        found.take(&batch.slice(0, 2), &mut first);
-        found.take(&batch.slice(2, 10), &mut first);
+        found.take(&batch.slice(0, 2), &mut first).unwrap();
+        found.take(&batch.slice(2, 10), &mut first).unwrap();
         found
     }
 

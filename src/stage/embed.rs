@@ -7,9 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{
-    Cost, Depends, Descriptor, Input, Stage, StageContext, Stopped,
-    evaluation::text_batch,
-    features,
+    Cost, Depends, Descriptor, Input, Stage, StageContext, Stopped, features,
     frozen::Frozen,
     initial,
     weights::{Tensor, read_weights},
@@ -19,8 +17,10 @@ use crate::{
     dataset::{
         Split, SplitName,
         augment::{AugmentationsConfig, EvalSection, EvalTransform},
+        shard,
     },
     encoder::EncoderConfig,
+    tables::{self, Table, column},
 };
 
 /// Pixels per forward pass: enough images to keep every core busy, few enough to keep activations small.
@@ -30,24 +30,33 @@ const PIXELS: usize = 1 << 20;
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "embed",
     version: 6,
-    inputs: &[TRAIN, TEST, Input { stage: Stage::Pretrain, tables: WEIGHTS, depends: Depends::All }],
+    inputs: &[TRAIN, TEST, Input { stage: Stage::Pretrain, table: tables::WEIGHTS, depends: Depends::All }],
+    tables: TABLES,
     cost: COST,
     figures: None,
 };
 
 /// The embedding of the encoder as random initialisation leaves it.
-pub const CONTROL: Descriptor =
-    Descriptor { name: "embed_random_init", version: 6, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+pub const CONTROL: Descriptor = Descriptor {
+    name: "embed_random_init",
+    version: 6,
+    inputs: &[TRAIN, TEST],
+    tables: TABLES,
+    cost: COST,
+    figures: None,
+};
 
 /// The embedding of the encoder with the weights that training starts from.
-pub const INITIAL: Descriptor =
-    Descriptor { name: "embed_initial", version: 2, inputs: &[TRAIN, TEST], cost: COST, figures: None };
+pub const INITIAL: Descriptor = Descriptor { name: "embed_initial", version: 2, ..CONTROL };
 
-const TRAIN: Input = Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") };
-const TEST: Input = Input { stage: Stage::Data, tables: "test-*", depends: Depends::Column("content_hash") };
-const COST: Cost = Cost { of_an_image: &["encoder", "augmentations.size"], grows: &[features::TABLE] };
-/// The table of the trained encoder.
-const WEIGHTS: &str = "weights";
+const TRAIN: Input = images(tables::TRAIN);
+const TEST: Input = images(tables::TEST);
+const TABLES: &[Table] = &[tables::FEATURES, tables::AUDIT];
+const COST: Cost = Cost { of_an_image: &["encoder", "augmentations.size"], grows: &[tables::FEATURES] };
+
+const fn images(table: Table) -> Input {
+    Input { stage: Stage::Data, table, depends: Depends::Column(column::CONTENT_HASH) }
+}
 
 /// What features depend on in a spec; in f32, whatever training computes in.
 #[derive(Clone, Debug, Serialize)]
@@ -118,7 +127,7 @@ pub fn run(
     let size = config.augmentations.size as usize;
     let (frozen, source) = match encoder {
         EncoderFrom::Pretrained(artifact) => {
-            let weights: Vec<Tensor> = read_weights(artifact.read(WEIGHTS)?)?;
+            let weights: Vec<Tensor> = read_weights(artifact.read(tables::WEIGHTS.name)?)?;
             (Frozen::load(&config.encoder, size, &weights)?, "pretrained".to_owned())
         }
         EncoderFrom::RandomInit { seed } => {
@@ -132,7 +141,7 @@ pub fn run(
     let before = frozen.digest();
     let mut splits = Vec::new();
     for name in SplitName::ALL {
-        let shards = data.tables_with_prefix(&format!("{}-", name.as_str()));
+        let shards = data.files_of(&shard::table(name));
         if !shards.is_empty() {
             splits.push((name, Split::open(&shards)?));
         }
@@ -141,14 +150,14 @@ pub fn run(
     context.progress.start(Some(total as u64), "images");
 
     let transform = EvalTransform::new(&config.augmentations);
-    let mut table = out.table(features::TABLE, features::schema(frozen.dim()), Kind::Content)?;
+    let mut table = out.table(tables::FEATURES.name, tables::FEATURES.schema_of_width(frozen.dim()), Kind::Content)?;
     for (name, split) in &splits {
         let labels: Vec<Option<i64>> = (0..split.len()).map(|i| split.label(i)).collect();
         let load = |i: usize, out: &mut [f32]| {
             transform.apply(&split.image(i)?, out);
             Ok(())
         };
-        embed(&frozen, name.as_str(), &labels, size, load, |batch| {
+        embed(&frozen, *name, &labels, size, load, |batch| {
             table.write(batch)?;
             context.progress.advance(batch.num_rows() as u64);
             match context.interrupt.requested() {
@@ -170,17 +179,14 @@ pub fn run(
         ("encoder_sha256_after", after),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    let audit = text_batch("value", &audit);
-    let mut table = out.table("audit", audit.schema(), Kind::Content)?;
-    table.write(&audit)?;
-    table.finish()
+    out.whole(&tables::AUDIT, Kind::Content, &tables::AUDIT.texts_of(&audit))
 }
 
 /// Hands the features of a split to `sink`, batch by batch. `load(i, out)` puts sample i, normalised, into
 /// `out` [size, size, 3].
 fn embed(
     frozen: &Frozen,
-    split: &str,
+    split: SplitName,
     labels: &[Option<i64>],
     size: usize,
     load: impl Fn(usize, &mut [f32]) -> anyhow::Result<()> + Sync,
@@ -240,7 +246,7 @@ mod tests {
         let (frozen, size, n) = (frozen(), 8, 300);
         let labels: Vec<Option<i64>> = (0..n).map(|i| (i % 3 > 0).then_some(i % 3)).collect();
         let mut batches = Vec::new();
-        embed(&frozen, "train", &labels, size, load, |batch| {
+        embed(&frozen, SplitName::Train, &labels, size, load, |batch| {
             batches.push(batch.clone());
             Ok(())
         })
@@ -263,14 +269,14 @@ mod tests {
             5 => anyhow::bail!("not an image"),
             i => load(i, out),
         };
-        let error = embed(&frozen(), "test", &[None; 9], 8, fails, |_| Ok(())).unwrap_err();
+        let error = embed(&frozen(), SplitName::Test, &[None; 9], 8, fails, |_| Ok(())).unwrap_err();
         assert_eq!(format!("{error:#}"), "test sample 5: not an image");
 
         let infinite = |i: usize, out: &mut [f32]| {
             out.fill(if i == 7 { f32::INFINITY } else { 0.5 });
             Ok(())
         };
-        let error = embed(&frozen(), "test", &[None; 9], 8, infinite, |_| Ok(())).unwrap_err();
+        let error = embed(&frozen(), SplitName::Test, &[None; 9], 8, infinite, |_| Ok(())).unwrap_err();
         assert!(error.to_string().starts_with("test sample 7: a feature is "), "{error}");
     }
 }

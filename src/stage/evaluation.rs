@@ -1,29 +1,21 @@
 //! What an evaluation stage writes: `scores`, `notes` and tables of its own.
 
-use std::sync::Arc;
-
 use anyhow::ensure;
-use arrow::{
-    array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
-};
+use arrow::array::RecordBatch;
 
 use super::{
-    Depends, Input, Stage,
+    Depends, Input, Progress, Stage,
     features::{self, SplitFeatures},
     labelled::{Predictions, Task},
 };
-use crate::artifact::{Artifact, ArtifactWriter, Kind};
+use crate::{
+    artifact::{Artifact, ArtifactWriter, Kind},
+    tables::{self, Table, column::*},
+};
 
 /// What an evaluation reads: the features of the trained encoder, and of the controls that there are.
 pub const INPUTS: [Input; 3] =
     [features_of(Stage::Embed), features_of(Stage::EmbedRandomInit), features_of(Stage::EmbedInitial)];
-
-/// Table of predictions on the features of the trained encoder.
-pub const PREDICTIONS: &str = "predictions";
-
-/// Table of predictions on the features of the weights that training started from, where a file gave them.
-pub const INITIAL_PREDICTIONS: &str = "initial_predictions";
 
 /// Features that are scored, each of the same samples.
 pub struct Scored<T> {
@@ -69,7 +61,7 @@ impl Scored<&Artifact> {
     /// # Errors
     /// When a table cannot be read.
     pub fn features(self) -> anyhow::Result<Scored<SplitFeatures>> {
-        self.map(|artifact| features::read(artifact.read(features::TABLE)?))
+        self.map(|artifact| features::read(artifact.read(tables::FEATURES.name)?))
     }
 }
 
@@ -93,7 +85,7 @@ impl Scored<SplitFeatures> {
 }
 
 const fn features_of(stage: Stage) -> Input {
-    Input { stage, tables: features::TABLE, depends: Depends::All }
+    Input { stage, table: tables::FEATURES, depends: Depends::All }
 }
 
 /// Scores and what goes with them.
@@ -104,10 +96,33 @@ pub struct Evaluation {
     /// What a reader of the scores should know: key and text.
     pub notes: Vec<(String, String)>,
     /// Further tables.
-    pub tables: Vec<(&'static str, RecordBatch)>,
+    pub tables: Vec<(Table, RecordBatch)>,
 }
 
 impl Evaluation {
+    /// The tasks that the features pose, and the evaluation of them, yet without scores; where they pose none, what there is instead.
+    ///
+    /// # Errors
+    /// As [`Scored::tasks`].
+    pub fn begin(
+        stage: &str,
+        features: Scored<SplitFeatures>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Result<(Scored<Task>, Evaluation), Evaluation>> {
+        let tasks = match features.tasks()? {
+            Ok(tasks) => tasks,
+            Err(why) => {
+                progress.log(&format!("{stage}: skipped, {why}"));
+                return Ok(Err(Evaluation::skipped(why)));
+            }
+        };
+        let (mut evaluation, unlabelled) = (Evaluation::default(), tasks.trained.unlabelled);
+        if unlabelled > 0 {
+            evaluation.note("unlabelled", format!("{unlabelled} samples without a label were left out"));
+        }
+        Ok(Ok((tasks, evaluation)))
+    }
+
     /// No scores, and why.
     pub fn skipped(why: String) -> Self {
         Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }
@@ -134,65 +149,28 @@ impl Evaluation {
     /// # Errors
     /// When the disk does not take them.
     pub fn write(&self, out: &mut ArtifactWriter) -> anyhow::Result<()> {
-        let scores = scores_batch(&self.scores);
-        let notes = text_batch("text", &self.notes);
-        for (name, batch) in [("scores", &scores), ("notes", &notes)]
-            .into_iter()
-            .chain(self.tables.iter().map(|(name, batch)| (*name, batch)))
-        {
-            let mut table = out.table(name, batch.schema(), Kind::Content)?;
-            table.write(batch)?;
-            table.finish()?;
-        }
-        Ok(())
+        out.whole(&tables::SCORES, Kind::Content, &scores_rows(&self.scores))?;
+        out.whole(&tables::NOTES, Kind::Content, &tables::NOTES.texts_of(&self.notes))?;
+        self.tables.iter().try_for_each(|(table, rows)| out.whole(table, Kind::Content, rows))
     }
 }
 
-/// Schema of `scores`: `metric`, `value`.
-pub fn scores_schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("metric", DataType::Utf8, false),
-        Field::new("value", DataType::Float64, false),
-    ]))
+/// Rows of a table of figures.
+pub fn scores_rows(scores: &[(String, f64)]) -> RecordBatch {
+    tables::SCORES
+        .rows([METRIC.of(scores.iter().map(|(metric, _)| metric)), VALUE.of(scores.iter().map(|(_, value)| *value))])
 }
 
-fn scores_batch(scores: &[(String, f64)]) -> RecordBatch {
-    let metrics = StringArray::from_iter_values(scores.iter().map(|(metric, _)| metric));
-    let values = Float64Array::from_iter_values(scores.iter().map(|&(_, value)| value));
-    RecordBatch::try_new(scores_schema(), vec![Arc::new(metrics), Arc::new(values)]).expect("columns follow the schema")
-}
-
-/// Rows of `key` and a text column called `column`.
-pub fn text_batch(column: &str, rows: &[(String, String)]) -> RecordBatch {
-    let schema = Schema::new(vec![Field::new("key", DataType::Utf8, false), Field::new(column, DataType::Utf8, false)]);
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|(key, _)| key))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, text)| text))),
-    ];
-    RecordBatch::try_new(Arc::new(schema), columns).expect("columns follow the schema")
-}
-
-/// The `predictions` table, one block of rows per (k, predictions); without a k, the table has no such column.
-pub fn predictions_batch(task: &Task, blocks: &[(Option<usize>, &Predictions)]) -> RecordBatch {
-    let mut fields = vec![
-        Field::new("sample_id", DataType::Int64, false),
-        Field::new("label", DataType::Int64, false),
-        Field::new("predicted", DataType::Int64, false),
-        Field::new("score", DataType::Float64, false),
-    ];
-    let n = task.test.ids.len();
-    let repeat = |values: &[i64]| Arc::new(Int64Array::from_iter_values(values.repeat(blocks.len()))) as ArrayRef;
+/// The rows of a table of predictions, one block per (k, predictions), where it has a column of k.
+pub fn predictions_rows(table: Table, task: &Task, blocks: &[(Option<usize>, &Predictions)]) -> (Table, RecordBatch) {
     let flat = || blocks.iter().flat_map(|(_, predictions)| predictions.iter());
-    let mut columns = vec![
-        repeat(&task.test.ids),
-        repeat(&task.test.labels),
-        Arc::new(Int64Array::from_iter_values(flat().map(|&(class, _)| task.classes[class]))),
-        Arc::new(Float64Array::from_iter_values(flat().map(|&(_, score)| score))),
+    let ks = blocks.iter().flat_map(|(k, _)| std::iter::repeat_n(k.unwrap_or(0) as i64, task.test.ids.len()));
+    let columns = [
+        SAMPLE_ID.of(task.test.ids.repeat(blocks.len())),
+        LABEL.of(task.test.labels.repeat(blocks.len())),
+        PREDICTED.of(flat().map(|&(class, _)| task.classes[class])),
+        SCORE.of(flat().map(|&(_, score)| score)),
+        K.of(ks),
     ];
-    if blocks.iter().all(|(k, _)| k.is_some()) {
-        fields.push(Field::new("k", DataType::Int64, false));
-        let ks = blocks.iter().flat_map(|(k, _)| std::iter::repeat_n(k.unwrap_or(0) as i64, n));
-        columns.push(Arc::new(Int64Array::from_iter_values(ks)));
-    }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("one prediction per test sample")
+    (table, table.rows(columns.into_iter().filter(|(column, _)| table.columns.contains(column))))
 }

@@ -1,15 +1,12 @@
 //! The `features` table: what the embed stage writes and the probes read.
 
-use std::sync::Arc;
+use anyhow::ensure;
+use arrow::array::{Array, RecordBatch};
 
-use anyhow::{Context, ensure};
-use arrow::{
-    array::{Array, AsArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Float32Type, Int64Type, Schema, SchemaRef},
+use crate::{
+    dataset::SplitName,
+    tables::{FEATURES, column::*},
 };
-
-/// Name of the table.
-pub const TABLE: &str = "features";
 
 /// Features of one split, in the order of its samples.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,34 +40,18 @@ pub struct SplitFeatures {
     pub test: Features,
 }
 
-/// Schema of the table for features of width `dim`.
-pub fn schema(dim: usize) -> SchemaRef {
-    let item = Arc::new(Field::new("item", DataType::Float32, false));
-    Arc::new(Schema::new(vec![
-        Field::new("sample_id", DataType::Int64, false),
-        Field::new("split", DataType::Utf8, false),
-        Field::new("label", DataType::Int64, true),
-        Field::new("embedding", DataType::FixedSizeList(item, dim as i32), false),
-    ]))
-}
-
-/// Rows of the samples from `first` on of `split` (`train` or `test`).
+/// Rows of the samples from `first` on of a split.
 ///
 /// # Panics
 /// When `rows` is not [labels, dim].
-pub fn batch(split: &str, first: usize, labels: &[Option<i64>], rows: Vec<f32>, dim: usize) -> RecordBatch {
+pub fn batch(split: SplitName, first: usize, labels: &[Option<i64>], rows: Vec<f32>, dim: usize) -> RecordBatch {
     let n = labels.len();
-    let item = Arc::new(Field::new("item", DataType::Float32, false));
-    RecordBatch::try_new(
-        schema(dim),
-        vec![
-            Arc::new(Int64Array::from_iter_values((first..first + n).map(|id| id as i64))),
-            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(split, n))),
-            Arc::new(Int64Array::from_iter(labels.iter().copied())),
-            Arc::new(FixedSizeListArray::new(item, dim as i32, Arc::new(Float32Array::from(rows)), None)),
-        ],
-    )
-    .expect("one embedding per label")
+    FEATURES.rows([
+        SAMPLE_ID.of((first..first + n).map(|id| id as i64)),
+        SPLIT.of(std::iter::repeat_n(split.as_str(), n)),
+        LABEL.of(labels.iter().copied()),
+        EMBEDDING.of_vectors(rows, dim),
+    ])
 }
 
 /// All rows of a `features` table.
@@ -81,26 +62,20 @@ pub fn read(batches: impl IntoIterator<Item = anyhow::Result<RecordBatch>>) -> a
     let mut splits = SplitFeatures::default();
     for batch in batches {
         let batch = batch?;
-        let column =
-            |name| batch.column_by_name(name).with_context(|| format!("a features table has no column {name}"));
-        let ids = column("sample_id")?.as_primitive_opt::<Int64Type>().context("sample_id is not int64")?;
-        let names = column("split")?.as_string_opt::<i32>().context("split is not utf8")?;
-        let labels = column("label")?.as_primitive_opt::<Int64Type>().context("label is not int64")?;
-        let lists = column("embedding")?.as_fixed_size_list_opt().context("embedding is not a fixed-size list")?;
-        let dim = lists.value_length() as usize;
-        let values = lists.values().as_primitive_opt::<Float32Type>().context("embedding is not of float32")?;
+        let (ids, names) = (FEATURES.integers(&batch, SAMPLE_ID)?, FEATURES.texts(&batch, SPLIT)?);
+        let labels = FEATURES.integers(&batch, LABEL)?;
+        let (dim, values) = FEATURES.vectors(&batch, EMBEDDING)?;
         for row in 0..batch.num_rows() {
-            let split = match names.value(row) {
-                "train" => &mut splits.train,
-                "test" => &mut splits.test,
-                other => anyhow::bail!("features of an unknown split {other:?}"),
+            let split = match SplitName::named(names.value(row)) {
+                Some(SplitName::Train) => &mut splits.train,
+                Some(SplitName::Test) => &mut splits.test,
+                None => anyhow::bail!("features of an unknown split {:?}", names.value(row)),
             };
             ensure!(split.dim == dim || split.is_empty(), "features of widths {} and {dim} in one table", split.dim);
             split.dim = dim;
             split.ids.push(ids.value(row));
             split.labels.push(labels.is_valid(row).then(|| labels.value(row)));
-            let start = lists.value_offset_at(row);
-            split.rows.extend_from_slice(&values.values()[start..start + dim]);
+            split.rows.extend_from_slice(&values[row * dim..][..dim]);
         }
     }
     Ok(splits)
@@ -112,9 +87,9 @@ mod tests {
 
     #[test]
     fn rows_come_back_by_split_whatever_the_batches() {
-        let train = batch("train", 0, &[Some(3), None], vec![1.0, 2.0, 3.0, 4.0], 2);
-        let more = batch("train", 2, &[Some(-1)], vec![5.0, 6.0], 2);
-        let test = batch("test", 0, &[Some(3)], vec![7.0, 8.0], 2);
+        let train = batch(SplitName::Train, 0, &[Some(3), None], vec![1.0, 2.0, 3.0, 4.0], 2);
+        let more = batch(SplitName::Train, 2, &[Some(-1)], vec![5.0, 6.0], 2);
+        let test = batch(SplitName::Test, 0, &[Some(3)], vec![7.0, 8.0], 2);
         let read = read([Ok(train.slice(0, 1)), Ok(train.slice(1, 1)), Ok(more), Ok(test)]).unwrap();
         assert_eq!(
             read.train,

@@ -1,42 +1,30 @@
 //! What casts doubt on scores before anything is trained: images in both splits or in two classes, labels that training lacks,
 //! one class alone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
-use anyhow::Context;
-use arrow::{
-    array::{Array, AsArray, Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Int64Type, Schema},
-};
+use arrow::array::{Array, AsArray, RecordBatch};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::duplicates::{self, Duplicate, Place};
 use crate::{
     artifact::{ArtifactWriter, Kind},
-    dataset::SplitName,
+    dataset::{SplitName, shard},
+    tables::{self, column::*},
 };
 
 /// Names that a sentence spells out.
 const NAMED: usize = 5;
-
-/// A row of the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    split: SplitName,
-    id: i64,
-    label: Option<i64>,
-}
+/// Where the rest is.
+const LISTED: &str = "the table `duplicates` of the data artifact lists them";
 
 /// Collects findings batch by batch. In memory it keeps, of each image, a short hash, its place and its label.
 #[derive(Default)]
 pub struct Findings {
     /// By the first 8 bytes of the SHA-256 of the encoded image.
     seen: HashMap<u64, Place>,
-    /// Each image that was there before, and where it was first.
-    duplicates: Vec<(Place, Place)>,
+    duplicates: Vec<Duplicate>,
     /// Number of images by split and label.
     labels: BTreeMap<(&'static str, i64), u64>,
     rows: BTreeMap<&'static str, u64>,
@@ -45,11 +33,9 @@ pub struct Findings {
 impl Findings {
     /// Takes rows of a shard.
     pub fn add(&mut self, split: SplitName, batch: &RecordBatch) -> anyhow::Result<()> {
-        let column = |name: &str| batch.column_by_name(name).with_context(|| format!("a shard without `{name}`"));
-        let ids = column("sample_id")?.as_primitive::<Int64Type>();
-        let labels = column("label")?.as_primitive::<Int64Type>();
-        let bytes = column("image")?.as_struct().column_by_name("bytes").context("images without bytes")?;
-        let bytes = bytes.as_binary::<i32>();
+        let shards = shard::table(split);
+        let (ids, labels) = (shards.integers(batch, SAMPLE_ID)?, shards.integers(batch, LABEL)?);
+        let bytes = shards.part(batch, BYTES)?.as_binary::<i32>();
         let hash = |i: usize| {
             let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(bytes.value(i)));
             u64::from_le_bytes([a, b, c, d, e, f, g, h])
@@ -64,7 +50,7 @@ impl Findings {
             }
             match self.seen.entry(hash) {
                 Entry::Vacant(entry) => drop(entry.insert(place)),
-                Entry::Occupied(entry) => self.duplicates.push((place, *entry.get())),
+                Entry::Occupied(entry) => self.duplicates.push(Duplicate { again: place, first: *entry.get() }),
             }
         }
         Ok(())
@@ -78,21 +64,17 @@ impl Findings {
     }
 
     fn leak(&self) -> Option<(&'static str, String)> {
-        let test = |(place, first): &&(Place, Place)| place.split != first.split;
-        let leaked = self.duplicates.iter().filter(test).count();
+        let leaked = self.duplicates.iter().filter(|duplicate| duplicate.leaks()).count();
         let all = self.rows.get(SplitName::Test.as_str()).copied().unwrap_or(0);
         let text = format!(
-            "{leaked} of the {all} test images are training images, byte for byte, so that scores count them as known; the \
-             table `duplicates` of the data artifact lists them"
+            "{leaked} of the {all} test images are training images, byte for byte, so that scores count them as known; \
+             {LISTED}"
         );
         (leaked > 0).then_some(("leak", text))
     }
 
     fn conflict(&self, classes: &[String]) -> Option<(&'static str, String)> {
-        let differs = |(place, first): &&(Place, Place)| {
-            place.label.is_some() && first.label.is_some() && place.label != first.label
-        };
-        let mut conflicts = self.duplicates.iter().filter(differs);
+        let mut conflicts = self.duplicates.iter().filter(|duplicate| duplicate.conflicts());
         let first = conflicts.next()?;
         let more = conflicts.count();
         let (images, are) = if more == 0 { ("image", "is") } else { ("images", "are") };
@@ -101,10 +83,10 @@ impl Findings {
             format!("{label} (data.{} sample {})", place.split, place.id)
         };
         let text = format!(
-            "{} {images} {are} in two classes, such as one in {} and {}; the table `duplicates` of the data artifact lists them",
+            "{} {images} {are} in two classes, such as one in {} and {}; {LISTED}",
             more + 1,
-            shown(&first.1),
-            shown(&first.0)
+            shown(&first.first),
+            shown(&first.again)
         );
         Some(("conflict", text))
     }
@@ -152,29 +134,9 @@ impl Findings {
         own.map(|((_, label), images)| (*label, *images)).collect()
     }
 
-    /// Writes `duplicates`: each image that was there before (split, sample_id, label), and where it was first.
+    /// Writes `duplicates`.
     pub fn write(&self, out: &mut ArtifactWriter) -> anyhow::Result<()> {
-        let text = |name: &str| Field::new(name, DataType::Utf8, false);
-        let number = |name: &str, nullable| Field::new(name, DataType::Int64, nullable);
-        let schema = Arc::new(Schema::new(vec![
-            text("split"),
-            number("sample_id", false),
-            number("label", true),
-            text("first_split"),
-            number("first_sample_id", false),
-            number("first_label", true),
-        ]));
-        let mut columns: Vec<Arc<dyn Array>> = Vec::new();
-        let (again, first): (Vec<Place>, Vec<Place>) = self.duplicates.iter().copied().unzip();
-        for side in [&again, &first] {
-            let places = || side.iter();
-            columns.push(Arc::new(StringArray::from_iter_values(places().map(|place| place.split.as_str()))));
-            columns.push(Arc::new(Int64Array::from_iter_values(places().map(|place| place.id))));
-            columns.push(Arc::new(places().map(|place| place.label).collect::<Int64Array>()));
-        }
-        let mut table = out.table("duplicates", schema.clone(), Kind::Measurement)?;
-        table.write(&RecordBatch::try_new(schema, columns)?)?;
-        table.finish()
+        out.whole(&tables::DUPLICATES, Kind::Measurement, &duplicates::rows(&self.duplicates))
     }
 }
 

@@ -1,11 +1,10 @@
 //! kNN stage: a weighted nearest-neighbour classifier on frozen features.
 
-use anyhow::ensure;
 use serde::Serialize;
 
 use super::{
     Cost, Descriptor, KnnConfig, Progress, StageContext, Stopped,
-    evaluation::{Evaluation, INITIAL_PREDICTIONS, INPUTS, PREDICTIONS, Scored, predictions_batch},
+    evaluation::{Evaluation, INPUTS, Scored, predictions_rows},
     features::SplitFeatures,
     labelled::Task,
     votes::Ballot,
@@ -13,6 +12,7 @@ use super::{
 use crate::{
     artifact::{Artifact, ArtifactWriter},
     ops::normalize::normalize_rows,
+    tables,
 };
 
 /// What the stage is.
@@ -20,8 +20,9 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "knn",
     version: 4,
     inputs: &INPUTS,
-    cost: Cost { of_an_image: &[], grows: &["predictions"] },
-    figures: Some(("scores", "")),
+    tables: &[tables::SCORES, tables::NOTES, tables::VOTES, tables::INITIAL_VOTES],
+    cost: Cost { of_an_image: &[], grows: &[tables::VOTES] },
+    figures: Some((tables::SCORES, "")),
 };
 
 /// What it reads of a spec; the seed shuffles the labels of the control.
@@ -57,24 +58,15 @@ fn evaluate(
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
-    ensure!(!config.k.contains(&0), "knn.k holds 0; at least 1 neighbour must vote");
-    let mut tasks = match features.tasks()? {
-        Ok(tasks) => tasks,
-        Err(why) => {
-            progress.log(&format!("knn: skipped, {why}"));
-            return Ok(Evaluation::skipped(why));
-        }
+    let (mut tasks, mut result) = match Evaluation::begin(DESCRIPTOR.name, features, progress)? {
+        Ok(begun) => begun,
+        Err(skipped) => return Ok(skipped),
     };
     for task in tasks.iter_mut() {
         normalize_rows(&mut task.train.rows, task.dim);
         normalize_rows(&mut task.test.rows, task.dim);
     }
     let Scored { trained, random_init, initial } = tasks;
-    let mut result = Evaluation::default();
-    if trained.unlabelled > 0 {
-        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
-    }
-
     let available = trained.targets.len();
     let mut ks = config.k.clone();
     let mut seen = std::collections::HashSet::new();
@@ -110,12 +102,12 @@ fn evaluate(
         let control = elect(initial, &clamped[..1], &[&initial.targets])?;
         result.score("knn/top1_initial", top1(initial, &control[0][0]));
         let blocks = [(ks.first().copied(), &control[0][0])];
-        result.tables.push((INITIAL_PREDICTIONS, predictions_batch(initial, &blocks)));
+        result.tables.push(predictions_rows(tables::INITIAL_VOTES, initial, &blocks));
     }
     result.score("knn/top1_shuffled_labels", top1(&trained, &elected[1][0]));
 
     let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&elected[0]).collect();
-    result.tables.push((PREDICTIONS, predictions_batch(&trained, &blocks)));
+    result.tables.push(predictions_rows(tables::VOTES, &trained, &blocks));
     Ok(result)
 }
 
@@ -147,7 +139,7 @@ mod tests {
         for (metric, value) in &without.scores {
             assert_eq!(with.get(metric), Some(*value), "{metric}");
         }
-        let names: Vec<_> = with.tables.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = with.tables.iter().map(|(table, _)| table.name).collect();
         assert_eq!(names, ["initial_predictions", "predictions"]);
         assert_eq!(with.tables[0].1, with.tables[1].1.slice(0, 100), "those of the first k");
         let of_others = Scored { initial: Some(blobs(4, 400, 90)), ..scored(blobs(4, 400, 100), noise(4, 400, 100)) };
@@ -172,8 +164,8 @@ mod tests {
         assert_eq!(result.scores.len(), 5);
         assert!(progress.lines().is_empty());
 
-        let (name, predictions) = &result.tables[0];
-        assert_eq!((*name, predictions.num_rows()), ("predictions", 200));
+        let (table, predictions) = &result.tables[0];
+        assert_eq!((table.name, predictions.num_rows()), ("predictions", 200));
         let column = |name| predictions.column_by_name(name).unwrap().as_primitive::<Int64Type>().values().to_vec();
         let right = column("label").iter().zip(column("predicted")).take(100).filter(|(l, p)| **l == *p).count();
         assert_eq!(right as f64 / 100.0, result.get("knn/top1").unwrap());

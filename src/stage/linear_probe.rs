@@ -1,18 +1,15 @@
 //! Linear-probe stage: a linear classifier on frozen features.
 
-use std::{f64::consts::PI, sync::Arc};
+use std::f64::consts::PI;
 
 use anyhow::bail;
-use arrow::{
-    array::{Float64Array, Int64Array, RecordBatch},
-    datatypes::{DataType, Field, Schema},
-};
+use arrow::array::RecordBatch;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use super::{
     Cost, Descriptor, LinearProbeConfig, Progress, Silent, StageContext, Stopped,
-    evaluation::{Evaluation, INITIAL_PREDICTIONS, INPUTS, PREDICTIONS, Scored, predictions_batch},
+    evaluation::{Evaluation, INPUTS, Scored, predictions_rows},
     features::SplitFeatures,
     labelled::Task,
     softmax::{Classifier, Prediction, sgd},
@@ -22,6 +19,7 @@ use super::{
 use crate::{
     artifact::{Artifact, ArtifactWriter},
     ops::random::{Purpose, stream},
+    tables::{self, column::*},
 };
 
 /// What the stage is.
@@ -29,8 +27,17 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "linear_probe",
     version: 3,
     inputs: &INPUTS,
-    cost: Cost { of_an_image: &[], grows: &["predictions", "curve"] },
-    figures: Some(("scores", "")),
+    tables: &[
+        tables::SCORES,
+        tables::NOTES,
+        tables::PREDICTIONS,
+        tables::INITIAL_PREDICTIONS,
+        tables::CURVE,
+        tables::CLASSIFIER,
+        tables::CLASSIFIER_CLASSES,
+    ],
+    cost: Cost { of_an_image: &[], grows: &[tables::PREDICTIONS, tables::CURVE] },
+    figures: Some((tables::SCORES, "")),
 };
 
 /// What it reads of a spec; of the seed come initial weights, order, and the shuffled labels of the control.
@@ -72,17 +79,11 @@ fn evaluate(
     progress: &dyn Progress,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
-    let Scored { mut trained, mut random_init, mut initial } = match features.tasks()? {
-        Ok(tasks) => tasks,
-        Err(why) => {
-            progress.log(&format!("linear_probe: skipped, {why}"));
-            return Ok(Evaluation::skipped(why));
-        }
+    let (tasks, mut result) = match Evaluation::begin(DESCRIPTOR.name, features, progress)? {
+        Ok(begun) => begun,
+        Err(skipped) => return Ok(skipped),
     };
-    let mut result = Evaluation::default();
-    if trained.unlabelled > 0 {
-        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
-    }
+    let Scored { mut trained, mut random_init, mut initial } = tasks;
     let standardizer = standardize(config, &mut trained);
     for control in std::iter::once(&mut random_init).chain(&mut initial) {
         standardize(config, control);
@@ -106,7 +107,7 @@ fn evaluate(
         let predictions = predict(&classifier, initial);
         result.score("linear/top1_initial", top(1, &predictions));
         let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
-        result.tables.push((INITIAL_PREDICTIONS, predictions_batch(initial, &[(None, &elected)])));
+        result.tables.push(predictions_rows(tables::INITIAL_PREDICTIONS, initial, &[(None, &elected)]));
     }
     result.score("linear/top1_shuffled_labels", top(1, &predict(&shuffled, &trained)));
 
@@ -114,10 +115,11 @@ fn evaluate(
     let shape = vec![classifier.classes, classifier.dim];
     let fc = [("fc.weight".to_owned(), shape, weight), ("fc.bias".to_owned(), vec![classifier.classes], bias)];
     let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
-    result.tables.push((PREDICTIONS, predictions_batch(&trained, &[(None, &elected)])));
-    result.tables.push(("curve", curve_batch(&curve)));
-    result.tables.push(("classifier", weights_batch(&fc)));
-    result.tables.push(("classes", classes_batch(&trained.classes)));
+    result.tables.push(predictions_rows(tables::PREDICTIONS, &trained, &[(None, &elected)]));
+    result.tables.push((tables::CURVE, curve_rows(&curve)));
+    result.tables.push((tables::CLASSIFIER, weights_batch(&fc)));
+    let labels = LABEL.of(trained.classes.iter().copied());
+    result.tables.push((tables::CLASSIFIER_CLASSES, tables::CLASSIFIER_CLASSES.rows([labels])));
     Ok(result)
 }
 
@@ -206,27 +208,12 @@ fn top(k: usize, predictions: &[Prediction]) -> f64 {
     predictions.iter().filter(|p| p.rank.is_some_and(|rank| rank < k)).count() as f64 / predictions.len() as f64
 }
 
-fn curve_batch(curve: &[Epoch]) -> RecordBatch {
-    let schema = Schema::new(vec![
-        Field::new("epoch", DataType::Int64, false),
-        Field::new("loss", DataType::Float64, false),
-        Field::new("train_top1", DataType::Float64, false),
-    ]);
-    RecordBatch::try_new(
-        Arc::new(schema),
-        vec![
-            Arc::new(Int64Array::from_iter_values(1..=curve.len() as i64)),
-            Arc::new(Float64Array::from_iter_values(curve.iter().map(|epoch| epoch.loss))),
-            Arc::new(Float64Array::from_iter_values(curve.iter().map(|epoch| epoch.top1))),
-        ],
-    )
-    .expect("columns follow the schema")
-}
-
-fn classes_batch(classes: &[i64]) -> RecordBatch {
-    let schema = Schema::new(vec![Field::new("label", DataType::Int64, false)]);
-    RecordBatch::try_new(Arc::new(schema), vec![Arc::new(Int64Array::from(classes.to_vec()))])
-        .expect("columns follow the schema")
+fn curve_rows(curve: &[Epoch]) -> RecordBatch {
+    tables::CURVE.rows([
+        EPOCH.of(1..=curve.len() as i64),
+        LOSS.of(curve.iter().map(|epoch| epoch.loss)),
+        TRAIN_TOP1.of(curve.iter().map(|epoch| epoch.top1)),
+    ])
 }
 
 #[cfg(test)]
@@ -257,7 +244,7 @@ mod tests {
         for (metric, value) in &without.scores {
             assert_eq!(with.get(metric), Some(*value), "{metric}");
         }
-        let table = |name: &str| with.tables.iter().find(|(table, _)| *table == name).map(|(_, batch)| batch);
+        let table = |name: &str| with.tables.iter().find(|(table, _)| table.name == name).map(|(_, batch)| batch);
         assert_eq!(table("initial_predictions"), table("predictions"));
         assert!(table("predictions").is_some());
     }
@@ -272,7 +259,7 @@ mod tests {
         assert!(result.get("linear/top1").unwrap() > 0.97);
         assert!((0.1..0.45).contains(&result.get("linear/top1_random_init").unwrap()), "{:?}", result.scores);
         assert_eq!(result.scores.len(), 3);
-        let table = |name| &result.tables.iter().find(|table| table.0 == name).unwrap().1;
+        let table = |name| &result.tables.iter().find(|(table, _)| table.name == name).unwrap().1;
         let loss = table("curve").column(1).as_primitive::<Float64Type>().values().to_vec();
         assert_eq!(loss.len(), 20);
         assert!(loss[0] < 2.0 && loss[19] < 0.5 * loss[0]);
@@ -309,7 +296,7 @@ mod tests {
         for standardize in [true, false] {
             let features = blobs(4, 100, 50);
             let result = evaluate(&LinearProbeConfig { standardize, ..config() }, features.clone(), noise(4, 100, 50));
-            let table = |name| &result.tables.iter().find(|table| table.0 == name).unwrap().1;
+            let table = |name| &result.tables.iter().find(|(table, _)| table.name == name).unwrap().1;
             let fc = read_weights([Ok(table("classifier").clone())]).unwrap();
             assert_eq!((fc[0].0.as_str(), fc[0].1.as_slice()), ("fc.weight", &[4, 8][..]));
             let predicted = table("predictions").column(2).as_primitive::<arrow::datatypes::Int64Type>();

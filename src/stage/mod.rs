@@ -1,11 +1,12 @@
 //! The work of each stage, unaware of the plan: configuration and input artifacts in, one artifact out.
 
-pub mod column;
+mod all;
 mod config;
 mod context;
 pub mod data;
 mod descriptor;
 pub mod diagnostics;
+pub mod duplicates;
 pub mod embed;
 pub mod embedder;
 pub mod evaluation;

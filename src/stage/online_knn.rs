@@ -9,6 +9,7 @@ use crate::{
     artifact::Artifact,
     dataset::{Split, augment::EvalTransform},
     ops::normalize::normalize_rows,
+    tables,
     train::{PretrainConfig, Trainer, Trains},
 };
 
@@ -61,7 +62,7 @@ impl OnlineKnn {
         data: &Artifact,
         steps_per_epoch: u64,
     ) -> anyhow::Result<Option<Self>> {
-        let shards = data.tables_with_prefix("test-");
+        let shards = data.files_of(&tables::TEST);
         if config.health.knn_every_epochs == 0 || shards.is_empty() {
             return Ok(None);
         }

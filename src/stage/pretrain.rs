@@ -5,21 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
-use arrow::{
-    array::{AsArray, Float64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Float64Type, Schema},
-};
+use anyhow::Context;
+use arrow::array::RecordBatch;
 
 use super::{
-    Cost, Depends, Descriptor, Input, Interrupt, Stage, StageContext, Stopped, column, initial,
-    metrics::{
-        Timing, metrics_rows, metrics_schema, neighbours_rows, neighbours_schema, positiveness_rows,
-        positiveness_schema, timing_rows, timing_schema,
-    },
+    Cost, Depends, Descriptor, Input, Interrupt, Stage, StageContext, Stopped,
+    evaluation::scores_rows,
+    initial,
+    metrics::{Timing, metrics_rows, neighbours_rows, positiveness_rows, timing_rows},
     online_knn::OnlineKnn,
     tensors,
-    weights::{weights_batch, weights_schema},
+    weights::weights_batch,
 };
 pub use crate::train::PretrainConfig;
 use crate::{
@@ -27,7 +23,10 @@ use crate::{
     dataset::Split,
     encoder::Encoder,
     ops::named::NamedTensor,
-    train::{Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, learning_rates},
+    tables::{self, Table, column},
+    train::{
+        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, fit_batches, learning_rates,
+    },
 };
 
 /// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
@@ -35,8 +34,19 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "pretrain",
     version: 12,
     inputs: &[
-        Input { stage: Stage::Data, tables: "train-*", depends: Depends::Column("content_hash") },
-        Input { stage: Stage::Data, tables: "test-*", depends: Depends::Nothing },
+        Input { stage: Stage::Data, table: tables::TRAIN, depends: Depends::Column(column::CONTENT_HASH) },
+        Input { stage: Stage::Data, table: tables::TEST, depends: Depends::Nothing },
+    ],
+    tables: &[
+        tables::WEIGHTS,
+        tables::HEADS,
+        tables::MOMENTUM_BRANCH,
+        tables::QUEUE,
+        tables::METRICS,
+        tables::POSITIVENESS,
+        tables::NEIGHBOURS,
+        tables::TIMING,
+        tables::SUMMARY,
     ],
     cost: Cost {
         of_an_image: &[
@@ -47,9 +57,9 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             "augmentations.local_crops",
             "projector",
         ],
-        grows: &["metrics", "timing", "positiveness"],
+        grows: &[tables::METRICS, tables::TIMING, tables::POSITIVENESS],
     },
-    figures: Some(("summary", "train/")),
+    figures: Some((tables::SUMMARY, "train/")),
 };
 
 /// Health rows in a row that must show a collapse before training stops.
@@ -65,20 +75,10 @@ pub fn run(
     out: &mut ArtifactWriter,
     context: &StageContext,
 ) -> anyhow::Result<()> {
-    let split = Arc::new(Split::open(&data.tables_with_prefix("train-"))?);
+    let split = Arc::new(Split::open(&data.files_of(&tables::TRAIN))?);
     let (images, batch, accumulation) = (split.len(), config.batch_size, config.gradient_accumulation);
-    ensure!(
-        batch <= images,
-        "batch_size: {batch} is more than the {images} training images; use at most {images} (--set batch_size={images})"
-    );
+    fit_batches(batch, accumulation, images)?;
     let per_update = batch * accumulation;
-    ensure!(
-        per_update <= images,
-        "gradient_accumulation: {accumulation} batches of {batch} are more than the {images} training images; \
-         use at most {} (--set gradient_accumulation={0})",
-        images / batch
-    );
-    // An epoch consists of whole updates, so that none is cut by its end.
     let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
     Device::chosen().run(config.precision, Training { config, split, data, steps_per_epoch, total, out, context })?
@@ -239,8 +239,7 @@ fn stop_if_asked(interrupt: &Interrupt, step: u64) -> Result<(), Stopped> {
 
 fn load_checkpoint(checkpoints: &Checkpoints) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
     let Some((_, tables)) = checkpoints.load()? else { return Ok(None) };
-    let state = tables.get("state").context("the checkpoint has no table `state`")?;
-    tensors::from_rows(state).map(Some)
+    tensors::of_checkpoint(&tables).map(Some)
 }
 
 /// Rows since the last checkpoint.
@@ -264,16 +263,20 @@ impl Log {
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
     fn save<B: Trains>(&mut self, trainer: &Trainer<B>, checkpoints: &Checkpoints) -> anyhow::Result<()> {
         self.flush(checkpoints, trainer.steps())?;
-        checkpoints.save(trainer.steps(), &[("state", tensors::to_rows(&trainer.state()?))])
+        checkpoints.save(trainer.steps(), &[(tables::STATE.name, tensors::to_rows(&trainer.state()?))])
     }
 
     /// Appends the rows to the segments. `next_step` is the step that the next row will be of.
     fn flush(&mut self, checkpoints: &Checkpoints, next_step: u64) -> anyhow::Result<()> {
         if !self.rows.is_empty() {
-            checkpoints.append_segment("metrics", self.first_step, &metrics_rows(&self.rows))?;
-            checkpoints.append_segment("positiveness", self.first_step, &positiveness_rows(&self.rows))?;
-            checkpoints.append_segment("neighbours", self.first_step, &neighbours_rows(&self.rows))?;
-            checkpoints.append_segment("timing", self.first_step, &timing_rows(&self.timing))?;
+            for (table, rows) in [
+                (tables::METRICS, metrics_rows(&self.rows)),
+                (tables::POSITIVENESS, positiveness_rows(&self.rows)),
+                (tables::NEIGHBOURS, neighbours_rows(&self.rows)),
+                (tables::TIMING, timing_rows(&self.timing)),
+            ] {
+                checkpoints.append_segment(table.name, self.first_step, &rows)?;
+            }
         }
         *self = Log::new(next_step);
         Ok(())
@@ -306,7 +309,7 @@ fn write<B: Trains>(
             }
         }
     }
-    let mut tables = vec![("weights", encoder), ("heads", heads)];
+    let mut networks = vec![(tables::WEIGHTS, encoder), (tables::HEADS, heads)];
     if let Some(branch) = trainer.momentum()? {
         let mut momentum = Vec::new();
         for (layout, values) in
@@ -317,42 +320,29 @@ fn write<B: Trains>(
                 momentum.push((entry.name.clone(), entry.shape.clone(), values));
             }
         }
-        tables.push(("momentum", momentum));
+        networks.push((tables::MOMENTUM_BRANCH, momentum));
     }
-    for (name, rows) in &tables {
-        let mut table = out.table(name, weights_schema(), Kind::Content)?;
-        table.write(&weights_batch(rows))?;
-        table.finish()?;
+    for (table, tensors) in &networks {
+        out.whole(table, Kind::Content, &weights_batch(tensors))?;
     }
     let queues = model.method.queues().iter().map(|queue| queue.state(trainer.on()));
     let queue: Vec<_> = queues.collect::<Result<Vec<_>, _>>()?.concat();
     // Empty for methods without a queue.
-    let mut table = out.table("queue", tensors::schema(), Kind::Content)?;
-    table.write(&tensors::to_rows(&queue))?;
-    table.finish()?;
+    out.whole(&tables::QUEUE, Kind::Content, &tensors::to_rows(&queue))?;
 
-    let segments = |name: &str| checkpoints.segments(name, total)?.with_context(|| format!("no rows of {name}"));
-    let (metrics, positiveness, timing) = (segments("metrics")?, segments("positiveness")?, segments("timing")?);
-    let neighbours = checkpoints.segments("neighbours", total)?.unwrap_or_else(|| neighbours_rows(&[]));
-    for (name, schema, rows) in [
-        ("metrics", metrics_schema(), &metrics),
-        ("positiveness", positiveness_schema(), &positiveness),
-        ("neighbours", neighbours_schema(), &neighbours),
-    ] {
-        let mut table = out.table(name, schema.clone(), Kind::Content)?;
-        table.write(&select(rows, &schema)?)?;
-        table.finish()?;
-    }
-    let mut table = out.table("timing", timing_schema(), Kind::Measurement)?;
-    table.write(&select(&timing, &timing_schema())?)?;
-    table.finish()?;
+    let segments = |table: Table| -> anyhow::Result<RecordBatch> {
+        let rows = checkpoints.segments(table.name, total)?;
+        table.select(&rows.with_context(|| format!("no rows of {}", table.name))?)
+    };
+    let [metrics, positiveness] = [segments(tables::METRICS)?, segments(tables::POSITIVENESS)?];
+    let timing = segments(tables::TIMING)?;
+    let neighbours = checkpoints.segments(tables::NEIGHBOURS.name, total)?;
+    let neighbours = tables::NEIGHBOURS.select(&neighbours.unwrap_or_else(|| neighbours_rows(&[])))?;
+    out.whole(&tables::METRICS, Kind::Content, &metrics)?;
+    out.whole(&tables::POSITIVENESS, Kind::Content, &positiveness)?;
+    out.whole(&tables::NEIGHBOURS, Kind::Content, &neighbours)?;
+    out.whole(&tables::TIMING, Kind::Measurement, &timing)?;
     write_summary([&metrics, &positiveness], &timing, batch, out)
-}
-
-/// The columns of `schema`.
-fn select(batch: &RecordBatch, schema: &Schema) -> anyhow::Result<RecordBatch> {
-    let indices: Result<Vec<_>, _> = schema.fields().iter().map(|f| batch.schema().index_of(f.name())).collect();
-    Ok(batch.project(&indices?)?)
 }
 
 /// Writes what the report shows of the training.
@@ -362,22 +352,21 @@ fn write_summary(
     batch: usize,
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
-    let values = |batch: &RecordBatch, name: &str| -> Float64Array {
-        batch.column_by_name(name).expect("a column of the schema").as_primitive::<Float64Type>().clone()
-    };
-    let mut seconds: Vec<f64> = values(timing, column::SECONDS).values().to_vec();
+    let mut seconds: Vec<f64> = tables::TIMING.reals(timing, column::SECONDS)?.values().to_vec();
     let total: f64 = seconds.iter().sum();
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    let waiting: f64 = values(timing, column::WAITING_SECONDS).values().iter().sum();
+    let waiting: f64 = tables::TIMING.reals(timing, column::WAITING_SECONDS)?.values().iter().sum();
+    let losses = tables::METRICS.reals(metrics, column::LOSS)?;
     let mut rows = vec![
         ("train/images_per_second".to_string(), batch as f64 / median),
         ("train/seconds".to_string(), total),
         ("train/waiting_share".to_string(), waiting / total),
-        ("train/loss".to_string(), *values(metrics, column::LOSS).values().last().expect("a run has steps")),
+        ("train/loss".to_string(), *losses.values().last().expect("a run has steps")),
     ];
-    for (table, names) in [
+    for (table, rows_of, columns) in [
         (
+            tables::METRICS,
             metrics,
             &[
                 column::STD,
@@ -388,26 +377,17 @@ fn write_summary(
                 column::KNN_TOP1,
             ][..],
         ),
-        (positiveness, &[column::EFFECTIVE_POSITIVES, column::SAME_CLASS_MASS, column::QUEUE_AGE, column::CHURN][..]),
+        (
+            tables::POSITIVENESS,
+            positiveness,
+            &[column::EFFECTIVE_POSITIVES, column::SAME_CLASS_MASS, column::QUEUE_AGE, column::CHURN][..],
+        ),
     ] {
-        for name in names {
-            if let Some(value) = values(table, name).iter().flatten().last() {
-                rows.push((format!("train/{name}"), value));
+        for column in columns {
+            if let Some(value) = table.reals(rows_of, *column)?.iter().flatten().last() {
+                rows.push((format!("train/{}", column.name), value));
             }
         }
     }
-    let schema = Arc::new(Schema::new(vec![
-        Field::new("metric", DataType::Utf8, false),
-        Field::new("value", DataType::Float64, false),
-    ]));
-    let columns = RecordBatch::try_new(
-        schema.clone(),
-        vec![
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|(name, _)| name))),
-            Arc::new(Float64Array::from_iter_values(rows.iter().map(|(_, value)| *value))),
-        ],
-    )?;
-    let mut table = out.table("summary", schema, Kind::Measurement)?;
-    table.write(&columns)?;
-    table.finish()
+    out.whole(&tables::SUMMARY, Kind::Measurement, &scores_rows(&rows))
 }

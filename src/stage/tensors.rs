@@ -1,30 +1,21 @@
 //! Table rows of named tensors, as checkpoints hold them: `name`, `shape`, `dtype` (`f32` or `i64`), `bytes` (little-endian).
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
 use arrow::{
-    array::{Array, AsArray, Int64Builder, LargeBinaryArray, ListBuilder, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Int64Type, Schema, SchemaRef},
+    array::{AsArray, Int64Builder, LargeBinaryArray, ListBuilder, RecordBatch},
+    datatypes::{DataType, Int64Type},
 };
 
-use crate::ops::named::{NamedTensor, Values};
-
-/// Schema of the rows.
-pub fn schema() -> SchemaRef {
-    let item = Arc::new(Field::new("item", DataType::Int64, false));
-    Arc::new(Schema::new(vec![
-        Field::new("name", DataType::Utf8, false),
-        Field::new("shape", DataType::List(item), false),
-        Field::new("dtype", DataType::Utf8, false),
-        Field::new("bytes", DataType::LargeBinary, false),
-    ]))
-}
+use crate::{
+    ops::named::{NamedTensor, Values},
+    tables::{STATE, column::*},
+};
 
 /// One row per tensor, in their order.
 pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
-    let item = Arc::new(Field::new("item", DataType::Int64, false));
-    let mut shapes = ListBuilder::new(Int64Builder::new()).with_field(item);
+    let mut shapes = ListBuilder::new(Int64Builder::new()).with_field(item(DataType::Int64));
     for tensor in tensors {
         shapes.append_value(tensor.shape.iter().map(|n| Some(*n as i64)));
     }
@@ -38,13 +29,20 @@ pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
             Values::Integer(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         }
     };
-    let columns: Vec<Arc<dyn Array>> = vec![
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|t| &t.name))),
-        Arc::new(shapes.finish()),
-        Arc::new(StringArray::from_iter_values(tensors.iter().map(|t| dtype(&t.values)))),
-        Arc::new(LargeBinaryArray::from_iter_values(tensors.iter().map(|t| bytes(&t.values)))),
-    ];
-    RecordBatch::try_new(schema(), columns).expect("columns follow the schema")
+    STATE.rows([
+        NAME.of(tensors.iter().map(|t| &t.name)),
+        SHAPE.array(shapes.finish()),
+        DTYPE.of(tensors.iter().map(|t| dtype(&t.values))),
+        BYTES.array(LargeBinaryArray::from_iter_values(tensors.iter().map(|t| bytes(&t.values)))),
+    ])
+}
+
+/// The state that the tables of a checkpoint hold.
+///
+/// # Errors
+/// When it is not there, or as [`from_rows`].
+pub fn of_checkpoint(tables: &BTreeMap<String, RecordBatch>) -> anyhow::Result<Vec<NamedTensor<f32>>> {
+    from_rows(tables.get(STATE.name).with_context(|| format!("the checkpoint has no table `{}`", STATE.name))?)
 }
 
 /// The tensors of a table of rows.
@@ -52,17 +50,16 @@ pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
 /// # Errors
 /// When it is no such table, or a tensor's bytes do not fit its shape.
 pub fn from_rows(batch: &RecordBatch) -> anyhow::Result<Vec<NamedTensor<f32>>> {
-    let column = |name| batch.column_by_name(name).with_context(|| format!("a table of tensors has no column {name}"));
-    let names = column("name")?.as_string_opt::<i32>().context("name is not utf8")?;
-    let shapes = column("shape")?.as_list_opt::<i32>().context("shape is not a list")?;
-    let dtypes = column("dtype")?.as_string_opt::<i32>().context("dtype is not utf8")?;
-    let bytes = column("bytes")?.as_binary_opt::<i64>().context("bytes is not large_binary")?;
+    // Every table of tensors has the same columns.
+    let (names, dtypes) = (STATE.texts(batch, NAME)?, STATE.texts(batch, DTYPE)?);
+    let shapes = STATE.values(batch, SHAPE)?.as_list::<i32>();
+    let bytes = STATE.values(batch, BYTES)?.as_binary::<i64>();
     let mut tensors = Vec::with_capacity(batch.num_rows());
     for row in 0..batch.num_rows() {
         let (name, bytes) = (names.value(row), bytes.value(row));
         let shape = shapes.value(row);
-        let shape = shape.as_primitive_opt::<Int64Type>().context("shape is not a list of int64")?;
-        let shape: Option<Vec<usize>> = shape.values().iter().map(|n| usize::try_from(*n).ok()).collect();
+        let shape = shape.as_primitive::<Int64Type>().values();
+        let shape: Option<Vec<usize>> = shape.iter().map(|n| usize::try_from(*n).ok()).collect();
         let shape = shape.with_context(|| format!("tensor {name} has a negative size"))?;
         let (size, values) = match dtypes.value(row) {
             "f32" => (4, Values::Real(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())),

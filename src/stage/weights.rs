@@ -1,18 +1,13 @@
 //! The encoder's weights as table rows (see [`super::tensors`]): float tensors alone, in torch's names, shapes and order.
 
 use anyhow::bail;
-use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use arrow::array::RecordBatch;
 
 use super::tensors;
 use crate::ops::named::{NamedTensor, Values};
 
 /// Name, shape and values of a tensor, in torch's conventions.
 pub type Tensor = (String, Vec<usize>, Vec<f32>);
-
-/// Schema of a table of weights.
-pub fn weights_schema() -> SchemaRef {
-    tensors::schema()
-}
 
 /// The rows of `entries`, in their order.
 ///
@@ -51,6 +46,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::tables::WEIGHTS;
 
     #[test]
     fn tensors_come_back_as_they_were() {
@@ -65,7 +61,7 @@ mod tests {
             ("empty".to_owned(), vec![0, 4], vec![]),
         ];
         let batch = weights_batch(&tensors);
-        assert_eq!(batch.schema(), weights_schema());
+        assert_eq!(batch.schema(), WEIGHTS.schema());
         let read = read_weights([Ok(batch.slice(0, 1)), Ok(batch.slice(1, 3))]).unwrap();
         assert_eq!(read, tensors);
         assert!(read[0].2[1].is_sign_negative());
@@ -76,7 +72,7 @@ mod tests {
         let batch = weights_batch(&[("fc.weight".to_owned(), vec![2], vec![1.0, 2.0])]);
         let mut columns = batch.columns().to_vec();
         columns[3] = Arc::new(arrow::array::LargeBinaryArray::from_iter_values([[0u8; 7]]));
-        let damaged = RecordBatch::try_new(weights_schema(), columns).unwrap();
+        let damaged = RecordBatch::try_new(WEIGHTS.schema(), columns).unwrap();
         let error = read_weights([Ok(damaged)]).unwrap_err().to_string();
         assert_eq!(error, "tensor fc.weight: 7 bytes do not fit shape [2]");
     }

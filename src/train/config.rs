@@ -8,6 +8,7 @@ use crate::{
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::product::Products,
+    rule::Broken,
 };
 
 /// Optimiser and its settings. `name` selects it.
@@ -122,6 +123,30 @@ pub struct ScheduleConfig {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub warmup_epochs: f64,
+}
+
+/// An epoch consists of whole updates, of `accumulation` batches each.
+///
+/// # Errors
+/// When so many training images do not fill one.
+pub fn fit_batches(batch: usize, accumulation: usize, images: usize) -> Result<(), Broken> {
+    if batch > images {
+        return Err(Broken {
+            keys: vec!["batch_size", "data.train_images"],
+            what: format!("{images} training images do not fill a batch of {batch}"),
+            allowed: "batch_size <= data.train_images".to_owned(),
+            hint: format!("lower `batch_size` to {images} or less"),
+        });
+    }
+    if batch.saturating_mul(accumulation) > images {
+        return Err(Broken {
+            keys: vec!["gradient_accumulation", "batch_size", "data.train_images"],
+            what: format!("{images} training images do not fill {accumulation} batches of {batch}"),
+            allowed: "gradient_accumulation * batch_size <= data.train_images".to_owned(),
+            hint: format!("lower `gradient_accumulation` to {} or less", images / batch),
+        });
+    }
+    Ok(())
 }
 
 /// Arithmetic of the encoder.

@@ -17,7 +17,7 @@ use crate::{
     dataset::{
         Sample, Split,
         augment::AugmentationsConfig,
-        shard::{Batcher, properties, schema},
+        shard::{Batcher, properties},
     },
     ops::{
         conv2d::cuda::Math,
@@ -165,7 +165,7 @@ fn split(dir: &std::path::Path) -> Split {
     }
     let path = dir.join("train-00000.parquet");
     let file = std::fs::File::create(&path).unwrap();
-    let mut writer = ArrowWriter::try_new(file, schema(), Some(properties())).unwrap();
+    let mut writer = ArrowWriter::try_new(file, crate::tables::TRAIN.schema(), Some(properties())).unwrap();
     writer.write(&batcher.finish().unwrap().expect("images")).unwrap();
     writer.close().unwrap();
     Split::open(&[path]).unwrap()

@@ -40,7 +40,7 @@ fn what_is_committed_is_found_and_read_back() {
     let artifact = hit(&Store::open(root.path()), 1);
     assert_eq!((artifact.stage(), artifact.key()), ("knn", components(1).key().as_str()));
     assert_eq!(artifact.tables(), ["scores", "shard-00000", "shard-00001", "timing"]);
-    let shards = artifact.tables_with_prefix("shard-");
+    let shards = artifact.files_of(&crate::tables::Table { name: "shard-*", columns: &[] });
     assert_eq!(shards, [artifact.dir().join("shard-00000.parquet"), artifact.dir().join("shard-00001.parquet")]);
     let rows: Vec<_> = artifact.read("scores").unwrap().map(Result::unwrap).collect();
     assert_eq!(arrow::compute::concat_batches(&rows[0].schema(), &rows).unwrap(), numbers(&[1, 2, 3]));

@@ -7,9 +7,10 @@ use anyhow::{Context, bail, ensure};
 use super::Args;
 use crate::{
     artifact::{Found, Manifest, Store},
-    dataset::{DataConfig, FileFormat, OnError, Paths, SplitName, TableConfig, has_split},
+    dataset::{DataConfig, FileFormat, OnError, Paths, SplitName, TableConfig, has_split, shard},
     report::embeddings::{Images, class_names},
     spec,
+    tables::column,
 };
 
 /// Fewest digits of a key that stand for it.
@@ -70,14 +71,14 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
             bail!("the data artifact {short} is damaged ({what}); run a spec with these data again")
         }
     };
-    let shards = |split: SplitName| artifact.tables_with_prefix(&format!("{split}-"));
+    let shards = |split: SplitName| artifact.files_of(&shard::table(split));
     let splits = splits(split, |split| !shards(split).is_empty())?;
     let paths = |split: SplitName| Some(Paths::Many(shards(split))).filter(|paths| !paths.as_slice().is_empty());
     let config = TableConfig {
         train: paths(SplitName::Train).context("a data artifact without a training split")?,
         test: paths(SplitName::Test),
-        image_column: Some("image".to_owned()),
-        label_column: Some("label".to_owned()),
+        image_column: Some(column::IMAGE.name.to_owned()),
+        label_column: Some(column::LABEL.name.to_owned()),
         on_error: OnError::Fail,
     };
     Ok(Images { data: DataConfig::Parquet(config), splits: Some(splits), classes: class_names(&artifact)? })

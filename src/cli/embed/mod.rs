@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::ensure;
 use serde_json::json;
 
-use super::{Global, run::print};
+use super::{Global, show, values};
 use crate::{
     artifact::Store,
     dataset::{FileFormat, OnError, SplitName},
@@ -77,11 +77,7 @@ fn on_error(text: &str) -> Result<OnError, String> {
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let path = &args.output;
-    ensure!(
-        path.extension().is_some_and(|extension| extension == "parquet"),
-        "{}: the name must end in .parquet, the only format there is",
-        path.display()
-    );
+    values::ensure_ends_in("parquet", path)?;
     let place = path.canonicalize().ok();
     let is_data = args.data.iter().any(|data| place.is_some() && data.canonicalize().ok() == place);
     ensure!(!is_data, "{}: the images are in it; name another file to write", path.display());
@@ -117,7 +113,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
             "dim": dim,
         })
     });
-    print(&text, json, global.verbosity())?;
+    show::print(&text, json, global.verbosity())?;
     Ok(ExitCode::SUCCESS)
 }
 

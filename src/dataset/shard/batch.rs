@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use arrow::array::{
-    ArrayRef, BinaryArray, FixedSizeBinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray,
-};
+use arrow::array::{BinaryArray, FixedSizeBinaryArray, Int32Array, RecordBatch, StringArray, StructArray};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{image_fields, schema};
-use crate::dataset::Sample;
+use crate::{
+    dataset::Sample,
+    tables::{TRAIN, column},
+};
 
 /// A batch ends at whichever comes first.
 const BATCH_ROWS: usize = 4096;
@@ -63,16 +63,15 @@ fn rows(first_id: i64, samples: &[Sample]) -> anyhow::Result<RecordBatch> {
     let sizes = sizes.context("an image of more than 2 GiB")?;
     let bytes = BinaryArray::from_iter_values(samples.iter().map(|sample| &sample.bytes));
     let paths: StringArray = samples.iter().map(|sample| sample.path.as_deref()).collect();
-    let image = StructArray::new(image_fields(), vec![Arc::new(bytes), Arc::new(paths)], None);
-    let labels: Int64Array = samples.iter().map(|sample| sample.label).collect();
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(first_id..first_id + samples.len() as i64)),
-        Arc::new(image),
-        Arc::new(labels),
-        Arc::new(Int32Array::from(sizes)),
-        Arc::new(FixedSizeBinaryArray::try_from_iter(hashes.iter())?),
-    ];
-    Ok(RecordBatch::try_new(schema(), columns)?)
+    let image = StructArray::new(column::image_fields(), vec![Arc::new(bytes), Arc::new(paths)], None);
+    // The same of both splits.
+    Ok(TRAIN.rows([
+        column::SAMPLE_ID.of(first_id..first_id + samples.len() as i64),
+        column::IMAGE.array(image),
+        column::LABEL.of(samples.iter().map(|sample| sample.label)),
+        column::BYTES_SIZE.array(Int32Array::from(sizes)),
+        column::CONTENT_HASH.array(FixedSizeBinaryArray::try_from_iter(hashes.iter())?),
+    ]))
 }
 
 #[cfg(test)]

@@ -10,9 +10,6 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use parquet::{
     basic::{Compression, Encoding, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
@@ -23,31 +20,31 @@ pub use batch::{Batcher, row_hash};
 pub use rotate::fill;
 pub use split::Split;
 
+use crate::{
+    dataset::SplitName,
+    tables::{self, Table, column},
+};
+
 /// Shards end before they are larger than this.
 pub const SHARD_BYTES: u64 = 256 << 20;
 /// Row groups end at about this many bytes; a writer holds one of them in memory.
 const ROW_GROUP_BYTES: usize = 16 << 20;
 
-/// Fields of the struct column `image`: Hugging Face's image schema.
-fn image_fields() -> Fields {
-    Fields::from(vec![Field::new("bytes", DataType::Binary, false), Field::new("path", DataType::Utf8, true)])
-}
+/// Where the images lie in a file.
+const IMAGE_BYTES: [&str; 2] = [column::IMAGE.name, column::BYTES.name];
 
-/// Schema of a shard. `sample_id` counts from 0 within the split, across its shards; `content_hash` is [`row_hash`].
-pub fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("sample_id", DataType::Int64, false),
-        Field::new("image", DataType::Struct(image_fields()), false),
-        Field::new("label", DataType::Int64, true),
-        Field::new("bytes_size", DataType::Int32, false),
-        Field::new("content_hash", DataType::FixedSizeBinary(32), false),
-    ]))
+/// The shards of a split; `content_hash` is [`row_hash`].
+pub fn table(split: SplitName) -> Table {
+    match split {
+        SplitName::Train => tables::TRAIN,
+        SplitName::Test => tables::TEST,
+    }
 }
 
 /// Parquet settings of a shard: what makes random access possible, and light compression for the rest.
 pub fn properties() -> WriterProperties {
-    let column = |parts: &[&str]| ColumnPath::new(parts.iter().map(|part| part.to_string()).collect());
-    let (bytes, hash) = (column(&["image", "bytes"]), column(&["content_hash"]));
+    let path = |parts: &[&str]| ColumnPath::new(parts.iter().map(|part| part.to_string()).collect());
+    let (bytes, hash) = (path(&IMAGE_BYTES), path(&[column::CONTENT_HASH.name]));
     WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))

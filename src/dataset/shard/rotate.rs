@@ -4,6 +4,8 @@ use std::iter::Peekable;
 
 use arrow::array::{AsArray, RecordBatch};
 
+use crate::tables::column::{BYTES, IMAGE, PATH};
+
 /// What a row takes in a shard beside its image: page header, offset index, hash and the other columns, rounded up.
 const ROW_OVERHEAD: u64 = 128;
 
@@ -25,7 +27,8 @@ pub fn fill(
 }
 
 fn size(batch: &RecordBatch) -> u64 {
-    let image = batch["image"].as_struct();
-    let bytes = image["bytes"].as_binary::<i32>().values().len() + image["path"].as_string::<i32>().values().len();
+    let image = batch[IMAGE.name].as_struct();
+    let bytes =
+        image[BYTES.name].as_binary::<i32>().values().len() + image[PATH.name].as_string::<i32>().values().len();
     (bytes as u64) + batch.num_rows() as u64 * ROW_OVERHEAD
 }

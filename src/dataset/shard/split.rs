@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use arrow::{
     array::{Array, AsArray},
-    datatypes::{Int32Type, Int64Type},
+    datatypes::Int32Type,
 };
 use image::RgbImage;
 use parquet::{
@@ -21,7 +21,11 @@ use parquet::{
     file::metadata::{PageIndexPolicy, ParquetMetaData},
 };
 
-use crate::dataset::decode::decode;
+use super::IMAGE_BYTES;
+use crate::{
+    dataset::decode::decode,
+    tables::{TRAIN, column::*},
+};
 
 /// Files beyond this many are opened for each image: a process may have 1024 open files by default.
 const FILES_KEPT_OPEN: usize = 512;
@@ -71,16 +75,14 @@ impl Split {
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Required);
         let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file.try_clone()?, options)?;
         let pages = image_pages(builder.metadata())?;
-        let wanted = ["sample_id", "label", "bytes_size"];
+        let wanted = [SAMPLE_ID, LABEL, BYTES_SIZE].map(|column| column.name);
         let mask = ProjectionMask::columns(builder.parquet_schema(), wanted);
         let mut pages = pages.into_iter();
         for batch in builder.with_projection(mask).with_batch_size(8192).build()? {
             let batch = batch?;
-            let [ids, labels, sizes] = wanted.map(|name| batch.column_by_name(name));
-            let (Some(ids), Some(labels), Some(sizes)) = (ids, labels, sizes) else { bail!("a column is missing") };
-            let ids = ids.as_primitive_opt::<Int64Type>().context("`sample_id` is not int64")?;
-            let labels = labels.as_primitive_opt::<Int64Type>().context("`label` is not int64")?;
-            let sizes = sizes.as_primitive_opt::<Int32Type>().context("`bytes_size` is not int32")?;
+            // The columns of both splits are the same.
+            let (ids, labels) = (TRAIN.integers(&batch, SAMPLE_ID)?, TRAIN.integers(&batch, LABEL)?);
+            let sizes = TRAIN.values(&batch, BYTES_SIZE)?.as_primitive::<Int32Type>();
             for i in 0..batch.num_rows() {
                 let row = self.rows.len();
                 ensure!(ids.value(i) == row as i64, "it begins or goes on with sample {}, not {row}", ids.value(i));
@@ -160,9 +162,8 @@ impl Split {
 fn image_pages(metadata: &ParquetMetaData) -> anyhow::Result<Vec<(i64, i32)>> {
     let mut pages = Vec::with_capacity(metadata.file_metadata().num_rows() as usize);
     for (number, group) in metadata.row_groups().iter().enumerate() {
-        let is_image = |path: &[String]| path == ["image", "bytes"];
-        let found = group.columns().iter().position(|column| is_image(column.column_path().parts()));
-        let column = found.context("it has no column `image.bytes`")?;
+        let found = group.columns().iter().position(|column| column.column_path().parts() == IMAGE_BYTES);
+        let column = found.with_context(|| format!("it has no column `{}`", IMAGE_BYTES.join(".")))?;
         ensure!(group.column(column).compression() == Compression::UNCOMPRESSED, "its images are compressed");
         let index = metadata.page_index_for_row_group(number);
         let locations = index.page_locations(column).context("it has no offset index")?;

@@ -34,7 +34,8 @@ fn write(dir: &Path, batches: Vec<RecordBatch>, limit: u64, properties: WriterPr
     while batches.peek().is_some() {
         let path = dir.join(format!("train-{:05}.parquet", paths.len()));
         let mut writer =
-            ArrowWriter::try_new(File::create(&path).unwrap(), schema(), Some(properties.clone())).unwrap();
+            ArrowWriter::try_new(File::create(&path).unwrap(), tables::TRAIN.schema(), Some(properties.clone()))
+                .unwrap();
         assert!(fill(&mut batches, limit, &mut |batch| Ok(writer.write(batch)?)).unwrap());
         writer.close().unwrap();
         paths.push(path);

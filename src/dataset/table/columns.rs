@@ -7,6 +7,9 @@ use super::{DataError, SplitName, Table, TableConfig};
 /// Names under which the columns are looked for.
 const IMAGES: [&str; 2] = ["image", "img"];
 const LABELS: [&str; 3] = ["label", "labels", "fine_label"];
+/// Fields of a column of images that is a struct, as `datasets` writes it.
+pub const BYTES: &str = "bytes";
+pub const PATH: &str = "path";
 /// What `label_column` says when no labels are to be read.
 const NO_LABELS: &str = "none";
 
@@ -130,7 +133,7 @@ fn image_column(name: &str, kind: &DataType) -> Option<ImageColumn> {
     match kind {
         DataType::Struct(fields) => {
             let field = |name| fields.find(name).map(|(_, field)| field.data_type());
-            let (bytes, paths) = (field("bytes"), field("path").is_some_and(is_text));
+            let (bytes, paths) = (field(BYTES), field(PATH).is_some_and(is_text));
             match bytes {
                 Some(kind) if is_binary(kind) => column(true, paths),
                 // A column of nulls alone has no type of its own.

@@ -14,7 +14,11 @@ use arrow::{
     ipc::reader::{FileReader, StreamReader},
 };
 
-use super::{DataError, columns::ImageColumn, unreadable};
+use super::{
+    DataError,
+    columns::{BYTES, ImageColumn},
+    unreadable,
+};
 use crate::dataset::decode::Kind;
 
 /// Rows are decoded in batches of about this many bytes.
@@ -97,7 +101,7 @@ impl Table {
     /// Whether there may be rows that name a file in place of bytes.
     pub fn may_name_files(&self, image: &ImageColumn) -> bool {
         let Contents::Parquet(builder) = &self.contents else { return image.paths };
-        let bytes = [image.name.as_str(), "bytes"];
+        let bytes = [image.name.as_str(), BYTES];
         let mut chunks = builder.metadata().row_groups().iter().flat_map(|group| group.columns());
         let nulls = |count: Option<u64>| count != Some(0);
         image.paths

@@ -14,7 +14,7 @@ use arrow::{
 
 use super::{
     Container, DataError, Table,
-    columns::{Columns, Label, LabelKind},
+    columns::{BYTES, Columns, Label, LabelKind, PATH},
     unreadable,
 };
 
@@ -152,12 +152,12 @@ impl Batch {
             None => Ok(image.clone()),
         };
         let bytes = match columns.image.bytes {
-            true => Some(cast(&field("bytes")?, DataType::BinaryView)?.as_binary_view().clone()),
+            true => Some(cast(&field(BYTES)?, DataType::BinaryView)?.as_binary_view().clone()),
             false => None,
         };
         let texts = |array: &ArrayRef| Ok::<_, DataError>(cast(array, DataType::Utf8View)?.as_string_view().clone());
         let paths = match columns.image.paths {
-            true => Some(texts(&field("path")?)?),
+            true => Some(texts(&field(PATH)?)?),
             false => None,
         };
         let mut found = Batch { image, bytes, paths, numbers: None, texts: None };

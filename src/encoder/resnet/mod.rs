@@ -11,7 +11,7 @@ mod tests;
 
 pub use forward::Saved;
 
-use super::{EncoderError, ResnetConfig, Stem};
+use super::{ResnetConfig, Stem};
 use crate::{
     backend::layers::ConvNorm,
     ops::{
@@ -20,6 +20,7 @@ use crate::{
         product::Products,
         random::{Normals, Purpose, stream},
     },
+    rule::Broken,
 };
 use block::{Block, Builder};
 
@@ -45,12 +46,8 @@ pub struct ResNet {
 
 impl ResNet {
     /// A network of `shape` with the settings of `config`.
-    pub fn new(Shape { depths, bottleneck }: Shape, config: &ResnetConfig) -> Result<Self, EncoderError> {
-        let width = 64.0 * config.width_multiplier;
-        if width < 1.0 || width.fract() != 0.0 {
-            return Err(EncoderError::Width(config.width_multiplier));
-        }
-        let width = width as usize;
+    pub fn new(Shape { depths, bottleneck }: Shape, config: &ResnetConfig) -> Result<Self, Broken> {
+        let width = ResnetConfig::channels(config.width_multiplier)?;
         let mut builder = Builder::default();
         let (kernel, stride) = match config.stem {
             Stem::Imagenet => (7, 2),

@@ -12,10 +12,11 @@ mod tests;
 
 pub use passes::Saved;
 
-use super::{EncoderError, VitConfig};
+use super::VitConfig;
 use crate::{
     backend::layers::{Block, Embedding, LayerNorm},
     ops::{arena::Layout, conv2d::Conv2d, product::Products},
+    rule::Broken,
 };
 use builder::Builder;
 
@@ -50,16 +51,13 @@ impl Vit {
     ///
     /// # Errors
     /// When the heads do not divide the width or the patches do not divide the image.
-    pub fn new(shape: Shape, config: &VitConfig, size: usize) -> Result<Self, EncoderError> {
+    pub fn new(shape: Shape, config: &VitConfig, size: usize) -> Result<Self, Broken> {
         let shape = Shape { heads: config.heads.unwrap_or(shape.heads), ..shape };
-        let (size, patch) = (config.image_size.unwrap_or(size), config.patch_size);
+        let (key, size) = config.image_size.map_or(("augmentations.size", size), |size| ("encoder.image_size", size));
+        let patch = config.patch_size;
         let Shape { width, depth, heads } = shape;
-        if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(EncoderError::Heads { heads, width });
-        }
-        if patch == 0 || size == 0 || !size.is_multiple_of(patch) {
-            return Err(EncoderError::Patch { patch, size });
-        }
+        VitConfig::fit_heads(heads, width)?;
+        VitConfig::fit_patches(patch, key, size)?;
         let grid = size / patch;
         let mut builder = Builder::default();
         let cls_token = builder.param("cls_token", &[1, 1, width]);

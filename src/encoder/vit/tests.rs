@@ -250,8 +250,11 @@ fn initial_weights_are_moco_v3s() {
 fn what_does_not_divide_is_refused() {
     let refused = |config: VitConfig, size: usize| Vit::new(SMALL, &config, size).unwrap_err().to_string();
     let heads = VitConfig { heads: Some(3), ..VitConfig::default() };
-    assert_eq!(refused(heads, 32), "encoder.heads: 3 heads do not divide a width of 16");
-    let message = "encoder.patch_size: patches of 16 pixels do not tile images of 40";
-    assert_eq!(refused(VitConfig::default(), 40), message);
-    assert_eq!(refused(VitConfig { image_size: Some(40), ..VitConfig::default() }, 32), message);
+    let message = "encoder.heads: 3 heads do not divide a width of 16; the nearest number of heads is 2";
+    assert_eq!(refused(heads, 32), message);
+    let message =
+        |key: &str| format!("{key}: patches of 16 pixels do not tile images of 40; the nearest `{key}` is 48");
+    assert_eq!(refused(VitConfig::default(), 40), message("augmentations.size"));
+    let own_size = VitConfig { image_size: Some(40), ..VitConfig::default() };
+    assert_eq!(refused(own_size, 32), message("encoder.image_size"));
 }

@@ -32,6 +32,16 @@ pub enum MethodConfig {
 }
 
 impl MethodConfig {
+    /// Sections that the method of this name has no use for: SimCLR and SwAV compare projections themselves, and SimCLR's loss is of
+    /// two views.
+    pub fn not_taken(name: &str) -> &'static [&'static str] {
+        match name {
+            "simclr" => &["predictor", "augmentations.local_crops"],
+            "swav" => &["predictor"],
+            _ => &[],
+        }
+    }
+
     /// Momentum of the exponential moving average at the start of training; None without a momentum branch.
     pub fn momentum(&self) -> Option<f64> {
         match self {

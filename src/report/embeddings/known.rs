@@ -3,7 +3,6 @@
 use std::{collections::HashMap, fs::File, path::Path, path::PathBuf};
 
 use anyhow::{Context, ensure};
-use arrow::{array::AsArray, datatypes::Float32Type};
 use parquet::{
     arrow::{
         ProjectionMask,
@@ -12,7 +11,11 @@ use parquet::{
     file::metadata::PageIndexPolicy,
 };
 
-use super::table::{EMBEDDING, Footer, HASH, Hash, parse_hash};
+use super::table::{Footer, Hash, parse_hash};
+use crate::tables::{
+    EMBEDDINGS,
+    column::{Column, EMBEDDING, IMAGE_SHA256},
+};
 
 /// A file of embeddings: hashes and places of its rows in memory, embeddings on disk.
 pub struct Known {
@@ -39,18 +42,16 @@ impl Known {
         Some(known)
     }
 
-    fn reader(&self, column: &str) -> anyhow::Result<ParquetRecordBatchReaderBuilder<File>> {
+    fn reader(&self, column: Column) -> anyhow::Result<ParquetRecordBatchReaderBuilder<File>> {
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.try_clone()?, self.metadata.clone());
-        let mask = ProjectionMask::columns(builder.parquet_schema(), [column]);
+        let mask = ProjectionMask::columns(builder.parquet_schema(), [column.name]);
         Ok(builder.with_projection(mask))
     }
 
     fn hashes(&self) -> anyhow::Result<HashMap<Hash, u64>> {
         let (mut rows, mut numbers) = (HashMap::with_capacity(self.len), 0u64..);
-        for batch in self.reader(HASH)?.with_batch_size(8192).build()? {
-            let batch = batch?;
-            let hashes = batch.column_by_name(HASH).and_then(|column| column.as_string_opt::<i32>().cloned());
-            for (hash, number) in hashes.context("no text column of hashes")?.iter().zip(&mut numbers) {
+        for batch in self.reader(IMAGE_SHA256)?.with_batch_size(8192).build()? {
+            for (hash, number) in EMBEDDINGS.texts(&batch?, IMAGE_SHA256)?.iter().zip(&mut numbers) {
                 rows.entry(hash.and_then(parse_hash).context("no hash")?).or_insert(number);
             }
         }
@@ -87,13 +88,9 @@ impl Known {
         let mut values: Vec<f32> = Vec::with_capacity(sorted.len() * dim);
         for batch in reader.with_context(named)? {
             let batch = batch.with_context(named)?;
-            let lists = batch.column_by_name(EMBEDDING).and_then(|column| column.as_fixed_size_list_opt().cloned());
-            let lists = lists.with_context(|| format!("{}: no column of embeddings", named()))?;
-            ensure!(lists.value_length() as usize == dim, "{}: embeddings of width {}", named(), lists.value_length());
-            let inner = lists.values().as_primitive_opt::<Float32Type>();
-            let inner = inner.with_context(|| format!("{}: embeddings are not float32", named()))?;
-            let first = lists.value_offset_at(0);
-            values.extend_from_slice(&inner.values()[first..first + batch.num_rows() * dim]);
+            let (width, vectors) = EMBEDDINGS.vectors(&batch, EMBEDDING).with_context(named)?;
+            ensure!(width == dim, "{}: embeddings of width {width}", named());
+            values.extend_from_slice(vectors);
         }
         ensure!(
             values.len() == sorted.len() * dim && values.iter().all(|value| value.is_finite()),

@@ -20,13 +20,13 @@ use super::{Run, artifacts};
 use crate::{
     artifact::{Artifact, Attempt, Lock, Store, atomic, table::TableFile},
     dataset::{DataConfig, DataError, ReadSummary, Sample, Source, SplitName},
-    spec::Experiment,
     stage::{
         Interrupt, Progress, Stopped,
         embed::EmbedConfig,
         embedder::Embedder,
         weights::{Tensor, read_weights},
     },
+    tables::{CLASSES, MOMENTUM_BRANCH, WEIGHTS, column::NAME},
 };
 use known::Known;
 use table::{About, Footer, Hash};
@@ -109,8 +109,7 @@ pub fn write(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Written> {
-    let experiment: Experiment = serde_json::from_value(run.spec.clone())
-        .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
+    let experiment = run.experiment()?;
     let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
     let weights = weights(&artifacts::stage(store, run, "pretrain")?, request.branch)
         .with_context(|| format!("run {}", run.record.run))?;
@@ -168,12 +167,12 @@ pub fn write(
 /// The encoder's tensors.
 fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
     match branch {
-        Branch::Online => read_weights(pretrain.read("weights")?),
-        Branch::Momentum if !pretrain.has_table("momentum") => {
+        Branch::Online => read_weights(pretrain.read(WEIGHTS.name)?),
+        Branch::Momentum if !pretrain.has_table(MOMENTUM_BRANCH.name) => {
             Err(anyhow!("its method keeps no momentum branch; without --branch momentum the trained encoder is taken"))
         }
         Branch::Momentum => {
-            let all = read_weights(pretrain.read("momentum")?)?.into_iter();
+            let all = read_weights(pretrain.read(MOMENTUM_BRANCH.name)?)?.into_iter();
             let own = |(name, shape, values): Tensor| Some((name.strip_prefix("encoder.")?.to_owned(), shape, values));
             Ok(all.filter_map(own).collect())
         }
@@ -185,7 +184,7 @@ fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
 /// # Errors
 /// When its table of classes cannot be read.
 pub fn class_names(data: &Artifact) -> anyhow::Result<Vec<String>> {
-    artifacts::Table::read(data, "classes")?.texts("name")
+    artifacts::Table::read(data, CLASSES)?.texts(NAME)
 }
 
 fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{DataType, Field, Schema, SchemaRef},
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
 };
 use parquet::{
     basic::Compression,
@@ -12,12 +12,10 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
-use crate::artifact::hash::hex;
-
-/// Column of the images' hashes.
-pub const HASH: &str = "image_sha256";
-/// Column of the embeddings.
-pub const EMBEDDING: &str = "embedding";
+use crate::{
+    artifact::hash::hex,
+    tables::{EMBEDDINGS, column::*},
+};
 
 /// SHA-256 of an encoded image.
 pub type Hash = [u8; 32];
@@ -34,52 +32,31 @@ pub struct About {
     pub hash: Hash,
 }
 
-/// Schema for embeddings of width `dim`.
-pub fn schema(dim: usize) -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("sample_id", DataType::Int64, false),
-        Field::new("split", DataType::Utf8, true),
-        Field::new("path", DataType::Utf8, true),
-        Field::new("label", DataType::Int64, true),
-        Field::new(HASH, DataType::Utf8, false),
-        Field::new(EMBEDDING, DataType::FixedSizeList(item(), dim as i32), false),
-    ]))
-}
-
-fn item() -> Arc<Field> {
-    Arc::new(Field::new("item", DataType::Float32, false))
-}
-
 /// Rows of the table.
 ///
 /// # Panics
 /// When `embeddings` is not [rows, dim].
 pub fn batch(rows: &[About], embeddings: Vec<f32>, dim: usize) -> RecordBatch {
-    let lists = FixedSizeListArray::new(item(), dim as i32, Arc::new(Float32Array::from(embeddings)), None);
-    RecordBatch::try_new(
-        schema(dim),
-        vec![
-            Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.sample_id))),
-            Arc::new(StringArray::from_iter(rows.iter().map(|row| row.split))),
-            Arc::new(StringArray::from_iter(rows.iter().map(|row| row.path.as_deref()))),
-            Arc::new(Int64Array::from_iter(rows.iter().map(|row| row.label))),
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| hex(&row.hash)))),
-            Arc::new(lists),
-        ],
-    )
-    .expect("one embedding per row")
+    EMBEDDINGS.rows([
+        SAMPLE_ID.of(rows.iter().map(|row| row.sample_id)),
+        SPLIT.of(rows.iter().map(|row| row.split)),
+        PATH.of(rows.iter().map(|row| row.path.as_deref())),
+        LABEL.of(rows.iter().map(|row| row.label)),
+        IMAGE_SHA256.of(rows.iter().map(|row| hex(&row.hash))),
+        EMBEDDING.of_vectors(embeddings, dim),
+    ])
 }
 
 /// Parquet settings: embeddings neither repeat, order nor compress.
 pub fn properties() -> WriterProperties {
-    let embedding = ColumnPath::new([EMBEDDING, "list", "item"].map(str::to_owned).to_vec());
+    let embedding = ColumnPath::new([EMBEDDING.name, "list", "item"].map(str::to_owned).to_vec());
     WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
         .set_column_dictionary_enabled(embedding.clone(), false)
         .set_column_statistics_enabled(embedding, EnabledStatistics::None)
-        .set_column_dictionary_enabled(HASH.into(), false)
-        .set_column_statistics_enabled(HASH.into(), EnabledStatistics::None)
+        .set_column_dictionary_enabled(IMAGE_SHA256.name.into(), false)
+        .set_column_statistics_enabled(IMAGE_SHA256.name.into(), EnabledStatistics::None)
         .build()
 }
 
@@ -98,7 +75,10 @@ pub fn parse_hash(text: &str) -> Option<Hash> {
 /// The schema for a file: its metadata are what is known before the first row, so that any reader of the schema sees them.
 pub fn schema_with(footer: &Footer, dim: usize) -> SchemaRef {
     let known = footer.pairs(dim).into_iter().filter(|(key, _)| key != "snclr.classes");
-    Arc::new(Schema::new_with_metadata(schema(dim).fields().clone(), known.collect::<HashMap<_, _>>()))
+    Arc::new(Schema::new_with_metadata(
+        EMBEDDINGS.schema_of_width(dim).fields().clone(),
+        known.collect::<HashMap<_, _>>(),
+    ))
 }
 
 /// What the footer says, under keys that begin with `snclr.`. Embeddings of equal images are equal where the first three are.

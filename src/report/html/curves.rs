@@ -10,95 +10,92 @@ use crate::{
         Run,
         artifacts::{Table, Training},
     },
-    stage::column,
+    tables::{
+        self, METRICS, POSITIVENESS, TIMING,
+        column::{self, Column},
+    },
 };
 
 /// Most points of a curve.
 const POINTS: usize = 240;
 
 /// A chart: group, table, column, title, and what it tells.
-type Chart = (&'static str, &'static str, &'static str, &'static str, &'static str);
+type Chart = (&'static str, tables::Table, Column, &'static str, &'static str);
 
 const CHARTS: [Chart; 17] = [
-    ("Training", "metrics", column::LOSS, "Loss", "What training lowers. Losses of different methods do not compare."),
-    ("Training", "metrics", column::LEARNING_RATE, "Learning rate", "Warm-up, then a cosine to 0."),
-    ("Training", "metrics", column::MOMENTUM, "Momentum", "How much of the momentum branch stays in each step."),
-    ("Training", "timing", column::IMAGES_PER_SECOND, "Images per second", "Speed of training on this machine."),
+    ("Training", METRICS, column::LOSS, "Loss", "What training lowers. Losses of different methods do not compare."),
+    ("Training", METRICS, column::LEARNING_RATE, "Learning rate", "Warm-up, then a cosine to 0."),
+    ("Training", METRICS, column::MOMENTUM, "Momentum", "How much of the momentum branch stays in each step."),
+    ("Training", TIMING, column::IMAGES_PER_SECOND, "Images per second", "Speed of training on this machine."),
     (
         "Health",
-        "metrics",
+        METRICS,
         column::STD,
         "Standard deviation",
         "Spread of the projections: 1 on a covered sphere, 0 on collapse.",
     ),
     (
         "Health",
-        "metrics",
+        METRICS,
         column::KNN_TOP1,
         "kNN top-1 during training",
         "Of a part of both splits; see health.knn_every_epochs.",
     ),
-    ("Health", "metrics", column::EFFECTIVE_RANK, "Effective rank", "How many directions the projections use."),
-    ("Health", "metrics", column::ALIGNMENT, "Alignment", "Squared distance of an image's two views; lower is closer."),
+    ("Health", METRICS, column::EFFECTIVE_RANK, "Effective rank", "How many directions the projections use."),
+    ("Health", METRICS, column::ALIGNMENT, "Alignment", "Squared distance of an image's two views; lower is closer."),
     (
         "Health",
-        "metrics",
+        METRICS,
         column::UNIFORMITY,
         "Uniformity",
         "Log of the mean closeness of image pairs; lower is more spread out.",
     ),
     (
         "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::EFFECTIVE_POSITIVES,
         "Effective positives",
         "How many positives of equal weight would be as spread out; 1 is the own other view alone.",
     ),
     (
         "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::OWN_SHARE,
         "Share of the own view",
         "Weight on the other view of the own image.",
     ),
     (
         "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::SAME_CLASS_MASS,
         "Weight on the own class",
         "Of the weight on all positives, the own view among them; labels are not used in training.",
     ),
     (
         "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::NEIGHBOUR_SAME_CLASS_MASS,
         "Weight on the own class, neighbours alone",
         "The same without the own view.",
     ),
     (
         "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::LABEL_AGREEMENT,
         "Neighbours of the own class",
         "Share of the neighbours, each counted alike.",
     ),
     (
         "Positives",
-        "metrics",
+        METRICS,
         column::MAX_POSITIVENESS,
         "Largest positiveness",
         "The largest weight of a neighbour in the batch.",
     ),
+    ("Positives", POSITIVENESS, column::QUEUE_AGE, "Age of positives", "Steps since they entered the queue, weighted."),
     (
         "Positives",
-        "positiveness",
-        column::QUEUE_AGE,
-        "Age of positives",
-        "Steps since they entered the queue, weighted.",
-    ),
-    (
-        "Positives",
-        "positiveness",
+        POSITIVENESS,
         column::CHURN,
         "Churn",
         "Share of an image's neighbours that are new since it was last seen.",
@@ -113,19 +110,15 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     let mut tables = Vec::with_capacity(runs.len());
     for run in runs {
         let training = Training::of(store, run)?;
-        let read = |name: &str| training.table(name);
-        tables.push([
-            ("metrics", read("metrics")?),
-            ("positiveness", read("positiveness")?),
-            ("timing", read("timing")?),
-        ]);
+        let read = |table| anyhow::Ok((table, training.table(table)?));
+        tables.push([read(METRICS)?, read(POSITIVENESS)?, read(TIMING)?]);
     }
     let mut charts = Vec::new();
     for (group, table, column, title, what) in CHARTS {
         let mut series = Vec::new();
         for (run, tables) in tables.iter().enumerate() {
-            let of = |name: &str| &tables.iter().find(|table| table.0 == name).expect("one of three").1;
-            let points = thin(&points(of(table), column, of("metrics"))?);
+            let of = |wanted| &tables.iter().find(|(table, _)| *table == wanted).expect("one of three").1;
+            let points = thin(&points(of(table), column, of(METRICS))?);
             if !points.is_empty() {
                 let [x, y] =
                     [0, 1].map(|axis| points.iter().map(|point| json!(short(point[axis]))).collect::<Vec<_>>());
@@ -133,20 +126,20 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
             }
         }
         if !series.is_empty() {
-            charts.push(json!({ "id": column, "group": group, "title": title, "what": what, "series": series }));
+            charts.push(json!({ "id": column.name, "group": group, "title": title, "what": what, "series": series }));
         }
     }
     Ok(charts)
 }
 
 /// Epoch and value of each row that has one. Timing knows no epochs; `metrics` says which one a step is of.
-fn points(table: &Table, name: &str, metrics: &Table) -> anyhow::Result<Vec<[f64; 2]>> {
+fn points(table: &Table, column: Column, metrics: &Table) -> anyhow::Result<Vec<[f64; 2]>> {
     let epochs: HashMap<Option<i64>, Option<f64>> =
         metrics.integers(column::STEP)?.into_iter().zip(metrics.reals(column::EPOCH)?).collect();
     let point = |(step, value): (Option<i64>, Option<f64>)| {
         Some([epochs.get(&step).copied().flatten()?, value.filter(|value| value.is_finite())?])
     };
-    Ok(table.integers(column::STEP)?.into_iter().zip(table.reals(name)?).filter_map(point).collect())
+    Ok(table.integers(column::STEP)?.into_iter().zip(table.reals(column)?).filter_map(point).collect())
 }
 
 /// Means of runs of neighbouring points, so that at most [`POINTS`] are left.
@@ -164,6 +157,13 @@ pub fn short(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn charts_are_of_columns_that_their_tables_have() {
+        for (_, table, column, title, _) in CHARTS {
+            assert!(table.columns.contains(&column), "{title}: {} has no {column}", table.name);
+        }
+    }
 
     #[test]
     fn long_curves_become_means_and_short_ones_stay() {

@@ -1,14 +1,15 @@
 //! The map of the test images by their embeddings: PCA and t-SNE in the plane, labels, predictions, pictures.
 
-use arrow::{array::AsArray, compute::filter_record_batch};
+use arrow::compute::filter_record_batch;
 use serde_json::{Value, json};
 
 use super::{classes::Evaluation, pca, pictures::Sheet, tsne};
 use crate::{
     artifact::Artifact,
-    dataset::Split,
+    dataset::{Split, SplitName},
     ops::normalize::normalize_rows,
     stage::features::{self, Features},
+    tables::{FEATURES, column::SPLIT},
 };
 
 /// Most images on the map.
@@ -55,11 +56,10 @@ pub fn draw(embed: &Artifact, test: &Split, evaluations: &[Evaluation]) -> anyho
 
 /// Features of the test split alone; those of the training split need not fit in memory.
 fn test_features(embed: &Artifact) -> anyhow::Result<Features> {
-    let of_test = embed.read(features::TABLE)?.map(|batch| {
+    let of_test = embed.read(FEATURES.name)?.map(|batch| {
         let batch = batch?;
-        let splits = batch.column_by_name("split").and_then(|column| column.as_string_opt::<i32>().cloned());
-        let Some(splits) = splits else { anyhow::bail!("a features table has no column split") };
-        let keep = splits.iter().map(|split| Some(split == Some("test"))).collect();
+        let splits = FEATURES.texts(&batch, SPLIT)?;
+        let keep = splits.iter().map(|split| Some(split == Some(SplitName::Test.as_str()))).collect();
         Ok(filter_record_batch(&batch, &keep)?)
     });
     Ok(features::read(of_test)?.test)

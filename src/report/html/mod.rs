@@ -12,7 +12,6 @@ mod pca;
 mod pictures;
 mod tsne;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{
@@ -21,7 +20,11 @@ use super::{
     grid, group,
     paired::Paired,
 };
-use crate::{artifact::Store, dataset::Split, spec::Experiment};
+use crate::{
+    artifact::Store,
+    dataset::Split,
+    tables::{self, column},
+};
 
 /// Stands before the best value of a row of scores.
 const BEST: &str = "★ ";
@@ -96,16 +99,14 @@ fn about(store: &Store, run: &Run) -> anyhow::Result<Value> {
 
 /// What only the report of one run has: classes, map, gallery, neighbours.
 fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
-    let experiment: Experiment = serde_json::from_value(run.spec.clone())
-        .with_context(|| format!("the spec of run {} is not one of this version", run.record.run))?;
+    let experiment = run.experiment()?;
     let data = artifacts::stage_in_part(store, run, "data")?;
-    let (train, test) =
-        (Split::open(&data.tables_with_prefix("train-"))?, Split::open(&data.tables_with_prefix("test-"))?);
-    let classes = Table::read(&data, "classes")?;
+    let (train, test) = (Split::open(&data.files_of(&tables::TRAIN))?, Split::open(&data.files_of(&tables::TEST))?);
+    let classes = Table::read(&data, tables::CLASSES)?;
     let names: serde_json::Map<String, Value> = classes
-        .integers("label")?
+        .integers(column::LABEL)?
         .into_iter()
-        .zip(classes.texts("name")?)
+        .zip(classes.texts(column::NAME)?)
         .filter_map(|(label, name)| Some((label?.to_string(), name.into())))
         .collect();
     let evaluations = classes::read(store, run)?;
@@ -116,6 +117,6 @@ fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
         "evaluations": evaluations.iter().map(classes::Evaluation::to_json).collect::<Vec<_>>(),
         "map": map::draw(&embed, &test, &evaluations)?,
         "gallery": gallery::draw(&train, &experiment)?,
-        "neighbours": neighbours::draw(&Table::read(&pretrain, "neighbours")?, &train)?,
+        "neighbours": neighbours::draw(&Table::read(&pretrain, tables::NEIGHBOURS)?, &train)?,
     }))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{curves::short, pictures::Sheet};
-use crate::{dataset::Split, report::artifacts::Table, stage::column};
+use crate::{dataset::Split, report::artifacts::Table, tables::column};
 
 /// Neighbours that are shown of an image, those of the largest weight.
 const SHOWN: usize = 12;
