@@ -4,7 +4,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
+//! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |

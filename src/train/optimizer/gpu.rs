@@ -9,9 +9,9 @@ use crate::{
     ops::{
         arena::Layout,
         conv2d::cuda::Math,
-        cuda::{Arg, Bridge, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
+        cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
         normalize,
-        tensor::TensorDevice,
+        tensor::GpuTensors,
     },
     train::OptimizerConfig,
 };
@@ -47,7 +47,7 @@ const KEPT: usize = 5;
 
 /// What follows the parameters in the pass that moves them, as the kernels take it: the average, and the encoders' copies in
 /// half precision.
-fn followers<D: TensorDevice<f32> + Bridge<f32>>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
+fn followers<D: GpuTensors>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
     let (len, encoder, m) = (params.all().len(), params.encoder(), average.map_or(0.0, |average| average.momentum));
@@ -119,7 +119,7 @@ impl OptimizerGpu {
 
     /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
     /// counted; what follows does so all the same.
-    fn step<D: TensorDevice<f32> + Bridge<f32>>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
+    fn step<D: GpuTensors>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
         let Update { params, gradients, batches, learning_rate, trains, average } = update;
         let len = self.layout.len();
         let gradients = gradients.view().arg(Kind::F32, len);
@@ -225,7 +225,7 @@ impl OptimizerGpu {
     }
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Optimize for OnGpu<D> {
+impl<D: GpuTensors> Optimize for OnGpu<D> {
     type Optimizer = OptimizerGpu;
 
     fn optimizer(&self, config: &OptimizerConfig, layout: &Layout, encoder: usize) -> Result<OptimizerGpu, GpuError> {
