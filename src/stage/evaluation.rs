@@ -9,7 +9,7 @@ use arrow::{
 };
 
 use super::{
-    Depends, Input, Stage,
+    Depends, Input, Progress, Stage,
     features::{self, SplitFeatures},
     labelled::{Predictions, Task},
 };
@@ -74,21 +74,34 @@ impl Scored<&Artifact> {
 }
 
 impl Scored<SplitFeatures> {
-    /// The tasks that the features pose, or why they pose none.
+    /// What `score` writes of the tasks that the features pose; where they pose none, why `stage` was skipped.
     ///
     /// # Errors
-    /// When they are of different samples.
-    pub fn tasks(self) -> anyhow::Result<Result<Scored<Task>, String>> {
+    /// When they are of different samples, and those of `score`.
+    pub fn evaluate(
+        self,
+        stage: &str,
+        progress: &dyn Progress,
+        score: impl FnOnce(Scored<Task>, &mut Evaluation) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Evaluation> {
         let tasks = match self.map(Task::new) {
             Ok(tasks) => tasks,
-            Err(why) => return Ok(Err(why)),
+            Err(why) => {
+                progress.log(&format!("{stage}: skipped, {why}"));
+                return Ok(Evaluation::skipped(&why));
+            }
         };
         let ids = |task: &Task| (task.train.ids.clone(), task.test.ids.clone());
         ensure!(
             tasks.controls().all(|control| ids(control) == ids(&tasks.trained)),
             "the features of the trained encoder and of a control are of different samples"
         );
-        Ok(Ok(tasks))
+        let mut result = Evaluation::default();
+        if tasks.trained.unlabelled > 0 {
+            result.note("unlabelled", format!("{} samples without a label were left out", tasks.trained.unlabelled));
+        }
+        score(tasks, &mut result)?;
+        Ok(result)
     }
 }
 
@@ -109,7 +122,7 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// No scores, and why.
-    pub fn skipped(why: String) -> Self {
+    fn skipped(why: &str) -> Self {
         Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }
     }
 

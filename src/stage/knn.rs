@@ -58,23 +58,22 @@ fn evaluate(
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Evaluation> {
     ensure!(!config.k.contains(&0), "knn.k holds 0; at least 1 neighbour must vote");
-    let mut tasks = match features.tasks()? {
-        Ok(tasks) => tasks,
-        Err(why) => {
-            progress.log(&format!("knn: skipped, {why}"));
-            return Ok(Evaluation::skipped(why));
-        }
-    };
+    features.evaluate("knn", progress, |tasks, result| score(config, seed, tasks, result, progress, go_on))
+}
+
+fn score(
+    config: &KnnConfig,
+    seed: u64,
+    mut tasks: Scored<Task>,
+    result: &mut Evaluation,
+    progress: &dyn Progress,
+    go_on: &dyn Fn() -> bool,
+) -> anyhow::Result<()> {
     for task in tasks.iter_mut() {
         normalize_rows(&mut task.train.rows, task.dim);
         normalize_rows(&mut task.test.rows, task.dim);
     }
     let Scored { trained, random_init, initial } = tasks;
-    let mut result = Evaluation::default();
-    if trained.unlabelled > 0 {
-        result.note("unlabelled", format!("{} samples without a label were left out", trained.unlabelled));
-    }
-
     let available = trained.targets.len();
     let mut ks = config.k.clone();
     let mut seen = std::collections::HashSet::new();
@@ -116,7 +115,7 @@ fn evaluate(
 
     let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&elected[0]).collect();
     result.tables.push((PREDICTIONS, predictions_batch(&trained, &blocks)));
-    Ok(result)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -195,7 +194,8 @@ mod tests {
     fn without_labels_there_are_no_scores_but_a_reason() {
         let progress = Heard::default();
         let result = evaluate(&[5], unlabelled(blobs(2, 20, 10)), noise(2, 20, 10), &progress);
-        assert_eq!(result, Evaluation::skipped("the train split has no labels".into()));
+        assert_eq!(result.scores, []);
+        assert_eq!(result.notes, [("skipped".to_owned(), "skipped, the train split has no labels".to_owned())]);
         assert_eq!(progress.lines(), ["knn: skipped, the train split has no labels"]);
     }
 
