@@ -31,15 +31,13 @@ use snclr::{
         cuda::{Piece, Pieces},
     },
     ops::{
-        contrast::{Pairs, contrast},
+        contrast::Pairs,
         conv2d::cuda::Math,
-        cuda::{Bridge, Scalar, nvidia},
-        linear::linear,
+        cuda::{Scalar, nvidia},
         named::{NamedTensor, Values},
-        normalize::normalize,
         random::{Purpose, stream},
-        sinkhorn::{Sinkhorn, assign},
-        tensor::{Matrix, Rows},
+        sinkhorn::Sinkhorn,
+        tensor::{GpuTensors, Matrix, Rows, TensorDevice, cuda, linear, normalize},
     },
     spec::Experiment,
     stage::Silent,
@@ -198,7 +196,7 @@ macro_rules! contrastive_logits {
             [(rows(n * own, 0.011), Pairs::grouped(own)), (rows(n, 0.37), Pairs::of_views(n / 2))]
         {
             let anchors = rows(n, 0.37);
-            let (all, own) = contrast(anchors.clone().traced(), candidates.clone().traced(), pairs, 0.2)
+            let (all, own) = TensorDevice::contrast(anchors.clone().traced(), candidates.clone().traced(), pairs, 0.2)
                 .expect("contrastive logits");
             found.extend([all.as_vec(), own.as_vec()]);
             let loss = all.sum::<Rank0, _>() - own.square().sum::<Rank0, _>();
@@ -217,7 +215,7 @@ macro_rules! codes {
         let rows = |n: usize, step: f32| Rows::of(device.tensor_from_vec(ramp(n * prototypes, step), (n, prototypes)));
         let (own, beside) = (rows(n, 0.7).expect("rows"), rows(queued, 0.3).expect("rows"));
         let settings = Sinkhorn { epsilon: 0.05, iterations: 3 };
-        [None, Some(&beside)].map(|beside| assign(&own, beside, settings).expect("codes").as_vec())
+        [None, Some(&beside)].map(|beside| TensorDevice::assign(&own, beside, settings).expect("codes").as_vec())
     }};
 }
 
@@ -382,12 +380,12 @@ fn main() -> ExitCode {
 }
 
 fn checks(report: &mut Report) {
-    let cuda = match nvidia::open(0) {
+    let cuda = match cuda::open(0) {
         Ok(cuda) => cuda,
         Err(error) => return report.check("open cuda:0", || Err(error.to_string())),
     };
     let cpu = Cpu::default();
-    let gpu = match nvidia::gpu(&cuda) {
+    let gpu = match cuda::gpu(&cuda) {
         Ok(gpu) => gpu,
         Err(error) => return report.check("our side of cuda:0", || Err(error.to_string())),
     };
@@ -456,8 +454,8 @@ fn times(report: &mut Report) {
     step(report, Precision::F16);
     report.time(Timed::Queue, &Options { queries: Some(1024), ..Options::default() });
     report.check("augment 256 of 500x375 to 2 x 224x224", || {
-        let cuda = nvidia::open(0).map_err(|error| error.to_string())?;
-        augmentation(&nvidia::gpu(&cuda).map_err(|error| error.to_string())?)
+        let cuda = cuda::open(0).map_err(|error| error.to_string())?;
+        augmentation(&cuda::gpu(&cuda).map_err(|error| error.to_string())?)
     });
     step(report, Precision::Tf32);
     step(report, Precision::F32);

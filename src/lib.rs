@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`tables`] | the program's own tables: their names and columns |
 //! | [`rule`] | how a broken rule between values is told |
-//! | [`ops`] | tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam |
+//! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |

@@ -1,6 +1,10 @@
 //! Imports go one way: a module may use modules of lower layers, never of its own or a higher one.
 
-use std::{fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 /// Lowest first; modules of one layer do not use each other.
 const LAYERS: [&[&str]; 10] = [
@@ -20,38 +24,57 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// Modules that a source text names in `crate::` paths, `use crate::{…}` included, comments left out.
-fn uses(source: &str) -> Vec<String> {
-    let code: String = source.lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
-    let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
-            continue;
+/// Words and signs of a source text, comments left out.
+fn tokens(source: &str) -> Vec<String> {
+    let code: String = source.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect();
+    let mut tokens: Vec<String> = Vec::new();
+    let mut last = ' ';
+    for c in code.chars() {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        match tokens.last_mut() {
+            Some(token) if is_word(c) && is_word(last) || c == ':' && token == ":" => token.push(c),
+            _ if !c.is_whitespace() => tokens.push(c.into()),
+            _ => {}
         }
-        let rest = &code[at + "crate::".len()..];
-        let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        match rest.strip_prefix('{') {
-            None => found.push(name(rest)),
-            Some(group) => {
-                let mut depth = 0;
-                let mut start = true;
-                for (i, c) in group.char_indices() {
-                    match c {
-                        '}' if depth == 0 => break,
-                        '{' => depth += 1,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => start = true,
-                        c if start && !c.is_whitespace() => {
-                            found.push(name(&group[i..]));
-                            start = false;
-                        }
-                        _ => {}
-                    }
+        last = c;
+    }
+    tokens
+}
+
+/// All paths of a source text that begin with `crate` or `super`, those of a `use {…}` one by one.
+fn paths(source: &str) -> Vec<Vec<String>> {
+    /// Reads the path that goes on at `at`, and gives where it ends.
+    fn read(tokens: &[String], mut at: usize, mut path: Vec<String>, found: &mut Vec<Vec<String>>) -> usize {
+        while let Some(token) = tokens.get(at) {
+            at += 1;
+            if token == "{" {
+                while tokens.get(at).is_some_and(|token| token != "}") {
+                    at = if tokens[at] == "," { at + 1 } else { read(tokens, at, path.clone(), found) };
                 }
+                return at + 1;
             }
+            path.push(token.clone());
+            if tokens.get(at).is_none_or(|token| token != "::") {
+                break;
+            }
+            at += 1;
         }
+        found.push(path);
+        if tokens.get(at).is_some_and(|token| token == "as") { at + 2 } else { at }
+    }
+    let tokens = tokens(source);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let begins = ["crate", "super"].contains(&&*tokens[at]) && (at == 0 || tokens[at - 1] != "::");
+        at = if begins { read(&tokens, at, Vec::new(), &mut found) } else { at + 1 };
     }
     found
+}
+
+/// Modules that a source text names in `crate::` paths.
+fn uses(source: &str) -> Vec<String> {
+    paths(source).into_iter().filter(|path| path[0] == "crate" && path.len() > 1).map(|path| path[1].clone()).collect()
 }
 
 fn walk(dir: &Path, visit: &mut dyn FnMut(&Path)) {
@@ -101,7 +124,61 @@ fn imports_are_found_in_every_form() {
         fn f() { crate::run::go(); xcrate::nothing(); }
         pub(in crate::stage) struct S;
     ";
-    assert_eq!(uses(source), ["ops", "dataset", "encoder", "method", "run", "stage"]);
+    let expected = ["crate::ops::Real", "crate::dataset::DataConfig", "crate::dataset::augment::Pipeline"];
+    let found: Vec<String> = paths(source).iter().map(|path| path.join("::")).collect();
+    assert_eq!(found[..3], expected);
+    assert_eq!(uses(source), ["ops", "dataset", "dataset", "encoder", "method", "run", "stage"]);
+    assert_eq!(paths("use super::super::{a, b::*};").len(), 2);
+}
+
+/// Files of a folder, and its folders, can be read one after another: none leads back to one before. Tests may use what they
+/// like, and a file those below it.
+#[test]
+fn files_beside_each_other_do_not_use_each_other_in_a_circle() {
+    let mut sources: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    walk(Path::new("src"), &mut |path| {
+        let name = |part: &std::ffi::OsStr| part.to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let mut module: Vec<String> = path.iter().skip(1).map(name).collect();
+        if module.last().is_some_and(|last| last == "mod") {
+            module.pop();
+        }
+        let is_test = module.iter().any(|part| part.contains("test"));
+        if path.extension().is_some_and(|extension| extension == "rs") && !is_test {
+            let source = fs::read_to_string(path).unwrap();
+            sources.insert(module, source.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned());
+        }
+    });
+
+    // Of each folder what uses what in it.
+    let mut folders: BTreeMap<&[String], BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
+    for (module, source) in &sources {
+        for path in paths(source) {
+            let above = path.iter().take_while(|part| *part == "super").count();
+            let base = if above == 0 { &[][..] } else { &module[..module.len().saturating_sub(above)] };
+            let target = [base, &path[above.max(1)..]].concat();
+            let Some((used, _)) = (1..=target.len()).rev().find_map(|n| sources.get_key_value(&target[..n])) else {
+                continue;
+            };
+            let shared = module.iter().zip(used).take_while(|(a, b)| a == b).count();
+            if let (Some(user), Some(used)) = (module.get(shared), used.get(shared)) {
+                folders.entry(&module[..shared]).or_default().entry(user).or_default().insert(used);
+            }
+        }
+    }
+    assert!(folders.len() > 10, "found hardly any imports");
+    let mut circles = Vec::new();
+    for (folder, uses) in &folders {
+        for start in uses.keys() {
+            let (mut seen, mut open) = (BTreeSet::new(), vec![*start]);
+            while let Some(file) = open.pop() {
+                open.extend(uses.get(file).into_iter().flatten().filter(|used| seen.insert(**used)));
+            }
+            if seen.contains(start) {
+                circles.push(format!("{}/{start}", folder.join("/")));
+            }
+        }
+    }
+    assert!(circles.is_empty(), "files that lead back to themselves: {}", circles.join(", "));
 }
 
 /// Arguments, their names and their help are the business of the command line alone.

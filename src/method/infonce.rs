@@ -11,11 +11,9 @@ use crate::{
     backend::{Backend, RowsOf},
     ops::{
         Real,
-        contrast::{Pairs, contrast},
+        contrast::Pairs,
         later::Later,
-        normalize::normalize,
-        over_batch::batch_mean,
-        tensor::{Rows, TensorDevice, Traced, TracedScalar},
+        tensor::{Rows, TensorDevice, Traced, TracedScalar, normalize},
     },
 };
 
@@ -40,10 +38,10 @@ fn direction<E: Real, D: TensorDevice<E>>(
     z: Rows<E, D>,
     k: Rows<E, D>,
 ) -> Result<TracedScalar<E, D>, D::Err> {
-    let (all, own) = contrast(normalize(z.traced())?, k, Pairs::grouped(1), config.tau)?;
+    let (all, own) = D::contrast(normalize(z.traced())?, k, Pairs::grouped(1), config.tau)?;
     let n = all.shape().0;
     let own = own.try_reshape_like(&(n,))?;
-    batch_mean(all.try_sub(own)?)?.try_mul(E::of(config.loss_scale))
+    D::batch_mean(all.try_sub(own)?)?.try_mul(E::of(config.loss_scale))
 }
 
 /// One training step of SimCLR: mean over all 2N projections of -log softmax over the 2N - 1 others.
@@ -65,11 +63,11 @@ fn simclr_loss<E: Real, D: TensorDevice<E>>(
     let both = (z1.traced().into_tensor(), z2.traced().into_tensor()).try_concat_along(Axis::<0>)?;
     let (both, tape) = both.try_reshape_like(&(rows, dim))?.split_tape();
     let (both, tape) = normalize(Rows::of(both)?.put_tape(tape))?.split_tape();
-    let (all, own) = contrast(both.clone().put_tape(tape), both.traced(), Pairs::of_views(n), config.tau)?;
+    let (all, own) = D::contrast(both.clone().put_tape(tape), both.traced(), Pairs::of_views(n), config.tau)?;
     let own = own.try_reshape_like(&(rows,))?;
     // Of an image first its two views, so that a part of the batch is whole images.
     let both: Traced<E, D> = all.try_sub(own)?.try_reshape_like(&(2, n))?;
-    batch_mean(both.try_sum::<(usize,), Axis<0>>()?)?.try_div(E::of(2.0))
+    D::batch_mean(both.try_sum::<(usize,), Axis<0>>()?)?.try_div(E::of(2.0))
 }
 
 #[cfg(test)]

@@ -141,6 +141,7 @@ mod tests {
     use crate::{
         backend::{Gpu, Host, Statistics},
         ops::{
+            Number,
             conv2d::cuda::Math,
             cuda::testing::on_every_gpu,
             golden::{Golden, assert_close, tolerance},

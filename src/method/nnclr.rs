@@ -14,11 +14,10 @@ use super::{
 use crate::{
     backend::Backend,
     ops::{
-        Real,
-        contrast::{Pairs, contrast},
+        Number,
+        contrast::Pairs,
         later::Later,
-        normalize::normalize,
-        over_batch::batch_mean,
+        tensor::{TensorDevice, normalize},
     },
 };
 
@@ -67,12 +66,12 @@ impl<B: Backend> Nnclr<B> {
         let p = normalize(p.traced())?;
         let own = Pairs::grouped(1);
         let (all, own) = match self.config.anchor {
-            Anchor::Neighbour => contrast(nn.traced(), p, own, self.config.tau)?,
-            Anchor::Prediction => contrast(p, nn, own, self.config.tau)?,
+            Anchor::Neighbour => B::Tensors::contrast(nn.traced(), p, own, self.config.tau)?,
+            Anchor::Prediction => B::Tensors::contrast(p, nn, own, self.config.tau)?,
         };
         let n = all.shape().0;
         let own = own.try_reshape_like(&(n,))?;
-        batch_mean(all.try_sub(own)?)?.try_mul(B::Real::of(self.config.loss_scale))
+        B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(B::Real::of(self.config.loss_scale))
     }
 }
 

@@ -16,16 +16,11 @@ use super::{
 use crate::{
     backend::{Backend, Memory, Nearest},
     ops::{
-        Elementary, Real,
+        Elementary, Number,
         arena::Layout,
-        contrast::{ContrastKernel, Pairs, contrast, interleave, scale_rows},
-        group_dots::group_dots,
-        later::{Later, ReadLater},
-        linear::{linear, linear_of_constant},
-        normalize::normalize,
-        over_batch::batch_mean,
-        softmax::{exp, log_softmax},
-        tensor::{Matrix, traced},
+        contrast::Pairs,
+        later::Later,
+        tensor::{Matrix, TensorDevice, linear, normalize, traced},
     },
 };
 
@@ -116,16 +111,16 @@ impl<B: Backend> Snclr<B> {
         let n = z1.shape().0;
         let (z1, scale) = (normalize(z1.traced())?, B::Real::of(self.config.loss_scale));
         let Some(neighbours) = neighbours else {
-            let (all, own) = contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
+            let (all, own) = B::Tensors::contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
             let own = own.try_reshape_like(&(n,))?;
-            return Ok((batch_mean(all.try_sub(own)?)?.try_mul(scale)?, None));
+            return Ok((B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(scale)?, None));
         };
 
         // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
         // all [N] is the log of its sum of exp, own [N, K+1] the logits of a sample's own candidates.
         let k = neighbours.k;
-        let candidates = interleave(y2, &neighbours.vectors)?;
-        let (all, own) = contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
+        let candidates = B::Tensors::interleave(y2, &neighbours.vectors)?;
+        let (all, own) = B::Tensors::contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
 
         let mut log_w = self.log_positiveness(y1, neighbours, params)?;
         if self.config.threshold {
@@ -144,17 +139,17 @@ impl<B: Backend> Snclr<B> {
             Objective::Paper => {
                 let log_w = (traced(zero), log_w).try_concat_along(Axis::<1>)?;
                 let log_w: TracedMatrix<B> = log_w.try_reshape_like(&(n, k + 1))?;
-                let positive = B::Tensors::log_sum_exp(own.try_add(log_w)?, B::Real::of(1.0))?;
-                batch_mean(all.try_sub(positive)?)?
+                let positive = B::Tensors::log_sum_exp(own.try_add(log_w)?)?;
+                B::Tensors::batch_mean(all.try_sub(positive)?)?
             }
             // -sum_j w_j log( exp(own_j) / sum exp(s) ), w_0 = 1
             Objective::SoftCe => {
                 let one = zero.try_add(B::Real::of(1.0))?;
-                let weights = (traced(one), exp(log_w)?).try_concat_along(Axis::<1>)?;
+                let weights = (traced(one), B::Tensors::exp(log_w)?).try_concat_along(Axis::<1>)?;
                 let weights: TracedMatrix<B> = weights.try_reshape_like(&(n, k + 1))?;
                 let log_p = own.try_sub(all.try_broadcast_like::<_, Axis<1>>(&(n, k + 1))?)?;
                 let total = log_p.try_mul(weights)?.try_sum::<(usize,), Axis<1>>()?;
-                batch_mean(total)?.try_negate()?
+                B::Tensors::batch_mean(total)?.try_negate()?
             }
         };
         Ok((loss.try_mul(scale)?, Some(w)))
@@ -179,16 +174,17 @@ impl<B: Backend> Snclr<B> {
         if self.config.normalize_attention {
             a = normalize(a)?;
         } else {
-            near = scale_rows(&near, &neighbours.norms)?;
+            near = B::Tensors::scale_rows(&near, &neighbours.norms)?;
         }
         let b = match self.attention {
             Some((f1, f2)) => {
                 a = linear(a, params.get(f1))?;
-                linear_of_constant(near, params.get(f2))?
+                linear(near, params.get(f2))?
             }
             None => near.traced(),
         };
-        let log_w = log_softmax(group_dots(a.into_tensor(), b.into_tensor())?, 1.0)?.try_sub(log_gamma)?;
+        let scores = B::Tensors::group_dots(a.into_tensor(), b.into_tensor())?;
+        let log_w = B::Tensors::log_softmax(scores)?.try_sub(log_gamma)?;
         Ok(if self.config.detach_w { traced(log_w.split_tape().0) } else { log_w })
     }
 }
@@ -200,6 +196,7 @@ mod tests {
         backend::Host,
         method::Overflow,
         ops::{
+            Real,
             golden::{Golden, assert_close, tolerance},
             normalize::normalize_rows,
             product::Products,

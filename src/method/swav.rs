@@ -12,16 +12,13 @@ use super::{
 use crate::{
     backend::{Backend, Memory},
     ops::{
-        Real,
+        Number,
         arena::Layout,
-        later::{Later, ReadLater},
-        linear::{LinearKernel, linear},
-        normalize::{normalize, normalize_rows},
-        over_batch::batch_mean,
+        later::Later,
+        normalize::normalize_rows,
         random::{Normals, Purpose, stream},
-        sinkhorn::{Sinkhorn, assign},
-        softmax::cross_entropy,
-        tensor::Matrix,
+        sinkhorn::Sinkhorn,
+        tensor::{Matrix, TensorDevice, linear, normalize},
     },
 };
 
@@ -117,8 +114,8 @@ impl<B: Backend> Swav<B> {
                 1 => codes[0].clone(),
                 _ => codes[0].clone().try_add(codes[1].clone())?,
             };
-            let loss =
-                batch_mean(cross_entropy(scores.put_tape(tape).into_tensor(), q, self.config.tau)?)?.try_mul(share)?;
+            let loss = B::Tensors::cross_entropy(scores.put_tape(tape).into_tensor(), q, self.config.tau)?;
+            let loss = B::Tensors::batch_mean(loss)?.try_mul(share)?;
             total = Some(match total {
                 Some(total) => total.try_add(loss)?,
                 None => loss,
@@ -136,7 +133,7 @@ impl<B: Backend> Swav<B> {
     ) -> Result<MatrixOf<B>, TensorError<B>> {
         let beside = queued.map(|rows| B::Tensors::linear_forward(rows, prototypes)).transpose()?;
         let settings = Sinkhorn { epsilon: self.config.epsilon, iterations: self.config.sinkhorn_iterations };
-        assign(scores, beside.as_ref(), settings)
+        B::Tensors::assign(scores, beside.as_ref(), settings)
     }
 }
 

@@ -8,8 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
+    matrix::Matrix,
+    number::Number,
+    parts::Threads,
     product::{Full, Left, PANEL, Panels, Start, Strided, multiply_leaves},
-    real::Real,
 };
 
 /// Rows of the result per task.
@@ -18,57 +20,11 @@ const TASK_ROWS: usize = 32;
 /// right factor, the larger one, is then read once.
 const LONG: usize = 512;
 
-/// A matrix in a slice: element (i, j) is at `offset + i * row_stride + j * column_stride`.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a, E> {
-    pub data: &'a [E],
-    pub rows: usize,
-    pub columns: usize,
-    pub row_stride: usize,
-    pub column_stride: usize,
-}
-
-impl<'a, E> Matrix<'a, E> {
-    /// A dense row-major matrix.
-    pub fn new(data: &'a [E], rows: usize, columns: usize) -> Self {
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    fn check(&self) {
-        let last = |n: usize, stride: usize| n.saturating_sub(1) * stride;
-        assert!(
-            self.rows == 0
-                || self.columns == 0
-                || last(self.rows, self.row_stride) + last(self.columns, self.column_stride) < self.data.len()
-        );
-    }
-}
-
-/// Which threads take part in a product. The result is the same bits either way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Threads {
-    /// The calling one, e.g. inside a rayon task.
-    One,
-    /// All of rayon's current pool.
-    All,
-}
-
 /// c = a b, or c += a b where `add` says so, with c dense and row-major, [a.rows, b.columns].
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub fn gemm<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads) {
+pub fn gemm<E: Number>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads: Threads) {
     gemm_leaves(a, b, add, c, threads, None);
 }
 
@@ -77,7 +33,7 @@ pub fn gemm<E: Real>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threads
 ///
 /// # Panics
 /// When the shapes do not fit, or the leaves do not divide the length of the sums.
-pub fn gemm_leaves<E: Real>(
+pub fn gemm_leaves<E: Number>(
     a: Matrix<E>,
     b: Matrix<E>,
     add: bool,

@@ -1,12 +1,5 @@
 //! Values that may still be on their way from a device: whoever wants one waits for it.
 
-use dfdx::prelude::*;
-
-use super::{
-    Real,
-    tensor::{Matrix, Rows, Seen, to_vec},
-};
-
 /// A value that is there when it has been waited for.
 pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
 
@@ -32,31 +25,5 @@ impl<T: Send + 'static> Later<T> {
     /// When the device has failed.
     pub fn wait(self) -> anyhow::Result<T> {
         (self.0)()
-    }
-}
-
-/// A device whose tensors can be read without a wait.
-pub trait ReadLater<E: Dtype>: Seen<E> {
-    /// The values that a tensor of dfdx's has now.
-    ///
-    /// # Errors
-    /// The device's.
-    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
-
-    /// The values of rows of ours.
-    ///
-    /// # Errors
-    /// The device's.
-    fn read_rows_later(rows: &Rows<E, Self>) -> Result<Later<Vec<E>>, Self::Err> {
-        Self::read_later(rows.tensor())
-    }
-}
-
-impl<E: Real> ReadLater<E> for Cpu
-where
-    Cpu: Device<E, Err = CpuError>,
-{
-    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, CpuError> {
-        Ok(Later::now(to_vec(tensor)))
     }
 }

@@ -1,4 +1,4 @@
-//! Tensor operations that dfdx lacks or does slowly; the only place that knows dfdx's seam.
+//! Tensor operations that dfdx lacks or does slowly. Where they meet dfdx's tape is [`tensor`].
 
 pub mod arena;
 pub mod attention;
@@ -18,9 +18,10 @@ pub mod lanes;
 pub mod later;
 pub mod layer_norm;
 pub mod linear;
+pub mod matrix;
 pub mod named;
 pub mod normalize;
-pub mod over_batch;
+mod number;
 pub mod parts;
 pub mod pool;
 pub mod product;
@@ -35,4 +36,5 @@ pub mod tokens;
 pub mod topk;
 
 pub use elementary::Elementary;
+pub use number::Number;
 pub use real::Real;

@@ -7,12 +7,21 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Real, gemm::Threads, simd::vectorized};
+use super::{number::Number, simd::vectorized};
 
 /// Images of a part, at least, where there is more than one part.
 const LEAST_IMAGES: usize = 8;
 /// Elements per task when large sums are added.
 const TASK: usize = 1 << 13;
+
+/// Which threads take part in a product. The result is the same bits either way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling one, e.g. inside a rayon task.
+    One,
+    /// All of rayon's current pool.
+    All,
+}
 
 /// Into how many parts a batch of `images` is cut: the largest power of two that divides it and leaves each part at least
 /// 8 images; 1 if none does.
@@ -53,7 +62,7 @@ pub fn tree<T>(count: usize, mut leaf: impl FnMut(usize) -> T, mut add: impl FnM
 }
 
 /// The tree's sum of the `values` of a batch, of which each part has as many.
-pub fn sum<E: Real>(values: &[E], parts: usize) -> E {
+pub fn sum<E: Number>(values: &[E], parts: usize) -> E {
     let part = values.len() / parts;
     assert_eq!(part * parts, values.len());
     tree(parts, |i| values[i * part..][..part].iter().copied().fold(E::zero(), |a, b| a + b), |a, b| a + b)
@@ -71,7 +80,7 @@ pub enum Work {
 }
 
 /// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's.
-pub fn add_tree<E: Real>(count: usize, total: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
+pub fn add_tree<E: Number>(count: usize, total: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
     E::with_scratch(total.len(), |sum| {
         write_tree(count, sum, work, leaf);
         add(total, sum, if work == Work::Alone { Threads::One } else { Threads::All });
@@ -79,12 +88,12 @@ pub fn add_tree<E: Real>(count: usize, total: &mut [E], work: Work, leaf: impl F
 }
 
 /// As [`add_tree`], in the place of what `sum` holds.
-pub fn write_tree<E: Real>(count: usize, sum: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
+pub fn write_tree<E: Number>(count: usize, sum: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
     write_tree_of((0..count).collect(), sum, work, &leaf);
 }
 
 /// As [`write_tree`], where each leaf has something of its own.
-pub fn write_tree_of<I: Send, E: Real>(
+pub fn write_tree_of<I: Send, E: Number>(
     mut items: Vec<I>,
     sum: &mut [E],
     work: Work,
@@ -108,7 +117,7 @@ pub fn write_tree_of<I: Send, E: Real>(
 }
 
 /// a += b.
-pub fn add<E: Real>(a: &mut [E], b: &[E], threads: Threads) {
+pub fn add<E: Number>(a: &mut [E], b: &[E], threads: Threads) {
     let task = |(a, b): (&mut [E], &[E])| {
         vectorized(
             #[inline(always)]

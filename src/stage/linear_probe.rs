@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use super::{
-    Cost, Descriptor, LinearProbeConfig, Progress, Silent, StageContext, Stopped,
+    Cost, Descriptor, LinearProbeConfig, Progress, StageContext, Stopped,
     evaluation::{Evaluation, INPUTS, Scored, predictions_rows},
     features::SplitFeatures,
     labelled::Task,
@@ -83,128 +83,136 @@ fn evaluate(
         Ok(begun) => begun,
         Err(skipped) => return Ok(skipped),
     };
-    let Scored { mut trained, mut random_init, mut initial } = tasks;
-    let standardizer = standardize(config, &mut trained);
-    for control in std::iter::once(&mut random_init).chain(&mut initial) {
-        standardize(config, control);
-    }
-
-    let probes = 3 + u64::from(initial.is_some());
-    progress.start(Some(probes * config.epochs as u64), "epochs");
-    let fit = |what, task: &Task, targets: &[usize]| fit(config, seed, what, task, targets, progress, go_on);
-    let (classifier, curve) = fit("trained", &trained, &trained.targets)?;
-    let (untrained, _) = fit("random-init", &random_init, &random_init.targets)?;
-    let (shuffled, _) = fit("shuffled-label", &trained, &trained.shuffled_targets(seed))?;
-
-    let predictions = predict(&classifier, &trained);
-    result.score("linear/top1", top(1, &predictions));
-    if trained.classes.len() >= TOP5_CLASSES {
-        result.score("linear/top5", top(5, &predictions));
-    }
-    result.score("linear/top1_random_init", top(1, &predict(&untrained, &random_init)));
-    if let Some(initial) = &initial {
-        let (classifier, _) = fit("initial-weights", initial, &initial.targets)?;
-        let predictions = predict(&classifier, initial);
-        result.score("linear/top1_initial", top(1, &predictions));
-        let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
-        result.tables.push(predictions_rows(tables::INITIAL_PREDICTIONS, initial, &[(None, &elected)]));
-    }
-    result.score("linear/top1_shuffled_labels", top(1, &predict(&shuffled, &trained)));
-
-    let (weight, bias) = standardizer.fold(&classifier);
-    let shape = vec![classifier.classes, classifier.dim];
-    let fc = [("fc.weight".to_owned(), shape, weight), ("fc.bias".to_owned(), vec![classifier.classes], bias)];
-    let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
-    result.tables.push(predictions_rows(tables::PREDICTIONS, &trained, &[(None, &elected)]));
-    result.tables.push((tables::CURVE, curve_rows(&curve)));
-    result.tables.push((tables::CLASSIFIER, weights_batch(&fc)));
-    let labels = LABEL.of(trained.classes.iter().copied());
-    result.tables.push((tables::CLASSIFIER_CLASSES, tables::CLASSIFIER_CLASSES.rows([labels])));
+    Probe { config, seed, progress, go_on }.score(tasks, &mut result)?;
     Ok(result)
 }
 
-/// One of the stage's classifiers: standardises `task`, trains a probe on it and gives its top-1 on the test split. What a probe
-/// costs is measured by this.
-///
-/// # Errors
-/// When the loss diverges.
-pub fn train_and_score(config: &LinearProbeConfig, seed: u64, task: &mut Task) -> anyhow::Result<f64> {
-    standardize(config, task);
-    let (classifier, _) = fit(config, seed, "made-up", task, &task.targets, &Silent, &|| true)?;
-    Ok(top(1, &predict(&classifier, task)))
+/// How classifiers are trained, and who hears of it.
+pub struct Probe<'a> {
+    pub config: &'a LinearProbeConfig,
+    pub seed: u64,
+    pub progress: &'a dyn Progress,
+    pub go_on: &'a dyn Fn() -> bool,
 }
 
-fn standardize(config: &LinearProbeConfig, task: &mut Task) -> Standardizer {
-    let standardizer = match config.standardize {
-        true => Standardizer::fit(&task.train.rows, task.dim),
-        false => Standardizer::identity(task.dim),
-    };
-    standardizer.apply(&mut task.train.rows);
-    standardizer.apply(&mut task.test.rows);
-    standardizer
+impl Probe<'_> {
+    fn score(&self, mut tasks: Scored<Task>, result: &mut Evaluation) -> anyhow::Result<()> {
+        let standardizer = self.standardize(&mut tasks.trained);
+        for control in std::iter::once(&mut tasks.random_init).chain(&mut tasks.initial) {
+            self.standardize(control);
+        }
+        let Scored { trained, random_init, initial } = tasks;
+
+        let probes = 3 + u64::from(initial.is_some());
+        self.progress.start(Some(probes * self.config.epochs as u64), "epochs");
+        let (classifier, curve) = self.fit("trained", &trained, &trained.targets)?;
+        let (untrained, _) = self.fit("random-init", &random_init, &random_init.targets)?;
+        let (shuffled, _) = self.fit("shuffled-label", &trained, &trained.shuffled_targets(self.seed))?;
+
+        let predictions = predict(&classifier, &trained);
+        result.score("linear/top1", top(1, &predictions));
+        if trained.classes.len() >= TOP5_CLASSES {
+            result.score("linear/top5", top(5, &predictions));
+        }
+        result.score("linear/top1_random_init", top(1, &predict(&untrained, &random_init)));
+        if let Some(initial) = &initial {
+            let (classifier, _) = self.fit("initial-weights", initial, &initial.targets)?;
+            let predictions = predict(&classifier, initial);
+            result.score("linear/top1_initial", top(1, &predictions));
+            let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
+            result.tables.push(predictions_rows(tables::INITIAL_PREDICTIONS, initial, &[(None, &elected)]));
+        }
+        result.score("linear/top1_shuffled_labels", top(1, &predict(&shuffled, &trained)));
+
+        let (weight, bias) = standardizer.fold(&classifier);
+        let shape = vec![classifier.classes, classifier.dim];
+        let fc = [("fc.weight".to_owned(), shape, weight), ("fc.bias".to_owned(), vec![classifier.classes], bias)];
+        let elected = predictions.iter().map(|p| (p.class, p.probability)).collect();
+        result.tables.push(predictions_rows(tables::PREDICTIONS, &trained, &[(None, &elected)]));
+        result.tables.push((tables::CURVE, curve_rows(&curve)));
+        result.tables.push((tables::CLASSIFIER, weights_batch(&fc)));
+        let labels = LABEL.of(trained.classes.iter().copied());
+        result.tables.push((tables::CLASSIFIER_CLASSES, tables::CLASSIFIER_CLASSES.rows([labels])));
+        Ok(())
+    }
+
+    /// Standardises the features of a task, where that is wanted, as its training split says.
+    pub fn standardize(&self, task: &mut Task) -> Standardizer {
+        let standardizer = match self.config.standardize {
+            true => Standardizer::fit(&task.train.rows, task.dim),
+            false => Standardizer::identity(task.dim),
+        };
+        standardizer.apply(&mut task.train.rows);
+        standardizer.apply(&mut task.test.rows);
+        standardizer
+    }
+
+    /// Trains a classifier of `targets` on the training features; `what` names them in messages.
+    ///
+    /// # Errors
+    /// When the loss diverges, or `go_on` says no.
+    pub fn fit(&self, what: &str, task: &Task, targets: &[usize]) -> anyhow::Result<(Classifier<f32>, Vec<Epoch>)> {
+        let Self { config, seed, progress, go_on } = *self;
+        let n = targets.len();
+        let batch_size = config.batch_size.min(n);
+        let base = config.base_lr * batch_size as f64 / 256.0;
+        let steps = config.epochs * n.div_ceil(batch_size);
+        let mut classifier = Classifier::<f32>::new(task.dim, task.classes.len(), seed);
+        let mut velocity = vec![0.0; classifier.params.len()];
+        let mut curve = Vec::with_capacity(config.epochs);
+        let mut step = 0;
+        for epoch in 0..config.epochs {
+            if !go_on() {
+                return Err(Stopped::InterruptedAt { stage: "linear_probe" }.into());
+            }
+            let mut order: Vec<usize> = (0..n).collect();
+            order.shuffle(&mut stream(seed, Purpose::ProbeShuffle, epoch as u64, 0, 0));
+            let (mut loss, mut correct) = (0.0, 0);
+            for batch in order.chunks(batch_size) {
+                let rate = base * 0.5 * (1.0 + libm::cos(PI * step as f64 / steps as f64));
+                let gradient = classifier.gradient(&task.train.rows, targets, batch);
+                sgd(
+                    &mut classifier.params,
+                    &mut velocity,
+                    &gradient.params,
+                    rate,
+                    config.momentum,
+                    config.weight_decay,
+                );
+                loss += gradient.loss * batch.len() as f64;
+                correct += gradient.correct;
+                step += 1;
+            }
+            let epoch = Epoch { loss: loss / n as f64, top1: correct as f64 / n as f64 };
+            if !epoch.loss.is_finite() || classifier.params.iter().any(|w| !w.is_finite()) {
+                bail!(
+                    "linear probe on {what} features: the loss became {} in epoch {} at learning rate {base} (linear_probe.base_lr {} * batch size {batch_size} / 256); lower linear_probe.base_lr",
+                    epoch.loss,
+                    curve.len() + 1,
+                    config.base_lr,
+                );
+            }
+            progress.message(&format!("{what}: loss {:.3}, top-1 {:.1} %", epoch.loss, epoch.top1 * 100.0));
+            progress.advance(1);
+            curve.push(epoch);
+        }
+        Ok((classifier, curve))
+    }
 }
 
 /// One pass over the training features: mean loss, and share of samples that were classified right before their step.
-struct Epoch {
+pub struct Epoch {
     loss: f64,
     top1: f64,
 }
 
-/// Trains a classifier of `targets` on the training features; `what` names them in messages.
-fn fit(
-    config: &LinearProbeConfig,
-    seed: u64,
-    what: &str,
-    task: &Task,
-    targets: &[usize],
-    progress: &dyn Progress,
-    go_on: &dyn Fn() -> bool,
-) -> anyhow::Result<(Classifier<f32>, Vec<Epoch>)> {
-    let n = targets.len();
-    let batch_size = config.batch_size.min(n);
-    let base = config.base_lr * batch_size as f64 / 256.0;
-    let steps = config.epochs * n.div_ceil(batch_size);
-    let mut classifier = Classifier::<f32>::new(task.dim, task.classes.len(), seed);
-    let mut velocity = vec![0.0; classifier.params.len()];
-    let mut curve = Vec::with_capacity(config.epochs);
-    let mut step = 0;
-    for epoch in 0..config.epochs {
-        if !go_on() {
-            return Err(Stopped::InterruptedAt { stage: "linear_probe" }.into());
-        }
-        let mut order: Vec<usize> = (0..n).collect();
-        order.shuffle(&mut stream(seed, Purpose::ProbeShuffle, epoch as u64, 0, 0));
-        let (mut loss, mut correct) = (0.0, 0);
-        for batch in order.chunks(batch_size) {
-            let rate = base * 0.5 * (1.0 + libm::cos(PI * step as f64 / steps as f64));
-            let gradient = classifier.gradient(&task.train.rows, targets, batch);
-            sgd(&mut classifier.params, &mut velocity, &gradient.params, rate, config.momentum, config.weight_decay);
-            loss += gradient.loss * batch.len() as f64;
-            correct += gradient.correct;
-            step += 1;
-        }
-        let epoch = Epoch { loss: loss / n as f64, top1: correct as f64 / n as f64 };
-        if !epoch.loss.is_finite() || classifier.params.iter().any(|w| !w.is_finite()) {
-            bail!(
-                "linear probe on {what} features: the loss became {} in epoch {} at learning rate {base} (linear_probe.base_lr {} * batch size {batch_size} / 256); lower linear_probe.base_lr",
-                epoch.loss,
-                curve.len() + 1,
-                config.base_lr,
-            );
-        }
-        progress.message(&format!("{what}: loss {:.3}, top-1 {:.1} %", epoch.loss, epoch.top1 * 100.0));
-        progress.advance(1);
-        curve.push(epoch);
-    }
-    Ok((classifier, curve))
-}
-
-fn predict(classifier: &Classifier<f32>, task: &Task) -> Vec<Prediction> {
+/// What a classifier says of the test split.
+pub fn predict(classifier: &Classifier<f32>, task: &Task) -> Vec<Prediction> {
     classifier.predict(&task.test.rows, |i| task.classes.binary_search(&task.test.labels[i]).ok())
 }
 
 /// Share of the samples whose own class is among the `k` most likely.
-fn top(k: usize, predictions: &[Prediction]) -> f64 {
+pub fn top(k: usize, predictions: &[Prediction]) -> f64 {
     predictions.iter().filter(|p| p.rank.is_some_and(|rank| rank < k)).count() as f64 / predictions.len() as f64
 }
 

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use crate::ops::{
     Real,
-    gemm::{Matrix, Threads, gemm},
+    gemm::gemm,
+    matrix::Matrix,
+    parts::Threads,
     random::{Normals, Purpose, stream},
 };
 

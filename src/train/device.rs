@@ -140,16 +140,19 @@ mod driver {
     use super::{Math, OnDevice};
     use crate::{
         backend::Gpu,
-        ops::cuda::{self, nvidia},
+        ops::{
+            cuda::{self, nvidia},
+            tensor::cuda as tensors,
+        },
     };
 
     pub fn run<W: OnDevice>(index: usize, math: Math, work: W) -> anyhow::Result<W::Output> {
-        let tensors = nvidia::open(index)?;
-        Ok(work.run(Gpu::new(nvidia::gpu(&tensors)?, tensors, math)))
+        let cuda = tensors::open(index)?;
+        Ok(work.run(Gpu::new(tensors::gpu(&cuda)?, cuda, math)))
     }
 
     pub fn open(index: usize) -> anyhow::Result<cuda::Gpu> {
-        Ok(nvidia::gpu(&nvidia::open(index)?)?)
+        Ok(tensors::gpu(&tensors::open(index)?)?)
     }
 
     pub fn in_use(index: usize) -> Option<(String, usize)> {

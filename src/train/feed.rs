@@ -1,14 +1,12 @@
 //! How images come to a device: the host augments, or a GPU does.
 
-use dfdx::prelude::Cpu;
-
 use super::{
     batch::{Batch, Loaded, RawBatch},
     views::{Wanted, draw, make},
 };
 use crate::{
     backend::{Backend, Gpu, Host},
-    ops::{conv2d::Size, cuda::Bridge, tensor::TensorDevice},
+    ops::{conv2d::Size, tensor::GpuTensors},
 };
 
 /// A device that images are prepared for.
@@ -30,10 +28,7 @@ pub trait Feed: Backend {
 }
 
 /// The host trains on what it augmented.
-impl Feed for Host<f32>
-where
-    Cpu: TensorDevice<f32>,
-{
+impl Feed for Host<f32> {
     type Prepared = Batch<f32>;
 
     fn prepare(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
@@ -46,7 +41,7 @@ where
 }
 
 /// Decoded and drawn on the host: the device makes the views, and no augmented image passes through the host.
-impl<D: TensorDevice<f32> + Bridge<f32>> Feed for Gpu<D> {
+impl<D: GpuTensors> Feed for Gpu<D> {
     type Prepared = RawBatch;
 
     fn prepare(wanted: Wanted) -> anyhow::Result<RawBatch> {

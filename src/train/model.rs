@@ -7,7 +7,7 @@ use crate::{
     backend::Backend,
     encoder::Encoder,
     method::{Method, Mlp},
-    ops::{Real, arena::Layout},
+    ops::{Number, arena::Layout},
 };
 
 /// The parts and where their tensors lie.

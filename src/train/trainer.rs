@@ -18,9 +18,8 @@ use crate::{
     method::{OwnParams, Rows, SavedMlp, StepInput, StepOutput},
     ops::{
         conv2d::Size,
-        later::ReadLater,
         named::{NamedTensor, Values},
-        tensor::{Matrix, device_error},
+        tensor::{Matrix, TensorDevice, device_error},
     },
 };
 

@@ -6,15 +6,15 @@ use super::Gpu;
 use crate::{
     backend::{Banks, Marks, Nearest, Origins},
     ops::{
-        cuda::{Bridge, GpuError},
+        cuda::GpuError,
         later::Later,
         product::Products,
-        tensor::{Rows, TensorDevice},
+        tensor::{GpuTensors, Rows},
         topk::cuda::BankGpu,
     },
 };
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Banks for Gpu<D> {
+impl<D: GpuTensors> Banks for Gpu<D> {
     type Bank = BankGpu;
 
     /// The search reads factors as they are.

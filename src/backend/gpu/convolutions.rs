@@ -9,9 +9,9 @@ use crate::{
     ops::{
         batch_norm::cuda::{MomentsGpu, Normalised, Params as Affine, ResidualGpu, Rows},
         conv2d::Size,
-        cuda::{Bridge, Buffer, GpuError, Kind, View},
+        cuda::{Buffer, GpuError, Kind, View},
         pool::{self, cuda::Images},
-        tensor::TensorDevice,
+        tensor::GpuTensors,
     },
 };
 
@@ -67,7 +67,7 @@ pub(super) fn gradients_of<'a>(layer: &BatchNorm, gradients: &'a Buffer) -> Opti
     layer.affine.as_ref().map(|[weight, bias]| Affine { weight: part(weight), bias: part(bias) })
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Gpu<D> {
+impl<D: GpuTensors> Gpu<D> {
     fn rows(&self, len: usize, channels: usize) -> Rows<'_> {
         Rows { gpu: self.device(), scalar: self.scalar(), rows: len / channels, channels }
     }
@@ -103,7 +103,7 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Gpu<D> {
     }
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Convolutions for Gpu<D> {
+impl<D: GpuTensors> Convolutions for Gpu<D> {
     type Normed = Normed;
     type Inner = Inner;
     type Argmax = Buffer;

@@ -16,8 +16,8 @@ use crate::ops::{
         Conv2d, Size,
         cuda::{Math, OnGpu},
     },
-    cuda::{Bridge, Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
-    tensor::{Rows, TensorDevice},
+    cuda::{Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
+    tensor::{GpuTensors, Rows},
 };
 
 /// A GPU, and the dfdx device `D` that has the losses' tensors.
@@ -115,7 +115,7 @@ impl<D> Gpu<D> {
     }
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Memory for Gpu<D> {
+impl<D: GpuTensors> Memory for Gpu<D> {
     type Real = f32;
     type Error = GpuError;
     type Tensors = D;

@@ -11,15 +11,15 @@ use crate::{
         batch_norm::cuda::{MomentsGpu, Normalised, ResidualGpu, Rows},
         columns::cuda::add_column_sums,
         conv2d::cuda::Added,
-        cuda::{Bridge, Buffer, GpuError, Scalar},
-        tensor::TensorDevice,
+        cuda::{Buffer, GpuError, Scalar},
+        tensor::GpuTensors,
     },
 };
 
 /// A norm's input, and the batch's statistics; none where a layer has no norm.
 type KeptNorm = Option<(Buffer, MomentsGpu)>;
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Perceptrons for Gpu<D> {
+impl<D: GpuTensors> Perceptrons for Gpu<D> {
     type KeptDense = KeptNorm;
 
     fn dense(&self, layer: &Dense, branch: &mut Branch<Self>, x: &Buffer) -> Result<(Buffer, KeptNorm), GpuError> {

@@ -16,10 +16,10 @@ use crate::{
         },
         columns::cuda::add_column_sums,
         conv2d::{Size, cuda::Added},
-        cuda::{Bridge, Buffer, GpuError, Scalar, View},
+        cuda::{Buffer, GpuError, Scalar, View},
         gelu::cuda::{gelu, gelu_backward},
         layer_norm::cuda::NormRows,
-        tensor::TensorDevice,
+        tensor::GpuTensors,
         tokens::cuda::{Tokens, interpolate},
     },
 };
@@ -43,7 +43,7 @@ impl Types for OnGpu {
     type Weights = Buffer;
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Gpu<D> {
+impl<D: GpuTensors> Gpu<D> {
     fn tokens(&self, [samples, tokens]: [usize; 2], width: usize) -> Tokens<'_> {
         Tokens { gpu: self.device(), scalar: self.scalar(), samples, tokens, width }
     }
@@ -80,7 +80,7 @@ fn gradients_of<'a>(layer: &LayerNorm, gradients: &'a Buffer) -> [View<'a>; 2] {
     [&layer.weight, &layer.bias].map(|range| gradients.view().part(range.clone()))
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Transformers for Gpu<D> {
+impl<D: GpuTensors> Transformers for Gpu<D> {
     type Tokens = Buffer;
     type KeptBlock = Kept<OnGpu>;
     type KeptNorm = Normed;
@@ -202,7 +202,7 @@ struct BlockOnGpu<'a, D> {
     shape: [usize; 2],
 }
 
-impl<'a, D: TensorDevice<f32> + Bridge<f32>> BlockOnGpu<'a, D> {
+impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
     fn samples(&self) -> Samples<'a> {
         Samples { gpu: self.gpu.device(), math: self.gpu.math(), samples: self.shape[0] }
     }
@@ -268,7 +268,7 @@ impl<'a, D: TensorDevice<f32> + Bridge<f32>> BlockOnGpu<'a, D> {
     }
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Operations for BlockOnGpu<'_, D> {
+impl<D: GpuTensors> Operations for BlockOnGpu<'_, D> {
     type Types = OnGpu;
     type Error = GpuError;
 

@@ -13,8 +13,7 @@ use super::Memory;
 use crate::ops::{
     Real,
     buffers::{Buffer, Buffers},
-    gemm::Threads,
-    parts,
+    parts::{self, Threads},
     tensor::{CpuTensors, Rows},
 };
 

@@ -1,24 +1,16 @@
 //! `PIL.ImageFilter.GaussianBlur`: three box blurs of fractional width along each axis, rounded to bytes after each.
 
-use super::planes::Planes;
+use super::planes::{BlurBuffers, Planes};
 use crate::ops::simd::vectorized;
-
-/// Reused between calls.
-#[derive(Default)]
-pub(super) struct Buffers {
-    turned: Vec<u8>,
-    other: Vec<u8>,
-    sums: Vec<u32>,
-}
 
 /// Box blurs in a row; together they come close to a Gaussian.
 const PASSES: usize = 3;
 
 /// Blurs with standard deviation `sigma` in pixels; pixels beyond the edge repeat the outermost.
-pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut Buffers) {
+pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut BlurBuffers) {
     let side = planes.side;
     let Some(kernel) = BoxBlur::of(sigma) else { return };
-    let Buffers { turned, other, sums } = buffers;
+    let BlurBuffers { turned, other, sums } = buffers;
     for buffer in [&mut *turned, &mut *other] {
         buffer.resize(side * side, 0);
     }

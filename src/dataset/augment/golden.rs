@@ -5,11 +5,11 @@ use safetensors::SafeTensors;
 
 use super::{
     AugmentationsConfig, EvalTransform, EvalTransformConfig,
-    blur::{Buffers, gaussian_blur},
+    blur::gaussian_blur,
     color,
     crop::CropBox,
     hue::hue,
-    planes::Planes,
+    planes::{BlurBuffers, Planes},
     resize::Resizer,
 };
 
@@ -74,7 +74,7 @@ fn hue_equals_pillow() {
 
 #[test]
 fn blur_equals_pillow() {
-    exact("gaussian_blur", "small", |planes, a| gaussian_blur(planes, a[0] as f32, &mut Buffers::default()));
+    exact("gaussian_blur", "small", |planes, a| gaussian_blur(planes, a[0] as f32, &mut BlurBuffers::default()));
 }
 
 #[test]

@@ -11,7 +11,15 @@ pub(super) struct Scratch {
     /// Interleaved RGB between resizing and the planes.
     pub resized: Vec<u8>,
     pub planes: Planes,
-    pub blur: super::blur::Buffers,
+    pub blur: BlurBuffers,
+}
+
+/// What a blur works in.
+#[derive(Default)]
+pub(super) struct BlurBuffers {
+    pub turned: Vec<u8>,
+    pub other: Vec<u8>,
+    pub sums: Vec<u32>,
 }
 
 thread_local! {

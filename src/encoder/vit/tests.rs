@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backend::{Backend, Gpu, Host, Learned},
     ops::{
-        Real,
+        Number, Real,
         conv2d::{Size, cuda::Math},
         cuda::testing::{on_every_gpu, one_gpu},
         golden::{Golden, assert_close, tolerance},

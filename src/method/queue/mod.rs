@@ -9,7 +9,7 @@ use super::{Overflow, Rows};
 use crate::{
     backend::{Backend, Marks, Nearest},
     ops::{
-        Real,
+        Number,
         named::{NamedTensor, Values},
         normalize::normalize_rows,
         product::Products,

@@ -170,11 +170,11 @@ mod tests {
 
     use super::{ContrastGpu, Kind, Math, PART, Pairs};
     use crate::ops::{
-        contrast::{contrast, interleave, scale_rows},
+        contrast,
         cuda::testing::on_every_gpu,
         golden::assert_close,
         normalize::normalize_rows,
-        tensor::{Matrix, Rows},
+        tensor::{Matrix, Rows, TensorDevice},
     };
 
     /// Several chunks and parts, ragged ends, both layouts of pairs, and large logits, against the operation of the CPU.
@@ -199,7 +199,7 @@ mod tests {
             let (g_all, g_own) = (values(n, 0.3), values(n * pairs.own, 1.3));
             let a: Matrix<f32, Cpu> = device.tensor_from_vec(anchors.clone(), (n, dim));
             let c: Matrix<f32, Cpu> = device.tensor_from_vec(candidates.clone(), (m, dim));
-            let (all, own) = contrast(
+            let (all, own) = Cpu::contrast(
                 Rows::of(a.clone()).unwrap().traced(),
                 Rows::of(c.clone()).unwrap().traced(),
                 pairs,
@@ -244,13 +244,9 @@ mod tests {
         let (n, k, dim) = (7, 3, 41);
         let values = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
         let (a, b, factors) = (values(n * dim, 0.7), values(n * k * dim, 0.3), values(n * k, 1.1));
-        let device = Cpu::default();
-        let rows = |values: &[f32], n: usize, dim: usize| -> Rows<f32, Cpu> {
-            Rows::of(device.tensor_from_vec(values.to_vec(), (n, dim))).unwrap()
-        };
-        let both = interleave(&rows(&a, n, dim), &rows(&b, n * k, dim)).unwrap();
-        let scaled = scale_rows(&rows(&b, n * k, dim), &rows(&factors, n * k, 1)).unwrap();
-        let expected = [both, scaled].map(|rows| rows.tensor().as_vec());
+        let mut scaled = b.clone();
+        contrast::scale_rows(&mut scaled, &factors, dim);
+        let expected = [contrast::interleave(&a, &b, [k, dim]), scaled];
         on_every_gpu(|gpu| {
             let [a, b, factors] = [&a, &b, &factors].map(|values| gpu.upload(values).unwrap());
             let [both, scaled] = [n * (k + 1) * dim, n * k * dim].map(|len| gpu.take(Kind::F32, len).unwrap());

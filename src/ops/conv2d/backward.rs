@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Conv2d, Size, Source, packed, winograd};
-use crate::ops::{Real, batch_norm::TileMoments, gemm::Matrix};
+use crate::ops::{Real, batch_norm::TileMoments, matrix::Matrix};
 
 impl Conv2d {
     /// gx = conv^T(gy, weight) + beta gx, with `beta` 0 or 1.

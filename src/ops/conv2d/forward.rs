@@ -3,11 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Conv2d, Size, Source, packed, winograd};
-use crate::ops::{
-    Real,
-    batch_norm::TileMoments,
-    gemm::{Matrix, Threads},
-};
+use crate::ops::{Real, batch_norm::TileMoments, matrix::Matrix, parts::Threads};
 
 impl Conv2d {
     /// y = conv(x, weight) + beta y. With `moments`, the output's mean and squared deviation per channel and tile are

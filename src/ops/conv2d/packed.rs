@@ -9,8 +9,8 @@ use crate::ops::{
     Real,
     batch_norm::TileMoments,
     columns::WHOLE_VECTORS,
-    gemm::{Matrix, Threads},
-    parts::{Tiles, Work, add_tree, leaf_rows, leaves, parts, power},
+    matrix::Matrix,
+    parts::{Threads, Tiles, Work, add_tree, leaf_rows, leaves, parts, power},
     product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
 };
 

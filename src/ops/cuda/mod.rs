@@ -4,7 +4,6 @@
 //! first used. What launches kernels sees a [`Gpu`], behind which is the CUDA driver or, in tests, an emulation that
 //! compiles the very same sources as C++ and runs them on the CPU.
 
-mod bridge;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub mod emulator;
@@ -14,7 +13,6 @@ mod source;
 #[cfg(test)]
 pub mod testing;
 
-pub use bridge::Bridge;
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
 pub use source::{Scalar, Source};
 

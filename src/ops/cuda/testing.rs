@@ -63,8 +63,8 @@ fn emulated(_order: usize) -> Option<Gpu> {
 
 #[cfg(feature = "cuda")]
 fn nvidia() -> Option<Gpu> {
-    match super::nvidia::open(0) {
-        Ok(cuda) => Some(super::nvidia::gpu(&cuda).expect("a device that opens works")),
+    match crate::ops::tensor::cuda::open(0) {
+        Ok(cuda) => Some(crate::ops::tensor::cuda::gpu(&cuda).expect("a device that opens works")),
         Err(error) if std::env::var_os(ONLY_CUDA).is_some() => panic!("{error}"),
         Err(_) => None,
     }

@@ -6,9 +6,9 @@ use pulp::{Simd, WithSimd};
 
 use super::Operand;
 use crate::ops::{
-    Real,
     columns::WHOLE_VECTORS,
     lanes::{Lanes, lanes},
+    number::Number,
 };
 
 /// A matrix whose element (i, j) is at `i * row + j * column`.
@@ -153,7 +153,7 @@ pub struct Product<'a, E, P> {
     pub operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
+impl<E: Number, P: Operand<E>> WithSimd for Product<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
@@ -167,7 +167,7 @@ impl<E: Real, P: Operand<E>> WithSimd for Product<'_, E, P> {
 }
 
 #[inline(always)]
-fn product<E: Real, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>) {
+fn product<E: Number, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>) {
     check(shape, a, b, &c);
     let [m, k, n] = shape;
     let lanes = lanes::<E, S>();
@@ -207,7 +207,7 @@ fn product<E: Real, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Strid
 /// # Safety
 /// The columns must lie within b, the first of them within c, and all rows within the matrices.
 #[inline(always)]
-unsafe fn columns<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn columns<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     [m, k, column]: [usize; 3],
     a: Strided<E>,
@@ -235,7 +235,7 @@ type Sums<E, S, const ROWS: usize, const VECTORS: usize> = [[<E as Lanes>::Vecto
 /// # Safety
 /// As for [`columns`].
 #[inline(always)]
-unsafe fn registers<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn registers<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     [row, k, column]: [usize; 3],
     a: Strided<E>,
@@ -284,7 +284,7 @@ unsafe fn registers<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VE
 
 /// a + b.
 #[inline(always)]
-fn add<E: Real, S: Simd, const ROWS: usize, const VECTORS: usize>(
+fn add<E: Number, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     a: Sums<E, S, ROWS, VECTORS>,
     mut b: Sums<E, S, ROWS, VECTORS>,
@@ -302,7 +302,7 @@ fn add<E: Real, S: Simd, const ROWS: usize, const VECTORS: usize>(
 /// # Safety
 /// There must be as many.
 #[inline(always)]
-unsafe fn load<E: Real, S: Simd, const VECTORS: usize>(
+unsafe fn load<E: Number, S: Simd, const VECTORS: usize>(
     simd: S,
     from: *const E,
     valid: usize,
@@ -326,7 +326,7 @@ unsafe fn load<E: Real, S: Simd, const VECTORS: usize>(
 /// # Safety
 /// There must be room for as many.
 #[inline(never)]
-unsafe fn store_ragged<E: Real, S: Simd, const VECTORS: usize>(
+unsafe fn store_ragged<E: Number, S: Simd, const VECTORS: usize>(
     values: [E::Vector<S>; VECTORS],
     target: *mut E,
     valid: usize,
@@ -341,7 +341,7 @@ unsafe fn store_ragged<E: Real, S: Simd, const VECTORS: usize>(
 /// # Safety
 /// As for [`columns`].
 #[inline(always)]
-unsafe fn sum<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn sum<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     mut sums: Sums<E, S, ROWS, VECTORS>,
     depth: Range<usize>,
@@ -373,7 +373,7 @@ unsafe fn sum<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS:
 /// # Safety
 /// As for [`columns`].
 #[inline(always)]
-unsafe fn tree<E: Real, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn tree<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     [k, leaves]: [usize; 2],
     waiting: *mut E,

@@ -16,14 +16,16 @@ mod packed;
 mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod unit;
 
 pub use kernel::{Leaves, Series, Start, Strided, Target};
 pub use operand::{Full, Operand, Rounded};
 pub use packed::{Left, PANEL, Panels, elements, multiply, multiply_leaves};
 #[cfg(target_arch = "x86_64")]
-pub use pairs::{Pairs, available as pairs_available};
+use pairs::Pairs;
 
-use super::Real;
+use super::number::Number;
 
 /// How the factors of the encoder's products are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,15 +37,45 @@ pub enum Products {
     Bf16,
 }
 
+/// A number whose factors can be rounded to bf16.
+pub trait Factor: Number {
+    /// How two factors of bf16 share an element, where [`Factor::multiplies_pairs`].
+    type Pairs: Operand<Self>;
+    /// Whether the running CPU multiplies pairs of bf16 and adds them to this type.
+    fn multiplies_pairs() -> bool;
+}
+
+impl Factor for f32 {
+    #[cfg(target_arch = "x86_64")]
+    type Pairs = Pairs;
+    #[cfg(not(target_arch = "x86_64"))]
+    type Pairs = Rounded;
+
+    fn multiplies_pairs() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return unit::v4().is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+}
+
+impl Factor for f64 {
+    type Pairs = Rounded;
+
+    fn multiplies_pairs() -> bool {
+        false
+    }
+}
+
 /// Work that goes the same way however factors are held.
-pub trait WithOperand<E: Real> {
+pub trait WithOperand<E: Number> {
     type Output;
     fn with<P: Operand<E>>(self) -> Self::Output;
 }
 
 impl Products {
     /// Does `work` with factors held in the fastest way that the running CPU has.
-    pub fn run<E: Real, W: WithOperand<E>>(self, work: W) -> W::Output {
+    pub fn run<E: Factor, W: WithOperand<E>>(self, work: W) -> W::Output {
         match self {
             Products::Full => work.with::<Full>(),
             Products::Bf16 if E::multiplies_pairs() => work.with::<E::Pairs>(),

@@ -6,12 +6,12 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::kernel::{Product, Series, Strided, Target};
-use crate::ops::{Real, lanes::lanes, simd::dispatch};
+use crate::ops::{lanes::lanes, number::Number, simd::dispatch};
 
 /// A way to hold factors in elements of `E`.
 ///
 /// Where an element holds several factors they follow each other in the sum, and the element's bits are not a number.
-pub trait Operand<E: Real>: Send + Sync + 'static {
+pub trait Operand<E: Number>: Send + Sync + 'static {
     /// Factors per element.
     const PACK: usize;
     /// Whether packing changes factors; where it does not, they may be read where they lie.
@@ -75,7 +75,7 @@ pub trait Operand<E: Real>: Send + Sync + 'static {
 /// Factors as they are.
 pub struct Full;
 
-impl<E: Real> Operand<E> for Full {
+impl<E: Number> Operand<E> for Full {
     const PACK: usize = 1;
     const PACKS: bool = false;
 
@@ -111,11 +111,11 @@ impl<E: Real> Operand<E> for Full {
 pub struct Rounded;
 
 /// Nearest bf16; an f64 by way of f32.
-fn round<E: Real>(x: E) -> E {
+fn round<E: Number>(x: E) -> E {
     E::of(bf16::from_f32(x.as_f64() as f32).to_f64())
 }
 
-impl<E: Real> Operand<E> for Rounded {
+impl<E: Number> Operand<E> for Rounded {
     const PACK: usize = 1;
 
     #[inline(always)]

@@ -6,12 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Leaves, Operand, Start, Strided, Target};
-use crate::ops::{
-    Real,
-    columns::WHOLE_VECTORS,
-    gemm::{Matrix, Threads},
-    lanes::lanes,
-};
+use crate::ops::{columns::WHOLE_VECTORS, lanes::lanes, matrix::Matrix, number::Number, parts::Threads};
 
 /// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
 pub const PANEL: usize = 64;
@@ -41,7 +36,7 @@ pub struct Panel<'a, E> {
     pub width: usize,
 }
 
-impl<'a, E: Real> Panels<'a, E> {
+impl<'a, E: Number> Panels<'a, E> {
     /// Elements of memory that a factor [k, n] takes, packed.
     pub fn len<P: Operand<E>>([k, n]: [usize; 2]) -> usize {
         elements::<E, P>(k) * n.next_multiple_of(WHOLE_VECTORS)
@@ -85,7 +80,7 @@ pub struct Left<'a, E> {
     pub rows: usize,
 }
 
-impl<'a, E: Real> Left<'a, E> {
+impl<'a, E: Number> Left<'a, E> {
     /// Packs the dense rows `a` of `k` factors, a multiple of [`WHOLE_VECTORS`], into `memory`.
     pub fn rows<P: Operand<E>>(a: &[E], k: usize, memory: &'a mut [E]) -> Self {
         assert!(k.is_multiple_of(WHOLE_VECTORS));
@@ -146,13 +141,13 @@ impl<'a, E: Real> Left<'a, E> {
 }
 
 /// c [m, n] = start + a b, on this thread.
-pub fn multiply<E: Real, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>) {
+pub fn multiply<E: Number, P: Operand<E>>(a: Left<E>, b: Panels<E>, c: &mut [E], start: Start<E>) {
     multiply_leaves::<E, P>(a, b, c, start, None);
 }
 
 /// [`multiply`] whose sums over k are cut into `leaves` of equal length, summed as a binary tree (see
 /// [`parts`](crate::ops::parts)) and then added to the start.
-pub fn multiply_leaves<E: Real, P: Operand<E>>(
+pub fn multiply_leaves<E: Number, P: Operand<E>>(
     a: Left<E>,
     b: Panels<E>,
     c: &mut [E],
@@ -187,7 +182,7 @@ pub fn multiply_leaves<E: Real, P: Operand<E>>(
 }
 
 /// Elements that hold `factors` factors which follow each other in the sum.
-pub fn elements<E: Real, P: Operand<E>>(factors: usize) -> usize {
+pub fn elements<E: Number, P: Operand<E>>(factors: usize) -> usize {
     factors.div_ceil(P::PACK)
 }
 
@@ -198,7 +193,7 @@ struct PackAlong<'a, E, P> {
     operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
+impl<E: Number, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
@@ -214,7 +209,7 @@ impl<E: Real, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
 }
 
 /// Packs `columns` of `b` [k, n], whole vectors of them, as [elements of k, columns]; columns that b has not are zero.
-fn pack_across<E: Real, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, packed: &mut [E]) {
+fn pack_across<E: Number, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, packed: &mut [E]) {
     let width = columns.len();
     assert!(width.is_multiple_of(WHOLE_VECTORS));
     if columns.end <= b.columns && b.column_stride == 1 {
@@ -248,7 +243,7 @@ struct PackAcross<'a, E, P> {
     operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
+impl<E: Number, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
@@ -286,7 +281,7 @@ struct PackTransposed<'a, E, P> {
     operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> WithSimd for PackTransposed<'_, E, P> {
+impl<E: Number, P: Operand<E>> WithSimd for PackTransposed<'_, E, P> {
     type Output = ();
 
     #[inline(always)]
@@ -317,7 +312,7 @@ mod tests {
         product::{Full, Rounded},
     };
 
-    fn ramp<E: Real>(n: usize, step: f64) -> Vec<E> {
+    fn ramp<E: Number>(n: usize, step: f64) -> Vec<E> {
         (0..n).map(|i| E::of((i as f64 * step).sin())).collect()
     }
 
@@ -325,7 +320,7 @@ mod tests {
     const SHAPES: [[usize; 3]; 8] =
         [[1, 16, 16], [7, 32, 48], [33, 80, 64], [16, 33, 80], [5, 2064, 32], [70, 4, 144], [9, 48, 5], [17, 32, 85]];
 
-    fn products<E: Real, P: Operand<E>>([m, k, n]: [usize; 3]) -> [Vec<E>; 2] {
+    fn products<E: Number, P: Operand<E>>([m, k, n]: [usize; 3]) -> [Vec<E>; 2] {
         let (a, b) = (ramp::<E>(m * k, 0.7), ramp::<E>(k * n, 1.3));
         let mut memory = [(); 4].map(|()| vec![E::nan(); (m + 16) * (k + n + 16) + k * (n + 16)]);
         let [m0, m1, m2, m3] = &mut memory;
@@ -358,13 +353,13 @@ mod tests {
         [c, twice]
     }
 
-    fn expected<E: Real>([m, k, n]: [usize; 3], factor: impl Fn(E) -> f64) -> Vec<f64> {
+    fn expected<E: Number>([m, k, n]: [usize; 3], factor: impl Fn(E) -> f64) -> Vec<f64> {
         let (a, b) = (ramp::<E>(m * k, 0.7), ramp::<E>(k * n, 1.3));
         let sum = |i: usize, j: usize| (0..k).map(|l| factor(a[i * k + l]) * factor(b[l * n + j])).sum();
         (0..m * n).map(|at| sum(at / n, at % n)).collect()
     }
 
-    fn check<E: Real, P: Operand<E>>(factor: impl Fn(E) -> f64, tolerance: f64) {
+    fn check<E: Number, P: Operand<E>>(factor: impl Fn(E) -> f64, tolerance: f64) {
         for shape in SHAPES {
             let expected = expected::<E>(shape, &factor);
             let [c, twice] = products::<E, P>(shape);
@@ -393,7 +388,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn pairs_of_bf16_equal_rounded_factors() {
-        if super::super::pairs::available() {
+        if super::super::unit::v4().is_some() {
             check::<f32, super::super::Pairs>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
         }
     }
@@ -402,7 +397,7 @@ mod tests {
     #[test]
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn tiles_of_bf16_equal_rounded_factors() {
-        if super::super::pairs::available() {
+        if super::super::unit::v4().is_some() {
             check::<f32, super::super::tiles::emulator::Tiles>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
         }
     }

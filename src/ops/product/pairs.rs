@@ -1,28 +1,17 @@
 //! Pairs of bf16 factors in one f32's bits, multiplied by AVX512-BF16 or, where the CPU has it too, by AMX.
 
-use std::{arch::x86_64::*, marker::PhantomData, mem::transmute_copy, sync::OnceLock};
+use std::{arch::x86_64::*, marker::PhantomData, mem::transmute_copy};
 
-use half::bf16;
-use pulp::{Arch, Simd, WithSimd, x86::V4};
+use pulp::{Simd, WithSimd, x86::V4};
 
-use super::{Operand, Strided, Target, kernel::Product, kernel::Series, tiles};
-use crate::ops::simd::unit as unit_in_use;
+use super::{
+    Operand, Strided, Target,
+    kernel::{Product, Series},
+    tiles, unit,
+};
 
 /// Two factors per element: the first in the lower half.
 pub struct Pairs;
-
-/// Whether the running CPU has the instructions.
-pub fn available() -> bool {
-    unit().is_some()
-}
-
-fn unit() -> Option<V4> {
-    static UNIT: OnceLock<Option<V4>> = OnceLock::new();
-    *UNIT.get_or_init(|| match unit_in_use() {
-        Arch::V4(unit) if is_x86_feature_detected!("avx512bf16") => Some(unit),
-        _ => None,
-    })
-}
 
 /// As the vector that `S` has where it is AVX-512.
 #[inline(always)]
@@ -42,15 +31,14 @@ impl Operand<f32> for Pairs {
         unsafe fn run<W: WithSimd>(unit: V4, work: W) -> W::Output {
             work.with_simd(unit)
         }
-        let unit = unit().expect("bf16 pairs are only chosen where the CPU multiplies them");
+        let unit = unit::v4().expect("bf16 pairs are only chosen where the CPU multiplies them");
         // SAFETY: `unit` is there only where the CPU has these features.
         unsafe { run(unit, work) }
     }
 
     #[inline(always)]
     fn pack(factors: &[f32]) -> f32 {
-        let [first, second] = [0, 1].map(|i| u32::from(bf16::from_f32(factors[i]).to_bits()));
-        f32::from_bits(second << 16 | first)
+        unit::pack(factors)
     }
 
     fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {

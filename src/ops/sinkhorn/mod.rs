@@ -2,14 +2,12 @@
 
 pub mod cuda;
 
-use dfdx::prelude::*;
 use rayon::prelude::*;
 
 use super::{
     Real,
     parts::{Work, add_tree, parts},
     simd::vectorized,
-    tensor::{Matrix, Rows, Seen, to_vec},
 };
 
 /// How scores are normalised.
@@ -21,54 +19,10 @@ pub struct Sinkhorn {
     pub iterations: usize,
 }
 
-/// The device's way of [`assign`].
-pub trait SinkhornKernel<E: Dtype>: Seen<E> {
-    /// As [`assign`].
-    ///
-    /// # Errors
-    /// The device's.
-    fn assign(
-        scores: &Rows<E, Self>,
-        beside: Option<&Rows<E, Self>>,
-        settings: Sinkhorn,
-    ) -> Result<Matrix<E, Self>, Self::Err>;
-}
-
-/// The assignment [n, columns] of the samples whose scores are given, no gradient; the scores `beside` [m, columns] of other
-/// samples are normalised with them.
-///
-/// # Errors
-/// The device's, when memory runs out.
-pub fn assign<E: Dtype, D: SinkhornKernel<E>>(
-    scores: &Rows<E, D>,
-    beside: Option<&Rows<E, D>>,
-    settings: Sinkhorn,
-) -> Result<Matrix<E, D>, D::Err> {
-    D::assign(scores, beside, settings)
-}
-
-impl<E: Real> SinkhornKernel<E> for Cpu
-where
-    Cpu: Device<E, Err = CpuError>,
-{
-    fn assign(
-        scores: &Rows<E, Self>,
-        beside: Option<&Rows<E, Self>>,
-        settings: Sinkhorn,
-    ) -> Result<Matrix<E, Self>, CpuError> {
-        let (n, columns) = scores.shape();
-        let mut all = beside.map(|rows| to_vec(rows.tensor())).unwrap_or_default();
-        all.extend(to_vec(scores.tensor()));
-        sinkhorn(&mut all, columns, n, settings);
-        let own = all.split_off(all.len() - n * columns);
-        scores.device().try_tensor_from_vec(own, (n, columns))
-    }
-}
-
 /// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose
 /// columns sum to about rows / columns: exp(scores / epsilon), then columns and rows in turn (Caron et al. 2020, appendix A).
 /// The last `own` rows are those of the batch.
-fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, own: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
+pub fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, own: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
     let rows = scores.len() / columns;
     // Subtracting the maximum cancels in the first division.
     let most = scores.iter().copied().fold(E::neg_infinity(), E::max);

@@ -21,7 +21,8 @@ use self::best::{Bests, Floors};
 use super::{
     Real,
     columns::WHOLE_VECTORS,
-    gemm::{Matrix, Threads},
+    matrix::Matrix,
+    parts::Threads,
     product::{Left, Operand, Panels, Products, Start, Strided, WithOperand, elements, multiply},
 };
 

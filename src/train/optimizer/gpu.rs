@@ -9,9 +9,9 @@ use crate::{
     ops::{
         arena::Layout,
         conv2d::cuda::Math,
-        cuda::{Arg, Bridge, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
+        cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, one_each},
         normalize,
-        tensor::TensorDevice,
+        tensor::GpuTensors,
     },
     train::OptimizerConfig,
 };
@@ -47,7 +47,7 @@ const KEPT: usize = 5;
 
 /// What follows the parameters in the pass that moves them, as the kernels take it: the average, and the encoders' copies in
 /// half precision.
-fn followers<D: TensorDevice<f32> + Bridge<f32>>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
+fn followers<D: GpuTensors>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
     let (len, encoder, m) = (params.all().len(), params.encoder(), average.map_or(0.0, |average| average.momentum));
@@ -106,20 +106,9 @@ impl OptimizerGpu {
         Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
     }
 
-    /// Multiplies the features' gradient by the loss scale.
-    fn scale_features(&self, gradient: View) -> Result<(), GpuError> {
-        if self.scaled == 0 {
-            return Ok(());
-        }
-        let len = gradient.len();
-        let args = [gradient.arg(Kind::F32, len), Arg::count(len), self.state.arg()];
-        // SAFETY: the gradient has `len` values.
-        unsafe { self.gpu.launch(&SOURCE, "scale", strided(len), &args) }
-    }
-
     /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
     /// counted; what follows does so all the same.
-    fn step<D: TensorDevice<f32> + Bridge<f32>>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
+    fn step<D: GpuTensors>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
         let Update { params, gradients, batches, learning_rate, trains, average } = update;
         let len = self.layout.len();
         let gradients = gradients.view().arg(Kind::F32, len);
@@ -174,38 +163,6 @@ impl OptimizerGpu {
         }
     }
 
-    /// None in f32.
-    fn scaling(&self) -> Result<Option<Scaling>, GpuError> {
-        if self.scaled == 0 {
-            return Ok(None);
-        }
-        let state: Vec<f32> = self.state.read()?;
-        Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
-    }
-
-    /// As on the host, and the loss scaling's state in f16.
-    fn kept(&self) -> Result<Kept<f32>, GpuError> {
-        let moment = |i: usize| self.moments.get(i).map(Buffer::read).transpose();
-        let state: Vec<f32> = self.gpu.read(self.state.view().part(0..KEPT))?;
-        let steps = Some(state[4] as i64);
-        Ok(Kept { moments: [moment(0)?, moment(1)?], steps, loss_scaling: (self.scaled > 0).then_some(state) })
-    }
-
-    fn go_on_from(&mut self, kept: Kept<f32>) -> Result<(), GpuError> {
-        for (own, moment) in self.moments.iter().zip(&kept.moments) {
-            if let Some(moment) = moment {
-                self.gpu.write(own.view(), moment)?;
-            }
-        }
-        if let Some(steps) = kept.steps {
-            self.gpu.write(self.state.view().part(4..KEPT), &[steps as f32])?;
-        }
-        if let Some(scaling) = kept.loss_scaling {
-            self.gpu.write(self.state.view().part(0..KEPT), &scaling)?;
-        }
-        Ok(())
-    }
-
     /// Lays out the chunks of all tensors, unless the same ones are moved as the last time.
     fn find_chunks(&mut self, moved: Vec<bool>) -> Result<(), GpuError> {
         if self.chunks.as_ref().is_some_and(|(known, ..)| *known == moved) {
@@ -225,7 +182,7 @@ impl OptimizerGpu {
     }
 }
 
-impl<D: TensorDevice<f32> + Bridge<f32>> Optimize for OnGpu<D> {
+impl<D: GpuTensors> Optimize for OnGpu<D> {
     type Optimizer = OptimizerGpu;
 
     fn optimizer(&self, config: &OptimizerConfig, layout: &Layout, encoder: usize) -> Result<OptimizerGpu, GpuError> {
@@ -251,19 +208,46 @@ impl<D: TensorDevice<f32> + Bridge<f32>> Optimize for OnGpu<D> {
     }
 
     fn scale_features(&self, optimizer: &OptimizerGpu, g: &mut Buffer) -> Result<(), GpuError> {
-        optimizer.scale_features(g.view())
+        if optimizer.scaled == 0 {
+            return Ok(());
+        }
+        let len = g.view().len();
+        let args = [g.view().arg(Kind::F32, len), Arg::count(len), optimizer.state.arg()];
+        // SAFETY: the gradient has `len` values.
+        unsafe { self.device().launch(&SOURCE, "scale", strided(len), &args) }
     }
 
+    /// None in f32.
     fn scaling(&self, optimizer: &OptimizerGpu) -> Result<Option<Scaling>, GpuError> {
-        optimizer.scaling()
+        if optimizer.scaled == 0 {
+            return Ok(None);
+        }
+        let state: Vec<f32> = optimizer.state.read()?;
+        Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
     }
 
+    /// As on the host, and the loss scaling's state in f16.
     fn kept(&self, optimizer: &OptimizerGpu) -> Result<Kept<f32>, GpuError> {
-        optimizer.kept()
+        let moment = |i: usize| optimizer.moments.get(i).map(Buffer::read).transpose();
+        let state: Vec<f32> = self.device().read(optimizer.state.view().part(0..KEPT))?;
+        let steps = Some(state[4] as i64);
+        Ok(Kept { moments: [moment(0)?, moment(1)?], steps, loss_scaling: (optimizer.scaled > 0).then_some(state) })
     }
 
     fn go_on_from(&self, optimizer: &mut OptimizerGpu, kept: Kept<f32>) -> Result<(), GpuError> {
-        optimizer.go_on_from(kept)
+        for (own, moment) in optimizer.moments.iter().zip(&kept.moments) {
+            if let Some(moment) = moment {
+                self.device().write(own.view(), moment)?;
+            }
+        }
+        let state = optimizer.state.view();
+        if let Some(steps) = kept.steps {
+            self.device().write(state.part(4..KEPT), &[steps as f32])?;
+        }
+        if let Some(scaling) = kept.loss_scaling {
+            self.device().write(state.part(0..KEPT), &scaling)?;
+        }
+        Ok(())
     }
 }
 

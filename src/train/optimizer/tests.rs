@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     backend::{Gpu, Host, Memory},
     ops::{
-        Real,
+        Number,
         conv2d::cuda::Math,
         cuda::testing::on_every_gpu,
         golden::{Golden, assert_close, tolerance},

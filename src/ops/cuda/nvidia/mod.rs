@@ -1,27 +1,24 @@
-//! The CUDA driver, on the stream and the device that dfdx uses.
+//! The CUDA driver, on the stream of a device that others use too.
 
-mod adapter;
 mod failure;
 mod pinned;
-mod tensors;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::{CString, c_int},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::{
     driver::{CudaDevice, DriverError, result, sys},
     nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
 };
-use dfdx::prelude::{Cuda, Storage};
 
 use self::{
     failure::{explain, failed},
     pinned::Pinned,
 };
-use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, THREADS};
+use super::{Arg, Arriving, Driver, GpuError, Source, THREADS};
 
 /// A usable GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +67,11 @@ pub fn memory_in_use() -> Option<usize> {
     Some(total - free)
 }
 
-/// The device of dfdx's with the number `index`.
+/// Checks that the device with the number `index` can be used.
 ///
 /// # Errors
 /// When there is none, or it is too old.
-pub fn open(index: usize) -> Result<Cuda, GpuError> {
+pub fn check(index: usize) -> Result<(), GpuError> {
     let devices = devices()?;
     let Some(device) = devices.get(index) else {
         let there = devices.iter().map(|d| format!("cuda:{}", d.index)).collect::<Vec<_>>().join(", ");
@@ -87,26 +84,10 @@ pub fn open(index: usize) -> Result<Cuda, GpuError> {
             device.name
         )));
     }
-    Cuda::try_build(index, 0).map_err(|error| GpuError::NoDevice(format!("cuda:{index}: {error:?}")))
+    Ok(())
 }
 
-/// Our side of a dfdx device: the same one for all of a number.
-///
-/// # Errors
-/// When the device fails.
-pub fn gpu(cuda: &Cuda) -> Result<Gpu, GpuError> {
-    static GPUS: OnceLock<Mutex<HashMap<usize, Gpu>>> = OnceLock::new();
-    let ordinal = raw(cuda)?.ordinal();
-    let mut gpus = GPUS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(gpu) = gpus.get(&ordinal) {
-        return Ok(gpu.clone());
-    }
-    let gpu = Gpu::new(Nvidia::new(cuda)?);
-    gpus.insert(ordinal, gpu.clone());
-    Ok(gpu)
-}
-
-/// dfdx's device as a driver of our kernels: same context, same stream.
+/// A device as a driver of our kernels: same context, same stream.
 #[derive(Debug)]
 pub struct Nvidia {
     device: Arc<CudaDevice>,
@@ -127,12 +108,11 @@ struct Function(sys::CUfunction);
 unsafe impl Send for Function {}
 
 impl Nvidia {
-    /// The driver of dfdx's device.
+    /// The driver of a device.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn new(cuda: &Cuda) -> Result<Self, GpuError> {
-        let device = raw(cuda)?;
+    pub fn new(device: Arc<CudaDevice>) -> Result<Self, GpuError> {
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
         let _ = keep_memory(&device); // a device without it does the same, more slowly
@@ -199,13 +179,6 @@ fn keep_memory(device: &CudaDevice) -> Result<(), DriverError> {
         sys::cuDeviceGetDefaultMemPool(&mut pool, *device.cu_device()).result()?;
         sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
     }
-}
-
-/// The device below a dfdx device: dfdx keeps it to itself, but not the storage, which knows it.
-fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
-    let storage: <Cuda as Storage<f32>>::Vec =
-        cuda.try_alloc_len(1).map_err(|error| GpuError::NoDevice(format!("{error:?}")))?;
-    Ok(storage.device())
 }
 
 impl Driver for Nvidia {

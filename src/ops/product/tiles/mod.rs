@@ -13,8 +13,9 @@ use std::{
 };
 
 use super::{
-    Operand, Pairs, Start, Strided, Target,
+    Start, Strided, Target,
     kernel::{RawTarget, Series, check},
+    unit,
 };
 use crate::ops::scratch::Scratch;
 use turn::turn;
@@ -34,7 +35,7 @@ pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     // SAFETY: asked only where the CPU and the system have tiles.
     let right = || unsafe { computes_right() };
-    *AVAILABLE.get_or_init(|| cpu_has_tiles() && super::pairs::available() && may_use_tiles() && right())
+    *AVAILABLE.get_or_init(|| cpu_has_tiles() && unit::v4().is_some() && may_use_tiles() && right())
 }
 
 /// Whether tiles can do a product: they hold whole rows of sums, which are not cut into leaves.
@@ -51,7 +52,7 @@ unsafe fn computes_right() -> bool {
     let [m, k, n] = [BLOCK + 5, SIDE + 3, BLOCK + SIDE];
     let number = |i: usize, step: usize| (i * step % 7) as f32 - 3.0;
     let factors = |elements: usize, step: usize| -> Vec<f32> {
-        (0..elements).map(|i| Pairs::pack(&[number(2 * i, step), number(2 * i + 1, step)])).collect()
+        (0..elements).map(|i| unit::pack(&[number(2 * i, step), number(2 * i + 1, step)])).collect()
     };
     let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
     let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
@@ -356,7 +357,7 @@ mod tests {
 
     #[test]
     fn emulated_tiles_compute_right() {
-        if super::super::pairs::available() {
+        if unit::v4().is_some() {
             emulator::install();
             // SAFETY: what the CPU lacks is emulated.
             assert!(unsafe { computes_right() });

@@ -3,8 +3,8 @@
 pub mod cuda;
 
 use super::{
-    Real,
     lanes::{Vector, lanes},
+    number::Number,
     parts::{Work, add_tree, leaf_rows, leaves},
     simd::{dispatch, vectorized},
 };
@@ -16,7 +16,7 @@ const SUM_ROWS: usize = 256;
 const LANES: usize = 16;
 
 /// sums += the sum of the rows of x [rows, sums.len()], which are those of a batch of `parts` parts.
-pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
+pub fn add_column_sums<E: Number>(x: &[E], parts: usize, sums: &mut [E]) {
     let dim = sums.len();
     let rows = x.len() / dim;
     let within = leaves(rows / parts, SUM_ROWS);
@@ -27,7 +27,7 @@ pub fn add_column_sums<E: Real>(x: &[E], parts: usize, sums: &mut [E]) {
 }
 
 /// The sums of the rows of x, on this thread.
-pub fn column_sums<E: Real>(x: &[E], sums: &mut [E]) {
+pub fn column_sums<E: Number>(x: &[E], sums: &mut [E]) {
     let (dim, rows) = (sums.len(), x.len() / sums.len());
     if dim.is_multiple_of(WHOLE_VECTORS) {
         return dispatch(ColumnSums { terms: Values { x }, rows, sums: [sums] });
@@ -50,7 +50,7 @@ pub struct Values<'a, E> {
     pub x: &'a [E],
 }
 
-impl<E: Real> ColumnTerms<E, 1> for Values<'_, E> {
+impl<E: Number> ColumnTerms<E, 1> for Values<'_, E> {
     #[inline(always)]
     fn terms<S: Simd>(&self, simd: S, at: usize, _: usize) -> [Vector<E, S>; 1] {
         [Vector::new(simd, E::vectors::<S>(self.x)[at])]
@@ -66,7 +66,7 @@ const REGISTER_ROWS: usize = 4;
 const WIDE: usize = 64;
 
 /// What is summed over the rows of matrices [rows, columns], given as vectors: `N` terms per element.
-pub trait ColumnTerms<E: Real, const N: usize> {
+pub trait ColumnTerms<E: Number, const N: usize> {
     /// The terms of the vector at `at`, which is in the columns of vector `column`. Inline it, or it is slow.
     fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; N];
 }
@@ -80,7 +80,7 @@ pub struct ColumnSums<'a, E, T, const N: usize> {
 }
 
 #[allow(clippy::needless_range_loop, reason = "indices over a block of registers")]
-impl<E: Real, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, E, T, N> {
+impl<E: Number, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, E, T, N> {
     type Output = ();
 
     #[inline(always)]
@@ -151,7 +151,7 @@ impl<E: Real, T: ColumnTerms<E, N>, const N: usize> WithSimd for ColumnSums<'_, 
 
 /// The sum of `term(i)` over i in 0..n, in a fixed order that vectorises. To be called within [`vectorized`].
 #[inline(always)]
-pub fn sum<E: Real>(n: usize, term: impl Fn(usize) -> E) -> E {
+pub fn sum<E: Number>(n: usize, term: impl Fn(usize) -> E) -> E {
     let mut lanes = [E::zero(); LANES];
     let whole = n - n % LANES;
     let mut i = 0;

@@ -5,12 +5,7 @@
 
 pub mod cuda;
 
-use super::{
-    Real,
-    columns::sum,
-    gemm::{Matrix, Threads, gemm},
-    simd::vectorized,
-};
+use super::{Real, columns::sum, gemm::gemm, matrix::Matrix, parts::Threads, simd::vectorized};
 
 /// Shape of an attention.
 #[derive(Clone, Copy, Debug)]
