@@ -1,5 +1,6 @@
 //! Planes of samples to pixels: libjpeg's smooth upsampling and its colours, to the bit.
 
+use super::super::cmyk;
 use crate::ops::simd::vectorized;
 
 /// Samples of a component.
@@ -131,10 +132,13 @@ fn colored([a, b, c, d]: [&[u8]; 4], colors: Colors, out: &mut [[u8; 3]]) {
         Colors::Grey => out.iter_mut().zip(a.iter().map(|&grey| [grey; 3])).for_each(put),
         Colors::Rgb => out.iter_mut().zip(three).for_each(put),
         Colors::YCbCr => out.iter_mut().zip(three.map(from_ycbcr)).for_each(put),
-        Colors::Cmyk => out.iter_mut().zip(three.zip(d).map(|(inks, &black)| from_cmyk(inks, black))).for_each(put),
+        Colors::Cmyk => {
+            let inks = three.map(|[c, m, y]| [255 - c, 255 - m, 255 - y]);
+            out.iter_mut().zip(inks.zip(d).map(|(inks, &white)| cmyk::rgb(inks, 255 - white))).for_each(put);
+        }
         Colors::Ycck => {
-            let inks = three.map(|inks| from_ycbcr(inks).map(|value| 255 - value));
-            out.iter_mut().zip(inks.zip(d).map(|(inks, &black)| from_cmyk(inks, black))).for_each(put);
+            let inks = three.map(from_ycbcr);
+            out.iter_mut().zip(inks.zip(d).map(|(inks, &white)| cmyk::rgb(inks, 255 - white))).for_each(put);
         }
     }
 }
@@ -147,14 +151,4 @@ fn from_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let green = y + ((-22554 * cb - 46802 * cr + HALF) >> 16);
     let blue = y + ((116130 * cb + HALF) >> 16);
     [red.clamp(0, 255) as u8, green.clamp(0, 255) as u8, blue.clamp(0, 255) as u8]
-}
-
-/// Pillow's conversion of inverted CMYK.
-#[inline(always)]
-fn from_cmyk(inks: [u8; 3], black: u8) -> [u8; 3] {
-    let white = u32::from(black);
-    inks.map(|ink| {
-        let t = (255 - u32::from(ink)) * white + 128;
-        (white - ((t + (t >> 8)) >> 8)) as u8
-    })
 }
