@@ -1,7 +1,9 @@
 //! Encoded bytes to RGB pixels and back; the only place where images are decoded.
 
+mod cmyk;
 mod jpeg;
 mod kind;
+mod tiff;
 
 use std::{fmt, io::Cursor};
 
@@ -36,8 +38,8 @@ impl fmt::Display for Refusal {
 /// Decodes an image of any format of [`DECODED`], told by its content, to 8-bit RGB as it is to be seen.
 ///
 /// The first frame counts. The orientation of EXIF or TIFF is applied. Grey is repeated, CMYK converted; alpha is dropped and the
-/// colour below it stays, as in Pillow's `convert("RGB")` and so in torchvision. Of 16 bits the upper 8 stay, as in Pillow; floats
-/// are cut to 0..1 and scaled.
+/// colour below it stays, as in Pillow's `convert("RGB")` and so in torchvision. Of more than 8 bits the upper 8 stay, as in Pillow;
+/// floats are cut to 0..1 and scaled.
 ///
 /// Errors: a file that is none of the formats, damaged, or of more than [`MOST_PIXELS`], which no memory is taken for.
 pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
@@ -73,6 +75,7 @@ pub(super) fn verify(bytes: &[u8]) -> Result<(), Refusal> {
 fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<RgbImage, String> {
     let (image, orientation) = match format {
         ImageFormat::Jpeg => jpeg::decode(bytes, check_size)?,
+        ImageFormat::Tiff => tiff::decode(bytes, check_size)?,
         format => decode_other(format, bytes)?,
     };
     let mut image = DynamicImage::ImageRgb8(image);
@@ -89,7 +92,7 @@ fn check_size(width: u32, height: u32) -> Result<(), String> {
     }
 }
 
-/// Pixels as they are stored, and how they are to be turned, of any format but JPEG.
+/// Pixels as they are stored, and how they are to be turned, of the other formats.
 fn decode_other(format: ImageFormat, bytes: &[u8]) -> Result<(RgbImage, Orientation), String> {
     let said = |error: image::ImageError| format!("{}: {error}", name(format));
     let mut limits = Limits::no_limits();

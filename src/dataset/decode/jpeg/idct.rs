@@ -1,82 +1,91 @@
 //! The inverse cosine transform of libjpeg's slow integer method, to the bit.
 
-use std::num::Wrapping;
+use super::blocks::Block;
 
-const BITS: usize = 13;
+const BITS: u32 = 13;
 /// Bits kept beyond whole numbers between the two passes.
-const BETWEEN: usize = 2;
+const BETWEEN: u32 = 2;
 
-/// Damaged files can go beyond it; what comes of them then is their own affair.
-type Value = Wrapping<i32>;
-
-/// Eight values, transformed and rounded off by `shift` bits.
+/// Eight values for each of `LANES`, transformed and rounded off by `shift` bits; of those that come in all but the first `SOME`
+/// are 0. Damaged files can go beyond 32 bits; what comes of them then is their own affair.
 #[inline(always)]
-fn pass(v: [Value; 8], shift: usize) -> [Value; 8] {
-    let times = |value: Value, factor: i32| value * Wrapping(factor);
-    // The even part.
-    let z1 = times(v[2] + v[6], 4433);
-    let (t2, t3) = (z1 - times(v[6], 15137), z1 + times(v[2], 6270));
-    let (t0, t1) = ((v[0] + v[4]) << BITS, (v[0] - v[4]) << BITS);
-    let even = [t0 + t3, t1 + t2, t1 - t2, t0 - t3];
-    // The odd part.
-    let z5 = times(v[7] + v[3] + v[5] + v[1], 9633);
-    let (z1, z2) = (times(v[7] + v[1], -7373), times(v[5] + v[3], -20995));
-    let (z3, z4) = (times(v[7] + v[3], -16069) + z5, times(v[5] + v[1], -3196) + z5);
-    let odd = [
-        times(v[1], 12299) + z1 + z4,
-        times(v[3], 25172) + z2 + z3,
-        times(v[5], 16819) + z2 + z4,
-        times(v[7], 2446) + z1 + z3,
-    ];
-    let half = Wrapping(1 << (shift - 1));
-    let mut done = [Wrapping(0); 8];
-    for i in 0..4 {
-        done[i] = (even[i] + odd[i] + half) >> shift;
-        done[7 - i] = (even[i] - odd[i] + half) >> shift;
+fn pass<const SOME: usize, const LANES: usize>(v: &[[i32; LANES]; SOME], shift: u32) -> [[i32; LANES]; 8] {
+    let mut done = [[0; LANES]; 8];
+    for lane in 0..LANES {
+        let v = |at: usize| if at < SOME { v[at][lane] } else { 0 };
+        let sum = |a: usize, b: usize| v(a).wrapping_add(v(b));
+        let add = |a: i32, b: i32| a.wrapping_add(b);
+        let times = |value: i32, factor: i32| value.wrapping_mul(factor);
+        let half = 1 << (shift - 1);
+        // The even part, with the half for the rounding.
+        let z1 = times(sum(2, 6), 4433);
+        let (t2, t3) = (add(z1, times(v(6), -15137)), add(z1, times(v(2), 6270)));
+        let t0 = add(sum(0, 4) << BITS, half);
+        let t1 = add(v(0).wrapping_sub(v(4)) << BITS, half);
+        let even = [add(t0, t3), add(t1, t2), t1.wrapping_sub(t2), t0.wrapping_sub(t3)];
+        // The odd part.
+        let z5 = times(add(sum(7, 3), sum(5, 1)), 9633);
+        let (z1, z2) = (times(sum(7, 1), -7373), times(sum(5, 3), -20995));
+        let (z3, z4) = (add(times(sum(7, 3), -16069), z5), add(times(sum(5, 1), -3196), z5));
+        let odd = [
+            add(add(times(v(1), 12299), z1), z4),
+            add(add(times(v(3), 25172), z2), z3),
+            add(add(times(v(5), 16819), z2), z4),
+            add(add(times(v(7), 2446), z1), z3),
+        ];
+        for i in 0..4 {
+            done[i][lane] = add(even[i], odd[i]) >> shift;
+            done[7 - i][lane] = even[i].wrapping_sub(odd[i]) >> shift;
+        }
     }
     done
 }
 
-/// All columns of a block at once; the result is turned, so that the next pass has its rows as columns.
+/// Both passes over a block with nothing but zeros right of and below its first `SOME` columns and rows.
 #[inline(always)]
-fn columns(v: &[[Value; 8]; 8], shift: usize) -> [[Value; 8]; 8] {
-    let mut done = [[Wrapping(0); 8]; 8];
-    for x in 0..8 {
-        let column = pass([v[0][x], v[1][x], v[2][x], v[3][x], v[4][x], v[5][x], v[6][x], v[7][x]], shift);
-        for y in 0..8 {
-            done[y][x] = column[y];
+fn both<const SOME: usize>(coefficients: &Block, quantizers: &Block) -> [[u8; 8]; 8] {
+    let mut values = [[0; SOME]; SOME];
+    for (y, row) in values.iter_mut().enumerate() {
+        for (x, value) in row.iter_mut().enumerate() {
+            *value = i32::from(coefficients[8 * y + x].wrapping_mul(quantizers[8 * y + x]));
         }
     }
-    let mut turned = [[Wrapping(0); 8]; 8];
-    for y in 0..8 {
-        for x in 0..8 {
-            turned[x][y] = done[y][x];
+    let columns = pass(&values, BITS - BETWEEN);
+    let mut turned = [[0; 8]; SOME];
+    for (x, row) in turned.iter_mut().enumerate() {
+        for (y, value) in row.iter_mut().enumerate() {
+            *value = columns[y][x];
         }
     }
-    turned
+    let rows = pass(&turned, BITS + BETWEEN + 3);
+    // Turned as bytes, of which a register holds them all.
+    let mut bytes = [[0; 8]; 8];
+    for (row, bytes) in rows.iter().zip(&mut bytes) {
+        for (value, byte) in row.iter().zip(bytes) {
+            *byte = value.wrapping_add(128).clamp(0, 255) as u8;
+        }
+    }
+    let mut samples = [[0; 8]; 8];
+    for (y, row) in samples.iter_mut().enumerate() {
+        for (x, sample) in row.iter_mut().enumerate() {
+            *sample = bytes[x][y];
+        }
+    }
+    samples
 }
 
 /// Samples of a block, row by row: `coefficients`, each multiplied by its place in `quantizers`.
 #[inline(always)]
-pub fn block(coefficients: &[i16; 64], quantizers: &[u16; 64]) -> [[u8; 8]; 8] {
-    let sample = |value: Value| (value.0.wrapping_add(128)).clamp(0, 255) as u8;
-    let value = |at: usize| Wrapping(i32::from(coefficients[at])) * Wrapping(i32::from(quantizers[at]));
-    if coefficients[1..].iter().fold(0, |any, &c| any | c) == 0 {
-        // Both passes together, where there is one value alone.
-        return [[sample((value(0) + Wrapping(4)) >> 3); 8]; 8];
+pub fn block(coefficients: &Block, quantizers: &Block) -> [[u8; 8]; 8] {
+    let any = |places: &[i16]| places.iter().fold(0, |any, &value| any | value) != 0;
+    if any(&coefficients[1..]) {
+        let right = coefficients[..32].chunks_exact(8).fold(0, |any, row| any | row[4] | row[5] | row[6] | row[7]);
+        return match right != 0 || any(&coefficients[32..]) {
+            true => both::<8>(coefficients, quantizers),
+            false => both::<4>(coefficients, quantizers),
+        };
     }
-    let mut values = [[Wrapping(0); 8]; 8];
-    for (y, row) in values.iter_mut().enumerate() {
-        for (x, found) in row.iter_mut().enumerate() {
-            *found = value(8 * y + x);
-        }
-    }
-    let values = columns(&columns(&values, BITS - BETWEEN), BITS + BETWEEN + 3);
-    let mut samples = [[0; 8]; 8];
-    for y in 0..8 {
-        for x in 0..8 {
-            samples[y][x] = sample(values[y][x]);
-        }
-    }
-    samples
+    // Both passes together, where there is one value alone.
+    let value = i32::from(coefficients[0].wrapping_mul(quantizers[0]));
+    [[(((value + 4) >> 3) + 128).clamp(0, 255) as u8; 8]; 8]
 }

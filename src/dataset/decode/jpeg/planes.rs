@@ -1,5 +1,6 @@
 //! Planes of samples to pixels: libjpeg's smooth upsampling and its colours, to the bit.
 
+use super::super::cmyk;
 use crate::ops::simd::vectorized;
 
 /// Samples of a component.
@@ -7,6 +8,11 @@ use crate::ops::simd::vectorized;
 pub struct Plane {
     pub width: usize,
     pub height: usize,
+    /// From a row to the next; what is beyond `width` is not looked at.
+    pub stride: usize,
+    /// How many pixels share a sample in each direction.
+    pub across: usize,
+    pub down: usize,
     pub samples: Vec<u8>,
 }
 
@@ -22,46 +28,38 @@ pub enum Colors {
 }
 
 impl Plane {
+    #[inline(always)]
     fn row(&self, y: usize) -> &[u8] {
-        &self.samples[self.width * y..self.width * (y + 1)]
+        &self.samples[self.stride * y..][..self.width]
     }
 
-    /// The plane at `h` times its width and `v` times its height, cut to the image's size.
+    /// The samples of a row of pixels, put into `line` where they are not at hand. `sums` is for values between.
     ///
     /// Doubled sides are interpolated (3/4 of the nearer sample, 1/4 of the farther one), with libjpeg's alternating rounding;
     /// others are repeated, and so are planes of 2 columns and less.
-    pub fn enlarged(self, h: usize, v: usize, width: usize, height: usize) -> Plane {
-        if (h, v) == (1, 1) && (self.width, self.height) == (width, height) {
-            return self;
-        }
-        let smooth = h == 2 && self.width > 2 && v <= 2 || h == 1 && v == 2;
-        let mut samples = vec![0; width * height];
-        // A row of sums with its outermost values once more at either end.
-        let mut sums = vec![0u16; self.width + 2];
-        for (y, out) in samples.chunks_exact_mut(width).enumerate() {
-            let row = self.row((y / v).min(self.height - 1));
-            if !smooth {
-                for (x, out) in out.iter_mut().enumerate() {
-                    *out = row[(x / h).min(self.width - 1)];
-                }
-                continue;
+    #[inline(always)]
+    fn line<'a>(&'a self, y: usize, sums: &mut Vec<u16>, line: &'a mut [u8]) -> &'a [u8] {
+        let row = self.row(y / self.down);
+        // The row that is second nearest; at an edge the row itself.
+        let upper = y.is_multiple_of(2);
+        let other = || match upper {
+            true => self.row((y / 2).saturating_sub(1)),
+            false => self.row((y / 2 + 1).min(self.height - 1)),
+        };
+        match (self.across, self.down) {
+            (1, 1) => return row,
+            (1, 2) => mix(row, other(), if upper { 1 } else { 2 }, line),
+            (2, 1) if self.width > 2 => stretch(row.iter().map(|&value| value.into()), sums, 2, [1, 2], line),
+            (2, 2) if self.width > 2 => {
+                stretch(row.iter().zip(other()).map(|(&a, &b)| sum(a, b)), sums, 4, [8, 7], line);
             }
-            // The row that is second nearest; at an edge the row itself.
-            let upper = y % 2 == 0;
-            let other = match upper {
-                true => self.row((y / v).saturating_sub(1)),
-                false => self.row((y / v + 1).min(self.height - 1)),
-            };
-            vectorized(
-                #[inline(always)]
-                || match (h, v) {
-                    (1, _) => mix(row, other, if upper { 1 } else { 2 }, out),
-                    (_, 1) => stretch(row.iter().map(|&value| value.into()), &mut sums, 2, [1, 2], out),
-                    _ => stretch(row.iter().zip(other).map(|(&a, &b)| sum(a, b)), &mut sums, 4, [8, 7], out),
-                },
-            );
+            (across, _) => {
+                for (line, &sample) in line.chunks_mut(across).zip(row) {
+                    line.fill(sample);
+                }
+            }
         }
-        Plane { width, height, samples }
+        line
     }
 }
 
@@ -80,70 +78,77 @@ fn mix(row: &[u8], other: &[u8], bias: u16, out: &mut [u8]) {
 }
 
 /// Doubles a row of values: `shift` bits are rounded off after adding a bias, one for the left and one for the right of the two
-/// samples of a value. `sums` has room for the values and one more at either end.
+/// samples of a value. `sums` becomes the values with the outermost ones once more at either end.
 #[inline(always)]
-fn stretch(values: impl Iterator<Item = u16>, sums: &mut [u16], shift: u32, bias: [u16; 2], out: &mut [u8]) {
-    let last = sums.len() - 1;
+fn stretch(
+    values: impl ExactSizeIterator<Item = u16>,
+    sums: &mut Vec<u16>,
+    shift: u32,
+    bias: [u16; 2],
+    out: &mut [u8],
+) {
+    let last = values.len() + 1;
+    sums.resize(last + 1, 0);
     for (sum, value) in sums[1..last].iter_mut().zip(values) {
         *sum = value;
     }
     (sums[0], sums[last]) = (sums[1], sums[last - 1]);
     let mixed = |near: u16, far: u16, bias: u16| ((3 * near + far + bias) >> shift) as u8;
-    let mut pairs = out.chunks_exact_mut(2);
-    for (pair, sums) in (&mut pairs).zip(sums.windows(3)) {
-        pair.copy_from_slice(&[mixed(sums[1], sums[0], bias[0]), mixed(sums[1], sums[2], bias[1])]);
+    let (pairs, odd) = out.as_chunks_mut();
+    for (((pair, &before), &near), &after) in pairs.iter_mut().zip(&sums[..]).zip(&sums[1..]).zip(&sums[2..]) {
+        *pair = [mixed(near, before, bias[0]), mixed(near, after, bias[1])];
     }
-    if let [odd] = pairs.into_remainder() {
+    if let [odd] = odd {
         *odd = mixed(sums[last - 1], sums[last - 2], bias[0]);
     }
 }
 
-/// RGB of planes of one size.
-pub fn rgb(planes: &[Plane], colors: Colors) -> Vec<u8> {
-    let mut out = vec![0; 3 * planes[0].samples.len()];
-    let [first, others @ ..] = planes else { return out };
-    let mut pixels = out.chunks_exact_mut(3);
-    match (colors, others) {
-        (Colors::YCbCr, [cb, cr]) => vectorized(
-            #[inline(always)]
-            || {
-                let samples = first.samples.iter().zip(&cb.samples).zip(&cr.samples);
-                for (pixel, ((&y, &cb), &cr)) in pixels.zip(samples) {
-                    pixel.copy_from_slice(&from_ycbcr(y, cb, cr));
+/// RGB of an image of this size and these components.
+pub fn rgb(planes: &[Plane], colors: Colors, width: usize, height: usize) -> Vec<u8> {
+    let mut out = vec![0; 3 * width * height];
+    let mut lines = vec![vec![0; width]; planes.len()];
+    let mut sums = Vec::new();
+    vectorized(
+        #[inline(always)]
+        || {
+            for (y, out) in out.chunks_exact_mut(3 * width).enumerate() {
+                let mut rows = [&[][..]; 4];
+                for ((row, plane), line) in rows.iter_mut().zip(planes).zip(&mut lines) {
+                    *row = plane.line(y, &mut sums, line);
                 }
-            },
-        ),
-        _ => {
-            for (i, pixel) in (&mut pixels).enumerate() {
-                let at = |plane: usize| planes[plane].samples[i];
-                pixel.copy_from_slice(&match colors {
-                    Colors::Grey => [at(0); 3],
-                    Colors::Rgb => [at(0), at(1), at(2)],
-                    Colors::YCbCr => from_ycbcr(at(0), at(1), at(2)),
-                    Colors::Cmyk => from_cmyk([at(0), at(1), at(2)], at(3)),
-                    Colors::Ycck => from_cmyk(from_ycbcr(at(0), at(1), at(2)).map(|v| 255 - v), at(3)),
-                });
+                colored(rows.map(|row| &row[..row.len().min(width)]), colors, out.as_chunks_mut().0);
             }
-        }
-    }
+        },
+    );
     out
 }
 
+/// One row of pixels from those of its components.
 #[inline(always)]
-fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
-    let (y, cb, cr) = (y as i32, cb as i32 - 128, cr as i32 - 128);
+fn colored([a, b, c, d]: [&[u8]; 4], colors: Colors, out: &mut [[u8; 3]]) {
+    let three = a.iter().zip(b).zip(c).map(|((&a, &b), &c)| [a, b, c]);
+    let put = |(pixel, color): (&mut [u8; 3], [u8; 3])| *pixel = color;
+    match colors {
+        Colors::Grey => out.iter_mut().zip(a.iter().map(|&grey| [grey; 3])).for_each(put),
+        Colors::Rgb => out.iter_mut().zip(three).for_each(put),
+        Colors::YCbCr => out.iter_mut().zip(three.map(from_ycbcr)).for_each(put),
+        Colors::Cmyk => {
+            let inks = three.map(|[c, m, y]| [255 - c, 255 - m, 255 - y]);
+            out.iter_mut().zip(inks.zip(d).map(|(inks, &white)| cmyk::rgb(inks, 255 - white))).for_each(put);
+        }
+        Colors::Ycck => {
+            let inks = three.map(from_ycbcr);
+            out.iter_mut().zip(inks.zip(d).map(|(inks, &white)| cmyk::rgb(inks, 255 - white))).for_each(put);
+        }
+    }
+}
+
+#[inline(always)]
+fn from_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
     const HALF: i32 = 1 << 15;
     let red = y + ((91881 * cr + HALF) >> 16);
     let green = y + ((-22554 * cb - 46802 * cr + HALF) >> 16);
     let blue = y + ((116130 * cb + HALF) >> 16);
-    [red, green, blue].map(|v| v.clamp(0, 255) as u8)
-}
-
-/// Pillow's conversion of inverted CMYK.
-fn from_cmyk(inks: [u8; 3], black: u8) -> [u8; 3] {
-    let white = black as u32;
-    inks.map(|ink| {
-        let t = (255 - ink as u32) * white + 128;
-        (white - ((t + (t >> 8)) >> 8)) as u8
-    })
+    [red.clamp(0, 255) as u8, green.clamp(0, 255) as u8, blue.clamp(0, 255) as u8]
 }

@@ -1,5 +1,7 @@
 //! The codes that a JPEG without tables of its own means, as frames of Motion JPEG are (annex K of the standard).
 
+use std::sync::OnceLock;
+
 use super::huffman::Codes;
 
 const FIRST_LUMA_COUNTS: [u8; 16] = [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -26,11 +28,14 @@ const CHROMA: [u8; 162] = [
     234, 242, 243, 244, 245, 246, 247, 248, 249, 250,
 ];
 
-/// By kind (first coefficient, others) and number, as a frame begins.
-pub fn tables() -> [[Option<Codes>; 4]; 2] {
-    let codes = |counts, values| Codes::new(counts, values).ok();
-    [
-        [codes(&FIRST_LUMA_COUNTS, &FIRST), codes(&FIRST_CHROMA_COUNTS, &FIRST), None, None],
-        [codes(&LUMA_COUNTS, &LUMA), codes(&CHROMA_COUNTS, &CHROMA), None, None],
-    ]
+/// By kind (first coefficient, others) and number: luma, chroma.
+pub fn codes() -> &'static [[Codes; 2]; 2] {
+    static CODES: OnceLock<[[Codes; 2]; 2]> = OnceLock::new();
+    CODES.get_or_init(|| {
+        let codes = |counts, symbols| Codes::new(counts, symbols).expect("as many symbols as codes");
+        [
+            [codes(&FIRST_LUMA_COUNTS, &FIRST), codes(&FIRST_CHROMA_COUNTS, &FIRST)],
+            [codes(&LUMA_COUNTS, &LUMA), codes(&CHROMA_COUNTS, &CHROMA)],
+        ]
+    })
 }

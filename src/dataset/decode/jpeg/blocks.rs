@@ -1,0 +1,158 @@
+//! Coefficients of single blocks, out of the bits of a scan.
+
+use super::huffman::{Bits, Codes, Damage};
+
+/// Coefficients of a block, row by row.
+pub type Block = [i16; 64];
+
+/// Place in a block, row by row, of the n-th coefficient of a scan.
+pub const ZIGZAG: [usize; 64] = [
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
+    28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
+    47, 55, 62, 63,
+];
+
+/// A scan's part of the coefficients.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan {
+    /// First and last coefficient.
+    pub from: usize,
+    pub to: usize,
+    /// Bit from which on values were sent before, 0 if never, and the bit down to which they are sent now.
+    pub before: u8,
+    pub now: u8,
+}
+
+/// The difference of a first coefficient from the one before it.
+#[inline(always)]
+fn step(bits: &mut Bits, codes: &Codes) -> Result<i32, Damage> {
+    // Its symbols are sizes alone; a larger one would be of more than 15 bits.
+    match bits.value(codes)? {
+        (0, _, step) => Ok(step),
+        _ => Err(Damage),
+    }
+}
+
+/// Reads all of a block at once. `last` is the component's last first coefficient.
+#[inline(always)]
+pub fn read_whole(
+    bits: &mut Bits,
+    first: &Codes,
+    others: &Codes,
+    last: &mut i32,
+    block: &mut Block,
+) -> Result<(), Damage> {
+    *block = [0; 64];
+    *last = last.wrapping_add(step(bits, first)?);
+    block[0] = *last as i16;
+    let mut place = 1;
+    while place < 64 {
+        let (zeros, size, value) = bits.value(others)?;
+        if size == 0 {
+            if zeros < 15 {
+                break;
+            }
+            place += 16;
+            continue;
+        }
+        place += zeros;
+        block[*ZIGZAG.get(place).ok_or(Damage)?] = value as i16;
+        place += 1;
+    }
+    bits.check()
+}
+
+/// Reads a scan's part of one block of a progressive image. `ended` is the number of blocks to come that have nothing more.
+pub fn read_part(
+    scan: &Scan,
+    bits: &mut Bits,
+    first: &Codes,
+    others: &Codes,
+    last: &mut i32,
+    ended: &mut u32,
+    block: &mut Block,
+) -> Result<(), Damage> {
+    match (scan.from, scan.before) {
+        (0, 0) => {
+            *last = last.wrapping_add(step(bits, first)?);
+            block[0] = (*last << scan.now) as i16;
+        }
+        (0, _) => block[0] |= i16::from(bits.bit()) << scan.now,
+        (_, 0) => begin(scan, bits, others, ended, block)?,
+        _ => refine(scan, bits, others, ended, block)?,
+    }
+    bits.check()
+}
+
+/// The upper bits of the values of a block.
+fn begin(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &mut Block) -> Result<(), Damage> {
+    if *ended > 0 {
+        *ended -= 1;
+        return Ok(());
+    }
+    let mut place = scan.from;
+    while place <= scan.to {
+        let (zeros, size, value) = bits.value(codes)?;
+        if size == 0 {
+            if zeros < 15 {
+                *ended = (1 << zeros) - 1 + bits.number(zeros as u8);
+                break;
+            }
+            place += 16;
+            continue;
+        }
+        place += zeros;
+        block[*ZIGZAG.get(place).ok_or(Damage)?] = (value << scan.now) as i16;
+        place += 1;
+    }
+    Ok(())
+}
+
+/// One more bit of the values of a block, and values that are new.
+fn refine(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &mut Block) -> Result<(), Damage> {
+    let one = 1i16 << scan.now;
+    let more = |bits: &mut Bits, value: &mut i16| {
+        if bits.bit() && *value & one == 0 {
+            *value = value.wrapping_add(if *value >= 0 { one } else { -one });
+        }
+    };
+    let mut place = scan.from;
+    if *ended == 0 {
+        while place <= scan.to {
+            let symbol = bits.symbol(codes)?;
+            let (mut zeros, size) = (symbol >> 4, symbol & 15);
+            let mut new = 0;
+            match size {
+                0 if zeros < 15 => {
+                    *ended = (1 << zeros) + bits.number(zeros);
+                    break;
+                }
+                0 => {}
+                1 => new = if bits.bit() { one } else { -one },
+                _ => return Err(Damage),
+            }
+            // Over `zeros` places without a value yet; those with one on the way get their bit.
+            while place <= scan.to {
+                let value = &mut block[ZIGZAG[place]];
+                place += 1;
+                if *value != 0 {
+                    more(bits, value);
+                } else if zeros == 0 {
+                    *value = new;
+                    break;
+                } else {
+                    zeros -= 1;
+                }
+            }
+        }
+    }
+    if *ended > 0 {
+        for &at in &ZIGZAG[place..=scan.to] {
+            if block[at] != 0 {
+                more(bits, &mut block[at]);
+            }
+        }
+        *ended -= 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! The scans of a JPEG, one after another, into the planes of its components.
+
+use super::{
+    blocks::{Block, Scan, ZIGZAG, read_part, read_whole},
+    header::{Announced, HEADER, Header, next_segment},
+    huffman::{Bits, Codes, Damage},
+    idct,
+    planes::{Plane, rgb},
+    standard,
+};
+use crate::ops::simd::vectorized;
+
+/// A component while scans fill it.
+struct Component {
+    /// Blocks of a unit in either direction.
+    h: usize,
+    v: usize,
+    /// Blocks that hold samples, in either direction.
+    blocks: (usize, usize),
+    /// Blocks of a row with those that fill the last unit up.
+    stride: usize,
+    /// Of a progressive image all blocks, as scans refine each other; of others those of one row of units.
+    coefficients: Vec<Block>,
+    /// Its table when its first scan began; None before.
+    quantizers: Option<Block>,
+    /// Whether a scan has sent other coefficients than the first.
+    begun: bool,
+    /// Without samples where they are not asked for.
+    plane: Plane,
+}
+
+/// What markers between scans change.
+#[derive(Default)]
+struct Tables {
+    quantizers: [Option<Block>; 4],
+    /// By kind (first coefficient, others) and number.
+    codes: [[Option<Codes>; 4]; 2],
+    /// Units between restart markers; 0 without.
+    restart: usize,
+}
+
+/// A component's part in a scan.
+struct Part<'a> {
+    component: &'a mut Component,
+    first: &'a Codes,
+    others: &'a Codes,
+    /// Blocks of a unit in either direction.
+    h: usize,
+    v: usize,
+    /// Its last first coefficient.
+    last: i32,
+}
+
+/// RGB of a whole image.
+///
+/// Errors: a short reason for people.
+pub fn decode(bytes: &[u8], header: &Header) -> Result<Vec<u8>, String> {
+    let mut components = read(bytes, header, true)?;
+    if header.progressive {
+        for component in &mut components {
+            vectorized(
+                #[inline(always)]
+                || component.transform(0, component.blocks.1),
+            );
+        }
+    }
+    let planes: Vec<_> = components.into_iter().map(|component| component.plane).collect();
+    Ok(rgb(&planes, header.colors(), header.width, header.height))
+}
+
+/// Whether the image data are whole; takes about as long as the reading of codes in any decoder.
+///
+/// Errors: as of [`decode`].
+pub fn verify(bytes: &[u8], header: &Header) -> Result<(), String> {
+    read(bytes, header, false).map(drop)
+}
+
+/// Reads all scans, and gives the components their samples if they are wanted and the image is not progressive.
+fn read(bytes: &[u8], header: &Header, wanted: bool) -> Result<Vec<Component>, String> {
+    let (most_h, most_v) = header.most();
+    let units = (header.width.div_ceil(8 * most_h), header.height.div_ceil(8 * most_v));
+    let component = |c: &Announced| {
+        let (width, height) = ((header.width * c.h).div_ceil(most_h), (header.height * c.v).div_ceil(most_v));
+        let blocks = (width.div_ceil(8), height.div_ceil(8));
+        let (across, down, stride) = (most_h / c.h, most_v / c.v, units.0 * c.h);
+        let samples = vec![0; if wanted { 64 * stride * blocks.1 } else { 0 }];
+        Component {
+            h: c.h,
+            v: c.v,
+            blocks,
+            stride,
+            coefficients: vec![[0; 64]; stride * c.v * if header.progressive { units.1 } else { 1 }],
+            quantizers: None,
+            begun: false,
+            plane: Plane { width, height, stride: 8 * stride, across, down, samples },
+        }
+    };
+    let mut components: Vec<_> = header.components.iter().map(component).collect();
+    let mut tables = Tables::default();
+    let mut at = 2;
+    loop {
+        let (marker, end, segment) = next_segment(bytes, at)?;
+        at = end;
+        match marker {
+            0xd9 => break,
+            0xdb => tables.set_quantizers(segment)?,
+            0xc4 => tables.set_codes(segment)?,
+            0xdd => match segment {
+                [high, low] => tables.restart = u16::from_be_bytes([*high, *low]) as usize,
+                _ => return Err(HEADER.into()),
+            },
+            0xda => at = read_scan(header, &tables, segment, Bits::new(bytes, at), units, &mut components)?,
+            _ => {}
+        }
+    }
+    // A progressive file may end after any of its scans; a baseline one has to hold every component.
+    if !header.progressive && components.iter().any(|component| component.quantizers.is_none()) {
+        return Err(Damage.into());
+    }
+    Ok(components)
+}
+
+impl Component {
+    /// Gives `rows` rows of blocks from `top` on their samples; the coefficients are those of the first of them and on.
+    #[inline(always)]
+    fn transform(&mut self, top: usize, rows: usize) {
+        let (stride, quantizers) = (self.plane.stride, self.quantizers.unwrap_or([0; 64]));
+        let samples = self.plane.samples.chunks_exact_mut(8 * stride).skip(top).take(rows);
+        for (samples, blocks) in samples.zip(self.coefficients.chunks_exact(self.stride)) {
+            for (x, coefficients) in blocks[..self.blocks.0].iter().enumerate() {
+                let block = idct::block(coefficients, &quantizers);
+                for (row, eight) in samples.chunks_exact_mut(stride).zip(block) {
+                    row[8 * x..8 * x + 8].copy_from_slice(&eight);
+                }
+            }
+        }
+    }
+}
+
+impl Tables {
+    fn set_quantizers(&mut self, mut segment: &[u8]) -> Result<(), String> {
+        while let [head, rest @ ..] = segment {
+            let wide = (head >> 4 != 0) as usize + 1;
+            let (values, after) = rest.split_at_checked(64 * wide).ok_or(HEADER)?;
+            let mut table = [0; 64];
+            for (value, &place) in values.chunks_exact(wide).zip(&ZIGZAG) {
+                table[place] = value.iter().fold(0, |sum, &byte| sum << 8 | i16::from(byte));
+            }
+            *self.quantizers.get_mut((head & 15) as usize).ok_or(HEADER)? = Some(table);
+            segment = after;
+        }
+        Ok(())
+    }
+
+    fn set_codes(&mut self, mut segment: &[u8]) -> Result<(), String> {
+        while let [head, rest @ ..] = segment {
+            let (counts, rest) = rest.split_first_chunk::<16>().ok_or(HEADER)?;
+            let total = counts.iter().map(|&count| count as usize).sum();
+            let (symbols, after) = rest.split_at_checked(total).ok_or(HEADER)?;
+            let table = self.codes.get_mut((head >> 4) as usize).and_then(|kind| kind.get_mut((head & 15) as usize));
+            *table.ok_or(HEADER)? = Some(Codes::new(counts, symbols)?);
+            segment = after;
+        }
+        Ok(())
+    }
+
+    /// Codes of a kind and number; where none were sent, those of the standard. If they are not `needed`, any will do.
+    fn codes(&self, kind: usize, number: u8, needed: bool) -> Result<&Codes, String> {
+        let number = if needed { usize::from(number) } else { 0 };
+        let sent = self.codes[kind].get(number).and_then(Option::as_ref);
+        Ok(sent.or(standard::codes()[kind].get(number)).ok_or(HEADER)?)
+    }
+}
+
+/// Reads the entropy data of a scan into the coefficients, and of a baseline one into samples; returns where they end.
+fn read_scan(
+    header: &Header,
+    tables: &Tables,
+    segment: &[u8],
+    mut bits: Bits,
+    units: (usize, usize),
+    components: &mut [Component],
+) -> Result<usize, String> {
+    let (&count, rest) = segment.split_first().ok_or(HEADER)?;
+    let (selectors, rest) = rest.split_at_checked(2 * count as usize).ok_or(HEADER)?;
+    let &[from, to, low] = rest else { return Err(HEADER.into()) };
+    let scan = match header.progressive {
+        true => Scan { from: from as usize, to: to as usize, before: low >> 4, now: low & 15 },
+        false => Scan { from: 0, to: 63, before: 0, now: 0 },
+    };
+    let split = scan.from > 0 && count > 1 || scan.from == 0 && scan.to > 0 && header.progressive;
+    if scan.from > scan.to || scan.to > 63 || split || scan.now > 13 {
+        return Err(HEADER.into());
+    }
+    let alone = count == 1;
+    // Each component is in a scan at most once.
+    let mut left: Vec<_> = components.iter_mut().map(Some).collect();
+    let mut parts = Vec::new();
+    for selector in selectors.chunks_exact(2) {
+        let index = header.components.iter().position(|c| c.id == selector[0]).ok_or(HEADER)?;
+        let component = left[index].take().ok_or(HEADER)?;
+        if component.quantizers.is_none() {
+            component.quantizers = Some(tables.quantizers[header.components[index].table].ok_or(HEADER)?);
+        }
+        let (h, v) = if alone { (1, 1) } else { (component.h, component.v) };
+        let first = tables.codes(0, selector[1] >> 4, scan.from == 0 && scan.before == 0)?;
+        let others = tables.codes(1, selector[1] & 15, scan.to > 0)?;
+        parts.push(Part { component, first, others, h, v, last: 0 });
+    }
+    let units = match &parts[..] {
+        [part] => part.component.blocks,
+        [] => return Err(HEADER.into()),
+        _ => units,
+    };
+    let read = match header.progressive {
+        true => read_parts(&scan, &mut bits, tables.restart, units, &mut parts),
+        false => vectorized(
+            #[inline(always)]
+            || read_wholes(&mut bits, tables.restart, units, &mut parts),
+        ),
+    };
+    match read {
+        // It refines what an earlier scan sent, which was left out of the file: libjpeg goes on as well.
+        Err(_) if scan.from > 0 && scan.before > 0 && !parts[0].component.begun => return Ok(bits.at()),
+        read => read?,
+    }
+    for part in parts {
+        part.component.begun |= scan.to > 0 && scan.before == 0;
+    }
+    Ok(bits.at())
+}
+
+/// Goes beyond a restart marker before the unit of this number, if there has to be one.
+#[inline(always)]
+fn restarted(bits: &mut Bits, restart: usize, unit: usize, parts: &mut [Part]) -> Result<bool, Damage> {
+    if restart == 0 || unit == 0 || !unit.is_multiple_of(restart) {
+        return Ok(false);
+    }
+    bits.restart((unit / restart - 1) as u32)?;
+    parts.iter_mut().for_each(|part| part.last = 0);
+    Ok(true)
+}
+
+/// A scan of whole blocks; each row of units becomes samples when it is read.
+#[inline(always)]
+fn read_wholes(
+    bits: &mut Bits,
+    restart: usize,
+    (across, down): (usize, usize),
+    parts: &mut [Part],
+) -> Result<(), Damage> {
+    for y in 0..down {
+        for x in 0..across {
+            restarted(bits, restart, y * across + x, parts)?;
+            for part in &mut *parts {
+                for row in 0..part.v {
+                    let place = row * part.component.stride + x * part.h;
+                    for block in &mut part.component.coefficients[place..place + part.h] {
+                        read_whole(bits, part.first, part.others, &mut part.last, block)?;
+                    }
+                }
+            }
+        }
+        for part in &mut *parts {
+            part.component.transform(y * part.v, part.v);
+        }
+    }
+    Ok(())
+}
+
+/// A scan of parts of blocks.
+fn read_parts(
+    scan: &Scan,
+    bits: &mut Bits,
+    restart: usize,
+    (across, down): (usize, usize),
+    parts: &mut [Part],
+) -> Result<(), Damage> {
+    let mut ended = 0;
+    for unit in 0..across * down {
+        if restarted(bits, restart, unit, parts)? {
+            ended = 0;
+        }
+        let (x, y) = (unit % across, unit / across);
+        for part in &mut *parts {
+            for row in y * part.v..(y + 1) * part.v {
+                let place = row * part.component.stride + x * part.h;
+                for block in &mut part.component.coefficients[place..place + part.h] {
+                    read_part(scan, bits, part.first, part.others, &mut part.last, &mut ended, block)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
