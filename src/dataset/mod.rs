@@ -20,6 +20,7 @@ mod table;
 mod webdataset;
 
 pub use config::*;
+pub use decode::Stored;
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;

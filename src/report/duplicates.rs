@@ -1,4 +1,4 @@
-//! Images of a run's data that are in both splits or in two classes, by their names.
+//! Images that are in a run's data twice, by their names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,20 +22,42 @@ pub struct Twice {
     pub places: [Image; 2],
 }
 
+impl Twice {
+    /// Whether a test image is a training image.
+    pub fn is_in_both_splits(&self) -> bool {
+        let [again, first] = &self.places;
+        again.split != first.split
+    }
+
+    /// Whether one image has two labels.
+    pub fn is_in_two_classes(&self) -> bool {
+        let [again, first] = &self.places;
+        again.class.is_some() && first.class.is_some() && again.class != first.class
+    }
+
+    /// Whether it casts doubt on scores.
+    pub fn matters(&self) -> bool {
+        self.is_in_both_splits() || self.is_in_two_classes()
+    }
+}
+
 /// An image by its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub split: String,
+    /// Its number within the split.
+    pub sample: i64,
     /// Its path in the data, or its number.
     pub name: String,
     pub class: Option<String>,
 }
 
-/// A side of the table `duplicates`.
-struct Place {
-    split: String,
-    id: i64,
-    label: Option<i64>,
+/// An image by its numbers.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub split: String,
+    pub id: i64,
+    pub label: Option<i64>,
 }
 
 /// What the data artifact lists, but for images that are there twice in one split and class.
@@ -43,8 +65,17 @@ struct Place {
 /// # Errors
 /// When its tables cannot be read.
 pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
+    let mut found = exact(data)?;
+    found.retain(Twice::matters);
+    Ok(found)
+}
+
+/// All that the data artifact lists: each image that was there before byte for byte, and where it was first.
+///
+/// # Errors
+/// When its tables cannot be read.
+pub fn exact(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
     let table = Table::read(data, "duplicates")?;
-    let classes = Table::read(data, "classes")?.texts("name")?;
     let side = |prefix: &str| -> anyhow::Result<Vec<Place>> {
         let ids = table.integers(&format!("{prefix}sample_id"))?.into_iter().flatten();
         let splits = table.texts(&format!("{prefix}split"))?.into_iter().zip(ids);
@@ -52,12 +83,17 @@ pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
         Ok(splits.zip(labels).map(|((split, id), label)| Place { split, id, label }).collect())
     };
     let pairs = side("")?.into_iter().zip(side("first_")?);
-    let matters = |(again, first): &(Place, Place)| {
-        again.split != first.split || (again.label.is_some() && first.label.is_some() && again.label != first.label)
-    };
-    let pairs: Vec<_> = pairs.filter(matters).collect();
+    named(data, &pairs.map(|(again, first)| [again, first]).collect::<Vec<_>>())
+}
+
+/// Pairs of images of a data artifact, by their names.
+///
+/// # Errors
+/// When its tables cannot be read.
+pub fn named(data: &Artifact, pairs: &[[Place; 2]]) -> anyhow::Result<Vec<Twice>> {
+    let classes = Table::read(data, "classes")?.texts("name")?;
     let mut wanted = BTreeMap::<&str, BTreeSet<i64>>::new();
-    for place in pairs.iter().flat_map(|(again, first)| [again, first]) {
+    for place in pairs.iter().flatten() {
         wanted.entry(&place.split).or_default().insert(place.id);
     }
     let mut paths = BTreeMap::new();
@@ -68,9 +104,9 @@ pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
         let path = paths.get(place.split.as_str()).and_then(|paths| paths.get(&place.id)).cloned();
         let class = place.label.and_then(|label| classes.get(usize::try_from(label).ok()?));
         let name = path.unwrap_or_else(|| format!("sample {}", place.id));
-        Image { split: place.split.clone(), name, class: class.cloned() }
+        Image { split: place.split.clone(), sample: place.id, name, class: class.cloned() }
     };
-    Ok(pairs.iter().map(|(again, first)| Twice { places: [named(again), named(first)] }).collect())
+    Ok(pairs.iter().map(|places| Twice { places: places.each_ref().map(named) }).collect())
 }
 
 /// Paths of some images of a split, where they have any; the images themselves are not read.

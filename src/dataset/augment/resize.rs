@@ -26,3 +26,11 @@ pub(super) fn crop_resize(
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
     resizer.resize_typed(&part, &mut target, &options).expect(FITS);
 }
+
+/// `width` x `height` interleaved RGB pixels of the whole of `image`, whatever its shape.
+pub fn shrink(image: &RgbImage, width: u32, height: u32) -> Vec<u8> {
+    let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
+    let mut out = Vec::new();
+    crop_resize(image, whole, (width, height), &mut Resizer::new(), &mut out);
+    out
+}

@@ -142,6 +142,11 @@ impl<'a> Header<'a> {
         (most(|c| c.h), most(|c| c.v))
     }
 
+    /// Number of colour components.
+    pub fn channels(&self) -> usize {
+        self.components.len()
+    }
+
     /// Whether it is of the kinds that the fast decoder gets right: all components in the first scan, whole samples for the first
     /// of them, and for the others of colour those of 4:4:4, 4:2:2 or 4:2:0.
     pub fn is_usual(&self) -> bool {

@@ -40,6 +40,11 @@ pub fn verify(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> R
     careful::verify(bytes, &header)
 }
 
+/// Number of colour components; None of a file whose markers cannot be read.
+pub fn channels(bytes: &[u8]) -> Option<usize> {
+    careful::Header::of(bytes).ok().map(|header| header.channels())
+}
+
 /// RGB by the fast decoder, which is told to fill nothing in; None where it finds fault.
 fn fast(bytes: &[u8], width: usize, height: usize) -> Option<Vec<u8>> {
     let options = DecoderOptions::default()
