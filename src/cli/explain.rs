@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, show};
+use super::{Global, plan, show};
 use crate::{
     artifact::{Environment, Store},
     plan::{
@@ -172,7 +172,7 @@ impl Told {
             text += &format!("; {kept}");
         }
         if let Some(step) = stage.resumes_after {
-            text += &format!("; goes on after step {step}");
+            text += &format!("; goes on after {} {step}", plan::unit(stage.stage));
         }
         match (&stage.compared, &self.against) {
             (None, None) => text += "; no artifact yet",

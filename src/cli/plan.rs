@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Global, changes::Changes};
 use crate::{
     artifact::{Key, Store},
-    plan::{Against, Planned, Planner},
+    plan::{Against, Planned, Planner, Stage},
     run::Reporter,
     spec::Point,
     stage::Interrupt,
@@ -91,6 +91,11 @@ fn status(planned: &Planned) -> &'static str {
     if planned.is_cached() { "cached" } else { "pending" }
 }
 
+/// What an unfinished stage counts.
+pub fn unit(stage: Stage) -> &'static str {
+    if stage == Stage::Data { "image" } else { "step" }
+}
+
 fn stages_json(stages: &[Planned]) -> Value {
     let stage = |planned: &Planned| {
         json!({
@@ -117,7 +122,9 @@ fn to_json(plans: &[Plan]) -> Value {
 fn lines(stages: &[Planned]) -> String {
     let line = |planned: &Planned| {
         let key = planned.key.as_ref().map_or("-", |key| key.short());
-        let resumes = planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"));
+        let resumes = planned
+            .resumes_after
+            .map_or(String::new(), |step| format!("; goes on after {} {step}", unit(planned.stage)));
         format!("{:<18} {:<8} {key:<9} {}{resumes}\n", planned.stage.name(), status(planned), planned.reason())
     };
     stages.iter().map(line).collect()

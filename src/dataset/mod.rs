@@ -24,7 +24,7 @@ pub use decode::Stored;
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;
-pub use sample::{LeftOut, ReadSummary, Sample, Skipped, SplitName};
+pub use sample::{Item, LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
 #[cfg(test)]
 use source::count;
