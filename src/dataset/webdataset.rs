@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Endings of archives within a folder.
-const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
+pub const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
 /// Larger members are no images.
 const MOST_BYTES: u64 = 1 << 31;
 /// Members that belong to an image and are no images, by their ending; JSON may hold the label.
