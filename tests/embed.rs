@@ -219,12 +219,34 @@ fn what_cannot_be_read_is_named_or_left_out() {
         ("--data abcdef01 -o x.parquet", "no file, folder or data artifact is called `abcdef01`"),
         ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format there is"),
         ("--data out.parquet -o out.parquet --overwrite", "the images are in it; name another file to write"),
-        ("--data photos --split test -o x.parquet", "--split goes with a spec or a data artifact"),
+        ("--data photos --split test -o x.parquet", "--split goes with a spec, a data artifact, or a folder of tables"),
         ("--data tiny.yaml --on-error skip -o x.parquet", "go with files and folders, not with a spec"),
     ] {
         let said = scratch.run(&format!("embed tiny {args}"));
         assert!(said.code == 1 && said.stderr.contains(expected), "{args}: {}", said.stderr);
     }
+}
+
+#[test]
+fn a_hubs_folder_is_known_by_its_content_and_asks_for_the_split() {
+    let scratch = Scratch::new();
+    let run = scratch.json("run tiny.yaml --json --set epochs=1");
+    // The shards of a data artifact are Parquet in the hub's schema.
+    let shards = scratch.path(&format!("runs/store/data/{}", key(&run, "data")));
+    scratch.write("hub/README.md", "---\nlicense: mit\n---\n");
+    fs::create_dir(scratch.path("hub/data")).expect("a folder");
+    for split in ["train", "test"] {
+        let file = scratch.path(&format!("hub/data/{split}-00000-of-00001.parquet"));
+        fs::copy(shards.join(format!("{split}-00000.parquet")), file).expect("a copy");
+    }
+    let said = scratch.run("embed tiny --data hub -o out.parquet");
+    let expected =
+        "`hub` holds several splits by the names in it: train, test; --split train or --split test names one of them";
+    assert!(said.code == 1 && said.stderr.contains(expected), "{}", said.stderr);
+    let embedded = |split: &str| {
+        counts(&scratch.json(&format!("embed tiny --data hub --split {split} -o {split}.parquet --json")))[0]
+    };
+    assert_eq!((embedded("train"), embedded("test")), (96, 40));
 }
 
 #[test]

@@ -133,6 +133,41 @@ fn a_comparison_lays_curves_of_all_methods_over_each_other() {
 }
 
 #[test]
+fn the_page_of_a_data_set_works_in_a_browser() {
+    let scratch = Scratch::new();
+    let hostile = "<img src=x onerror=alert(1)>";
+    for (split, count) in [("train", 5u8), ("test", 2)] {
+        for i in 0..count {
+            for class in ["cat", hostile] {
+                // The test images of one class are training images.
+                let shift = if class == "cat" { i } else { 40 + 7 * i + split.len() as u8 };
+                let pixel = |x: u32, y: u32| (x * x * (3 + shift as u32) / 7 + y * (5 + 2 * shift as u32)) as u8;
+                let image = image::RgbImage::from_fn(48, 40, |x, y| image::Rgb([pixel(x, y), pixel(y, x), shift]));
+                let path = scratch.path(&format!("{split}/{class}/{i}.png"));
+                std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+                image.save(path).expect("a picture");
+            }
+        }
+    }
+    let data = "data: {format: image_folder, train: train, test: test}";
+    let spec = common::TINY.lines().map(|line| if line.starts_with("data:") { data } else { line });
+    scratch.write("photos.yaml", spec.collect::<Vec<_>>().join("\n"));
+    let finished = scratch.run("data photos.yaml -o data.html");
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    if without_browser() {
+        return;
+    }
+    let (found, dom) = browse(&scratch.path("data.html"), DESKTOP, false);
+    assert_eq!((&found["errors"], &found["unnamed"]), (&json!([]), &json!(0)));
+    assert!(dom.contains("<title>tiny · snclr data") && !dom.contains("[object"));
+    assert_eq!((&found["gallery"], &found["sheets"]), (&json!(10), &json!([true, true, true])));
+    assert!(found["twice"].as_u64() >= Some(2), "{found}");
+    let (phone, _) = browse(&scratch.path("data.html"), PHONE, false);
+    assert_eq!(phone["errors"], json!([]));
+    assert!(phone["width"][0].as_u64() <= phone["width"][1].as_u64(), "{}", phone["width"]);
+}
+
+#[test]
 fn a_run_that_is_not_there_is_an_error() {
     let scratch = Scratch::new();
     let finished = scratch.run("report tiny.yaml");

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,7 +11,7 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::properties::WriterProperties;
 
 use super::{
-    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, manifest,
+    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, hash, manifest,
     table::{self, TableFile},
 };
 use crate::tables::Table;
@@ -63,6 +63,37 @@ impl ArtifactWriter {
         let path = self.staging.join(format!("{name}.parquet"));
         let file = TableFile::create(path.clone(), schema, properties)?;
         Ok(TableWriter { writer: self, file: Some(file), path, name: name.to_owned(), kind })
+    }
+
+    /// What is known of a table that is finished.
+    pub fn entry(&self, name: &str) -> Option<&FileEntry> {
+        self.files.iter().find(|file| file.name == name)
+    }
+
+    /// Makes a finished table a file of `dir` too, which outlives an artifact that is never committed. It takes no room.
+    ///
+    /// # Errors
+    /// When there is no such table, or the file system has no hard links.
+    pub fn keep(&self, name: &str, dir: &Path) -> anyhow::Result<()> {
+        let entry = self.entry(name).with_context(|| format!("table {name:?} is not finished"))?;
+        atomic::create_dir(dir)?;
+        let (from, to) = (self.staging.join(entry.file()), dir.join(entry.file()));
+        let _ = fs::remove_file(&to);
+        fs::hard_link(&from, &to).with_context(|| format!("linking {} to {}", from.display(), to.display()))
+    }
+
+    /// Takes a table that an earlier attempt has kept in `dir`, if it is still what it was.
+    ///
+    /// # Errors
+    /// When it is not, or cannot be read.
+    pub fn adopt(&mut self, entry: FileEntry, dir: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(self.entry(&entry.name).is_none(), "table {:?} is written twice", entry.name);
+        let (from, to) = (dir.join(entry.file()), self.staging.join(entry.file()));
+        let sha256 = hash::file(&from, |_| ()).with_context(|| format!("reading {}", from.display()))?;
+        anyhow::ensure!(sha256 == entry.sha256, "{}: does not match its hash", from.display());
+        fs::hard_link(&from, &to).with_context(|| format!("linking {} to {}", from.display(), to.display()))?;
+        self.files.push(entry);
+        Ok(())
     }
 
     /// Stage and key.

@@ -54,7 +54,6 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
         })
     });
     let checks = audit.checks.iter().map(|check| json!({ "check": check.what, "problem": check.problem }));
-    let image = |image: &Image| json!({ "split": image.split.as_str(), "image": image.name, "class": image.class });
     json!({
         "run": run,
         "ok": audit.holds(),
@@ -64,6 +63,11 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
         "data": audit.notes,
         "duplicates": audit.duplicates.iter().map(|twice| twice.places.each_ref().map(image)).collect::<Vec<_>>(),
     })
+}
+
+/// An image by its names.
+pub fn image(image: &Image) -> serde_json::Value {
+    json!({ "split": image.split.as_str(), "image": image.name, "class": image.class })
 }
 
 fn to_text(run: &str, audit: &Audit) -> String {
@@ -88,7 +92,7 @@ fn to_text(run: &str, audit: &Audit) -> String {
     for note in &audit.notes {
         text += &format!("warning data: {note}\n");
     }
-    for Twice { places: [again, first] } in audit.duplicates.iter().take(NAMED) {
+    for Twice { places: [again, first], .. } in audit.duplicates.iter().take(NAMED) {
         text += &format!("        {} is {}\n", shown(again), shown(first));
     }
     if audit.duplicates.len() > NAMED {
@@ -97,7 +101,8 @@ fn to_text(run: &str, audit: &Audit) -> String {
     text
 }
 
-fn shown(image: &Image) -> String {
+/// The same, for people.
+pub fn shown(image: &Image) -> String {
     let class = image.class.as_ref().map_or_else(String::new, |class| format!(" ({class})"));
     format!("{} {}{class}", image.split, image.name)
 }

@@ -5,6 +5,7 @@ pub mod bench;
 mod changes;
 pub mod compare;
 pub mod completions;
+pub mod data;
 pub mod diff;
 pub mod doctor;
 pub mod embed;
@@ -24,6 +25,7 @@ pub mod tensorboard;
 pub mod validate;
 mod values;
 pub mod verify;
+pub mod views;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -99,6 +101,10 @@ pub enum Command {
     Validate(validate::Args),
     /// Print the JSON Schema of specs
     Schema(schema::Args),
+    /// Show what is in the data of a spec before training: counts, sizes, classes, duplicates
+    Data(data::Args),
+    /// Write a contact sheet of the views that training would make
+    Views(views::Args),
     /// Compare runs: what differs between their specs, and their scores
     Compare(compare::Args),
     /// Write an HTML report of a run, or a comparison of several
@@ -144,6 +150,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Runs(args) => runs::run(args, &global),
         Command::Validate(args) => validate::run(args),
         Command::Schema(args) => schema::run(args),
+        Command::Data(args) => data::run(args, &global),
+        Command::Views(args) => views::run(args, &global),
         Command::Compare(args) => compare::run(args, &global),
         Command::Report(args) => report::run(args, &global),
         Command::Tensorboard(args) => tensorboard::run(args, &global),

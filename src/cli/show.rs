@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     artifact::{RunRecord, Store},
-    plan::Planned,
+    plan::{Planned, Stage},
     report::{self, audit::Scores, grid::difference},
     run::{How, StageOutcome, Verbosity},
 };
@@ -39,9 +39,10 @@ pub fn to_do(pending: usize, stages: usize) -> String {
     }
 }
 
-/// The step that a pending stage goes on from, if there is one, behind what else is said of it.
+/// The step or image that a pending stage goes on from, if there is one, behind what else is said of it.
 pub fn resumes(planned: &Planned) -> String {
-    planned.resumes_after.map_or(String::new(), |step| format!("; goes on after step {step}"))
+    let unit = if planned.stage == Stage::Data { "image" } else { "step" };
+    planned.resumes_after.map_or(String::new(), |last| format!("; goes on after {unit} {last}"))
 }
 
 /// Top-1 scores of evaluations beside their controls, in percent. The weights that training started from, and what was gained over

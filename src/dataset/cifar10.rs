@@ -62,7 +62,7 @@ pub(super) fn read(
         let label = bytes[0] as usize;
         if label >= CLASSES.len() {
             let reason = format!("label {label} is not in 0..{}", CLASSES.len());
-            return Err(Skipped { name: name(), kind: "wrong label", reason });
+            return Err(Skipped { name: name(), kind: "wrong label".into(), reason });
         }
         let mut pixels = vec![0; 3 * PLANE];
         for (i, pixel) in pixels.chunks_exact_mut(3).enumerate() {
@@ -72,7 +72,7 @@ pub(super) fn read(
         }
         match encode_png(&pixels, SIDE as u32, SIDE as u32, ExtendedColorType::Rgb8) {
             Ok(bytes) => Ok(Sample { bytes, path: None, label: Some(label as i64) }),
-            Err(reason) => Err(Skipped { name: name(), kind: "pixels", reason }),
+            Err(reason) => Err(Skipped { name: name(), kind: "pixels".into(), reason }),
         }
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;

@@ -28,6 +28,9 @@ pub enum DataError {
     /// A pattern that fits nothing.
     #[error("data.{split}: no file or folder fits `{}`", pattern.display())]
     NoMatch { split: SplitName, pattern: PathBuf },
+    /// Braces that stand for more paths than anybody has.
+    #[error("data.{split}: the braces in `{}` stand for more than {most} paths; name the folder instead", path.display())]
+    TooManyPaths { split: SplitName, path: PathBuf, most: usize },
     /// Tables without any row.
     #[error("data.{split}: `{}` has no rows", path.display())]
     NoRows { split: SplitName, path: PathBuf },

@@ -160,7 +160,9 @@ pub(super) fn read(config: &IdxConfig, split: SplitName, base: &Path, sink: &mut
         ExtendedColorType::L8,
     ) {
         Ok(bytes) => Ok(Sample { bytes, path: None, label: labels.as_ref().map(|l| l[number as usize] as i64) }),
-        Err(reason) => Err(Skipped { name: format!("{} image {number}", path.display()), kind: "pixels", reason }),
+        Err(reason) => {
+            Err(Skipped { name: format!("{} image {number}", path.display()), kind: "pixels".into(), reason })
+        }
     };
     let summary = ingest(split, OnError::Fail, items, work, sink)?;
     let classes = labels.as_ref().and_then(|labels| labels.iter().max()).map_or(0, |&most| most as usize + 1);

@@ -93,7 +93,9 @@ pub(super) fn read(
             .map_err(|error| Refusal { kind: "unreadable", reason: why_unreadable(&found.path, &error) });
         match bytes.and_then(|bytes| verify(&bytes).map(|_| bytes)) {
             Ok(bytes) => Ok(Sample { bytes, path: Some(found.name), label: found.label }),
-            Err(Refusal { kind, reason }) => Err(Skipped { name: found.path.display().to_string(), kind, reason }),
+            Err(Refusal { kind, reason }) => {
+                Err(Skipped { name: found.path.display().to_string(), kind: kind.into(), reason })
+            }
         }
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;
@@ -386,7 +388,8 @@ mod tests {
         put(dir, "train/cat/Makefile", b"all: nothing");
         let (samples, summary) = all(&config(dir, OnError::Skip), SplitName::Train).unwrap();
         assert_eq!(samples.len(), 3 + 5);
-        let [Skipped { kind: "HEIC", reason, .. }] = &summary.skipped[..] else { panic!("{summary:?}") };
+        let [Skipped { kind, reason, .. }] = &summary.skipped[..] else { panic!("{summary:?}") };
+        assert_eq!(kind, "HEIC");
         assert!(reason.starts_with("HEIC, which is not decoded: convert it"), "{reason}");
         let left_out: Vec<_> = summary.left_out.iter().map(|left| (left.kind.as_str(), left.files)).collect();
         assert_eq!(left_out, [("*.txt", 1), ("without an ending", 1)]);
@@ -495,7 +498,7 @@ mod tests {
         let (samples, summary) = all(&of(&files, OnError::Skip), SplitName::Train).unwrap();
         let names: Vec<_> = samples.iter().map(|s| (s.path.as_deref().unwrap(), s.label)).collect();
         assert_eq!(names, [(files[0].to_str().unwrap(), None), ("2/2.png", None)]);
-        assert_eq!((summary.skipped.len(), summary.skipped[0].kind), (1, "no image"));
+        assert_eq!((summary.skipped.len(), &*summary.skipped[0].kind), (1, "no image"));
         let mixed = of(&[files[0].clone(), dir.path().join("test")], OnError::Fail);
         assert!(
             error(&mixed, SplitName::Train, dir.path()).starts_with("`DIR/train/dog/b.JPG` lies beside class folders")
@@ -534,7 +537,7 @@ mod tests {
         assert_eq!(lines[1], format!("  `DIR/train/cat/3.png`: it is of an unknown format, and not {DECODED}"));
         assert!(lines[2].starts_with("  `DIR/train/cat/4.webp`: WebP: "), "{broken}");
         let (samples, summary) = all(&config(dir, OnError::Skip), SplitName::Train).unwrap();
-        let kinds: Vec<_> = summary.skipped.iter().map(|skipped| skipped.kind).collect();
+        let kinds: Vec<_> = summary.skipped.iter().map(|skipped| &*skipped.kind).collect();
         assert_eq!((samples.len(), &kinds[..]), (3, &["no image", "WebP"][..]));
         assert_eq!(summary.left_out, [LeftOut { kind: "*.txt".into(), files: 1 }]);
         assert!(summary.skipped[1].name.ends_with("cat/4.webp"), "{summary:?}");

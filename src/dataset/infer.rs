@@ -8,10 +8,16 @@ use std::{
 };
 
 use super::{
-    DataConfig, FilesConfig, IdxConfig, OnError, Paths, TableConfig,
+    DataConfig, DataError, FilesConfig, IdxConfig, OnError, Paths, SplitName, TableConfig,
     image_folder::is_image,
+    layout::{self, Named},
     paths::{name_of, unreadable},
+    table::Container,
+    webdataset,
 };
+
+/// Folders within folders in which a format is looked for.
+const DEEPEST: usize = 4;
 
 /// Formats that paths alone describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +74,42 @@ impl FileFormat {
         Ok(found.ok_or_else(nothing)?.0)
     }
 
+    /// The splits that the names below folders of tables and archives say, where they say several; a folder of these.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn splits(self, paths: &[PathBuf]) -> Result<Option<(PathBuf, Vec<String>)>, DataError> {
+        let Some(endings) = self.endings() else { return Ok(None) };
+        for path in paths.iter().filter(|path| path.is_dir()) {
+            let said = layout::splits(path, endings)?;
+            if !said.is_empty() {
+                return Ok(Some((path.clone(), said.iter().map(Named::to_string).collect())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The files of a split below such folders; a validation split serves as test split where there is no other.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn files(self, paths: &[PathBuf], split: SplitName) -> Result<Vec<PathBuf>, DataError> {
+        match self.endings() {
+            Some(endings) => Ok(layout::find(paths.to_vec(), split, endings)?.paths),
+            None => Ok(paths.to_vec()),
+        }
+    }
+
+    /// Endings of tables and archives.
+    fn endings(self) -> Option<&'static [&'static str]> {
+        match self {
+            FileFormat::Parquet => Some(Container::Parquet.endings()),
+            FileFormat::Arrow => Some(Container::Arrow.endings()),
+            FileFormat::Webdataset => Some(&webdataset::ENDINGS),
+            _ => None,
+        }
+    }
+
     /// `paths` as a training split; `labels` is the label file of IDX images.
     ///
     /// # Errors
@@ -102,27 +144,61 @@ fn table(train: Paths, on_error: OnError) -> TableConfig {
     TableConfig { train, test: None, image_column: None, label_column: None, on_error }
 }
 
+/// By the files in a folder; where there are none of a known format, by those below it: a hub's repository keeps its tables in
+/// folders, as classes are kept.
 fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
-    let (mut images, mut batches) = (false, false);
-    let mut others = BTreeSet::new();
+    let unclear = |found| Err(UnclearData::Format { path: path.to_owned(), found }.into());
+    let (mut found, folders) = formats_in(path, false)?;
+    let has_folders = !folders.is_empty();
+    if found.is_empty() {
+        found = formats_below(folders, DEEPEST)?;
+    }
+    match found.len() {
+        // Classes without an image in them are still classes: reading them says what they lack.
+        0 if has_folders => Ok(FileFormat::ImageFolder),
+        0 => unclear("neither images, folders, *.parquet, *.arrow, *.tar nor data_batch_*.bin are in it"),
+        1 => Ok(found.pop_first().unwrap_or(FileFormat::ImageFolder)),
+        _ => unclear("files of several formats are in it"),
+    }
+}
+
+/// Formats of the files in a folder, and the folders in it; what is hidden does not count. `first` is enough where the folder is
+/// one of many.
+fn formats_in(path: &Path, first: bool) -> Result<(BTreeSet<FileFormat>, Vec<PathBuf>), DataError> {
+    let (mut found, mut folders) = (BTreeSet::new(), Vec::new());
     for entry in fs::read_dir(path).map_err(unreadable(path))? {
         let entry = entry.map_err(unreadable(path))?.path();
         let name = name_of(&entry);
         if name.starts_with('.') {
             continue;
         }
-        images |= entry.is_dir() || is_image(&entry);
-        others.extend(of_ending(&name));
-        batches |= name.starts_with("data_batch") && name.ends_with(".bin");
+        if entry.is_dir() {
+            folders.push(entry);
+            continue;
+        }
+        let is_batch = name.starts_with("data_batch") && name.ends_with(".bin");
+        found.extend(of_ending(&name).or(is_batch.then_some(FileFormat::Cifar10)));
+        if !found.contains(&FileFormat::ImageFolder) && is_image(&entry) {
+            found.insert(FileFormat::ImageFolder);
+        }
+        if first && !found.is_empty() {
+            break;
+        }
     }
-    let unclear = |found| Err(UnclearData::Format { path: path.to_owned(), found }.into());
-    others.extend(batches.then_some(FileFormat::Cifar10));
-    others.extend(images.then_some(FileFormat::ImageFolder));
-    match others.len() {
-        0 => unclear("neither images, folders, *.parquet, *.arrow, *.tar nor data_batch_*.bin are in it"),
-        1 => Ok(others.pop_first().unwrap_or(FileFormat::ImageFolder)),
-        _ => unclear("files of several formats are in it"),
+    Ok((found, folders))
+}
+
+/// Formats of the first file of a known format in each of the folders, or else below it.
+fn formats_below(folders: Vec<PathBuf>, depth: usize) -> Result<BTreeSet<FileFormat>, DataError> {
+    let mut all = BTreeSet::new();
+    for folder in folders {
+        let (found, below) = formats_in(&folder, true)?;
+        match found.is_empty() && depth > 1 {
+            true => all.extend(formats_below(below, depth - 1)?),
+            false => all.extend(found),
+        }
     }
+    Ok(all)
 }
 
 /// The format of tables and archives with this name.
@@ -204,6 +280,42 @@ mod tests {
         for (path, format) in cases {
             assert_eq!(FileFormat::infer(std::slice::from_ref(&path)).unwrap(), format, "{}", path.display());
         }
+    }
+
+    #[test]
+    fn a_hubs_folder_is_known_by_what_lies_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        for name in [
+            "hub/README.md",
+            "hub/data/train-00000-of-00001.parquet",
+            "hub/data/test-00000-of-00001.parquet",
+            "flat/train-0.parquet",
+            "flat/validation-0.parquet",
+            "flat/extra/notes.txt",
+            "deep/plain_text/train/0.arrow",
+            "deep/plain_text/test/0.arrow",
+            "one/data/0.tar",
+            "classes/cat/a.png",
+        ] {
+            put(dir, name, b"");
+        }
+        let splits = |name: &str| {
+            let paths = [dir.join(name)];
+            let format = FileFormat::infer(&paths).unwrap();
+            (format, format.splits(&paths).unwrap().map_or(String::new(), |(_, names)| names.join(" ")))
+        };
+        assert_eq!(splits("hub"), (FileFormat::Parquet, "train test".into()));
+        assert_eq!(splits("flat"), (FileFormat::Parquet, "train validation".into()));
+        assert_eq!(splits("deep"), (FileFormat::Arrow, "train test".into()));
+        assert_eq!(splits("one"), (FileFormat::Webdataset, String::new()));
+        assert_eq!(splits("classes"), (FileFormat::ImageFolder, String::new()));
+        let files = FileFormat::Parquet.files(&[dir.join("flat")], SplitName::Test).unwrap();
+        assert_eq!(files, [dir.join("flat/validation-0.parquet")]);
+        put(dir, "mixed/a/0.parquet", b"");
+        put(dir, "mixed/b/0.png", b"");
+        let error = FileFormat::infer(&[dir.join("mixed")]).unwrap_err().to_string();
+        assert!(error.ends_with("mixed`: files of several formats are in it; --format names it"), "{error}");
     }
 
     #[test]

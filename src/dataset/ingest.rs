@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{DataError, OnError, ReadSummary, Sample, Skipped, SplitName};
+use super::{DataError, Item, OnError, ReadSummary, Sample, Skipped, SplitName};
 
 /// A chunk ends at whichever comes first; together they bound memory whatever the size of the images.
 const CHUNK_ITEMS: usize = 1024;
@@ -11,8 +11,12 @@ const CHUNK_BYTES: u64 = 32 << 20;
 /// Failures that are named one by one.
 const NAMED: usize = 10;
 
-/// What `read` hands samples to.
-pub(super) type Sink<'a> = dyn FnMut(Sample) -> anyhow::Result<()> + 'a;
+/// What `read` hands the items of a source to, in their order.
+pub(super) struct Sink<'a> {
+    /// Items at the beginning that are not looked at: an earlier reading has handed them on.
+    pub from: u64,
+    pub take: &'a mut dyn FnMut(Item) -> anyhow::Result<()>,
+}
 
 /// Passes what `work` makes of each item to `sink`, in the order of the items.
 ///
@@ -29,6 +33,9 @@ pub(super) fn ingest<T: Send>(
     let mut items = items.into_iter();
     let mut summary = ReadSummary::default();
     let mut passed = 0u64;
+    for item in items.by_ref().take(usize::try_from(sink.from)?) {
+        item?;
+    }
     loop {
         let (mut chunk, mut bytes) = (Vec::new(), 0);
         while chunk.len() < CHUNK_ITEMS && bytes < CHUNK_BYTES {
@@ -47,16 +54,21 @@ pub(super) fn ingest<T: Send>(
                 Ok(_) if on_error == OnError::Fail && !summary.skipped.is_empty() => {}
                 Ok(sample) => {
                     passed += 1;
-                    sink(sample)?;
+                    (sink.take)(Item::Sample(sample))?;
                 }
-                Err(skipped) => summary.skipped.push(skipped),
+                Err(skipped) => {
+                    if on_error == OnError::Skip {
+                        (sink.take)(Item::Skipped(&skipped))?;
+                    }
+                    summary.skipped.push(skipped);
+                }
             }
         }
     }
     if on_error == OnError::Fail {
         failures(split, &summary.skipped)?;
     }
-    match (passed, summary.skipped.first()) {
+    match (passed + sink.from, summary.skipped.first()) {
         (0, None) => Err(DataError::NoImages { split }.into()),
         (0, Some(Skipped { name, reason, .. })) => {
             let (name, reason) = (name.clone(), reason.clone());
@@ -84,16 +96,41 @@ mod tests {
     use super::*;
 
     fn run(count: u64, on_error: OnError, bad: impl Fn(u64) -> bool + Sync) -> anyhow::Result<(Vec<i64>, ReadSummary)> {
+        run_from(0, count, on_error, bad)
+    }
+
+    fn run_from(
+        from: u64,
+        count: u64,
+        on_error: OnError,
+        bad: impl Fn(u64) -> bool + Sync,
+    ) -> anyhow::Result<(Vec<i64>, ReadSummary)> {
         let mut labels = Vec::new();
         let work = |i: u64| match bad(i) {
-            true => Err(Skipped { name: format!("image {i}"), kind: "JPEG", reason: "odd".into() }),
+            true => Err(Skipped { name: format!("image {i}"), kind: "JPEG".into(), reason: "odd".into() }),
             false => Ok(Sample { bytes: vec![], path: None, label: Some(i as i64) }),
         };
-        let summary = ingest(SplitName::Train, on_error, (0..count).map(|i| Ok((1, i))), work, &mut |sample| {
-            labels.push(sample.label.unwrap());
+        let mut take = |item: Item| {
+            if let Item::Sample(sample) = item {
+                labels.push(sample.label.unwrap());
+            }
             Ok(())
-        })?;
+        };
+        let mut sink = Sink { from, take: &mut take };
+        let summary = ingest(SplitName::Train, on_error, (0..count).map(|i| Ok((1, i))), work, &mut sink)?;
         Ok((labels, summary))
+    }
+
+    #[test]
+    fn what_an_earlier_reading_handed_on_is_not_looked_at() {
+        let bad = |i| {
+            assert!(i >= 1500, "{i} was looked at");
+            i % 1000 == 7
+        };
+        let (labels, summary) = run_from(1500, 3000, OnError::Skip, bad).unwrap();
+        assert_eq!(labels, (1500..3000).filter(|i| i % 1000 != 7).collect::<Vec<_>>());
+        assert_eq!(summary.skipped.len(), 1);
+        assert_eq!(run_from(3000, 3000, OnError::Fail, bad).unwrap(), (vec![], ReadSummary::default()));
     }
 
     #[test]
@@ -129,11 +166,13 @@ mod tests {
     fn an_error_of_the_sink_ends_the_reading() {
         let mut seen = 0;
         let work = |_| Ok(Sample { bytes: vec![], path: None, label: None });
-        let result = ingest(SplitName::Test, OnError::Fail, (0..5000).map(|i| Ok((1, i))), work, &mut |_| {
+        let mut take = |_: Item| {
             seen += 1;
             anyhow::ensure!(seen < 10, "stop");
             Ok(())
-        });
+        };
+        let mut sink = Sink { from: 0, take: &mut take };
+        let result = ingest(SplitName::Test, OnError::Fail, (0..5000).map(|i| Ok((1, i))), work, &mut sink);
         assert_eq!((result.unwrap_err().to_string().as_str(), seen), ("stop", 10));
     }
 }

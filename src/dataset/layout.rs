@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,16 @@ pub struct Files {
     pub paths: Vec<PathBuf>,
     /// What to tell of files that were left out.
     pub note: Option<String>,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Named::Train => "train",
+            Named::Test => "test",
+            Named::Validation => "validation",
+        })
+    }
 }
 
 impl Named {
@@ -64,6 +74,31 @@ pub fn find(paths: Vec<PathBuf>, split: SplitName, endings: &[&'static str]) -> 
         found.paths.extend(files);
     }
     Ok(found)
+}
+
+/// The splits that names of files and folders below `path` say, where they say several.
+///
+/// Errors: a folder that cannot be read.
+pub fn splits(path: &Path, endings: &[&'static str]) -> Result<BTreeSet<Named>, DataError> {
+    let seeker = Seeker { root: path, split: SplitName::Train, endings };
+    let mut dir = path.to_owned();
+    loop {
+        let (files, folders) = seeker.list(&dir)?;
+        let mut all = files;
+        if all.is_empty() {
+            for folder in folders {
+                if seeker.any(&folder)? {
+                    all.push(folder);
+                }
+            }
+        }
+        let said: BTreeSet<_> = all.iter().filter_map(|path| Named::within(&last(path))).collect();
+        match &all[..] {
+            _ if said.len() > 1 => return Ok(said),
+            [only] if only.is_dir() => dir.clone_from(only),
+            _ => return Ok(BTreeSet::new()),
+        }
+    }
 }
 
 struct Seeker<'a> {

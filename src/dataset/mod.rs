@@ -20,10 +20,11 @@ mod table;
 mod webdataset;
 
 pub use config::*;
+pub use decode::Stored;
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;
-pub use sample::{LeftOut, ReadSummary, Sample, Skipped, SplitName};
+pub use sample::{Item, LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
 #[cfg(test)]
 use source::count;

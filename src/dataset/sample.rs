@@ -1,8 +1,9 @@
 //! What a source yields: encoded images with labels, and what was left out.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 use super::decode::decode;
 
@@ -67,19 +68,27 @@ impl Sample {
     }
 }
 
+/// What has become of an item of a source.
+#[derive(Debug)]
+pub enum Item<'a> {
+    Sample(Sample),
+    /// It is left out (`on_error: skip`).
+    Skipped(&'a Skipped),
+}
+
 /// An image that was left out, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// File, or file and row.
     pub name: String,
     /// What the file is, to count by: `JPEG`, `HEIC`, `no image`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// What is wrong with it.
     pub reason: String,
 }
 
 /// Files of a folder that are no images.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Their ending, as in `*.txt`, or that they have none.
     pub kind: String,
@@ -88,7 +97,7 @@ pub struct LeftOut {
 }
 
 /// What there is to say about a split once it has been read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadSummary {
     /// Class names by label; empty without labels.
     pub classes: Vec<String>,
@@ -107,7 +116,7 @@ impl ReadSummary {
     pub fn left_out_by_kind(&self) -> Vec<String> {
         let mut skipped = BTreeMap::<&str, u64>::new();
         for image in &self.skipped {
-            *skipped.entry(image.kind).or_default() += 1;
+            *skipped.entry(&image.kind).or_default() += 1;
         }
         let mut others = BTreeMap::<&str, u64>::new();
         for left in &self.left_out {
@@ -129,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_counted_by_kind() {
-        let skipped = |kind| Skipped { name: "x".into(), kind, reason: "odd".into() };
+        let skipped = |kind: &'static str| Skipped { name: "x".into(), kind: kind.into(), reason: "odd".into() };
         let left = |kind: &str, files| LeftOut { kind: kind.into(), files };
         let summary = ReadSummary {
             classes: vec![],

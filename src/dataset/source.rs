@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    DataConfig, DataError, FilesConfig, IdxConfig, ReadSummary, Sample, SplitName, SyntheticConfig, cifar10, idx,
+    DataConfig, DataError, FilesConfig, IdxConfig, Item, ReadSummary, Sample, SplitName, SyntheticConfig, cifar10, idx,
     image_folder,
     ingest::Sink,
     synthetic,
@@ -107,11 +107,26 @@ impl<'a> Source<'a> {
         split: SplitName,
         sink: &mut dyn FnMut(Sample) -> anyhow::Result<()>,
     ) -> anyhow::Result<ReadSummary> {
+        self.read_from(split, 0, &mut |item| match item {
+            Item::Sample(sample) => sink(sample),
+            Item::Skipped(_) => Ok(()),
+        })
+    }
+
+    /// Like [`Source::read`], and goes on behind the first `from` items, samples and skipped ones, of an earlier reading.
+    ///
+    /// Errors: as of [`Source::read`]. The summary tells nothing of images that were skipped before.
+    pub fn read_from(
+        &self,
+        split: SplitName,
+        from: u64,
+        take: &mut dyn FnMut(Item) -> anyhow::Result<()>,
+    ) -> anyhow::Result<ReadSummary> {
         if !self.has(split) {
             return Ok(ReadSummary::default());
         }
         let here = Path::new("");
-        let sink: &mut Sink = sink;
+        let sink = &mut Sink { from, take };
         match &self.kind {
             Kind::Synthetic(config) => synthetic::read(config, split, sink),
             Kind::ImageFolder(config) => image_folder::read(config, split, here, sink),

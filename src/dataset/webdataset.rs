@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Endings of archives within a folder.
-const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
+pub const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
 /// Larger members are no images.
 const MOST_BYTES: u64 = 1 << 31;
 /// Members that belong to an image and are no images, by their ending; JSON may hold the label.
@@ -53,6 +53,8 @@ struct Member {
 #[derive(Default)]
 struct Outline {
     samples: u64,
+    /// Those of each archive.
+    each: Vec<u64>,
     labels: BTreeSet<String>,
     /// First folder of each image below those that all share.
     folders: BTreeSet<Vec<String>>,
@@ -80,8 +82,9 @@ impl<'a> Archives<'a> {
         let of = |split| {
             let (files, mut whole) = (files(config, split, base)?, Outline::default());
             for path in &files.paths {
-                let Outline { samples, labels, folders } = outline(path)?;
+                let Outline { samples, labels, folders, .. } = outline(path)?;
                 whole.samples += samples;
+                whole.each.push(samples);
                 whole.labels.extend(labels);
                 whole.folders.extend(folders);
             }
@@ -98,12 +101,14 @@ impl<'a> Archives<'a> {
 
     pub fn read(&self, split: SplitName, sink: &mut Sink) -> anyhow::Result<ReadSummary> {
         let Archives { config, splits, classes } = self;
-        let (found, _) = &splits[split.index()];
+        let (found, Outline { each, .. }) = &splits[split.index()];
         let mut left_out = BTreeMap::<String, u64>::new();
-        let mut most = -1;
-        let samples = found.paths.iter().flat_map(|path| {
+        let (mut most, mut unread) = (-1, sink.from);
+        let samples = found.paths.iter().zip(each).flat_map(|(path, count)| {
             let name = path.display().to_string();
-            members(path).map(move |member| member.map(|member| (name.clone(), member)))
+            let members = members(path, unread);
+            unread = unread.saturating_sub(*count);
+            members.map(move |member| member.map(|member| (name.clone(), member)))
         });
         let items = samples.filter_map(|member| {
             let (archive, member) = match member {
@@ -128,7 +133,10 @@ impl<'a> Archives<'a> {
             Some(Ok((size, (archive, member, label))))
         });
         let work = |(archive, member, label): (String, Member, Option<i64>)| {
-            let skipped = |path: &str, kind, reason| Skipped { name: format!("{archive}: {path}"), kind, reason };
+            let skipped = |path: &str, kind: &'static str, reason| {
+                let name = format!("{archive}: {path}");
+                Skipped { name, kind: kind.into(), reason }
+            };
             match (member.image, member.too_large) {
                 (Some((path, bytes)), _) => match verify(&bytes) {
                     Ok(()) => Ok(Sample { bytes, path: Some(path), label }),
@@ -224,7 +232,7 @@ fn folders_of(path: &str) -> Vec<String> {
 /// Reads an archive through for its labels; of plain archives the images are not read.
 fn outline(path: &Path) -> Result<Outline, DataError> {
     let mut outline = Outline::default();
-    visit(path, false, &mut |member| {
+    visit(path, u64::MAX, &mut |member| {
         if member.image.is_some() || member.too_large.is_some() {
             outline.samples += 1;
             outline.labels.extend(member.label);
@@ -235,13 +243,13 @@ fn outline(path: &Path) -> Result<Outline, DataError> {
     Ok(outline)
 }
 
-/// The samples of an archive, read ahead by a few on a thread of their own.
-fn members(path: &Path) -> impl Iterator<Item = Result<Member, DataError>> + use<> {
+/// The samples of an archive, read ahead by a few on a thread of their own; of the first `unread` ones without their images.
+fn members(path: &Path, unread: u64) -> impl Iterator<Item = Result<Member, DataError>> + use<> {
     let (sender, receiver) = sync_channel(AHEAD);
     let path = path.to_owned();
     // The thread ends with the receiver, at the latest.
     thread::spawn(move || {
-        let result = visit(&path, true, &mut |member| sender.send(Ok(member)).is_ok());
+        let result = visit(&path, unread, &mut |member| sender.send(Ok(member)).is_ok());
         if let Err(error) = result {
             let _ = sender.send(Err(error));
         }
@@ -249,10 +257,10 @@ fn members(path: &Path) -> impl Iterator<Item = Result<Member, DataError>> + use
     receiver.into_iter()
 }
 
-/// Hands on the samples of an archive until `sink` has enough. Without `images`, of each only the beginning is read.
+/// Hands on the samples of an archive until `sink` has enough. Of the images of the first `unread` ones only the beginning is read.
 ///
 /// Errors: a file that is no archive, or breaks off.
-fn visit(path: &Path, images: bool, sink: &mut dyn FnMut(Member) -> bool) -> Result<(), DataError> {
+fn visit(path: &Path, unread: u64, sink: &mut dyn FnMut(Member) -> bool) -> Result<(), DataError> {
     let mut file = File::open(path).map_err(unreadable(path))?;
     let mut magic = [0; 2];
     let gzipped = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
@@ -261,11 +269,11 @@ fn visit(path: &Path, images: bool, sink: &mut dyn FnMut(Member) -> bool) -> Res
     match gzipped {
         true => {
             let mut archive = Archive::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file)));
-            gather(archive.entries().map_err(broken)?, images, sink).map_err(broken)
+            gather(archive.entries().map_err(broken)?, unread, sink).map_err(broken)
         }
         false => {
             let mut archive = Archive::new(BufReader::new(file));
-            gather(archive.entries_with_seek().map_err(broken)?, images, sink).map_err(broken)
+            gather(archive.entries_with_seek().map_err(broken)?, unread, sink).map_err(broken)
         }
     }
 }
@@ -273,10 +281,11 @@ fn visit(path: &Path, images: bool, sink: &mut dyn FnMut(Member) -> bool) -> Res
 /// Puts members together to samples.
 fn gather<'a, R: Read + 'a>(
     entries: impl Iterator<Item = io::Result<Entry<'a, R>>>,
-    images: bool,
+    unread: u64,
     sink: &mut dyn FnMut(Member) -> bool,
 ) -> io::Result<()> {
     let mut sample: Option<Member> = None;
+    let mut with_image = 0;
     for entry in entries {
         let mut entry = entry?;
         if !matches!(entry.header().entry_type(), EntryType::Regular | EntryType::Continuous) {
@@ -290,13 +299,14 @@ fn gather<'a, R: Read + 'a>(
             continue;
         };
         let key = if folder.is_empty() { stem.to_owned() } else { format!("{folder}/{stem}") };
-        if let Some(done) = sample.take_if(|sample| sample.key != key)
-            && !sink(done)
-        {
-            return Ok(());
+        if let Some(done) = sample.take_if(|sample| sample.key != key) {
+            with_image += u64::from(done.image.is_some() || done.too_large.is_some());
+            if !sink(done) {
+                return Ok(());
+            }
         }
         let sample = sample.get_or_insert_with(|| Member::new(key));
-        sample.add(&path, &ending.to_lowercase(), &mut entry, images)?;
+        sample.add(&path, &ending.to_lowercase(), &mut entry, with_image >= unread)?;
     }
     if let Some(last) = sample {
         sink(last);
@@ -362,7 +372,7 @@ mod tests {
 
     use super::*;
     use crate::dataset::{
-        DataConfig, OnError, Paths, count,
+        DataConfig, Item, OnError, Paths, Source, count,
         decode::tests::{picture, png},
         read, source_files,
     };
@@ -428,6 +438,18 @@ mod tests {
             assert_eq!(summary.classes, ["0", "1", "2", "3"]);
             assert_eq!(summary.left_out, [LeftOut { kind: "*.txt".into(), files: times as u64 }]);
             assert_eq!(count(&config, SplitName::Train).unwrap(), Some(4 * times as u64));
+            // What an earlier reading handed on is passed over, and still counts in what there is to say of the split.
+            for from in 0..=rows.len() {
+                let mut rest = Vec::new();
+                let source = Source::open(&config).unwrap();
+                let again = source.read_from(SplitName::Train, from as u64, &mut |item| {
+                    let Item::Sample(sample) = item else { panic!("{item:?}") };
+                    sample.image().unwrap();
+                    rest.push((sample.path.unwrap(), sample.label));
+                    Ok(())
+                });
+                assert_eq!((&rest[..], again.unwrap()), (&rows[from..], summary.clone()));
+            }
             assert_eq!(source_files(&config, Path::new("")).unwrap().len(), times);
         }
     }
@@ -482,6 +504,6 @@ mod tests {
             fs::write(&path, &whole).unwrap();
             all(&config(&path, None, OnError::Skip), SplitName::Train).unwrap()
         };
-        assert_eq!((rows.len(), summary.skipped[0].kind), (1, "no image"));
+        assert_eq!((rows.len(), &*summary.skipped[0].kind), (1, "no image"));
     }
 }

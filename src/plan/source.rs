@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -20,6 +21,9 @@ const UNREADABLE: &str = "unreadable";
 
 /// Files are hashed in groups of this many, between which progress is shown and an interruption noticed.
 const GROUP: usize = 64;
+
+/// Longest time between two savings of what is known.
+const SAVED_EVERY: Duration = Duration::from_secs(20);
 
 /// Role -> hash of the bytes of every source file of the data. Empty for generated data.
 pub fn hashes(
@@ -80,7 +84,7 @@ fn hash_files(
     if !unknown.is_empty() {
         let bytes: u64 = unknown.iter().map(|(_, _, stamp)| stamp.size()).sum();
         progress.start(Some(bytes >> 20), "MiB of source files hashed");
-        let mut done = 0;
+        let (mut done, mut saved) = (0, Instant::now());
         for group in unknown.chunks(GROUP) {
             if interrupt.requested() {
                 // What is hashed so far need not be hashed again.
@@ -94,6 +98,11 @@ fn hash_files(
                 hashes.insert(role.clone(), hash);
                 progress.advance(((done + stamp.size()) >> 20) - (done >> 20));
                 done += stamp.size();
+            }
+            // A kill then costs no more than this.
+            if saved.elapsed() >= SAVED_EVERY {
+                cache.save();
+                saved = Instant::now();
             }
         }
         cache.save();

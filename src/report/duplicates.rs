@@ -1,4 +1,4 @@
-//! Images of a run's data that are in both splits or in two classes, by their names.
+//! Images that are in a run's data twice, by their names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +16,11 @@ use crate::{
     tables::column::*,
 };
 
-/// An image that is there twice.
+/// An image that is there twice, or nearly so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twice {
+    /// Where: its numbers and labels.
+    pub duplicate: Duplicate,
     /// The one that came later, and the one that was first.
     pub places: [Image; 2],
 }
@@ -37,8 +39,15 @@ pub struct Image {
 /// # Errors
 /// When its tables cannot be read.
 pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
+    named(data, read(data)?.into_iter().filter(Duplicate::matters).collect())
+}
+
+/// Pairs of images of a data artifact, by their names.
+///
+/// # Errors
+/// When its tables cannot be read.
+pub fn named(data: &Artifact, found: Vec<Duplicate>) -> anyhow::Result<Vec<Twice>> {
     let classes = class_names(data)?;
-    let found: Vec<Duplicate> = read(data)?.into_iter().filter(Duplicate::matters).collect();
     let mut wanted = [BTreeSet::new(), BTreeSet::new()];
     for place in found.iter().flat_map(|duplicate| [duplicate.again, duplicate.first]) {
         wanted[place.split.index()].insert(place.id);
@@ -53,7 +62,8 @@ pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
         let name = path.unwrap_or_else(|| format!("sample {}", place.id));
         Image { split: place.split, name, class: class.cloned() }
     };
-    Ok(found.iter().map(|duplicate| Twice { places: [duplicate.again, duplicate.first].map(named) }).collect())
+    let twice = |duplicate: Duplicate| Twice { duplicate, places: [duplicate.again, duplicate.first].map(named) };
+    Ok(found.into_iter().map(twice).collect())
 }
 
 /// Paths of some images of a split, where they have any; the images themselves are not read.

@@ -3,6 +3,7 @@
 mod artifacts;
 pub mod audit;
 pub mod comparison;
+pub mod contents;
 pub mod csv;
 pub mod diff;
 pub mod duplicates;
@@ -23,6 +24,7 @@ pub mod runs;
 pub mod safetensors;
 pub mod table;
 pub mod tensorboard;
+pub mod views;
 
 pub use artifacts::{state, steps};
 pub use comparison::Comparison;

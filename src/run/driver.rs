@@ -64,11 +64,16 @@ pub fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
 impl Driver<'_> {
     /// Brings every stage to its artifact, in order.
     pub fn run(&self) -> anyhow::Result<Vec<StageOutcome>> {
+        self.run_of(self.planner.stages())
+    }
+
+    /// Brings these stages to their artifacts; the inputs of each come before it.
+    pub fn run_of(&self, stages: &[Stage]) -> anyhow::Result<Vec<StageOutcome>> {
         let mut ran = BTreeMap::new();
         'pass: loop {
             let mut artifacts = BTreeMap::new();
             let mut outcomes = Vec::new();
-            for &stage in self.planner.stages() {
+            for &stage in stages {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
                     // An input that looked whole was not, and is out of the way now: from the start.

@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
+
 use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
 use crate::{
-    artifact::{RunAttempt, RunState, Store},
+    artifact::{Artifact, RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
     spec::Experiment,
     stage::{Interrupt, Progress, Stopped, initial},
@@ -72,6 +74,30 @@ impl Setting<'_> {
             }
         }
         finished
+    }
+
+    /// Brings the data stage of `experiment` alone to its artifact, which a run then finds.
+    ///
+    /// # Errors
+    /// When it fails, or the user interrupts.
+    pub fn data(&self, experiment: &Experiment, reporter: &Arc<Reporter>) -> anyhow::Result<Artifact> {
+        let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
+        reporter.stage_ends();
+        let work = stage_work(experiment);
+        let driver = Driver {
+            store: self.store,
+            planner: &planner,
+            work: &*work,
+            reporter: reporter.clone(),
+            interrupt: self.interrupt,
+            checkpoint_interval: self.checkpoint_interval,
+            attempt: None,
+        };
+        reporter.stages(&[Stage::Data.name()]);
+        let outcomes = driver.run_of(&[Stage::Data]);
+        reporter.done();
+        let outcome = outcomes?.pop().context("no data stage")?;
+        Ok(outcome.artifact)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod features;
 mod findings;
 mod frozen;
 pub mod initial;
+mod kept;
 pub mod knn;
 pub mod labelled;
 pub mod linear_probe;

@@ -39,9 +39,20 @@ pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
             return Ok(Images { data, splits: Some(splits), classes: vec![] });
         }
     }
-    ensure!(args.split.is_none(), "--split goes with a spec or a data artifact; files and folders have no splits");
     let format = args.format.map_or_else(|| FileFormat::infer(&args.data), Ok)?;
-    let data = format.config(&args.data, args.labels.clone(), args.on_error.unwrap_or(OnError::Fail))?;
+    let paths = match (format.splits(&args.data)?, args.split) {
+        (None, None) => args.data.clone(),
+        (None, Some(_)) => bail!(
+            "--split goes with a spec, a data artifact, or a folder of tables or archives whose names say `train` and `test`"
+        ),
+        (Some((folder, names)), None) => bail!(
+            "`{}` holds several splits by the names in it: {}; --split train or --split test names one of them",
+            folder.display(),
+            names.join(", ")
+        ),
+        (Some(_), Some(split)) => format.files(&args.data, split)?,
+    };
+    let data = format.config(&paths, args.labels.clone(), args.on_error.unwrap_or(OnError::Fail))?;
     Ok(Images { data, splits: None, classes: vec![] })
 }
 

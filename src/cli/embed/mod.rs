@@ -44,7 +44,7 @@ pub struct Args {
     /// Labels of an IDX file of images
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
-    /// Split of a spec's data or a data artifact [default: all that there are]
+    /// Split of a spec's data or a data artifact [default: all that there are], or of a folder of tables whose names say splits
     #[arg(long, value_parser = split, value_name = "train|test")]
     pub split: Option<SplitName>,
     /// What to do with a file's image that cannot be read [default: fail]

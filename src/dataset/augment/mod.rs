@@ -22,3 +22,4 @@ mod taps;
 pub use config::*;
 pub use eval::EvalTransform;
 pub use pipeline::Pipeline;
+pub use resize::shrink;

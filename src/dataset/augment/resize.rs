@@ -163,3 +163,11 @@ fn round(sums: &[i32], out: &mut [u8]) {
         *out = (sum >> BITS).clamp(0, 255) as u8;
     }
 }
+
+/// `width` x `height` interleaved RGB pixels of the whole of `image`, whatever its shape.
+pub fn shrink(image: &RgbImage, width: u32, height: u32) -> Vec<u8> {
+    let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
+    let mut out = Vec::new();
+    Resizer::default().crop_resize(image, whole, (width, height), &mut out);
+    out
+}

@@ -60,6 +60,40 @@ pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
     decode_as(format, bytes).map_err(refused)
 }
 
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stored {
+    /// What people call its format: `JPEG`.
+    pub format: &'static str,
+    /// `grey`, `grey with alpha`, `RGB`, `RGB with alpha` or `CMYK`.
+    pub channels: &'static str,
+    /// Bits of a value, 8 at least.
+    pub bits: u16,
+}
+
+impl Stored {
+    /// How an image that decodes is stored; palettes count as the colours in them. None where its header does not say.
+    pub fn of(bytes: &[u8]) -> Option<Stored> {
+        let Kind::Image(format) = Kind::of(bytes) else { return None };
+        if format == ImageFormat::Jpeg {
+            let channels = match jpeg::channels(bytes)? {
+                1 => "grey",
+                4 => "CMYK",
+                _ => "RGB",
+            };
+            return Some(Stored { format: name(format), channels, bits: 8 });
+        }
+        let decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().ok()?;
+        let color = decoder.original_color_type();
+        let count = color.channel_count();
+        let channels = match color {
+            ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 => "CMYK",
+            _ => ["grey", "grey with alpha", "RGB", "RGB with alpha"].get(count as usize - 1).copied()?,
+        };
+        Some(Stored { format: name(format), channels, bits: (color.bits_per_pixel() / count as u16).max(8) })
+    }
+}
+
 /// Whether an image is whole and of a kind that [`decode`] decodes: what every image of a source has to pass once.
 ///
 /// Errors: as of [`decode`].
@@ -171,6 +205,24 @@ pub(super) mod tests {
         assert_eq!(decode(&png(&image)).unwrap(), image);
         let grey = encode_png(&[0, 50, 100, 255], 2, 2, ExtendedColorType::L8).unwrap();
         assert_eq!(decode(&grey).unwrap().into_raw(), [0, 0, 0, 50, 50, 50, 100, 100, 100, 255, 255, 255]);
+    }
+
+    #[test]
+    fn headers_say_how_images_are_stored() {
+        let stored = |bytes: &[u8]| Stored::of(bytes).map(|s| (s.format, s.channels, s.bits));
+        assert_eq!(stored(&jpeg(&picture(9, 8))), Some(("JPEG", "RGB", 8)));
+        assert_eq!(stored(&png(&picture(9, 8))), Some(("PNG", "RGB", 8)));
+        let cmyk = include_bytes!("../../../tests/golden/augment/cmyk.jpg");
+        assert_eq!(stored(cmyk), Some(("JPEG", "CMYK", 8)));
+        for (color, channels, bits) in [
+            (ExtendedColorType::L8, "grey", 8),
+            (ExtendedColorType::La16, "grey with alpha", 16),
+            (ExtendedColorType::Rgba8, "RGB with alpha", 8),
+        ] {
+            let pixel = vec![7; color.bits_per_pixel() as usize / 8];
+            assert_eq!(stored(&encode_png(&pixel, 1, 1, color).unwrap()), Some(("PNG", channels, bits)));
+        }
+        assert_eq!(stored(b"no image"), None);
     }
 
     #[test]

@@ -34,6 +34,11 @@ pub struct Batcher {
 }
 
 impl Batcher {
+    /// One that goes on behind so many samples.
+    pub fn after(samples: u64) -> Self {
+        Batcher { next_id: samples as i64, ..Batcher::default() }
+    }
+
     /// Adds a sample; gives a batch when enough have gathered.
     pub fn push(&mut self, sample: Sample) -> anyhow::Result<Option<RecordBatch>> {
         self.bytes += sample.bytes.len();

@@ -1,6 +1,6 @@
 //! Where one shard ends and the next begins.
 
-use std::iter::Peekable;
+use std::{borrow::Borrow, iter::Peekable};
 
 use arrow::array::{AsArray, RecordBatch};
 
@@ -13,14 +13,14 @@ const ROW_OVERHEAD: u64 = 128;
 ///
 /// Bytes are counted from the rows, not from what the Parquet writer made of them: where shards end is part of an
 /// artifact's content and must not move with the writer's version.
-pub fn fill(
-    batches: &mut Peekable<impl Iterator<Item = RecordBatch>>,
+pub fn fill<T: Borrow<RecordBatch>>(
+    batches: &mut Peekable<impl Iterator<Item = T>>,
     limit: u64,
-    write: &mut dyn FnMut(&RecordBatch) -> anyhow::Result<()>,
+    write: &mut dyn FnMut(&T) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let mut bytes = 0;
-    while let Some(batch) = batches.next_if(|batch| bytes == 0 || bytes + size(batch) <= limit) {
-        bytes += size(&batch);
+    while let Some(batch) = batches.next_if(|batch| bytes == 0 || bytes + size(batch.borrow()) <= limit) {
+        bytes += size(batch.borrow());
         write(&batch)?;
     }
     Ok(bytes > 0)

@@ -43,7 +43,7 @@ pub(super) fn read(config: &SyntheticConfig, split: SplitName, sink: &mut Sink) 
         let pixels = scene::draw(class(label), size as usize, &mut random);
         match encode_png(&pixels, size, size, ExtendedColorType::Rgb8) {
             Ok(bytes) => Ok(Sample { bytes, path: None, label: Some(label as i64) }),
-            Err(reason) => Err(Skipped { name: format!("generated image {index}"), kind: "pixels", reason }),
+            Err(reason) => Err(Skipped { name: format!("generated image {index}"), kind: "pixels".into(), reason }),
         }
     };
     let bytes = 3 * size as u64 * size as u64;

@@ -136,7 +136,7 @@ impl<'a> Tables<'a> {
             };
             match bytes.and_then(|bytes| verify(&bytes).map(|()| bytes)) {
                 Ok(bytes) => Ok(Sample { bytes, path: row.path, label }),
-                Err(Refusal { kind, reason }) => Err(Skipped { name, kind, reason }),
+                Err(Refusal { kind, reason }) => Err(Skipped { name, kind: kind.into(), reason }),
             }
         };
         let summary = ingest(split, config.on_error, items, work, sink)?;

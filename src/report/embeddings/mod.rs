@@ -109,11 +109,7 @@ pub fn write(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Written> {
-    let experiment = run.experiment()?;
-    let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
-    let weights = weights(&artifacts::stage(store, run, "pretrain")?, request.branch)
-        .with_context(|| format!("run {}", run.record.run))?;
-    let embedder = Embedder::new(&config, &weights)?;
+    let embedder = embedder(store, run, request.branch)?;
     let mut footer = footer(run, &embedder, request.branch);
 
     // Names without a folder have an empty parent, which cannot be synced.
@@ -162,6 +158,18 @@ pub fn write(
         let _ = std::fs::remove_file(&temporary);
     }
     result.map(|()| written)
+}
+
+/// An encoder of a run, behind its evaluation's view of an image.
+///
+/// # Errors
+/// When its artifacts are gone or damaged, or it has no such branch.
+pub fn embedder(store: &Store, run: &Run, branch: Branch) -> anyhow::Result<Embedder> {
+    let experiment = run.experiment()?;
+    let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
+    let weights = weights(&artifacts::stage(store, run, "pretrain")?, branch)
+        .with_context(|| format!("run {}", run.record.run))?;
+    Embedder::new(&config, &weights)
 }
 
 /// The encoder's tensors.

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a page is no result")]
 
 mod classes;
+pub mod contents;
 mod curves;
 mod gallery;
 mod map;

@@ -15,6 +15,7 @@ const SCRIPT: &str = concat!(
     include_str!("script/classes.js"),
     include_str!("script/map.js"),
     include_str!("script/pictures.js"),
+    include_str!("script/contents.js"),
     include_str!("script/main.js"),
     include_str!("script/selftest.js"),
 );

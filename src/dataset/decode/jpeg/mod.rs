@@ -34,6 +34,11 @@ pub fn verify(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> R
     scans::verify(bytes, &header)
 }
 
+/// Number of colour components; None of a file whose markers cannot be read.
+pub fn channels(bytes: &[u8]) -> Option<usize> {
+    Header::of(bytes).ok().map(|header| header.components.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -42,9 +42,12 @@ function origins() {
   ]));
 }
 
-head();
-scores();
-if (data.run) neighbours();
-charts();
-if (data.run) { map(); classes(); gallery(); }
-origins();
+if (data.contents) contents();
+else {
+  head();
+  scores();
+  if (data.run) neighbours();
+  charts();
+  if (data.run) { map(); classes(); gallery(); }
+  origins();
+}

@@ -22,7 +22,7 @@ async function selftest() {
     document.querySelector(".map").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true }));
     result.map.tip = tip.hidden ? "" : tip.textContent;
   }
-  if (data.runs.length > 1) {
+  if (data.runs?.length > 1) {
     document.querySelector("#curves .key").click();
     result.hiddenLines = count(".chart .off");
     document.querySelector("#curves .key").click();
@@ -35,6 +35,7 @@ async function selftest() {
     queries: count(".query"),
     neighbours: count(".query li"),
     gallery: count(".gallery .tile"),
+    twice: count(".twice article"),
     unnamed: [...document.querySelectorAll("[role=img], button, select, [role=region]")].filter((node) => !(node.getAttribute("aria-label") || node.textContent).trim()).length,
   });
   // The load event and a drawing, not `image.decode()`: a browser under a virtual clock does not wait for a decoder of another thread.

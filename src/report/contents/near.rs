@@ -1,0 +1,247 @@
+//! Images that are nearly the same: filed by hashes of 64 bits, so that few are compared with each other, and then compared.
+//!
+//! In memory are a hash and its places in the index, about 60 bytes of an image; what images are compared by lies in a file that
+//! has no name, and vanishes with the process.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{BufWriter, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use anyhow::Context;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::{
+    index::Index,
+    thumbnail::{BYTES, Thumbnail, Window},
+};
+use crate::{
+    ops::random::Normals,
+    stage::{Interrupt, Progress, Stopped},
+};
+
+/// Images that one is compared with; of more, the nearest by their hashes.
+const MOST: usize = 32;
+/// Images that are looked up between two looks at the clock.
+const AT_ONCE: usize = 1024;
+/// Likeness of thumbnails from which images are nearly the same.
+const ALIKE: f32 = 0.8;
+/// Files of hashes of embeddings: a pair that one of them misses, the other finds.
+const ROUNDS: u64 = 2;
+
+/// Two images by their numbers, the one that came later first, and how alike they are: 1 for equal ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    pub again: u32,
+    pub first: u32,
+    pub likeness: f32,
+}
+
+/// Records of one size in a file without a name.
+pub struct Records {
+    file: BufWriter<File>,
+    size: usize,
+}
+
+impl Records {
+    /// No records of `size` bytes yet, in `dir`.
+    pub fn new(dir: &Path, size: usize) -> anyhow::Result<Records> {
+        let file = tempfile::tempfile_in(dir).with_context(|| format!("a scratch file in {}", dir.display()))?;
+        Ok(Records { file: BufWriter::with_capacity(1 << 20, file), size })
+    }
+
+    /// Adds the next one.
+    pub fn push(&mut self, record: &[u8]) -> anyhow::Result<()> {
+        debug_assert_eq!(record.len(), self.size);
+        self.file.write_all(record).context("writing a scratch file")
+    }
+
+    /// Must be called before the first record is read.
+    pub fn complete(&mut self) -> anyhow::Result<()> {
+        self.file.flush().context("writing a scratch file")
+    }
+
+    fn read(&self, number: u32) -> anyhow::Result<Vec<u8>> {
+        let mut record = vec![0; self.size];
+        let at = number as u64 * self.size as u64;
+        self.file.get_ref().read_exact_at(&mut record, at).context("reading a scratch file")?;
+        Ok(record)
+    }
+}
+
+/// What images are compared by.
+trait Compared: Sync {
+    type Item: Send + Sync;
+    /// How an image is looked at to find another.
+    type Way: Copy + Send;
+    /// Likeness from which images are nearly the same.
+    fn from(&self) -> f32;
+
+    fn item(&self, number: u32) -> anyhow::Result<Self::Item>;
+    fn queries(&self, item: &Self::Item) -> Vec<(u64, Self::Way)>;
+    fn likeness(&self, item: &Self::Item, way: Self::Way, other: &Self::Item) -> f32;
+}
+
+/// Looks every image up in `index`, and compares it with what is there.
+fn search<C: Compared>(
+    compared: &C,
+    index: &Index,
+    numbers: &[u32],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Vec<Pair>> {
+    let of_one = |number: u32| -> anyhow::Result<Vec<Pair>> {
+        let item = compared.item(number)?;
+        let mut nearest = HashMap::<u32, (u32, C::Way)>::new();
+        for (hash, way) in compared.queries(&item) {
+            index.near(hash, |other, distance| {
+                if other != number && nearest.get(&other).is_none_or(|(known, _)| distance < *known) {
+                    nearest.insert(other, (distance, way));
+                }
+            });
+        }
+        let mut nearest: Vec<_> = nearest.into_iter().map(|(other, (distance, way))| (distance, other, way)).collect();
+        nearest.sort_unstable_by_key(|(distance, other, _)| (*distance, *other));
+        nearest.truncate(MOST);
+        let mut pairs = Vec::new();
+        for (_, other, way) in nearest {
+            let likeness = compared.likeness(&item, way, &compared.item(other)?);
+            if likeness >= compared.from() {
+                pairs.push(Pair { again: number.max(other), first: number.min(other), likeness });
+            }
+        }
+        Ok(pairs)
+    };
+    let mut found = Vec::new();
+    for some in numbers.chunks(AT_ONCE) {
+        if interrupt.requested() {
+            return Err(Stopped::InterruptedAt { stage: "data" }.into());
+        }
+        let pairs: Vec<Vec<Pair>> = some.par_iter().map(|number| of_one(*number)).collect::<anyhow::Result<_>>()?;
+        found.extend(pairs.into_iter().flatten());
+        progress.advance(some.len() as u64);
+    }
+    Ok(found)
+}
+
+/// Each pair once, as alike as either of the two found it; in the order of the images.
+fn distinct(mut pairs: Vec<Pair>) -> Vec<Pair> {
+    pairs.sort_by(|a, b| (a.again, a.first).cmp(&(b.again, b.first)).then(b.likeness.total_cmp(&a.likeness)));
+    pairs.dedup_by_key(|pair| (pair.again, pair.first));
+    pairs
+}
+
+struct Thumbnails<'a>(&'a Records);
+
+impl Compared for Thumbnails<'_> {
+    type Item = Thumbnail;
+    type Way = Window;
+    fn from(&self) -> f32 {
+        ALIKE
+    }
+
+    fn item(&self, number: u32) -> anyhow::Result<Thumbnail> {
+        let record: [u8; BYTES] = self.0.read(number)?.try_into().expect("records are thumbnails");
+        Ok(Thumbnail::from_bytes(&record))
+    }
+
+    fn queries(&self, item: &Thumbnail) -> Vec<(u64, Window)> {
+        Window::all().map(|window| (item.hash(window), window)).collect()
+    }
+
+    fn likeness(&self, item: &Thumbnail, way: Window, other: &Thumbnail) -> f32 {
+        item.likeness(way, other)
+    }
+}
+
+/// The pairs of nearly the same images by their `thumbnails`; `hashes` are those of the images that count, with their numbers.
+///
+/// # Errors
+/// When the records cannot be read; when the user interrupts.
+pub fn by_thumbnails(
+    thumbnails: &Records,
+    hashes: &[(u64, u32)],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Vec<Pair>> {
+    let numbers: Vec<u32> = hashes.iter().map(|(_, number)| *number).collect();
+    progress.start(Some(numbers.len() as u64), "images compared");
+    Ok(distinct(search(&Thumbnails(thumbnails), &Index::new(hashes), &numbers, progress, interrupt)?))
+}
+
+/// Embeddings of `dim` values, their mean, and random directions.
+struct Embeddings<'a> {
+    records: &'a Records,
+    mean: &'a [f32],
+    /// 64 of them, as wide as an embedding.
+    directions: Vec<f32>,
+    from: f32,
+}
+
+impl Embeddings<'_> {
+    /// The signs of an embedding along the directions.
+    fn hash(&self, item: &[f32]) -> u64 {
+        let sides = self.directions.chunks_exact(item.len()).map(|direction| dot(direction, item) > 0.0);
+        sides.fold(0, |hash, side| hash << 1 | side as u64)
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl Compared for Embeddings<'_> {
+    type Item = Vec<f32>;
+    type Way = ();
+    fn from(&self) -> f32 {
+        self.from
+    }
+
+    /// Of length 1 about the mean: what all images have in common says nothing.
+    fn item(&self, number: u32) -> anyhow::Result<Vec<f32>> {
+        let record = self.records.read(number)?;
+        let values = record.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
+        let mut item: Vec<f32> = values.zip(self.mean).map(|(value, mean)| value - mean).collect();
+        let length = dot(&item, &item).sqrt().max(f32::MIN_POSITIVE);
+        item.iter_mut().for_each(|value| *value /= length);
+        Ok(item)
+    }
+
+    fn queries(&self, item: &Vec<f32>) -> Vec<(u64, ())> {
+        vec![(self.hash(item), ())]
+    }
+
+    fn likeness(&self, item: &Vec<f32>, (): (), other: &Vec<f32>) -> f32 {
+        dot(item, other)
+    }
+}
+
+/// The pairs of images whose embeddings about their `mean` have a cosine of at least `from`; `numbers` are those that count.
+///
+/// # Errors
+/// When the records cannot be read; when the user interrupts.
+pub fn by_embeddings(
+    records: &Records,
+    mean: &[f32],
+    numbers: &[u32],
+    from: f32,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Vec<Pair>> {
+    progress.start(Some(numbers.len() as u64 * ROUNDS), "embeddings compared");
+    let mut found = Vec::new();
+    for round in 0..ROUNDS {
+        let mut normals = Normals::of(ChaCha8Rng::seed_from_u64(round));
+        let directions = (0..64 * mean.len()).map(|_| normals.draw() as f32).collect();
+        let embeddings = Embeddings { records, mean, directions, from };
+        let hash = |number: &u32| Ok((embeddings.hash(&embeddings.item(*number)?), *number));
+        let hashes: Vec<(u64, u32)> = numbers.par_iter().map(hash).collect::<anyhow::Result<_>>()?;
+        found.extend(search(&embeddings, &Index::new(&hashes), numbers, progress, interrupt)?);
+    }
+    Ok(distinct(found))
+}

@@ -1,0 +1,195 @@
+//! Finished shards of a data stage under way: kept beside its checkpoints, so that an attempt after a kill goes on behind them.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::StageContext;
+use crate::{
+    artifact::{ArtifactWriter, FileEntry, table},
+    dataset::{ReadSummary, Skipped, SplitName},
+};
+
+/// How far a split has been read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Items of the source, skipped ones among them.
+    pub items: u64,
+    /// Rows of the shards.
+    pub rows: u64,
+}
+
+/// A finished shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Shard {
+    split: String,
+    entry: FileEntry,
+    /// Items of the split up to its last row.
+    items: u64,
+    /// Images that were skipped on the way from the shard before.
+    skipped: Vec<Skipped>,
+}
+
+/// A split that has been read to its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Finished {
+    split: String,
+    summary: ReadSummary,
+}
+
+/// What has been finished, and kept where the file system can.
+pub struct Kept {
+    dir: PathBuf,
+    shards: Vec<Shard>,
+    finished: Vec<Finished>,
+    /// Cleared when files cannot be linked: then nothing is kept.
+    can_link: bool,
+}
+
+const SHARDS: &str = "shards";
+const FINISHED: &str = "finished";
+
+impl Kept {
+    /// Takes the tables that an earlier attempt has kept into `out`, as far as they are whole.
+    ///
+    /// # Errors
+    /// When the folder of the stage cannot be read.
+    pub fn load(context: &StageContext, out: &mut ArtifactWriter) -> anyhow::Result<Kept> {
+        let dir = context.checkpoints.dir().to_owned();
+        let mut kept = Kept { dir, shards: vec![], finished: vec![], can_link: true };
+        let Some((_, tables)) = context.checkpoints.load()? else { return Ok(kept) };
+        let shards = of_table::<Shard>(tables.get(SHARDS))?;
+        kept.finished = of_table(tables.get(FINISHED))?;
+        let splits: Vec<String> = shards.iter().map(|shard| shard.split.clone()).collect();
+        for shard in shards {
+            if let Err(error) = out.adopt(shard.entry.clone(), &kept.dir) {
+                context
+                    .progress
+                    .warn(&format!("a finished shard is not used, and what follows is read again: {error:#}"));
+                break;
+            }
+            kept.shards.push(shard);
+        }
+        let lost = &splits[kept.shards.len()..];
+        kept.finished.retain(|finished| !lost.contains(&finished.split));
+        Ok(kept)
+    }
+
+    fn of(&self, split: SplitName) -> impl Iterator<Item = &Shard> {
+        self.shards.iter().filter(move |shard| shard.split == split.as_str())
+    }
+
+    /// Finished shards of a split.
+    pub fn shards(&self, split: SplitName) -> usize {
+        self.of(split).count()
+    }
+
+    /// Rows in them.
+    pub fn rows(&self, split: SplitName) -> u64 {
+        self.of(split).map(|shard| shard.entry.rows).sum()
+    }
+
+    /// Length of them.
+    pub fn bytes(&self, split: SplitName) -> u64 {
+        self.of(split).map(|shard| shard.entry.size).sum()
+    }
+
+    /// Where reading goes on.
+    pub fn place(&self, split: SplitName) -> Place {
+        Place { items: self.of(split).last().map_or(0, |shard| shard.items), rows: self.rows(split) }
+    }
+
+    /// Images that were skipped before that.
+    pub fn skipped(&self, split: SplitName) -> Vec<Skipped> {
+        self.of(split).flat_map(|shard| shard.skipped.iter().cloned()).collect()
+    }
+
+    /// What there is to say of a split that has been read to its end.
+    pub fn summary(&self, split: SplitName) -> Option<&ReadSummary> {
+        self.finished.iter().find(|finished| finished.split == split.as_str()).map(|finished| &finished.summary)
+    }
+
+    /// Hands on the rows of a split.
+    ///
+    /// # Errors
+    /// When a shard cannot be read; what `take` returns.
+    pub fn each(
+        &self,
+        split: SplitName,
+        take: &mut dyn FnMut(&RecordBatch) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for shard in self.of(split) {
+            for rows in table::read(&self.dir.join(shard.entry.file()))? {
+                take(&rows?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a shard that is finished; more of its split follow.
+    ///
+    /// # Errors
+    /// When what is kept cannot be written down.
+    pub fn shard(
+        &mut self,
+        split: SplitName,
+        name: &str,
+        items: u64,
+        skipped: Vec<Skipped>,
+        out: &ArtifactWriter,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        let entry = out.entry(name).context("a shard that is not finished")?.clone();
+        self.shards.push(Shard { split: split.to_string(), entry, items, skipped });
+        self.save(name, out, context)
+    }
+
+    /// Keeps a split that has been read to its end, with its last shard where that is not kept yet.
+    ///
+    /// # Errors
+    /// When what is kept cannot be written down.
+    pub fn finished(
+        &mut self,
+        split: SplitName,
+        last: Option<FileEntry>,
+        summary: &ReadSummary,
+        out: &ArtifactWriter,
+        context: &StageContext,
+    ) -> anyhow::Result<()> {
+        self.finished.push(Finished { split: split.to_string(), summary: summary.clone() });
+        let Some(entry) = last else { return Ok(()) };
+        let name = entry.name.clone();
+        // Nothing of the split is read on from here, so that neither place nor skipped images matter.
+        self.shards.push(Shard { split: split.to_string(), entry, items: u64::MAX, skipped: vec![] });
+        self.save(&name, out, context)
+    }
+
+    fn save(&mut self, name: &str, out: &ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
+        if !self.can_link {
+            return Ok(());
+        }
+        if let Err(error) = out.keep(name, &self.dir) {
+            context.progress.detail(&format!("finished shards are not kept: {error:#}"));
+            self.can_link = false;
+            return Ok(());
+        }
+        let rows = self.shards.iter().map(|shard| shard.entry.rows).sum();
+        let tables = [(SHARDS, to_table(&self.shards)?), (FINISHED, to_table(&self.finished)?)];
+        context.checkpoints.save(rows, &tables)
+    }
+}
+
+/// A row of JSON for each.
+fn to_table<T: Serialize>(all: &[T]) -> anyhow::Result<RecordBatch> {
+    let rows = all.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    let column: ArrayRef = Arc::new(StringArray::from_iter_values(rows));
+    Ok(RecordBatch::try_from_iter([("json", column)])?)
+}
+
+fn of_table<T: DeserializeOwned>(table: Option<&RecordBatch>) -> anyhow::Result<Vec<T>> {
+    let column = table.and_then(|table| table.column_by_name("json")).context("a checkpoint of another kind")?;
+    let texts = column.as_string_opt::<i32>().context("a checkpoint of another kind")?;
+    (0..texts.len()).map(|row| Ok(serde_json::from_str(texts.value(row))?)).collect()
+}
