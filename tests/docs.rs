@@ -13,6 +13,9 @@
 //! - Blocks without a language are pictures and formulae. There are no others.
 //!
 //! What would take minutes is made smaller by [`SMALLER`], which is laid over the specs that pages run. Nothing else is changed.
+//!
+//! On the pages of [`common::figures::PAGES`] digits count too: what a `text` block there shows is, to the letter, what the whole
+//! specs printed when the figures were last taken. [`common::figures`] says how they are kept and taken anew.
 
 mod common;
 
@@ -28,7 +31,11 @@ use arrow::{
     array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StructArray},
     datatypes::{DataType, Field, Fields},
 };
-use common::{copy_tree, python};
+use common::{
+    copy_tree,
+    figures::{self, Figures},
+    python,
+};
 use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
@@ -130,11 +137,17 @@ fn blocks(page: &str) -> Vec<Block> {
 struct Folder(TempDir);
 
 impl Folder {
+    /// With specs that take a second.
     fn new() -> Folder {
+        Folder::where_smaller(|_| true)
+    }
+
+    /// With smaller specs where they are wanted.
+    fn where_smaller(wanted: impl Fn(&str) -> bool) -> Folder {
         let folder = Folder(TempDir::new().expect("a folder"));
         copy_tree(&repository().join("specs"), &folder.path("specs"));
         copy_tree(&repository().join("specs"), &folder.path("full/specs"));
-        for (name, smaller) in SMALLER {
+        for (name, smaller) in SMALLER.into_iter().filter(|(name, _)| wanted(name)) {
             let up = "../".repeat(name.matches('/').count() + 1);
             let text = format!("extends: {up}full/specs/{name}\n{smaller}");
             fs::write(folder.path("specs").join(name), text).expect("a spec");
@@ -293,7 +306,11 @@ fn imports(script: &str) -> Vec<&str> {
 
 /// Goes through a page; panics at the first block that is not true.
 fn execute(page: &str) {
-    let folder = Folder::new();
+    execute_in(&Folder::new(), page, |_, _, _| {});
+}
+
+/// Goes through a page; `shown` gets each `text` block with its place and what was printed.
+fn execute_in(folder: &Folder, page: &str, mut shown: impl FnMut(&str, &Block, &str)) {
     // What the block before printed; None where it was not run.
     let mut printed: Option<String> = None;
     for block in blocks(page) {
@@ -303,7 +320,7 @@ fn execute(page: &str) {
             "sh" => {
                 let mut all = Some(String::new());
                 for command in commands(&block.text) {
-                    let output = shell(&folder, &command, &at);
+                    let output = shell(folder, &command, &at);
                     all = all.zip(output).map(|(all, output)| all + &output);
                 }
                 printed = all;
@@ -313,6 +330,7 @@ fn execute(page: &str) {
                 if let Some(line) = missing(&block.text, output) {
                     panic!("{at}: this line was not printed, or not here:\n{line}\nwhat was printed:\n{output}");
                 }
+                shown(&at, &block, output);
             }
             "yaml" => {
                 let name =
@@ -396,6 +414,109 @@ fn every_page_is_executed() {
     let runs = |page: &String| blocks(page).iter().any(|block| !block.language.is_empty());
     pages.retain(|page| !TESTED.contains(&page.as_str()) && runs(page));
     assert!(pages.is_empty(), "not executed: {pages:?}");
+}
+
+/// Lines of a block that count.
+fn shown_lines(block: &Block) -> Vec<String> {
+    let lines = block.text.lines().map(str::trim_end);
+    lines.filter(|line| !line.is_empty() && *line != "…").map(str::to_owned).collect()
+}
+
+#[test]
+fn figures_are_those_of_their_source() {
+    let figures = Figures::read();
+    let mut wrong = Vec::new();
+    for page in figures::PAGES {
+        let texts: Vec<_> = blocks(page).into_iter().filter(|block| block.language == "text").collect();
+        let kept = figures.pages.get(page).map_or(&[][..], Vec::as_slice);
+        if texts.len() != kept.len() {
+            wrong.push(format!("{page}: {} blocks of text, {} in the source", texts.len(), kept.len()));
+        }
+        for (block, kept) in texts.iter().zip(kept) {
+            for (shown, kept) in shown_lines(block).iter().zip(kept.iter().map(Some).chain(std::iter::repeat(None))) {
+                if Some(shown) != kept {
+                    wrong.push(format!("{page}:{}: {shown:?} is {kept:?} in the source", block.line));
+                }
+            }
+        }
+    }
+    for (spec, _) in figures::SPECS {
+        let expected = figures.expected(spec);
+        if !read(spec).lines().any(|line| line == expected) {
+            wrong.push(format!("{spec}: there is no line {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}\ntaken anew by: {}", wrong.join("\n"), figures::COMMAND);
+}
+
+/// No sentence names a score: its digits would have no source.
+#[test]
+fn scores_stand_in_blocks_alone() {
+    let mut wrong = Vec::new();
+    for page in ["README.md", "docs/tutorial.md"] {
+        let mut open = false;
+        for (number, line) in read(page).lines().enumerate() {
+            open ^= line.trim_start().starts_with("```");
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let is_score =
+                |pair: &[&str]| pair[0].contains('.') && pair[0].parse::<f64>().is_ok() && pair[1].starts_with('%');
+            if !open && words.windows(2).any(is_score) {
+                wrong.push(format!("{page}:{}: {line}", number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "takes the figures anew, in minutes"]
+fn retake_figures() {
+    let mut figures = Figures::read();
+    for page in figures::PAGES {
+        let mut taken = Vec::new();
+        let mut text = read(page);
+        execute_in(&Folder::where_smaller(|spec| spec != "quickstart.yaml"), page, |at, block, printed| {
+            let mut lines = printed.lines().map(str::trim_end);
+            let find = |shown: String| {
+                let wanted = stable(&shown);
+                lines
+                    .find(|line| stable(line) == wanted)
+                    .unwrap_or_else(|| panic!("{at}: not printed: {shown}"))
+                    .to_owned()
+            };
+            let now: Vec<String> = shown_lines(block).into_iter().map(find).collect();
+            let mut next = now.iter();
+            let mut replaced = String::new();
+            for line in block.text.lines() {
+                let counts = !line.trim_end().is_empty() && line != "…";
+                replaced += if counts { next.next().expect("a line for each") } else { line };
+                replaced.push('\n');
+            }
+            text = text.replace(&block.text, &replaced);
+            taken.push(now);
+        });
+        fs::write(repository().join(page), text).expect("a page");
+        figures.pages.insert(page.to_owned(), taken);
+        figures.write();
+    }
+    for (spec, settings) in figures::SPECS {
+        let settings = match std::env::var(figures::CIFAR10) {
+            Ok(folder) => settings.replace("CIFAR10", &folder),
+            Err(_) if settings.contains("CIFAR10") => continue,
+            Err(_) => settings.to_owned(),
+        };
+        let folder = Folder::where_smaller(|_| false);
+        let line = format!("snclr run {spec} {settings} --json 2>/dev/null");
+        let (code, output) = folder.output("sh", &["-c", &line]);
+        assert_eq!(code, 0, "{line}: {output}");
+        figures.specs.insert(spec.to_owned(), figures::scores(&serde_json::from_str(&output).expect("JSON")));
+        let expected = figures.expected(spec);
+        let text = read(spec);
+        let lines = text.lines().map(|line| if line.starts_with("# expected ") { &expected } else { line });
+        let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+        fs::write(repository().join(spec), text).expect("a spec");
+        figures.write();
+    }
 }
 
 /// Targets of the links and pictures of a page, blocks left out.

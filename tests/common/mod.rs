@@ -1,6 +1,8 @@
 //! Drives the program in a scratch directory, as a user would.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod figures;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
