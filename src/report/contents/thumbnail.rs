@@ -1,4 +1,4 @@
-//! Small grey copies of images: what near duplicates are found and compared by.
+//! Small copies of images: what near duplicates are found by, their grey values, and what they are compared by, these and colours.
 
 use std::{f32::consts::PI, sync::LazyLock};
 
@@ -6,13 +6,18 @@ use image::RgbImage;
 
 use crate::dataset::augment::shrink;
 
-/// Height and width.
+/// Height and width of the grey values, and of each of the two planes of colours behind them.
 const SIDE: usize = 32;
+const COLOUR_SIDE: usize = SIDE / 2;
 /// Bytes of a thumbnail.
-pub const BYTES: usize = SIDE * SIDE;
+pub const BYTES: usize = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE;
 /// Samples per side that a hash is computed from, and frequencies per side of it.
 const SAMPLES: usize = 16;
 const FREQUENCIES: usize = 8;
+/// Samples per side that colours are compared by.
+const COLOURS: usize = 8;
+/// Colours (differences of channels, of 255) that say nothing, as weak as JPEG makes them.
+const FAINT: f32 = 16.0;
 /// Images whose grey values differ by less (standard deviation, of 255) have nothing to be compared by.
 const PLAIN: f32 = 2.0;
 /// Parts per side of an image, and moves of it, that make up a small crop.
@@ -49,18 +54,26 @@ impl Window {
     }
 }
 
-/// A grey copy of [`SIDE`] x [`SIDE`] pixels.
+/// Grey values, then half of red less green and half of blue less green, about 128.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thumbnail(Box<[u8; BYTES]>);
+
+/// A square plane of bytes.
+#[derive(Clone, Copy)]
+struct Plane<'a>(&'a [u8], usize);
 
 impl Thumbnail {
     /// That of an image, whatever its shape.
     pub fn of(image: &RgbImage) -> Thumbnail {
-        let small = shrink(image, SIDE as u32, SIDE as u32);
+        let shrunk = |side: usize| shrink(image, side as u32, side as u32);
+        let (small, colours) = (shrunk(SIDE), shrunk(COLOUR_SIDE));
         let grey = |p: &[u8]| ((299 * p[0] as u32 + 587 * p[1] as u32 + 114 * p[2] as u32 + 500) / 1000) as u8;
-        let mut pixels = Box::new([0; BYTES]);
-        pixels.iter_mut().zip(small.chunks_exact(3)).for_each(|(to, from)| *to = grey(from));
-        Thumbnail(pixels)
+        let less_green =
+            |channel: usize| colours.chunks_exact(3).map(move |p| ((p[channel] as i32 - p[1] as i32) / 2 + 128) as u8);
+        let values = small.chunks_exact(3).map(grey).chain(less_green(0)).chain(less_green(2));
+        let mut thumbnail = Box::new([0; BYTES]);
+        thumbnail.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+        Thumbnail(thumbnail)
     }
 
     /// That of bytes as [`Thumbnail::bytes`] gives them.
@@ -72,33 +85,24 @@ impl Thumbnail {
         &self.0
     }
 
-    /// Whether there is nothing to see.
-    pub fn is_plain(&self) -> bool {
-        let sum: u32 = self.0.iter().map(|v| *v as u32).sum();
-        let squares: u32 = self.0.iter().map(|v| *v as u32 * *v as u32).sum();
-        let mean = sum as f32 / BYTES as f32;
-        squares as f32 / BYTES as f32 - mean * mean < PLAIN * PLAIN
+    fn grey(&self) -> Plane<'_> {
+        Plane(&self.0[..SIDE * SIDE], SIDE)
     }
 
-    /// `N` x `N` samples of a window, interpolated.
-    fn sample<const N: usize>(&self, Window([left, top, width, height]): Window) -> [[f32; N]; N] {
-        let places = |from: f32, length: f32| {
-            std::array::from_fn::<(usize, f32), N, _>(|i| {
-                let at =
-                    ((from + length * (i as f32 + 0.5) / N as f32) * SIDE as f32 - 0.5).clamp(0.0, SIDE as f32 - 1.0);
-                let first = (at as usize).min(SIDE - 2);
-                (first, at - first as f32)
-            })
-        };
-        let (columns, rows) = (places(left, width), places(top, height));
-        let at = |x: usize, y: usize| self.0[y * SIDE + x] as f32;
-        rows.map(|(y, below)| {
-            columns.map(|(x, right)| {
-                let upper = at(x, y) * (1.0 - right) + at(x + 1, y) * right;
-                let lower = at(x, y + 1) * (1.0 - right) + at(x + 1, y + 1) * right;
-                upper * (1.0 - below) + lower * below
-            })
-        })
+    /// Differences of channels within a window, both kinds behind each other.
+    fn colours(&self, window: Window) -> impl Iterator<Item = f32> {
+        let planes = self.0[SIDE * SIDE..].chunks_exact(COLOUR_SIDE * COLOUR_SIDE);
+        let samples = planes.flat_map(move |plane| Plane(plane, COLOUR_SIDE).sample::<COLOURS>(window));
+        samples.flatten().map(|value| 2.0 * (value - 128.0))
+    }
+
+    /// Whether there is nothing to see.
+    pub fn is_plain(&self) -> bool {
+        let Plane(values, _) = self.grey();
+        let sum: u32 = values.iter().map(|v| *v as u32).sum();
+        let squares: u32 = values.iter().map(|v| *v as u32 * *v as u32).sum();
+        let mean = sum as f32 / values.len() as f32;
+        squares as f32 / values.len() as f32 - mean * mean < PLAIN * PLAIN
     }
 
     /// The perceptual hash of a window: the signs of its lowest frequencies but the mean, which brightness and contrast leave as
@@ -108,7 +112,7 @@ impl Thumbnail {
             let cosine = |k: usize, i: usize| libm::cosf(PI * k as f32 * (i as f32 + 0.5) / SAMPLES as f32);
             std::array::from_fn(|k| std::array::from_fn(|i| cosine(k, i)))
         });
-        let samples = self.sample::<SAMPLES>(window);
+        let samples = self.grey().sample::<SAMPLES>(window);
         let dot = |a: &[f32; SAMPLES], b: &[f32; SAMPLES]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let rows: [[f32; SAMPLES]; FREQUENCIES] =
             std::array::from_fn(|u| std::array::from_fn(|y| dot(&samples[y], &COSINES[u])));
@@ -122,10 +126,10 @@ impl Thumbnail {
     }
 
     /// How alike a window of this one, or one near by it, is to the whole of another: correlations of the grey values and of
-    /// their details, of which the smaller counts; 1 for equal ones.
+    /// their details, and the cosine of their colours, of which the smallest counts; 1 for equal ones.
     pub fn likeness(&self, window: Window, other: &Thumbnail) -> f32 {
-        let whole = other.sample::<SAMPLES>(Window::WHOLE);
-        let score = |window: Window| correlation(&self.sample::<SAMPLES>(window), &whole);
+        let whole = other.grey().sample::<SAMPLES>(Window::WHOLE);
+        let score = |window: Window| correlation(&self.grey().sample::<SAMPLES>(window), &whole);
         let (mut best, mut found) = (window, score(window));
         for step in [0.03, 0.015, 0.0075] {
             for _ in 0..4 {
@@ -136,9 +140,44 @@ impl Thumbnail {
                 }
             }
         }
-        let (own, whole) = (self.sample::<SIDE>(best), other.sample::<SIDE>(Window::WHOLE));
-        correlation(&own, &whole).min(correlation(&details(&own), &details(&whole)))
+        let (own, whole) = (self.grey().sample::<SIDE>(best), other.grey().sample::<SIDE>(Window::WHOLE));
+        let grey = correlation(&own, &whole).min(correlation(&details(&own), &details(&whole)));
+        grey.min(cosine(self.colours(best), other.colours(Window::WHOLE)))
     }
+}
+
+impl Plane<'_> {
+    /// `N` x `N` samples of a window, interpolated.
+    fn sample<const N: usize>(self, Window([left, top, width, height]): Window) -> [[f32; N]; N] {
+        let Plane(values, side) = self;
+        let places = |from: f32, length: f32| {
+            std::array::from_fn::<(usize, f32), N, _>(|i| {
+                let at =
+                    ((from + length * (i as f32 + 0.5) / N as f32) * side as f32 - 0.5).clamp(0.0, side as f32 - 1.0);
+                let first = (at as usize).min(side - 2);
+                (first, at - first as f32)
+            })
+        };
+        let (columns, rows) = (places(left, width), places(top, height));
+        let at = |x: usize, y: usize| values[y * side + x] as f32;
+        rows.map(|(y, below)| {
+            columns.map(|(x, right)| {
+                let upper = at(x, y) * (1.0 - right) + at(x + 1, y) * right;
+                let lower = at(x, y + 1) * (1.0 - right) + at(x + 1, y + 1) * right;
+                upper * (1.0 - below) + lower * below
+            })
+        })
+    }
+}
+
+/// Cosine of two images' colours; near 1 where both are faint.
+fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (a, b) in a.zip(b) {
+        let faint = FAINT * FAINT;
+        (ab, aa, bb) = (ab + a * b + faint, aa + a * a + faint, bb + b * b + faint);
+    }
+    ab / (aa * bb).sqrt()
 }
 
 /// What differs from the surroundings of each sample.
@@ -164,4 +203,33 @@ fn correlation<const N: usize>(a: &[[f32; N]; N], b: &[[f32; N]; N]) -> f32 {
     }
     let norm = (aa * bb).sqrt();
     if norm < 1e-6 { 0.0 } else { ab / norm }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disc on a ground.
+    fn disc(ground: [u8; 3], disc: [u8; 3], noise: u8) -> Thumbnail {
+        let image = RgbImage::from_fn(40, 40, |x, y| {
+            let within = x.abs_diff(15).pow(2) + y.abs_diff(22).pow(2) < 80;
+            let noise = (x * 7 + y * 13) as u8 % (noise + 1);
+            image::Rgb(if within { disc } else { ground }.map(|value| value + noise))
+        });
+        Thumbnail::of(&image)
+    }
+
+    #[test]
+    fn what_differs_in_colour_alone_is_not_alike() {
+        let likeness = |a: &Thumbnail, b: &Thumbnail| a.likeness(Window::WHOLE, b);
+        let (teal, red) = ([75, 105, 95], [105, 75, 80]);
+        let (blue, pink) = ([190, 235, 250], [240, 160, 165]);
+        let first = disc(teal, blue, 0);
+        assert!(likeness(&first, &disc(teal, blue, 4)) > 0.95);
+        assert!(likeness(&first, &disc(teal.map(|v| v - 20), blue.map(|v| v - 50), 4)) > 0.9, "a darker one");
+        assert!(likeness(&first, &disc(red, pink, 0)) < 0.5, "{}", likeness(&first, &disc(red, pink, 0)));
+        // Without colours grey values alone count.
+        let grey = disc([90; 3], [200; 3], 0);
+        assert!(likeness(&grey, &disc([92, 90, 88], [200, 203, 200], 3)) > 0.95);
+    }
 }
