@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
 use super::{Global, audit, show};
@@ -19,6 +18,7 @@ use crate::{
         contents::{self, Contents, Encoder, Pairs, SplitContents, worst_first},
         duplicates::Twice,
         embeddings::{self, Branch},
+        table,
     },
     run::{self, Reporter, Setting},
     spec::{self, Experiment},
@@ -176,22 +176,8 @@ fn facts(contents: &Contents) -> Vec<Vec<String>> {
     ]
 }
 
-fn table(rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut rows = rows.into_iter();
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    if let Some(header) = rows.next() {
-        table.set_header(header);
-    }
-    table.add_rows(rows);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{}\n", table.trim_fmt())
-}
-
 fn to_text(contents: &Contents, facts: &[Vec<String>]) -> String {
-    let mut text = table(facts.to_vec());
+    let mut text = table::lines(facts.to_vec());
     text += &classes(contents);
     let lists = contents.lists();
     let header = ["", "pairs", "in both splits", "in two classes"].map(str::to_owned).to_vec();
@@ -203,7 +189,7 @@ fn to_text(contents: &Contents, facts: &[Vec<String>]) -> String {
             (count(pairs, |twice| twice.duplicate.leaks()), count(pairs, |twice| twice.duplicate.conflicts()));
         vec![(*name).to_owned(), pairs.len().to_string(), both, two]
     };
-    text += &table(std::iter::once(header).chain(lists.iter().map(row)));
+    text += &table::lines(std::iter::once(header).chain(lists.iter().map(row)));
     for (name, mut pairs) in lists {
         worst_first(&mut pairs);
         for (Twice { places: [again, first], .. }, likeness) in pairs.iter().take(NAMED) {
@@ -245,7 +231,7 @@ fn classes(contents: &Contents) -> String {
     let row = |label: &usize| {
         std::iter::once(name(*label)).chain(contents.splits.iter().map(|s| of(*label, s).to_string())).collect()
     };
-    let text = table(std::iter::once(header).chain(labels.iter().map(row)));
+    let text = table::lines(std::iter::once(header).chain(labels.iter().map(row)));
     match count > CLASSES {
         true => format!("{text}the smallest and the largest of {count} classes; --json lists all\n"),
         false => text,

@@ -2,7 +2,6 @@
 
 use std::{io::Write, path::Path, process::ExitCode};
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
 use super::Global;
@@ -12,7 +11,7 @@ use crate::{
         Run, Runs,
         diff::{Diff, Paired, same_but_for_names},
         flips::Flips,
-        grid,
+        grid, table,
     },
     spec,
 };
@@ -137,21 +136,16 @@ fn to_text(diff: &Diff, samples: usize) -> String {
 }
 
 fn metrics(diff: &Diff) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["metric", "a", "b", "b - a"]);
-    for row in &diff.metrics {
+    let header = ["metric", "a", "b", "b - a"].map(str::to_owned).to_vec();
+    let rows = diff.metrics.iter().map(|row| {
         let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| grid::figure(&row.name, value, None));
         let difference = row.difference().map_or("-".to_owned(), |difference| {
             let sign = if difference > 0.0 { "+" } else { "" };
             format!("{sign}{}", grid::figure(&row.name, difference, None))
         });
-        table.add_row([row.name.clone(), figure(row.a), figure(row.b), difference]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{}\n", table.trim_fmt())
+        vec![row.name.clone(), figure(row.a), figure(row.b), difference]
+    });
+    table::lines(std::iter::once(header).chain(rows))
 }
 
 fn flipped(what: &str, flips: &Flips, samples: usize) -> String {

@@ -1,4 +1,4 @@
-//! A comparison as a table for a terminal; `*` marks the best of a row.
+//! Tables for a terminal, and a comparison as one; `*` marks the best of a row.
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -6,7 +6,20 @@ use super::{Comparison, grid::grid};
 
 /// The table of `comparison`.
 pub fn render(comparison: &Comparison) -> String {
-    let mut rows = grid(comparison, |best| format!("* {best}")).into_iter();
+    let mut text = lines(grid(comparison, |best| format!("* {best}")));
+    if comparison.scores.iter().any(|row| row.best.contains(&true)) {
+        text += "* best\n";
+    }
+    text += &comparison.footnotes();
+    if comparison.runs.len() > 1 && comparison.spec.is_empty() {
+        text += "the specs do not differ\n";
+    }
+    text
+}
+
+/// The lines of a table whose first row is its header; all columns but the first are aligned to the right.
+pub fn lines(rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut rows = rows.into_iter();
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     if let Some(header) = rows.next() {
@@ -16,15 +29,7 @@ pub fn render(comparison: &Comparison) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut text = format!("{}\n", table.trim_fmt());
-    if comparison.scores.iter().any(|row| row.best.contains(&true)) {
-        text += "* best\n";
-    }
-    text += &comparison.footnotes();
-    if comparison.runs.len() > 1 && comparison.spec.is_empty() {
-        text += "the specs do not differ\n";
-    }
-    text
+    format!("{}\n", table.trim_fmt())
 }
 
 #[cfg(test)]

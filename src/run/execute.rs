@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{Driver, Outcome, Reporter, StageOutcome, record, stage_work};
+use super::{Driver, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
 use crate::{
     artifact::{Artifact, RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
@@ -41,23 +41,12 @@ impl Setting<'_> {
     /// # Errors
     /// When a stage fails or diverges, or the user interrupts.
     pub fn run(&self, experiment: &Experiment, reporter: &Arc<Reporter>) -> anyhow::Result<Finished> {
-        let planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
-        let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
-        drop(planning);
-        reporter.stage_ends();
+        let planner = self.planner(experiment, reporter)?;
         check_init(experiment, &planner)?;
         let attempt =
             RunAttempt::new(self.store, &experiment.name, &planner.identity()[..8], serde_yaml::to_string(experiment)?);
         let work = stage_work(experiment);
-        let driver = Driver {
-            store: self.store,
-            planner: &planner,
-            work: &*work,
-            reporter: reporter.clone(),
-            interrupt: self.interrupt,
-            checkpoint_interval: self.checkpoint_interval,
-            attempt: Some(&attempt),
-        };
+        let driver = self.driver(&planner, &*work, reporter, Some(&attempt));
         reporter.stages(&planner.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>());
         let stages = driver.run();
         reporter.done();
@@ -81,23 +70,40 @@ impl Setting<'_> {
     /// # Errors
     /// When it fails, or the user interrupts.
     pub fn data(&self, experiment: &Experiment, reporter: &Arc<Reporter>) -> anyhow::Result<Artifact> {
-        let planner = Planner::new(self.store, experiment, Path::new(""), &**reporter, self.interrupt)?;
-        reporter.stage_ends();
+        let planner = self.planner(experiment, reporter)?;
         let work = stage_work(experiment);
-        let driver = Driver {
-            store: self.store,
-            planner: &planner,
-            work: &*work,
-            reporter: reporter.clone(),
-            interrupt: self.interrupt,
-            checkpoint_interval: self.checkpoint_interval,
-            attempt: None,
-        };
+        let driver = self.driver(&planner, &*work, reporter, None);
         reporter.stages(&[Stage::Data.name()]);
         let outcomes = driver.run_of(&[Stage::Data]);
         reporter.done();
         let outcome = outcomes?.pop().context("no data stage")?;
         Ok(outcome.artifact)
+    }
+
+    fn planner(&self, experiment: &Experiment, reporter: &Reporter) -> anyhow::Result<Planner<'_>> {
+        let planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        let planner = Planner::new(self.store, experiment, Path::new(""), reporter, self.interrupt)?;
+        drop(planning);
+        reporter.stage_ends();
+        Ok(planner)
+    }
+
+    fn driver<'a>(
+        &'a self,
+        planner: &'a Planner,
+        work: &'a Work,
+        reporter: &Arc<Reporter>,
+        attempt: Option<&'a RunAttempt>,
+    ) -> Driver<'a> {
+        Driver {
+            store: self.store,
+            planner,
+            work,
+            reporter: reporter.clone(),
+            interrupt: self.interrupt,
+            checkpoint_interval: self.checkpoint_interval,
+            attempt,
+        }
     }
 }
 
