@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{atomic, lock};
+use super::atomic;
 
 const HEADER: &str = "snclr file hashes 1";
 
@@ -86,18 +86,14 @@ impl StatCache {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        let Some((dir, name)) = self.path.parent().zip(self.path.file_name()) else { return };
         let mut text = format!("{HEADER}\n");
         for (name, Entry { stamp, recorded, hash }) in &self.entries {
             let Stamp { size, inode, modified, changed } = stamp;
             let name = serde_json::Value::from(name.as_str());
             text += &format!("{size} {inode} {modified} {changed} {recorded} {hash} {name}\n");
         }
-        // Of two writers one is enough.
-        let lock = lock::Lock::attempt(dir, &name.to_string_lossy());
-        if let Ok(lock::Attempt::Held(_lock)) = lock {
-            let _ = atomic::write(&self.path, text.as_bytes());
-        }
+        let Some(dir) = self.path.parent() else { return };
+        let _ = atomic::create_dir(dir).and_then(|()| atomic::write(&self.path, text.as_bytes()));
     }
 
     /// File it is kept in.
