@@ -244,7 +244,7 @@ fn exit_codes(command: &str) -> Vec<i32> {
 }
 
 /// A line without what may differ: frames of tables, blanks, marks of the best; hashes and numbers become `#`, lengths of time
-/// `# s`, sizes `# B`.
+/// `# s`, sizes `# B`, levels of significance `p #`.
 fn stable(line: &str) -> String {
     let plain: String = line.chars().map(|c| if "│┆┌┐└┘─┬┴├┤╞╪╡═┼|*★".contains(c) { ' ' } else { c }).collect();
     let mut text = String::new();
@@ -280,6 +280,7 @@ fn stable(line: &str) -> String {
         ("# kiB", "# B"),
         ("# MiB", "# B"),
         ("# GiB", "# B"),
+        ("p < #", "p #"),
     ] {
         text = text.replace(from, to);
     }

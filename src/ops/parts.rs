@@ -151,6 +151,11 @@ impl Tiles {
         Self { parts, part, tile: tile.clamp(1, part.max(1)) }
     }
 
+    /// The same tiles, where a row is `times` rows.
+    pub fn in_rows_of(&self, times: usize) -> Self {
+        Self { parts: self.parts, part: self.part * times, tile: self.tile * times }
+    }
+
     /// Tiles of a part.
     pub fn per_part(&self) -> usize {
         self.part.div_ceil(self.tile)

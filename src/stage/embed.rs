@@ -29,7 +29,7 @@ const PIXELS: usize = 1 << 20;
 /// The embedding of the trained encoder.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "embed",
-    version: 7,
+    version: 8,
     inputs: &[TRAIN, TEST, Input { stage: Stage::Pretrain, table: tables::WEIGHTS, depends: Depends::All }],
     tables: TABLES,
     cost: COST,
@@ -39,7 +39,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 /// The embedding of the encoder as random initialisation leaves it.
 pub const CONTROL: Descriptor = Descriptor {
     name: "embed_random_init",
-    version: 7,
+    version: 8,
     inputs: &[TRAIN, TEST],
     tables: TABLES,
     cost: COST,
@@ -47,7 +47,7 @@ pub const CONTROL: Descriptor = Descriptor {
 };
 
 /// The embedding of the encoder with the weights that training starts from.
-pub const INITIAL: Descriptor = Descriptor { name: "embed_initial", version: 3, ..CONTROL };
+pub const INITIAL: Descriptor = Descriptor { name: "embed_initial", version: 4, ..CONTROL };
 
 const TRAIN: Input = images(tables::TRAIN);
 const TEST: Input = images(tables::TEST);

@@ -32,7 +32,7 @@ use crate::{
 /// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "pretrain",
-    version: 13,
+    version: 14,
     inputs: &[
         Input { stage: Stage::Data, table: tables::TRAIN, depends: Depends::Column(column::CONTENT_HASH) },
         Input { stage: Stage::Data, table: tables::TEST, depends: Depends::Nothing },

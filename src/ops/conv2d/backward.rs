@@ -2,7 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, Source, packed, winograd};
+use super::{
+    Conv2d, Size, Source, packed,
+    whole::{self, Whole},
+    winograd,
+};
 use crate::ops::{Real, batch_norm::TileMoments, matrix::Matrix};
 
 impl Conv2d {
@@ -12,6 +16,9 @@ impl Conv2d {
     pub fn backward_data<E: Real>(&self, gy: &[E], size: Size, weight: &[E], beta: E, gx: &mut [E]) {
         assert_eq!(gx.len(), size.pixels() * self.input);
         let out = self.output_size(size);
+        if let Some(whole) = Whole::of(self, size) {
+            return whole.backward_data(gy, weight, beta, gx);
+        }
         if self.stride == 1 {
             // The gradient of a convolution of stride 1 is a convolution with the mirrored weights.
             let mirrored =
@@ -23,8 +30,17 @@ impl Conv2d {
             }
             if self.kernel == 1 {
                 let weight = Matrix::new(weight, self.output, self.input);
-                let conv = &mirrored;
-                return self.products.run(packed::Forward { conv, x, size: out, weight, beta, y: gx, moments });
+                let (conv, channels) = (&mirrored, self.input);
+                return self.products.run(packed::Forward {
+                    conv,
+                    x,
+                    size: out,
+                    weight,
+                    beta,
+                    y: gx,
+                    channels,
+                    moments,
+                });
             }
             mirrored.forward(x, out, &self.mirror(weight), beta, gx, None);
             return;
@@ -42,6 +58,9 @@ impl Conv2d {
         assert_eq!(gw.len(), self.weights());
         let pixels = self.output_size(size).pixels();
         assert_eq!(gy.len(), pixels * self.output);
+        if let Some(whole) = Whole::of(self, size) {
+            return self.products.run(whole::BackwardWeight { whole, x, gy, gw });
+        }
         if let Some(tiling) = winograd::Tiling::of_parts(self, size) {
             return self.products.run(winograd::BackwardWeight { conv: self, tiling: &tiling, x, gy, gw });
         }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Size, Source, packed, winograd};
+use super::{Conv2d, Size, Source, packed, whole::Whole, winograd};
 use crate::ops::{Real, batch_norm::TileMoments, matrix::Matrix, parts::Threads};
 
 impl Conv2d {
@@ -25,12 +25,16 @@ impl Conv2d {
         assert_eq!(y.len(), pixels * self.output);
         let mut none = TileMoments::none();
         let moments = moments.unwrap_or(&mut none);
+        if let Some(whole) = Whole::of(self, size) {
+            return whole.forward(x, weight, beta, y, moments);
+        }
         if let Some(tiling) = winograd::Tiling::of(self, size) {
             let (conv, tiling, kernels) = (self, &tiling, winograd::Kernels::Own(weight));
             return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y, moments });
         }
         let weight = Matrix::new(weight, self.output, self.patch()).t();
-        self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, moments });
+        let channels = self.output;
+        self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, channels, moments });
     }
 
     /// The patches of the output pixels `rows`, as rows of `row` elements of which those after the patch are zero: the input

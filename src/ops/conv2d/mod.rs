@@ -14,6 +14,7 @@ mod packed;
 mod source;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod winograd;
 
 pub use source::Source;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Conv2d, LEAST_ROWS, Size, Source, TILE, even_rows};
+use super::{BLOCK_ROWS, Conv2d, LEAST_ROWS, Size, Source, TILE, even_rows};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
@@ -14,6 +14,12 @@ use crate::ops::{
     product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
 };
 
+/// Elements of patches that are gathered and multiplied at once (16 KiB in f32): they should stay in a core's first cache.
+const NEAR: usize = 1 << 12;
+/// Elements of weights, at most, whose gradients are so few that they may be read again for each of these.
+const NEAR_WEIGHTS: usize = 2 * NEAR;
+/// Tasks, at least, where parts of few rows are multiplied several at once.
+const LEAST_TASKS: usize = 4;
 /// Output pixels whose weight gradients are summed apart, at least: every sum costs a pass over the weights.
 const LEAF_ROWS: usize = 512;
 /// Weight gradients of at least so many elements are shared out among all threads, instead of what is summed apart.
@@ -32,6 +38,11 @@ impl Conv2d {
     fn packed_rows(&self, pixels: usize, pack: usize) -> usize {
         even_rows(pixels, (TILE / (self.patch() / pack)).clamp(LEAST_ROWS, 512))
     }
+
+    /// Output pixels of a tile whose patches are gathered and multiplied at once.
+    fn near_rows(&self) -> usize {
+        (NEAR / self.patch()).next_multiple_of(BLOCK_ROWS).max(LEAST_ROWS)
+    }
 }
 
 /// y = conv(x, weight) + beta y, with `beta` 0 or 1.
@@ -43,6 +54,8 @@ pub struct Forward<'a, E> {
     pub weight: Matrix<'a, E>,
     pub beta: E,
     pub y: &'a mut [E],
+    /// Channels of the statistics: all outputs, or fewer where those of several pixels make a row of them.
+    pub channels: usize,
     pub moments: &'a mut TileMoments<E>,
 }
 
@@ -50,18 +63,28 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
     type Output = ();
 
     fn with<P: Operand<E>>(self) {
-        let Self { conv, x, size, weight, beta, y, moments } = self;
+        let Self { conv, x, size, weight, beta, y, channels, moments } = self;
         let (pixels, patch, parts) = (conv.output_size(size).pixels(), conv.patch(), parts(size.n));
         let tiles = Tiles::new(pixels, parts, conv.packed_rows(pixels / parts, P::PACK));
         let row = if P::PACKS { patch.next_multiple_of(WHOLE_VECTORS) } else { patch };
-        moments.reset(tiles, conv.output);
+        moments.reset(tiles.in_rows_of(conv.output / channels), channels);
         E::with_scratch(Panels::<E>::len::<P>([patch, conv.output]), |memory| {
             let weight = Panels::pack::<P>(weight, memory, Threads::All);
-            let y = tiles.each_mut(y, conv.output).into_par_iter().zip(moments.par_tiles());
-            y.enumerate().for_each_init(Vec::new, |patches, (tile, (y, mut moments))| {
-                let a = conv.patches(x, size, tiles.rows(tile), row, patches, Threads::One);
-                Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, Start::adding(beta != E::zero())));
-                moments.of(y);
+            // Weights are read again for every task, so parts of few rows are taken together.
+            let few = tiles.per_part() == 1;
+            let together = power(|count| few && count * tiles.part <= LEAST_ROWS && parts >= count * LEAST_TASKS);
+            let tasks = if together == 1 { tiles } else { Tiles::new(pixels, parts / together, usize::MAX) };
+            let y = tasks.each_mut(y, conv.output).into_par_iter().zip(moments.par_tiles().chunks(together));
+            y.enumerate().for_each_init(Vec::new, |patches, (task, (y, moments))| {
+                let near = conv.near_rows();
+                for (i, y) in y.chunks_mut(near * conv.output).enumerate() {
+                    let first = tasks.rows(task).start + i * near;
+                    let rows = first..first + y.len() / conv.output;
+                    let a = conv.patches(x, size, rows, row, patches, Threads::One);
+                    let start = Start::adding(beta != E::zero());
+                    Left::with_rows::<P>(a.data, row, |a| multiply::<E, P>(a, weight, y, start));
+                }
+                y.chunks(y.len() / together).zip(moments).for_each(|(y, mut moments)| moments.of(y));
             });
         });
     }
@@ -158,7 +181,11 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             let [first, last] =
                 [i * together, (i + 1) * together - 1].map(|leaf| leaf_rows(pixels, parts, within, leaf));
             let (rows, mut patches) = (first.start..last.end, Vec::new());
-            let tile = if together == 1 { even_rows(rows.len(), most) } else { rows.len() };
+            let tile = match together {
+                1 if !shared && conv.weights() <= NEAR_WEIGHTS => conv.near_rows(),
+                1 => even_rows(rows.len(), most),
+                _ => rows.len(),
+            };
             for first in rows.clone().step_by(tile) {
                 let (range, start) = (first..(first + tile).min(rows.end), Start::adding(first > rows.start));
                 with_tile(range, threads, &mut patches, &mut |left, right| {

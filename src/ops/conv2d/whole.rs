@@ -1,0 +1,150 @@
+//! Images so small that every output pixel sees all of their pixels: products of whole images.
+//!
+//! A 3x3 kernel on 2x2 pixels meets 16 pairs of an output and an input, on one pixel one; the definition and Winograd's algorithm
+//! multiply 36 and more, most of them zeros of the padding. So the weights are laid out by pairs of pixels, and an image is a row.
+
+use rayon::prelude::*;
+
+use super::{Conv2d, Size, Source, packed};
+use crate::ops::{
+    Real,
+    batch_norm::TileMoments,
+    matrix::Matrix,
+    parts::{Threads, parts},
+    product::{Left, Operand, Panels, Start, WithOperand, multiply_leaves},
+};
+
+/// Output channels whose weight gradients a task sums.
+const OUTPUTS: usize = 32;
+
+/// A convolution over images of which each output pixel sees all.
+#[derive(Clone, Copy)]
+pub struct Whole<'a> {
+    conv: &'a Conv2d,
+    size: Size,
+}
+
+impl<'a> Whole<'a> {
+    /// None where an output pixel may miss some of the image.
+    pub fn of(conv: &'a Conv2d, size: Size) -> Option<Self> {
+        let keeps_the_size = conv.stride == 1 && conv.kernel == 2 * conv.padding + 1;
+        let sees_all = size.h <= conv.padding + 1 && size.w <= conv.padding + 1;
+        (conv.kernel > 1 && keeps_the_size && sees_all).then_some(Self { conv, size })
+    }
+
+    /// y = conv(x, weight) + beta y, as [`Conv2d::forward`].
+    pub fn forward<E: Real>(self, x: Source<E>, weight: &[E], beta: E, y: &mut [E], moments: &mut TileMoments<E>) {
+        let Conv2d { input, output, .. } = *self.conv;
+        self.with_pairs(weight, |weight| self.product(x, [input, output], weight.t(), beta, y, moments));
+    }
+
+    /// gx = conv^T(gy, weight) + beta gx, as [`Conv2d::backward_data`].
+    pub fn backward_data<E: Real>(self, gy: &[E], weight: &[E], beta: E, gx: &mut [E]) {
+        let (Conv2d { input, output, .. }, gy) = (*self.conv, Source::plain(gy));
+        self.with_pairs(weight, |weight| self.product(gy, [output, input], weight, beta, gx, &mut TileMoments::none()));
+    }
+
+    /// Pixels of an image.
+    fn pixels(self) -> usize {
+        self.size.h * self.size.w
+    }
+
+    /// The kernel's tap by which an output pixel sees an input pixel.
+    fn tap(self, output: usize, input: usize) -> usize {
+        let w = self.size.w;
+        let [down, right] = [input / w + self.conv.padding - output / w, input % w + self.conv.padding - output % w];
+        down * self.conv.kernel + right
+    }
+
+    /// Does `work` with the weights by pairs of pixels: [output pixel, output, input pixel, input].
+    fn with_pairs<E: Real>(self, weight: &[E], work: impl FnOnce(Matrix<E>)) {
+        let (Conv2d { input, output, .. }, pixels) = (*self.conv, self.pixels());
+        let [rows, columns] = [pixels * output, pixels * input];
+        E::with_scratch(rows * columns, |pairs| {
+            pairs.par_chunks_exact_mut(columns).enumerate().for_each(|(row, pairs)| {
+                let (seeing, o) = (row / output, row % output);
+                for (seen, pair) in pairs.chunks_exact_mut(input).enumerate() {
+                    pair.copy_from_slice(&weight[o * self.conv.patch() + self.tap(seeing, seen) * input..][..input]);
+                }
+            });
+            work(Matrix::new(pairs, rows, columns));
+        });
+    }
+
+    /// y [n, pixels, channels] = x weight + beta y, where an image is a row.
+    fn product<E: Real>(
+        self,
+        x: Source<E>,
+        [from, to]: [usize; 2],
+        weight: Matrix<E>,
+        beta: E,
+        y: &mut [E],
+        moments: &mut TileMoments<E>,
+    ) {
+        let (pixels, products) = (self.pixels(), self.conv.products);
+        let conv = &Conv2d { kernel: 1, stride: 1, padding: 0, input: pixels * from, output: pixels * to, products };
+        let size = Size { n: self.size.n, h: 1, w: 1 };
+        products.run(packed::Forward { conv, x, size, weight, beta, y, channels: to, moments });
+    }
+}
+
+/// gw += the weight gradient.
+pub struct BackwardWeight<'a, E> {
+    pub whole: Whole<'a>,
+    pub x: Source<'a, E>,
+    pub gy: &'a [E],
+    pub gw: &'a mut [E],
+}
+
+impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
+    type Output = ();
+
+    fn with<P: Operand<E>>(self) {
+        let Self { whole, x, gy, gw } = self;
+        let (Conv2d { input, output, .. }, n, pixels) = (*whole.conv, whole.size.n, whole.pixels());
+        // By tap, the pairs of an output and an input pixel that meet there.
+        let mut taps = vec![Vec::new(); whole.conv.kernel * whole.conv.kernel];
+        for (seeing, seen) in (0..pixels).flat_map(|seeing| (0..pixels).map(move |seen| (seeing, seen))) {
+            taps[whole.tap(seeing, seen)].push([seeing, seen]);
+        }
+        let parts = parts(n);
+        gw.par_chunks_mut(OUTPUTS * whole.conv.patch()).enumerate().for_each(|(i, gw)| {
+            let outputs = gw.len() / whole.conv.patch();
+            for (tap, pairs) in taps.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
+                // A sum over all images and pairs, a part of the batch being a leaf; leaves end with whole elements.
+                let (leaf, met) = ((n / parts * pairs.len()).next_multiple_of(P::PACK), n / parts * pairs.len());
+                let depth = parts * leaf;
+                E::with_scratch(depth * (outputs + input), |rows| {
+                    let (gradients, images) = rows.split_at_mut(depth * outputs);
+                    let rows = gradients.chunks_exact_mut(outputs).zip(images.chunks_exact_mut(input));
+                    for (row, (gradient, image)) in rows.enumerate() {
+                        let (part, met_at) = (row / leaf, row % leaf);
+                        if met_at >= met {
+                            gradient.fill(E::zero());
+                            image.fill(E::zero());
+                            continue;
+                        }
+                        let (of, [seeing, seen]) =
+                            (part * (n / parts) + met_at / pairs.len(), pairs[met_at % pairs.len()]);
+                        gradient.copy_from_slice(&gy[(of * pixels + seeing) * output + i * OUTPUTS..][..outputs]);
+                        x.copy_to((of * pixels + seen) * input, image);
+                    }
+                    let (gradients, images) =
+                        (Matrix::new(gradients, depth, outputs), Matrix::new(images, depth, input));
+                    E::with_scratch(Panels::<E>::len::<P>([depth, input]) + outputs * input, |memory| {
+                        let (panels, product) = memory.split_at_mut(Panels::<E>::len::<P>([depth, input]));
+                        let images = Panels::pack::<P>(images, panels, Threads::One);
+                        Left::with_transposed::<P>(gradients, Threads::One, |gradients| {
+                            let leaves = (parts > 1).then_some(parts);
+                            multiply_leaves::<E, P>(gradients, images, product, Start::Zero, leaves);
+                        });
+                        for (gw, product) in gw.chunks_exact_mut(whole.conv.patch()).zip(product.chunks_exact(input)) {
+                            let gw = &mut gw[tap * input..][..input];
+                            gw.iter_mut().zip(product).for_each(|(gw, product)| *gw += *product);
+                        }
+                    });
+                });
+            }
+        });
+    }
+}
