@@ -3,6 +3,7 @@
 pub mod augment;
 mod cifar10;
 mod config;
+mod crop_box;
 mod decode;
 mod error;
 mod idx;
@@ -20,7 +21,8 @@ mod table;
 mod webdataset;
 
 pub use config::*;
-pub use decode::Stored;
+pub use crop_box::CropBox;
+pub use decode::{Part, Stored};
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;

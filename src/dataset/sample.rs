@@ -5,7 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::decode::decode;
+use super::{
+    CropBox,
+    decode::{Opened, Part, decode},
+};
 
 /// One of the two splits of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,19 @@ impl Sample {
     /// Errors: a short reason for people.
     pub fn image(&self) -> Result<RgbImage, String> {
         decode(&self.bytes).map_err(|refusal| refusal.reason)
+    }
+
+    /// At least the part of it that `wanted` says by its width and height. Sources look all of it through: damage outside the
+    /// part may go unnoticed now.
+    ///
+    /// Errors: a short reason for people.
+    pub fn part(&self, wanted: impl FnOnce((u32, u32)) -> CropBox) -> Result<Part, String> {
+        let opened = Opened::new(&self.bytes);
+        let part = opened.and_then(|opened| {
+            let part = wanted(opened.size());
+            opened.part(part)
+        });
+        part.map_err(|refusal| refusal.reason)
     }
 }
 

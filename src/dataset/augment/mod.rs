@@ -21,5 +21,5 @@ mod taps;
 
 pub use config::*;
 pub use eval::EvalTransform;
-pub use pipeline::Pipeline;
+pub use pipeline::{Drawn, Pipeline, draw_all};
 pub use resize::shrink;
