@@ -105,7 +105,8 @@ fn tiff_is_right_or_refused_by_name() {
 #[test]
 #[ignore = "scripts/soak.sh runs it"]
 fn soak_mutations_end_without_a_panic() {
-    let own = ["tests/golden/jpeg", "tests/golden/augment"].map(|folder| fs::read_dir(folder).expect("a folder"));
+    let folders = ["tests/golden/jpeg", "tests/golden/tiff", "tests/golden/augment"];
+    let own = folders.map(|folder| fs::read_dir(folder).expect("a folder"));
     let own = own.into_iter().flatten().map(|entry| fs::read(entry.expect("an entry").path()).expect("a file"));
     let suites =
         rows(&["jpeg/", "png/", "tiff/", "webp/", "bmp/", "gif/", "pnm/", "exif/"]).into_iter().map(|(_, b)| b);
