@@ -28,6 +28,6 @@ pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;
 pub use sample::{Item, LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
+pub use source::{Source, SourceFile, each_source_file, has_split, read};
 #[cfg(test)]
-use source::count;
-pub use source::{Source, SourceFile, has_split, read, source_files};
+use source::{count, source_files};

@@ -138,11 +138,15 @@ impl ReadSummary {
         for left in &self.left_out {
             *others.entry(&left.kind).or_default() += left.files;
         }
-        let kinds = [(skipped, "images skipped"), (others, "files left out that are no images")];
+        let kinds = [
+            (skipped, ["image skipped", "images skipped"]),
+            (others, ["file left out that is no image", "files left out that are no images"]),
+        ];
         let present = kinds.into_iter().filter(|(kinds, _)| !kinds.is_empty());
-        let sentence = |(kinds, what): (BTreeMap<&str, u64>, &str)| {
+        let sentence = |(kinds, [one, many]): (BTreeMap<&str, u64>, [&str; 2])| {
             let list: Vec<_> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-            format!("{} {what}: {}", kinds.values().sum::<u64>(), list.join(", "))
+            let all = kinds.values().sum::<u64>();
+            format!("{all} {}: {}", if all == 1 { one } else { many }, list.join(", "))
         };
         present.map(sentence).collect()
     }
@@ -165,6 +169,9 @@ mod tests {
         };
         let expected = ["3 images skipped: 1 HEIC, 2 JPEG", "6 files left out that are no images: 1 *.md, 5 *.txt"];
         assert_eq!(summary.left_out_by_kind(), expected);
+        let one = ReadSummary { skipped: vec![skipped("HEIC")], left_out: vec![left("*.txt", 1)], ..summary };
+        let expected = ["1 image skipped: 1 HEIC", "1 file left out that is no image: 1 *.txt"];
+        assert_eq!(one.left_out_by_kind(), expected);
         assert!(ReadSummary::default().left_out_by_kind().is_empty());
     }
 }

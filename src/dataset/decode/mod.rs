@@ -1,6 +1,7 @@
 //! Encoded bytes to RGB pixels and back; the only place where images are decoded.
 
 mod cmyk;
+mod gif;
 mod jpeg;
 mod kind;
 mod opened;
@@ -125,6 +126,7 @@ fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<RgbImage, String> {
             (RgbImage::from_raw(width, height, pixels).ok_or("fewer pixels than announced")?, jpeg.orientation())
         }
         ImageFormat::Tiff => tiff::decode(bytes, check_size)?,
+        ImageFormat::Gif => (gif::decode(bytes, check_size)?, Orientation::NoTransforms),
         format => decode_other(format, bytes)?,
     };
     Ok(opened::turned(image, orientation))
