@@ -10,7 +10,7 @@ use arrow::array::UInt64Array;
 
 use super::driver::{StageOutcome, stage_record};
 use crate::{
-    artifact::{Attempt, Lock, RunRecord, Store, atomic, hash, table},
+    artifact::{Attempt, Lock, RECORD, RunRecord, SPEC, Store, atomic, hash, table},
     plan::Stage,
     spec::Experiment,
     tables::{NOTES, REPORT, column::*},
@@ -60,10 +60,10 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     let Attempt::Held(_lock) = Lock::attempt(&store.root().join("locks"), &format!("results-{run}"))? else {
         return Ok(Outcome { record, dir });
     };
-    atomic::write_if_changed(&dir.join("spec.yaml"), serde_yaml::to_string(experiment)?.as_bytes())?;
+    atomic::write_if_changed(&dir.join(SPEC), serde_yaml::to_string(experiment)?.as_bytes())?;
     atomic::write_if_changed(&dir.join("report.parquet"), &report)?;
     if !RunRecord::read(&dir).is_ok_and(|old| same_but_for_the_time(&old, &record)) {
-        atomic::write(&dir.join("run.json"), record.text()?.as_bytes())?;
+        atomic::write(&dir.join(RECORD), record.text()?.as_bytes())?;
     }
     Ok(Outcome { record, dir })
 }
