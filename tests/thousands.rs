@@ -136,7 +136,7 @@ fn figures_and_curves_of_all_runs_are_one_file_each() {
 fn training(store: &Store, number: u64, steps: i64) -> snclr::artifact::Artifact {
     let mut components = Components::default();
     components.insert("number", &number.into());
-    let real = |scale: f64| (0..steps).map(move |step| (step as f64 * scale + number as f64).sin());
+    let real = |scale: f64| (0..steps).map(move |step| libm::sin(step as f64 * scale + number as f64));
     let some = |scale: f64| real(scale).map(Some);
     let rows = tables::METRICS.rows([
         STEP.of(0..steps),
