@@ -13,6 +13,7 @@ use crate::{
     artifact::{Stamp, StatCache, hash},
     dataset::{self, DataConfig, SourceFile},
     encoder::EncoderConfig,
+    spec::Experiment,
     stage::{Interrupt, Progress, Stopped},
 };
 
@@ -25,8 +26,44 @@ const GROUP: usize = 64;
 /// Longest time between two savings of what is known.
 const SAVED_EVERY: Duration = Duration::from_secs(20);
 
+/// Hashes of the files that lie outside the store and that an experiment reads.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Role -> hash of every file of the data.
+    pub data: BTreeMap<String, String>,
+    /// The file that the encoder starts from.
+    pub init: Option<String>,
+}
+
+impl Sources {
+    /// Stands for the files: experiments of one name read the same ones.
+    ///
+    /// # Errors
+    /// When a field has no place in JSON.
+    pub fn name(experiment: &Experiment) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(&(&experiment.data, experiment.encoder.init()))?)
+    }
+
+    /// Those of an experiment, whose relative paths are relative to `base`. Files are read where their hash is not known yet.
+    ///
+    /// # Errors
+    /// When they cannot be listed, or the user interrupts.
+    pub fn of(
+        experiment: &Experiment,
+        base: &Path,
+        root: &Path,
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Sources> {
+        Ok(Sources {
+            data: hashes(&experiment.data, base, root, progress, interrupt)?,
+            init: init_hash(&experiment.encoder, base, root, progress, interrupt)?,
+        })
+    }
+}
+
 /// Role -> hash of the bytes of every source file of the data. Empty for generated data.
-pub fn hashes(
+fn hashes(
     config: &DataConfig,
     base: &Path,
     root: &Path,
@@ -41,7 +78,7 @@ pub fn hashes(
 }
 
 /// Hash of the bytes of the file of weights that the encoder starts from.
-pub fn init_hash(
+fn init_hash(
     config: &EncoderConfig,
     base: &Path,
     root: &Path,

@@ -10,7 +10,7 @@ use arrow::array::UInt64Array;
 
 use super::driver::{StageOutcome, stage_record};
 use crate::{
-    artifact::{Attempt, Lock, RECORD, RunRecord, SPEC, Store, atomic, hash, table},
+    artifact::{Artifact, Attempt, Lock, RECORD, RunRecord, SPEC, Store, atomic, hash, table},
     plan::Stage,
     spec::Experiment,
     tables::{NOTES, REPORT, column::*},
@@ -30,10 +30,20 @@ struct Metric {
     stage: Stage,
 }
 
+/// Name of the run of an experiment that has come to these artifacts, given in the order of its stages.
+fn name<'a>(experiment: &Experiment, artifacts: impl Iterator<Item = &'a Artifact>) -> String {
+    let keys: String = artifacts.map(Artifact::key).collect();
+    format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8])
+}
+
+/// Whether the run of an experiment that has come to these artifacts has its results.
+pub fn is_recorded(store: &Store, experiment: &Experiment, artifacts: &[Artifact]) -> bool {
+    store.root().join("results").join(name(experiment, artifacts.iter())).join(RECORD).exists()
+}
+
 /// Writes the folder of a run, or finds it as it should be.
 pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -> anyhow::Result<Outcome> {
-    let keys: String = stages.iter().map(|s| s.artifact.key()).collect();
-    let run = format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8]);
+    let run = name(experiment, stages.iter().map(|outcome| &outcome.artifact));
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {
