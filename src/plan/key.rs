@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Job, Stage, source::Sources};
+use super::{Job, Stage, source::FileHashes};
 use crate::{
     artifact::Components,
     spec::{self, Experiment},
@@ -41,14 +41,14 @@ impl Leaves {
     }
 
     /// Adds source files.
-    pub fn add_sources(&mut self, sources: Sources) {
+    pub fn add_sources(&mut self, sources: FileHashes) {
         match sources {
-            Sources::Named(files) if files.is_empty() => {}
-            Sources::Named(files) => {
+            FileHashes::Named(files) if files.is_empty() => {}
+            FileHashes::Named(files) => {
                 self.add(Stage::Data, "data.source_files", files.len());
                 files.into_iter().for_each(|(role, hash)| self.add(Stage::Data, format!("data.source.{role}"), hash));
             }
-            Sources::Many(files, all) => {
+            FileHashes::Many(files, all) => {
                 self.add(Stage::Data, "data.source_files", files);
                 self.add(Stage::Data, "data.source", all);
             }

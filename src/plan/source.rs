@@ -13,6 +13,7 @@ use crate::{
     artifact::{Entry, HashList, Stamp, hash},
     dataset::{self, DataConfig, SourceFile},
     encoder::EncoderConfig,
+    spec::Experiment,
     stage::{Interrupt, Progress, Stopped},
 };
 
@@ -27,21 +28,57 @@ const NAMED: usize = 32;
 
 /// What a key holds of source files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sources {
+pub enum FileHashes {
     /// Role -> hash of the bytes.
     Named(BTreeMap<String, String>),
     /// How many there are, and a hash of the roles and hashes of all.
     Many(usize, String),
 }
 
+/// Hashes of the files that lie outside the store and that an experiment reads.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Those of the data.
+    pub data: FileHashes,
+    /// The file that the encoder starts from.
+    pub init: Option<String>,
+}
+
+impl Sources {
+    /// Stands for the files: experiments of one name read the same ones.
+    ///
+    /// # Errors
+    /// When a field has no place in JSON.
+    pub fn name(experiment: &Experiment) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(&(&experiment.data, experiment.encoder.init()))?)
+    }
+
+    /// Those of an experiment, whose relative paths are relative to `base`. Files are read where their hash is not known yet.
+    ///
+    /// # Errors
+    /// When they cannot be listed, or the user interrupts.
+    pub fn of(
+        experiment: &Experiment,
+        base: &Path,
+        root: &Path,
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Sources> {
+        Ok(Sources {
+            data: hashes(&experiment.data, base, root, progress, interrupt)?,
+            init: init_hash(&experiment.encoder, base, root, progress, interrupt)?,
+        })
+    }
+}
+
 /// The hashes of the source files of the data; none of generated data.
-pub fn hashes(
+fn hashes(
     config: &DataConfig,
     base: &Path,
     root: &Path,
     progress: &dyn Progress,
     interrupt: &Interrupt,
-) -> anyhow::Result<Sources> {
+) -> anyhow::Result<FileHashes> {
     let each = |take: &mut Take| dataset::each_source_file(config, base, take);
     hash_files(each, cache_path(&serde_json::to_string(config)?, base, root)?, progress, interrupt)
 }
@@ -50,7 +87,7 @@ pub fn hashes(
 type Take<'a> = dyn FnMut(SourceFile) -> anyhow::Result<()> + 'a;
 
 /// Hash of the bytes of the file of weights that the encoder starts from.
-pub fn init_hash(
+fn init_hash(
     config: &EncoderConfig,
     base: &Path,
     root: &Path,
@@ -62,7 +99,7 @@ pub fn init_hash(
     let cache = cache_path(&format!("encoder.init {}", path.display()), base, root)?;
     fs::metadata(&file.path).with_context(|| format!("encoder.init: cannot read {}", file.path.display()))?;
     let sources = hash_files(|take| take(file.clone()), cache, progress, interrupt)?;
-    let Sources::Named(hashes) = sources else { unreachable!("it is one file") };
+    let FileHashes::Named(hashes) = sources else { unreachable!("it is one file") };
     Ok(hashes.into_values().next())
 }
 
@@ -85,12 +122,12 @@ impl Collected {
         self.all.update(format!("{before}{}:\"{hash}\"", serde_json::Value::from(role)));
     }
 
-    fn finish(mut self) -> Sources {
+    fn finish(mut self) -> FileHashes {
         if self.files <= NAMED {
-            return Sources::Named(self.named);
+            return FileHashes::Named(self.named);
         }
         self.all.update("}");
-        Sources::Many(self.files, hash::hex(&self.all.finalize()))
+        FileHashes::Many(self.files, hash::hex(&self.all.finalize()))
     }
 }
 
@@ -111,7 +148,7 @@ fn hash_files(
     cache: PathBuf,
     progress: &dyn Progress,
     interrupt: &Interrupt,
-) -> anyhow::Result<Sources> {
+) -> anyhow::Result<FileHashes> {
     let list = HashList::open(cache);
     let look = |take: &mut dyn FnMut(File) -> anyhow::Result<()>| {
         let (mut known, mut roles) = (list.known(), Roles::default());
