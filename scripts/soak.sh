@@ -9,6 +9,9 @@
 #
 # 3. 10,000 mutations of image files: the repository's own, and those of the suites that SNCLR_CONFORMANCE names.
 #
+# 4. A runs folder that two machines share, as two FUSE mounts (Debian's bindfs): 200 runs of one spec at once, and 100 cleanings on one
+#    mount while a run is at work on the other. Left out, aloud, without bindfs.
+#
 # Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,4 +33,6 @@ else
   echo "skipped: no emulated CPUs: qemu-x86_64 is missing (apt-get install qemu-user)" >&2
 fi
 soak soak_mutations_end_without_a_panic "mutations of image files" conformance || failed=1
+soak soak_two_hundred_runs_at_once "200 runs at once on two mounts" shared_folder || failed=1
+soak soak_a_hundred_cleanings_take_nothing_away "100 cleanings beside a run" shared_folder || failed=1
 exit "$failed"

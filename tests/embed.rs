@@ -19,6 +19,7 @@ use common::{Scratch, text};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use snclr::artifact::atomic;
 
 /// A row of the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,8 +267,11 @@ fn a_killed_call_leaves_the_old_file_and_an_interrupted_one_what_it_computed() {
         let mut child = child.expect("the program");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
         lines.next().expect("a line").expect("a line");
-        let temporary = scratch.path(".out.parquet.tmp");
-        while !temporary.exists() {
+        let temporary = || {
+            let names = fs::read_dir(scratch.path(".")).expect("the folder").map(|e| e.expect("an entry").file_name());
+            names.filter(|name| atomic::is_sibling(&name.to_string_lossy())).count()
+        };
+        while temporary() == 0 {
             assert_eq!(child.try_wait().expect("a child"), None, "it ended too soon");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }

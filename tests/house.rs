@@ -134,6 +134,7 @@ fn the_doctor_looks_at_machine_and_folder() {
         "threads",
         "memory",
         "runs folder",
+        "file system",
         "locks",
         "disk",
         "device cpu",

@@ -2,11 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::Context;
+
+use super::Process;
 
 /// Makes the entries of a folder durable.
 pub fn sync_dir(dir: &Path) -> anyhow::Result<()> {
@@ -18,11 +21,10 @@ pub fn create_dir(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
 }
 
-/// Temporary sibling of a path. Its name is fixed, so that what a killed process leaves is overwritten by the next; callers
-/// hold a lock.
+/// Temporary sibling of a path, called as no other is: two writers of one path, on whichever machines, never write the same file.
 pub fn sibling(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.tmp"))
+    path.with_file_name(unique(&name, "tmp"))
 }
 
 /// Whether `name` is that of a temporary sibling.
@@ -30,18 +32,35 @@ pub fn is_sibling(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".tmp")
 }
 
-/// Writes a file: temporary sibling, fsync, rename, fsync of the folder. Two writers of one path must hold a lock.
+/// A hidden name that no other process and no later call makes: `.NAME.PROCESS-N.SUFFIX`.
+pub fn unique(name: &str, suffix: &str) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    // Names of files end at 255 bytes, and the rest tells this one apart from others.
+    let name = &name[..name.floor_char_boundary(100)];
+    format!(".{name}.{}-{}.{suffix}", Process::here(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Reads a name of [`unique`] back: what it stands for, and who made it. Names of older versions name no maker.
+pub fn parse_unique<'a>(file: &'a str, suffix: &str) -> Option<(&'a str, Option<Process>)> {
+    let inner = file.strip_prefix('.')?.strip_suffix(suffix)?.strip_suffix('.')?;
+    let made = || {
+        let (rest, number) = inner.rsplit_once('-')?;
+        let _: u64 = number.parse().ok()?;
+        // A process has a dot itself, a machine has none.
+        let dot = rest[..rest.rfind('.')?].rfind('.')?;
+        Some((&inner[..dot], Process::parse(&rest[dot + 1..])?))
+    };
+    Some(made().map_or((inner, None), |(name, process)| (name, Some(process))))
+}
+
+/// Writes a file: temporary sibling, fsync, rename, fsync of the folder. Of two writers the later one's stays.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let temporary = sibling(path);
-    let result = File::create(&temporary)
+    let written = File::create(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .with_context(|| format!("writing {}", temporary.display()));
-    if let Err(error) = result {
-        // What was written is of no use, and on a full disk in the way.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    rename(&temporary, path)
+    // What was written and has no place is of no use, and on a full disk in the way.
+    written.and_then(|()| rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// Writes a file unless it already holds these bytes.
@@ -61,21 +80,51 @@ pub fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// Removes a folder and what is in it; one that is not there is as good.
 pub fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))
         }
         _ => Ok(()),
     }
 }
 
-/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free.
-pub fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<PathBuf> {
+/// Removes a folder at once for everybody who looks: it gets a name of ours first. What cannot be removed, e.g. as others have
+/// files in it open, is left for whoever sweeps.
+pub fn discard_dir(dir: &Path) -> anyhow::Result<()> {
+    let doomed = sibling(dir);
+    match fs::rename(dir, &doomed) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.with_context(|| format!("renaming {} to {}", dir.display(), doomed.display()))?,
+    }
+    let _ = fs::remove_dir_all(&doomed);
+    Ok(())
+}
+
+/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free. None when it is not there
+/// any more.
+pub fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<Option<PathBuf>> {
     create_dir(damaged)?;
-    let free = |n: &u32| !damaged.join(format!("{label}-{n}")).exists();
-    let number = (1..).find(free).context("no free name")?;
-    let target = damaged.join(format!("{label}-{number}"));
-    rename(path, &target)?;
-    Ok(target)
+    for number in 1u32.. {
+        let target = damaged.join(format!("{label}-{number}"));
+        // The name is taken by making something of the kind that a rename may replace.
+        let taken = match path.is_dir() {
+            true => fs::create_dir(&target),
+            false => File::create_new(&target).map(drop),
+        };
+        match taken {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            taken => taken.with_context(|| format!("creating {}", target.display()))?,
+        }
+        if let Err(error) = fs::rename(path, &target) {
+            let _ = fs::remove_file(&target).or_else(|_| fs::remove_dir(&target));
+            if error.kind() == ErrorKind::NotFound {
+                return Ok(None);
+            }
+            return Err(error).with_context(|| format!("renaming {} to {}", path.display(), target.display()));
+        }
+        sync_dir(damaged)?;
+        return Ok(Some(target));
+    }
+    anyhow::bail!("no free name in {}", damaged.display())
 }
 
 #[cfg(test)]
@@ -87,16 +136,53 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
         write(&path, b"one").unwrap();
-        // A folder in the way of the temporary file: creating it fails, as on a full disk.
-        fs::create_dir(sibling(&path)).unwrap();
-        let error = write(&path, b"two").unwrap_err();
-        assert!(format!("{error:#}").contains(".x.json.tmp"), "{error:#}");
+        let error = write(&dir.path().join("x.json/below"), b"two").unwrap_err();
+        assert!(format!("{error:#}").contains(".below."), "{error:#}");
+        // A folder is in the way of the rename.
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        assert!(write(&dir.path().join("folder"), b"two").is_err());
+        fs::remove_dir(dir.path().join("folder")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one");
-        fs::remove_dir(sibling(&path)).unwrap();
-        // What a killed writer left is overwritten.
-        fs::write(sibling(&path), b"half").unwrap();
         write(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn no_two_temporary_names_are_alike_and_each_names_its_maker() {
+        let path = Path::new("folder/run.json");
+        let (one, two) = (sibling(path), sibling(path));
+        assert_ne!(one, two);
+        let name = one.file_name().unwrap().to_str().unwrap();
+        assert!(is_sibling(name));
+        assert_eq!(parse_unique(name, "tmp"), Some(("run.json", Some(Process::here().clone()))));
+        assert_eq!(parse_unique(name, "staging"), None);
+        assert_eq!(parse_unique(".run.json.tmp", "tmp"), Some(("run.json", None)), "of an older version");
+        assert_eq!(parse_unique("run.json", "tmp"), None);
+        let long = format!("{}.parquet", "é".repeat(120));
+        assert!(unique(&long, "tmp").len() < 255);
+    }
+
+    #[test]
+    fn what_is_set_aside_never_replaces_what_was_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = dir.path().join("damaged");
+        let mut names = Vec::new();
+        for text in ["one", "two"] {
+            for is_folder in [false, true] {
+                let path = dir.path().join("x");
+                match is_folder {
+                    true => fs::create_dir(&path).and_then(|()| fs::write(path.join("file"), text)).unwrap(),
+                    false => fs::write(&path, text).unwrap(),
+                }
+                let target = set_aside(&damaged, &path, "knn").unwrap().unwrap();
+                let file = if is_folder { target.join("file") } else { target.clone() };
+                assert_eq!(fs::read_to_string(file).unwrap(), text);
+                names.push(target.file_name().unwrap().to_str().unwrap().to_owned());
+            }
+        }
+        assert_eq!(names, ["knn-1", "knn-2", "knn-3", "knn-4"]);
+        assert_eq!(set_aside(&damaged, &dir.path().join("x"), "knn").unwrap(), None, "somebody else moved it");
+        assert_eq!(fs::read_dir(&damaged).unwrap().count(), 4);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Key, Lock, RunRecord, RunState, StageRecord, Store, Unfinished, atomic,
     lock::Attempt as LockAttempt,
-    record::{FILE, UNFINISHED, lock_name},
+    record::{FILE, SPEC, UNFINISHED, lock_name},
 };
 
 /// The record of a run at work. Nothing is written before its first stage runs: a run with nothing to do leaves no trace.
@@ -48,8 +48,6 @@ impl<'a> RunAttempt<'a> {
         record.stages = done;
         let (stage, key) = (stage.to_owned(), key.clone());
         record.unfinished = Some(Unfinished { state: RunState::Running, stage, key, why: None });
-        atomic::create_dir(&self.dir())?;
-        atomic::write_if_changed(&self.dir().join("spec.yaml"), self.spec.as_bytes())?;
         self.write(record)
     }
 
@@ -101,18 +99,25 @@ impl<'a> RunAttempt<'a> {
                 LockAttempt::Busy(_) => return Ok(()),
             },
         };
-        atomic::remove_dir(&self.dir())?;
+        atomic::discard_dir(&self.dir())?;
         drop(lock);
         Ok(())
     }
 
     fn write(&self, record: &RunRecord) -> anyhow::Result<()> {
-        atomic::write(&self.dir().join(FILE), record.text()?.as_bytes())
+        let text = record.text()?;
+        let write = || {
+            atomic::create_dir(&self.dir())?;
+            atomic::write_if_changed(&self.dir().join(SPEC), self.spec.as_bytes())?;
+            atomic::write(&self.dir().join(FILE), text.as_bytes())
+        };
+        // Where locks end at the machine, another one that comes to its results may remove the folder in between.
+        (1..5).find_map(|_| write().ok()).map_or_else(write, Ok)
     }
 }
 
 /// Tries to take the lock of a run without results.
-pub(super) fn lock(store: &Store, run: &str) -> anyhow::Result<LockAttempt> {
+fn lock(store: &Store, run: &str) -> anyhow::Result<LockAttempt> {
     Lock::attempt(&store.locks_dir(), &lock_name(run))
 }
 
@@ -164,6 +169,6 @@ mod tests {
         let third = attempt();
         third.finished().unwrap();
         assert_eq!(listed(root.path()), []);
-        assert_eq!(std::fs::read_dir(root.path().join("locks")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(root.path().join(UNFINISHED)).unwrap().count(), 0);
     }
 }

@@ -1,10 +1,14 @@
 //! Checkpoints of one unfinished stage: whole or not there, checked by hash, bound to the stage's key.
+//!
+//! Two machines that see the folder and not each other's locks may both do the stage. Each start has a number of its own, which is
+//! part of the names of its files, so that none is ever written twice; whichever checkpoint is the farthest is gone on from.
 
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
 };
 
 use anyhow::Context;
@@ -12,7 +16,9 @@ use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Key, atomic, hash, segment,
+    Key, atomic, hash,
+    leftover::Leftovers,
+    segment,
     table::{self, TableFile},
 };
 
@@ -27,8 +33,10 @@ pub struct Checkpoints {
     damaged: PathBuf,
     label: String,
     key: Key,
-    /// Number of this start of the stage, from 1.
-    attempt: u64,
+    /// Numbers of earlier starts of the stage, as far as they are known, end here.
+    earlier: u64,
+    /// Number of this start, from 1; set by its first write.
+    attempt: OnceLock<u64>,
     warn: Box<dyn Fn(&str) + Send + Sync>,
     files: Mutex<Files>,
 }
@@ -62,23 +70,46 @@ impl Checkpoints {
     ) -> anyhow::Result<Self> {
         let mut segments = BTreeMap::new();
         let mut attempt = 0;
-        for name in names(&dir)? {
-            if atomic::is_sibling(&name) {
-                // A killed attempt was writing or removing it.
-                let path = dir.join(&name);
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.with_context(|| format!("removing {}", path.display()))?;
-            } else if let Some(parts) = segment::parse(&name) {
+        let names = names(&dir)?;
+        if names.iter().any(|name| atomic::is_sibling(name)) {
+            // A killed attempt was writing or removing it.
+            let removed = Leftovers::of(&dir).remove_siblings(&dir);
+            removed.with_context(|| format!("removing what was left in {}", dir.display()))?;
+        }
+        for name in names {
+            if let Some(parts) = segment::parse(&name) {
                 attempt = attempt.max(parts.attempt);
                 let path = dir.join(&name);
-                let hash = hash::file(&path, |_| ()).with_context(|| format!("reading {}", path.display()))?;
-                segments.insert(name, hash);
+                match hash::file(&path, |_| ()) {
+                    // Somebody on another machine has come to the stage's end.
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    hash => segments.insert(name, hash.with_context(|| format!("reading {}", path.display()))?),
+                };
             } else if let Some((_, of)) = parse(&name) {
                 attempt = attempt.max(of);
             }
         }
         let files = Mutex::new(Files { segments, last_saved: None });
-        Ok(Checkpoints { dir, damaged, label, key, attempt: attempt + 1, warn, files })
+        Ok(Checkpoints { dir, damaged, label, key, earlier: attempt, attempt: OnceLock::new(), warn, files })
+    }
+
+    /// The number of this start. No other has it: it is taken by making a folder, which one of many can.
+    fn attempt(&self) -> anyhow::Result<u64> {
+        if let Some(&attempt) = self.attempt.get() {
+            return Ok(attempt);
+        }
+        atomic::create_dir(&self.dir)?;
+        for attempt in self.earlier + 1.. {
+            let claim = self.dir.join(format!("attempt-{attempt:04}"));
+            match fs::create_dir(&claim) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => {
+                    made.with_context(|| format!("creating {}", claim.display()))?;
+                    return Ok(*self.attempt.get_or_init(|| attempt));
+                }
+            }
+        }
+        anyhow::bail!("{}: no number is left", self.dir.display())
     }
 
     /// Saves the state after `step` steps; atomic; the two newest are kept. Segments of the steps before go first.
@@ -87,8 +118,8 @@ impl Checkpoints {
         if files.last_saved == Some(step) {
             return Ok(());
         }
+        let target = self.dir.join(format!("checkpoint-{step:012}-{:04}", self.attempt()?));
         atomic::create_dir(&self.dir)?;
-        let target = self.dir.join(format!("checkpoint-{step:012}-{:04}", self.attempt));
         let temporary = atomic::sibling(&target);
         if let Err(error) = self.write(&temporary, step, tables, &files.segments) {
             // On a full disk the half of it is in the way of everything else.
@@ -97,13 +128,7 @@ impl Checkpoints {
         }
         atomic::rename(&temporary, &target)?;
         files.last_saved = Some(step);
-        for name in self.newest_first()?.into_iter().skip(2) {
-            let old = self.dir.join(name);
-            let doomed = atomic::sibling(&old);
-            atomic::rename(&old, &doomed)?;
-            atomic::remove_dir(&doomed)?;
-        }
-        Ok(())
+        self.newest_first()?.into_iter().skip(2).try_for_each(|name| atomic::discard_dir(&self.dir.join(name)))
     }
 
     fn write(
@@ -113,7 +138,6 @@ impl Checkpoints {
         tables: &[(&str, RecordBatch)],
         segments: &BTreeMap<String, String>,
     ) -> anyhow::Result<()> {
-        atomic::remove_dir(dir)?;
         atomic::create_dir(dir)?;
         let mut hashes = BTreeMap::new();
         for (name, batch) in tables {
@@ -139,8 +163,12 @@ impl Checkpoints {
                     break;
                 }
                 Err(what) => {
-                    let moved =
-                        atomic::set_aside(&self.damaged, &self.dir.join(&name), &format!("{}-{name}", self.label))?;
+                    let path = self.dir.join(&name);
+                    // Another machine removes what is older than its own two newest: it is gone, not damaged.
+                    let Some(moved) = atomic::set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?
+                    else {
+                        continue;
+                    };
                     (self.warn)(&format!(
                         "damaged checkpoint of {}: {name}: {what}; moved to {}, going on from the one before",
                         self.label,
@@ -206,6 +234,7 @@ impl Checkpoints {
             if let Err(error) = segment::read(&path, &self.key) {
                 let moved = atomic::set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?;
                 files.segments.remove(&name);
+                let Some(moved) = moved else { continue };
                 (self.warn)(&format!("damaged metrics of {}: {error:#}; moved to {}", self.label, moved.display()));
             }
         }
@@ -214,9 +243,10 @@ impl Checkpoints {
 
     /// Appends a segment of metric rows (one int64 column is called `step`) that begins at `first_step`; atomic.
     pub fn append_segment(&self, name: &str, first_step: u64, rows: &RecordBatch) -> anyhow::Result<()> {
-        let file = segment::file_name(name, self.attempt, first_step);
+        let attempt = self.attempt()?;
+        let file = segment::file_name(name, attempt, first_step);
         atomic::create_dir(&self.dir)?;
-        let hash = segment::write(&self.dir.join(&file), &self.key, self.attempt, rows)?;
+        let hash = segment::write(&self.dir.join(&file), &self.key, attempt, rows)?;
         self.files.lock().expect("no panics while held").segments.insert(file, hash);
         Ok(())
     }

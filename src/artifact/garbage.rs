@@ -11,9 +11,10 @@ use anyhow::Context;
 use walkdir::WalkDir;
 
 use super::{
-    Attempt, Key, Lock, RunRecord, RunState, Store, atomic, attempt,
+    Attempt, FileSystem, Key, Lock, RunRecord, RunState, Store, UNFINISHED, atomic,
     lease::{Removal, leased},
-    record,
+    leftover::{self, Leftovers, PATIENCE},
+    record, store,
 };
 
 /// What stays.
@@ -36,8 +37,10 @@ pub enum Item {
     Artifact(String, Key),
     /// Checkpoints of an unfinished stage.
     Checkpoints(String, Key),
-    /// An artifact that was in the making when its process ended.
+    /// An artifact that was in the making, or going, when its process ended.
     Unfinished(String, Key),
+    /// A file or folder that was being written, or removed, when its process ended: the name that it would have had.
+    Leftover(String),
     /// Something that was set aside because it no longer matched its hash.
     Damaged(String),
 }
@@ -61,6 +64,8 @@ pub struct Cleaning {
     pub kept_runs: Vec<String>,
     /// Bytes of the artifacts that stay.
     pub kept_bytes: u64,
+    /// The file system, when other machines may count on what changed in the last day: that stays.
+    pub shared: Option<FileSystem>,
 }
 
 impl Store {
@@ -87,21 +92,25 @@ impl Store {
         keep: &Keep,
         each: &mut dyn FnMut(&Store, &Listed) -> anyhow::Result<()>,
     ) -> anyhow::Result<Cleaning> {
-        let mut cleaning = Cleaning::default();
-        let at_work = leased(&self.locks_dir())?;
-        let mut needed = at_work.clone();
-        let old = |age: Option<Duration>| match (keep.younger_than, age) {
+        let shared = Some(FileSystem::of(self.root())).filter(FileSystem::is_shared);
+        // Another machine's lease may be too young to be seen here: names of files are shown late.
+        let spared = keep.younger_than.max(shared.as_ref().map(|_| PATIENCE));
+        let mut cleaning = Cleaning { shared, ..Cleaning::default() };
+        let mut needed = leased(&self.locks_dir())?;
+        let leftovers = Leftovers::of(&self.locks_dir());
+        let old = |age: Option<Duration>| match (spared, age) {
             (Some(limit), Some(age)) => age >= limit,
             (Some(_), None) => false,
             (None, _) => true,
         };
+        let age = |path: &Path| leftovers.age(path);
         let runs = RunRecord::list(self.root()).context(
             "what a run needs is not known while its record cannot be read; mend the record, or remove the run's folder",
         )?;
         let mut found = Vec::new();
         for (dir, record) in runs {
             let kept = keep.runs.as_ref().is_none_or(|names| names.contains(&record.run));
-            if kept || !old(since(SystemTime::UNIX_EPOCH + Duration::from_secs(record.created))) {
+            if kept || !old(leftovers.since(SystemTime::UNIX_EPOCH + Duration::from_secs(record.created))) {
                 needed.extend(record.stages.into_iter().map(|stage| (stage.stage, stage.key)));
                 cleaning.kept_runs.push(record.run);
             } else {
@@ -129,10 +138,10 @@ impl Store {
                 found.push((Item::Artifact(stage, key), dir));
             }
         }
-        for (stage, name, path) in self.in_stages() {
-            let key = name.strip_prefix('.').and_then(|name| name.strip_suffix(".staging")).and_then(Key::parse);
-            let left = key.map(|key| (stage, key)).filter(|of| !at_work.contains(of));
-            found.extend(left.map(|(stage, key)| (Item::Unfinished(stage, key), path)));
+        for (stage, dir) in names(&self.root().join("store")) {
+            let left = leftovers.in_dir(&dir, store::STAGING).into_iter();
+            let of = left.filter_map(|(name, path)| Some((Item::Unfinished(stage.clone(), Key::parse(&name)?), path)));
+            found.extend(of);
         }
         for (name, path) in names(&self.root().join("work")) {
             let of = name.rsplit_once('-').and_then(|(stage, key)| Some((stage.to_owned(), Key::parse(key)?)));
@@ -141,17 +150,25 @@ impl Store {
         }
         let damaged = names(&self.damaged_dir()).into_iter().filter(|(_, path)| old(age(path)));
         found.extend(damaged.map(|(name, path)| (Item::Damaged(name), path)));
+        // In the folders of runs and of unfinished stages, and beside them. Of those that go, all goes.
+        let going: BTreeSet<PathBuf> = found.iter().map(|(_, path)| path.clone()).collect();
+        for above in ["results", UNFINISHED, "work", "cache"].map(|name| self.root().join(name)) {
+            let within = names(&above).into_iter().map(|(_, path)| path);
+            for dir in within.filter(|path| path.is_dir() && !going.contains(path)).chain([above.clone()]) {
+                let left = leftovers.in_dir(&dir, "tmp").into_iter();
+                found.extend(left.map(|(name, path)| (Item::Leftover(name), path)));
+            }
+        }
 
         found.sort();
         for (item, path) in found {
             let listed = Listed { bytes: size(&path), path, item };
             let lock = match &listed.item {
-                Item::Run(run) => Some(Lock::attempt(&self.locks_dir(), &format!("results-{run}"))?),
-                Item::Attempt(run) => Some(attempt::lock(self, run)?),
-                Item::Artifact(stage, key) | Item::Checkpoints(stage, key) | Item::Unfinished(stage, key) => {
-                    Some(self.lock(stage, key)?)
-                }
-                Item::Damaged(_) => None,
+                Item::Run(run) => Some(Lock::attempt_removal(&self.locks_dir(), &format!("results-{run}"))?),
+                Item::Attempt(run) => Some(Lock::attempt_removal(&self.locks_dir(), &record::lock_name(run))?),
+                Item::Artifact(stage, key) | Item::Checkpoints(stage, key) => Some(self.lock_removal(stage, key)?),
+                // Nobody has them but the dead process that they are named after.
+                Item::Unfinished(..) | Item::Leftover(_) | Item::Damaged(_) => None,
             };
             if matches!(lock, Some(Attempt::Busy(_))) {
                 cleaning.busy.push(listed);
@@ -173,35 +190,28 @@ impl Store {
             Item::Artifact(stage, key) => {
                 // Under this name the next run removes the rest, should this process be killed.
                 let doomed = self.staging_dir(stage, key);
-                atomic::remove_dir(&doomed)?;
                 atomic::rename(&listed.path, &doomed)?;
                 let _ = fs::remove_file(self.stamps_path(stage, key));
-                return remove(&doomed);
+                return removed(&doomed);
             }
-            Item::Checkpoints(..) | Item::Unfinished(..) | Item::Damaged(_) => {}
+            Item::Checkpoints(..) => return atomic::discard_dir(&listed.path),
+            Item::Unfinished(..) | Item::Leftover(_) | Item::Damaged(_) => {}
         }
-        remove(&listed.path)
+        removed(&listed.path)
     }
 
     /// Stage and key of everything that stands where artifacts stand, whole or not, in order.
     pub fn keys(&self) -> Vec<(String, Key)> {
-        self.in_stages().into_iter().filter_map(|(stage, name, _)| Some((stage, Key::parse(&name)?))).collect()
-    }
-
-    /// Stage, name and path of everything in the stages' folders.
-    fn in_stages(&self) -> Vec<(String, String, PathBuf)> {
         let stages = names(&self.root().join("store")).into_iter();
-        stages
-            .flat_map(|(stage, dir)| names(&dir).into_iter().map(move |(name, path)| (stage.clone(), name, path)))
-            .collect()
+        let keys = |(stage, dir): (String, PathBuf)| {
+            names(&dir).into_iter().filter_map(move |(name, _)| Some((stage.clone(), Key::parse(&name)?)))
+        };
+        stages.flat_map(keys).collect()
     }
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
-    match fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
-        true => atomic::remove_dir(path),
-        false => fs::remove_file(path).with_context(|| format!("removing {}", path.display())),
-    }
+fn removed(path: &Path) -> anyhow::Result<()> {
+    leftover::remove(path).with_context(|| format!("removing {}", path.display()))
 }
 
 /// Names and paths in a folder, sorted; none when there is no folder.
@@ -217,14 +227,4 @@ pub(super) fn names(dir: &Path) -> Vec<(String, PathBuf)> {
 fn size(path: &Path) -> u64 {
     let files = WalkDir::new(path).into_iter().flatten().filter(|entry| entry.file_type().is_file());
     files.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
-}
-
-/// Time since something in a folder, or a file, last changed; None when that is in the future or not known.
-fn age(path: &Path) -> Option<Duration> {
-    let changed = WalkDir::new(path).into_iter().flatten().filter_map(|entry| entry.metadata().ok()?.modified().ok());
-    since(changed.max()?)
-}
-
-fn since(time: SystemTime) -> Option<Duration> {
-    SystemTime::now().duration_since(time).ok()
 }

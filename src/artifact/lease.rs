@@ -1,18 +1,20 @@
 //! Leases: which artifacts a run at work counts on, from before it looks at them until its results are recorded.
 //!
 //! The lock of a stage is held only while the stage works. Without a lease, the artifacts that a run has already made but not
-//! yet recorded would look like artifacts that nobody needs.
+//! yet recorded would look like artifacts that nobody needs. A lease is a locked file that its process touches again and again, so
+//! that it counts on machines that see neither the lock nor the process.
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::Context;
 
-use super::{Attempt, Key, Lock, atomic};
+use super::{Attempt, Key, Lock, Process, atomic, filesystem, leftover::PATIENCE, lock};
 
 const PREFIX: &str = "lease-";
 /// Held shared while a lease grows, and alone while artifacts are removed: a lease counts from its first moment.
@@ -21,7 +23,8 @@ const GATE: &str = "removal";
 /// What one process counts on; released when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lease {
-    lock: Lock,
+    /// Set until the drop.
+    lock: Option<Lock>,
     noted: BTreeSet<(String, Key)>,
 }
 
@@ -34,9 +37,9 @@ impl Lease {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let name = format!("{PREFIX}{}-{number}", std::process::id());
+            let name = format!("{PREFIX}{}-{number}", Process::here());
             if let Attempt::Held(lock) = Lock::attempt(dir, &name)? {
-                return Ok(Lease { lock, noted: BTreeSet::new() });
+                return Ok(Lease { lock: Some(lock), noted: BTreeSet::new() });
             }
         }
     }
@@ -50,8 +53,18 @@ impl Lease {
             return Ok(());
         }
         let gate = gate(dir)?;
-        gate.lock_shared().context("waiting for the removal of artifacts")?;
-        self.lock.append(&format!("{stage} {key}\n"))
+        waited(gate.lock_shared()).context("waiting for the removal of artifacts")?;
+        let lock = self.lock.as_mut().expect("held until the drop");
+        lock.append(&format!("{stage} {key}\n"))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // No other process ever takes a lock of this name.
+        if let Some(lock) = self.lock.take() {
+            lock.remove();
+        }
     }
 }
 
@@ -68,7 +81,7 @@ impl Removal {
     /// When the folder cannot be written or locked.
     pub fn begin(dir: &Path) -> anyhow::Result<Removal> {
         let gate = gate(dir)?;
-        gate.lock().context("waiting for runs that look for artifacts")?;
+        waited(gate.lock()).context("waiting for runs that look for artifacts")?;
         Ok(Removal { _gate: gate })
     }
 }
@@ -80,7 +93,16 @@ fn gate(dir: &Path) -> anyhow::Result<File> {
     open.with_context(|| format!("opening {}", path.display()))
 }
 
-/// Stage and key of every artifact that a living process counts on. Leases of dead ones are removed.
+/// Where the file system knows no locks, nobody waits.
+fn waited(locked: io::Result<()>) -> io::Result<()> {
+    match locked {
+        Err(error) if lock::has_no_locks(&error) => Ok(()),
+        locked => locked,
+    }
+}
+
+/// Stage and key of every artifact that a process counts on which lives, or may live on another machine. Leases of dead ones are
+/// removed.
 ///
 /// # Errors
 /// When a lease cannot be read: what it holds is not known then.
@@ -89,13 +111,19 @@ pub fn leased(dir: &Path) -> anyhow::Result<BTreeSet<(String, Key)>> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let Some(name) = file.strip_suffix(".lock").filter(|name| name.starts_with(PREFIX)) else { continue };
-        if let Attempt::Held(_dead) = Lock::attempt(dir, name)? {
-            continue;
-        }
-        let text = match fs::read_to_string(entry.path()) {
+        let path = entry.path();
+        let text = match counts(dir, name, &path) {
+            Ok(true) => fs::read_to_string(&path),
+            Ok(false) => {
+                let _ = fs::remove_file(&path);
+                continue;
+            }
+            Err(error) => Err(error),
+        };
+        let text = match text {
             // Its process ended in between: its run is recorded, or will not be.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            text => text.with_context(|| format!("reading {}", entry.path().display()))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            text => text.with_context(|| format!("reading {}", path.display()))?,
         };
         keys.extend(text.lines().filter_map(|line| {
             let (stage, key) = line.split_once(' ')?;
@@ -105,8 +133,21 @@ pub fn leased(dir: &Path) -> anyhow::Result<BTreeSet<(String, Key)>> {
     Ok(keys)
 }
 
+/// Whether the process of a lease may live.
+fn counts(dir: &Path, name: &str, path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+        return Ok(true);
+    }
+    // Its name tells whose it is even before it has any text. Older versions wrote a number, which says nothing elsewhere.
+    let maker = name.strip_prefix(PREFIX).and_then(|rest| Process::parse(rest.rsplit_once('-')?.0));
+    Ok(maker.is_some_and(|maker| lock::may_hold(&maker, &file, filesystem::now(dir), PATIENCE)))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::artifact::Components;
 
@@ -125,15 +166,22 @@ mod tests {
         assert_eq!(leased(dir.path()).unwrap(), expected(&["linear_probe"]));
         drop(other);
         assert_eq!(leased(dir.path()).unwrap(), expected(&[]));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the gate alone is left");
     }
 
     #[test]
-    fn a_lease_of_a_dead_process_counts_no_longer() {
+    fn a_lease_of_a_dead_process_counts_no_longer_and_one_of_another_machine_for_a_day() {
         let dir = tempfile::tempdir().unwrap();
         let key = Components::default().key();
-        let left = dir.path().join("lease-4000000-0.lock");
-        fs::write(&left, format!("4000000\ndata {key}\n")).unwrap();
-        assert!(leased(dir.path()).unwrap().is_empty());
-        assert!(!left.exists());
+        for (process, hours, expected) in
+            [(Process::dead(), 0, false), (Process::elsewhere(), 23, true), (Process::elsewhere(), 25, false)]
+        {
+            let left = dir.path().join(format!("lease-{process}-0.lock"));
+            fs::write(&left, format!("{process}\ndata {key}\n")).unwrap();
+            let file = File::options().write(true).open(&left).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
+            assert_eq!(!leased(dir.path()).unwrap().is_empty(), expected, "{process} {hours}");
+            assert_eq!(left.exists(), expected);
+        }
     }
 }

@@ -1,84 +1,166 @@
-//! Locks between processes: whoever holds the lock of a stage key works on it and commits it.
+//! Locks between processes: whoever holds the lock of a stage key works on it.
+//!
+//! A lock saves work: two holders at once, as on file systems whose locks end at the machine, do the same work twice and harm
+//! nothing. The file of a lock stays when the lock is released. Were it removed, a machine that still sees its name, as network
+//! file systems show it for seconds, would lock a file that is gone.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::MetadataExt,
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
+use rustix::io::Errno;
 
-/// A held lock; the system releases it when the holder ends, however it ends.
+use super::{
+    Process, beat,
+    filesystem::{self, FileSystem},
+    leftover::PATIENCE,
+    process::Life,
+};
+
+/// A holder on another machine that has not touched its lock for so long is taken for dead by whoever waits for it.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// A held lock; it ends when the holder does, however it ends.
 #[derive(Debug)]
 pub struct Lock {
     name: String,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
 }
 
 /// What an attempt at a lock came to.
 pub enum Attempt {
     Held(Lock),
-    /// Someone else has it: its process id, if it is known yet.
-    Busy(Option<u32>),
+    /// Someone else has it: its process, if it is known yet.
+    Busy(Option<Process>),
 }
 
 impl Lock {
     /// Tries to take the lock called `name` in the folder `dir`, without waiting.
+    ///
+    /// # Errors
+    /// When the file cannot be written. A file system without locks is no error: nothing depends on them.
     pub fn attempt(dir: &Path, name: &str) -> anyhow::Result<Attempt> {
         super::atomic::create_dir(dir)?;
-        let path = dir.join(format!("{name}.lock"));
+        let (path, mut file) = open(dir, name)?;
         let named = || format!("locking {}", path.display());
-        loop {
-            let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-            let mut file = open.with_context(named)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(Attempt::Busy(holder(&mut file))),
-                Err(TryLockError::Error(error)) => return Err(error).with_context(named),
-            }
-            // The last holder removes the file: a lock on a file that is gone locks nobody out.
-            let ours = file.metadata().with_context(named)?;
-            if fs::metadata(&path).is_ok_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()) {
-                let pid = format!("{}\n", std::process::id());
-                file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())).with_context(named)?;
-                return Ok(Attempt::Held(Lock { name: name.to_owned(), path, file }));
-            }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Attempt::Busy(holder(&file))),
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => {}
+            Err(TryLockError::Error(error)) => return Err(error).with_context(named),
         }
+        // Where locks may end at this machine, the text tells of holders on others.
+        if let Some(other) = holder(&file).filter(|other| other != Process::here())
+            && FileSystem::of(dir).is_shared()
+            && may_hold(&other, &file, filesystem::now(dir), SILENCE)
+        {
+            return Ok(Attempt::Busy(Some(other)));
+        }
+        let text = format!("{}\n", Process::here());
+        file.rewind()
+            .and_then(|()| file.set_len(0))
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .with_context(named)?;
+        let file = Arc::new(file);
+        beat::keep(&file);
+        Ok(Attempt::Held(Lock { name: name.to_owned(), path, file }))
     }
 
-    /// Whether some process holds the lock called `name` in `dir`. Nothing is written, so that a folder that can only be read will
-    /// do.
-    pub fn is_held(dir: &Path, name: &str) -> bool {
-        let file = File::open(dir.join(format!("{name}.lock")));
-        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    /// Like [`Lock::attempt`], for whoever removes what the lock stands for: a holder of another machine counts for a day after it
+    /// last showed that it lives.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attempt_removal(dir: &Path, name: &str) -> anyhow::Result<Attempt> {
+        if let Ok(file) = File::open(dir.join(file_name(name)))
+            && let Some(other) = holder(&file).filter(|other| other != Process::here())
+            && may_hold(&other, &file, filesystem::now(dir), PATIENCE)
+        {
+            return Ok(Attempt::Busy(Some(other)));
+        }
+        Lock::attempt(dir, name)
     }
 
-    /// Appends to the file, after the line with the process id.
+    /// The process that holds the lock called `name` in `dir`, as far as can be told from here; whether one does when it is not known
+    /// which. Nothing is written, so that a folder that can only be read will do.
+    pub fn holder(dir: &Path, name: &str) -> Option<Option<Process>> {
+        let file = File::open(dir.join(file_name(name))).ok()?;
+        let process = holder(&file);
+        if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return Some(process);
+        }
+        let now = SystemTime::now();
+        process.filter(|other| other != Process::here() && may_hold(other, &file, now, SILENCE)).map(Some)
+    }
+
+    /// Appends to the file, after the line with the process.
     pub(super) fn append(&mut self, text: &str) -> anyhow::Result<()> {
-        let named = || format!("writing {}", self.path.display());
-        self.file.seek(SeekFrom::End(0)).and_then(|_| self.file.write_all(text.as_bytes())).with_context(named)
+        let mut file = &*self.file;
+        let written = file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(text.as_bytes()));
+        written.with_context(|| format!("writing {}", self.path.display()))
     }
 
     /// Name it was taken under.
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Releases a lock whose name nobody takes again, and removes its file.
+    pub(super) fn remove(self) {
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // In this order: once released, the file may be someone else's.
-        let _ = fs::remove_file(&self.path);
+        // An empty file says that nobody holds it. Whoever took us for dead has put its own text there.
+        if holder(&self.file).as_ref() == Some(Process::here()) {
+            let _ = self.file.set_len(0);
+        }
         let _ = self.file.unlock();
     }
 }
 
-fn holder(file: &mut File) -> Option<u32> {
+/// Name of the file of a lock.
+fn file_name(name: &str) -> String {
+    format!("{name}.lock")
+}
+
+fn open(dir: &Path, name: &str) -> anyhow::Result<(PathBuf, File)> {
+    let path = dir.join(file_name(name));
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = open.with_context(|| format!("locking {}", path.display()))?;
+    Ok((path, file))
+}
+
+/// Whether the file system knows no locks, as Lustre without the option `flock`.
+pub(super) fn has_no_locks(error: &io::Error) -> bool {
+    let known = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK];
+    known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether `process`, which the text or name of `file` tells, may hold it: it is not known to be dead, and touched the file within
+/// `silence`.
+pub(super) fn may_hold(process: &Process, file: &File, now: SystemTime, silence: Duration) -> bool {
+    if process.life() == Life::Dead {
+        return false;
+    }
+    let touched = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    // A time to come is one of this moment.
+    now.duration_since(touched).map_or(true, |age| age < silence)
+}
+
+/// The process that the text names.
+fn holder(mut file: &File) -> Option<Process> {
     let mut text = String::new();
     file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-    text.lines().next()?.trim().parse().ok()
+    Process::parse(text.lines().next()?)
 }
 
 #[cfg(test)]
@@ -91,15 +173,37 @@ mod tests {
     fn a_held_lock_names_its_holder_and_is_free_after_the_drop() {
         let dir = tempfile::tempdir().unwrap();
         let Attempt::Held(lock) = Lock::attempt(dir.path(), "knn-1").unwrap() else { panic!() };
-        let Attempt::Busy(pid) = Lock::attempt(dir.path(), "knn-1").unwrap() else { panic!() };
-        assert_eq!(pid, Some(std::process::id()));
-        assert!(Lock::is_held(dir.path(), "knn-1") && !Lock::is_held(dir.path(), "knn-2"));
+        let Attempt::Busy(process) = Lock::attempt(dir.path(), "knn-1").unwrap() else { panic!() };
+        assert_eq!(process.as_ref(), Some(Process::here()));
+        assert_eq!(Lock::holder(dir.path(), "knn-1"), Some(process));
+        assert_eq!(Lock::holder(dir.path(), "knn-2"), None);
         assert!(matches!(Lock::attempt(dir.path(), "knn-2").unwrap(), Attempt::Held(_)));
         drop(lock);
-        fs::write(dir.path().join("knn-1.lock"), "of a process that was killed").unwrap();
-        assert!(!Lock::is_held(dir.path(), "knn-1"));
+        assert_eq!(fs::read_to_string(dir.path().join("knn-1.lock")).unwrap(), "", "the file stays");
+        fs::write(dir.path().join("knn-1.lock"), format!("{}\n", Process::dead())).unwrap();
+        assert_eq!(Lock::holder(dir.path(), "knn-1"), None);
         assert!(matches!(Lock::attempt(dir.path(), "knn-1").unwrap(), Attempt::Held(_)));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "no lock files are left");
+        assert!(matches!(Lock::attempt_removal(dir.path(), "knn-1").unwrap(), Attempt::Held(_)));
+    }
+
+    #[test]
+    fn a_holder_of_another_machine_counts_as_long_as_it_shows_that_it_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        for (silence, shown, removable) in [(0, true, false), (3_600, false, false), (90_000, false, true)] {
+            fs::write(&path, format!("{}\n", Process::elsewhere())).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(silence)).unwrap();
+            assert_eq!(Lock::holder(dir.path(), "x").is_some(), shown, "{silence}");
+            let attempt = Lock::attempt_removal(dir.path(), "x").unwrap();
+            assert_eq!(matches!(attempt, Attempt::Held(_)), removable, "{silence}");
+        }
+        // Of one that took us for dead the text stays.
+        let Attempt::Held(lock) = Lock::attempt(dir.path(), "y").unwrap() else { panic!() };
+        let text = format!("{}\n", Process::elsewhere());
+        fs::write(dir.path().join("y.lock"), &text).unwrap();
+        drop(lock);
+        assert_eq!(fs::read_to_string(dir.path().join("y.lock")).unwrap(), text);
     }
 
     #[test]

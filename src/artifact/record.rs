@@ -14,6 +14,9 @@ use super::{Key, Lock};
 /// Name of the file.
 pub const FILE: &str = "run.json";
 
+/// Name of the resolved spec beside it.
+pub const SPEC: &str = "spec.yaml";
+
 /// Folder of runs without results under the runs root.
 pub const UNFINISHED: &str = "unfinished";
 
@@ -133,27 +136,36 @@ impl RunRecord {
 
     /// Folders and records of runs in `dir`, oldest first.
     fn list_in(dir: &Path) -> anyhow::Result<Vec<(PathBuf, RunRecord)>> {
-        let named = || format!("listing {}", dir.display());
-        let entries = match fs::read_dir(dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.with_context(named)?,
-        };
-        let mut runs = Vec::new();
-        for entry in entries {
-            let path = entry.with_context(named)?.path();
-            if path.join(FILE).exists() {
-                runs.push((path.clone(), RunRecord::read(&path)?));
-            }
-        }
+        let read = |path: PathBuf| RunRecord::read(&path).map(|record| (path, record));
+        let mut runs = folders(dir)?.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by(|a, b| (a.1.created, &a.1.run).cmp(&(b.1.created, &b.1.run)));
         Ok(runs)
     }
 }
 
+/// Folders of runs in `dir`; none when it is not there.
+pub(super) fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let named = || format!("listing {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(named)?,
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(named)?;
+        let path = entry.path();
+        // Hidden is what is being removed.
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") && path.join(FILE).exists() {
+            folders.push(path);
+        }
+    }
+    Ok(folders)
+}
+
 /// Whether a process works on `run`, whose record lies in `dir`.
 fn is_at_work(dir: &Path, run: &str) -> bool {
     let root = dir.parent().and_then(Path::parent);
-    root.is_some_and(|root| Lock::is_held(&root.join("locks"), &lock_name(run)))
+    root.is_some_and(|root| Lock::holder(&root.join("locks"), &lock_name(run)).is_some())
 }
 
 /// Name of the lock of a run without results.

@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{atomic, lock};
+use super::atomic;
 
 pub(super) const HEADER: &str = "snclr file hashes 1";
 
@@ -106,16 +106,12 @@ impl StatCache {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        let Some((dir, name)) = self.path.parent().zip(self.path.file_name()) else { return };
         let mut text = format!("{HEADER}\n").into_bytes();
         for (name, entry) in &self.entries {
             entry.write(name, &mut text).expect("memory takes all");
         }
-        // Of two writers one is enough.
-        let lock = lock::Lock::attempt(dir, &name.to_string_lossy());
-        if let Ok(lock::Attempt::Held(_lock)) = lock {
-            let _ = atomic::write(&self.path, &text);
-        }
+        let Some(dir) = self.path.parent() else { return };
+        let _ = atomic::create_dir(dir).and_then(|()| atomic::write(&self.path, &text));
     }
 
     /// File it is kept in.

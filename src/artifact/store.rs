@@ -10,11 +10,16 @@ use std::{
     },
 };
 
+use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
-    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, atomic, checkpoint, hash,
-    lease::Lease, lock::Attempt, manifest,
+    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, UNFINISHED, atomic,
+    checkpoint, hash,
+    lease::Lease,
+    leftover::{self, Leftovers},
+    lock::Attempt,
+    manifest,
 };
 
 /// Artifacts up to this size are hashed whenever they are found; larger ones when their files' stamps changed.
@@ -22,6 +27,9 @@ const ALWAYS_HASHED: u64 = 32 << 20;
 
 /// Bytes that one process hashes on account of [`ALWAYS_HASHED`], so that a run with nothing to do ends at once.
 const HASHED_IN_ALL: u64 = 64 << 20;
+
+/// How names of artifacts in the making, or going, end.
+pub(super) const STAGING: &str = "staging";
 
 /// Artifacts, checkpoints and locks under one root folder.
 pub struct Store {
@@ -76,8 +84,9 @@ impl Store {
         self.root.join("store").join(stage).join(key.as_str())
     }
 
+    /// A folder for an artifact in the making, or going; no two calls on any machine give the same.
     pub(super) fn staging_dir(&self, stage: &str, key: &Key) -> PathBuf {
-        self.root.join("store").join(stage).join(format!(".{key}.staging"))
+        self.root.join("store").join(stage).join(atomic::unique(key.as_str(), STAGING))
     }
 
     pub(super) fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
@@ -121,7 +130,11 @@ impl Store {
     }
 
     pub(super) fn read_manifest(&self, stage: &str, key: &Key) -> Result<Manifest, String> {
-        let manifest = Manifest::read(&self.artifact_dir(stage, key))?;
+        self.read_manifest_in(&self.artifact_dir(stage, key), stage, key)
+    }
+
+    fn read_manifest_in(&self, dir: &Path, stage: &str, key: &Key) -> Result<Manifest, String> {
+        let manifest = Manifest::read(dir)?;
         let own = (manifest.stage.as_str(), &manifest.key);
         match own == (stage, key) && manifest.components.key() == *key {
             true => Ok(manifest),
@@ -169,19 +182,34 @@ impl Store {
         Lock::attempt(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
-    /// Starts an artifact. The lock is that of the stage and the key of `components`.
+    /// Like [`Store::lock`], for whoever removes what it stands for: see [`Lock::attempt_removal`].
+    pub(super) fn lock_removal(&self, stage: &str, key: &Key) -> anyhow::Result<Attempt> {
+        Lock::attempt_removal(&self.locks_dir(), &format!("{stage}-{key}"))
+    }
+
+    /// Starts an artifact. The lock is that of the stage and the key of `components`; where another machine holds it too, both make
+    /// the artifact, and the first to commit it counts.
     pub fn begin(&self, lock: &Lock, stage: &str, components: Components) -> anyhow::Result<ArtifactWriter> {
         let key = components.key();
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         ArtifactWriter::new(stage, components, self.staging_dir(stage, &key))
     }
 
-    /// Commits an artifact, then removes the stage's checkpoints. The lock is the one that it was started with.
+    /// Commits an artifact, then removes the stage's checkpoints. The lock is the one that it was started with. Where somebody else
+    /// has committed a whole one meanwhile, that is the artifact and ours goes.
     pub fn commit(&self, lock: &Lock, writer: ArtifactWriter) -> anyhow::Result<Artifact> {
         let (stage, key) = writer.identity();
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         let dir = self.artifact_dir(&stage, &key);
-        let artifact = Artifact::new(dir.clone(), writer.commit(dir)?);
+        let mut complete = writer.complete()?;
+        while !complete.rename(&dir)? {
+            if let Ok(theirs) = self.whole(&stage, &key) {
+                self.remove_work(&stage, &key)?;
+                return Ok(theirs);
+            }
+            self.set_aside(lock, &stage, &key)?;
+        }
+        let artifact = Artifact::new(dir, complete.manifest().clone());
         if artifact.size() > ALWAYS_HASHED / 4 {
             let mut stamps = self.stamps(&stage, &key);
             for entry in &artifact.manifest().files {
@@ -211,12 +239,34 @@ impl Store {
         self.commit(&lock, writer)
     }
 
-    /// Moves what lies under a stage and key out of the way; returns where to. The caller holds the lock.
-    pub fn set_aside(&self, lock: &Lock, stage: &str, key: &Key) -> anyhow::Result<PathBuf> {
+    /// The artifact under a stage and key after a look at every byte; the error says what is wrong.
+    fn whole(&self, stage: &str, key: &Key) -> Result<Artifact, String> {
+        let artifact = Artifact::new(self.artifact_dir(stage, key), self.read_manifest(stage, key)?);
+        self.check(&artifact, true, &mut |_| ())?;
+        Ok(artifact)
+    }
+
+    /// Moves the damaged artifact of a stage and key out of the way; returns where to. The caller holds the lock. None when there is
+    /// nothing to move any more: it is gone, or somebody on another machine has put a whole one there meanwhile.
+    pub fn set_aside(&self, lock: &Lock, stage: &str, key: &Key) -> anyhow::Result<Option<PathBuf>> {
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         let dir = self.artifact_dir(stage, key);
         self.verified.lock().expect("no panics while held").remove(&dir);
-        atomic::set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))
+        if self.whole(stage, key).is_ok() {
+            return Ok(None);
+        }
+        let moved = atomic::set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))?;
+        let Some(moved) = moved else { return Ok(None) };
+        // Between the look and the rename it may have been replaced: what is whole goes back.
+        let is_whole = self.read_manifest_in(&moved, stage, key).is_ok_and(|manifest| {
+            let hashed = |file: &super::FileEntry| hash::file(&moved.join(file.file()), |_| ());
+            manifest.files.iter().all(|file| hashed(file).is_ok_and(|sha256| sha256 == file.sha256))
+        });
+        if is_whole && fs::rename(&moved, &dir).is_ok() {
+            atomic::sync_dir(dir.parent().expect("a stage's folder"))?;
+            return Ok(None);
+        }
+        Ok(Some(moved))
     }
 
     /// Checkpoints of a stage; `warn` hears of damage. The caller holds the lock.
@@ -245,18 +295,14 @@ impl Store {
 
     /// Removes the checkpoints of a stage whose artifact is committed.
     pub fn remove_work(&self, stage: &str, key: &Key) -> anyhow::Result<()> {
-        let dir = self.work_dir(stage, key);
-        if !dir.exists() {
-            return Ok(());
-        }
-        atomic::remove_dir(&dir)
+        atomic::discard_dir(&self.work_dir(stage, key))
     }
 
     /// Removes the checkpoints of a committed artifact whose writer was killed before it did so itself.
     pub fn tidy(&self, artifact: &Artifact) -> anyhow::Result<()> {
         let (stage, key) = (artifact.stage(), artifact.stage_key());
         if self.work_dir(stage, key).exists()
-            && let Attempt::Held(_lock) = self.lock(stage, key)?
+            && let Attempt::Held(_lock) = self.lock_removal(stage, key)?
         {
             self.remove_work(stage, key)?;
         }
@@ -284,27 +330,30 @@ impl Store {
         keys.filter_map(|key| self.read_manifest(stage, &key).ok()).collect()
     }
 
-    /// Removes what killed processes left: staging folders, and checkpoints of committed artifacts. What someone works on
-    /// is locked and stays.
+    /// Removes what killed processes left: artifacts and files in the making, and checkpoints of committed artifacts. What somebody
+    /// works on, or may work on from another machine, stays.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
     pub fn sweep(&self) -> anyhow::Result<()> {
+        let leftovers = Leftovers::of(&self.locks_dir());
+        let removing = |path: &Path| leftover::remove(path).with_context(|| format!("removing {}", path.display()));
         for stage in fs::read_dir(self.root.join("store")).into_iter().flatten().flatten() {
-            let name = stage.file_name().to_string_lossy().into_owned();
-            for entry in fs::read_dir(stage.path()).into_iter().flatten().flatten() {
-                let file = entry.file_name().to_string_lossy().into_owned();
-                let key = file.strip_prefix('.').and_then(|file| file.strip_suffix(".staging")).and_then(Key::parse);
-                let Some(key) = key else { continue };
-                if let Attempt::Held(_lock) = self.lock(&name, &key)? {
-                    atomic::remove_dir(&entry.path())?;
-                }
+            for (_, path) in leftovers.in_dir(&stage.path(), STAGING) {
+                removing(&path)?;
             }
         }
-        for entry in fs::read_dir(self.root.join("work")).into_iter().flatten().flatten() {
+        let work = self.root.join("work");
+        for dir in [&work, &self.root.join("cache"), &self.root.join(UNFINISHED)] {
+            leftovers.remove_siblings(dir).with_context(|| format!("removing what was left in {}", dir.display()))?;
+        }
+        for entry in fs::read_dir(work).into_iter().flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
             let Some((stage, key)) = file.rsplit_once('-').and_then(|(s, k)| Some((s, Key::parse(k)?))) else {
                 continue;
             };
             if self.artifact_dir(stage, &key).join(manifest::FILE).exists()
-                && let Attempt::Held(_lock) = self.lock(stage, &key)?
+                && let Attempt::Held(_lock) = self.lock_removal(stage, &key)?
             {
                 self.remove_work(stage, &key)?;
             }

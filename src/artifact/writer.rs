@@ -1,8 +1,10 @@
 //! An artifact in the making: a hidden staging folder that becomes the artifact in one rename.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::ErrorKind,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,7 +13,7 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::file::properties::WriterProperties;
 
 use super::{
-    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, hash, manifest,
+    Components, Environment, FileEntry, Key, Kind, Manifest, atomic, beat, hash, manifest,
     table::{self, TableFile},
 };
 use crate::tables::Table;
@@ -21,19 +23,22 @@ pub struct ArtifactWriter {
     stage: String,
     components: Components,
     staging: PathBuf,
+    /// Touched as long as we live, so that no other machine takes the folder for left behind.
+    _held: Arc<File>,
     files: Vec<FileEntry>,
     begun: Instant,
     committed: bool,
 }
 
 impl ArtifactWriter {
-    /// Starts in an empty staging folder; the caller holds the stage's lock.
+    /// Starts in a staging folder that nobody else writes to; it must not exist.
     pub(super) fn new(stage: &str, components: Components, staging: PathBuf) -> anyhow::Result<Self> {
-        // Whoever left it there is dead: the lock is ours.
-        atomic::remove_dir(&staging)?;
         atomic::create_dir(&staging)?;
+        let held = File::open(&staging).with_context(|| format!("opening {}", staging.display()))?;
+        let held = Arc::new(held);
+        beat::keep(&held);
         let (stage, begun) = (stage.to_owned(), Instant::now());
-        Ok(ArtifactWriter { stage, components, staging, files: Vec::new(), begun, committed: false })
+        Ok(ArtifactWriter { stage, components, staging, _held: held, files: Vec::new(), begun, committed: false })
     }
 
     /// A new table, compressed.
@@ -78,8 +83,12 @@ impl ArtifactWriter {
         let entry = self.entry(name).with_context(|| format!("table {name:?} is not finished"))?;
         atomic::create_dir(dir)?;
         let (from, to) = (self.staging.join(entry.file()), dir.join(entry.file()));
-        let _ = fs::remove_file(&to);
-        fs::hard_link(&from, &to).with_context(|| format!("linking {} to {}", from.display(), to.display()))
+        let link = atomic::sibling(&to);
+        fs::hard_link(&from, &link).with_context(|| format!("linking {} to {}", from.display(), link.display()))?;
+        let renamed = atomic::rename(&link, &to);
+        // A rename onto the same file does nothing.
+        let _ = fs::remove_file(&link);
+        renamed
     }
 
     /// Takes a table that an earlier attempt has kept in `dir`, if it is still what it was.
@@ -101,25 +110,55 @@ impl ArtifactWriter {
         (self.stage.clone(), self.components.key())
     }
 
-    /// Completes the artifact as `target`, which must not exist. After the rename it exists for good, before it not at all.
-    pub(super) fn commit(mut self, target: PathBuf) -> anyhow::Result<Manifest> {
+    /// Completes the artifact, all but the rename that makes it one.
+    pub(super) fn complete(mut self) -> anyhow::Result<Complete> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let milliseconds = self.begun.elapsed().as_millis() as u64;
         let (components, files) = (std::mem::take(&mut self.components), std::mem::take(&mut self.files));
         let here = Some(Environment::here());
         let manifest = Manifest::new(&self.stage, components, files, created, milliseconds, here);
         atomic::write(&self.staging.join(manifest::FILE), manifest.text().as_bytes())?;
-        atomic::rename(&self.staging, &target)
-            .with_context(|| format!("committing the artifact of stage {}", self.stage))?;
-        self.committed = true;
-        Ok(manifest)
+        Ok(Complete { writer: self, manifest })
     }
 }
+
+/// An artifact that lacks only its name; dropped before that it leaves nothing behind.
+pub struct Complete {
+    writer: ArtifactWriter,
+    manifest: Manifest,
+}
+
+impl Complete {
+    /// Renames it to `target`. After the rename it exists for good, before it not at all. False when something is there already.
+    pub fn rename(&mut self, target: &Path) -> anyhow::Result<bool> {
+        // The plain rename: network file systems know no other, and no folder that has anything in it is ever replaced.
+        match fs::rename(&self.writer.staging, target) {
+            Ok(()) => self.writer.committed = true,
+            Err(error) if IN_THE_WAY.contains(&error.kind()) => return Ok(false),
+            Err(error) => {
+                let (stage, from) = (&self.writer.stage, self.writer.staging.display());
+                let named =
+                    || format!("committing the artifact of stage {stage}: renaming {from} to {}", target.display());
+                return Err(error).with_context(named);
+            }
+        }
+        atomic::sync_dir(target.parent().unwrap_or(Path::new(".")))?;
+        Ok(true)
+    }
+
+    /// What it is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+/// How a rename says that its target is there.
+const IN_THE_WAY: [ErrorKind; 3] = [ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty, ErrorKind::NotADirectory];
 
 impl Drop for ArtifactWriter {
     fn drop(&mut self) {
         if !self.committed {
-            // Best effort: the next holder of the lock removes what stays.
+            // Best effort: a sweep removes what stays.
             let _ = fs::remove_dir_all(&self.staging);
         }
     }

@@ -12,7 +12,7 @@ use sysinfo::System;
 
 use super::{Global, show};
 use crate::{
-    artifact::{Attempt, Lock, cpu_model},
+    artifact::{Attempt, FileSystem, Lock, Reach, cpu_model},
     ops::{product::bf16_unit, simd},
     train::found_cuda,
 };
@@ -22,7 +22,7 @@ const LITTLE_MEMORY: u64 = 2 << 30;
 /// Free disk below which a run may not end.
 const LITTLE_DISK: u64 = 2 << 30;
 
-/// Check this machine and the runs folder: CPU, memory, disk, locks, devices
+/// Check this machine and the runs folder: CPU, memory, disk, file system, locks, devices
 ///
 /// Ends with exit code 1 when something would keep runs from working.
 #[derive(Debug, clap::Args)]
@@ -180,6 +180,7 @@ fn runs_root(root: &Path) -> Vec<Check> {
     match written {
         Ok(()) => {
             checks.push(ok("runs folder", found));
+            checks.push(file_system(&place, &trial));
             checks.push(locking(&trial.join("locks")));
         }
         Err(error) => {
@@ -207,8 +208,39 @@ fn nearest_folder(root: &Path) -> Option<PathBuf> {
     exists.is_dir().then(|| exists.to_owned())
 }
 
+/// What kind it is, and whether it renames folders as a store needs it; `trial` is a folder to try it in.
+fn file_system(place: &Path, trial: &Path) -> Check {
+    const NAME: &str = "file system";
+    const TWICE: &str = "runs of several machines harm nothing here, but may compute the same stage twice";
+    let found = FileSystem::of(place);
+    if let Err(problem) = renames(trial) {
+        return bad(NAME, Status::Error, format!("{found}; {problem}"), FileSystem::ELSEWHERE);
+    }
+    match found.reach() {
+        Reach::Alone | Reach::Locks => ok(NAME, found.to_string()),
+        Reach::NoLocks | Reach::Unknown => bad(NAME, Status::Warning, found.to_string(), TWICE),
+        Reach::Bucket => bad(NAME, Status::Error, found.to_string(), FileSystem::ELSEWHERE),
+    }
+}
+
+/// A folder has to move with what is in it, and never onto one that has something in it.
+fn renames(trial: &Path) -> Result<(), String> {
+    let (one, two, three) = (trial.join("one"), trial.join("two"), trial.join("three"));
+    let make =
+        |dir: &Path| fs::create_dir(dir).and_then(|()| fs::write(dir.join("file"), dir.as_os_str().as_encoded_bytes()));
+    make(&one).and_then(|()| make(&two)).map_err(|error| format!("a folder cannot be made: {error}"))?;
+    if fs::rename(&one, &two).is_ok() {
+        return Err("a folder can be renamed onto another".to_owned());
+    }
+    let moved = fs::rename(&one, &three).and_then(|()| fs::read(three.join("file")));
+    match moved.map_err(|error| format!("a folder cannot be renamed: {error}"))? {
+        text if text == one.as_os_str().as_encoded_bytes() && !one.exists() => Ok(()),
+        _ => Err("a folder that is renamed loses what is in it".to_owned()),
+    }
+}
+
 fn locking(dir: &Path) -> Check {
-    const HELP: &str = "two runs at once could disturb each other; keep runs on a local disk (--runs)";
+    const HELP: &str = "two runs at once could compute the same stage twice; mount it with locks";
     let held = match Lock::attempt(dir, "doctor") {
         Ok(held @ Attempt::Held(_)) => held,
         Ok(Attempt::Busy(_)) => return bad("locks", Status::Error, "a free lock counts as held", HELP),
@@ -218,7 +250,7 @@ fn locking(dir: &Path) -> Check {
     drop(held);
     match again {
         Ok(Attempt::Busy(_)) => ok("locks", "work"),
-        Ok(Attempt::Held(_)) => bad("locks", Status::Error, "a lock could be taken twice", HELP),
+        Ok(Attempt::Held(_)) => bad("locks", Status::Warning, "there are none", HELP),
         Err(error) => bad("locks", Status::Error, format!("{error:#}"), HELP),
     }
 }
@@ -297,7 +329,7 @@ warning  threads      8 on 2 processors
         for root in [dir.path().to_owned(), dir.path().join("not/yet")] {
             let checks = runs_root(&root);
             let names: Vec<_> = checks.iter().map(|check| (check.name, check.status)).collect();
-            assert_eq!(names[..2], [("runs folder", Status::Ok), ("locks", Status::Ok)]);
+            assert_eq!(names[..3], [("runs folder", Status::Ok), ("file system", Status::Ok), ("locks", Status::Ok)]);
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         }
         fs::write(dir.path().join("file"), "").unwrap();

@@ -2,7 +2,9 @@
 
 use std::{io, io::Write, process::ExitCode};
 
-use crate::{bench::Unfit, ops::simd::UnitError, spec::SpecErrors, stage::Stopped, train::DeviceError};
+use crate::{
+    artifact::UnfitFolder, bench::Unfit, ops::simd::UnitError, spec::SpecErrors, stage::Stopped, train::DeviceError,
+};
 
 /// Prints `error: …` with its causes to stderr; gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
@@ -24,6 +26,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None if error.downcast_ref::<DeviceError>().is_some() => 2,
         None if error.downcast_ref::<UnitError>().is_some() => 2,
         None if error.downcast_ref::<Unfit>().is_some() => 2,
+        None if error.downcast_ref::<UnfitFolder>().is_some() => 2,
         None => 1,
     }
 }

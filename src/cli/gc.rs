@@ -71,6 +71,7 @@ fn describe(item: &Item) -> (&'static str, String) {
         Item::Artifact(stage, key) => ("artifact", format!("{stage} {}", key.short())),
         Item::Checkpoints(stage, key) => ("checkpoints", format!("{stage} {}", key.short())),
         Item::Unfinished(stage, key) => ("unfinished", format!("{stage} {}", key.short())),
+        Item::Leftover(name) => ("leftover", name.clone()),
         Item::Damaged(name) => ("damaged", name.clone()),
     }
 }
@@ -94,6 +95,7 @@ fn to_json(cleaning: &Cleaning, removed: bool) -> serde_json::Value {
         "busy": list(&cleaning.busy),
         "kept_runs": cleaning.kept_runs,
         "kept_bytes": cleaning.kept_bytes,
+        "shared": cleaning.shared.as_ref().map(ToString::to_string),
     })
 }
 
@@ -110,6 +112,9 @@ fn to_text(cleaning: &Cleaning, removed: bool) -> String {
         count(cleaning.kept_runs.len(), "run"),
         show::bytes(cleaning.kept_bytes as f64)
     );
+    if let Some(shared) = &cleaning.shared {
+        text += &format!("what changed in the last day stays, as other machines may count on it ({shared})\n");
+    }
     let (items, size) = (count(cleaning.removed.len(), "item"), show::bytes(bytes(&cleaning.removed) as f64));
     text + &match (cleaning.removed.is_empty(), removed) {
         (true, _) => format!("nothing to remove; {kept}\n"),
@@ -130,6 +135,7 @@ mod tests {
             busy: vec![listed(Item::Damaged("knn-2".into()), 0)],
             kept_runs: vec!["b".into()],
             kept_bytes: 5_000_000,
+            shared: None,
         };
         let lines = "\
 run          a-0123                                1.2 kB

@@ -127,7 +127,7 @@ pub enum Command {
     Verify(verify::Args),
     /// Measure how fast this machine trains, searches, augments and evaluates
     Bench(bench::Args),
-    /// Check this machine and the runs folder: CPU, memory, disk, locks, devices
+    /// Check this machine and the runs folder: CPU, memory, disk, file system, locks, devices
     Doctor(doctor::Args),
     /// Print completions for a shell
     Completions(completions::Args),

@@ -4,18 +4,19 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 
-/// Puts `bytes` at `path`, creating folders as needed. The temporary sibling bears the process id: two commands may write
-/// one path at once, and the later rename wins.
+use crate::artifact::atomic;
+
+/// Puts `bytes` at `path`, creating folders as needed. Two commands may write one path at once: the later rename wins.
 ///
 /// # Errors
 /// When the disk does not take them; the path is named.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let named = || format!("writing {}", path.display());
-    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    path.file_name().with_context(|| format!("{} names no file", path.display()))?;
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(named)?;
     }
-    let sibling = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let sibling = atomic::sibling(path);
     fs::write(&sibling, bytes).and_then(|()| fs::rename(&sibling, path)).with_context(named).inspect_err(|_| {
         let _ = fs::remove_file(&sibling);
     })

@@ -11,10 +11,15 @@ use anyhow::Context;
 
 use super::progress::Reporter;
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, RunAttempt, StageRecord, Store},
+    artifact::{
+        Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Process, RunAttempt, StageRecord, Store,
+    },
     plan::{Against, Planner, Stage, Verdict},
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
+
+/// Longest time between two attempts at a lock that somebody holds.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// The work of a stage: its inputs' artifacts by stage in, tables out.
 pub type Work<'a> =
@@ -165,9 +170,24 @@ impl Driver<'_> {
             checkpoints: &checkpoints,
             checkpoint_interval: self.checkpoint_interval,
         };
-        let mut writer = self.store.begin(lock, stage.name(), components)?;
-        (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
-        self.store.commit(lock, writer)
+        let made = (|| {
+            let mut writer = self.store.begin(lock, stage.name(), components)?;
+            (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
+            self.store.commit(lock, writer)
+        })();
+        made.or_else(|error| self.made_elsewhere(stage, key, error))
+    }
+
+    /// Where locks do not reach other machines, one that came to the stage's end first removes its checkpoints: what fails for want
+    /// of them has done no harm.
+    fn made_elsewhere(&self, stage: Stage, key: &Key, error: anyhow::Error) -> anyhow::Result<Artifact> {
+        match self.store.find(stage.name(), key) {
+            Found::Hit(artifact) if error.downcast_ref::<Stopped>().is_none() => {
+                self.reporter.log(&format!("{stage}: made by another process meanwhile; this one ended in: {error:#}"));
+                Ok(artifact)
+            }
+            _ => Err(error),
+        }
     }
 
     fn verify(&self, artifact: &Artifact) -> Result<(), String> {
@@ -186,7 +206,7 @@ impl Driver<'_> {
     }
 
     fn discard(&self, lock: &Lock, stage: Stage, key: &Key, what: &str) -> anyhow::Result<()> {
-        let moved = self.store.set_aside(lock, stage.name(), key)?;
+        let Some(moved) = self.store.set_aside(lock, stage.name(), key)? else { return Ok(()) };
         self.reporter.warn(&format!(
             "damaged {stage} artifact {}: {what}; moved to {}, rebuilding it",
             key.short(),
@@ -197,22 +217,24 @@ impl Driver<'_> {
 
     /// Takes the lock of a stage, waiting for whoever has it.
     fn lock(&self, stage: Stage, key: &Key) -> anyhow::Result<Lock> {
-        let mut told = None;
+        let (mut told, mut pause) = (None, Duration::from_millis(50));
         loop {
             match self.store.lock(stage.name(), key)? {
                 Attempt::Held(lock) => return Ok(lock),
                 Attempt::Busy(holder) => {
-                    if told != Some(holder) && (told.is_none() || holder.is_some()) {
-                        let who = match holder {
+                    if told.as_ref() != Some(&holder) && (told.is_none() || holder.is_some()) {
+                        let who = match &holder {
                             None => "another process".to_owned(),
-                            Some(pid) if pid == std::process::id() => "another point".to_owned(),
-                            Some(pid) => format!("process {pid}"),
+                            Some(process) if process == Process::here() => "another point".to_owned(),
+                            Some(process) => process.describe(),
                         };
                         self.reporter.log(&format!("{stage}: waiting for {who}, which works on the same stage"));
                         told = Some(holder);
                     }
                     self.stop_if_asked(stage)?;
-                    sleep(Duration::from_millis(100));
+                    // A file system of many machines need not be asked ten times a second for hours.
+                    sleep(pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }

@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::{Driver, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
 use crate::{
-    artifact::{Artifact, RunAttempt, RunState, Store},
+    artifact::{Artifact, FileSystem, RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
     spec::Experiment,
     stage::{Interrupt, Progress, Stopped, initial},
@@ -81,6 +81,12 @@ impl Setting<'_> {
     }
 
     fn planner(&self, experiment: &Experiment, reporter: &Reporter) -> anyhow::Result<Planner<'_>> {
+        let root = self.store.root();
+        let found = FileSystem::check(root)?;
+        if found.is_shared() && !root.exists() {
+            // Said once, by whoever begins there.
+            reporter.log(&format!("runs folder {}: {found}", root.display()));
+        }
         let planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let planner = Planner::new(self.store, experiment, Path::new(""), reporter, self.interrupt)?;
         drop(planning);

@@ -145,6 +145,27 @@ fn a_failure_keeps_what_was_done_before() {
 }
 
 #[test]
+fn what_fails_because_another_machine_came_to_the_end_first_is_a_hit() {
+    let scene = Scene::new();
+    let work = |stage, _: &BTreeMap<Stage, Artifact>, out: &mut ArtifactWriter, _: &StageContext| {
+        fill(stage, out)?;
+        if stage == Stage::Embed {
+            // Its locks do not reach us.
+            fs::remove_dir_all(scene.root.path().join("locks"))?;
+            scene.run();
+            anyhow::bail!("a segment is gone");
+        }
+        Ok(())
+    };
+    let outcomes = scene.run_with(&quiet(), &work).unwrap();
+    let contents = |outcomes: Vec<StageOutcome>| -> Vec<String> {
+        outcomes.into_iter().map(|outcome| outcome.artifact.content().to_owned()).collect()
+    };
+    assert_eq!(contents(outcomes), contents(scene.run()));
+    assert!(!scene.root.path().join("damaged").exists());
+}
+
+#[test]
 fn a_damaged_artifact_is_named_and_rebuilt_and_nothing_else_runs() {
     let scene = Scene::new();
     let artifact = scene.artifact(Stage::Data);

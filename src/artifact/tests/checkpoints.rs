@@ -43,6 +43,14 @@ fn save(checkpoints: &Checkpoints, step: u64) {
     checkpoints.save(step, &[("online", weights(step)), ("momentum", weights(step + 1))]).unwrap();
 }
 
+/// Folders of saved states, whole or not.
+fn folders(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| name.contains("checkpoint")).collect();
+    names.sort();
+    names
+}
+
 /// Trains from `from` to `to` as the loop does: segment first, then the checkpoint that counts on it.
 fn train(checkpoints: &Checkpoints, from: u64, to: u64) {
     checkpoints.append_segment("metrics", from, &metrics(from as i64..to as i64, 0.0)).unwrap();
@@ -60,8 +68,7 @@ fn the_newest_of_two_kept_states_is_loaded() {
         assert_eq!(load(&checkpoints), Some(step));
     }
     save(&checkpoints, 30);
-    let folders = fs::read_dir(checkpoints.dir()).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir()).count();
-    assert_eq!(folders, 2);
+    assert_eq!(folders(checkpoints.dir()), ["checkpoint-000000000020-0001", "checkpoint-000000000030-0001"]);
     assert_eq!(load(&scene.open()), Some(30));
     assert_eq!(scene.open().segments("metrics", 30).unwrap(), Some(metrics(0..30, 0.0)));
     assert_eq!(scene.open().segments("metrics", 25).unwrap(), Some(metrics(0..25, 0.0)));
@@ -86,7 +93,7 @@ fn whoever_does_not_hold_the_lock_sees_what_there_is_and_moves_nothing() {
     assert_eq!(store.newest_step("pretrain", &components(2).key()), None);
 
     // What is being written, as by a process at work, is left alone.
-    let written = checkpoints.dir().join(".metrics-0001-000000000025.parquet.tmp");
+    let written = checkpoints.dir().join(left("metrics-0001-000000000025.parquet", "tmp"));
     fs::write(&written, "half").unwrap();
     let newest = checkpoints.dir().join("checkpoint-000000000020-0001/checkpoint.json");
     flip_a_byte(&newest);
@@ -248,11 +255,11 @@ fn killed_between_any_two_operations_a_save_leaves_the_old_or_the_new_state() {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::write(to, &bytes[..bytes.len() / 2]).unwrap();
     };
-    check(&|dir| half(&new.join(segment), &dir.join(format!(".{segment}.tmp"))), 10);
+    check(&|dir| half(&new.join(segment), &dir.join(left(segment, "tmp"))), 10);
     for (count, cut) in (0..=files.len()).flat_map(|count| [(count, false), (count, true)]) {
         let prepare = |dir: &Path| {
             fs::copy(new.join(segment), dir.join(segment)).unwrap();
-            let temporary = dir.join(format!(".{target}.tmp"));
+            let temporary = dir.join(left(target, "tmp"));
             fs::create_dir(&temporary).unwrap();
             for file in &files[..count] {
                 fs::copy(new.join(target).join(file), temporary.join(file)).unwrap();
@@ -272,9 +279,9 @@ fn killed_between_any_two_operations_a_save_leaves_the_old_or_the_new_state() {
     check(
         &|dir| {
             whole(dir);
-            let old = dir.join("checkpoint-000000000010-0001");
-            fs::rename(&old, dir.join(".checkpoint-000000000010-0001.tmp")).unwrap();
-            fs::remove_file(dir.join(".checkpoint-000000000010-0001.tmp/online.parquet")).unwrap();
+            let old = "checkpoint-000000000010-0001";
+            fs::rename(dir.join(old), dir.join(left(old, "tmp"))).unwrap();
+            fs::remove_file(dir.join(left(old, "tmp")).join("online.parquet")).unwrap();
         },
         20,
     );
@@ -288,7 +295,50 @@ fn a_failed_save_leaves_the_state_before() {
     let error = checkpoints.save(20, &[("online", weights(20)), ("no/such/folder", weights(21))]).unwrap_err();
     assert!(format!("{error:#}").starts_with("saving the checkpoint after step 20: writing "), "{error:#}");
     assert_eq!(load(&checkpoints), Some(10));
-    assert_eq!(fs::read_dir(checkpoints.dir()).unwrap().count(), 2);
+    assert_eq!(folders(checkpoints.dir()), ["checkpoint-000000000010-0001"]);
+}
+
+#[test]
+fn two_that_train_at_once_never_write_the_same_file_and_lose_nothing() {
+    let scene = Scene::new();
+    let (one, two) = (scene.open(), scene.open());
+    train(&one, 0, 10);
+    train(&two, 0, 10);
+    train(&one, 10, 20);
+    // Half of a file by a machine that cannot be asked.
+    let written = one.dir().join(elsewhere("metrics-0003-000000000010.parquet", "tmp"));
+    fs::write(&written, "half").unwrap();
+    train(&two, 10, 20);
+    train(&one, 20, 30);
+    assert_eq!(folders(one.dir()), ["checkpoint-000000000020-0002", "checkpoint-000000000030-0001"]);
+    for checkpoints in [one, scene.open()] {
+        assert_eq!(load(&checkpoints), Some(30));
+        assert_eq!(checkpoints.segments("metrics", 30).unwrap(), Some(metrics(0..30, 0.0)));
+    }
+    // The other one is behind, and goes on all the same.
+    train(&two, 20, 30);
+    assert_eq!(two.segments("metrics", 30).unwrap(), Some(metrics(0..30, 0.0)));
+    assert!(written.exists() && scene.warnings().is_empty());
+    let three = scene.open();
+    assert_eq!(load(&three), Some(30));
+    train(&three, 30, 40);
+    assert!(folders(three.dir()).contains(&"checkpoint-000000000040-0003".to_owned()));
+}
+
+#[test]
+fn what_another_machine_removes_meanwhile_is_not_damage() {
+    let scene = Scene::new();
+    let (one, two) = (scene.open(), scene.open());
+    train(&one, 0, 10);
+    train(&one, 10, 20);
+    fs::remove_dir_all(one.dir().join("checkpoint-000000000010-0001")).unwrap();
+    train(&one, 20, 30);
+    // It came to the end of the stage, and removed everything.
+    fs::remove_dir_all(one.dir()).unwrap();
+    assert_eq!(load(&one), None);
+    train(&two, 0, 10);
+    assert_eq!(load(&two), Some(10));
+    assert!(scene.warnings().is_empty());
 }
 
 #[test]

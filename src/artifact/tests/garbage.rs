@@ -83,6 +83,7 @@ fn name(item: &Item) -> String {
         Item::Artifact(stage, key) => short(stage, key),
         Item::Checkpoints(stage, key) => format!("checkpoints {}", short(stage, key)),
         Item::Unfinished(stage, key) => format!("unfinished {}", short(stage, key)),
+        Item::Leftover(name) => format!("leftover {name}"),
         Item::Damaged(name) => format!("damaged {name}"),
     }
 }
@@ -123,6 +124,36 @@ fn what_a_run_at_work_counts_on_stays_until_it_ends() {
 }
 
 #[test]
+fn what_another_machine_may_be_at_work_on_stays_for_a_day() {
+    let scene = Scene::new();
+    scene.artifact("data", 1);
+    let (data, knn) = (components(1).key(), components(4).key());
+    scene.store.checkpoints("knn", &knn, |_| ()).unwrap().save(3, &[("state", weights(3))]).unwrap();
+    let record = scene.root.path().join("unfinished/quick-01234567");
+    fs::create_dir_all(&record).unwrap();
+    let text = json!({
+        "run": "quick-01234567", "name": "quick", "created": 1, "stages": [], "metrics": {}, "notes": [],
+        "unfinished": { "state": "running", "stage": "knn", "key": knn, "why": null },
+    });
+    fs::write(record.join("run.json"), text.to_string()).unwrap();
+    // As it is seen from here: locks that nobody holds, of a process that nobody here can ask for.
+    let process = Process::elsewhere();
+    let locks = scene.root.path().join("locks");
+    fs::write(locks.join(format!("lease-{process}-0.lock")), format!("{process}\ndata {data}\n")).unwrap();
+    for name in [format!("knn-{knn}"), "unfinished-quick-01234567".to_owned()] {
+        fs::write(locks.join(format!("{name}.lock")), format!("{process}\n")).unwrap();
+    }
+    age(&locks, 23);
+    for _ in 0..2 {
+        scene.store.sweep().unwrap();
+        assert_eq!(scene.removed(&Keep::default()), [] as [&str; 0]);
+    }
+    age(&locks, 25);
+    let gone = ["attempt quick-01234567", "data 1", "checkpoints knn 4"];
+    assert_eq!(scene.removed(&Keep::default()), gone);
+}
+
+#[test]
 fn what_is_locked_is_named_and_stays() {
     let scene = Scene::new();
     let artifact = scene.artifact("knn", 1);
@@ -145,14 +176,21 @@ fn leftovers_and_damage_go_and_what_is_young_stays() {
     let Attempt::Held(lock) = scene.store.lock("data", damaged.stage_key()).unwrap() else { panic!() };
     scene.store.set_aside(&lock, "data", damaged.stage_key()).unwrap();
     drop(lock);
-    let staging = scene.root.path().join(format!("store/knn/.{}.staging", components(5).key()));
-    fs::create_dir_all(&staging).unwrap();
+    let staging = |name| scene.root.path().join("store/knn").join(name);
+    fs::create_dir_all(staging(left(components(5).key().as_str(), "staging"))).unwrap();
+    fs::create_dir_all(staging(elsewhere(components(6).key().as_str(), "staging"))).unwrap();
+    // What is left in the folder of a run that goes, goes with it.
+    for (folder, name) in [("results/kept", "report.html"), ("cache", "sources.txt")] {
+        fs::create_dir_all(scene.root.path().join(folder)).unwrap();
+        fs::write(scene.root.path().join(folder).join(left(name, "tmp")), "half").unwrap();
+    }
     let day = Keep { runs: Some(BTreeSet::new()), younger_than: Some(Duration::from_secs(86_400)) };
     // The run's record says 1970; its artifact is of today, and of an unfinished one nothing is of use at any age.
-    assert_eq!(scene.removed(&day), ["run kept", "unfinished knn 5"]);
+    assert_eq!(scene.removed(&day), ["run kept", "unfinished knn 5", "leftover sources.txt"]);
     let label = format!("damaged data-{}-1", components(2).key().short());
     assert_eq!(scene.removed(&Keep::default()), ["knn 1".to_owned(), label]);
-    assert_eq!(files(scene.root.path()), ["locks/removal"]);
+    assert!(files(scene.root.path()).iter().all(|file| file.starts_with("locks/")), "{:?}", files(scene.root.path()));
+    assert_eq!(fs::read_dir(scene.root.path().join("store/knn")).unwrap().count(), 1, "another machine's stays");
 }
 
 #[test]

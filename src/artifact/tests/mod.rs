@@ -47,6 +47,23 @@ fn write_table(writer: &mut ArtifactWriter, name: &str, kind: Kind, batches: &[R
     table.finish()
 }
 
+/// A name as a process that is dead would have made it.
+fn left(name: &str, suffix: &str) -> String {
+    format!(".{name}.{}-0.{suffix}", Process::dead())
+}
+
+/// A name as a process of another machine would have made it.
+fn elsewhere(name: &str, suffix: &str) -> String {
+    format!(".{name}.{}-0.{suffix}", Process::elsewhere())
+}
+
+/// Makes a file or folder, and what is in it, look as if nothing had changed for so many hours.
+fn age(path: &Path, hours: u64) {
+    let then = std::time::SystemTime::now() - std::time::Duration::from_secs(3600 * hours);
+    let entries = walkdir::WalkDir::new(path).contents_first(true).into_iter();
+    entries.for_each(|entry| std::fs::File::open(entry.unwrap().path()).unwrap().set_modified(then).unwrap());
+}
+
 /// All files under a folder, relative, sorted.
 fn files(dir: &Path) -> Vec<String> {
     let mut found: Vec<_> = walkdir::WalkDir::new(dir)

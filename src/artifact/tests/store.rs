@@ -114,7 +114,7 @@ fn a_damaged_artifact_makes_room_and_is_kept() {
         assert!(store.verify(&artifact, &mut |_| ()).is_ok(), "this process wrote it");
         assert!(Store::open(root.path()).verify(&artifact, &mut |_| ()).is_err());
         let Attempt::Held(lock) = store.lock("knn", artifact.stage_key()).unwrap() else { panic!() };
-        let moved = store.set_aside(&lock, "knn", artifact.stage_key()).unwrap();
+        let moved = store.set_aside(&lock, "knn", artifact.stage_key()).unwrap().unwrap();
         assert_eq!(moved, root.path().join(format!("damaged/knn-{}-{round}", artifact.stage_key().short())));
         assert!(moved.join("scores.parquet").exists());
         assert!(matches!(store.find("knn", artifact.stage_key()), Found::Missing));
@@ -160,7 +160,8 @@ fn a_writer_that_is_given_up_leaves_nothing() {
         })
         .unwrap_err();
     assert_eq!(error.to_string(), "disk full");
-    assert!(files(root.path()).is_empty(), "{:?}", files(root.path()));
+    let lock = format!("locks/knn-{}.lock", components(1).key());
+    assert_eq!(files(root.path()), [lock]);
 }
 
 #[test]
@@ -203,7 +204,8 @@ fn a_half_written_artifact_is_never_a_hit_and_is_swept_away_when_its_writer_is_d
     let store = Store::open(root.path());
     let artifact = build(&store, 1);
     let (key, dir) = (artifact.stage_key().clone(), artifact.dir().to_owned());
-    let staging = dir.with_file_name(format!(".{key}.staging"));
+    let staging = dir.with_file_name(left(key.as_str(), "staging"));
+    let others = dir.with_file_name(elsewhere(key.as_str(), "staging"));
     let whole = root.path().join("whole");
     copy_dir(&dir, &whole);
     fs::remove_dir_all(&dir).unwrap();
@@ -220,15 +222,88 @@ fn a_half_written_artifact_is_never_a_hit_and_is_swept_away_when_its_writer_is_d
         }
         assert!(matches!(store.find("knn", &key), Found::Missing), "{count} files");
         assert!(store.manifests("knn").is_empty());
-        let Attempt::Held(lock) = store.lock("knn", &key).unwrap() else { panic!() };
-        Store::open(root.path()).sweep().unwrap();
-        assert!(staging.exists(), "its writer lives");
-        drop(lock);
+        copy_dir(&staging, &others);
+        fs::create_dir_all(&others).unwrap();
         store.sweep().unwrap();
-        assert!(!staging.exists());
+        assert!(!staging.exists() && others.exists(), "the writer on another machine may live");
+        age(&others, 23);
+        store.sweep().unwrap();
+        assert!(others.exists());
+        age(&others, 25);
+        store.sweep().unwrap();
+        assert!(!others.exists());
     }
     // A new writer does not need the sweep.
     fs::create_dir_all(&staging).unwrap();
     fs::write(staging.join("left-over.parquet"), "x").unwrap();
     assert_eq!(files(build(&store, 1).dir()).len(), 5);
+    let mut writer = None;
+    let Attempt::Held(lock) = store.lock("knn", &components(2).key()).unwrap() else { panic!() };
+    for _ in 0..2 {
+        writer = Some(store.begin(&lock, "knn", components(2)).unwrap());
+        store.sweep().unwrap();
+    }
+    write_table(writer.as_mut().unwrap(), "scores", Kind::Content, &[numbers(&[1])]).unwrap();
+    store.commit(&lock, writer.unwrap()).unwrap();
+}
+
+/// The lock of the artifact `seed`, as a machine takes it whose locks do not reach the others.
+fn unshared_lock(store: &Store, seed: u64) -> Lock {
+    fs::remove_dir_all(store.root().join("locks")).unwrap_or_default();
+    let Attempt::Held(lock) = store.lock("knn", &components(seed).key()).unwrap() else { panic!() };
+    lock
+}
+
+fn begin(store: &Store, lock: &Lock, value: i64) -> ArtifactWriter {
+    let mut writer = store.begin(lock, "knn", components(1)).unwrap();
+    write_table(&mut writer, "scores", Kind::Content, &[numbers(&[value])]).unwrap();
+    writer
+}
+
+#[test]
+fn of_two_writers_of_one_key_the_first_to_commit_counts_and_neither_harms_the_other() {
+    let root = tempfile::tempdir().unwrap();
+    let (a, b) = (Store::open(root.path()), Store::open(root.path()));
+    let (lock_a, lock_b) = (unshared_lock(&a, 1), unshared_lock(&b, 1));
+    let (ours, theirs) = (begin(&a, &lock_a, 1), begin(&b, &lock_b, 2));
+    a.sweep().unwrap();
+    let first = b.commit(&lock_b, theirs).unwrap();
+    let second = a.commit(&lock_a, ours).unwrap();
+    assert_eq!((second.dir(), second.content()), (first.dir(), first.content()));
+    assert_eq!(hit(&Store::open(root.path()), 1).content(), first.content());
+    assert_eq!(files(&root.path().join("store")).len(), 2, "ours is gone");
+}
+
+#[test]
+fn a_commit_onto_something_damaged_takes_its_place() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let lock = unshared_lock(&store, 1);
+    for harm in [
+        |dir: &Path| flip_a_byte(&dir.join("scores.parquet")),
+        |dir: &Path| fs::remove_file(dir.join("manifest.json")).unwrap(),
+        |dir: &Path| {
+            fs::remove_dir_all(dir).unwrap();
+            fs::write(dir, "a file").unwrap();
+        },
+    ] {
+        let before = store.commit(&lock, begin(&store, &lock, 1)).unwrap();
+        harm(before.dir());
+        let after = store.commit(&lock, begin(&store, &lock, 1)).unwrap();
+        assert_eq!(hit(&Store::open(root.path()), 1).content(), after.content());
+    }
+    assert_eq!(fs::read_dir(root.path().join("damaged")).unwrap().count(), 3);
+}
+
+#[test]
+fn what_is_whole_is_never_set_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let artifact = build(&store, 1);
+    let lock = unshared_lock(&store, 1);
+    // Somebody on another machine was faster to put a whole one in the place of a damaged one.
+    assert_eq!(store.set_aside(&lock, "knn", artifact.stage_key()).unwrap(), None);
+    hit(&Store::open(root.path()), 1);
+    fs::remove_dir_all(artifact.dir()).unwrap();
+    assert_eq!(store.set_aside(&lock, "knn", artifact.stage_key()).unwrap(), None, "or to move it away");
 }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Run, artifacts};
 use crate::{
-    artifact::{Artifact, Attempt, Lock, Store, atomic, table::TableFile},
+    artifact::{Artifact, Attempt, Leftovers, Lock, Process, Store, atomic, hash, table::TableFile},
     dataset::{DataConfig, DataError, ReadSummary, Sample, Source, SplitName},
     stage::{
         Interrupt, Progress, Stopped,
@@ -91,8 +91,8 @@ pub enum InTheWay {
     Weights { path: PathBuf, theirs: String, ours: String },
     #[error("{} holds embeddings of images prepared otherwise: {theirs}, and this run has {ours}; {WHAT_TO_DO}", path.display())]
     Preprocessing { path: PathBuf, theirs: String, ours: String },
-    #[error("{} is being written by another process{}", path.display(), holder.map_or(String::new(), |pid| format!(" ({pid})")))]
-    Busy { path: PathBuf, holder: Option<u32> },
+    #[error("{} is being written by {}", path.display(), holder.as_ref().map_or("another process".to_owned(), Process::describe))]
+    Busy { path: PathBuf, holder: Option<Process> },
 }
 
 const WHAT_TO_DO: &str = "name another file, or replace it with --overwrite";
@@ -116,10 +116,14 @@ pub fn write(
     let path = std::path::absolute(request.path)?;
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_string_lossy();
     let (dir, partial) = (path.parent().unwrap_or(Path::new("/")), path.with_file_name(format!(".{name}.partial")));
-    let _lock = match Lock::attempt(dir, &format!(".{name}"))? {
-        Attempt::Held(lock) => lock,
-        Attempt::Busy(holder) => return Err(InTheWay::Busy { path: request.path.to_owned(), holder }.into()),
+    // Not beside the file, where that of the lock would stay for good. A lock saves work: who may not write among the runs has none.
+    let lock = format!("embed-{}", &hash::bytes(path.as_os_str().as_encoded_bytes())[..16]);
+    let _lock = match Lock::attempt(&store.root().join("locks"), &lock) {
+        Ok(Attempt::Busy(holder)) => return Err(InTheWay::Busy { path: request.path.to_owned(), holder }.into()),
+        Ok(Attempt::Held(lock)) => Some(lock),
+        Err(_) => None,
     };
+    Leftovers::of(dir).remove_siblings_of(&path).with_context(|| format!("clearing up beside {}", path.display()))?;
     let known = match request.overwrite {
         true => Vec::new(),
         false => known(&path, request.path, &partial, &footer)?,

@@ -1,0 +1,169 @@
+//! Which process wrote something, on whichever machine, and whether it still lives as far as can be told from here.
+
+use std::{fmt, fs, path::Path, sync::OnceLock};
+
+use rustix::{io::Errno, process::Pid, system::uname};
+
+use super::hash;
+
+/// A process, told apart from every other one of any machine and time. As text: `HOST-PLACE-PID.STARTED`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// Name of the machine, up to its first dot.
+    host: String,
+    /// Eight digits that stand for the boot of the machine and the namespace of process ids (a container has its own).
+    place: String,
+    pid: u32,
+    /// When it started, in the system's ticks since the boot; 0 where the system does not tell.
+    started: u64,
+}
+
+/// What can be told of a process from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Alive,
+    Dead,
+    /// It is or was one of another machine, boot or container.
+    Unknown,
+}
+
+impl Process {
+    /// This process.
+    pub fn here() -> &'static Process {
+        static HERE: OnceLock<Process> = OnceLock::new();
+        HERE.get_or_init(|| {
+            let (pid, started) = (std::process::id(), state(std::process::id()).map_or(0, |(_, started)| started));
+            Process { host: host(), place: place(), pid, started }
+        })
+    }
+
+    /// Reads the text of a process; None when it is none.
+    pub fn parse(text: &str) -> Option<Process> {
+        let mut parts = text.rsplitn(3, '-');
+        let (pid, started) = parts.next()?.split_once('.')?;
+        let (pid, started) = (pid.parse().ok()?, started.parse().ok()?);
+        let (place, host) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+        let plain =
+            |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        (plain(&host) && plain(&place)).then_some(Process { host, place, pid, started })
+    }
+
+    /// Whether it lives. Unlike a lock, a process of this machine is seen whatever the file system.
+    pub fn life(&self) -> Life {
+        let here = Process::here();
+        if (&self.host, &self.place) != (&here.host, &here.place) {
+            return Life::Unknown;
+        }
+        if self.pid == here.pid {
+            return if self.started == here.started { Life::Alive } else { Life::Dead };
+        }
+        match state(self.pid) {
+            Some((state, started)) if started == self.started && !"ZXx".contains(state) => Life::Alive,
+            Some(_) => Life::Dead,
+            // A system may hide processes of other users, and then answers here all the same.
+            None => match Pid::from_raw(self.pid as i32).map(rustix::process::test_kill_process) {
+                Some(Ok(()) | Err(Errno::PERM)) => Life::Alive,
+                _ => Life::Dead,
+            },
+        }
+    }
+
+    /// For people here: `process 4711`, of other machines `process 4711 on node7`.
+    pub fn describe(&self) -> String {
+        match self.host == Process::here().host {
+            true => format!("process {}", self.pid),
+            false => format!("process {} on {}", self.pid, self.host),
+        }
+    }
+
+    /// Name of its machine.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The same machine's process of another number, for tests: one that cannot be there.
+    #[cfg(test)]
+    pub fn dead() -> Process {
+        Process { pid: 4_000_001, ..Process::here().clone() }
+    }
+
+    /// A process of another machine, for tests.
+    #[cfg(test)]
+    pub fn elsewhere() -> Process {
+        Process { host: "else-where".to_owned(), ..Process::here().clone() }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}-{}-{}.{}", self.host, self.place, self.pid, self.started)
+    }
+}
+
+/// State and start of a process of this machine, where Linux shows them.
+fn state(pid: u32) -> Option<(char, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before them is in brackets, and may itself hold blanks and brackets.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // The state is field 3, the start field 22.
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+fn host() -> String {
+    let name = uname().nodename().to_string_lossy().into_owned();
+    let first = name.split('.').next().unwrap_or_default();
+    let plain: String = first.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    // Names of files are at most 255 bytes long.
+    if plain.is_empty() { "unnamed".to_owned() } else { plain.chars().take(63).collect() }
+}
+
+fn place() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let namespace = fs::read_link(Path::new("/proc/self/ns/pid"));
+    let text = match (boot, namespace) {
+        (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
+        // Without them nobody, and nothing later, can be told to be of the same place.
+        _ => format!("{} {:?}", std::process::id(), std::time::SystemTime::now()),
+    };
+    hash::bytes(text.as_bytes())[..8].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_back_and_its_life_is_known_on_its_own_machine() {
+        let here = Process::here();
+        assert_eq!(Process::parse(&here.to_string()).as_ref(), Some(here));
+        assert_eq!(
+            (here.life(), Process::dead().life(), Process::elsewhere().life()),
+            (Life::Alive, Life::Dead, Life::Unknown)
+        );
+        assert_eq!(Process::parse(&Process::elsewhere().to_string()), Some(Process::elsewhere()));
+        let rebooted = Process { place: "0123abcd".into(), ..here.clone() };
+        assert_eq!(rebooted.life(), Life::Unknown);
+        let earlier = Process { started: here.started + 1, ..here.clone() };
+        assert_eq!(earlier.life(), Life::Dead, "its number was given again");
+        for text in ["", "4711", "host-0123abcd-4711", "host-4711.5", "../x-0123abcd-4711.5", "-0123abcd-1.2"] {
+            assert_eq!(Process::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_child_lives_until_its_end_even_before_anybody_waits_for_it() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let started = state(child.id()).unwrap().1;
+        let process = Process { pid: child.id(), started, ..Process::here().clone() };
+        assert_eq!(process.life(), Life::Alive);
+        assert_eq!(Process { started: started + 1, ..process.clone() }.life(), Life::Dead);
+        child.kill().unwrap();
+        while state(child.id()).is_some_and(|(state, _)| state != 'Z') {
+            std::thread::yield_now();
+        }
+        assert_eq!(process.life(), Life::Dead);
+        child.wait().unwrap();
+        assert_eq!(process.life(), Life::Dead);
+    }
+}
