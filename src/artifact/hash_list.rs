@@ -3,14 +3,15 @@
 
 use std::{
     cmp::Ordering,
-    fs::{self, File},
-    io::{BufRead, BufReader, BufWriter, Lines, Write},
+    fs::{self, DirEntry, File},
+    io::{self, BufRead, BufReader, BufWriter, Lines, Write},
     iter::Peekable,
     path::{Path, PathBuf},
 };
 
 use super::{
-    lock::{Attempt, Lock},
+    atomic,
+    leftover::Leftovers,
     stat::{Entry, HEADER, Stamp, parse},
 };
 
@@ -19,37 +20,33 @@ pub struct HashList {
     path: PathBuf,
 }
 
+/// Ending of what is written and not whole yet.
+const BEGUN: &str = "begun";
+
 impl HashList {
-    /// The list, with what a process that was killed has added.
+    /// The list, with what processes that were killed have added.
     pub fn open(path: PathBuf) -> HashList {
         let list = HashList { path };
-        if list.begun().exists()
-            && let Some(_lock) = list.lock()
-        {
-            // Best effort: what is lost is hashed again.
-            let _ = list.take_in();
+        let dir = list.path.parent().unwrap_or(Path::new("."));
+        let is_begun = |entry: io::Result<DirEntry>| {
+            entry.is_ok_and(|entry| atomic::parse_unique(&entry.file_name().to_string_lossy(), BEGUN).is_some())
+        };
+        // Who writes nothing leaves no trace, so that the clock is asked where there is something alone.
+        if fs::read_dir(dir).is_ok_and(|mut entries| entries.any(is_begun)) {
+            let own = list.path.file_name().unwrap_or_default().to_string_lossy();
+            let left = Leftovers::of(dir).in_dir(dir, BEGUN).into_iter();
+            for (_, begun) in left.filter(|(name, _)| *name == own) {
+                // Best effort: what is lost is hashed again.
+                let _ = list.take_in(&begun);
+            }
         }
         list
     }
 
-    /// None while someone else writes the list, and where nobody can.
-    fn lock(&self) -> Option<Lock> {
-        let (dir, name) = self.path.parent().zip(self.path.file_name())?;
-        match Lock::attempt(dir, &name.to_string_lossy()) {
-            Ok(Attempt::Held(lock)) => Some(lock),
-            _ => None,
-        }
-    }
-
-    /// What is written and not whole yet.
-    fn begun(&self) -> PathBuf {
-        self.path.with_extension("begun")
-    }
-
     /// Puts what was begun in among the rest, before which it counts.
-    fn take_in(&self) -> std::io::Result<()> {
-        let (mut old, mut new) = (lines(&self.path), lines(&self.begun()));
-        let merged = self.path.with_extension("merged");
+    fn take_in(&self, begun: &Path) -> io::Result<()> {
+        let (mut old, mut new) = (lines(&self.path), lines(begun));
+        let merged = atomic::sibling(&self.path);
         let mut file = BufWriter::new(File::create(&merged)?);
         writeln!(file, "{HEADER}")?;
         loop {
@@ -69,7 +66,7 @@ impl HashList {
         }
         file.flush()?;
         fs::rename(merged, &self.path)?;
-        fs::remove_file(self.begun())
+        fs::remove_file(begun)
     }
 
     /// Looks hashes up, of names in their order.
@@ -79,13 +76,15 @@ impl HashList {
 
     /// Writes the list anew, of names in their order. Best effort: without it files are hashed again.
     pub fn writer(&self) -> ListWriter {
-        let lock = self.lock();
-        let file = lock.as_ref().and_then(|_| {
-            let mut file = BufWriter::new(File::create(self.begun()).ok()?);
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let begun = self.path.with_file_name(atomic::unique(&name, BEGUN));
+        let create = || {
+            atomic::create_dir(self.path.parent()?).ok()?;
+            let mut file = BufWriter::new(File::create(&begun).ok()?);
             writeln!(file, "{HEADER}").ok()?;
             Some(file)
-        });
-        ListWriter { file, begun: self.begun(), path: self.path.clone(), _lock: lock }
+        };
+        ListWriter { file: create(), begun, path: self.path.clone() }
     }
 }
 
@@ -121,7 +120,6 @@ pub struct ListWriter {
     file: Option<BufWriter<File>>,
     begun: PathBuf,
     path: PathBuf,
-    _lock: Option<Lock>,
 }
 
 impl ListWriter {
@@ -144,7 +142,7 @@ impl ListWriter {
 mod tests {
     use std::{thread::sleep, time::Duration};
 
-    use super::*;
+    use super::{super::Process, *};
 
     #[test]
     fn what_a_killed_process_has_hashed_is_known_beside_what_was() {
@@ -158,8 +156,12 @@ mod tests {
             let mut writer = list.writer();
             names.iter().for_each(|(name, hash)| writer.add(name, &Entry::new(stamp, hash)));
             if whole {
-                writer.finish();
+                return writer.finish();
             }
+            // As if another process had been killed.
+            let begun = writer.begun.clone();
+            drop(writer);
+            fs::rename(begun, dir.path().join(format!(".list.txt.{}-0.{BEGUN}", Process::dead()))).unwrap();
         };
         let known = || {
             let list = HashList::open(dir.path().join("list.txt"));
@@ -176,10 +178,13 @@ mod tests {
         // Whole: what is gone is forgotten.
         write(&[("c", "3")], true);
         assert_eq!(known(), hashes(["", "", "3", ""]));
-        // Someone else writes meanwhile.
+        // Someone else writes meanwhile, and is not disturbed.
         let list = HashList::open(dir.path().join("list.txt"));
-        let _first = list.writer();
-        write(&[("a", "6")], true);
+        let mut other = list.writer();
+        other.add("a", &Entry::new(stamp, "6"));
         assert_eq!(known(), hashes(["", "", "3", ""]));
+        other.finish();
+        assert_eq!(known(), hashes(["6", "", "", ""]));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left");
     }
 }

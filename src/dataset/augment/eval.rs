@@ -1,6 +1,6 @@
 //! How evaluation sees an image: resized so that the shorter side fits, then the centre.
 
-use super::{EvalSection, normalize::Normalize, planes::with_scratch, resize::Target};
+use super::{EvalSection, normalize::Normalize, resize::Target, scratch::with_scratch};
 use crate::dataset::{CropBox, Part};
 
 /// `torchvision.transforms.Resize` and `CenterCrop`, then normalisation.

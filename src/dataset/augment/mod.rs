@@ -17,6 +17,7 @@ mod normalize;
 mod pipeline;
 mod planes;
 mod resize;
+mod scratch;
 mod taps;
 
 pub use config::*;

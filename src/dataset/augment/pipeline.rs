@@ -10,8 +10,8 @@ use super::{
     crop::{random_crop, uniform},
     jitter::{self, Change},
     normalize::Normalize,
-    planes::with_scratch,
     resize::Target,
+    scratch::with_scratch,
 };
 use crate::dataset::{CropBox, Part};
 

@@ -1,16 +1,4 @@
-//! The working image of a thread: three planes of bytes, and the buffers that the steps share.
-
-use std::cell::RefCell;
-
-use super::resize::Resizer;
-
-/// Buffers that grow to the largest image a thread has seen and stay.
-#[derive(Default)]
-pub(super) struct Scratch {
-    pub resizer: Resizer,
-    pub planes: Planes,
-    pub blur: BlurBuffers,
-}
+//! The working image of a thread: three planes of bytes.
 
 /// What a blur works in.
 #[derive(Default)]
@@ -18,15 +6,6 @@ pub(super) struct BlurBuffers {
     pub turned: Vec<u8>,
     pub other: Vec<u8>,
     pub sums: Vec<u32>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Runs `work` with this thread's buffers. `work` must not call back here.
-pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
-    SCRATCH.with_borrow_mut(work)
 }
 
 /// An RGB image, plane by plane: the loops over it need no shuffling of bytes.
