@@ -12,6 +12,8 @@
 # 4. A runs folder that two machines share, as two FUSE mounts (Debian's bindfs): 200 runs of one spec at once, and 100 cleanings on one
 #    mount while a run is at work on the other. Left out, aloud, without bindfs.
 #
+# 5. The curves of 1,000 runs with 2,000 steps each in one file, read by DuckDB (SNCLR_PYTHON names a Python that has it).
+#
 # Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,4 +37,5 @@ fi
 soak soak_mutations_end_without_a_panic "mutations of image files" conformance || failed=1
 soak soak_two_hundred_runs_at_once "200 runs at once on two mounts" shared_folder || failed=1
 soak soak_a_hundred_cleanings_take_nothing_away "100 cleanings beside a run" shared_folder || failed=1
+soak soak_two_million_steps_are_read_in_a_moment "two million steps in one file" thousands || failed=1
 exit "$failed"

@@ -17,6 +17,7 @@
 //! | [`spec`] | YAML, its bases and sweeps, to located, schema-checked [`spec::Experiment`]s |
 //! | [`plan`] | experiment to stage graph, keys and explanations |
 //! | [`run`] | drives a plan: cached, run, resumed |
+//! | [`cluster`] | the work of many points, each piece once, for schedulers |
 //! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
 //! | [`bench`] | what the program's speed is measured by |
 //! | [`cli`] | one file per command |
@@ -32,6 +33,7 @@ pub mod artifact;
 pub mod backend;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod dataset;
 pub mod encoder;
 pub mod method;

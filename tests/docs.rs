@@ -399,6 +399,7 @@ pages! {
     imagenet: "docs/how-to/imagenet.md",
     compare: "docs/how-to/compare.md",
     sweep: "docs/how-to/sweep.md",
+    cluster: "docs/how-to/cluster.md",
     resume_and_trust: "docs/how-to/resume-and-trust.md",
     health: "docs/how-to/health.md",
     export: "docs/how-to/export.md",

@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 10] = [
     &["stage"],
     &["spec"],
     &["plan"],
-    &["run", "report", "bench"],
+    &["run", "report", "bench", "cluster"],
     &["cli"],
 ];
 

@@ -9,6 +9,7 @@
 //! | `work/<stage>-<key>/` | checkpoints and metric segments of an unfinished stage |
 //! | `locks/` | who works on what, and which artifacts runs at work count on; files of locks stay, empty when nobody holds them |
 //! | `cache/` | hashes of files seen before, with their size and times; an accelerator that may be deleted |
+//! | `tables/` | records, figures and curves of all runs, derived from their folders and artifacts; may be deleted |
 //! | `damaged/` | what no longer matched its hash, moved out of the way |
 //! | `results/<name>-<id>/` | `spec.yaml`, `run.json` and `report.parquet` of a run |
 //! | `unfinished/<name>-<id>/` | `spec.yaml` and `run.json` of a run without results: at work, interrupted, diverged or failed |
@@ -20,6 +21,7 @@
 pub mod atomic;
 mod attempt;
 mod beat;
+mod catalogue;
 mod checkpoint;
 mod committed;
 mod content;
@@ -27,6 +29,7 @@ mod environment;
 mod filesystem;
 mod garbage;
 pub mod hash;
+mod hash_list;
 mod inspect;
 mod key;
 mod lease;
@@ -42,20 +45,22 @@ pub mod table;
 mod writer;
 
 pub use attempt::RunAttempt;
+pub use catalogue::{Catalogued, TABLES, catalogue};
 pub use checkpoint::{Checkpoints, State};
 pub use committed::Artifact;
 pub use content::of_batch as content_of;
 pub use environment::{Environment, cpu_model};
 pub use filesystem::{FileSystem, Reach, UnfitFolder};
 pub use garbage::{Cleaning, Item, Keep, Listed};
+pub use hash_list::HashList;
 pub use inspect::{Damage, Inspected};
 pub use key::{Components, Key};
 pub use leftover::Leftovers;
 pub use lock::{Attempt, Lock};
 pub use manifest::{FileEntry, Kind, Manifest};
 pub use process::Process;
-pub use record::{RunRecord, RunState, StageRecord, UNFINISHED, Unfinished};
-pub use stat::{Stamp, StatCache};
+pub use record::{FILE as RECORD, RunRecord, RunState, SPEC, StageRecord, UNFINISHED, Unfinished};
+pub use stat::{Entry, Stamp, StatCache};
 pub use store::{Found, Store};
 pub use writer::{ArtifactWriter, TableWriter};
 

@@ -76,6 +76,11 @@ impl Process {
         }
     }
 
+    /// Its number on its machine.
+    pub fn number(&self) -> u32 {
+        self.pid
+    }
+
     /// Name of its machine.
     pub fn host(&self) -> &str {
         &self.host

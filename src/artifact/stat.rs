@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, Metadata},
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -11,7 +12,7 @@ use std::{
 
 use super::atomic;
 
-const HEADER: &str = "snclr file hashes 1";
+pub(super) const HEADER: &str = "snclr file hashes 1";
 
 /// File systems stamp changes by a clock that ticks every few milliseconds: a change within the same tick as an earlier one
 /// leaves no trace. Hashes of files that changed this shortly before are not trusted.
@@ -45,10 +46,31 @@ impl Stamp {
     }
 }
 
-struct Entry {
+/// What is known of a file.
+pub struct Entry {
     stamp: Stamp,
     recorded: i64,
-    hash: String,
+    pub hash: String,
+}
+
+impl Entry {
+    /// The hash of a file. `stamp` was taken before the file was read.
+    pub fn new(stamp: Stamp, hash: &str) -> Entry {
+        let recorded = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+        Entry { stamp, recorded, hash: hash.to_owned() }
+    }
+
+    /// Whether it still holds of a file whose stamp is `stamp` now.
+    pub(super) fn holds(&self, stamp: &Stamp) -> bool {
+        self.stamp == *stamp && stamp.modified.max(stamp.changed) + TICK < self.recorded
+    }
+
+    /// A line of a cache.
+    pub(super) fn write(&self, name: &str, to: &mut impl Write) -> io::Result<()> {
+        let Entry { stamp: Stamp { size, inode, modified, changed }, recorded, hash } = self;
+        let name = serde_json::Value::from(name);
+        writeln!(to, "{size} {inode} {modified} {changed} {recorded} {hash} {name}")
+    }
 }
 
 /// Hashes by name.
@@ -70,14 +92,12 @@ impl StatCache {
 
     /// The hash of a file whose stamp is `stamp` now.
     pub fn lookup(&self, name: &str, stamp: &Stamp) -> Option<&str> {
-        let entry = self.entries.get(name).filter(|entry| entry.stamp == *stamp)?;
-        (stamp.modified.max(stamp.changed) + TICK < entry.recorded).then_some(entry.hash.as_str())
+        self.entries.get(name).filter(|entry| entry.holds(stamp)).map(|entry| entry.hash.as_str())
     }
 
     /// Notes the hash of a file. `stamp` was taken before the file was read.
     pub fn record(&mut self, name: &str, stamp: Stamp, hash: &str) {
-        let recorded = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
-        self.entries.insert(name.to_owned(), Entry { stamp, recorded, hash: hash.to_owned() });
+        self.entries.insert(name.to_owned(), Entry::new(stamp, hash));
         self.changed = true;
     }
 
@@ -86,14 +106,12 @@ impl StatCache {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        let mut text = format!("{HEADER}\n");
-        for (name, Entry { stamp, recorded, hash }) in &self.entries {
-            let Stamp { size, inode, modified, changed } = stamp;
-            let name = serde_json::Value::from(name.as_str());
-            text += &format!("{size} {inode} {modified} {changed} {recorded} {hash} {name}\n");
+        let mut text = format!("{HEADER}\n").into_bytes();
+        for (name, entry) in &self.entries {
+            entry.write(name, &mut text).expect("memory takes all");
         }
         let Some(dir) = self.path.parent() else { return };
-        let _ = atomic::create_dir(dir).and_then(|()| atomic::write(&self.path, text.as_bytes()));
+        let _ = atomic::create_dir(dir).and_then(|()| atomic::write(&self.path, &text));
     }
 
     /// File it is kept in.
@@ -102,7 +120,7 @@ impl StatCache {
     }
 }
 
-fn parse(line: &str) -> Option<(String, Entry)> {
+pub(super) fn parse(line: &str) -> Option<(String, Entry)> {
     let mut words = line.splitn(7, ' ');
     let mut next = || words.next();
     let size = next()?.parse().ok()?;

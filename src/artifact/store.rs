@@ -14,8 +14,8 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
-    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Stamp, StatCache, UNFINISHED, atomic,
-    checkpoint, hash,
+    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Process, Stamp, StatCache, UNFINISHED,
+    atomic, checkpoint, hash,
     lease::Lease,
     leftover::{self, Leftovers},
     lock::Attempt,
@@ -180,6 +180,11 @@ impl Store {
     /// Tries to take the lock of a stage and key, without waiting.
     pub fn lock(&self, stage: &str, key: &Key) -> anyhow::Result<Attempt> {
         Lock::attempt(&self.locks_dir(), &format!("{stage}-{key}"))
+    }
+
+    /// The process that works on a stage and key, as far as can be told from here; see [`Lock::holder`].
+    pub fn worker(&self, stage: &str, key: &Key) -> Option<Option<Process>> {
+        Lock::holder(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
     /// Like [`Store::lock`], for whoever removes what it stands for: see [`Lock::attempt_removal`].

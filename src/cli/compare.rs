@@ -45,6 +45,9 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
+/// Runs from which on a look at all of them takes less time than one at each.
+const MANY: usize = 32;
+
 impl Args {
     fn format(&self) -> Format {
         match (self.json, self.csv, self.md) {
@@ -81,6 +84,9 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
     let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
     ensure!(has_spec || changes.is_empty(), "--method, --set and --sweep change a spec, and none is given by its path");
     let known = Runs::new(root);
+    if args.runs_or_specs.len() > MANY {
+        known.look_at_all()?;
+    }
     let mut runs = Vec::new();
     for argument in &args.runs_or_specs {
         let found = known.find_all(argument, &changes)?;

@@ -34,7 +34,8 @@ const CLASSES: usize = 20;
 ///
 /// Reads the images as `snclr run` does, which then finds them read. Near duplicates are images of which one is the other encoded
 /// anew, resized, brighter or darker, or without a small part of its border: found by perceptual hashes, then compared as
-/// thumbnails. Images in both splits, or in two classes, are named first.
+/// thumbnails. Mirrored and turned copies are not found so, nor copies of 16 pixels a side. Images in both splits, or in two
+/// classes, are named first.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment

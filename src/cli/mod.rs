@@ -20,6 +20,8 @@ pub mod run;
 pub mod runs;
 pub mod schema;
 mod show;
+pub mod status;
+pub mod submit;
 mod sweep;
 pub mod tensorboard;
 pub mod validate;
@@ -44,7 +46,7 @@ Exit codes:
     0  done
     1  failure
     2  invalid usage or spec
-    3  work is pending (plan --check)
+    3  work is pending (plan --check; run --only, where an input is not there yet)
     4  training diverged or collapsed
   130  interrupted; the same command goes on from there";
 
@@ -93,6 +95,10 @@ impl Global {
 pub enum Command {
     /// Run what a spec describes; what is cached stays, what was interrupted goes on
     Run(run::Args),
+    /// Submit the missing stages of specs to a scheduler; what points share is submitted once
+    Submit(submit::Args),
+    /// Show how far specs are: which stages are done, running and where, waiting, or failed and why
+    Status(status::Args),
     /// Show which stages of a spec are cached, and why the others have to run
     Plan(plan::Args),
     /// List runs with their scores; also those at work, and those that ended without results
@@ -146,6 +152,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     start_threads(global.threads)?;
     match command {
         Command::Run(args) => run::run(args, &global),
+        Command::Submit(args) => submit::run(args, &global),
+        Command::Status(args) => status::run(args, &global),
         Command::Plan(args) => plan::run(args, &global),
         Command::Runs(args) => runs::run(args, &global),
         Command::Validate(args) => validate::run(args),

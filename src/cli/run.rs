@@ -13,9 +13,9 @@ use super::{Global, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
     report::{Run, audit},
-    run::{self, Finished, How, Jobs, Outcome, Reporter, Setting, StageOutcome, Verbosity},
+    run::{self, Alone, Finished, How, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::Experiment,
-    stage::Interrupt,
+    stage::{Interrupt, Stage},
 };
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,9 @@ pub struct Args {
     pub spec: PathBuf,
     #[command(flatten)]
     pub changes: Changes,
+    /// Run one stage alone, whose inputs are there: what a task of a cluster does
+    #[arg(long, value_name = "STAGE", value_parser = stage, conflicts_with_all = ["keep_going", "jobs"])]
+    pub only: Option<Stage>,
     /// Print one JSON object, last and alone on stdout
     #[arg(long)]
     pub json: bool,
@@ -41,6 +44,14 @@ pub struct Args {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| *seconds >= 0.0);
     seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "expected a number of seconds".into())
+}
+
+fn stage(text: &str) -> Result<Stage, String> {
+    let names = || Stage::ALL.map(Stage::name).join(", ");
+    Stage::ALL
+        .into_iter()
+        .find(|stage| stage.name() == text)
+        .ok_or_else(|| format!("there is no such stage; there are {}", names()))
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
@@ -64,6 +75,11 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         planning: Mutex::default(),
     };
     match &points.points[..] {
+        [point] if args.only.is_some() => {
+            let stage = args.only.expect("just looked at");
+            only(&setting, stage, &point.loaded.experiment, args.json, global.verbosity())
+        }
+        points if args.only.is_some() => Err(NotYet::ManyPoints { points: points.len() }.into()),
         [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
         points => {
             let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: global.threads };
@@ -77,6 +93,27 @@ fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Ve
     let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
     let text = to_text(setting.store, &stages, &outcome, &reporter.warnings())?;
     show::print(&text, json.then(|| to_json(&stages, &outcome)), verbosity)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn only(
+    setting: &Setting,
+    stage: Stage,
+    experiment: &Experiment,
+    json: bool,
+    verbosity: Verbosity,
+) -> anyhow::Result<ExitCode> {
+    let reporter = Arc::new(Reporter::new(verbosity));
+    let Alone { outcome, results } = setting.only(stage, experiment, &reporter)?;
+    let stages = [outcome];
+    let mut text: String = show::remarks(&[], &reporter.warnings()).collect();
+    if let Some(results) = &results {
+        text += &format!("results in {}\n", results.dir.display());
+    }
+    let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
+    text += &format!("{}\n", fact(ran, stages.len() - ran));
+    let run = results.map(|results| results.record.run);
+    show::print(&text, json.then(|| json!({ "run": run, "stages": show::stages(&stages) })), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 

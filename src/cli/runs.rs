@@ -8,15 +8,22 @@ use serde_json::json;
 use super::Global;
 use crate::{
     artifact::{RunRecord, Store},
-    report::{self, Runs},
+    report::{
+        self, Runs,
+        tables::{self, Written},
+    },
 };
 
 /// List runs with their scores; also those at work, and those that ended without results
 ///
 /// A run without results is running, interrupted, diverged or failed. It is listed until the same spec has come to its results,
-/// or `snclr gc --yes` removes it; `snclr report` and `snclr tensorboard` show its curves.
+/// or `snclr gc --yes` removes it; `snclr report` and `snclr tensorboard` show its curves. Of thousands of runs the folder `tables`
+/// keeps what is listed here; it may be deleted.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Write the figures and curves of all finished runs into one Parquet file each, for databases
+    #[arg(long, conflicts_with = "json")]
+    pub tables: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -35,8 +42,16 @@ const SCORES: [(&str, &str); 4] = [
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let runs = Runs::with_unfinished(&global.runs).records()?;
     let store = Store::open(&global.runs);
+    if args.tables {
+        let mut notes = Vec::new();
+        let written = tables::write(&store, &mut |note| notes.push(note))?;
+        let line = |table: &Written| format!("{} rows in {}\n", table.rows, table.path.display());
+        let text: String = written.iter().map(line).chain(notes.iter().map(|note| format!("note: {note}\n"))).collect();
+        write!(std::io::stdout(), "{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let runs = Runs::with_unfinished(&global.runs).records()?;
     let text = match args.json {
         true => to_json(&store, &runs).to_string(),
         false if runs.is_empty() => format!("no runs in {}", global.runs.display()),

@@ -146,7 +146,7 @@ mod tests {
         .unwrap();
         assert_eq!((labels, summary.classes[9].as_str()), (vec![3, 9, 0], "truck"));
         let roles: Vec<_> = source_files(&config, Path::new("")).unwrap().into_iter().map(|f| f.role).collect();
-        assert_eq!(roles, ["train/00000.bin", "train/00001.bin", "test/00000.bin"]);
+        assert_eq!(roles, ["test/00000.bin", "train/00000.bin", "train/00001.bin"]);
         assert_eq!(crate::dataset::count(&config, SplitName::Train).unwrap(), Some(3));
     }
 

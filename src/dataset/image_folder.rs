@@ -1,13 +1,17 @@
 //! Class folders of images: `train/<class>/…/<image>`; a folder of images alone is a split without labels.
 
 use std::{
+    borrow::Cow,
+    cell::RefCell,
+    cmp::Ordering,
     collections::BTreeMap,
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use walkdir::WalkDir;
+use walkdir::{DirEntry, FilterEntry, WalkDir};
 
 use super::{
     DataError, FilesConfig, LeftOut, ReadSummary, Sample, Skipped, SourceFile, SplitName,
@@ -47,26 +51,35 @@ struct Found {
     bytes: u64,
 }
 
-pub(super) fn source_files(
+/// Hands on the files of a split in the order of their roles as text.
+pub(super) fn each_source_file(
     config: &FilesConfig,
     split: SplitName,
     base: &Path,
-    files: &mut Vec<SourceFile>,
-) -> Result<(), DataError> {
-    let Groups { folders, dangling, .. } = groups(config, split, base)?;
-    let mut add = |found: Vec<Found>| {
-        files.extend(found.into_iter().map(|f| SourceFile { role: format!("{split}/{}", f.name), path: f.path }));
-    };
-    add(dangling);
-    for group in folders {
-        add(images(&group, split)?.images);
+    take: &mut dyn FnMut(SourceFile) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Groups { mut folders, mut dangling, .. } = groups(config, split, base)?;
+    folders.sort_by(|a, b| a.prefix.cmp(&b.prefix));
+    let left_out = RefCell::default();
+    let in_folders = folders.iter().flat_map(|group| Images::new(group, split, Order::Roles, &left_out));
+    dangling.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut dangling = dangling.into_iter().peekable();
+    let mut take = |found: Found| take(SourceFile { role: format!("{split}/{}", found.name), path: found.path });
+    for found in in_folders {
+        let found = found?;
+        while let Some(before) = dangling.next_if(|dangling| dangling.name < found.name) {
+            take(before)?;
+        }
+        take(found)?;
     }
-    Ok(())
+    dangling.try_for_each(take)
 }
 
 pub(super) fn count(config: &FilesConfig, split: SplitName, base: &Path) -> Result<u64, DataError> {
     let Groups { folders, dangling, .. } = groups(config, split, base)?;
-    folders.iter().try_fold(dangling.len() as u64, |sum, group| Ok(sum + images(group, split)?.images.len() as u64))
+    let left_out = RefCell::default();
+    let mut in_folders = folders.iter().flat_map(|group| Images::new(group, split, Order::Names, &left_out));
+    in_folders.try_fold(dangling.len() as u64, |sum, found| found.map(|_| sum + 1))
 }
 
 pub(super) fn read(
@@ -76,18 +89,9 @@ pub(super) fn read(
     sink: &mut Sink,
 ) -> anyhow::Result<ReadSummary> {
     let Groups { classes, folders, dangling } = groups(config, split, base)?;
-    let mut left_out = BTreeMap::<String, u64>::new();
-    // One folder's listing at a time.
-    let in_folders = folders.iter().flat_map(|group| match images(group, split) {
-        Ok(listing) => {
-            for (kind, files) in listing.left_out {
-                *left_out.entry(kind).or_default() += files;
-            }
-            listing.images.into_iter().map(|f| Ok((f.bytes, f))).collect()
-        }
-        Err(error) => vec![Err(error)],
-    });
-    let items = dangling.into_iter().map(|found| Ok((0, found))).chain(in_folders);
+    let left_out = RefCell::default();
+    let in_folders = folders.iter().flat_map(|group| Images::new(group, split, Order::Names, &left_out));
+    let items = dangling.into_iter().map(Ok).chain(in_folders).map(|found| found.map(|found| (found.bytes, found)));
     let work = |found: Found| {
         let bytes = fs::read(&found.path)
             .map_err(|error| Refusal { kind: "unreadable", reason: why_unreadable(&found.path, &error) });
@@ -99,7 +103,7 @@ pub(super) fn read(
         }
     };
     let summary = ingest(split, config.on_error, items, work, sink)?;
-    let left_out = left_out.into_iter().map(|(kind, files)| LeftOut { kind, files }).collect();
+    let left_out = left_out.into_inner().into_iter().map(|(kind, files)| LeftOut { kind, files }).collect();
     Ok(ReadSummary { classes, left_out, ..summary })
 }
 
@@ -227,50 +231,98 @@ fn refuse_splits(root: &Path, split: SplitName, classes: &BTreeMap<String, PathB
     }
 }
 
-/// What lies below a folder; hidden files do not count.
-struct Listing {
-    /// By path.
-    images: Vec<Found>,
-    /// How many files are no images, by their ending.
-    left_out: BTreeMap<String, u64>,
+/// In which order a folder is gone through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Of names within each folder, as samples are numbered.
+    Names,
+    /// Of whole paths as text, in which a folder's name ends in a slash.
+    Roles,
 }
 
-/// Lists a folder, in which there must be an image.
-fn images(group: &Group, split: SplitName) -> Result<Listing, DataError> {
-    let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-    let walk = WalkDir::new(&group.dir).follow_links(true).sort_by_file_name().into_iter();
-    let (mut found, mut left_out) = (Vec::new(), BTreeMap::<String, u64>::new());
-    for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
-        // A link that leads nowhere, a folder that may not be read: something is lost there, and reading it says what.
-        let (path, bytes) = match entry {
-            Ok(entry) if entry.file_type().is_dir() => continue,
-            Ok(entry) => {
-                let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
-                (entry.into_path(), bytes)
-            }
-            Err(error) => match error.path() {
-                Some(path) if error.depth() > 0 => (path.to_owned(), 0),
-                _ => return Err(unreadable(&group.dir)(error)),
-            },
+/// The images below a folder, one after another; hidden files do not count. A folder without any is an error.
+struct Images<'a> {
+    group: &'a Group,
+    split: SplitName,
+    walk: FilterEntry<walkdir::IntoIter, fn(&DirEntry) -> bool>,
+    /// How many files are no images, by their ending.
+    left_out: &'a RefCell<BTreeMap<String, u64>>,
+    found: bool,
+}
+
+impl<'a> Images<'a> {
+    fn new(
+        group: &'a Group,
+        split: SplitName,
+        order: Order,
+        left_out: &'a RefCell<BTreeMap<String, u64>>,
+    ) -> Images<'a> {
+        let walk = WalkDir::new(&group.dir).follow_links(true);
+        let walk = match order {
+            Order::Names => walk.sort_by_file_name(),
+            Order::Roles => walk.sort_by(by_role),
         };
-        if hidden(path.file_name().unwrap_or_default()) {
-            continue;
-        }
-        let lost = bytes == 0 && path.extension().is_none() && fs::read(&path).is_err();
-        // A file that is named itself is read, and refused by what it is.
-        if !lost && path != group.dir && !is_image(&path) {
-            *left_out.entry(ending(&path)).or_default() += 1;
-            continue;
-        }
-        let below = path.strip_prefix(&group.dir).unwrap_or(&path);
-        let below: Vec<_> = below.iter().map(names::of_file).collect();
-        let name = format!("{}{}", group.prefix, below.join("/"));
-        found.push(Found { path, name, label: group.label, bytes });
+        let seen: fn(&DirEntry) -> bool = |entry| entry.depth() == 0 || !hidden(entry.file_name());
+        Images { group, split, walk: walk.into_iter().filter_entry(seen), left_out, found: false }
     }
-    match found.is_empty() {
-        false => Ok(Listing { images: found, left_out }),
-        true if group.label.is_some() => Err(DataError::EmptyClass { path: group.dir.clone() }),
-        true => Err(DataError::NothingFound { split, path: group.dir.clone(), what: DECODED.to_owned() }),
+}
+
+/// By name as text, a folder's with its slash.
+fn by_role(a: &DirEntry, b: &DirEntry) -> Ordering {
+    fn text(entry: &DirEntry) -> Cow<'_, str> {
+        let name = entry.file_name();
+        name.to_str().map_or_else(|| names::of_file(name).into(), Cow::Borrowed)
+    }
+    let slash = |entry: &DirEntry| if entry.file_type().is_dir() { "/" } else { "" };
+    let (name_a, name_b) = (text(a), text(b));
+    name_a.bytes().chain(slash(a).bytes()).cmp(name_b.bytes().chain(slash(b).bytes()))
+}
+
+fn hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+impl Iterator for Images<'_> {
+    type Item = Result<Found, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Group { dir, prefix, label } = self.group;
+        for entry in &mut self.walk {
+            // A link that leads nowhere, a folder that may not be read: something is lost there, and reading it says what.
+            let (path, bytes) = match entry {
+                Ok(entry) if entry.file_type().is_dir() => continue,
+                Ok(entry) => {
+                    let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+                    (entry.into_path(), bytes)
+                }
+                Err(error) => match error.path() {
+                    Some(path) if error.depth() > 0 => (path.to_owned(), 0),
+                    _ => {
+                        self.found = true;
+                        return Some(Err(unreadable(dir)(error)));
+                    }
+                },
+            };
+            if hidden(path.file_name().unwrap_or_default()) {
+                continue;
+            }
+            let lost = bytes == 0 && path.extension().is_none() && fs::read(&path).is_err();
+            // A file that is named itself is read, and refused by what it is.
+            if !lost && path != *dir && !is_image(&path) {
+                *self.left_out.borrow_mut().entry(ending(&path)).or_default() += 1;
+                continue;
+            }
+            let below = path.strip_prefix(dir).unwrap_or(&path);
+            let below: Vec<_> = below.iter().map(names::of_file).collect();
+            let name = format!("{prefix}{}", below.join("/"));
+            self.found = true;
+            return Some(Ok(Found { path, name, label: *label, bytes }));
+        }
+        let nothing = match label {
+            Some(_) => DataError::EmptyClass { path: dir.clone() },
+            None => DataError::NothingFound { split: self.split, path: dir.clone(), what: DECODED.to_owned() },
+        };
+        (!std::mem::replace(&mut self.found, true)).then_some(Err(nothing))
     }
 }
 
@@ -306,10 +358,7 @@ fn ending(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        ffi::OsStr,
-        os::unix::{ffi::OsStrExt, fs::symlink},
-    };
+    use std::os::unix::{ffi::OsStrExt, fs::symlink};
 
     use super::*;
     use crate::dataset::{
@@ -371,7 +420,24 @@ mod tests {
         assert_eq!((samples[0].label, summary.classes.len()), (Some(1), 2));
         assert_eq!(count(&config, SplitName::Train).unwrap(), Some(3));
         let roles: Vec<_> = source_files(&config, Path::new("")).unwrap().into_iter().map(|f| f.role).collect();
-        assert_eq!(roles, ["train/cat/2.png", "train/dog/b.JPG", "train/dog/deep/a.jpeg", "test/dog/x.png"]);
+        assert_eq!(roles, ["test/dog/x.png", "train/cat/2.png", "train/dog/b.JPG", "train/dog/deep/a.jpeg"]);
+    }
+
+    #[test]
+    fn roles_come_in_their_order_as_text() {
+        let dir = tempfile::tempdir().unwrap();
+        // A folder sorts by its name and the slash behind it, between these two files.
+        for name in ["a/a-b.png", "a/a/z.png", "a/a.png", "a/a0.png", "b/x.png", "b-c/y.png"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, png(&picture(3, 3))).unwrap();
+        }
+        symlink("nowhere", dir.path().join("aa")).unwrap();
+        let config = FilesConfig { train: Paths::One(dir.path().into()), test: None, on_error: OnError::Skip };
+        let files = source_files(&DataConfig::ImageFolder(config), Path::new("")).unwrap();
+        let roles: Vec<_> = files.into_iter().map(|file| file.role).collect();
+        assert!(roles.is_sorted(), "{roles:?}");
+        assert_eq!(roles.len(), 7);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod augment;
 mod cifar10;
 mod config;
+mod crop_box;
 mod decode;
 mod error;
 mod idx;
@@ -20,12 +21,13 @@ mod table;
 mod webdataset;
 
 pub use config::*;
-pub use decode::Stored;
+pub use crop_box::CropBox;
+pub use decode::{Part, Stored};
 pub use error::DataError;
 pub use infer::{FileFormat, UnclearData};
 use sample::MOST_CLASSES;
 pub use sample::{Item, LeftOut, ReadSummary, Sample, Skipped, SplitName};
 pub use shard::Split;
+pub use source::{Source, SourceFile, each_source_file, has_split, read};
 #[cfg(test)]
-use source::count;
-pub use source::{Source, SourceFile, has_split, read, source_files};
+use source::{count, source_files};

@@ -5,7 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::decode::decode;
+use super::{
+    CropBox,
+    decode::{Opened, Part, decode},
+};
 
 /// One of the two splits of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,19 @@ impl Sample {
     pub fn image(&self) -> Result<RgbImage, String> {
         decode(&self.bytes).map_err(|refusal| refusal.reason)
     }
+
+    /// At least the part of it that `wanted` says by its width and height. Sources look all of it through: damage outside the
+    /// part may go unnoticed now.
+    ///
+    /// Errors: a short reason for people.
+    pub fn part(&self, wanted: impl FnOnce((u32, u32)) -> CropBox) -> Result<Part, String> {
+        let opened = Opened::new(&self.bytes);
+        let part = opened.and_then(|opened| {
+            let part = wanted(opened.size());
+            opened.part(part)
+        });
+        part.map_err(|refusal| refusal.reason)
+    }
 }
 
 /// What has become of an item of a source.
@@ -122,11 +138,15 @@ impl ReadSummary {
         for left in &self.left_out {
             *others.entry(&left.kind).or_default() += left.files;
         }
-        let kinds = [(skipped, "images skipped"), (others, "files left out that are no images")];
+        let kinds = [
+            (skipped, ["image skipped", "images skipped"]),
+            (others, ["file left out that is no image", "files left out that are no images"]),
+        ];
         let present = kinds.into_iter().filter(|(kinds, _)| !kinds.is_empty());
-        let sentence = |(kinds, what): (BTreeMap<&str, u64>, &str)| {
+        let sentence = |(kinds, [one, many]): (BTreeMap<&str, u64>, [&str; 2])| {
             let list: Vec<_> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-            format!("{} {what}: {}", kinds.values().sum::<u64>(), list.join(", "))
+            let all = kinds.values().sum::<u64>();
+            format!("{all} {}: {}", if all == 1 { one } else { many }, list.join(", "))
         };
         present.map(sentence).collect()
     }
@@ -149,6 +169,9 @@ mod tests {
         };
         let expected = ["3 images skipped: 1 HEIC, 2 JPEG", "6 files left out that are no images: 1 *.md, 5 *.txt"];
         assert_eq!(summary.left_out_by_kind(), expected);
+        let one = ReadSummary { skipped: vec![skipped("HEIC")], left_out: vec![left("*.txt", 1)], ..summary };
+        let expected = ["1 image skipped: 1 HEIC", "1 file left out that is no image: 1 *.txt"];
+        assert_eq!(one.left_out_by_kind(), expected);
         assert!(ReadSummary::default().left_out_by_kind().is_empty());
     }
 }

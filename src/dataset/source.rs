@@ -20,15 +20,23 @@ pub struct SourceFile {
     pub path: PathBuf,
 }
 
-/// All files of both splits in a stable order; none for generated images. Relative paths are taken from `base`.
+/// Hands on all files of both splits in the order of their roles as text, so that nobody has to hold a million of them to sort
+/// them; none of generated images. Relative paths are taken from `base`.
 ///
-/// Errors: paths that are not there, folders without files of the format.
-pub fn source_files(config: &DataConfig, base: &Path) -> Result<Vec<SourceFile>, DataError> {
-    let mut files = Vec::new();
-    for split in SplitName::ALL {
+/// # Errors
+/// Paths that are not there, folders without files of the format; what `take` returns.
+pub fn each_source_file(
+    config: &DataConfig,
+    base: &Path,
+    take: &mut dyn FnMut(SourceFile) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut splits = SplitName::ALL;
+    splits.sort_by_key(|split| split.as_str());
+    for split in splits {
+        let mut files = Vec::new();
         match config {
             DataConfig::Synthetic(_) => {}
-            DataConfig::ImageFolder(config) => image_folder::source_files(config, split, base, &mut files)?,
+            DataConfig::ImageFolder(config) => image_folder::each_source_file(config, split, base, take)?,
             DataConfig::Parquet(config) => {
                 table::source_files(Container::Parquet, config, split, base, &mut files)?;
             }
@@ -46,7 +54,20 @@ pub fn source_files(config: &DataConfig, base: &Path) -> Result<Vec<SourceFile>,
             }
             DataConfig::Idx(config) => idx::source_files(config, split, base, &mut files)?,
         }
+        files.sort_by(|a, b| a.role.cmp(&b.role));
+        files.into_iter().try_for_each(&mut *take)?;
     }
+    Ok(())
+}
+
+/// What [`each_source_file`] hands on.
+#[cfg(test)]
+pub fn source_files(config: &DataConfig, base: &Path) -> anyhow::Result<Vec<SourceFile>> {
+    let mut files = Vec::new();
+    each_source_file(config, base, &mut |file| {
+        files.push(file);
+        Ok(())
+    })?;
     Ok(files)
 }
 

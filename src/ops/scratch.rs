@@ -1,6 +1,10 @@
-//! Working memory that a thread uses again and again, so that kernels do not ask the system for fresh pages.
+//! Working memory that is used again and again, so that kernels do not ask the system for fresh pages: little by the thread that had
+//! it, much by any, or each thread would come to hold what the largest step needs.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::{Mutex, PoisonError},
+};
 
 use aligned_vec::{AVec, ConstAlign};
 
@@ -18,12 +22,15 @@ pub fn filled<E: Clone>(len: usize, value: E) -> Aligned<E> {
     memory
 }
 
-/// A scalar with a pool of working memory per thread.
+/// Elements from which on memory is shared by all threads (1 MiB in f32).
+const SHARED: usize = 1 << 18;
+
+/// A scalar with pools of working memory.
 pub trait Scratch: Copy + Sized + 'static {
-    /// At least `len` elements of unspecified value, from this thread's pool.
+    /// At least `len` elements of unspecified value, from a pool.
     fn take_scratch(len: usize) -> Aligned<Self>;
 
-    /// Puts memory into this thread's pool.
+    /// Puts memory back into its pool.
     fn give_scratch(memory: Aligned<Self>);
 
     /// Calls `f` with `len` elements of unspecified value.
@@ -47,12 +54,21 @@ macro_rules! scratch {
     ($scalar:ty) => {
         const _: () = {
             thread_local! {
-                static FREE: RefCell<Vec<Aligned<$scalar>>> = const { RefCell::new(Vec::new()) };
+                static OWN: RefCell<Vec<Aligned<$scalar>>> = const { RefCell::new(Vec::new()) };
+            }
+            static OF_ALL: Mutex<Vec<Aligned<$scalar>>> = Mutex::new(Vec::new());
+
+            /// Looks at the pool of memory of `len` elements.
+            fn pool<R>(len: usize, look: impl FnOnce(&mut Vec<Aligned<$scalar>>) -> R) -> R {
+                match len < SHARED {
+                    true => OWN.with_borrow_mut(look),
+                    false => look(&mut OF_ALL.lock().unwrap_or_else(PoisonError::into_inner)),
+                }
             }
 
             impl Scratch for $scalar {
                 fn take_scratch(len: usize) -> Aligned<Self> {
-                    let found = FREE.with_borrow_mut(|free| take(free, len));
+                    let found = pool(len, |free| take(free, len));
                     let mut memory = found.unwrap_or_else(|| Aligned::new(LINE));
                     if memory.len() < len {
                         memory.resize(len, 0.0);
@@ -61,7 +77,7 @@ macro_rules! scratch {
                 }
 
                 fn give_scratch(memory: Aligned<Self>) {
-                    FREE.with_borrow_mut(|free| free.push(memory));
+                    pool(memory.len(), |free| free.push(memory));
                 }
             }
         };
@@ -70,3 +86,15 @@ macro_rules! scratch {
 
 scratch!(f32);
 scratch!(f64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_memory_that_is_long_enough_is_taken_else_the_longest() {
+        let mut free: Vec<_> = [30, 10, 20].map(|len| filled(len, 0.0f32)).into();
+        let lengths = [15, 15, 15, 15].map(|len| take(&mut free, len).map(|memory| memory.len()));
+        assert_eq!(lengths, [Some(20), Some(30), Some(10), None]);
+    }
+}

@@ -87,6 +87,16 @@ pub fn unit() -> Arch {
     *UNIT.get_or_init(|| choose(std::env::var(VARIABLE).ok().as_deref()).unwrap_or_else(|error| panic!("{error}")))
 }
 
+/// AVX2 and what comes with it, if the unit in use has it: for kernels in its instructions.
+#[cfg(target_arch = "x86_64")]
+pub fn avx2() -> Option<pulp::x86::V3> {
+    match unit() {
+        Arch::V4(unit) => Some(*unit),
+        Arch::V3(unit) => Some(unit),
+        _ => None,
+    }
+}
+
 /// Runs `work` compiled for the unit in use.
 #[inline(always)]
 pub fn dispatch<W: WithSimd>(work: W) -> W::Output {

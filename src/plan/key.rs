@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Job, Stage};
+use super::{Job, Stage, source::FileHashes};
 use crate::{
-    artifact::{Components, hash},
+    artifact::Components,
     spec::{self, Experiment},
     stage::Input,
     train::Precision,
 };
-
-/// Up to so many source files are leaves of their own, so that an explanation can name the one that changed.
-const NAMED_SOURCES: usize = 32;
 
 /// Leaf of the file that the encoder starts from. Its path, `encoder.init`, is operational.
 pub const INIT: &str = "encoder.init_file";
@@ -43,17 +40,18 @@ impl Leaves {
         self.0.entry(stage).or_default().insert(leaf.into(), value.into());
     }
 
-    /// Adds source files: role -> hash of the bytes.
-    pub fn add_sources(&mut self, sources: BTreeMap<String, String>) {
-        if sources.is_empty() {
-            return;
-        }
-        self.add(Stage::Data, "data.source_files", sources.len());
-        if sources.len() <= NAMED_SOURCES {
-            sources.into_iter().for_each(|(role, hash)| self.add(Stage::Data, format!("data.source.{role}"), hash));
-        } else {
-            let list = serde_json::to_string(&sources).expect("a map of strings");
-            self.add(Stage::Data, "data.source", hash::bytes(list.as_bytes()));
+    /// Adds source files.
+    pub fn add_sources(&mut self, sources: FileHashes) {
+        match sources {
+            FileHashes::Named(files) if files.is_empty() => {}
+            FileHashes::Named(files) => {
+                self.add(Stage::Data, "data.source_files", files.len());
+                files.into_iter().for_each(|(role, hash)| self.add(Stage::Data, format!("data.source.{role}"), hash));
+            }
+            FileHashes::Many(files, all) => {
+                self.add(Stage::Data, "data.source_files", files);
+                self.add(Stage::Data, "data.source", all);
+            }
         }
     }
 

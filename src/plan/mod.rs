@@ -14,6 +14,7 @@ pub use job::Job;
 pub use key::UNIT;
 pub use planned::{Against, Planned, Verdict};
 pub use planner::Planner;
+pub use source::Sources;
 
 pub use crate::stage::Stage;
 

@@ -19,6 +19,8 @@ pub enum Against<'a> {
     Nearest,
     /// The artifacts of a run.
     Run(&'a RunRecord),
+    /// Nothing: why it runs is not asked.
+    Nothing,
 }
 
 /// What becomes of a stage.
@@ -145,6 +147,7 @@ impl Planner<'_> {
                 });
                 nearest(&components, &earlier).cloned()
             }
+            (Against::Nothing, _) => None,
             (Against::Run(run), _) => {
                 let record = run.stages.iter().find(|record| record.stage == stage.name());
                 record.and_then(|record| self.store.manifest(stage.name(), &record.key))

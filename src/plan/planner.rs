@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{key::Leaves, source};
+use super::{key::Leaves, source::Sources};
 use crate::{
     artifact::{Key, Store, hash},
     ops::product::bf16_unit,
@@ -30,9 +30,17 @@ impl<'a> Planner<'a> {
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Self> {
+        Planner::with(store, experiment, &Sources::of(experiment, base, store.root(), progress, interrupt)?)
+    }
+
+    /// The same with source files that are known.
+    ///
+    /// # Errors
+    /// When a field of the experiment has no place in JSON.
+    pub fn with(store: &'a Store, experiment: &Experiment, sources: &Sources) -> anyhow::Result<Self> {
         let mut leaves = Leaves::of(experiment)?;
-        leaves.add_sources(source::hashes(&experiment.data, base, store.root(), progress, interrupt)?);
-        leaves.add_init(source::init_hash(&experiment.encoder, base, store.root(), progress, interrupt)?);
+        leaves.add_sources(sources.data.clone());
+        leaves.add_init(sources.init.clone());
         leaves.add_unit(experiment.precision, bf16_unit());
         let stages = Stage::of_experiment(experiment.encoder.init().is_some());
         Ok(Planner { store, leaves, stages, health: experiment.health.clone() })
@@ -43,14 +51,20 @@ impl<'a> Planner<'a> {
         &self.stages
     }
 
-    /// Stands for everything that the experiment depends on, source files included, whatever has been made of it so far.
-    pub fn identity(&self) -> String {
+    /// Of each stage what stands for its work: its own configuration and the identities of its inputs. It is known before anything
+    /// has run, and the same whatever has been made since; stages of one identity, of whichever experiments, are the same work.
+    pub fn identities(&self) -> BTreeMap<Stage, Key> {
         let mut keys: BTreeMap<Stage, Key> = BTreeMap::new();
         for &stage in &self.stages {
             let content = |input: &Input| Some(format!("whatever comes of {}", keys.get(&input.stage)?));
             let key = self.leaves.components(stage, content).key();
             keys.insert(stage, key);
         }
-        hash::bytes(keys.values().map(Key::as_str).collect::<String>().as_bytes())
+        keys
+    }
+
+    /// Stands for everything that the experiment depends on, source files included, whatever has been made of it so far.
+    pub fn identity(&self) -> String {
+        hash::bytes(self.identities().values().map(Key::as_str).collect::<String>().as_bytes())
     }
 }

@@ -1,18 +1,19 @@
 //! Hashes of source files: what keys hold of files that lie outside the store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use sha2::{Digest, Sha256};
 
 use crate::{
-    artifact::{Stamp, StatCache, hash},
+    artifact::{Entry, HashList, Stamp, hash},
     dataset::{self, DataConfig, SourceFile},
     encoder::EncoderConfig,
+    spec::Experiment,
     stage::{Interrupt, Progress, Stopped},
 };
 
@@ -22,26 +23,71 @@ const UNREADABLE: &str = "unreadable";
 /// Files are hashed in groups of this many, between which progress is shown and an interruption noticed.
 const GROUP: usize = 64;
 
-/// Longest time between two savings of what is known.
-const SAVED_EVERY: Duration = Duration::from_secs(20);
+/// Up to so many source files have a hash of their own, so that an explanation can name the one that changed.
+const NAMED: usize = 32;
 
-/// Role -> hash of the bytes of every source file of the data. Empty for generated data.
-pub fn hashes(
+/// What a key holds of source files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileHashes {
+    /// Role -> hash of the bytes.
+    Named(BTreeMap<String, String>),
+    /// How many there are, and a hash of the roles and hashes of all.
+    Many(usize, String),
+}
+
+/// Hashes of the files that lie outside the store and that an experiment reads.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Those of the data.
+    pub data: FileHashes,
+    /// The file that the encoder starts from.
+    pub init: Option<String>,
+}
+
+impl Sources {
+    /// Stands for the files: experiments of one name read the same ones.
+    ///
+    /// # Errors
+    /// When a field has no place in JSON.
+    pub fn name(experiment: &Experiment) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(&(&experiment.data, experiment.encoder.init()))?)
+    }
+
+    /// Those of an experiment, whose relative paths are relative to `base`. Files are read where their hash is not known yet.
+    ///
+    /// # Errors
+    /// When they cannot be listed, or the user interrupts.
+    pub fn of(
+        experiment: &Experiment,
+        base: &Path,
+        root: &Path,
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Sources> {
+        Ok(Sources {
+            data: hashes(&experiment.data, base, root, progress, interrupt)?,
+            init: init_hash(&experiment.encoder, base, root, progress, interrupt)?,
+        })
+    }
+}
+
+/// The hashes of the source files of the data; none of generated data.
+fn hashes(
     config: &DataConfig,
     base: &Path,
     root: &Path,
     progress: &dyn Progress,
     interrupt: &Interrupt,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let files = dataset::source_files(config, base)?;
-    if files.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    hash_files(files, cache_path(&serde_json::to_string(config)?, base, root)?, progress, interrupt)
+) -> anyhow::Result<FileHashes> {
+    let each = |take: &mut Take| dataset::each_source_file(config, base, take);
+    hash_files(each, cache_path(&serde_json::to_string(config)?, base, root)?, progress, interrupt)
 }
 
+/// What is done with each file.
+type Take<'a> = dyn FnMut(SourceFile) -> anyhow::Result<()> + 'a;
+
 /// Hash of the bytes of the file of weights that the encoder starts from.
-pub fn init_hash(
+fn init_hash(
     config: &EncoderConfig,
     base: &Path,
     root: &Path,
@@ -52,71 +98,145 @@ pub fn init_hash(
     let file = SourceFile { role: "init".to_owned(), path: base.join(path) };
     let cache = cache_path(&format!("encoder.init {}", path.display()), base, root)?;
     fs::metadata(&file.path).with_context(|| format!("encoder.init: cannot read {}", file.path.display()))?;
-    let hashes = hash_files(vec![file], cache, progress, interrupt)?;
+    let sources = hash_files(|take| take(file.clone()), cache, progress, interrupt)?;
+    let FileHashes::Named(hashes) = sources else { unreachable!("it is one file") };
     Ok(hashes.into_values().next())
 }
 
-/// Role -> hash of each file. Files whose size, times and inode are those of an earlier look are not read again.
+/// Roles and hashes come together, in the order of the files.
+struct Collected {
+    files: usize,
+    /// Those up to [`NAMED`].
+    named: BTreeMap<String, String>,
+    /// Over the JSON of an object of all of them.
+    all: Sha256,
+}
+
+impl Collected {
+    fn add(&mut self, role: &str, hash: &str) {
+        self.files += 1;
+        if self.files <= NAMED {
+            self.named.insert(role.to_owned(), hash.to_owned());
+        }
+        let before = if self.files == 1 { "{" } else { "," };
+        self.all.update(format!("{before}{}:\"{hash}\"", serde_json::Value::from(role)));
+    }
+
+    fn finish(mut self) -> FileHashes {
+        if self.files <= NAMED {
+            return FileHashes::Named(self.named);
+        }
+        self.all.update("}");
+        FileHashes::Many(self.files, hash::hex(&self.all.finalize()))
+    }
+}
+
+/// A file under a role of its own.
+struct File {
+    role: String,
+    path: PathBuf,
+    /// None of one that cannot be read.
+    stamp: Option<Stamp>,
+    /// If it need not be read again.
+    known: Option<Entry>,
+}
+
+/// The hashes of files, which `each` hands on in the order of their roles. Files whose size, times and inode are those of an
+/// earlier look are not read again. Memory does not grow with the files.
 fn hash_files(
-    files: Vec<SourceFile>,
+    each: impl Fn(&mut Take) -> anyhow::Result<()>,
     cache: PathBuf,
     progress: &dyn Progress,
     interrupt: &Interrupt,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut cache = StatCache::open(cache);
-    let mut roles = BTreeSet::new();
-    let mut hashes = BTreeMap::new();
-    let mut unknown = Vec::new();
-    for SourceFile { role, path } in files {
-        // Two files may be called alike, e.g. in two folders that are both given.
-        let role = (1..).map(|n| if n == 1 { role.clone() } else { format!("{role}#{n}") });
-        let role = role.into_iter().find(|role| roles.insert(role.clone())).expect("numbers do not run out");
-        let Ok(metadata) = fs::metadata(&path) else {
-            hashes.insert(role, UNREADABLE.to_owned());
-            continue;
-        };
-        let stamp = Stamp::of(&metadata);
-        match cache.lookup(&role, &stamp) {
-            Some(hash) => drop(hashes.insert(role, hash.to_owned())),
-            None => unknown.push((role, path, stamp)),
-        }
-    }
-    if !unknown.is_empty() {
-        let bytes: u64 = unknown.iter().map(|(_, _, stamp)| stamp.size()).sum();
-        progress.start(Some(bytes >> 20), "MiB of source files hashed");
-        let (mut done, mut saved) = (0, Instant::now());
-        for group in unknown.chunks(GROUP) {
+) -> anyhow::Result<FileHashes> {
+    let list = HashList::open(cache);
+    let look = |take: &mut dyn FnMut(File) -> anyhow::Result<()>| {
+        let (mut known, mut roles) = (list.known(), Roles::default());
+        each(&mut |SourceFile { role, path }| {
             if interrupt.requested() {
-                // What is hashed so far need not be hashed again.
-                cache.save();
                 return Err(Stopped::InterruptedAt { stage: "data" }.into());
             }
-            for ((role, _, stamp), hash) in group.iter().zip(hash_group(group)) {
-                if hash != UNREADABLE {
-                    cache.record(role, *stamp, &hash);
+            let role = roles.own(role);
+            let stamp = fs::metadata(&path).ok().map(|metadata| Stamp::of(&metadata));
+            let known = stamp.and_then(|stamp| known.lookup(&role, &stamp));
+            take(File { role, path, stamp, known })
+        })
+    };
+    let collected = || Collected { files: 0, named: BTreeMap::new(), all: Sha256::new() };
+    // What there is to read, which is nothing as a rule.
+    let (mut all, mut unknown, mut bytes) = (collected(), 0u64, 0);
+    look(&mut |file| {
+        match (&file.known, file.stamp) {
+            (Some(known), _) => all.add(&file.role, &known.hash),
+            (None, None) => all.add(&file.role, UNREADABLE),
+            (None, Some(stamp)) => (unknown, bytes) = (unknown + 1, bytes + stamp.size()),
+        }
+        Ok(())
+    })?;
+    if unknown == 0 {
+        return Ok(all.finish());
+    }
+    progress.start(Some(bytes >> 20), "MiB of source files hashed");
+    let (mut all, mut writer, mut done) = (collected(), list.writer(), 0);
+    let mut group = Vec::with_capacity(GROUP);
+    let mut take = |group: &mut Vec<File>| {
+        for (File { role, stamp, known, .. }, hash) in group.iter().zip(hash_group(group)) {
+            if let (Some(stamp), true) = (*stamp, hash != UNREADABLE) {
+                match known {
+                    Some(known) => writer.add(role, known),
+                    None => writer.add(role, &Entry::new(stamp, &hash)),
                 }
-                hashes.insert(role.clone(), hash);
+            }
+            if let (Some(stamp), None) = (stamp, known) {
                 progress.advance(((done + stamp.size()) >> 20) - (done >> 20));
                 done += stamp.size();
             }
-            // A kill then costs no more than this.
-            if saved.elapsed() >= SAVED_EVERY {
-                cache.save();
-                saved = Instant::now();
-            }
+            all.add(role, &hash);
         }
-        cache.save();
+        group.clear();
+    };
+    look(&mut |file| {
+        group.push(file);
+        if group.len() == GROUP {
+            take(&mut group);
+        }
+        Ok(())
+    })?;
+    take(&mut group);
+    writer.finish();
+    Ok(all.finish())
+}
+
+/// Gives files that are called alike, as in two folders that are both given, roles of their own.
+#[derive(Default)]
+struct Roles {
+    last: String,
+    alike: usize,
+}
+
+impl Roles {
+    fn own(&mut self, role: String) -> String {
+        if role == self.last {
+            self.alike += 1;
+            return format!("{role}#{}", self.alike);
+        }
+        (self.last, self.alike) = (role.clone(), 1);
+        role
     }
-    Ok(hashes)
 }
 
 /// One file on the calling thread, several on threads of their own: the pool starts with the work of the first stage, with as
 /// many threads as were asked for.
-fn hash_group(group: &[(String, PathBuf, Stamp)]) -> Vec<String> {
-    let hash = |(_, path, _): &(String, PathBuf, Stamp)| hash::file(path, |_| ()).unwrap_or(UNREADABLE.to_owned());
-    let hash_all = |part: &[(String, PathBuf, Stamp)]| part.iter().map(hash).collect::<Vec<_>>();
+fn hash_group(group: &[File]) -> Vec<String> {
+    let hash = |file: &File| match (&file.known, file.stamp) {
+        (Some(known), _) => known.hash.clone(),
+        (None, None) => UNREADABLE.to_owned(),
+        (None, Some(_)) => hash::file(&file.path, |_| ()).unwrap_or(UNREADABLE.to_owned()),
+    };
+    let hash_all = |part: &[File]| part.iter().map(hash).collect::<Vec<_>>();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    if threads.min(group.len()) < 2 {
+    let unknown = group.iter().filter(|file| file.known.is_none()).count();
+    if threads.min(unknown) < 2 {
         return hash_all(group);
     }
     std::thread::scope(|scope| {

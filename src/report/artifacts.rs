@@ -26,7 +26,7 @@ const HASHED: u64 = 1 << 30;
 /// # Errors
 /// When the run has no such stage, or its artifact is gone or damaged.
 pub fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
-    let artifact = stage_as_found(store, run, name)?;
+    let artifact = as_found(store, run, name)?;
     store.verify(&artifact, &mut |_| ()).map_err(|what| damaged(run, name, &what))?;
     Ok(artifact)
 }
@@ -37,7 +37,7 @@ pub fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
 /// # Errors
 /// As [`stage`].
 pub fn stage_in_part(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
-    match stage_as_found(store, run, name)? {
+    match as_found(store, run, name)? {
         large if large.size() > HASHED => Ok(large),
         _ => stage(store, run, name),
     }
@@ -45,10 +45,14 @@ pub fn stage_in_part(store: &Store, run: &Run, name: &str) -> anyhow::Result<Art
 
 /// The artifact of a stage of `run`, if it has one that is there and whole.
 pub fn find(store: &Store, run: &Run, name: &str) -> Option<Artifact> {
-    stage_as_found(store, run, name).ok()
+    as_found(store, run, name).ok()
 }
 
-fn stage_as_found(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
+/// The artifact of a stage of `run`, as far as it is looked at when it is found.
+///
+/// # Errors
+/// As [`stage`].
+pub(super) fn as_found(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
     let named = &run.record.run;
     let Some(record) = run.record.stages.iter().find(|stage| stage.stage == name) else {
         bail!("run {named} has no stage {name}");

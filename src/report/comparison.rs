@@ -1,6 +1,6 @@
 //! What differs between runs: the leaves of their specs, and their scores. Unaware of how it is shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -186,24 +186,25 @@ impl Comparison {
 
 fn spec_rows(groups: &[Group]) -> Vec<SpecRow> {
     let leaves: Vec<Vec<(String, Value)>> = groups
-        .iter()
+        .par_iter()
         .map(|group| {
             let mut leaves = Vec::new();
             flatten("", &group.spec(), &mut leaves);
             leaves
         })
         .collect();
-    let mut keys: Vec<&String> = Vec::new();
-    for (key, _) in leaves.iter().flatten() {
-        if !keys.contains(&key) && !NAMES.contains(&key.as_str()) {
-            keys.push(key);
-        }
-    }
-    let value =
-        |leaves: &[(String, Value)], key: &str| leaves.iter().find(|leaf| leaf.0 == key).map(|leaf| leaf.1.clone());
+    let mut seen = HashSet::new();
+    let keys = leaves.iter().flatten().map(|(key, _)| key);
+    let keys: Vec<&String> = keys.filter(|key| !NAMES.contains(&key.as_str()) && seen.insert(*key)).collect();
+    let by_key: Vec<HashMap<&String, &Value>> =
+        leaves.iter().map(|leaves| leaves.iter().map(|(key, value)| (key, value)).collect()).collect();
     keys.into_iter()
-        .map(|key| SpecRow { key: key.clone(), values: leaves.iter().map(|leaves| value(leaves, key)).collect() })
-        .filter(|row| row.values.iter().any(|value| *value != row.values[0]))
+        .map(|key| (key, by_key.iter().map(|leaves| leaves.get(key).copied()).collect::<Vec<_>>()))
+        .filter(|(_, values)| values.iter().any(|value| *value != values[0]))
+        .map(|(key, values)| SpecRow {
+            key: key.clone(),
+            values: values.into_iter().map(Option::<&Value>::cloned).collect(),
+        })
         .collect()
 }
 

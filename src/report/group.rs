@@ -1,5 +1,7 @@
 //! Runs that differ in their seed alone become one group, with mean and spread.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::Run;
@@ -17,30 +19,27 @@ pub struct Group<'a> {
 
 /// Every run as a group of its own; one that is given twice counts once.
 pub fn single(runs: &[Run]) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group> = Vec::new();
-    for run in runs {
-        if groups.iter().all(|group| group.runs[0].record.run != run.record.run) {
-            groups.push(Group { runs: vec![run] });
-        }
-    }
-    groups
+    let mut seen = HashSet::new();
+    runs.iter().filter(|run| seen.insert(&run.record.run)).map(|run| Group { runs: vec![run] }).collect()
 }
 
 /// Runs grouped by everything but name and seed, in the order of their first runs. Runs of one seed stay apart.
 pub fn by_seed(runs: &[Run]) -> Vec<Group<'_>> {
-    let mut groups: Vec<(String, Group)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
+    let mut alike: HashMap<String, Vec<usize>> = HashMap::new();
     for run in single(runs).into_iter().map(|group| group.runs[0]) {
-        let rest = without_seed(&run.spec);
         let seed = run.spec.get(SEED);
-        let belongs = |(other, group): &&mut (String, Group)| {
-            *other == rest && group.runs.iter().all(|other| other.spec.get(SEED) != seed)
-        };
-        match groups.iter_mut().find(belongs) {
-            Some((_, group)) => group.runs.push(run),
-            None => groups.push((rest, Group { runs: vec![run] })),
+        let of_spec = alike.entry(without_seed(&run.spec)).or_default();
+        let has_no_such = |at: &&usize| groups[**at].runs.iter().all(|other| other.spec.get(SEED) != seed);
+        match of_spec.iter().find(has_no_such) {
+            Some(&at) => groups[at].runs.push(run),
+            None => {
+                of_spec.push(groups.len());
+                groups.push(Group { runs: vec![run] });
+            }
         }
     }
-    groups.into_iter().map(|(_, group)| group).collect()
+    groups
 }
 
 /// A spec without name and seed, as text: short to compare with many others.

@@ -23,6 +23,7 @@ mod provenance;
 pub mod runs;
 pub mod safetensors;
 pub mod table;
+pub mod tables;
 pub mod tensorboard;
 pub mod views;
 

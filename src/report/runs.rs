@@ -2,6 +2,7 @@
 
 use std::{
     cell::OnceCell,
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -10,15 +11,9 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::{
-    artifact::{RunRecord, UNFINISHED},
+    artifact::{Catalogued, RECORD, RunRecord, SPEC, UNFINISHED, catalogue},
     spec::{self, Changes, Experiment},
 };
-
-/// Name of the resolved spec in a run's folder.
-const SPEC: &str = "spec.yaml";
-
-/// Name of the file that makes a folder a run's.
-const RECORD: &str = "run.json";
 
 /// A run; finished, unless whoever looks asks for others too.
 #[derive(Clone, Debug)]
@@ -53,9 +48,34 @@ pub struct Runs<'a> {
     root: &'a Path,
     /// Whether runs without results are among them.
     with_unfinished: bool,
-    list: OnceCell<Vec<(PathBuf, RunRecord)>>,
-    /// Name, what of the spec is semantic, and the run, newest first.
-    known: OnceCell<Vec<(String, Value, Run)>>,
+    list: OnceCell<Vec<Listed>>,
+    /// Places in the list by the names of the runs.
+    places: OnceCell<HashMap<String, usize>>,
+    /// The newest run of each name and semantic part of a spec, as text.
+    known: OnceCell<HashMap<(String, String), Run>>,
+}
+
+/// A run, before its spec is read.
+enum Listed {
+    Finished(Catalogued),
+    /// The folder and the record of a run without results.
+    Unfinished(PathBuf, RunRecord),
+}
+
+impl Listed {
+    fn record(&self) -> &RunRecord {
+        match self {
+            Listed::Finished(run) => &run.record,
+            Listed::Unfinished(_, record) => record,
+        }
+    }
+
+    fn read(&self) -> anyhow::Result<Run> {
+        match self {
+            Listed::Finished(run) => Run::of_catalogue(run),
+            Listed::Unfinished(dir, _) => read(dir),
+        }
+    }
 }
 
 /// Runs that an argument means, and what has to be said about those that are not there.
@@ -76,7 +96,7 @@ pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
 impl<'a> Runs<'a> {
     /// The finished runs under `root`; nothing is read yet.
     pub fn new(root: &'a Path) -> Self {
-        Runs { root, with_unfinished: false, list: OnceCell::new(), known: OnceCell::new() }
+        Runs { root, with_unfinished: false, list: OnceCell::new(), places: OnceCell::new(), known: OnceCell::new() }
     }
 
     /// Like [`Runs::new`], with the runs that have no results.
@@ -113,34 +133,38 @@ impl<'a> Runs<'a> {
             return read(path);
         }
         let results = self.root.join("results");
+        if let Some(run) = self.list.get().and_then(|list| list.get(*self.places(list).get(argument)?)) {
+            return run.read();
+        }
         // A run's folder bears its name: no need to look at the others.
         let own = results.join(argument);
         if path.components().count() == 1 && own.join(RECORD).is_file() {
             return read(&own);
         }
         let runs = self.list()?;
-        let newest = |name: &str| runs.iter().rfind(|(_, record)| record.name == name);
+        let newest = |name: &str| runs.iter().rfind(|run| run.record().name == name);
         if path.is_file() {
             let name = spec_name(path).ok_or_else(|| FindError::NeitherRunNorSpec(path.to_owned()))?;
             let found = newest(&name).ok_or_else(|| FindError::NotRun { spec: path.to_owned(), name, results })?;
-            return read(&found.0);
+            return found.read();
         }
-        let exact = runs.iter().find(|(_, record)| record.run == argument);
-        if let Some((dir, _)) = exact.or_else(|| newest(argument)) {
-            return read(dir);
+        let exact = runs.iter().find(|run| run.record().run == argument);
+        if let Some(run) = exact.or_else(|| newest(argument)) {
+            return run.read();
         }
-        let matching: Vec<_> = runs.iter().filter(|(_, record)| record.run.starts_with(argument)).collect();
+        let matching: Vec<_> = runs.iter().filter(|run| run.record().run.starts_with(argument)).collect();
         let error = match matching[..] {
-            [(dir, _)] => return read(dir),
+            [run] => return run.read(),
             [] if path.exists() => FindError::NeitherRunNorSpec(path.to_owned()),
             [] if runs.is_empty() => FindError::NoRuns(results),
             [] => {
-                let names = runs.iter().flat_map(|(_, record)| [record.run.as_str(), record.name.as_str()]);
+                let names =
+                    runs.iter().map(Listed::record).flat_map(|record| [record.run.as_str(), record.name.as_str()]);
                 let nearest = nearest(argument, names).map(str::to_owned);
                 FindError::Unknown { argument: argument.to_owned(), results, nearest }
             }
             _ => {
-                let runs = matching.iter().map(|(_, record)| record.run.clone()).collect();
+                let runs = matching.iter().map(|run| run.record().run.clone()).collect();
                 FindError::Ambiguous { argument: argument.to_owned(), runs }
             }
         };
@@ -163,8 +187,8 @@ impl<'a> Runs<'a> {
         let unfinished = unfinished.iter().map(|(dir, _)| read(dir)).collect::<anyhow::Result<Vec<_>>>()?;
         for point in &points {
             let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
-            match self.known()?.iter().find(|(other, is, _)| other == name && *is == wanted) {
-                Some((_, _, run)) => found.runs.push(run.clone()),
+            match self.known()?.get(&(name.clone(), text(&wanted))) {
+                Some(run) => found.runs.push(run.clone()),
                 None => {
                     let what = if point.values.is_empty() { "it as changed".to_owned() } else { point.label() };
                     let is = |run: &&Run| run.record.name == *name && spec::semantic(&run.spec) == wanted;
@@ -189,8 +213,8 @@ impl<'a> Runs<'a> {
     /// # Errors
     /// When a run's folder cannot be read.
     pub fn newest(&self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Option<Run>> {
-        for (dir, _) in self.list()?.iter().rev().filter(|(_, record)| record.name == name) {
-            let run = read(dir)?;
+        for run in self.list()?.iter().rev().filter(|run| run.record().name == name) {
+            let run = run.read()?;
             if is_wanted(&run.spec) {
                 return Ok(Some(run));
             }
@@ -198,12 +222,27 @@ impl<'a> Runs<'a> {
         Ok(None)
     }
 
-    fn list(&self) -> anyhow::Result<&[(PathBuf, RunRecord)]> {
+    /// Looks at all runs now, for whoever asks for many of them.
+    ///
+    /// # Errors
+    /// As [`Runs::records`].
+    pub fn look_at_all(&self) -> anyhow::Result<()> {
+        self.list().map(drop)
+    }
+
+    fn places(&self, list: &[Listed]) -> &HashMap<String, usize> {
+        let places = || list.iter().enumerate().map(|(at, run)| (run.record().run.clone(), at)).collect();
+        self.places.get_or_init(places)
+    }
+
+    fn list(&self) -> anyhow::Result<&[Listed]> {
         let list = || {
-            let mut runs = RunRecord::list(self.root)?;
+            let mut runs: Vec<_> = catalogue(self.root)?.into_iter().map(Listed::Finished).collect();
             if self.with_unfinished {
-                runs.extend(RunRecord::unfinished(self.root)?);
-                runs.sort_by(|a, b| (a.1.created, &a.1.run).cmp(&(b.1.created, &b.1.run)));
+                let unfinished = RunRecord::unfinished(self.root)?.into_iter();
+                runs.extend(unfinished.map(|(dir, record)| Listed::Unfinished(dir, record)));
+                let order = |run: &Listed| (run.record().created, run.record().run.clone());
+                runs.sort_by_cached_key(order);
             }
             Ok(runs)
         };
@@ -215,16 +254,24 @@ impl<'a> Runs<'a> {
     /// # Errors
     /// When a folder cannot be listed or a record cannot be read.
     pub fn records(&self) -> anyhow::Result<Vec<RunRecord>> {
-        Ok(self.list()?.iter().map(|(_, record)| record.clone()).collect())
+        Ok(self.list()?.iter().map(|run| run.record().clone()).collect())
     }
 
-    fn known(&self) -> anyhow::Result<&[(String, Value, Run)]> {
-        let read = |(dir, record): &(PathBuf, RunRecord)| {
-            let run = read(dir)?;
-            Ok((record.name.clone(), spec::semantic(&run.spec), run))
+    fn known(&self) -> anyhow::Result<&HashMap<(String, String), Run>> {
+        let read = |run: &Listed| {
+            let run = run.read()?;
+            Ok(((run.record.name.clone(), text(&spec::semantic(&run.spec))), run))
         };
-        filled(&self.known, || self.list()?.iter().rev().map(read).collect()).map(Vec::as_slice)
+        // The oldest first: the newest stays.
+        filled(&self.known, || self.list()?.iter().map(read).collect())
     }
+}
+
+/// A value as a text that does not depend on the order of its keys.
+fn text(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
+    value.to_string()
 }
 
 /// The value of `cell`, made by `make` if it has none.
@@ -239,6 +286,14 @@ fn filled<T>(cell: &OnceCell<T>, make: impl FnOnce() -> anyhow::Result<T>) -> an
 }
 
 impl Run {
+    /// A run as the catalogue has it.
+    ///
+    /// # Errors
+    /// When its spec is none.
+    pub(super) fn of_catalogue(run: &Catalogued) -> anyhow::Result<Run> {
+        Ok(Run { record: run.record.clone(), spec: run.spec()? })
+    }
+
     /// The run's folder under a runs root.
     pub fn dir(&self, root: &Path) -> PathBuf {
         let folder = if self.record.unfinished.is_some() { UNFINISHED } else { "results" };

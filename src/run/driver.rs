@@ -183,6 +183,8 @@ impl Driver<'_> {
     fn made_elsewhere(&self, stage: Stage, key: &Key, error: anyhow::Error) -> anyhow::Result<Artifact> {
         match self.store.find(stage.name(), key) {
             Found::Hit(artifact) if error.downcast_ref::<Stopped>().is_none() => {
+                // Checkpoints of ours that came after it removed them.
+                self.store.remove_work(stage.name(), key)?;
                 self.reporter.log(&format!("{stage}: made by another process meanwhile; this one ended in: {error:#}"));
                 Ok(artifact)
             }

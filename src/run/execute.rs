@@ -1,6 +1,7 @@
 //! One experiment from its plan to its results.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -8,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{Driver, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
+use super::{Driver, How, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
 use crate::{
     artifact::{Artifact, FileSystem, RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
@@ -35,6 +36,31 @@ pub struct Finished {
     pub outcome: Outcome,
 }
 
+/// A stage that has its artifact.
+#[derive(Clone, Debug)]
+pub struct Alone {
+    pub outcome: StageOutcome,
+    /// Set when all stages of the experiment have theirs.
+    pub results: Option<Outcome>,
+}
+
+/// Why a stage cannot run alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotYet {
+    #[error("stage {stage} cannot run yet: its input {input} is not there; run that first (--only {input})")]
+    Input { stage: Stage, input: Stage },
+    #[error("the experiment has no stage {stage}: it starts from no file of weights (encoder.init)")]
+    NoStage { stage: Stage },
+    #[error("a stage is run of one point, and the spec has {points}; choose one with --set")]
+    ManyPoints { points: usize },
+}
+
+/// All stages that `stage` reads, or that those read.
+fn inputs(stage: Stage) -> BTreeSet<Stage> {
+    let own = stage.inputs();
+    own.iter().copied().flat_map(inputs).chain(own.iter().copied()).collect()
+}
+
 impl Setting<'_> {
     /// Brings every stage of `experiment` to its artifact and writes its results.
     ///
@@ -55,13 +81,7 @@ impl Setting<'_> {
             attempt.finished()?;
             Ok(Finished { stages, outcome })
         });
-        if let Err(error) = &finished {
-            let (state, why) = ending(error);
-            // The error itself is what the user has to hear of.
-            if let Err(second) = attempt.ended(state, why) {
-                reporter.warn(&format!("how the run ended is not in its record: {second:#}"));
-            }
-        }
+        self.tell(&attempt, &finished, reporter);
         finished
     }
 
@@ -78,6 +98,69 @@ impl Setting<'_> {
         reporter.done();
         let outcome = outcomes?.pop().context("no data stage")?;
         Ok(outcome.artifact)
+    }
+
+    /// Brings one stage of `experiment` to its artifact. Its inputs have to be there. Where it was the last one that the experiment
+    /// lacked, the results are written too.
+    ///
+    /// # Errors
+    /// [`NotYet`]; when the stage fails or diverges, or the user interrupts.
+    pub fn only(&self, stage: Stage, experiment: &Experiment, reporter: &Arc<Reporter>) -> anyhow::Result<Alone> {
+        let planner = self.planner(experiment, reporter)?;
+        let identities = planner.identities();
+        let identity = identities.get(&stage).ok_or(NotYet::NoStage { stage })?;
+        check_init(experiment, &planner)?;
+        let before = inputs(stage);
+        let missing = |planned: &&Planned| before.contains(&planned.stage) && !planned.is_cached();
+        if let Some(input) = planner.plan(Against::Nothing).iter().find(missing).map(|planned| planned.stage) {
+            return Err(NotYet::Input { stage, input }.into());
+        }
+        // A record of its own: other stages of the experiment may be at work elsewhere.
+        let name = format!("{}-{stage}", experiment.name);
+        let attempt = RunAttempt::new(self.store, &name, identity.short(), serde_yaml::to_string(experiment)?);
+        let work = stage_work(experiment);
+        let driver = self.driver(&planner, &*work, reporter, Some(&attempt));
+        reporter.stages(&[stage.name()]);
+        let of_it: Vec<Stage> =
+            planner.stages().iter().copied().filter(|s| *s == stage || before.contains(s)).collect();
+        let made = driver.run_of(&of_it);
+        reporter.done();
+        let ended = made.and_then(|mut outcomes| {
+            let outcome = outcomes.pop().context("a stage without an outcome")?;
+            attempt.finished()?;
+            let plan = planner.plan(Against::Nothing);
+            let artifacts: Option<Vec<Artifact>> = plan.iter().map(|planned| planned.artifact().cloned()).collect();
+            let results = artifacts.map(|artifacts| self.collect(experiment, &artifacts)).transpose()?;
+            Ok(Alone { outcome, results })
+        });
+        self.tell(&attempt, &ended, reporter);
+        ended
+    }
+
+    /// Writes the results of an experiment that has its artifacts, given in the order of its stages.
+    ///
+    /// # Errors
+    /// When an artifact cannot be read, or the results cannot be written.
+    pub fn collect(&self, experiment: &Experiment, artifacts: &[Artifact]) -> anyhow::Result<Outcome> {
+        let stages = Stage::of_experiment(experiment.encoder.init().is_some());
+        let outcome = |(stage, artifact): (Stage, &Artifact)| StageOutcome {
+            stage,
+            how: How::Cached,
+            seconds: 0.0,
+            artifact: artifact.clone(),
+        };
+        let outcomes: Vec<_> = stages.into_iter().zip(artifacts).map(outcome).collect();
+        record(self.store, experiment, &outcomes)
+    }
+
+    /// Notes how an attempt ended that came to no results.
+    fn tell<T>(&self, attempt: &RunAttempt, ended: &anyhow::Result<T>, reporter: &Reporter) {
+        let Err(error) = ended else { return };
+        let (state, why) = ending(error);
+        // The error itself is what the user has to hear of.
+        if let Err(second) = attempt.ended(state, why) {
+            reporter.warn(&format!("how the run ended is not in its record: {second:#}"));
+        }
     }
 
     fn planner(&self, experiment: &Experiment, reporter: &Reporter) -> anyhow::Result<Planner<'_>> {

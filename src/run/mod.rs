@@ -11,10 +11,10 @@ mod threads;
 mod work;
 
 pub use driver::{Driver, How, StageOutcome, Work};
-pub use execute::{Finished, Setting};
+pub use execute::{Alone, Finished, NotYet, Setting};
 pub use jobs::{Jobs, is_interruption};
 pub use progress::{Reporter, Verbosity, duration};
-pub use results::{Outcome, record};
+pub use results::{Outcome, is_recorded, record};
 pub use signal::watch;
 pub use threads::start_threads;
 pub use work::stage_work;

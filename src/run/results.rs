@@ -10,7 +10,7 @@ use arrow::array::UInt64Array;
 
 use super::driver::{StageOutcome, stage_record};
 use crate::{
-    artifact::{Attempt, Lock, RunRecord, Store, atomic, hash, table},
+    artifact::{Artifact, Attempt, Lock, RECORD, RunRecord, SPEC, Store, atomic, hash, table},
     plan::Stage,
     spec::Experiment,
     tables::{NOTES, REPORT, column::*},
@@ -30,10 +30,20 @@ struct Metric {
     stage: Stage,
 }
 
+/// Name of the run of an experiment that has come to these artifacts, given in the order of its stages.
+fn name<'a>(experiment: &Experiment, artifacts: impl Iterator<Item = &'a Artifact>) -> String {
+    let keys: String = artifacts.map(Artifact::key).collect();
+    format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8])
+}
+
+/// Whether the run of an experiment that has come to these artifacts has its results.
+pub fn is_recorded(store: &Store, experiment: &Experiment, artifacts: &[Artifact]) -> bool {
+    store.root().join("results").join(name(experiment, artifacts.iter())).join(RECORD).exists()
+}
+
 /// Writes the folder of a run, or finds it as it should be.
 pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -> anyhow::Result<Outcome> {
-    let keys: String = stages.iter().map(|s| s.artifact.key()).collect();
-    let run = format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8]);
+    let run = name(experiment, stages.iter().map(|outcome| &outcome.artifact));
     let mut metrics = Vec::new();
     let mut notes = Vec::new();
     for StageOutcome { stage, artifact, .. } in stages {
@@ -60,10 +70,10 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     let Attempt::Held(_lock) = Lock::attempt(&store.root().join("locks"), &format!("results-{run}"))? else {
         return Ok(Outcome { record, dir });
     };
-    atomic::write_if_changed(&dir.join("spec.yaml"), serde_yaml::to_string(experiment)?.as_bytes())?;
+    atomic::write_if_changed(&dir.join(SPEC), serde_yaml::to_string(experiment)?.as_bytes())?;
     atomic::write_if_changed(&dir.join("report.parquet"), &report)?;
     if !RunRecord::read(&dir).is_ok_and(|old| same_but_for_the_time(&old, &record)) {
-        atomic::write(&dir.join("run.json"), record.text()?.as_bytes())?;
+        atomic::write(&dir.join(RECORD), record.text()?.as_bytes())?;
     }
     Ok(Outcome { record, dir })
 }

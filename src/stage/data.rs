@@ -107,6 +107,7 @@ fn run_within(
         left_out.extend(summary.left_out.into_iter().map(|left| (split, left)));
         notes.extend(summary.notes.into_iter().map(|text| ("source".to_owned(), text)));
     }
+    let findings = findings.finish();
     notes.extend(findings.notes(&classes).into_iter().map(|(key, text)| (key.to_owned(), text)));
     write_classes(&classes, out)?;
     write_skipped(&skipped, out)?;

@@ -154,7 +154,7 @@ pub fn run(
     for (name, split) in &splits {
         let labels: Vec<Option<i64>> = (0..split.len()).map(|i| split.label(i)).collect();
         let load = |i: usize, out: &mut [f32]| {
-            transform.apply(&split.image(i)?, out);
+            transform.apply(&split.part(i, |size| (transform.reads(size), ()))?.0, out);
             Ok(())
         };
         embed(&frozen, *name, &labels, size, load, |batch| {

@@ -53,7 +53,8 @@ impl Embedder {
     /// When an image does not decode or a feature is not finite.
     pub fn features(&self, samples: &[&Sample], name: impl Fn(usize) -> String + Sync) -> anyhow::Result<Vec<f32>> {
         let load = |i: usize, out: &mut [f32]| {
-            self.transform.apply(&samples[i].image().map_err(|reason| anyhow!(reason))?, out);
+            let image = samples[i].part(|size| self.transform.reads(size));
+            self.transform.apply(&image.map_err(|reason| anyhow!(reason))?, out);
             Ok(())
         };
         forward(&self.frozen, self.size, samples.len(), load, name)

@@ -1,8 +1,9 @@
 //! What casts doubt on scores before anything is trained: images in both splits or in two classes, labels that training lacks,
 //! one class alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context;
 use arrow::array::{Array, AsArray, RecordBatch};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -19,22 +20,34 @@ const NAMED: usize = 5;
 /// Where the rest is.
 const LISTED: &str = "the table `duplicates` of the data artifact lists them";
 
-/// Collects findings batch by batch. In memory it keeps, of each image, a short hash, its place and its label.
+/// Collects findings batch by batch. In memory it keeps 20 bytes of each image.
 #[derive(Default)]
 pub struct Findings {
-    /// By the first 8 bytes of the SHA-256 of the encoded image.
-    seen: HashMap<u64, Place>,
+    /// The first 8 bytes of the SHA-256 of each encoded image, and its number among all.
+    seen: Vec<(u64, u32)>,
+    /// By number: labels, [`NO_LABEL`] where there is none.
+    labels: Vec<i32>,
+    /// How many of them are training images, which come first.
+    train: usize,
+}
+
+/// Stands for a label that is missing.
+const NO_LABEL: i32 = i32::MIN;
+
+/// What was found.
+pub struct Found {
     duplicates: Vec<Duplicate>,
     /// Number of images by split and label.
     labels: BTreeMap<(&'static str, i64), u64>,
-    rows: BTreeMap<&'static str, u64>,
+    /// Number of test images.
+    test: usize,
 }
 
 impl Findings {
-    /// Takes rows of a shard.
+    /// Takes rows of a shard: those of a split follow each other, the training split's first.
     pub fn add(&mut self, split: SplitName, batch: &RecordBatch) -> anyhow::Result<()> {
         let shards = shard::table(split);
-        let (ids, labels) = (shards.integers(batch, SAMPLE_ID)?, shards.integers(batch, LABEL)?);
+        let labels = shards.integers(batch, LABEL)?;
         let bytes = shards.part(batch, BYTES)?.as_binary::<i32>();
         let hash = |i: usize| {
             let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(bytes.value(i)));
@@ -42,20 +55,41 @@ impl Findings {
         };
         let hashes: Vec<u64> = (0..batch.num_rows()).into_par_iter().map(hash).collect();
         for (i, hash) in hashes.into_iter().enumerate() {
-            let label = labels.is_valid(i).then(|| labels.value(i));
-            let place = Place { split, id: ids.value(i), label };
-            *self.rows.entry(split.as_str()).or_default() += 1;
-            if let Some(label) = label {
-                *self.labels.entry((split.as_str(), label)).or_default() += 1;
-            }
-            match self.seen.entry(hash) {
-                Entry::Vacant(entry) => drop(entry.insert(place)),
-                Entry::Occupied(entry) => self.duplicates.push(Duplicate { again: place, first: *entry.get() }),
-            }
+            let number = u32::try_from(self.labels.len()).context("more than 4 billion images")?;
+            let label = labels.is_valid(i).then(|| i32::try_from(labels.value(i))).transpose()?;
+            self.seen.push((hash, number));
+            self.labels.push(label.unwrap_or(NO_LABEL));
+            self.train += usize::from(split == SplitName::Train);
         }
         Ok(())
     }
 
+    /// Looks through what was taken.
+    pub fn finish(mut self) -> Found {
+        self.seen.sort_unstable();
+        let place = |&(_, number): &(u64, u32)| {
+            let (number, label) = (number as usize, self.labels[number as usize]);
+            let (split, id) = match number.checked_sub(self.train) {
+                None => (SplitName::Train, number),
+                Some(id) => (SplitName::Test, id),
+            };
+            Place { split, id: id as i64, label: (label != NO_LABEL).then_some(label.into()) }
+        };
+        let alike = self.seen.chunk_by(|a, b| a.0 == b.0);
+        let again = alike.flat_map(|alike| alike[1..].iter().map(|again| (again.1, again, &alike[0])));
+        let mut again: Vec<_> = again.collect();
+        again.sort_unstable_by_key(|(number, ..)| *number);
+        let duplicates = again.iter().map(|(_, again, first)| Duplicate { again: place(again), first: place(first) });
+        let mut labels = BTreeMap::new();
+        for (number, label) in self.labels.iter().enumerate().filter(|(_, label)| **label != NO_LABEL) {
+            let split = if number < self.train { SplitName::Train } else { SplitName::Test };
+            *labels.entry((split.as_str(), i64::from(*label))).or_default() += 1;
+        }
+        Found { duplicates: duplicates.collect(), labels, test: self.labels.len() - self.train }
+    }
+}
+
+impl Found {
     /// What was found, as key and sentence. `classes` are the names by label.
     pub fn notes(&self, classes: &[String]) -> Vec<(&'static str, String)> {
         let found =
@@ -65,7 +99,7 @@ impl Findings {
 
     fn leak(&self) -> Option<(&'static str, String)> {
         let leaked = self.duplicates.iter().filter(|duplicate| duplicate.leaks()).count();
-        let all = self.rows.get(SplitName::Test.as_str()).copied().unwrap_or(0);
+        let all = self.test;
         let text = format!(
             "{leaked} of the {all} test images are training images, byte for byte, so that scores count them as known; \
              {LISTED}"
@@ -160,7 +194,7 @@ mod tests {
     use crate::dataset::{Sample, shard::Batcher};
 
     /// Findings of images (a byte each) with labels.
-    fn findings(train: &[(u8, Option<i64>)], test: &[(u8, Option<i64>)]) -> Findings {
+    fn findings(train: &[(u8, Option<i64>)], test: &[(u8, Option<i64>)]) -> Found {
         let mut findings = Findings::default();
         for (split, rows) in [(SplitName::Train, train), (SplitName::Test, test)] {
             let mut batcher = Batcher::default();
@@ -171,7 +205,7 @@ mod tests {
                 findings.add(split, &batch).unwrap();
             }
         }
-        findings
+        findings.finish()
     }
 
     fn notes(train: &[(u8, Option<i64>)], test: &[(u8, Option<i64>)], classes: &[&str]) -> Vec<String> {

@@ -102,7 +102,8 @@ impl OnlineKnn {
         for samples in part.samples.chunks(BATCH) {
             let mut images = vec![0.0; samples.len() * image];
             images.par_chunks_mut(image).zip(samples).try_for_each(|(out, sample)| {
-                self.transform.apply(&part.split.image(*sample)?, out);
+                let wanted = |size| (self.transform.reads(size), ());
+                self.transform.apply(&part.split.part(*sample, wanted)?.0, out);
                 anyhow::Ok(())
             })?;
             features.extend(trainer.features(images, samples.len(), self.size)?);

@@ -82,6 +82,13 @@ pub const RUN: Column = text("run");
 pub const SEED: Column = integer("seed").holding(Holds::Unsigned);
 pub const NUMBER: Column = real("number").or_null();
 
+// Runs.
+pub const CREATED: Column = integer("created");
+pub const RECORD: Column = text("record");
+pub const SPEC: Column = text("spec");
+pub const RECORD_SHA256: Column = text("record_sha256");
+pub const SPEC_SHA256: Column = text("spec_sha256");
+
 // Tensors.
 pub const SHAPE: Column = integer("shape").holding(Holds::Shape);
 pub const DTYPE: Column = text("dtype");

@@ -114,6 +114,30 @@ pub const CLASSIFIER_CLASSES: Table = table("classes", &[LABEL]);
 
 /// The figures of a run, beside its record.
 pub const REPORT: Table = table("report", &[METRIC, VALUE.or_null(), STAGE, RUN, SEED]);
+/// All finished runs: `created` in seconds since 1970, record and resolved spec as JSON, and the hashes of the files that they are from.
+pub const RUNS: Table = table("runs", &[RUN, NAME, CREATED, RECORD, SPEC, RECORD_SHA256, SPEC_SHA256]);
+/// The figures of all finished runs, in the order of the runs.
+pub const FIGURES: Table = table("figures", &[RUN, NAME, SEED, METRIC, VALUE.or_null()]);
+/// The trainings of all finished runs step by step, in the order of the runs: [`METRICS`] behind the run.
+pub const CURVES: Table = table(
+    "metrics",
+    &[
+        RUN,
+        STEP,
+        EPOCH,
+        LOSS,
+        LEARNING_RATE,
+        MOMENTUM,
+        STD,
+        EFFECTIVE_RANK,
+        ALIGNMENT,
+        UNIFORMITY,
+        MEAN_POSITIVENESS,
+        MAX_POSITIVENESS,
+        NEIGHBOUR_AGREEMENT,
+        KNN_TOP1,
+    ],
+);
 /// A comparison in long form.
 pub const COMPARISON: Table = table("comparison", &[RUN, KIND, KEY, VALUE.holding(Holds::Text).or_null(), NUMBER]);
 /// What `snclr embed` writes.

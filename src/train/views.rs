@@ -6,10 +6,11 @@ use rayon::prelude::*;
 use super::batch::{Batch, Crop, RawBatch};
 use crate::{
     dataset::{
-        Split,
+        CropBox, Part, Split,
         augment::{
-            Pipeline, TrainingSection,
+            Drawn, Pipeline, TrainingSection,
             cuda::{Piece, Pieces},
+            draw_all,
         },
     },
     ops::random::{Purpose, stream},
@@ -52,7 +53,7 @@ pub fn augment(
 
 /// Augments every crop.
 pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
-    let Wanted { split, crops, seed, epoch, samples } = wanted;
+    let Wanted { split, crops, samples, .. } = wanted;
     let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; samples.len() * size * size * 3]).collect();
     // The places of each sample's crops.
     let mut places: Vec<Vec<&mut [f32]>> = samples.iter().map(|_| Vec::with_capacity(crops.len())).collect();
@@ -60,9 +61,9 @@ pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
         places.iter_mut().zip(images.chunks_exact_mut(size * size * 3)).for_each(|(all, place)| all.push(place));
     }
     samples.par_iter().zip(places).try_for_each(|(sample, places)| {
-        let image = split.image(*sample as usize)?;
-        for (view, ((pipeline, _), place)) in crops.iter().zip(places).enumerate() {
-            pipeline.apply(&image, &mut view_stream(seed, epoch, *sample, view), place);
+        let (image, views, _) = drawn(wanted, *sample)?;
+        for (((pipeline, _), view), place) in crops.iter().zip(&views).zip(places) {
+            pipeline.make(view, &image, place);
         }
         anyhow::Ok(())
     })?;
@@ -73,15 +74,27 @@ pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
 
 /// Decodes the samples and draws every crop of them.
 pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
-    let Wanted { split, crops, seed, epoch, samples } = wanted;
+    let Wanted { split, crops, samples, .. } = wanted;
     let pipelines: Vec<Pipeline> = crops.iter().map(|(pipeline, _)| pipeline.clone()).collect();
     let piece = |sample: &u32| {
-        let image = split.image(*sample as usize)?;
-        anyhow::Ok(Piece::new(&image, &pipelines, |view| view_stream(seed, epoch, *sample, view)))
+        let (image, views, around) = drawn(wanted, *sample)?;
+        anyhow::Ok(Piece::new(&image, views, around))
     };
     let pieces: Vec<Piece> = samples.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
     let (samples, labels) = numbers(split, samples);
     Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
+}
+
+/// The crops that are drawn of a sample, the box around what they show, and that much of its image.
+fn drawn(wanted: Wanted, sample: u32) -> anyhow::Result<(Part, Vec<Drawn>, CropBox)> {
+    let Wanted { split, crops, seed, epoch, .. } = wanted;
+    let pipelines = crops.iter().map(|(pipeline, _)| pipeline);
+    let random = |view| view_stream(seed, epoch, sample, view);
+    let (image, (views, around)) = split.part(sample as usize, |size| {
+        let (views, around) = draw_all(pipelines, size, random);
+        (around, (views, around))
+    })?;
+    Ok((image, views, around))
 }
 
 /// What is random of one view of a sample in an epoch.

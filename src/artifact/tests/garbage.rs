@@ -174,7 +174,8 @@ fn leftovers_and_damage_go_and_what_is_young_stays() {
     scene.run("kept", &[&artifact]);
     let damaged = scene.artifact("data", 2);
     let Attempt::Held(lock) = scene.store.lock("data", damaged.stage_key()).unwrap() else { panic!() };
-    scene.store.set_aside(&lock, "data", damaged.stage_key()).unwrap();
+    flip_a_byte(&damaged.dir().join("x.parquet"));
+    scene.store.set_aside(&lock, "data", damaged.stage_key()).unwrap().expect("it is damaged");
     drop(lock);
     let staging = |name| scene.root.path().join("store/knn").join(name);
     fs::create_dir_all(staging(left(components(5).key().as_str(), "staging"))).unwrap();

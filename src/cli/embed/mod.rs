@@ -98,6 +98,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let reused = rows - computed;
     let skipped = match written.skipped {
         0 => String::new(),
+        1 => "; 1 image skipped".to_owned(),
         n => format!("; {n} images skipped"),
     };
     let path = path.display();

@@ -1,6 +1,11 @@
 //! `PIL.ImageFilter.GaussianBlur`: three box blurs of fractional width along each axis, rounded to bytes after each.
 
+#[cfg(target_arch = "x86_64")]
+use pulp::{bytemuck::cast, x86::V3};
+
 use super::planes::{BlurBuffers, Planes};
+#[cfg(target_arch = "x86_64")]
+use crate::ops::simd::avx2;
 use crate::ops::simd::vectorized;
 
 /// Box blurs in a row; together they come close to a Gaussian.
@@ -8,7 +13,7 @@ const PASSES: usize = 3;
 
 /// Blurs with standard deviation `sigma` in pixels; pixels beyond the edge repeat the outermost.
 pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut BlurBuffers) {
-    let side = planes.side;
+    let side = planes.width;
     let Some(kernel) = BoxBlur::of(sigma) else { return };
     let BlurBuffers { turned, other, sums } = buffers;
     for buffer in [&mut *turned, &mut *other] {
@@ -117,10 +122,56 @@ fn blur_row(sums: &mut [u32], rows: Rows, weight: u32, far_weight: u32) {
     );
 }
 
+/// Pixels of a side of a tile that is turned at once.
+const TILE: usize = 8;
+
+/// Turns columns to rows.
 fn transpose(from: &[u8], to: &mut [u8], side: usize) {
-    for (x, column) in to.chunks_exact_mut(side).enumerate() {
-        for (value, row) in column.iter_mut().zip(from.chunks_exact(side)) {
-            *value = row[x];
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = avx2() {
+        return simd.vectorize(
+            #[inline(always)]
+            || transpose_by(|tile| turned(simd, tile), from, to, side),
+        );
+    }
+    transpose_by(|tile| std::array::from_fn(|x| tile.map(|row| row[x])), from, to, side);
+}
+
+#[inline(always)]
+fn transpose_by(turned: impl Fn([[u8; TILE]; TILE]) -> [[u8; TILE]; TILE], from: &[u8], to: &mut [u8], side: usize) {
+    let whole = side - side % TILE;
+    for top in (0..whole).step_by(TILE) {
+        for left in (0..whole).step_by(TILE) {
+            let mut tile = [[0; TILE]; TILE];
+            for (y, row) in tile.iter_mut().enumerate() {
+                row.copy_from_slice(&from[side * (top + y) + left..][..TILE]);
+            }
+            for (x, column) in turned(tile).iter().enumerate() {
+                to[side * (left + x) + top..][..TILE].copy_from_slice(column);
+            }
         }
     }
+    for y in 0..side {
+        for x in if y < whole { whole } else { 0 }..side {
+            to[side * x + y] = from[side * y + x];
+        }
+    }
+}
+
+/// A tile by instructions that interleave bytes, pairs and fours of them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn turned(simd: V3, tile: [[u8; TILE]; TILE]) -> [[u8; TILE]; TILE] {
+    let sse2 = simd.sse2;
+    let pair = |a: [u8; TILE], b: [u8; TILE]| sse2._mm_unpacklo_epi8(cast([a, [0; TILE]]), cast([b, [0; TILE]]));
+    let [a, b, c, d, e, f, g, h] = tile;
+    let (ab, cd, ef, gh) = (pair(a, b), pair(c, d), pair(e, f), pair(g, h));
+    let (abcd, efgh) = (sse2._mm_unpacklo_epi16(ab, cd), sse2._mm_unpacklo_epi16(ef, gh));
+    let (abcd_right, efgh_right) = (sse2._mm_unpackhi_epi16(ab, cd), sse2._mm_unpackhi_epi16(ef, gh));
+    cast([
+        sse2._mm_unpacklo_epi32(abcd, efgh),
+        sse2._mm_unpackhi_epi32(abcd, efgh),
+        sse2._mm_unpacklo_epi32(abcd_right, efgh_right),
+        sse2._mm_unpackhi_epi32(abcd_right, efgh_right),
+    ])
 }

@@ -4,15 +4,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::RandomResizedCropConfig;
-
-/// A box in whole pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CropBox {
-    pub left: u32,
-    pub top: u32,
-    pub width: u32,
-    pub height: u32,
-}
+use crate::dataset::CropBox;
 
 /// Draws a box of random area and aspect ratio; after ten misses, the largest centred box whose ratio is allowed.
 pub(super) fn random_crop(

@@ -1,19 +1,19 @@
 //! Augmentation on a GPU: images are decoded and their views drawn on the CPU, by the code that draws the CPU's own; the
 //! device resizes, changes and normalises. A view has the very bytes that the CPU gives it.
 
-use image::RgbImage;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::{
     blur::BoxBlur,
-    crop::CropBox,
     hue,
     jitter::Change,
     pipeline::{Drawn, Pipeline},
     taps::{Taps, columns_first},
 };
-use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View};
+use crate::{
+    dataset::{CropBox, Part},
+    ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
+};
 
 const KERNELS: &[&str] = &["resize_first", "augment"];
 const TEXT: &str = include_str!("augment.cu");
@@ -39,16 +39,11 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Draws a view of `image` for each pipeline from the stream of the same place.
-    pub fn new(image: &RgbImage, pipelines: &[Pipeline], random: impl Fn(usize) -> ChaCha8Rng) -> Piece {
-        let draw = |(i, pipeline): (usize, &Pipeline)| pipeline.draw(image.width(), image.height(), &mut random(i));
-        let views: Vec<Drawn> = pipelines.iter().enumerate().map(draw).collect();
-        let around = around(views.iter().map(|view| view.part));
-        let row = |y: u32| {
-            let start = 3 * (y as usize * image.width() as usize + around.left as usize);
-            &image.as_raw()[start..][..3 * around.width as usize]
-        };
-        let pixels = (around.top..around.top + around.height).flat_map(|y| row(y).iter().copied()).collect();
+    /// Of an image that holds all that its views show.
+    pub fn new(image: &Part, views: Vec<Drawn>, around: CropBox) -> Piece {
+        let (rows, stride) = image.rows(around);
+        let row = |y: usize| &rows[stride * y..][..3 * around.width as usize];
+        let pixels = (0..around.height as usize).flat_map(|y| row(y).iter().copied()).collect();
         Piece { pixels, around, views }
     }
 
@@ -66,16 +61,6 @@ impl Piece {
 fn resized_first(part: CropBox, side: u32) -> usize {
     let other = if columns_first(part, (side, side)) { part.width } else { part.height };
     3 * side as usize * other as usize
-}
-
-/// The smallest box around others.
-fn around(parts: impl Iterator<Item = CropBox>) -> CropBox {
-    let union = |a: CropBox, b: CropBox| {
-        let (left, top) = (a.left.min(b.left), a.top.min(b.top));
-        let (right, bottom) = ((a.left + a.width).max(b.left + b.width), (a.top + a.height).max(b.top + b.height));
-        CropBox { left, top, width: right - left, height: bottom - top }
-    };
-    parts.reduce(union).expect("an image has views")
 }
 
 /// The images of a batch, ready for the device.
@@ -241,11 +226,13 @@ impl Views {
 #[cfg(test)]
 mod tests {
     use half::f16;
+    use image::RgbImage;
+    use rand_chacha::ChaCha8Rng;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
-        dataset::augment::AugmentationsConfig,
+        dataset::augment::{AugmentationsConfig, draw_all},
         ops::{
             cuda::testing::on_every_gpu,
             random::{Purpose, stream},
@@ -282,7 +269,8 @@ mod tests {
             let len = 3 * (pipeline.size as usize).pow(2);
             let mut out = vec![0.0; pictures.len() * len];
             for (i, (picture, out)) in pictures.iter().zip(out.chunks_exact_mut(len)).enumerate() {
-                pipeline.apply(picture, &mut random(i, v), out);
+                let drawn = pipeline.draw(picture.dimensions(), &mut random(i, v));
+                pipeline.make(&drawn, &picture.clone().into(), out);
             }
             out
         };
@@ -290,7 +278,10 @@ mod tests {
     }
 
     fn pieces(pictures: &[RgbImage], pipelines: &[Pipeline]) -> Vec<Piece> {
-        let piece = |(i, picture)| Piece::new(picture, pipelines, |view| random(i, view));
+        let piece = |(i, picture): (usize, &RgbImage)| {
+            let (views, around) = draw_all(pipelines.iter(), picture.dimensions(), |view| random(i, view));
+            Piece::new(&picture.clone().into(), views, around)
+        };
         pictures.iter().enumerate().map(piece).collect()
     }
 
@@ -394,7 +385,8 @@ mod tests {
     fn a_pass_holds_what_there_is_room_for() {
         let view = json!({ "random_resized_crop": { "scale": [1.0, 1.0], "ratio": [1.0, 1.0] } });
         let pipelines = pipelines(16, [&view, &view]);
-        let piece = Piece::new(&RgbImage::new(6000, 6000), &pipelines, |view| random(0, view));
+        let (views, around) = draw_all(pipelines.iter(), (6000, 6000), |view| random(0, view));
+        let piece = Piece::new(&RgbImage::new(6000, 6000).into(), views, around);
         assert_eq!(piece.pixels.len(), 108_000_000);
         let pieces = Pieces::new(&pipelines, &[piece.clone(), piece.clone(), piece]);
         assert_eq!(pieces.passes.iter().map(|pass| pass.images).collect::<Vec<_>>(), [2, 1]);

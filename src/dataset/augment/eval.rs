@@ -1,8 +1,7 @@
 //! How evaluation sees an image: resized so that the shorter side fits, then the centre.
 
-use image::RgbImage;
-
-use super::{EvalSection, crop::CropBox, normalize::Normalize, planes::with_scratch};
+use super::{EvalSection, normalize::Normalize, resize::Target, scratch::with_scratch};
+use crate::dataset::{CropBox, Part};
 
 /// `torchvision.transforms.Resize` and `CenterCrop`, then normalisation.
 #[derive(Clone, Debug)]
@@ -26,21 +25,31 @@ impl EvalTransform {
         self.resize
     }
 
+    /// The part of an image of this size that its view is made of.
+    pub fn reads(&self, size: (u32, u32)) -> CropBox {
+        self.target(size).reads(CropBox::whole(size))
+    }
+
     /// Writes the centre of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
     ///
-    /// Panics when `out` has another length or the image is empty.
-    pub fn apply(&self, image: &RgbImage, out: &mut [f32]) {
+    /// Panics when `out` has another length or the image lacks what is read.
+    pub fn apply(&self, image: &Part, out: &mut [f32]) {
         let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
-        let (width, height) = self.resized(image.width(), image.height());
-        let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
-        // Python's `round`: halves go to the even number.
-        let margin = |length: u32| ((length - self.size) as f64 / 2.0).round_ties_even() as usize;
+        let size = image.size();
         with_scratch(|scratch| {
-            scratch.resizer.crop_resize(image, whole, (width, height), &mut scratch.resized);
-            scratch.planes.load(&scratch.resized, width as usize, margin(width), margin(height), side);
+            scratch.resizer.crop_resize(image, CropBox::whole(size), self.target(size), &mut scratch.planes);
             self.normalize.write(&scratch.planes, false, out);
         });
+    }
+
+    /// The centre of an image of this size.
+    fn target(&self, (width, height): (u32, u32)) -> Target {
+        let (width, height) = self.resized(width, height);
+        // Python's `round`: halves go to the even number.
+        let margin = |length: u32| ((length - self.size) as f64 / 2.0).round_ties_even() as u32;
+        let shown = CropBox { left: margin(width), top: margin(height), width: self.size, height: self.size };
+        Target { size: (width, height), shown }
     }
 
     /// Width and height after resizing; fractions of the longer side are dropped.

@@ -1,17 +1,17 @@
 //! Every deterministic step against Pillow's own output (tests/golden/augment/make_fixtures.py).
 
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use safetensors::SafeTensors;
 
 use super::{
     AugmentationsConfig, EvalTransform, EvalTransformConfig,
     blur::gaussian_blur,
     color,
-    crop::CropBox,
     hue::hue,
     planes::{BlurBuffers, Planes},
-    resize::Resizer,
+    resize::{Resizer, Target},
 };
+use crate::dataset::{CropBox, Part};
 
 const FIXTURES: &[u8] = include_bytes!("../../../tests/golden/augment/pillow.safetensors");
 
@@ -48,13 +48,13 @@ fn check(what: &str, arguments: &[f64], found: &[u8], expected: &[u8], tolerance
 fn exact(operation: &str, picture: &str, step: impl Fn(&mut Planes, &[f64])) {
     let image = load(picture);
     for (arguments, expected) in cases(operation) {
-        let side = image.width() as usize;
         let mut planes = Planes::default();
-        planes.load(&image, side, 0, 0, side);
+        planes.resize(image.width() as usize, image.height() as usize);
+        for (i, pixel) in image.pixels().enumerate() {
+            planes.split_mut().into_iter().zip(pixel.0).for_each(|(plane, value)| plane[i] = value);
+        }
         step(&mut planes, &arguments);
-        let mut wanted = Planes::default();
-        wanted.load(&expected, side, 0, 0, side);
-        check(operation, &arguments, &planes.bytes, &wanted.bytes, 0);
+        check(operation, &arguments, &planes.interleaved(), &expected, 0);
     }
 }
 
@@ -79,18 +79,24 @@ fn blur_equals_pillow() {
 
 #[test]
 fn cropping_and_resizing_equal_pillow() {
-    let image = load("wide");
+    let image = Part::from(load("wide"));
     for (arguments, expected) in cases("resize") {
         let arguments: Vec<u32> = arguments.iter().map(|a| *a as u32).collect();
         let [left, top, width, height, to_width, to_height] = arguments[..] else { panic!("{arguments:?}") };
-        let mut out = Vec::new();
+        let mut out = Planes::default();
         let part = CropBox { left, top, width, height };
         // Buffers that served a larger part before give the same.
         let mut resizer = Resizer::default();
         for size in [(67, 59), (to_width, to_height)] {
-            resizer.crop_resize(&image, part, size, &mut out);
+            resizer.crop_resize(&image, part, Target::whole(size.0, size.1), &mut out);
         }
-        check("resize", &[left, top, width, height].map(f64::from), &out, &expected, 0);
+        check("resize", &[left, top, width, height].map(f64::from), &out.interleaved(), &expected, 0);
+        // Boxes of it are cut out of the same.
+        let shown = CropBox { left: to_width / 3, top: to_height / 2, width: to_width.div_ceil(3), height: 1 };
+        let target = Target { size: (to_width, to_height), shown };
+        resizer.crop_resize(&image, part, target, &mut out);
+        let cut = imageops::crop_imm(&expected, shown.left, shown.top, shown.width, shown.height).to_image();
+        check("box", &[left, top, width, height].map(f64::from), &out.interleaved(), &cut, 0);
     }
 }
 
@@ -99,7 +105,7 @@ fn evaluation_sees_the_centre() {
     let view = serde_json::json!({ "random_resized_crop": {} });
     let config = serde_json::json!({ "size": 16, "view1": view, "view2": view });
     let config: AugmentationsConfig = serde_json::from_value(config).unwrap();
-    let image = load("wide");
+    let image = Part::from(load("wide"));
     for (arguments, expected) in cases("eval") {
         let [resize, size] = arguments[..] else { panic!("{arguments:?}") };
         let eval = EvalTransformConfig { resize: Some(resize as u32) };

@@ -24,7 +24,7 @@ pub(super) fn shift(turns: f64) -> u8 {
 }
 
 /// Pillow's `rgb2hsv`, which rounds down. Of its divisions by the range of the channels one is left: the distances of the largest
-/// and the smallest channel to the largest are 0 and 1. The hue alone needs double precision to come to the same byte.
+/// and the smallest channel to the largest are 0 and 1.
 ///
 /// No branches, so that the loop becomes vector code; for grey, whose hue is 0, the divisors are kept from 0.
 #[inline(always)]
@@ -45,32 +45,25 @@ fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let start: f32 = if range == 0.0 { 0.0 } else { start };
     let forwards = if green { least_is_blue } else { r == least };
     let forwards = if red { !least_is_blue } else { forwards };
-    let sector = start + if forwards { part } else { -part };
-    // A turn is added first: the first sector begins below zero.
-    let turned = sector as f64 * (1.0 / 6.0) + 1.0;
-    let hue = (if turned >= 1.0 { turned - 1.0 } else { turned }) as f32;
-    (byte64(hue as f64 * 255.0), byte(saturation * 255.0), most)
+    // Pillow computes in double precision from here on; divided and not multiplied, single precision comes to the same bytes.
+    let turns = (start + if forwards { part } else { -part }) / 6.0;
+    let hue = if turns < 0.0 { turns + 1.0 } else { turns };
+    (byte(hue * 255.0), byte(saturation * 255.0), most)
 }
 
-/// Pillow's `hsv2rgb`.
+/// Pillow's `hsv2rgb`: each channel is the value less a share of the saturation, which rises and falls around the circle.
 #[inline(always)]
 fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
-    let sixfold = h as u32 * 6;
-    let sector = sixfold / 255;
-    let fraction = (sixfold - sector * 255) as f32 * (1.0 / 255.0);
+    const SIXTH: i32 = 255;
+    let sixfold = h as i32 * 6;
     let (saturation, value) = (s as f32 * (1.0 / 255.0), v as f32);
-    let p = byte(value * (1.0 - saturation) + 0.5);
-    let q = byte(value * (1.0 - saturation * fraction) + 0.5);
-    let t = byte(value * (1.0 - saturation * (1.0 - fraction)) + 0.5);
-    // The last hue, 255, is the first again.
-    let by_sector = |values: [u8; 6]| {
-        let mut chosen = values[0];
-        for (i, &value) in values.iter().enumerate() {
-            chosen = if sector == i as u32 { value } else { chosen };
-        }
-        chosen
-    };
-    (by_sector([v, q, p, p, t, v]), by_sector([t, v, v, q, p, p]), by_sector([p, p, t, v, v, q]))
+    // In sixths of the circle from this one on.
+    let after = |sixth: i32| (sixfold - SIXTH * sixth) as f32 * (1.0 / 255.0);
+    let channel = |share: f32| byte(value * (1.0 - saturation * share.clamp(0.0, 1.0)) + 0.5);
+    let red = channel(after(1).min(1.0 - after(4)));
+    let green = channel(after(3).max(1.0 - after(0)));
+    let blue = channel((1.0 - after(2)).max(after(5)));
+    (red, green, blue)
 }
 
 /// Drops the fraction of a value from 0 to below 256.
@@ -78,14 +71,6 @@ fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
 fn byte(value: f32) -> u8 {
     debug_assert!((0.0..256.0).contains(&value));
     // SAFETY: the value is finite and fits; a checked cast would keep the loop from becoming vector code.
-    unsafe { value.to_int_unchecked::<i32>() as u8 }
-}
-
-/// Drops the fraction of a value from 0 to below 256.
-#[inline(always)]
-fn byte64(value: f64) -> u8 {
-    debug_assert!((0.0..256.0).contains(&value));
-    // SAFETY: as above.
     unsafe { value.to_int_unchecked::<i32>() as u8 }
 }
 

@@ -17,9 +17,10 @@ mod normalize;
 mod pipeline;
 mod planes;
 mod resize;
+mod scratch;
 mod taps;
 
 pub use config::*;
 pub use eval::EvalTransform;
-pub use pipeline::Pipeline;
+pub use pipeline::{Drawn, Pipeline, draw_all};
 pub use resize::shrink;

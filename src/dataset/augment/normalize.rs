@@ -19,16 +19,22 @@ impl Normalize {
 
     /// Fills `out` (`side * side * 3`), mirrored left to right if asked.
     pub fn write(&self, planes: &Planes, mirrored: bool, out: &mut [f32]) {
-        let side = planes.side;
-        let [r, g, b] = planes.split();
-        let [red, green, blue] = &self.0;
-        let pixel = |i: usize| [red[r[i] as usize], green[g[i] as usize], blue[b[i] as usize]];
-        for (y, row) in out.chunks_exact_mut(3 * side).enumerate() {
-            let start = y * side;
-            for (x, values) in row.chunks_exact_mut(3).enumerate() {
-                let x = if mirrored { side - 1 - x } else { x };
-                values.copy_from_slice(&pixel(start + x));
+        let side = planes.width;
+        let [r, g, b] = planes.split().map(|plane| plane.chunks_exact(side));
+        for (row, ((r, g), b)) in out.chunks_exact_mut(3 * side).zip(r.zip(g).zip(b)) {
+            let pixels = r.iter().zip(g).zip(b);
+            match mirrored {
+                true => self.write_row(pixels.rev(), row),
+                false => self.write_row(pixels, row),
             }
+        }
+    }
+
+    #[inline(always)]
+    fn write_row<'a>(&self, pixels: impl Iterator<Item = ((&'a u8, &'a u8), &'a u8)>, row: &mut [f32]) {
+        let [red, green, blue] = &self.0;
+        for (values, ((&r, &g), &b)) in row.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+            *values = [red[usize::from(r)], green[usize::from(g)], blue[usize::from(b)]];
         }
     }
 }

@@ -1,6 +1,5 @@
 //! One view: the steps of a [`ViewConfig`] in their order.
 
-use image::RgbImage;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -8,11 +7,13 @@ use super::{
     ViewConfig,
     blur::gaussian_blur,
     color,
-    crop::{CropBox, random_crop, uniform},
+    crop::{random_crop, uniform},
     jitter::{self, Change},
     normalize::Normalize,
-    planes::with_scratch,
+    resize::Target,
+    scratch::with_scratch,
 };
+use crate::dataset::{CropBox, Part};
 
 /// Makes a view of an image.
 #[derive(Clone, Debug)]
@@ -28,16 +29,9 @@ impl Pipeline {
         Pipeline { view: view.clone(), size, normalize: Normalize::new(mean, std) }
     }
 
-    /// Writes a view of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
-    ///
-    /// All that is random comes from `random`. Panics when `out` has another length or the image is empty.
-    pub fn apply(&self, image: &RgbImage, random: &mut ChaCha8Rng, out: &mut [f32]) {
-        self.carry_out(&self.draw(image.width(), image.height(), random), image, out);
-    }
-
     /// Draws all that is random of a view of an image of `width` x `height` pixels, in an order of its own, which is part of
     /// what a seed means.
-    pub(super) fn draw(&self, width: u32, height: u32, random: &mut ChaCha8Rng) -> Drawn {
+    pub fn draw(&self, (width, height): (u32, u32), random: &mut ChaCha8Rng) -> Drawn {
         let view = &self.view;
         let part = random_crop(&view.random_resized_crop, width, height, random);
         let jitter = view.color_jitter.as_ref().filter(|c| happens(c.p, random));
@@ -50,13 +44,16 @@ impl Pipeline {
         Drawn { part, changes, grayscale, sigma, threshold, mirrored }
     }
 
-    fn carry_out(&self, drawn: &Drawn, image: &RgbImage, out: &mut [f32]) {
+    /// Writes a view that was drawn of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
+    ///
+    /// # Panics
+    /// When `out` has another length or the image lacks the view's part.
+    pub fn make(&self, drawn: &Drawn, image: &Part, out: &mut [f32]) {
         let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
         with_scratch(|scratch| {
-            scratch.resizer.crop_resize(image, drawn.part, (self.size, self.size), &mut scratch.resized);
             let planes = &mut scratch.planes;
-            planes.load(&scratch.resized, side, 0, 0, side);
+            scratch.resizer.crop_resize(image, drawn.part, Target::whole(self.size, self.size), planes);
             for change in drawn.changes.into_iter().flatten() {
                 jitter::apply(change, planes);
             }
@@ -76,16 +73,27 @@ impl Pipeline {
 
 /// What was drawn for one view of one image; steps run in this order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Drawn {
+pub struct Drawn {
     /// The part of the image that the view shows.
     pub part: CropBox,
-    pub changes: [Option<Change>; 4],
-    pub grayscale: bool,
+    pub(super) changes: [Option<Change>; 4],
+    pub(super) grayscale: bool,
     /// Standard deviation of the blur.
-    pub sigma: Option<f32>,
+    pub(super) sigma: Option<f32>,
     /// Threshold of the solarisation.
-    pub threshold: Option<u8>,
-    pub mirrored: bool,
+    pub(super) threshold: Option<u8>,
+    pub(super) mirrored: bool,
+}
+
+/// Draws a view per pipeline from the stream of the same place, and the box around what they show.
+pub fn draw_all<'a>(
+    pipelines: impl Iterator<Item = &'a Pipeline>,
+    size: (u32, u32),
+    random: impl Fn(usize) -> ChaCha8Rng,
+) -> (Vec<Drawn>, CropBox) {
+    let views: Vec<Drawn> = pipelines.enumerate().map(|(i, pipeline)| pipeline.draw(size, &mut random(i))).collect();
+    let around = views.iter().map(|view| view.part).reduce(CropBox::around).expect("an image has views");
+    (views, around)
 }
 
 /// True with probability `p`.
@@ -95,6 +103,8 @@ fn happens(p: f32, random: &mut ChaCha8Rng) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
+
     use super::*;
     use crate::{
         dataset::augment::AugmentationsConfig,
@@ -116,7 +126,8 @@ mod tests {
 
     fn view(pipeline: &Pipeline, sample: u64) -> Vec<f32> {
         let mut out = vec![0.0; 16 * 16 * 3];
-        pipeline.apply(&image(), &mut stream(5, Purpose::Augment, 0, sample, 0), &mut out);
+        let drawn = pipeline.draw((16, 16), &mut stream(5, Purpose::Augment, 0, sample, 0));
+        pipeline.make(&drawn, &image().into(), &mut out);
         out
     }
 

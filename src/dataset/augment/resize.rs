@@ -1,142 +1,301 @@
 //! Bilinear resizing with antialiasing: the bytes of Pillow's `Image.resize(…, BILINEAR)` of a crop.
 
-use image::RgbImage;
+#[cfg(target_arch = "x86_64")]
+use pulp::{bytemuck::cast, x86::V3};
 
 use super::{
-    crop::CropBox,
+    planes::Planes,
     taps::{BITS, Taps, columns_first},
 };
-use crate::ops::simd::vectorized;
+#[cfg(target_arch = "x86_64")]
+use crate::ops::simd::avx2;
+use crate::{
+    dataset::{CropBox, Part},
+    ops::simd::vectorized,
+};
 
-/// Rows that are resized side by side.
-const GROUP: usize = 4;
-/// Bytes of a pixel of a group: red, green, blue and one that counts for nothing.
-const PIXEL: usize = 4;
-/// Bytes of one column of a group.
-const COLUMN: usize = GROUP * PIXEL;
 /// Bytes of a row that are mixed at once.
 const CHUNK: usize = 64;
 
 /// Resizes parts of images, with buffers that grow to the largest and stay.
 #[derive(Default)]
 pub(super) struct Resizer {
-    /// A group of source rows, column by column.
-    group: Vec<[u8; COLUMN]>,
     /// What the first of the two passes makes.
     between: Vec<u8>,
+    #[cfg(target_arch = "x86_64")]
+    fours: Fours,
 }
 
-/// Rows of interleaved RGB pixels.
+/// What a part is resized to, and the box of it that is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub size: (u32, u32),
+    pub shown: CropBox,
+}
+
+impl Target {
+    /// All of `width` x `height` pixels.
+    pub fn whole(width: u32, height: u32) -> Target {
+        Target { size: (width, height), shown: CropBox::whole((width, height)) }
+    }
+
+    /// Weights of columns and rows, and the box of a part of an image that they read.
+    fn taps(self, part: CropBox) -> ([Taps; 2], CropBox) {
+        let Target { size: (width, height), shown } = self;
+        let (mut across, mut down) = (Taps::new(part.width, width), Taps::new(part.height, height));
+        let columns = across.only(shown.left..shown.left + shown.width);
+        let rows = down.only(shown.top..shown.top + shown.height);
+        let (left, top) = (part.left + columns.start, part.top + rows.start);
+        ([across, down], CropBox { left, top, width: columns.len() as u32, height: rows.len() as u32 })
+    }
+
+    /// The box of a part of an image that is read for it.
+    pub fn reads(self, part: CropBox) -> CropBox {
+        self.taps(part).1
+    }
+}
+
+/// Rows of bytes.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
-    /// From the first pixel on.
+    /// From the first row's first byte on.
     bytes: &'a [u8],
     /// Bytes from row to row.
     stride: usize,
-    width: usize,
-    height: usize,
+    /// Bytes of a row.
+    length: usize,
 }
 
 impl<'a> Rows<'a> {
     #[inline(always)]
     fn row(self, y: usize) -> &'a [u8] {
-        &self.bytes[self.stride * y..][..3 * self.width]
+        &self.bytes[self.stride * y..][..self.length]
     }
 }
 
 impl Resizer {
-    /// Resizes a part of `image` to `width` x `height` interleaved RGB pixels in `out`. Pixels beyond the box have no share
-    /// in the result: torchvision crops first.
-    pub fn crop_resize(&mut self, image: &RgbImage, part: CropBox, (width, height): (u32, u32), out: &mut Vec<u8>) {
-        let (along, down) = (Taps::new(part.width, width), Taps::new(part.height, height));
-        let stride = 3 * image.width() as usize;
-        let start = stride * part.top as usize + 3 * part.left as usize;
-        let (part_width, part_height) = (part.width as usize, part.height as usize);
-        let source = Rows { bytes: &image.as_raw()[start..], stride, width: part_width, height: part_height };
-        let (width, height) = (width as usize, height as usize);
-        out.resize(3 * width * height, 0);
-        self.group.resize(part_width, [0; COLUMN]);
-        let Resizer { group, between } = self;
-        if columns_first(part, (width as u32, height as u32)) {
-            between.resize(3 * part_width * height, 0);
-            vectorized(
-                #[inline(always)]
-                || resize_columns(source, &down, between),
-            );
-            let between = Rows { bytes: between, stride: 3 * part_width, width: part_width, height };
-            vectorized(
-                #[inline(always)]
-                || resize_rows(between, &along, group, out),
-            );
+    /// Resizes a part of `image` into `planes`. Pixels beyond the box have no share in the result: torchvision crops first.
+    pub fn crop_resize(&mut self, image: &Part, part: CropBox, target: Target, planes: &mut Planes) {
+        let ([across, down], read) = target.taps(part);
+        let (bytes, stride) = image.rows(read);
+        let source = Rows { bytes, stride, length: 3 * read.width as usize };
+        let (width, height) = (across.len(), down.len());
+        planes.resize(width, height);
+        if columns_first(part, target.size) {
+            self.between.resize(source.length * height, 0);
+            resize_columns(source, &down, &mut self.between);
+            let between = std::mem::take(&mut self.between);
+            let source = Rows { bytes: &between, stride: source.length, length: source.length };
+            self.resize_rows(source, &across, planes.split_mut());
+            self.between = between;
         } else {
-            between.resize(3 * width * part_height, 0);
-            vectorized(
-                #[inline(always)]
-                || resize_rows(source, &along, group, between),
-            );
-            let between = Rows { bytes: between, stride: 3 * width, width, height: part_height };
-            vectorized(
-                #[inline(always)]
-                || resize_columns(between, &down, out),
-            );
+            let plane = width * read.height as usize;
+            let mut between = std::mem::take(&mut self.between);
+            between.resize(3 * plane, 0);
+            let (red, rest) = between.split_at_mut(plane);
+            let (green, blue) = rest.split_at_mut(plane);
+            self.resize_rows(source, &across, [red, green, blue]);
+            for (between, out) in between.chunks_exact(plane).zip(planes.split_mut()) {
+                resize_columns(Rows { bytes: between, stride: width, length: width }, &down, out);
+            }
+            self.between = between;
         }
+    }
+
+    /// Interleaved pixels at their new width, plane by plane; there are as many rows as the planes have.
+    fn resize_rows(&mut self, source: Rows, taps: &Taps, out: [&mut [u8]; 3]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = avx2() {
+            self.fours.set(taps);
+            return self.fours.resize_rows(simd, source, taps.len(), out);
+        }
+        resize_rows(source, taps, out);
     }
 }
 
-/// Rows at their new width, without gaps.
+/// Added to a sum before its fraction is dropped.
+const HALF: i32 = 1 << (BITS - 1);
+
+/// A sum without its fraction. Weights that were rounded up may add up to more than 1.
 #[inline(always)]
-fn resize_rows(source: Rows, taps: &Taps, group: &mut [[u8; COLUMN]], out: &mut [u8]) {
-    let row = 3 * taps.iter().len();
-    for (start, out) in (0..).step_by(GROUP).zip(out.chunks_mut(GROUP * row)) {
-        // Beyond the end the last row is repeated; what comes of it is not kept.
-        side_by_side(std::array::from_fn(|i| source.row((start + i).min(source.height - 1))), group);
+fn round(sum: i32) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+/// As [`Resizer::resize_rows`], on any unit.
+fn resize_rows(source: Rows, taps: &Taps, [red, green, blue]: [&mut [u8]; 3]) {
+    let width = taps.len();
+    let rows = red.chunks_exact_mut(width).zip(green.chunks_exact_mut(width)).zip(blue.chunks_exact_mut(width));
+    for (y, ((red, green), blue)) in rows.enumerate() {
+        let row = source.row(y);
         for (x, (first, weights)) in taps.iter().enumerate() {
-            let mut sums = [HALF; COLUMN];
-            for (column, &weight) in group[first..].iter().zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(column) {
+            let mut sums = [HALF; 3];
+            for (pixel, &weight) in row[3 * first..].chunks_exact(3).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
                     *sum += weight * i32::from(value);
                 }
             }
-            let mut bytes = [0; COLUMN];
-            round(&sums, &mut bytes);
-            for (out, pixel) in out.chunks_exact_mut(row).zip(bytes.chunks_exact(PIXEL)) {
-                // The fourth byte is overwritten by the next pixel, where there is one.
-                match out[3 * x..].first_chunk_mut::<PIXEL>() {
-                    Some(four) => four.copy_from_slice(pixel),
-                    None => out[3 * x..].copy_from_slice(&pixel[..3]),
+            [red[x], green[x], blue[x]] = sums.map(round);
+        }
+    }
+}
+
+/// Weights for four target pixels at a time, in pairs of source pixels: AVX2 multiplies and adds pairs of 16 bits, so that a
+/// weight is split in two.
+#[cfg(target_arch = "x86_64")]
+#[derive(Default)]
+struct Fours {
+    /// Pairs of source pixels of every target pixel; weights of what is too much are 0.
+    pairs: usize,
+    /// Byte in a row at which each target pixel's source begins.
+    starts: Vec<[u32; 4]>,
+    /// By four target pixels and pair of source pixels: upper and lower halves of the weights of the first and the third target
+    /// pixel, then of the second and the fourth.
+    weights: Vec<[[i16; 16]; 4]>,
+    /// A row with room behind it.
+    row: Vec<u8>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Fours {
+    /// Bits of the lower half of a weight.
+    const LOWER: u32 = 11;
+    /// Bytes that are loaded for a pair of source pixels.
+    const LOAD: usize = 16;
+
+    fn set(&mut self, taps: &Taps) {
+        let most = taps.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
+        self.pairs = most.div_ceil(2);
+        let fours = taps.len().div_ceil(4);
+        self.starts.clear();
+        self.starts.resize(fours, [0; 4]);
+        self.weights.clear();
+        self.weights.resize(fours * self.pairs, [[0; 16]; 4]);
+        for (x, (first, weights)) in taps.iter().enumerate() {
+            self.starts[x / 4][x % 4] = 3 * first as u32;
+            let pairs = &mut self.weights[x / 4 * self.pairs..][..self.pairs];
+            for (pair, weights) in pairs.iter_mut().zip(weights.chunks(2)) {
+                let [upper, lower] = &mut pair[2 * (x % 2)..][..2] else { unreachable!("two of four") };
+                for (i, &weight) in weights.iter().enumerate() {
+                    for color in 0..4 {
+                        let place = 8 * (x % 4 / 2) + 2 * color + i;
+                        upper[place] = (weight >> Self::LOWER) as i16;
+                        lower[place] = (weight & ((1 << Self::LOWER) - 1)) as i16;
+                    }
                 }
+            }
+        }
+    }
+
+    fn resize_rows(&mut self, simd: V3, source: Rows, width: usize, out: [&mut [u8]; 3]) {
+        simd.vectorize(
+            #[inline(always)]
+            || match self.pairs {
+                1 => self.resize_rows_by::<1>(simd, source, width, out),
+                2 => self.resize_rows_by::<2>(simd, source, width, out),
+                3 => self.resize_rows_by::<3>(simd, source, width, out),
+                _ => self.resize_rows_by::<0>(simd, source, width, out),
+            },
+        );
+    }
+
+    /// With `PAIRS` known to the compiler unless it is 0.
+    #[inline(always)]
+    fn resize_rows_by<const PAIRS: usize>(
+        &mut self,
+        simd: V3,
+        source: Rows,
+        width: usize,
+        [red, green, blue]: [&mut [u8]; 3],
+    ) {
+        let pairs = if PAIRS == 0 { self.pairs } else { PAIRS };
+        let Fours { starts, weights, row: padded, .. } = self;
+        // Red of two pixels as a pair of 16 bits, then green, blue, and nothing.
+        const SPREAD: [i8; 16] = [0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1];
+        // Four pixels of four bytes to four reds, greens and blues.
+        const PLANES: [i8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1];
+        let (avx, avx2) = (simd.avx, simd.avx2);
+        let spread = cast([SPREAD; 2]);
+        let half = avx._mm256_set1_epi32(HALF);
+        // Beyond the last pair that counts others are read.
+        let room = 6 * pairs + Self::LOAD;
+        for y in 0..red.len() / width {
+            let mut row = &source.bytes[source.stride * y..];
+            if row.len() < source.length + room {
+                padded.clear();
+                padded.extend_from_slice(&row[..source.length]);
+                padded.resize(source.length + room, 0);
+                row = padded;
+            }
+            for (four, (starts, weights)) in starts.iter().zip(weights.chunks_exact(pairs)).enumerate() {
+                let source = |start: u32| &row[start as usize..][..room];
+                let &[a, b, c, d] = starts;
+                let sources = [source(a), source(b), source(c), source(d)];
+                let mut sums = [avx._mm256_setzero_si256(); 4];
+                for (pair, weights) in weights[..pairs].iter().enumerate() {
+                    let load = |i: usize| {
+                        cast(*sources[i][6 * pair..].first_chunk::<{ Self::LOAD }>().expect("there is room"))
+                    };
+                    for i in 0..2 {
+                        let values = avx._mm256_set_m128i(load(i + 2), load(i));
+                        let values = avx2._mm256_shuffle_epi8(values, spread);
+                        for half in 2 * i..2 * i + 2 {
+                            let product = avx2._mm256_madd_epi16(values, cast(weights[half]));
+                            sums[half] = avx2._mm256_add_epi32(sums[half], product);
+                        }
+                    }
+                }
+                let whole = |upper, lower| {
+                    let upper = avx2._mm256_slli_epi32::<{ Self::LOWER as i32 }>(upper);
+                    let sum = avx2._mm256_add_epi32(avx2._mm256_add_epi32(upper, lower), half);
+                    avx2._mm256_srli_epi32::<{ BITS as i32 }>(sum)
+                };
+                let words = avx2._mm256_packus_epi32(whole(sums[0], sums[1]), whole(sums[2], sums[3]));
+                let bytes: [[u64; 2]; 2] = cast(avx2._mm256_packus_epi16(words, words));
+                let bytes = simd.ssse3._mm_shuffle_epi8(cast([bytes[0][0], bytes[1][0]]), cast(PLANES));
+                let [reds, greens, blues, _]: [[u8; 4]; 4] = cast(bytes);
+                let at = width * y + 4 * four;
+                put(&mut red[at..], reds);
+                put(&mut green[at..], greens);
+                put(&mut blue[at..], blues);
             }
         }
     }
 }
 
-/// The same pixel of every row beside each other.
+/// Four pixels at the beginning of what is left of a plane. What is too much of them is overwritten by the next row, where there is
+/// one.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn side_by_side(rows: [&[u8]; GROUP], group: &mut [[u8; COLUMN]]) {
-    for (i, row) in rows.into_iter().enumerate() {
-        let last = group.len() - 1;
-        for (x, column) in group[..last].iter_mut().enumerate() {
-            column[PIXEL * i..][..PIXEL].copy_from_slice(&row[3 * x..][..PIXEL]);
-        }
-        group[last][PIXEL * i..][..3].copy_from_slice(&row[3 * last..]);
+fn put(plane: &mut [u8], four: [u8; 4]) {
+    match plane.first_chunk_mut() {
+        Some(bytes) => *bytes = four,
+        None => plane.iter_mut().zip(four).for_each(|(to, from)| *to = from),
     }
 }
 
-/// Columns at their new height, without gaps between rows.
-#[inline(always)]
+/// Rows mixed to a new height, without gaps between them.
 fn resize_columns(source: Rows, taps: &Taps, out: &mut [u8]) {
-    for ((first, weights), out) in taps.iter().zip(out.chunks_exact_mut(3 * source.width)) {
-        let mut chunks = out.chunks_exact_mut(CHUNK);
-        let mut start = 0;
-        for out in &mut chunks {
-            out.copy_from_slice(&mix::<CHUNK>(source, first, weights, start));
-            start += CHUNK;
-        }
-        for out in chunks.into_remainder() {
-            *out = mix::<1>(source, first, weights, start)[0];
-            start += 1;
-        }
-    }
+    vectorized(
+        #[inline(always)]
+        || {
+            for ((first, weights), out) in taps.iter().zip(out.chunks_exact_mut(source.length)) {
+                let (chunks, rest) = out.as_chunks_mut::<CHUNK>();
+                let whole = CHUNK * chunks.len();
+                for (i, out) in chunks.iter_mut().enumerate() {
+                    *out = mix(source, first, weights, CHUNK * i);
+                }
+                // The last chunk may overlap the one before.
+                if let Some(last) = source.length.checked_sub(CHUNK).filter(|_| !rest.is_empty()) {
+                    rest.copy_from_slice(&mix::<CHUNK>(source, first, weights, last)[whole - last..]);
+                } else {
+                    for (i, out) in rest.iter_mut().enumerate() {
+                        [*out] = mix(source, first, weights, i);
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Weighted sums of `N` bytes of every row from `first` on.
@@ -149,25 +308,16 @@ fn mix<const N: usize>(source: Rows, first: usize, weights: &[i32], start: usize
         }
     }
     let mut bytes = [0; N];
-    round(&sums, &mut bytes);
+    for (byte, sum) in bytes.iter_mut().zip(sums) {
+        *byte = round(sum);
+    }
     bytes
 }
 
-/// Added to a sum before its fraction is dropped.
-const HALF: i32 = 1 << (BITS - 1);
-
-/// Sums without their fractions. Weights that were rounded up may add up to more than 1.
-#[inline(always)]
-fn round(sums: &[i32], out: &mut [u8]) {
-    for (out, &sum) in out.iter_mut().zip(sums) {
-        *out = (sum >> BITS).clamp(0, 255) as u8;
-    }
-}
-
 /// `width` x `height` interleaved RGB pixels of the whole of `image`, whatever its shape.
-pub fn shrink(image: &RgbImage, width: u32, height: u32) -> Vec<u8> {
-    let whole = CropBox { left: 0, top: 0, width: image.width(), height: image.height() };
-    let mut out = Vec::new();
-    Resizer::default().crop_resize(image, whole, (width, height), &mut out);
-    out
+pub fn shrink(image: &Part, width: u32, height: u32) -> Vec<u8> {
+    let whole = CropBox::whole(image.size());
+    let mut planes = Planes::default();
+    Resizer::default().crop_resize(image, whole, Target::whole(width, height), &mut planes);
+    planes.interleaved()
 }

@@ -1,6 +1,8 @@
 //! Weights of antialiased bilinear resizing along one axis, in Pillow's fixed point: the CPU's code and the GPU's share them.
 
-use super::crop::CropBox;
+use std::ops::Range;
+
+use crate::dataset::CropBox;
 
 /// Bits of a weight's fraction: 8 bits of a sample and 2 for sums beyond it leave as many of 32.
 pub(super) const BITS: u32 = 22;
@@ -39,6 +41,22 @@ impl Taps {
             values.resize((i as usize + 1) * (2 + window), 0);
         }
         Taps { window, values }
+    }
+
+    /// Number of target pixels.
+    pub fn len(&self) -> usize {
+        self.values.len() / (2 + self.window)
+    }
+
+    /// Leaves these target pixels alone, and counts source pixels from the first that they have a share in; returns those.
+    pub fn only(&mut self, pixels: Range<u32>) -> Range<u32> {
+        let entry = 2 + self.window;
+        self.values.truncate(entry * pixels.end as usize);
+        self.values.drain(..entry * pixels.start as usize);
+        let start = self.iter().map(|(first, _)| first).min().unwrap_or(0);
+        let end = self.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+        self.values.chunks_exact_mut(entry).for_each(|entry| entry[0] -= start as i32);
+        start as u32..end as u32
     }
 
     /// For each target pixel its first source pixel, and the weights from it on.
@@ -81,6 +99,18 @@ mod tests {
                 assert!(off <= weights.len(), "{from} to {to}: off by {off}");
             }
         }
+    }
+
+    #[test]
+    fn some_target_pixels_read_what_they_read_among_all() {
+        let all = Taps::new(50, 20);
+        let mut some = all.clone();
+        let source = some.only(3..9);
+        assert_eq!(some.len(), 6);
+        let moved: Vec<_> = some.iter().map(|(first, weights)| (source.start as usize + first, weights)).collect();
+        assert_eq!(moved, all.iter().skip(3).take(6).collect::<Vec<_>>());
+        let (last, weights) = moved[5];
+        assert_eq!(moved[0].0 as u32..(last + weights.len()) as u32, source);
     }
 
     #[test]

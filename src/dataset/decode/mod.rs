@@ -1,8 +1,10 @@
 //! Encoded bytes to RGB pixels and back; the only place where images are decoded.
 
 mod cmyk;
+mod gif;
 mod jpeg;
 mod kind;
+mod opened;
 mod tiff;
 
 use std::{fmt, io::Cursor};
@@ -13,12 +15,20 @@ use image::{
     metadata::Orientation,
 };
 
+use jpeg::Jpeg;
 pub(super) use kind::{DECODED, HEAD, Kind};
+pub(super) use opened::Opened;
+pub use opened::Part;
+
+use super::CropBox;
 
 /// Images with more pixels are refused, as Pillow refuses them: a header of a few bytes can announce gigabytes.
 const MOST_PIXELS: u64 = 178_956_970;
 /// Bytes that a decoder may take beside the pixels.
 const MOST_BYTES: u64 = 2 << 30;
+
+/// Bytes of working memory that a thread keeps from one image to the next.
+const MOST_KEPT: usize = 64 << 20;
 
 /// Why an image is not decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +86,7 @@ impl Stored {
     pub fn of(bytes: &[u8]) -> Option<Stored> {
         let Kind::Image(format) = Kind::of(bytes) else { return None };
         if format == ImageFormat::Jpeg {
-            let channels = match jpeg::channels(bytes)? {
+            let channels = match Jpeg::open(bytes).ok()?.channels() {
                 1 => "grey",
                 4 => "CMYK",
                 _ => "RGB",
@@ -100,7 +110,8 @@ impl Stored {
 pub(super) fn verify(bytes: &[u8]) -> Result<(), Refusal> {
     match Kind::of(bytes) {
         Kind::Image(ImageFormat::Jpeg) => {
-            jpeg::verify(bytes, check_size).map_err(|reason| Refusal { kind: "JPEG", reason })
+            let verified = jpeg(bytes).and_then(|jpeg| jpeg.verify());
+            verified.map_err(|reason| Refusal { kind: "JPEG", reason })
         }
         _ => decode(bytes).map(drop),
     }
@@ -108,13 +119,24 @@ pub(super) fn verify(bytes: &[u8]) -> Result<(), Refusal> {
 
 fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<RgbImage, String> {
     let (image, orientation) = match format {
-        ImageFormat::Jpeg => jpeg::decode(bytes, check_size)?,
+        ImageFormat::Jpeg => {
+            let jpeg = jpeg(bytes)?;
+            let ((width, height), mut pixels) = (jpeg.size(), Vec::new());
+            jpeg.decode(CropBox::whole((width, height)), &mut pixels)?;
+            (RgbImage::from_raw(width, height, pixels).ok_or("fewer pixels than announced")?, jpeg.orientation())
+        }
         ImageFormat::Tiff => tiff::decode(bytes, check_size)?,
+        ImageFormat::Gif => (gif::decode(bytes, check_size)?, Orientation::NoTransforms),
         format => decode_other(format, bytes)?,
     };
-    let mut image = DynamicImage::ImageRgb8(image);
-    image.apply_orientation(orientation);
-    Ok(image.into_rgb8())
+    Ok(opened::turned(image, orientation))
+}
+
+/// A JPEG whose markers have been read, of no more pixels than are decoded.
+fn jpeg(bytes: &[u8]) -> Result<Jpeg<'_>, String> {
+    let jpeg = Jpeg::open(bytes)?;
+    let (width, height) = jpeg.size();
+    check_size(width, height).map(|()| jpeg)
 }
 
 /// Whether there are pixels, and not too many for memory.
@@ -282,6 +304,13 @@ pub(super) mod tests {
         [b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation], &[0; 6]].concat()
     }
 
+    /// A JPEG with an orientation.
+    pub fn turned_by(orientation: u8, jpeg: &[u8]) -> Vec<u8> {
+        let block = [b"Exif\0\0".as_slice(), &exif(orientation)].concat();
+        let length = (block.len() as u16 + 2).to_be_bytes();
+        [&jpeg[..2], &[0xff, 0xe1], &length, &block, &jpeg[2..]].concat()
+    }
+
     #[test]
     fn the_orientation_is_applied() {
         // What is upright at the left, by the orientation that its file would have.
@@ -312,9 +341,7 @@ pub(super) mod tests {
             assert_eq!(decode(&png).unwrap(), upright, "PNG, orientation {orientation}");
 
             let plain = jpeg(&stored);
-            let block = [b"Exif\0\0".as_slice(), &exif(orientation)].concat();
-            let length = (block.len() as u16 + 2).to_be_bytes();
-            let turned = [&plain[..2], &[0xff, 0xe1], &length, &block, &plain[2..]].concat();
+            let turned = turned_by(orientation, &plain);
             let (expected, found) = (decode(&plain).unwrap(), decode(&turned).unwrap());
             assert_eq!(found.dimensions(), (w, h), "JPEG, orientation {orientation}");
             let off =

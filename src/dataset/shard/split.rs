@@ -23,7 +23,10 @@ use parquet::{
 
 use super::IMAGE_BYTES;
 use crate::{
-    dataset::decode::decode,
+    dataset::{
+        CropBox, Part,
+        decode::{Opened, Refusal, decode},
+    },
     tables::{TRAIN, column::*},
 };
 
@@ -132,11 +135,27 @@ impl Split {
     }
 
     /// Sample `i`, decoded.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
     pub fn image(&self, i: usize) -> anyhow::Result<RgbImage> {
-        decode(&self.value(i)?[PREFIX..]).map_err(|reason| {
-            let shard = &self.shards[self.rows[i].shard as usize].path;
-            anyhow::anyhow!("sample {i} of `{}` does not decode: {reason}", shard.display())
-        })
+        decode(&self.value(i)?[PREFIX..]).map_err(|refusal| self.undecoded(i, refusal))
+    }
+
+    /// At least a part of sample `i`: `wanted` says by its width and height which, and what else there is to say of it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged. Ingestion looked all of it through: damage outside the part may go unnoticed now.
+    pub fn part<T>(&self, i: usize, wanted: impl FnOnce((u32, u32)) -> (CropBox, T)) -> anyhow::Result<(Part, T)> {
+        let value = self.value(i)?;
+        let opened = Opened::new(&value[PREFIX..]).map_err(|refusal| self.undecoded(i, refusal))?;
+        let (part, said) = wanted(opened.size());
+        Ok((opened.part(part).map_err(|refusal| self.undecoded(i, refusal))?, said))
+    }
+
+    fn undecoded(&self, i: usize, refusal: Refusal) -> anyhow::Error {
+        let shard = &self.shards[self.rows[i].shard as usize].path;
+        anyhow::anyhow!("sample {i} of `{}` does not decode: {refusal}", shard.display())
     }
 
     /// One read: the image behind its length, which must be the one that the row has.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     artifact::Artifact,
-    dataset::{Sample, Split, SplitName, Stored, shard},
+    dataset::{Part, Sample, Split, SplitName, Stored, shard},
     stage::{
         Interrupt, Progress, Stopped,
         duplicates::{self, Duplicate, Place},
@@ -268,8 +268,8 @@ impl<'a> Looked<'a> {
             let samples = first..split.len().min(first + at_once);
             let look = |i: usize| {
                 let bytes = split.encoded(i)?;
-                let image = split.image(i)?;
-                anyhow::Ok((Stored::of(&bytes), image.dimensions(), Thumbnail::of(&image), bytes))
+                let image = Part::from(split.image(i)?);
+                anyhow::Ok((Stored::of(&bytes), image.size(), Thumbnail::of(&image), bytes))
             };
             let looked: Vec<_> = samples.clone().into_par_iter().map(look).collect::<anyhow::Result<_>>()?;
             let mut encoded = Vec::with_capacity(looked.len());

@@ -2,9 +2,7 @@
 
 use std::{f32::consts::PI, sync::LazyLock};
 
-use image::RgbImage;
-
-use crate::dataset::augment::shrink;
+use crate::dataset::{Part, augment::shrink};
 
 /// Height and width of the grey values, and of each of the two planes of colours behind them.
 const SIDE: usize = 32;
@@ -64,7 +62,7 @@ struct Plane<'a>(&'a [u8], usize);
 
 impl Thumbnail {
     /// That of an image, whatever its shape.
-    pub fn of(image: &RgbImage) -> Thumbnail {
+    pub fn of(image: &Part) -> Thumbnail {
         let shrunk = |side: usize| shrink(image, side as u32, side as u32);
         let (small, colours) = (shrunk(SIDE), shrunk(COLOUR_SIDE));
         let grey = |p: &[u8]| ((299 * p[0] as u32 + 587 * p[1] as u32 + 114 * p[2] as u32 + 500) / 1000) as u8;
@@ -207,6 +205,8 @@ fn correlation<const N: usize>(a: &[[f32; N]; N], b: &[[f32; N]; N]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
+
     use super::*;
 
     /// A disc on a ground.
@@ -216,7 +216,7 @@ mod tests {
             let noise = (x * 7 + y * 13) as u8 % (noise + 1);
             image::Rgb(if within { disc } else { ground }.map(|value| value + noise))
         });
-        Thumbnail::of(&image)
+        Thumbnail::of(&image.into())
     }
 
     #[test]

@@ -119,12 +119,11 @@ fn refine(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &
     let mut place = scan.from;
     if *ended == 0 {
         while place <= scan.to {
-            let symbol = bits.symbol(codes)?;
-            let (mut zeros, size) = (symbol >> 4, symbol & 15);
+            let (mut zeros, size) = bits.symbol(codes)?;
             let mut new = 0;
             match size {
                 0 if zeros < 15 => {
-                    *ended = (1 << zeros) + bits.number(zeros);
+                    *ended = (1 << zeros) + bits.number(zeros as u8);
                     break;
                 }
                 0 => {}

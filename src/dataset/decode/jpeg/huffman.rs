@@ -10,7 +10,7 @@ impl From<Damage> for String {
     }
 }
 
-/// Codes of at most this many bits are found by one look, and a value behind its code if both fit.
+/// Codes of at most this many bits are found by one look.
 const LOOK: u32 = 10;
 
 /// A table of codes of 1 to 16 bits.
@@ -23,29 +23,36 @@ pub struct Codes {
     looks: Box<[Look; 1 << LOOK]>,
 }
 
-/// What the next bits begin with: 0 where the code is longer than them; else, from the lowest bit on, 8 bits of length of the code
-/// and of the value if that is known, 8 bits of symbol, 16 bits of signed value, which is 0 if it is not known.
+/// A code and the value behind it: 0 where the code is longer than a look; else, from the lowest bit on, 8 bits each of their
+/// length together, of the code's, of the value's, and of the number of zeros before the value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Look(u32);
 
 impl Look {
-    fn new(length: u32, symbol: u8, value: i16) -> Look {
-        Look(length | u32::from(symbol) << 8 | u32::from(value as u16) << 16)
+    #[inline(always)]
+    fn new(length: u32, symbol: u8) -> Look {
+        let (zeros, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+        Look((length + size) | (length << 8) | (size << 16) | (zeros << 24))
     }
 
     #[inline(always)]
-    fn length(self) -> u32 {
+    fn both(self) -> u32 {
         self.0 & 0xff
     }
 
     #[inline(always)]
-    fn symbol(self) -> u8 {
-        (self.0 >> 8) as u8
+    fn length(self) -> u32 {
+        (self.0 >> 8) & 0xff
     }
 
     #[inline(always)]
-    fn value(self) -> i16 {
-        (self.0 >> 16) as i16
+    fn size(self) -> u32 {
+        (self.0 >> 16) & 0xff
+    }
+
+    #[inline(always)]
+    fn zeros(self) -> usize {
+        (self.0 >> 24) as usize
     }
 }
 
@@ -64,11 +71,7 @@ impl Codes {
             if length <= LOOK {
                 // All looks that begin with the code.
                 let room = looks.chunks_exact_mut(1 << (LOOK - length)).skip(code as usize);
-                for (looks, &symbol) in room.zip(of_length) {
-                    for (rest, look) in looks.iter_mut().enumerate() {
-                        *look = known(length, symbol, rest as u32);
-                    }
-                }
+                room.zip(of_length).for_each(|(looks, &symbol)| looks.fill(Look::new(length, symbol)));
             }
             code = (code + i32::from(count)) << 1;
             place += i32::from(count);
@@ -78,15 +81,27 @@ impl Codes {
         }
         Ok(Codes { symbols: symbols.to_vec(), by_length, looks })
     }
-}
 
-/// What is known from a code of `length` bits and the bits behind it, `rest`.
-fn known(length: u32, symbol: u8, rest: u32) -> Look {
-    let (size, left) = (u32::from(symbol & 15), LOOK - length);
-    if size == 0 || size > left {
-        return Look::new(length, symbol, 0);
+    /// The code that bits begin with, of which 16 are there.
+    #[inline(always)]
+    fn look(&self, held: u64) -> Result<Look, Damage> {
+        let look = self.looks[(held >> (64 - LOOK)) as usize];
+        if look.0 == 0 { self.long(held) } else { Ok(look) }
     }
-    Look::new(length + size, symbol, signed(u64::from(rest) << (64 - left), size) as i16)
+
+    /// A code of more than [`LOOK`] bits.
+    #[cold]
+    #[inline(never)]
+    fn long(&self, held: u64) -> Result<Look, Damage> {
+        for (length, &(end, offset)) in (1..).zip(&self.by_length).skip(LOOK as usize) {
+            let code = (held >> (64 - length)) as i32;
+            if code < end {
+                let symbol = self.symbols.get((code + offset) as usize).ok_or(Damage)?;
+                return Ok(Look::new(length, *symbol));
+            }
+        }
+        Err(Damage)
+    }
 }
 
 /// The signed number that the uppermost `size` bits, at most 16, are: one that begins with 0 is negative.
@@ -97,9 +112,97 @@ fn signed(held: u64, size: u32) -> i32 {
     number + (!positive & (1 - (1 << size)))
 }
 
-/// Reads a scan's bits; a zero after 0xFF is stuffing, anything else a marker, at which the bits end.
-///
-/// Behind the end come zeros; [`Bits::check`] finds that they were read.
+/// The image data of a scan from one marker to the next, without the zeros that are stuffed behind every 0xFF.
+pub struct Stretch<'a> {
+    file: &'a [u8],
+    /// Where the marker behind it lies in the file, or the file's end.
+    end: usize,
+    /// As many bytes as the file has, and room for what a look beyond the end sees.
+    bytes: Vec<u8>,
+    /// How many of them it has.
+    length: usize,
+}
+
+impl<'a> Stretch<'a> {
+    /// What a look beyond the end sees.
+    const BEYOND: [u8; 8] = [0; 8];
+
+    /// That of `file` from `start`; `memory` is used for it.
+    pub fn new(file: &'a [u8], start: usize, memory: Vec<u8>) -> Stretch<'a> {
+        let mut stretch = Stretch { file, end: start, bytes: memory, length: 0 };
+        stretch.bytes.resize(file.len() + Self::BEYOND.len(), 0);
+        stretch.read();
+        stretch
+    }
+
+    /// Where the marker behind it lies.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// Its bits, from the first on.
+    pub fn bits(&self) -> Bits<'_> {
+        Bits { bytes: &self.bytes[..self.length + Self::BEYOND.len()], at: 0, held: 0, count: 0 }
+    }
+
+    /// The memory that it was given.
+    pub fn into_memory(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Goes beyond the restart marker of this number, which must come next; `left` bits were not read before it.
+    pub fn restart(&mut self, number: u32, left: usize) -> Result<(), Damage> {
+        // A unit too few and not the bits that fill a byte.
+        if left >= 64 {
+            return Err(Damage);
+        }
+        while self.file.get(self.end..self.end + 2) == Some(&[0xff, 0xff]) {
+            self.end += 1;
+        }
+        if self.file.get(self.end..self.end + 2) != Some(&[0xff, 0xd0 + (number % 8) as u8]) {
+            return Err(Damage);
+        }
+        self.end += 2;
+        self.read();
+        Ok(())
+    }
+
+    /// Takes what lies between `self.end` and the next marker.
+    fn read(&mut self) {
+        const ONES: u64 = u64::from_ne_bytes([1; 8]);
+        let (mut from, mut to) = (self.end, 0);
+        loop {
+            // Eight bytes at a time, of which those before an 0xFF are kept.
+            if let Some(eight) = self.file.get(from..).and_then(<[u8]>::first_chunk::<8>) {
+                self.bytes[to..to + 8].copy_from_slice(eight);
+                // It is a zero in the complement; the lowest bit that is found is right.
+                let other = !u64::from_le_bytes(*eight);
+                let zeros = other.wrapping_sub(ONES) & !other & (ONES << 7);
+                let plain = zeros.trailing_zeros() as usize / 8;
+                (from, to) = (from + plain, to + plain);
+                if zeros == 0 {
+                    continue;
+                }
+            }
+            self.bytes[to] = match self.file.get(from..) {
+                Some([0xff, 0, ..]) => {
+                    from += 2;
+                    0xff
+                }
+                Some([byte, ..]) if *byte != 0xff => {
+                    from += 1;
+                    *byte
+                }
+                _ => break,
+            };
+            to += 1;
+        }
+        (self.end, self.length) = (from, to);
+        self.bytes[to..to + Self::BEYOND.len()].copy_from_slice(&Self::BEYOND);
+    }
+}
+
+/// Reads the bits of a stretch. Behind its end come zeros; [`Bits::check`] finds that they were read.
 #[derive(Clone, Copy)]
 pub struct Bits<'a> {
     bytes: &'a [u8],
@@ -107,70 +210,29 @@ pub struct Bits<'a> {
     /// The uppermost `count` bits are the next; what else is in it will come again.
     held: u64,
     count: u32,
-    /// How many of all bits so far were made up.
-    lacking: u32,
 }
 
-impl<'a> Bits<'a> {
-    /// Bits of `bytes` from `at`.
-    pub fn new(bytes: &'a [u8], at: usize) -> Bits<'a> {
-        Bits { bytes, at, held: 0, count: 0, lacking: 0 }
-    }
-
-    /// Where bytes were not looked at yet; no marker lies before it.
-    pub fn at(&self) -> usize {
-        self.at
+impl Bits<'_> {
+    /// How many bits were not read yet; 0 if more were read than there are.
+    #[inline(always)]
+    pub fn left(&self) -> usize {
+        (8 * (self.bytes.len() - Stretch::BEYOND.len()) + self.count as usize).saturating_sub(8 * self.at)
     }
 
     /// Whether all bits that were read were there.
     #[inline(always)]
     pub fn check(&self) -> Result<(), Damage> {
-        if self.lacking > self.count { Err(Damage) } else { Ok(()) }
+        let there = 8 * (self.bytes.len() - Stretch::BEYOND.len());
+        if 8 * self.at > there + self.count as usize { Err(Damage) } else { Ok(()) }
     }
 
-    /// Makes `self.count` at least `wanted`, at most 56.
+    /// Makes `self.count` at least 56.
     #[inline(always)]
-    fn need(&mut self, wanted: u32) {
-        if self.count >= wanted {
-            return;
-        }
-        const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    fn fill(&mut self) {
         let eight = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk);
-        let word = eight.map_or(u64::MAX, |&eight| u64::from_be_bytes(eight));
-        // No byte is 0xFF: the complement has no byte of zero.
-        if (!word).wrapping_sub(ONES) & word & (ONES << 7) == 0 {
-            self.held |= word >> self.count;
-            self.at += ((63 - self.count) >> 3) as usize;
-            self.count |= 56;
-        } else {
-            // By value, so that the bits may stay in registers.
-            *self = self.with_bytes();
-        }
-    }
-
-    /// With as many bytes more as there is room for, one by one.
-    #[cold]
-    #[inline(never)]
-    fn with_bytes(mut self) -> Bits<'a> {
-        while self.count < 56 {
-            let byte = match self.bytes.get(self.at..) {
-                Some([0xff, 0, ..]) => {
-                    self.at += 2;
-                    0xff
-                }
-                Some([byte, ..]) if *byte != 0xff => {
-                    self.at += 1;
-                    *byte
-                }
-                _ => {
-                    self.lacking += 8;
-                    0
-                }
-            };
-            self.held |= u64::from(byte) << (56 - self.count);
-            self.count += 8;
-        }
-        self
+        self.held |= eight.map_or(0, |&eight| u64::from_be_bytes(eight)) >> self.count;
+        self.at += ((63 - self.count) >> 3) as usize;
+        self.count |= 56;
     }
 
     #[inline(always)]
@@ -182,16 +244,15 @@ impl<'a> Bits<'a> {
     /// The next bit.
     #[inline(always)]
     pub fn bit(&mut self) -> bool {
-        self.need(1);
-        let bit = self.held >> 63 == 1;
-        self.skip(1);
-        bit
+        self.number(1) == 1
     }
 
     /// The next `count` bits, at most 16, as a number.
     #[inline(always)]
     pub fn number(&mut self, count: u8) -> u32 {
-        self.need(16);
+        if self.count < 16 {
+            self.fill();
+        }
         let number = self.held >> 1 >> (63 - u32::from(count));
         self.skip(u32::from(count));
         number as u32
@@ -199,63 +260,21 @@ impl<'a> Bits<'a> {
 
     /// The next code and the value behind it: how many zeros are before it, of how many bits it is, itself.
     #[inline(always)]
-    pub fn value(&mut self, codes: &Codes) -> Result<(usize, u8, i32), Damage> {
-        // A code and a value have 31 bits at most.
-        self.need(32);
-        let look = codes.looks[(self.held >> (64 - LOOK)) as usize];
-        let symbol = look.symbol();
-        if look.value() != 0 {
-            self.skip(look.length());
-            return Ok((usize::from(symbol >> 4), symbol & 15, i32::from(look.value())));
-        }
-        let symbol = if look.length() > 0 {
-            self.skip(look.length());
-            symbol
-        } else {
-            self.long(codes)?
-        };
-        let size = u32::from(symbol & 15);
-        let value = signed(self.held, size);
-        self.skip(size);
-        Ok((usize::from(symbol >> 4), symbol & 15, value))
+    pub fn value(&mut self, codes: &Codes) -> Result<(usize, u32, i32), Damage> {
+        // A code and a value have 31 bits at most. Without a branch, which would be foreseen badly.
+        self.fill();
+        let look = codes.look(self.held)?;
+        let value = signed(self.held << look.length(), look.size());
+        self.skip(look.both());
+        Ok((look.zeros(), look.size(), value))
     }
 
-    /// The symbol of the next code.
+    /// The next code alone: its two halves.
     #[inline(always)]
-    pub fn symbol(&mut self, codes: &Codes) -> Result<u8, Damage> {
-        self.need(16);
-        let look = codes.looks[(self.held >> (64 - LOOK)) as usize];
-        if look.length() == 0 {
-            return self.long(codes);
-        }
-        let value = if look.value() != 0 { u32::from(look.symbol() & 15) } else { 0 };
-        self.skip(look.length() - value);
-        Ok(look.symbol())
-    }
-
-    /// The symbol of a code of more than [`LOOK`] bits; 16 bits are held.
-    #[inline(always)]
-    fn long(&mut self, codes: &Codes) -> Result<u8, Damage> {
-        for (length, &(end, offset)) in (1..).zip(&codes.by_length).skip(LOOK as usize) {
-            let code = (self.held >> (64 - length)) as i32;
-            if code < end {
-                self.skip(length);
-                return codes.symbols.get((code + offset) as usize).copied().ok_or(Damage);
-            }
-        }
-        Err(Damage)
-    }
-
-    /// Goes beyond the restart marker of this number, which must come next.
-    pub fn restart(&mut self, number: u32) -> Result<(), Damage> {
-        (self.held, self.count, self.lacking) = (0, 0, 0);
-        while self.bytes.get(self.at..self.at + 2) == Some(&[0xff, 0xff]) {
-            self.at += 1;
-        }
-        if self.bytes.get(self.at..self.at + 2) != Some(&[0xff, 0xd0 + (number % 8) as u8]) {
-            return Err(Damage);
-        }
-        self.at += 2;
-        Ok(())
+    pub fn symbol(&mut self, codes: &Codes) -> Result<(usize, u32), Damage> {
+        self.fill();
+        let look = codes.look(self.held)?;
+        self.skip(look.length());
+        Ok((look.zeros(), look.size()))
     }
 }

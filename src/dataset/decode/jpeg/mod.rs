@@ -8,39 +8,75 @@ mod planes;
 mod scans;
 mod standard;
 
-use image::{RgbImage, metadata::Orientation};
+use std::cell::RefCell;
 
+use image::metadata::Orientation;
+
+use super::MOST_KEPT;
+use crate::dataset::CropBox;
 use header::Header;
+use scans::Memory;
 
-/// Pixels as they are stored, and how they are to be turned. `check` is given width and height, and refuses those of no pixels.
-///
-/// Errors: a short reason for people: kinds that are not decoded, and damage.
-pub fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> Result<(RgbImage, Orientation), String> {
-    let header = Header::of(bytes)?;
-    let (width, height) = (header.width as u32, header.height as u32);
-    check(width, height)?;
-    let orientation = header.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
-    let image =
-        RgbImage::from_raw(width, height, scans::decode(bytes, &header)?).ok_or("fewer pixels than announced")?;
-    Ok((image, orientation))
+thread_local! {
+    static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// Whether the file is whole, without its pixels.
-///
-/// Errors: as of [`decode`].
-pub fn verify(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> Result<(), String> {
-    let header = Header::of(bytes)?;
-    check(header.width as u32, header.height as u32)?;
-    scans::verify(bytes, &header)
+/// Runs `work` with this thread's memory, which stays for the next image unless one image alone is that large.
+fn with_memory<R>(work: impl FnOnce(&mut Memory) -> R) -> R {
+    MEMORY.with_borrow_mut(|memory| {
+        let done = work(memory);
+        if memory.bytes() > MOST_KEPT {
+            *memory = Memory::default();
+        }
+        done
+    })
 }
 
-/// Number of colour components; None of a file whose markers cannot be read.
-pub fn channels(bytes: &[u8]) -> Option<usize> {
-    Header::of(bytes).ok().map(|header| header.components.len())
+/// A file whose markers have been read.
+#[derive(Debug)]
+pub struct Jpeg<'a> {
+    bytes: &'a [u8],
+    header: Header<'a>,
+}
+
+impl<'a> Jpeg<'a> {
+    /// Errors: a short reason for people: kinds that are not decoded, and damage.
+    pub fn open(bytes: &'a [u8]) -> Result<Jpeg<'a>, String> {
+        Ok(Jpeg { bytes, header: Header::of(bytes)? })
+    }
+
+    /// Width and height as it is stored.
+    pub fn size(&self) -> (u32, u32) {
+        (self.header.width as u32, self.header.height as u32)
+    }
+
+    /// How it is to be turned.
+    pub fn orientation(&self) -> Orientation {
+        self.header.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// Number of colour components.
+    pub fn channels(&self) -> usize {
+        self.header.components.len()
+    }
+
+    /// RGB of a part of it, as it is stored, into `out`. Damage behind the part may go unnoticed.
+    ///
+    /// Errors: a short reason for people.
+    pub fn decode(&self, part: CropBox, out: &mut Vec<u8>) -> Result<(), String> {
+        with_memory(|memory| scans::decode(self.bytes, &self.header, part, memory, out))
+    }
+
+    /// Whether the file is whole, without its pixels.
+    ///
+    /// Errors: a short reason for people.
+    pub fn verify(&self) -> Result<(), String> {
+        with_memory(|memory| scans::verify(self.bytes, &self.header, memory))
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     /// Files of 37 x 29 pixels by libjpeg-turbo's `cjpeg`, and what Pillow 13 reads in them (`Image.convert("RGB")`).
@@ -54,7 +90,7 @@ mod tests {
         };
     }
 
-    const GOLDEN: [(&str, &[u8], &[u8]); 13] = golden!(
+    pub const GOLDEN: [(&str, &[u8], &[u8]); 13] = golden!(
         "420",
         "422",
         "440",
@@ -74,11 +110,18 @@ mod tests {
     fn every_kind_comes_to_pillows_pixels() {
         for (name, jpeg, png) in GOLDEN {
             let expected = image::load_from_memory(png).unwrap().into_rgb8();
-            let (found, _) = decode(jpeg, |_, _| Ok(())).unwrap();
-            assert_eq!(found.dimensions(), expected.dimensions(), "{name}");
+            let jpeg = Jpeg::open(jpeg).unwrap();
+            assert_eq!(jpeg.size(), expected.dimensions(), "{name}");
+            let mut found = vec![];
+            jpeg.decode(CropBox::whole(jpeg.size()), &mut found).unwrap();
+            assert_eq!(found.len(), expected.len());
             let differences = found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b));
             assert_eq!(differences.max(), Some(0), "{name}");
         }
+    }
+
+    fn verify(bytes: &[u8]) -> Result<(), String> {
+        Jpeg::open(bytes)?.verify()
     }
 
     #[test]
@@ -87,8 +130,8 @@ mod tests {
             // Half of the image data, and an end marker behind it.
             let scan = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
             let half = [&jpeg[..(scan + jpeg.len()) / 2], &[0xff, 0xd9]].concat();
-            let found = verify(&half, |_, _| Ok(()));
-            verify(jpeg, |_, _| Ok(())).unwrap();
+            let found = verify(&half);
+            verify(jpeg).unwrap();
             // Scans of a progressive file may be missing, a part of a scan may not.
             assert!(found.is_err(), "{name}: half of it passed");
         }
@@ -100,21 +143,20 @@ mod tests {
             for at in 2..jpeg.len() {
                 let mut broken = jpeg.to_vec();
                 broken[at] ^= 1 << (at % 8);
-                let small = |w: u32, h: u32| match w as u64 * h as u64 {
-                    1..=0x10_0000 => Ok(()),
-                    _ => Err("of no size for a test".to_owned()),
-                };
-                // Nor do the two disagree about damage.
-                let found = decode(&broken, small).map(drop);
-                assert_eq!(found, verify(&broken, small));
+                let Ok(jpeg) = Jpeg::open(&broken) else { continue };
+                let (width, height) = jpeg.size();
+                if (1..=0x10_0000).contains(&(u64::from(width) * u64::from(height))) {
+                    // Nor do the two disagree about damage.
+                    let found = jpeg.decode(CropBox::whole((width, height)), &mut vec![]);
+                    assert_eq!(found, jpeg.verify());
+                }
             }
         }
     }
 
     #[test]
     fn arithmetic_coding_is_refused_by_name() {
-        let refusal =
-            decode(include_bytes!("../../../../tests/golden/jpeg/arithmetic.jpg"), |_, _| Ok(())).unwrap_err();
+        let refusal = Jpeg::open(include_bytes!("../../../../tests/golden/jpeg/arithmetic.jpg")).unwrap_err();
         assert!(refusal.starts_with("arithmetic-coded JPEG, which is not decoded: "), "{refusal}");
     }
 }

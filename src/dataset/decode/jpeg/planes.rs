@@ -1,7 +1,9 @@
 //! Planes of samples to pixels: libjpeg's smooth upsampling and its colours, to the bit.
 
+use std::ops::Range;
+
 use super::super::cmyk;
-use crate::ops::simd::vectorized;
+use crate::{dataset::CropBox, ops::simd::vectorized};
 
 /// Samples of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,18 +29,35 @@ pub enum Colors {
     Ycck,
 }
 
+/// What rows of pixels are put together in.
+#[derive(Default)]
+pub struct Lines {
+    lines: [Vec<u8>; 4],
+    sums: Vec<u16>,
+}
+
 impl Plane {
+    /// Columns of samples that the pixels of a part are made of.
+    pub fn columns(&self, part: CropBox) -> Range<usize> {
+        read(part.left..part.left + part.width, self.across, self.width)
+    }
+
+    /// Rows of samples that the pixels of a part are made of.
+    pub fn rows(&self, part: CropBox) -> Range<usize> {
+        read(part.top..part.top + part.height, self.down, self.height)
+    }
+
     #[inline(always)]
     fn row(&self, y: usize) -> &[u8] {
         &self.samples[self.stride * y..][..self.width]
     }
 
-    /// The samples of a row of pixels, put into `line` where they are not at hand. `sums` is for values between.
+    /// The samples of some pixels of a row, put into `line` where they are not at hand. `sums` is for values between.
     ///
     /// Doubled sides are interpolated (3/4 of the nearer sample, 1/4 of the farther one), with libjpeg's alternating rounding;
     /// others are repeated, and so are planes of 2 columns and less.
     #[inline(always)]
-    fn line<'a>(&'a self, y: usize, sums: &mut Vec<u16>, line: &'a mut [u8]) -> &'a [u8] {
+    fn line<'a>(&'a self, y: usize, pixels: Range<usize>, sums: &mut Vec<u16>, line: &'a mut Vec<u8>) -> &'a [u8] {
         let row = self.row(y / self.down);
         // The row that is second nearest; at an edge the row itself.
         let upper = y.is_multiple_of(2);
@@ -46,20 +65,32 @@ impl Plane {
             true => self.row((y / 2).saturating_sub(1)),
             false => self.row((y / 2 + 1).min(self.height - 1)),
         };
+        let samples = pixels.start / self.across..pixels.end.div_ceil(self.across);
+        line.resize(self.across * samples.len(), 0);
         match (self.across, self.down) {
-            (1, 1) => return row,
-            (1, 2) => mix(row, other(), if upper { 1 } else { 2 }, line),
-            (2, 1) if self.width > 2 => stretch(row.iter().map(|&value| value.into()), sums, 2, [1, 2], line),
+            (1, 1) => return &row[samples],
+            (1, 2) => mix(&row[samples.clone()], &other()[samples], if upper { 1 } else { 2 }, line),
+            (2, 1) if self.width > 2 => stretch(samples, self.width, |x| row[x].into(), sums, (2, [1, 2]), line),
             (2, 2) if self.width > 2 => {
-                stretch(row.iter().zip(other()).map(|(&a, &b)| sum(a, b)), sums, 4, [8, 7], line);
+                let other = other();
+                stretch(samples, self.width, |x| sum(row[x], other[x]), sums, (4, [8, 7]), line);
             }
             (across, _) => {
-                for (line, &sample) in line.chunks_mut(across).zip(row) {
+                for (line, &sample) in line.chunks_exact_mut(across).zip(&row[samples]) {
                     line.fill(sample);
                 }
             }
         }
-        line
+        &line[pixels.start % self.across..][..pixels.len()]
+    }
+}
+
+/// Samples that pixels are made of, of which `shared` share one: theirs and one to either side, of `all`.
+fn read(pixels: Range<u32>, shared: usize, all: usize) -> Range<usize> {
+    let (start, end) = (pixels.start as usize / shared, (pixels.end as usize).div_ceil(shared));
+    match shared {
+        1 => start..end,
+        _ => start.saturating_sub(1)..(end + 1).min(all),
     }
 }
 
@@ -77,50 +108,54 @@ fn mix(row: &[u8], other: &[u8], bias: u16, out: &mut [u8]) {
     }
 }
 
-/// Doubles a row of values: `shift` bits are rounded off after adding a bias, one for the left and one for the right of the two
-/// samples of a value. `sums` becomes the values with the outermost ones once more at either end.
+/// Doubles some samples of a row of `all` with these values: bits are rounded off after adding a bias, one for the left and one
+/// for the right of the two pixels of a sample. `sums` becomes the values with their neighbours, or the outermost once more.
 #[inline(always)]
 fn stretch(
-    values: impl ExactSizeIterator<Item = u16>,
+    samples: Range<usize>,
+    all: usize,
+    value: impl Fn(usize) -> u16,
     sums: &mut Vec<u16>,
-    shift: u32,
-    bias: [u16; 2],
+    (shift, bias): (u32, [u16; 2]),
     out: &mut [u8],
 ) {
-    let last = values.len() + 1;
+    let last = samples.len() + 1;
     sums.resize(last + 1, 0);
-    for (sum, value) in sums[1..last].iter_mut().zip(values) {
-        *sum = value;
+    sums[0] = value(samples.start.saturating_sub(1));
+    sums[last] = value(samples.end.min(all - 1));
+    for (sum, x) in sums[1..last].iter_mut().zip(samples) {
+        *sum = value(x);
     }
-    (sums[0], sums[last]) = (sums[1], sums[last - 1]);
     let mixed = |near: u16, far: u16, bias: u16| ((3 * near + far + bias) >> shift) as u8;
-    let (pairs, odd) = out.as_chunks_mut();
-    for (((pair, &before), &near), &after) in pairs.iter_mut().zip(&sums[..]).zip(&sums[1..]).zip(&sums[2..]) {
+    let pairs = out.as_chunks_mut().0.iter_mut();
+    for (((pair, &before), &near), &after) in pairs.zip(&sums[..]).zip(&sums[1..]).zip(&sums[2..]) {
         *pair = [mixed(near, before, bias[0]), mixed(near, after, bias[1])];
-    }
-    if let [odd] = odd {
-        *odd = mixed(sums[last - 1], sums[last - 2], bias[0]);
     }
 }
 
-/// RGB of an image of this size and these components.
-pub fn rgb(planes: &[Plane], colors: Colors, width: usize, height: usize) -> Vec<u8> {
-    let mut out = vec![0; 3 * width * height];
-    let mut lines = vec![vec![0; width]; planes.len()];
-    let mut sums = Vec::new();
+/// RGB of a part of an image of these components.
+pub fn rgb<'a>(
+    planes: impl Iterator<Item = &'a Plane> + Clone,
+    colors: Colors,
+    part: CropBox,
+    Lines { lines, sums }: &mut Lines,
+    out: &mut Vec<u8>,
+) {
+    let (width, height) = (part.width as usize, part.height as usize);
+    let (left, top) = (part.left as usize, part.top as usize);
+    out.resize(3 * width * height, 0);
     vectorized(
         #[inline(always)]
         || {
-            for (y, out) in out.chunks_exact_mut(3 * width).enumerate() {
+            for (y, out) in (top..).zip(out.chunks_exact_mut(3 * width)) {
                 let mut rows = [&[][..]; 4];
-                for ((row, plane), line) in rows.iter_mut().zip(planes).zip(&mut lines) {
-                    *row = plane.line(y, &mut sums, line);
+                for ((row, plane), line) in rows.iter_mut().zip(planes.clone()).zip(&mut *lines) {
+                    *row = plane.line(y, left..left + width, sums, line);
                 }
-                colored(rows.map(|row| &row[..row.len().min(width)]), colors, out.as_chunks_mut().0);
+                colored(rows, colors, out.as_chunks_mut().0);
             }
         },
     );
-    out
 }
 
 /// One row of pixels from those of its components.
@@ -143,12 +178,16 @@ fn colored([a, b, c, d]: [&[u8]; 4], colors: Colors, out: &mut [[u8; 3]]) {
     }
 }
 
+/// Libjpeg's sums of 32 bits, of which the upper 16 count. Factors are less whole numbers, so that all but the green ones'
+/// products need no more than 16 bits: `(2 x factor >> 16) + 1 >> 1` is `x factor + half >> 16`.
 #[inline(always)]
 fn from_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
-    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
-    const HALF: i32 = 1 << 15;
-    let red = y + ((91881 * cr + HALF) >> 16);
-    let green = y + ((-22554 * cb - 46802 * cr + HALF) >> 16);
-    let blue = y + ((116130 * cb + HALF) >> 16);
-    [red.clamp(0, 255) as u8, green.clamp(0, 255) as u8, blue.clamp(0, 255) as u8]
+    let (y, cb, cr) = (i16::from(y), i16::from(cb) - 128, i16::from(cr) - 128);
+    let times = |x: i16, factor: i16| (((i32::from(2 * x) * i32::from(factor)) >> 16) as i16 + 1) >> 1;
+    let red = y + cr + times(cr, 26345);
+    let half = 1 << 15;
+    let less = (-22554 * i32::from(cb) + 18734 * i32::from(cr) + half) >> 16;
+    let green = y - cr + less as i16;
+    let blue = y + 2 * cb + times(cb, -14942);
+    [red, green, blue].map(|value| value.clamp(0, 255) as u8)
 }

@@ -1,14 +1,16 @@
 //! The scans of a JPEG, one after another, into the planes of its components.
 
+use std::ops::Range;
+
 use super::{
     blocks::{Block, Scan, ZIGZAG, read_part, read_whole},
     header::{Announced, HEADER, Header, next_segment},
-    huffman::{Bits, Codes, Damage},
+    huffman::{Codes, Damage, Stretch},
     idct,
-    planes::{Plane, rgb},
+    planes::{Lines, Plane, rgb},
     standard,
 };
-use crate::ops::simd::vectorized;
+use crate::{dataset::CropBox, ops::simd::vectorized};
 
 /// A component while scans fill it.
 struct Component {
@@ -27,6 +29,8 @@ struct Component {
     begun: bool,
     /// Without samples where they are not asked for.
     plane: Plane,
+    /// Blocks whose samples are asked for, in either direction.
+    wanted: (Range<usize>, Range<usize>),
 }
 
 /// What markers between scans change.
@@ -51,11 +55,27 @@ struct Part<'a> {
     last: i32,
 }
 
-/// RGB of a whole image.
+/// What images are decoded in, which grows to the largest.
+#[derive(Default)]
+pub struct Memory {
+    data: Vec<u8>,
+    coefficients: [Vec<Block>; 4],
+    samples: [Vec<u8>; 4],
+    lines: Lines,
+}
+
+/// RGB of a part of an image into `out`. What lies behind its last row is not looked at in image data whose blocks are sent whole:
+/// [`verify`] finds damage there.
 ///
 /// Errors: a short reason for people.
-pub fn decode(bytes: &[u8], header: &Header) -> Result<Vec<u8>, String> {
-    let mut components = read(bytes, header, true)?;
+pub fn decode(
+    bytes: &[u8],
+    header: &Header,
+    part: CropBox,
+    memory: &mut Memory,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    let mut components = read(bytes, header, Some(part), memory)?;
     if header.progressive {
         for component in &mut components {
             vectorized(
@@ -64,38 +84,61 @@ pub fn decode(bytes: &[u8], header: &Header) -> Result<Vec<u8>, String> {
             );
         }
     }
-    let planes: Vec<_> = components.into_iter().map(|component| component.plane).collect();
-    Ok(rgb(&planes, header.colors(), header.width, header.height))
+    let planes = components.iter().map(|component| &component.plane);
+    rgb(planes, header.colors(), part, &mut memory.lines, out);
+    memory.take_back(components);
+    Ok(())
 }
 
 /// Whether the image data are whole; takes about as long as the reading of codes in any decoder.
 ///
 /// Errors: as of [`decode`].
-pub fn verify(bytes: &[u8], header: &Header) -> Result<(), String> {
-    read(bytes, header, false).map(drop)
+pub fn verify(bytes: &[u8], header: &Header, memory: &mut Memory) -> Result<(), String> {
+    let components = read(bytes, header, None, memory)?;
+    memory.take_back(components);
+    Ok(())
 }
 
-/// Reads all scans, and gives the components their samples if they are wanted and the image is not progressive.
-fn read(bytes: &[u8], header: &Header, wanted: bool) -> Result<Vec<Component>, String> {
+impl Memory {
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let blocks: usize = self.coefficients.iter().map(Vec::capacity).sum();
+        self.data.capacity() + size_of::<Block>() * blocks + self.samples.iter().map(Vec::capacity).sum::<usize>()
+    }
+
+    fn take_back(&mut self, components: Vec<Component>) {
+        for (i, component) in components.into_iter().enumerate() {
+            (self.coefficients[i], self.samples[i]) = (component.coefficients, component.plane.samples);
+        }
+    }
+}
+
+/// Reads all scans, and gives the components the samples of a part if it is wanted and the image is not progressive.
+fn read(bytes: &[u8], header: &Header, wanted: Option<CropBox>, memory: &mut Memory) -> Result<Vec<Component>, String> {
     let (most_h, most_v) = header.most();
     let units = (header.width.div_ceil(8 * most_h), header.height.div_ceil(8 * most_v));
-    let component = |c: &Announced| {
+    let component = |(i, c): (usize, &Announced)| {
         let (width, height) = ((header.width * c.h).div_ceil(most_h), (header.height * c.v).div_ceil(most_v));
         let blocks = (width.div_ceil(8), height.div_ceil(8));
         let (across, down, stride) = (most_h / c.h, most_v / c.v, units.0 * c.h);
-        let samples = vec![0; if wanted { 64 * stride * blocks.1 } else { 0 }];
-        Component {
-            h: c.h,
-            v: c.v,
-            blocks,
-            stride,
-            coefficients: vec![[0; 64]; stride * c.v * if header.progressive { units.1 } else { 1 }],
-            quantizers: None,
-            begun: false,
-            plane: Plane { width, height, stride: 8 * stride, across, down, samples },
+        let mut samples = std::mem::take(&mut memory.samples[i]);
+        let mut coefficients = std::mem::take(&mut memory.coefficients[i]);
+        // Samples and coefficients of before may stay where they are overwritten: scans of a progressive image add to them.
+        if wanted.is_some() {
+            samples.resize(64 * stride * blocks.1, 0);
         }
+        if header.progressive {
+            coefficients.clear();
+        }
+        coefficients.resize(stride * c.v * if header.progressive { units.1 } else { 1 }, [0; 64]);
+        let plane = Plane { width, height, stride: 8 * stride, across, down, samples };
+        let wanted = wanted.map_or((0..0, 0..0), |part| {
+            let of = |samples: Range<usize>| samples.start / 8..samples.end.div_ceil(8);
+            (of(plane.columns(part)), of(plane.rows(part)))
+        });
+        Component { h: c.h, v: c.v, blocks, stride, coefficients, quantizers: None, begun: false, plane, wanted }
     };
-    let mut components: Vec<_> = header.components.iter().map(component).collect();
+    let mut components: Vec<_> = header.components.iter().enumerate().map(component).collect();
     let mut tables = Tables::default();
     let mut at = 2;
     loop {
@@ -109,7 +152,13 @@ fn read(bytes: &[u8], header: &Header, wanted: bool) -> Result<Vec<Component>, S
                 [high, low] => tables.restart = u16::from_be_bytes([*high, *low]) as usize,
                 _ => return Err(HEADER.into()),
             },
-            0xda => at = read_scan(header, &tables, segment, Bits::new(bytes, at), units, &mut components)?,
+            0xda => {
+                let mut data = Stretch::new(bytes, at, std::mem::take(&mut memory.data));
+                let read = read_scan(header, &tables, segment, &mut data, units, &mut components);
+                at = data.end();
+                memory.data = data.into_memory();
+                read?;
+            }
             _ => {}
         }
     }
@@ -121,14 +170,17 @@ fn read(bytes: &[u8], header: &Header, wanted: bool) -> Result<Vec<Component>, S
 }
 
 impl Component {
-    /// Gives `rows` rows of blocks from `top` on their samples; the coefficients are those of the first of them and on.
+    /// Gives blocks of `rows` rows from `top` on their samples, if they are wanted; the coefficients are those of the first of
+    /// these rows and on.
     #[inline(always)]
     fn transform(&mut self, top: usize, rows: usize) {
         let (stride, quantizers) = (self.plane.stride, self.quantizers.unwrap_or([0; 64]));
-        let samples = self.plane.samples.chunks_exact_mut(8 * stride).skip(top).take(rows);
-        for (samples, blocks) in samples.zip(self.coefficients.chunks_exact(self.stride)) {
-            for (x, coefficients) in blocks[..self.blocks.0].iter().enumerate() {
-                let block = idct::block(coefficients, &quantizers);
+        let (across, down) = self.wanted.clone();
+        for y in down.start.max(top)..down.end.min(top + rows) {
+            let blocks = &self.coefficients[self.stride * (y - top)..][..self.stride];
+            let samples = &mut self.plane.samples[8 * stride * y..][..8 * stride];
+            for x in across.clone() {
+                let block = idct::block(&blocks[x], &quantizers);
                 for (row, eight) in samples.chunks_exact_mut(stride).zip(block) {
                     row[8 * x..8 * x + 8].copy_from_slice(&eight);
                 }
@@ -172,15 +224,15 @@ impl Tables {
     }
 }
 
-/// Reads the entropy data of a scan into the coefficients, and of a baseline one into samples; returns where they end.
+/// Reads the entropy data of a scan into the coefficients, and of a baseline one into samples.
 fn read_scan(
     header: &Header,
     tables: &Tables,
     segment: &[u8],
-    mut bits: Bits,
+    data: &mut Stretch,
     units: (usize, usize),
     components: &mut [Component],
-) -> Result<usize, String> {
+) -> Result<(), String> {
     let (&count, rest) = segment.split_first().ok_or(HEADER)?;
     let (selectors, rest) = rest.split_at_checked(2 * count as usize).ok_or(HEADER)?;
     let &[from, to, low] = rest else { return Err(HEADER.into()) };
@@ -213,50 +265,48 @@ fn read_scan(
         _ => units,
     };
     let read = match header.progressive {
-        true => read_parts(&scan, &mut bits, tables.restart, units, &mut parts),
+        true => read_parts(&scan, data, tables.restart, units, &mut parts),
         false => vectorized(
             #[inline(always)]
-            || read_wholes(&mut bits, tables.restart, units, &mut parts),
+            || read_wholes(data, tables.restart, units, &mut parts),
         ),
     };
     match read {
         // It refines what an earlier scan sent, which was left out of the file: libjpeg goes on as well.
-        Err(_) if scan.from > 0 && scan.before > 0 && !parts[0].component.begun => return Ok(bits.at()),
+        Err(_) if scan.from > 0 && scan.before > 0 && !parts[0].component.begun => return Ok(()),
         read => read?,
     }
     for part in parts {
         part.component.begun |= scan.to > 0 && scan.before == 0;
     }
-    Ok(bits.at())
-}
-
-/// Goes beyond a restart marker before the unit of this number, if there has to be one.
-#[inline(always)]
-fn restarted(bits: &mut Bits, restart: usize, unit: usize, parts: &mut [Part]) -> Result<bool, Damage> {
-    if restart == 0 || unit == 0 || !unit.is_multiple_of(restart) {
-        return Ok(false);
-    }
-    bits.restart((unit / restart - 1) as u32)?;
-    parts.iter_mut().for_each(|part| part.last = 0);
-    Ok(true)
+    Ok(())
 }
 
 /// A scan of whole blocks; each row of units becomes samples when it is read.
 #[inline(always)]
 fn read_wholes(
-    bits: &mut Bits,
+    data: &mut Stretch,
     restart: usize,
     (across, down): (usize, usize),
     parts: &mut [Part],
 ) -> Result<(), Damage> {
-    for y in 0..down {
+    // Behind what is wanted of any component nothing is read; if nothing is, all is to be looked at.
+    let rows = parts.iter().map(|part| part.component.wanted.1.end.div_ceil(part.v)).max().filter(|&rows| rows > 0);
+    let mut bits = data.bits();
+    for y in 0..rows.unwrap_or(down) {
         for x in 0..across {
-            restarted(bits, restart, y * across + x, parts)?;
+            let unit = y * across + x;
+            if begins_anew(restart, unit) {
+                let left = bits.left();
+                data.restart((unit / restart - 1) as u32, left)?;
+                bits = data.bits();
+                parts.iter_mut().for_each(|part| part.last = 0);
+            }
             for part in &mut *parts {
                 for row in 0..part.v {
                     let place = row * part.component.stride + x * part.h;
                     for block in &mut part.component.coefficients[place..place + part.h] {
-                        read_whole(bits, part.first, part.others, &mut part.last, block)?;
+                        read_whole(&mut bits, part.first, part.others, &mut part.last, block)?;
                     }
                 }
             }
@@ -268,17 +318,28 @@ fn read_wholes(
     Ok(())
 }
 
+/// Whether there has to be a restart marker before the unit of this number.
+#[inline(always)]
+fn begins_anew(restart: usize, unit: usize) -> bool {
+    restart > 0 && unit > 0 && unit.is_multiple_of(restart)
+}
+
 /// A scan of parts of blocks.
 fn read_parts(
     scan: &Scan,
-    bits: &mut Bits,
+    data: &mut Stretch,
     restart: usize,
     (across, down): (usize, usize),
     parts: &mut [Part],
 ) -> Result<(), Damage> {
+    let mut bits = data.bits();
     let mut ended = 0;
     for unit in 0..across * down {
-        if restarted(bits, restart, unit, parts)? {
+        if begins_anew(restart, unit) {
+            let left = bits.left();
+            data.restart((unit / restart - 1) as u32, left)?;
+            bits = data.bits();
+            parts.iter_mut().for_each(|part| part.last = 0);
             ended = 0;
         }
         let (x, y) = (unit % across, unit / across);
@@ -286,7 +347,7 @@ fn read_parts(
             for row in y * part.v..(y + 1) * part.v {
                 let place = row * part.component.stride + x * part.h;
                 for block in &mut part.component.coefficients[place..place + part.h] {
-                    read_part(scan, bits, part.first, part.others, &mut part.last, &mut ended, block)?;
+                    read_part(scan, &mut bits, part.first, part.others, &mut part.last, &mut ended, block)?;
                 }
             }
         }

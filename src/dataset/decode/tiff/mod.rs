@@ -6,7 +6,8 @@ mod samples;
 
 use image::{RgbImage, metadata::Orientation};
 
-use super::{cmyk, jpeg};
+use super::{cmyk, jpeg::Jpeg};
+use crate::dataset::CropBox;
 use compression::{Compression, SHORT};
 use directory::{Directory, STRUCTURE};
 use samples::{Format, Packing, Predictor};
@@ -235,12 +236,12 @@ impl<'a> Layout<'a> {
         let tables = tables.map_or(&[][..], |tables| tables.strip_suffix(b"\xff\xd9").unwrap_or(tables));
         let adobe = if self.directory.first(262, 1) == 2 { RGB } else { &[] };
         let whole = [b"\xff\xd8", adobe, tables, own].concat();
-        let size = [self.chunk.0 as u32, rows as u32];
-        let (image, _) = jpeg::decode(&whole, |width, height| match [width, height] == size {
-            true => Ok(()),
-            false => Err(STRUCTURE.into()),
-        })?;
-        let bytes = image.into_raw();
+        let jpeg = Jpeg::open(&whole)?;
+        let (size, mut bytes) = ((self.chunk.0 as u32, rows as u32), Vec::new());
+        if jpeg.size() != size {
+            return Err(STRUCTURE.into());
+        }
+        jpeg.decode(CropBox::whole(size), &mut bytes)?;
         Ok(if self.packing.samples == 3 { bytes } else { bytes.into_iter().step_by(3).collect() })
     }
 }

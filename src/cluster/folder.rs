@@ -1,0 +1,79 @@
+//! `cluster/<name>-<id>/` under the runs root: what was submitted, as files that its tasks read. It may be removed once they have ended.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `points/<number>.yaml` | the resolved spec of each point that a task runs with |
+//! | `<stage>-<part>.tasks` | a line per task: the number of its point, and its identity |
+//! | `<stage>-<part>.sh` | the script of a job array |
+//! | `logs/` | what tasks print |
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+
+use super::Task;
+use crate::artifact::{atomic, hash};
+
+/// The folder of a submission.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    /// The folder for these tasks of the spec called `name`. The same tasks give the same one.
+    pub fn new<'a>(root: &Path, name: &str, tasks: impl Iterator<Item = &'a Task>) -> Folder {
+        let text: String = tasks.map(|task| format!("{} {}\n", task.stage, task.identity)).collect();
+        let id = &hash::bytes(text.as_bytes())[..8];
+        Folder { dir: root.join("cluster").join(format!("{name}-{id}")) }
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the spec of a point, unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_point(&self, point: usize, spec: &str) -> anyhow::Result<()> {
+        let path = self.dir.join("points").join(format!("{point}.yaml"));
+        put(&path, spec.as_bytes())
+    }
+
+    /// Writes the lines of tasks of an array.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write_tasks(&self, array: &str, tasks: &[&Task]) -> anyhow::Result<()> {
+        let text: String = tasks.iter().map(|task| format!("{} {}\n", task.point, task.identity)).collect();
+        put(&self.dir.join(format!("{array}.tasks")), text.as_bytes())
+    }
+
+    /// Writes the script of an array, and makes the folder of logs; gives the script's path.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_script(&self, array: &str, script: &str) -> anyhow::Result<PathBuf> {
+        atomic::create_dir(&self.dir.join("logs"))?;
+        let path = self.dir.join(format!("{array}.sh"));
+        put(&path, script.as_bytes())?;
+        Ok(path)
+    }
+}
+
+/// Not synced: what a power cut takes with it is written again by the next submission.
+fn put(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    atomic::create_dir(path.parent().unwrap_or(Path::new(".")))?;
+    let temporary = atomic::sibling(path);
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,235 @@
+//! Tasks as job arrays of Slurm: one per stage, split where a site allows no longer ones, each behind those of the stages that it
+//! reads. What is told to Slurm is nothing but what to start: the state of the work is the store's.
+
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{Task, Tasks, Wanted};
+use crate::stage::Stage;
+
+/// Slurm's own default for the longest array plus one, for where it cannot be asked.
+const MAX_ARRAY_SIZE: usize = 1001;
+
+/// Seconds before the end of its time in which a task saves a checkpoint, unless the `cluster:` file says otherwise.
+const WARNING: u32 = 120;
+
+/// A job array.
+#[derive(Clone, Debug)]
+pub struct Array<'a> {
+    /// The stage's name and the number of the part, from 0.
+    pub name: String,
+    pub stage: Stage,
+    /// In the order of their numbers in the array, from 0.
+    pub tasks: Vec<&'a Task>,
+}
+
+/// What scripts are the same in.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Name of the spec.
+    pub name: String,
+    /// The program.
+    pub program: PathBuf,
+    /// Folder that paths of specs are relative to.
+    pub base: PathBuf,
+    /// The runs folder.
+    pub runs: PathBuf,
+    /// The folder of the submission.
+    pub folder: PathBuf,
+}
+
+/// Slurm did not take it.
+#[derive(Debug, thiserror::Error)]
+pub enum SlurmError {
+    #[error("sbatch cannot be started: {0}; submit on a machine that has Slurm, or print the scripts with --dry-run")]
+    NoSbatch(std::io::Error),
+    #[error("sbatch refused {}: {text}", script.display())]
+    Refused { script: PathBuf, text: String },
+}
+
+/// The arrays of the tasks that are missing, inputs first; none longer than `most`.
+pub fn arrays(tasks: &Tasks, most: usize) -> Vec<Array<'_>> {
+    let mut arrays = Vec::new();
+    for stage in Stage::ALL {
+        let missing: Vec<&Task> = tasks.missing(stage).collect();
+        for (part, tasks) in missing.chunks(most.max(1)).enumerate() {
+            arrays.push(Array { name: format!("{stage}-{part}"), stage, tasks: tasks.to_vec() });
+        }
+    }
+    arrays
+}
+
+/// The script of an array.
+pub fn script(site: &Site, array: &Array, wanted: &Wanted) -> String {
+    let Array { name, stage, tasks } = array;
+    let mut text = String::from("#!/bin/sh\n");
+    let mut option = |name: &str, value: &str| {
+        let _ = writeln!(text, "#SBATCH --{name}={}", double_quoted(value));
+    };
+    let at_once = wanted.at_once.map_or(String::new(), |most| format!("%{most}"));
+    option("job-name", &format!("{}-{name}", site.name));
+    option("array", &format!("0-{}{at_once}", tasks.len() - 1));
+    option("chdir", &site.base.display().to_string());
+    option("output", &site.folder.join("logs").join(format!("{name}-%a.log")).display().to_string());
+    option("open-mode", "append");
+    option("signal", &format!("TERM@{}", wanted.warning.unwrap_or(WARNING)));
+    let number = |value: &Option<u32>| value.as_ref().map(ToString::to_string);
+    for (name, value) in [
+        ("partition", wanted.partition.clone()),
+        ("time", wanted.time.clone()),
+        ("gpus", number(&wanted.gpus)),
+        ("cpus-per-task", number(&wanted.cpus)),
+        ("mem", wanted.memory.clone()),
+    ] {
+        if let Some(value) = value {
+            option(name, &value);
+        }
+    }
+    text += "#SBATCH --requeue\n";
+    wanted.options.iter().flatten().for_each(|line| text += &format!("#SBATCH {line}\n"));
+    wanted.setup.iter().for_each(|lines| text += &format!("{}\n", lines.trim_end()));
+
+    let list = quoted(&site.folder.join(format!("{name}.tasks")));
+    // A step does not get the CPUs of its job unless it asks for them.
+    let cpus = wanted.cpus.map_or(String::new(), |cpus| format!(" --cpus-per-task={cpus}"));
+    let threads = wanted.cpus.map_or(String::new(), |cpus| format!(" --threads {cpus}"));
+    let device = wanted.device.as_ref().map_or(String::new(), |device| format!(" --device {}", quoted_text(device)));
+    let _ = write!(
+        text,
+        "\
+point=$(sed -n \"$((SLURM_ARRAY_TASK_ID + 1))s/ .*//p\" {list})
+srun{cpus} {} run {}/\"$point\".yaml --only {stage} --runs {}{threads}{device}
+code=$?
+# 130: interrupted, with a checkpoint. It goes on from there, on whichever machine.
+if [ \"$code\" -eq 130 ]; then scontrol requeue \"$SLURM_JOB_ID\"; fi
+exit \"$code\"
+",
+        quoted(&site.program),
+        quoted(&site.folder.join("points")),
+        quoted(&site.runs),
+    );
+    text
+}
+
+/// Longest array of this site.
+pub fn longest_array() -> usize {
+    let output = Command::new("scontrol").args(["show", "config"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize"));
+    // Numbers of tasks are below it.
+    line.and_then(|line| line.trim_start_matches([' ', '=']).trim().parse().ok()).unwrap_or(MAX_ARRAY_SIZE) - 1
+}
+
+/// Submits a script behind the jobs `after`, whatever they come to: a task whose input is missing then ends at once, and those whose
+/// inputs are there run. Gives the id of the job.
+///
+/// # Errors
+/// [`SlurmError`].
+pub fn submit(script: &Path, after: &[String]) -> Result<String, SlurmError> {
+    let mut command = Command::new("sbatch");
+    command.arg("--parsable");
+    if !after.is_empty() {
+        command.arg(format!("--dependency=afterany:{}", after.join(":")));
+    }
+    let output = command.arg(script).output().map_err(SlurmError::NoSbatch)?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // `ID`, or `ID;CLUSTER`.
+    let id = stdout.trim().split(';').next().unwrap_or_default();
+    match output.status.success() && !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()) {
+        true => Ok(id.to_owned()),
+        false => {
+            Err(SlurmError::Refused { script: script.to_owned(), text: format!("{}{}", stdout.trim(), stderr.trim()) })
+        }
+    }
+}
+
+fn quoted(path: &Path) -> String {
+    quoted_text(&path.display().to_string())
+}
+
+/// A word of the shell.
+fn quoted_text(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:=+,@%".contains(&b);
+    match !text.is_empty() && text.bytes().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+/// A value of an option in a script, as Slurm reads it.
+fn double_quoted(text: &str) -> String {
+    match text.contains(|c: char| c.is_whitespace() || "\"'\\".contains(c)) {
+        true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{artifact::Components, cluster::State};
+
+    fn task(stage: Stage, point: usize, state: State) -> Task {
+        let mut components = Components::default();
+        components.insert(stage.name(), &point.into());
+        Task { stage, identity: components.key(), point, points: 1, inputs: vec![], state }
+    }
+
+    #[test]
+    fn what_is_missing_becomes_arrays_no_longer_than_the_site_allows() {
+        let mut tasks = vec![task(Stage::Data, 0, State::Done), task(Stage::Pretrain, 9, State::Running(None))];
+        tasks.extend((0..5).map(|point| task(Stage::Pretrain, point, State::Waiting)));
+        tasks.push(task(Stage::Knn, 0, State::Waiting));
+        let tasks = Tasks::made_up(tasks);
+        let arrays = arrays(&tasks, 2);
+        let shown: Vec<_> = arrays.iter().map(|array| (array.name.as_str(), array.tasks.len())).collect();
+        assert_eq!(shown, [("pretrain-0", 2), ("pretrain-1", 2), ("pretrain-2", 1), ("knn-0", 1)]);
+    }
+
+    #[test]
+    fn a_script_says_all_that_slurm_and_the_task_need() {
+        let site = Site {
+            name: "sweep".into(),
+            program: "/opt/snclr".into(),
+            base: "/home/a b".into(),
+            runs: "/team's/runs".into(),
+            folder: "/team's/runs/cluster/sweep-1".into(),
+        };
+        let tasks = [task(Stage::Pretrain, 0, State::Waiting), task(Stage::Pretrain, 3, State::Waiting)];
+        let array = Array { name: "pretrain-0".into(), stage: Stage::Pretrain, tasks: tasks.iter().collect() };
+        let wanted = Wanted {
+            partition: Some("gpu".into()),
+            cpus: Some(4),
+            gpus: Some(1),
+            at_once: Some(8),
+            device: Some("cuda:0".into()),
+            options: Some(vec!["--account=lab".into()]),
+            setup: Some("module load cuda\n".into()),
+            ..Wanted::default()
+        };
+        let expected = r#"#!/bin/sh
+#SBATCH --job-name=sweep-pretrain-0
+#SBATCH --array=0-1%8
+#SBATCH --chdir="/home/a b"
+#SBATCH --output="/team's/runs/cluster/sweep-1/logs/pretrain-0-%a.log"
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+#SBATCH --partition=gpu
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=4
+#SBATCH --requeue
+#SBATCH --account=lab
+module load cuda
+point=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))s/ .*//p" '/team'\''s/runs/cluster/sweep-1/pretrain-0.tasks')
+srun --cpus-per-task=4 /opt/snclr run '/team'\''s/runs/cluster/sweep-1/points'/"$point".yaml --only pretrain --runs '/team'\''s/runs' --threads 4 --device cuda:0
+code=$?
+# 130: interrupted, with a checkpoint. It goes on from there, on whichever machine.
+if [ "$code" -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"
+"#;
+        assert_eq!(script(&site, &array, &wanted), expected);
+    }
+}
