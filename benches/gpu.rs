@@ -26,9 +26,13 @@ use serde_json::{Value, json};
 use snclr::{
     backend::{Gpu, Host},
     bench::{self, Case as Timed, Measurement, Options},
-    dataset::augment::{
-        AugmentationsConfig, Pipeline,
-        cuda::{Piece, Pieces},
+    dataset::{
+        Part,
+        augment::{
+            AugmentationsConfig, Pipeline,
+            cuda::{Piece, Pieces},
+            draw_all,
+        },
     },
     ops::{
         contrast::Pairs,
@@ -339,7 +343,12 @@ fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
         image::Rgb([noise as u8, (x / 2) as u8, (y / 2) as u8])
     });
     let random = |sample: u64, view: usize| stream(1, Purpose::Augment, 0, sample, view as u32);
-    let pieces: Vec<Piece> = (0..256).map(|i| Piece::new(&image, &pipelines, |view| random(i, view))).collect();
+    let image = Part::from(image);
+    let piece = |i: u64| {
+        let (views, around) = draw_all(pipelines.iter(), image.size(), |view| random(i, view));
+        Piece::new(&image, views, around)
+    };
+    let pieces: Vec<Piece> = (0..256).map(piece).collect();
     let (pieces, mut seconds) = (Pieces::new(&pipelines, &pieces), Vec::new());
     let text = |error: snclr::ops::cuda::GpuError| error.to_string();
     for _ in 0..7 {
@@ -353,7 +362,8 @@ fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
         let found: Vec<f32> = views[view].read().map_err(text)?;
         let mut expected = vec![0.0; len];
         for (i, found) in found.chunks_exact(len).enumerate().step_by(16) {
-            pipeline.apply(&image, &mut random(i as u64, view), &mut expected);
+            let drawn = pipeline.draw(image.size(), &mut random(i as u64, view));
+            pipeline.make(&drawn, &image, &mut expected);
             if found != expected {
                 return Err(format!("view {view} of image {i} is not the CPU's"));
             }
