@@ -16,7 +16,7 @@ use crate::ops::{
 
 /// Elements of patches that are gathered and multiplied at once (16 KiB in f32): they should stay in a core's first cache.
 const NEAR: usize = 1 << 12;
-/// Elements of weights, at most, whose gradients are so few that they may be read again for each of these.
+/// Elements of weights, at most, that are so few that they may be read again for each of these.
 const NEAR_WEIGHTS: usize = 2 * NEAR;
 /// Tasks, at least, where parts of few rows are multiplied several at once.
 const LEAST_TASKS: usize = 4;
@@ -39,9 +39,10 @@ impl Conv2d {
         even_rows(pixels, (TILE / (self.patch() / pack)).clamp(LEAST_ROWS, 512))
     }
 
-    /// Output pixels of a tile whose patches are gathered and multiplied at once.
-    fn near_rows(&self) -> usize {
-        (NEAR / self.patch()).next_multiple_of(BLOCK_ROWS).max(LEAST_ROWS)
+    /// Output pixels whose patches are gathered and multiplied at once, where that pays.
+    fn near_rows(&self) -> Option<usize> {
+        let rows = (NEAR / self.patch()).next_multiple_of(BLOCK_ROWS).max(LEAST_ROWS);
+        (self.weights() <= NEAR_WEIGHTS).then_some(rows)
     }
 }
 
@@ -76,9 +77,9 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
             let tasks = if together == 1 { tiles } else { Tiles::new(pixels, parts / together, usize::MAX) };
             let y = tasks.each_mut(y, conv.output).into_par_iter().zip(moments.par_tiles().chunks(together));
             y.enumerate().for_each_init(Vec::new, |patches, (task, (y, moments))| {
-                let near = conv.near_rows();
-                for (i, y) in y.chunks_mut(near * conv.output).enumerate() {
-                    let first = tasks.rows(task).start + i * near;
+                let rows = tasks.rows(task);
+                let near = conv.near_rows().unwrap_or(rows.len());
+                for (first, y) in rows.step_by(near).zip(y.chunks_mut(near * conv.output)) {
                     let rows = first..first + y.len() / conv.output;
                     let a = conv.patches(x, size, rows, row, patches, Threads::One);
                     let start = Start::adding(beta != E::zero());
@@ -182,8 +183,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
                 [i * together, (i + 1) * together - 1].map(|leaf| leaf_rows(pixels, parts, within, leaf));
             let (rows, mut patches) = (first.start..last.end, Vec::new());
             let tile = match together {
-                1 if !shared && conv.weights() <= NEAR_WEIGHTS => conv.near_rows(),
-                1 => even_rows(rows.len(), most),
+                1 => conv.near_rows().unwrap_or_else(|| even_rows(rows.len(), most)),
                 _ => rows.len(),
             };
             for first in rows.clone().step_by(tile) {
