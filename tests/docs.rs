@@ -4,7 +4,8 @@
 //! Parquet (`cifar10/`). Its blocks are taken in their order:
 //!
 //! - `sh`: each line runs; it must end with 0, or with an exit code that its comment names (`# … exit code 3`).
-//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run.
+//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run, nor are those with a
+//!   shared cache in a build without the feature `remote`.
 //! - `text`: what the block before it printed. Each line must be in that output, in this order. Numbers, hashes, times and
 //!   frames of tables may differ (see [`stable`]); so may a line `…`, which stands for any lines.
 //! - `yaml`: a spec that must be valid: whole where its first line is `# NAME.yaml`, under which it is saved; otherwise a part
@@ -365,6 +366,10 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
     if NOT_RUN.contains(&first) {
         return Some(String::new());
     }
+    if command.contains(" --cache ") && !cfg!(feature = "remote") {
+        println!("{at}: not run in a build without the feature `remote`: {command}");
+        return Some(String::new());
+    }
     let mut command = command;
     if let Some(rest) = command.strip_prefix("python -c ") {
         let package = if rest.contains("duckdb") { "duckdb" } else { "pyarrow" };
@@ -405,6 +410,7 @@ pages! {
     export: "docs/how-to/export.md",
     embed: "docs/how-to/embed.md",
     sql: "docs/how-to/sql.md",
+    shared_cache: "docs/how-to/shared-cache.md",
     clean_up: "docs/how-to/clean-up.md",
     scripts: "docs/how-to/scripts.md",
     benchmarks: "docs/benchmarks.md",

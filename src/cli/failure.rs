@@ -2,6 +2,7 @@
 
 use std::{io, io::Write, process::ExitCode};
 
+use super::cache::NoCache;
 use crate::{
     artifact::UnfitFolder, bench::Unfit, cluster::ResourcesError, ops::simd::UnitError, run::NotYet, spec::SpecErrors,
     stage::Stopped, train::DeviceError,
@@ -30,6 +31,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None if error.downcast_ref::<DeviceError>().is_some() => 2,
         None if error.downcast_ref::<UnitError>().is_some() => 2,
         None if error.downcast_ref::<Unfit>().is_some() => 2,
+        None if error.downcast_ref::<NoCache>().is_some() => 2,
         None if error.downcast_ref::<UnfitFolder>().is_some() => 2,
         None => 1,
     }

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod bench;
+mod cache;
 mod changes;
 pub mod compare;
 pub mod completions;

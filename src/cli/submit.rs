@@ -123,6 +123,7 @@ impl Work {
             checkpoint_interval: Duration::ZERO,
             threads: global.threads,
             planning: Mutex::default(),
+            cache: None,
         };
         for (point, experiment) in experiments.iter().enumerate().filter(|(point, _)| tasks.is_done(*point)) {
             let artifacts = tasks.artifacts_of(point);

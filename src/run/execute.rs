@@ -13,6 +13,7 @@ use super::{Driver, How, Outcome, Reporter, StageOutcome, driver::Work, record, 
 use crate::{
     artifact::{Artifact, FileSystem, RunAttempt, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
+    remote::Cache,
     spec::Experiment,
     stage::{Interrupt, Progress, Stopped, initial},
 };
@@ -27,6 +28,8 @@ pub struct Setting<'a> {
     pub threads: Option<usize>,
     /// Held while a plan is made: of two points that read the same source files, one hashes them.
     pub planning: Mutex<()>,
+    /// What other machines have made, if they share it.
+    pub cache: Option<&'a Cache>,
 }
 
 /// An experiment that has its results.
@@ -111,6 +114,11 @@ impl Setting<'_> {
         let identity = identities.get(&stage).ok_or(NotYet::NoStage { stage })?;
         check_init(experiment, &planner)?;
         let before = inputs(stage);
+        let work = stage_work(experiment);
+        if self.cache.is_some() {
+            let of_inputs: Vec<Stage> = planner.stages().iter().copied().filter(|s| before.contains(s)).collect();
+            self.driver(&planner, &*work, reporter, None).fetch_of(&of_inputs)?;
+        }
         let missing = |planned: &&Planned| before.contains(&planned.stage) && !planned.is_cached();
         if let Some(input) = planner.plan(Against::Nothing).iter().find(missing).map(|planned| planned.stage) {
             return Err(NotYet::Input { stage, input }.into());
@@ -118,7 +126,6 @@ impl Setting<'_> {
         // A record of its own: other stages of the experiment may be at work elsewhere.
         let name = format!("{}-{stage}", experiment.name);
         let attempt = RunAttempt::new(self.store, &name, identity.short(), serde_yaml::to_string(experiment)?);
-        let work = stage_work(experiment);
         let driver = self.driver(&planner, &*work, reporter, Some(&attempt));
         reporter.stages(&[stage.name()]);
         let of_it: Vec<Stage> =
@@ -192,6 +199,7 @@ impl Setting<'_> {
             interrupt: self.interrupt,
             checkpoint_interval: self.checkpoint_interval,
             attempt,
+            cache: self.cache,
         }
     }
 }
