@@ -92,7 +92,17 @@ impl Checkpoints {
             }
         }
         let files = Mutex::new(Files { segments, last_saved: None });
-        Ok(Checkpoints { dir, damaged, label, key, earlier: attempt, attempt: OnceLock::new(), warn, saved: None, files })
+        Ok(Checkpoints {
+            dir,
+            damaged,
+            label,
+            key,
+            earlier: attempt,
+            attempt: OnceLock::new(),
+            warn,
+            saved: None,
+            files,
+        })
     }
 
     /// Lets `saved` hear of every state that is saved from now on.

@@ -76,8 +76,9 @@ pub fn take<E: From<Refused>>(
     send: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E>,
 ) -> Result<(), E> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let unwritable =
-        |error: std::io::Error| Refused::Unwritable(anyhow::Error::new(error).context(format!("writing {}", path.display())));
+    let unwritable = |error: std::io::Error| {
+        Refused::Unwritable(anyhow::Error::new(error).context(format!("writing {}", path.display())))
+    };
     let taken = (|| {
         let mut file = File::create(path).map_err(unwritable)?;
         let (mut hasher, mut seen) = (Sha256::new(), 0u64);

@@ -14,8 +14,8 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
-    Artifact, ArtifactWriter, CheckpointFile, Checkpoints, Components, Incoming, Key, Lock, Manifest, Process, Stamp, StatCache, UNFINISHED,
-    atomic, checkpoint, hash,
+    Artifact, ArtifactWriter, CheckpointFile, Checkpoints, Components, Incoming, Key, Lock, Manifest, Process, Stamp,
+    StatCache, UNFINISHED, atomic, checkpoint, hash,
     lease::Lease,
     leftover::{self, Leftovers},
     lock::Attempt,

@@ -126,7 +126,11 @@ fn only(
     }
     text += &format!("{}\n", fact(&stages));
     let run = results.map(|results| results.record.run);
-    show::print(&text, json.then(|| json!({ "run": run, "stages": show::stages(&stages), "cache": setting.cache.map(show::cache) })), verbosity)?;
+    show::print(
+        &text,
+        json.then(|| json!({ "run": run, "stages": show::stages(&stages), "cache": setting.cache.map(show::cache) })),
+        verbosity,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

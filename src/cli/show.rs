@@ -43,7 +43,13 @@ pub fn to_do(pending: usize, stages: usize) -> String {
 /// How stages came by their artifacts, e.g. `ran 1 stage, 5 cached`; None when all were there.
 pub fn came_by<'a>(stages: impl Iterator<Item = &'a StageOutcome>) -> Option<String> {
     let mut numbers = [0; 3];
-    stages.for_each(|stage| numbers[match stage.how { How::Cached => 0, How::Fetched => 1, How::Ran => 2 }] += 1);
+    stages.for_each(|stage| {
+        numbers[match stage.how {
+            How::Cached => 0,
+            How::Fetched => 1,
+            How::Ran => 2,
+        }] += 1
+    });
     let [cached, fetched, ran] = numbers;
     match (ran, fetched) {
         (0, 0) => None,

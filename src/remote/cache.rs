@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     CHECKPOINTS, Failure, checkpoints, manifest_name,
-    shared::{Mode, Options, Shared},
+    shared::{Mode, Options, Shared, damaged},
     table_name,
     uploads::{Job, Uploads},
 };
@@ -109,7 +109,7 @@ impl Cache {
         let mut incoming = store.receive(lock, manifest).map_err(local)?;
         let mut done = 0u64;
         for file in incoming.manifest().files.clone() {
-            let object = table_name(&file.sha256).ok_or_else(|| shared.spoil(&name, "a hash that is none"))?;
+            let object = table_name(&file.sha256).ok_or_else(|| damaged(&name, "a hash that is none"))?;
             let taken = incoming.take(&file, |write| {
                 let mut piece = |bytes: &[u8]| {
                     let n = bytes.len() as u64;
@@ -123,7 +123,7 @@ impl Cache {
                 Ok(()) => {}
                 // Cleaned away, or not yet there on another server of theirs.
                 Err(Failure::Missing) => return Ok(None),
-                Err(Failure::Wrong(what)) => return Err(shared.spoil(&object, &what)),
+                Err(Failure::Wrong(what)) => return Err(damaged(&object, &what)),
                 Err(failure) => return Err(failure),
             }
         }

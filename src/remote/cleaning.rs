@@ -76,8 +76,12 @@ fn look(
         let Some((stage, key)) = identity else { continue };
         match objects::get(objects, &manifest_name(&stage, &key), LONGEST_MANIFEST) {
             // One that cannot be read is of no use to anybody, and is replaced by whoever makes the artifact.
-            Ok((text, _)) => stays.extend(Manifest::parse(&text).into_iter().flat_map(|manifest| manifest.files)
-                .filter_map(|file| table_name(&file.sha256))),
+            Ok((text, _)) => stays.extend(
+                Manifest::parse(&text)
+                    .into_iter()
+                    .flat_map(|manifest| manifest.files)
+                    .filter_map(|file| table_name(&file.sha256)),
+            ),
             Err(Failure::Missing) => {}
             Err(failure) => return Err(failure),
         }

@@ -12,6 +12,7 @@ pub struct Health(Mutex<State>);
 struct State {
     no_reading: bool,
     no_writing: bool,
+    no_trust: bool,
     problem: Option<String>,
     told: bool,
 }
@@ -27,11 +28,17 @@ impl Health {
         !self.state().no_writing
     }
 
+    /// Whether what is there counts. Once something was another than its name says, all that is made here is written again.
+    pub fn trusts(&self) -> bool {
+        !self.state().no_trust
+    }
+
     /// Something could not be read: nothing more will be, and where the server is at fault, nothing written.
     pub fn reading_failed(&self, failure: &Failure) {
         let mut state = self.state();
         state.no_reading = true;
         state.no_writing |= matches!(failure, Failure::Broken(_));
+        state.no_trust |= matches!(failure, Failure::Wrong(_));
         let what = match failure {
             Failure::Wrong(_) => "nothing more is read from it, and what is missing is computed",
             _ => "going on without it",

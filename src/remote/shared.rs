@@ -1,14 +1,17 @@
 //! What all parts of a cache know: which it is, what still works, and the way to it.
 
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
 use super::{
-    Address, Failure, LONGEST_MANIFEST, Objects, health::Health, manifest_name, objects, table_name,
+    Address, Failure, LONGEST_MANIFEST, Objects,
+    health::Health,
+    manifest_name,
+    objects::{self, Meta},
+    table_name,
 };
 use crate::artifact::{Artifact, Key, Manifest};
 
@@ -50,20 +53,12 @@ pub struct Shared {
     pub root: PathBuf,
     pub health: Health,
     objects: OnceLock<Result<Box<dyn Objects>, Failure>>,
-    /// Objects that were found to be others than their names say: they are written again.
-    spoiled: Mutex<HashSet<String>>,
 }
 
 impl Shared {
     /// The cache beside the store under `root`.
     pub fn new(options: Options, root: &Path) -> Shared {
-        Shared {
-            options,
-            root: root.to_owned(),
-            health: Health::default(),
-            objects: OnceLock::new(),
-            spoiled: Mutex::default(),
-        }
+        Shared { options, root: root.to_owned(), health: Health::default(), objects: OnceLock::new() }
     }
 
     /// The connection; the first call opens it.
@@ -81,18 +76,8 @@ impl Shared {
             manifest.check_identity(stage, key)?;
             Ok(manifest)
         });
-        let manifest = read.map_err(|what| self.spoil(name, &what))?;
+        let manifest = read.map_err(|what| damaged(name, &what))?;
         Ok(Some((manifest, written)))
-    }
-
-    /// Notes that an object is another than its name says.
-    pub fn spoil(&self, name: &str, what: &str) -> Failure {
-        self.spoiled().insert(name.to_owned());
-        Failure::Wrong(format!("{name} is damaged: {what}"))
-    }
-
-    fn spoiled(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uploads an artifact unless a whole one is there: tables first, then the manifest.
@@ -105,10 +90,9 @@ impl Shared {
         for file in &artifact.manifest().files {
             let Some(object) = table_name(&file.sha256) else { continue };
             let is_fresh = |modified: SystemTime| modified.elapsed().is_ok_and(|age| age < FRESH);
-            let is_there = objects.look(&object)?.is_some_and(|meta| meta.size == file.size && is_fresh(meta.modified));
-            if !is_there || self.spoiled().contains(&object) {
+            let counts = |meta: Meta| meta.size == file.size && is_fresh(meta.modified);
+            if !self.health.trusts() || !objects.look(&object)?.is_some_and(counts) {
                 objects.upload(&object, &artifact.dir().join(file.file()), file.size, &file.sha256)?;
-                self.spoiled().remove(&object);
             }
         }
         let text = artifact.manifest().text();
@@ -120,8 +104,11 @@ impl Shared {
         }
     }
 
-    /// Whether there is a manifest of this name whose tables are all there.
+    /// Whether there is a manifest of this name whose tables are all there. Where anything was damaged, nothing counts.
     fn is_whole(&self, name: &str, stage: &str, key: &Key) -> Result<bool, Failure> {
+        if !self.health.trusts() {
+            return Ok(false);
+        }
         let manifest = match self.manifest(name, stage, key) {
             Ok(Some((manifest, _))) => manifest,
             Ok(None) | Err(Failure::Wrong(_)) => return Ok(false),
@@ -129,11 +116,15 @@ impl Shared {
         };
         for file in &manifest.files {
             let Some(object) = table_name(&file.sha256) else { return Ok(false) };
-            let is_there = self.objects()?.look(&object)?.is_some_and(|meta| meta.size == file.size);
-            if !is_there || self.spoiled().contains(&object) {
+            if self.objects()?.look(&object)?.is_none_or(|meta| meta.size != file.size) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+/// An object is another than its name says.
+pub fn damaged(name: &str, what: &str) -> Failure {
+    Failure::Wrong(format!("{name} is damaged: {what}"))
 }

@@ -12,7 +12,8 @@ use anyhow::Context;
 use super::progress::Reporter;
 use crate::{
     artifact::{
-        Artifact, ArtifactWriter, Attempt, Components, Environment, Found, Key, Lock, Process, RunAttempt, StageRecord, Store,
+        Artifact, ArtifactWriter, Attempt, Components, Environment, Found, Key, Lock, Process, RunAttempt, StageRecord,
+        Store,
     },
     plan::{Against, Planner, Stage, Verdict},
     remote::Cache,
