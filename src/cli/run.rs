@@ -74,14 +74,13 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         threads: global.threads,
         planning: Mutex::default(),
     };
-    match &points.points[..] {
-        [point] if args.only.is_some() => {
-            let stage = args.only.expect("just looked at");
-            only(&setting, stage, &point.loaded.experiment, args.json, global.verbosity())
+    match (args.only, &points.points[..]) {
+        (Some(stage), [point]) => only(&setting, stage, &point.loaded.experiment, args.json, global.verbosity()),
+        (Some(_), points) => Err(NotYet::ManyPoints { points: points.len() }.into()),
+        (None, [point]) if !points.is_sweep => {
+            run_one(&setting, &point.loaded.experiment, args.json, global.verbosity())
         }
-        points if args.only.is_some() => Err(NotYet::ManyPoints { points: points.len() }.into()),
-        [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
-        points => {
+        (None, points) => {
             let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: global.threads };
             sweep::run(&setting, points, jobs, args.json, global.verbosity())
         }
