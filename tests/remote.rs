@@ -354,6 +354,38 @@ fn addresses_and_modes_that_make_no_sense_are_refused_before_anything_runs() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("which cache is to be cleaned?"));
 }
 
+#[test]
+fn a_file_may_name_the_cache_and_options_go_before_it() {
+    let scratch = Scratch::new();
+    let (cache, other) = (folder(&scratch, "cache"), folder(&scratch, "other"));
+    scratch.write(".snclr.yaml", format!("cache: {{url: \"{cache}\"}}\n"));
+    let first = scratch.run(&format!("{RUN} --runs one"));
+    assert!(first.stderr.contains(&format!("shared cache {cache}: named in .snclr.yaml")), "{}", first.stderr);
+    assert_all(&scratch.json(&format!("{RUN} --runs two")), "fetched");
+    assert_all(&scratch.json(&format!("{RUN} --runs three --cache {other} --cache-mode read")), "ran");
+    assert_all(&scratch.json(&format!("{RUN} --runs four --cache-mode off")), "ran");
+    let cleaned = scratch.run("gc --cache --runs one");
+    assert!(cleaned.stdout.contains(&format!("of tables stay in {cache}")), "{}{}", cleaned.stdout, cleaned.stderr);
+
+    // The user's settings come after the folder's.
+    fs::create_dir_all(scratch.path("settings/snclr")).expect("a folder");
+    fs::rename(scratch.path(".snclr.yaml"), scratch.path("settings/snclr/config.yaml")).expect("moved");
+    let mut command = scratch.command(&format!("{RUN} --runs five"));
+    let run = Finished::of(command.env("XDG_CONFIG_HOME", scratch.path("settings")).output().expect("the program"));
+    assert_all(&serde_json::from_str(&run.stdout).expect("JSON"), "fetched");
+
+    for (text, expected) in [
+        ("cache: {urls: x}", "error: .snclr.yaml:1:9: cache.urls: unknown key"),
+        ("cache: {url: \"s3://x\", mode: both}", "  allowed: read, write, off"),
+        ("cache: {url: somewhere}", "error: .snclr.yaml: cache.url: \"somewhere\": expected s3://BUCKET/PREFIX"),
+    ] {
+        scratch.write(".snclr.yaml", text);
+        let refused = scratch.run("run tiny.yaml");
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+    }
+}
+
 /// A server that answers every request the same way.
 struct Server {
     address: String,

@@ -84,7 +84,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         memory(),
     ];
     checks.extend(runs_root(&global.runs));
-    checks.extend(args.cache.open(&global.runs)?.as_ref().map(cache));
+    checks.extend(args.cache.open(global)?.as_ref().map(cache));
     checks.push(ok("device cpu", "usable"));
     checks.extend(cuda(found_cuda()));
     let text = if args.json { format!("{}\n", to_json(&checks)) } else { to_text(&checks) };

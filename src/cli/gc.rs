@@ -3,8 +3,7 @@
 use std::{collections::BTreeSet, io::Write, process::ExitCode, time::Duration};
 
 use super::{
-    Global,
-    cache::{CACHE_VARIABLE, check_available},
+    Global, cache,
     show::{self, count},
 };
 use crate::{
@@ -75,12 +74,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 const UNUSED: Duration = Duration::from_secs(30 * 86_400);
 
 fn clean_cache(address: Option<Address>, args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
-    check_available()?;
-    let address = match (address, std::env::var(CACHE_VARIABLE)) {
-        (Some(address), _) => address,
-        (None, Ok(text)) => text.parse().map_err(anyhow::Error::msg)?,
-        (None, Err(_)) => anyhow::bail!("which cache is to be cleaned? Name it: --cache URL, or {CACHE_VARIABLE}"),
-    };
+    let address = cache::to_clean(address)?;
     let records = RunRecord::list(&global.runs)?.into_iter().chain(RunRecord::unfinished(&global.runs)?);
     let needed = records.flat_map(|(_, record)| record.stages).map(|stage| (stage.stage, stage.key)).collect();
     let cleaned = remote::clean(&address, args.older_than.unwrap_or(UNUSED), &needed, args.yes);

@@ -29,6 +29,7 @@ pub mod validate;
 mod values;
 pub mod verify;
 pub mod views;
+mod work;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -70,7 +70,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let store = Store::open(&global.runs);
-    let cache = args.cache.open(&global.runs)?;
+    let cache = args.cache.open(global)?;
     if let Some(cache) = &cache {
         cache.catch_up();
     }

@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::{Driver, How, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
 use crate::{
-    artifact::{Artifact, FileSystem, RunAttempt, RunState, Store},
+    artifact::{Artifact, FileSystem, RunAttempt, RunRecord, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
     remote::Cache,
     spec::Experiment,
@@ -52,6 +52,8 @@ pub struct Alone {
 pub enum NotYet {
     #[error("stage {stage} cannot run yet: its input {input} is not there; run that first (--only {input})")]
     Input { stage: Stage, input: Stage },
+    #[error("stage {stage} will never run: its input {input} diverged")]
+    Diverged { stage: Stage, input: Stage },
     #[error("the experiment has no stage {stage}: it starts from no file of weights (encoder.init)")]
     NoStage { stage: Stage },
     #[error("a stage is run of one point, and the spec has {points}; choose one with --set")]
@@ -120,8 +122,19 @@ impl Setting<'_> {
             self.driver(&planner, &*work, reporter, None).fetch_of(&of_inputs)?;
         }
         let missing = |planned: &&Planned| before.contains(&planned.stage) && !planned.is_cached();
-        if let Some(input) = planner.plan(Against::Nothing).iter().find(missing).map(|planned| planned.stage) {
-            return Err(NotYet::Input { stage, input }.into());
+        if let Some(missing) = planner.plan(Against::Nothing).iter().find(missing) {
+            let input = missing.stage;
+            let has_diverged = |record: RunRecord| {
+                record.unfinished.is_some_and(|at| {
+                    at.state == RunState::Diverged && at.stage == input.name() && Some(&at.key) == missing.key.as_ref()
+                })
+            };
+            return Err(
+                match RunRecord::unfinished(self.store.root())?.into_iter().any(|(_, record)| has_diverged(record)) {
+                    true => NotYet::Diverged { stage, input }.into(),
+                    false => NotYet::Input { stage, input }.into(),
+                },
+            );
         }
         // A record of its own: other stages of the experiment may be at work elsewhere.
         let name = format!("{}-{stage}", experiment.name);

@@ -1,32 +1,103 @@
 //! The part of a spec that results depend on: everything but what its type marks `x-operational`.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
-use super::{schema::shared, walk::Walker};
+use super::{
+    schema::shared,
+    walk::{Walker, is_null},
+};
 
-/// `spec` (as in [`crate::spec::Loaded::value`]) without its operational keys: names, descriptions and paths.
+static SPEC: LazyLock<Part> = LazyLock::new(|| Part::of(Walker { root: shared() }, shared()));
+
+/// `spec` (as of [`crate::spec::Loaded::value`]) without its operational keys: names, descriptions and paths.
 pub fn semantic(spec: &Value) -> Value {
-    let walker = Walker { root: shared() };
-    strip(walker, walker.root, spec).unwrap_or(Value::Null)
+    SPEC.strip(spec).unwrap_or(Value::Null)
 }
 
-fn strip<'s>(walker: Walker<'s>, part: &'s Value, value: &Value) -> Option<Value> {
-    let section = walker.select(part, value).unwrap_or(part);
-    if [part, walker.deref(part), section].into_iter().any(is_operational) {
-        return None;
+/// What has to be known of a part of the schema, references followed once and for all: a sweep asks for it thousands of times.
+struct Part {
+    is_operational: bool,
+    inside: Inside,
+}
+
+enum Inside {
+    /// A section.
+    Keys(Vec<(&'static str, Part)>),
+    /// Variants by the value of the tag.
+    Variants(&'static str, Vec<(&'static str, Part)>),
+    /// The only alternative, `null` aside.
+    Optional(Box<Part>),
+    /// Nothing that has keys of its own.
+    Nothing,
+}
+
+impl Part {
+    fn of(walker: Walker<'static>, part: &'static Value) -> Part {
+        let whole = walker.deref(part);
+        let is_operational = [part, whole].into_iter().any(is_operational);
+        Part { is_operational, inside: Inside::of(walker, whole) }
     }
-    let Value::Object(map) = value else { return Some(value.clone()) };
-    let kept: Map<String, Value> = map
-        .iter()
-        .filter_map(|(key, inner)| {
-            let stripped = match section.get("properties").and_then(|properties| properties.get(key)) {
-                Some(property) => strip(walker, property, inner)?,
-                None => inner.clone(),
+
+    /// None where nothing of `value` is semantic.
+    fn strip(&self, value: &Value) -> Option<Value> {
+        if self.is_operational {
+            return None;
+        }
+        let keys = match &self.inside {
+            Inside::Keys(keys) => keys,
+            Inside::Optional(part) => return part.strip(value),
+            Inside::Variants(tag, variants) => {
+                let named = value.get(tag).and_then(Value::as_str);
+                return match named.and_then(|named| find(variants, named)) {
+                    Some(variant) => variant.strip(value),
+                    None => Some(value.clone()),
+                };
+            }
+            Inside::Nothing => return Some(value.clone()),
+        };
+        let Value::Object(map) = value else { return Some(value.clone()) };
+        let mut kept = Map::with_capacity(map.len());
+        for (key, inner) in map {
+            let inner = match find(keys, key) {
+                Some(part) => part.strip(inner),
+                None => Some(inner.clone()),
             };
-            Some((key.clone(), stripped))
-        })
-        .collect();
-    Some(Value::Object(kept))
+            if let Some(inner) = inner {
+                kept.insert(key.clone(), inner);
+            }
+        }
+        Some(Value::Object(kept))
+    }
+}
+
+impl Inside {
+    fn of(walker: Walker<'static>, part: &'static Value) -> Inside {
+        if walker.choices(part).is_some() {
+            return Inside::Nothing;
+        }
+        if let Some(tagged) = walker.tagged(part) {
+            let variant = |(name, variant)| (name, Part::of(walker, variant));
+            return Inside::Variants(tagged.tag, tagged.variants.into_iter().map(variant).collect());
+        }
+        if let Some(alternatives) = walker.alternatives(part) {
+            let open: Vec<_> = alternatives.into_iter().filter(|one| !is_null(one)).collect();
+            return match open[..] {
+                [only] => Inside::Optional(Box::new(Part::of(walker, only))),
+                // Of texts and lists, which have no keys.
+                _ => Inside::Nothing,
+            };
+        }
+        match part.get("properties").and_then(Value::as_object) {
+            Some(keys) => Inside::Keys(keys.iter().map(|(key, part)| (key.as_str(), Part::of(walker, part))).collect()),
+            None => Inside::Nothing,
+        }
+    }
+}
+
+fn find<'p>(parts: &'p [(&'static str, Part)], name: &str) -> Option<&'p Part> {
+    parts.iter().find(|(other, _)| *other == name).map(|(_, part)| part)
 }
 
 fn is_operational(part: &Value) -> bool {
