@@ -80,14 +80,19 @@ impl Shared {
         Ok(Some((manifest, written)))
     }
 
-    /// Uploads an artifact unless a whole one is there: tables first, then the manifest.
-    pub fn upload(&self, artifact: &Artifact) -> Result<(), Failure> {
+    /// Uploads an artifact unless a whole one is there: tables first, then the manifest. Between tables `meanwhile` has its turn.
+    pub fn upload(
+        &self,
+        artifact: &Artifact,
+        meanwhile: &mut dyn FnMut() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let (stage, key) = (artifact.stage(), artifact.stage_key());
         let (objects, name) = (self.objects()?, manifest_name(stage, key));
         if self.is_whole(&name, stage, key)? {
             return Ok(());
         }
         for file in &artifact.manifest().files {
+            meanwhile()?;
             let Some(object) = table_name(&file.sha256) else { continue };
             let is_fresh = |modified: SystemTime| modified.elapsed().is_ok_and(|age| age < FRESH);
             let counts = |meta: Meta| meta.size == file.size && is_fresh(meta.modified);

@@ -24,8 +24,8 @@ use crate::{
 pub enum Job {
     /// An artifact of the store.
     Artifact { stage: String, key: Key },
-    /// The newest checkpoint of a stage.
-    Checkpoint { stage: String, key: Key },
+    /// The newest checkpoints of stages that have one to upload.
+    Checkpoints,
     /// A manifest that was of use, so that it is new again.
     Refresh { name: String, text: String },
 }
@@ -60,10 +60,9 @@ pub struct CheckpointSender {
 impl CheckpointSender {
     /// The stage has a new checkpoint.
     pub fn checkpoint(&self, stage: &str, key: &Key) {
-        let (stage, key) = (stage.to_owned(), key.clone());
-        if self.count.due().insert((stage.clone(), key.clone())) {
+        if self.count.due().insert((stage.to_owned(), key.clone())) {
             self.count.sent.fetch_add(1, Ordering::Relaxed);
-            let _ = self.sender.send(Job::Checkpoint { stage, key });
+            let _ = self.sender.send(Job::Checkpoints);
         }
     }
 }
@@ -177,7 +176,8 @@ impl Worker {
             Job::Artifact { stage, key } => {
                 // An artifact that is not there was announced by a run that was killed before it had made it.
                 if let Some(artifact) = self.store.artifact(stage, key) {
-                    self.shared.upload(&artifact)?;
+                    // Images may take hours, and a machine be taken away meanwhile.
+                    self.shared.upload(&artifact, &mut || self.upload_due(checkpoints))?;
                     if self.shared.options.checkpoints {
                         checkpoints::remove(self.shared.objects()?, stage, key)?;
                     }
@@ -185,11 +185,20 @@ impl Worker {
                 let _ = fs::remove_file(self.dir.join(format!("{stage}-{key}")));
                 Ok(())
             }
-            Job::Checkpoint { stage, key } => {
-                self.count.due().remove(&(stage.clone(), key.clone()));
-                checkpoints.upload(self.shared.objects()?, &self.store, stage, key)
-            }
+            Job::Checkpoints => self.upload_due(checkpoints),
             Job::Refresh { name, text } => self.shared.objects()?.put(name, text.as_bytes(), false),
         }
+    }
+
+    fn upload_due(&self, checkpoints: &mut checkpoints::Sent) -> Result<(), Failure> {
+        let due: Vec<_> = self.count.due().drain().collect();
+        for (stage, key) in due {
+            match checkpoints.upload(self.shared.objects()?, &self.store, &stage, &key) {
+                // The stage has gone on; the next one is on its way.
+                Err(Failure::Local(_)) => {}
+                uploaded => uploaded?,
+            }
+        }
+        Ok(())
     }
 }

@@ -179,6 +179,7 @@ impl Driver<'_> {
             Found::Damaged { what } => self.discard(&lock, stage, key, &what)?,
             Found::Missing => {}
         }
+        self.reporter.stage_fetches(stage.name());
         let fetched = cache.fetch(self.store, &lock, stage.name(), key, &*self.reporter);
         self.reporter.stage_ends();
         if let Some(artifact) = &fetched {
