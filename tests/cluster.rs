@@ -359,7 +359,7 @@ fn soak_a_time_limit_ends_with_a_checkpoint() {
     let Some(slurm) = Slurm::start() else { panic!("it takes a Slurm") };
     let scratch = Scratch::new();
     // Longer than Slurm's shortest limit, a minute, leaves it.
-    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 1000\n").replace("every: 4", "every: 400"));
+    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 600\n").replace("every: 4", "every: 400"));
     let begun = Instant::now();
     scratch.json("run long.yaml --runs alone --json --threads 1");
     println!("{:.1} s alone", begun.elapsed().as_secs_f64());
@@ -371,7 +371,7 @@ fn soak_a_time_limit_ends_with_a_checkpoint() {
         // What was put back into the queue is left to Slurm, which starts it two minutes later.
         let idle = |state: &str| !["RUNNING", "PENDING", "COMPLETING", "CONFIGURING"].contains(&state);
         while !slurm.ask("squeue", &["--noheader", "--format=%T"]).lines().all(|state| idle(state.trim())) {
-            assert!(begun.elapsed() < Duration::from_secs(900), "{}{}", slurm.ask("squeue", &[]), printed(&scratch));
+            assert!(begun.elapsed() < Duration::from_secs(1500), "{}{}", slurm.ask("squeue", &[]), printed(&scratch));
             sleep(Duration::from_secs(1));
         }
     }

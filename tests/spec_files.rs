@@ -126,7 +126,7 @@ fn whole_numbers_may_be_written_as_floats() {
 #[test]
 fn what_is_semantic() {
     let full = load("cifar10-small.yaml", &[]);
-    let semantic = spec::semantic(&full.value());
+    let semantic = spec::semantic(full.value());
     for gone in ["/name", "/description", "/data/train", "/data/test"] {
         assert!(full.value().pointer(gone).is_some() && semantic.pointer(gone).is_none(), "{gone}");
     }
@@ -135,7 +135,7 @@ fn what_is_semantic() {
         assert_eq!(semantic.pointer(kept), full.value().pointer(kept));
     }
     let moved = load("cifar10-small.yaml", &["data.train=/elsewhere/x.parquet", "name=other"]);
-    assert_eq!(spec::semantic(&moved.value()), semantic);
+    assert_eq!(spec::semantic(moved.value()), semantic);
     let warmer = load("cifar10-small.yaml", &["method.tau=0.3"]);
-    assert_ne!(spec::semantic(&warmer.value()), semantic);
+    assert_ne!(spec::semantic(warmer.value()), semantic);
 }

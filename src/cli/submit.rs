@@ -117,7 +117,10 @@ impl Submission<'_> {
         }
         text += &self.fact(if dry_run { "would submit" } else { "submitted" });
         if json {
-            let array = |(array, id): &(&Array, String)| json!({ "array": array.name, "stage": array.stage.name(), "tasks": array.tasks.len(), "job": id });
+            let array = |(array, id): &(&Array, String)| {
+                let (stage, tasks) = (array.stage.name(), array.tasks.len());
+                json!({ "array": array.name, "stage": stage, "tasks": tasks, "job": id })
+            };
             let submitted: Vec<Value> = submitted.iter().map(array).collect();
             text = format!("{}\n", self.to_json("submitted", submitted, dry_run));
         }

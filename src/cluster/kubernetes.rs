@@ -102,8 +102,10 @@ pub fn manifest(
     for (field, value) in wanted.pod.iter().flatten() {
         pod[field] = value.clone();
     }
-    let labels =
-        json!({ "app.kubernetes.io/name": "snclr", "app.kubernetes.io/part-of": label(&site.name, LONGEST_NAME) });
+    let labels = json!({
+        "app.kubernetes.io/name": "snclr",
+        "app.kubernetes.io/part-of": label(&site.name, LONGEST_NAME),
+    });
     let mut metadata = json!({ "name": name(&site.name, &array.name, number), "labels": labels });
     if let Some(namespace) = &cluster.namespace {
         metadata["namespace"] = json!(namespace);

@@ -187,7 +187,7 @@ impl<'a> Runs<'a> {
         let unfinished = RunRecord::unfinished(self.root)?;
         let unfinished = unfinished.iter().map(|(dir, _)| read(dir)).collect::<anyhow::Result<Vec<_>>>()?;
         let wanted = |point: &Point| {
-            let wanted = spec::semantic(&point.loaded.value());
+            let wanted = spec::semantic(point.loaded.value());
             let text = text(&wanted);
             (wanted, text)
         };
@@ -198,7 +198,7 @@ impl<'a> Runs<'a> {
                 Some(run) => found.runs.push(run.clone()),
                 None => {
                     let what = if point.values.is_empty() { "it as changed".to_owned() } else { point.label() };
-                    let is = |run: &&Run| run.record.name == *name && spec::semantic(&run.spec) == wanted;
+                    let is = |run: &&Run| run.record.name == *name && spec::semantic(run.spec.clone()) == wanted;
                     let ended = unfinished.iter().rfind(is).and_then(|run| run.record.unfinished.as_ref());
                     let ended = ended.map_or(String::new(), |unfinished| format!("; {unfinished}"));
                     found.notes.push(format!("{argument}: no finished run of {what}{ended}"));
@@ -267,7 +267,7 @@ impl<'a> Runs<'a> {
     fn known(&self) -> anyhow::Result<&HashMap<(String, String), Run>> {
         let read = |run: &Listed| {
             let run = run.read()?;
-            Ok(((run.record.name.clone(), text(&spec::semantic(&run.spec))), run))
+            Ok(((run.record.name.clone(), text(&spec::semantic(run.spec.clone()))), run))
         };
         // The oldest first: the newest stays.
         filled(&self.known, || {

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     schema::shared,
@@ -12,8 +12,11 @@ use super::{
 static SPEC: LazyLock<Part> = LazyLock::new(|| Part::of(Walker { root: shared() }, shared()));
 
 /// `spec` (as of [`crate::spec::Loaded::value`]) without its operational keys: names, descriptions and paths.
-pub fn semantic(spec: &Value) -> Value {
-    SPEC.strip(spec).unwrap_or(Value::Null)
+pub fn semantic(mut spec: Value) -> Value {
+    match SPEC.strip(&mut spec) {
+        true => spec,
+        false => Value::Null,
+    }
 }
 
 /// What has to be known of a part of the schema, references followed once and for all: a sweep asks for it thousands of times.
@@ -40,35 +43,23 @@ impl Part {
         Part { is_operational, inside: Inside::of(walker, whole) }
     }
 
-    /// None where nothing of `value` is semantic.
-    fn strip(&self, value: &Value) -> Option<Value> {
+    /// Takes away what is not semantic; false where nothing of `value` is.
+    fn strip(&self, value: &mut Value) -> bool {
         if self.is_operational {
-            return None;
+            return false;
         }
-        let keys = match &self.inside {
-            Inside::Keys(keys) => keys,
-            Inside::Optional(part) => return part.strip(value),
-            Inside::Variants(tag, variants) => {
+        match (&self.inside, value) {
+            (Inside::Keys(keys), Value::Object(map)) => {
+                map.retain(|key, inner| find(keys, key).is_none_or(|part| part.strip(inner)));
+                true
+            }
+            (Inside::Optional(part), value) => part.strip(value),
+            (Inside::Variants(tag, variants), value) => {
                 let named = value.get(tag).and_then(Value::as_str);
-                return match named.and_then(|named| find(variants, named)) {
-                    Some(variant) => variant.strip(value),
-                    None => Some(value.clone()),
-                };
+                named.and_then(|named| find(variants, named)).is_none_or(|variant| variant.strip(value))
             }
-            Inside::Nothing => return Some(value.clone()),
-        };
-        let Value::Object(map) = value else { return Some(value.clone()) };
-        let mut kept = Map::with_capacity(map.len());
-        for (key, inner) in map {
-            let inner = match find(keys, key) {
-                Some(part) => part.strip(inner),
-                None => Some(inner.clone()),
-            };
-            if let Some(inner) = inner {
-                kept.insert(key.clone(), inner);
-            }
+            _ => true,
         }
-        Some(Value::Object(kept))
     }
 }
 
@@ -126,31 +117,31 @@ mod tests {
             "method": {"name": "snclr", "tau": 0.2},
             "knn": {"k": [5]},
         });
-        assert_eq!(semantic(&spec), expected);
+        assert_eq!(semantic(spec), expected);
     }
 
     #[test]
     fn every_file_format_loses_its_paths() {
         let idx =
             json!({"data": {"format": "idx", "train": "a", "train_labels": "b", "test": "c", "test_labels": "d"}});
-        assert_eq!(semantic(&idx), json!({"data": {"format": "idx"}}));
+        assert_eq!(semantic(idx), json!({"data": {"format": "idx"}}));
         let parquet = json!({"data": {"format": "parquet", "train": "a", "label_column": "c"}});
-        assert_eq!(semantic(&parquet), json!({"data": {"format": "parquet", "label_column": "c"}}));
+        assert_eq!(semantic(parquet), json!({"data": {"format": "parquet", "label_column": "c"}}));
         let cifar = json!({"data": {"format": "cifar10", "train": "a", "on_error": "fail"}});
-        assert_eq!(semantic(&cifar), json!({"data": {"format": "cifar10", "on_error": "fail"}}));
+        assert_eq!(semantic(cifar), json!({"data": {"format": "cifar10", "on_error": "fail"}}));
     }
 
     #[test]
     fn a_file_of_weights_loses_its_path() {
         for arch in ["resnet50", "vit_tiny"] {
             let encoder = json!({"encoder": {"arch": arch, "init": "w.safetensors"}});
-            assert_eq!(semantic(&encoder), json!({"encoder": {"arch": arch}}));
+            assert_eq!(semantic(encoder), json!({"encoder": {"arch": arch}}));
         }
     }
 
     #[test]
     fn generated_data_are_all_semantic() {
         let data = json!({"data": {"format": "synthetic", "classes": 10, "seed": 3}});
-        assert_eq!(semantic(&data), data);
+        assert_eq!(semantic(data.clone()), data);
     }
 }
