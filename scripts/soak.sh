@@ -14,6 +14,10 @@
 #
 # 5. The curves of 1,000 runs with 2,000 steps each in one file, read by DuckDB (SNCLR_PYTHON names a Python that has it).
 #
+# 6. A training under a time limit of Slurm, which ends it with a checkpoint, put back into the queue and finished to the same bits.
+#
+# 7. The shared cache: every object of it harmed in every way, and 100 uploads that are killed.
+#
 # Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +25,7 @@ cd "$(dirname "$0")/.."
 soak() { # a test, what it does, and its file
   echo "== $2"
   local begun=$SECONDS
-  cargo test --release --locked --quiet --test "${3:-equal_bits}" -- --ignored --exact --nocapture "$1"
+  cargo test --release --locked --quiet --features remote --test "${3:-equal_bits}" -- --ignored --exact --nocapture "$1"
   echo "== $2: $((SECONDS - begun)) s"
 }
 
@@ -38,4 +42,7 @@ soak soak_mutations_end_without_a_panic "mutations of image files" conformance |
 soak soak_two_hundred_runs_at_once "200 runs at once on two mounts" shared_folder || failed=1
 soak soak_a_hundred_cleanings_take_nothing_away "100 cleanings beside a run" shared_folder || failed=1
 soak soak_two_million_steps_are_read_in_a_moment "two million steps in one file" thousands || failed=1
+soak soak_a_time_limit_ends_with_a_checkpoint "a time limit of Slurm" cluster || failed=1
+soak soak_every_object_harmed_in_every_way "every object of a cache harmed in every way" remote || failed=1
+soak soak_a_hundred_killed_uploads "100 killed uploads" remote || failed=1
 exit "$failed"

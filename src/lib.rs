@@ -39,6 +39,7 @@ pub mod encoder;
 pub mod method;
 pub mod ops;
 pub mod plan;
+pub mod remote;
 pub mod report;
 pub mod rule;
 pub mod run;

@@ -6,173 +6,18 @@ mod common;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::Path,
+    process::{Command, Output},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use common::{Scratch, TINY, text};
+use common::{
+    Scratch, TINY, python,
+    slurm::{Slurm, printed},
+    text,
+};
 use serde_json::{Value, json};
-
-/// One Slurm at a time: two would contend for the processors.
-static ONE: Mutex<()> = Mutex::new(());
-
-/// A running Slurm.
-struct Slurm {
-    dir: tempfile::TempDir,
-    _one: MutexGuard<'static, ()>,
-}
-
-impl Slurm {
-    /// None, and a line, where there is no Slurm.
-    fn start() -> Option<Slurm> {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let slurm = Slurm { dir: tempfile::tempdir().expect("a folder"), _one: one };
-        match slurm.up() {
-            Ok(()) => Some(slurm),
-            Err(why) => {
-                let why = format!(
-                    "no Slurm (apt-get install slurmctld slurmd slurm-client munge, and run as root): {why}\n{}",
-                    slurm.logs()
-                );
-                assert!(std::env::var_os("SNCLR_REQUIRE_SLURM").is_none(), "{why}");
-                println!("skipped: {why}");
-                None
-            }
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn logs(&self) -> String {
-        let logs = fs::read_dir(self.path("log")).into_iter().flatten().flatten();
-        logs.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect()
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("SLURM_CONF", self.path("slurm.conf")).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    }
-
-    fn up(&self) -> Result<(), String> {
-        let said = |error: std::io::Error| error.to_string();
-        for name in ["state", "spool", "log", "run"] {
-            fs::create_dir(self.path(name)).map_err(said)?;
-        }
-        let output = Command::new("hostname").output().map_err(said)?;
-        let host = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        // Free ones, as far as can be told: another Slurm may run here.
-        let port = || Ok(TcpListener::bind("127.0.0.1:0").map_err(said)?.local_addr().map_err(said)?.port());
-        let ports: Vec<u16> = (0..3).map(|_| port()).collect::<Result<_, String>>()?;
-        let at = |name: &str| self.path(name).display().to_string();
-        let nodes = [1, 2].map(|n| {
-            format!("NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={} CPUs=2 RealMemory=1000\n", ports[n])
-        });
-        let config = format!(
-            "ClusterName=t\nSlurmctldHost={host}(127.0.0.1)\nSlurmctldPort={}\nSlurmUser=root\nSlurmdUser=root\n\
-             AuthType=auth/munge\nAuthInfo=socket={}\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n\
-             ReturnToService=2\nSlurmctldPidFile={}\nSlurmdPidFile={}/d.%n.pid\nSlurmdSpoolDir={}/%n\nStateSaveLocation={}\n\
-             SlurmctldLogFile={}\nSlurmdLogFile={}/d.%n.log\n\
-             SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1\nSelectType=select/cons_tres\n\
-             SelectTypeParameters=CR_Core\nAccountingStorageType=accounting_storage/none\n\
-             JobAcctGatherType=jobacct_gather/none\nMaxArraySize=10001\nKillWait=5\nMpiDefault=none\n{}\
-             PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP\n",
-            ports[0],
-            at("run/munge.sock"),
-            at("run/c.pid"),
-            at("run"),
-            at("spool"),
-            at("state"),
-            at("log/c.log"),
-            at("log"),
-            nodes.concat(),
-        );
-        fs::write(self.path("slurm.conf"), config).map_err(said)?;
-        let key = self.path("munge.key");
-        fs::write(&key, [7; 1024]).map_err(said)?;
-        self.run("chmod", &["400", &key.display().to_string()])?;
-        self.run("chmod", &["755", &self.dir.path().display().to_string()])?;
-        let munged = format!(
-            "--force --key-file={} --socket={} --pid-file={} --log-file={} --seed-file={}",
-            at("munge.key"),
-            at("run/munge.sock"),
-            at("run/munged.pid"),
-            at("log/munged.log"),
-            at("run/seed")
-        );
-        self.run("munged", &munged.split(' ').collect::<Vec<_>>())?;
-        self.run("slurmctld", &[])?;
-        for node in ["n1", "n2"] {
-            self.run("slurmd", &["-N", node])?;
-        }
-        let begun = Instant::now();
-        while self.ask("sinfo", &["--noheader", "--format=%T"]).trim() != "idle" {
-            if begun.elapsed() > Duration::from_secs(30) {
-                return Err(format!("the nodes are {:?}", self.ask("sinfo", &[])));
-            }
-            sleep(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
-    fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
-        let status = self.command(program).args(args).status().map_err(|error| format!("{program}: {error}"))?;
-        if status.success() { Ok(()) } else { Err(format!("{program} {}: {status}", args.join(" "))) }
-    }
-
-    fn ask(&self, program: &str, args: &[&str]) -> String {
-        let output = self.command(program).args(args).stdout(Stdio::piped()).output();
-        output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// The program with this Slurm, which must succeed.
-    #[track_caller]
-    fn snclr(&self, scratch: &Scratch, args: &str) -> String {
-        let output = scratch.command(args).env("SLURM_CONF", self.path("slurm.conf")).output().expect("the program");
-        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    #[track_caller]
-    fn json(&self, scratch: &Scratch, args: &str) -> Value {
-        serde_json::from_str(&self.snclr(scratch, args)).expect("JSON")
-    }
-
-    /// Waits until no job is left.
-    #[track_caller]
-    fn drain(&self, scratch: &Scratch) {
-        let begun = Instant::now();
-        while !self.ask("squeue", &["--noheader"]).trim().is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(100), "{}{}", self.ask("squeue", &[]), printed(scratch));
-            sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-impl Drop for Slurm {
-    fn drop(&mut self) {
-        let _ = self.command("scontrol").arg("shutdown").status();
-        if let Ok(pid) = fs::read_to_string(self.path("run/munged.pid")) {
-            let _ = Command::new("kill").arg(pid.trim()).status();
-        }
-        // What jobs still run ends with their daemons, which look into their folder until then.
-        sleep(Duration::from_millis(500));
-    }
-}
-
-/// What the tasks of all submissions printed.
-fn printed(scratch: &Scratch) -> String {
-    let submissions = fs::read_dir(scratch.path("runs/cluster")).into_iter().flatten().flatten();
-    let logs = submissions.flat_map(|dir| fs::read_dir(dir.path().join("logs")).into_iter().flatten().flatten());
-    logs.map(|log| format!("{}:\n{}", log.path().display(), fs::read_to_string(log.path()).unwrap_or_default()))
-        .collect()
-}
 
 fn short() -> String {
     TINY.replace("epochs: 5\n", "epochs: 2\n").replace("train_images: 96", "train_images: 48")
@@ -319,4 +164,219 @@ fn a_stage_alone_needs_its_inputs_and_nothing_else() {
     assert!(common::statuses(&whole).values().all(|status| status == "cached"));
     let again = scratch.json("run tiny.yaml --only pretrain --json");
     assert_eq!(common::statuses(&again), BTreeMap::from([("pretrain".to_owned(), "cached".to_owned())]));
+}
+
+const KUBERNETES: &str = "all: {cpus: 1, memory: 1G, time: '1:00:00', pod: {nodeSelector: {disk: ssd}}}\n\
+    stages: {pretrain: {gpus: 1, at_once: 1}}\nkubernetes: {image: lab/snclr, claim: team, mount: MOUNT, namespace: lab}\n";
+
+/// The `cluster:` file of a volume that is mounted where the scratch folder is.
+fn kubernetes(scratch: &Scratch) -> &'static str {
+    let mount = scratch.path("").canonicalize().expect("the folder").display().to_string();
+    scratch.write("cluster.yaml", KUBERNETES.replace("MOUNT", &mount));
+    "--executor kubernetes --cluster cluster.yaml"
+}
+
+#[test]
+fn manifests_keep_to_the_published_schema() {
+    let required = std::env::var_os("SNCLR_REQUIRE_KUBERNETES").is_some();
+    let Some(python) = python(&["kubernetes_validate"]) else {
+        assert!(!required, "pip install kubernetes-validate");
+        return;
+    };
+    let scratch = Scratch::new();
+    let options = kubernetes(&scratch);
+    let spec = TINY.replace("name: tiny", &format!("name: Tiny_{}", "x".repeat(190)));
+    scratch.write("long.yaml", spec);
+    let printed = scratch.run(&format!("submit long.yaml {options} {SWEEP}"));
+    assert_eq!(printed.code, 0, "{}", printed.stderr);
+    assert!(printed.stderr.ends_with("printed 12 tasks in 6 arrays; 0 done\n"), "{}", printed.stderr);
+    let validate = |manifests: &str| -> Output {
+        scratch.write("manifests.yaml", manifests);
+        let mut command = Command::new(&python);
+        command.args(["-m", "kubernetes_validate", "--strict", "--no-warn"]).arg(scratch.path("manifests.yaml"));
+        command.output().expect("Python")
+    };
+    let told = validate(&printed.stdout);
+    assert!(
+        told.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&told.stdout),
+        String::from_utf8_lossy(&told.stderr)
+    );
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert_eq!(told.matches("passed").count(), 6, "{told}");
+    for (key, wrong) in [("podFailurePolicy:", "podFailurePolicies:"), ("claimName:", "claim:")] {
+        assert!(!validate(&printed.stdout.replacen(key, wrong, 1)).status.success(), "{wrong}");
+    }
+    // A name is a DNS label, that of each of its pods too.
+    for line in printed.stdout.lines().filter_map(|line| line.strip_prefix("  name: ")) {
+        let plain = line.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        assert!(plain && line.len() <= 57 && !line.starts_with('-') && !line.ends_with('-'), "{line}");
+    }
+}
+
+#[test]
+fn the_command_of_a_manifest_runs_its_stage() {
+    let scratch = Scratch::new();
+    scratch.write("short.yaml", short());
+    let options = kubernetes(&scratch);
+    let line = format!("submit short.yaml {options} --json {SWEEP}");
+    assert_eq!(scratch.json(&format!("{line} --dry-run"))["folder"], Value::Null);
+    assert!(!scratch.path("runs").exists(), "a dry run writes nothing");
+
+    let printed = scratch.json(&line);
+    let manifests = printed["manifests"].as_array().expect("manifests");
+    let spec = |manifest: &Value| manifest["spec"].clone();
+    let shown: Vec<_> =
+        manifests.iter().map(|job| (spec(job)["completions"].clone(), spec(job)["parallelism"].clone())).collect();
+    let expected = [(1, 1), (2, 1), (2, 2), (1, 1), (2, 2), (4, 4)];
+    assert_eq!(shown, expected.map(|(tasks, at_once)| (json!(tasks), json!(at_once))));
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_snclr"), scratch.path("snclr")).expect("a link");
+    // As the kubelet starts it, but for the image.
+    let run = |manifest: &Value, index: u64| -> (i32, String) {
+        let container = &spec(manifest)["template"]["spec"]["containers"][0];
+        let words = container["command"].as_array().expect("a command").iter();
+        let words: Vec<String> = words.map(|word| text(word).replace("$$", "$")).collect();
+        let path = format!("{}:{}", scratch.path("").display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).current_dir(text(&container["workingDir"])).env("PATH", path);
+        let output = command.env("JOB_COMPLETION_INDEX", index.to_string()).output().expect("a shell");
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, why) = run(&manifests[5], 3);
+    assert_eq!((code, why.contains("its input data is not there")), (3, true), "{why}");
+    for manifest in manifests {
+        for index in 0..spec(manifest)["completions"].as_u64().expect("a number") {
+            let (code, why) = run(manifest, index);
+            assert_eq!(code, 0, "{manifest} {index}: {why}");
+        }
+    }
+    assert_eq!(scratch.json(&format!("status short.yaml --json {SWEEP}"))["points_done"], 4);
+    let again = scratch.run(&format!("submit short.yaml {options} {SWEEP}"));
+    assert_eq!((again.stdout.as_str(), again.stderr.as_str()), ("", "nothing to do: 12 stages of 4 points done\n"));
+}
+
+#[test]
+fn what_kubernetes_cannot_do_without_is_asked_for() {
+    let scratch = Scratch::new();
+    let none = scratch.run("submit tiny.yaml --executor kubernetes");
+    assert_eq!(none.code, 2);
+    assert_eq!(
+        none.stderr,
+        "error: Kubernetes has to know an image and a volume; give --cluster FILE with `kubernetes: {image: …, claim: …, \
+         mount: /…}`\n"
+    );
+    scratch.write("cluster.yaml", KUBERNETES.replace("MOUNT", "/elsewhere"));
+    let outside = scratch.run("submit tiny.yaml --executor kubernetes --cluster cluster.yaml");
+    assert_eq!(outside.code, 2);
+    assert!(outside.stderr.contains("is not on the volume that is mounted at /elsewhere"), "{}", outside.stderr);
+    scratch.write("cluster.yaml", "al: {gpus: 1}\n");
+    let wrong = scratch.run("submit tiny.yaml --dry-run --cluster cluster.yaml");
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.stderr.starts_with("error: cluster.yaml:1:1: al: unknown key\n"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("did you mean `all`?"), "{}", wrong.stderr);
+}
+
+#[test]
+fn whoever_waits_for_a_training_that_diverged_is_told() {
+    let scratch = Scratch::new();
+    let options = "tiny.yaml --set optimizer.base_lr=1e30";
+    scratch.json(&format!("run {options} --only data --json"));
+    assert_eq!(scratch.run(&format!("run {options} --only embed")).code, 3);
+    assert_eq!(scratch.run(&format!("run {options} --only pretrain")).code, 4);
+    let hopeless = scratch.run(&format!("run {options} --only embed"));
+    assert_eq!(
+        (hopeless.code, hopeless.stderr.as_str()),
+        (4, "error: stage embed will never run: its input pretrain diverged\n")
+    );
+}
+
+#[test]
+fn what_is_killed_or_cancelled_is_finished_to_the_same_bits() {
+    let Some(slurm) = Slurm::start() else { return };
+    let scratch = Scratch::new();
+    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 120\n"));
+    scratch.json("run long.yaml --runs alone --json --threads 1");
+    let submit = || slurm.json(&scratch, "submit long.yaml --json --threads 1");
+    // The process that trains, once it does.
+    let training = || -> String {
+        let begun = Instant::now();
+        loop {
+            let status = slurm.snclr(&scratch, "status long.yaml --threads 1");
+            let line = status.lines().find(|line| line.starts_with("pretrain ")).unwrap_or_default();
+            if let Some((_, rest)) = line.split_once(": running, ") {
+                return rest.split(' ').next().expect("a number").to_owned();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{status}{}", printed(&scratch));
+            sleep(Duration::from_millis(100));
+        }
+    };
+    submit();
+    let process = training();
+    sleep(Duration::from_secs(1));
+    assert!(Command::new("kill").args(["-KILL", &process]).status().expect("kill").success());
+    slurm.drain(&scratch);
+    // Those behind it have found nothing to read, and harmed nothing.
+    let status = slurm.json(&scratch, "status long.yaml --json");
+    assert_eq!(status["points_done"], 0, "{status}");
+
+    submit();
+    let another = training();
+    assert_ne!(process, another);
+    slurm.run("scancel", &["--name=tiny-pretrain-0"]).expect("an end");
+    slurm.drain(&scratch);
+    submit();
+    slurm.drain(&scratch);
+    assert_eq!(slurm.json(&scratch, "status long.yaml --json")["points_done"], 1, "{}", printed(&scratch));
+    assert_eq!(contents(&scratch.path("runs")), contents(&scratch.path("alone")));
+}
+
+#[test]
+fn a_thousand_points_are_handed_to_slurm_in_a_moment() {
+    let Some(slurm) = Slurm::start() else { return };
+    let scratch = Scratch::new();
+    // They are looked at, and do not begin.
+    scratch.write("cluster.yaml", "all: {options: [--hold]}\n");
+    let seeds: Vec<String> = (0..1000).map(|seed| seed.to_string()).collect();
+    let line = format!("submit tiny.yaml --json --cluster cluster.yaml --sweep seed={}", seeds.join(","));
+    let begun = Instant::now();
+    let submitted = slurm.json(&scratch, &line);
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{seconds:.2} s");
+    let jobs = submitted["submitted"].as_array().expect("arrays");
+    assert_eq!((jobs.len(), jobs.iter().filter_map(|job| job["tasks"].as_u64()).sum::<u64>()), (6, 5001));
+    // Three where nothing runs beside it.
+    assert!(seconds < 10.0, "{seconds}");
+    let waiting = slurm.ask("squeue", &["--noheader", "--array", "--name=tiny-knn-0"]);
+    assert_eq!(waiting.lines().count(), 1000);
+    slurm.run("scancel", &["--user=root"]).expect("an end");
+    slurm.drain(&scratch);
+}
+
+#[test]
+#[ignore = "six minutes; scripts/soak.sh runs it"]
+fn soak_a_time_limit_ends_with_a_checkpoint() {
+    let Some(slurm) = Slurm::start() else { panic!("it takes a Slurm") };
+    let scratch = Scratch::new();
+    // Longer than Slurm's shortest limit, a minute, leaves it.
+    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 600\n").replace("every: 4", "every: 400"));
+    let begun = Instant::now();
+    scratch.json("run long.yaml --runs alone --json --threads 1");
+    println!("{:.1} s alone", begun.elapsed().as_secs_f64());
+    scratch.write("cluster.yaml", "all: {cpus: 1, time: '1', warning: 30}\n");
+    let status = || slurm.json(&scratch, "status long.yaml --json");
+    let begun = Instant::now();
+    while status()["points_done"] != 1 {
+        slurm.json(&scratch, "submit long.yaml --cluster cluster.yaml --json");
+        // What was put back into the queue is left to Slurm, which starts it two minutes later.
+        let idle = |state: &str| !["RUNNING", "PENDING", "COMPLETING", "CONFIGURING"].contains(&state);
+        while !slurm.ask("squeue", &["--noheader", "--format=%T"]).lines().all(|state| idle(state.trim())) {
+            assert!(begun.elapsed() < Duration::from_secs(1500), "{}{}", slurm.ask("squeue", &[]), printed(&scratch));
+            sleep(Duration::from_secs(1));
+        }
+    }
+    let all = printed(&scratch);
+    println!("{:.1} s with limits of a minute, {}", begun.elapsed().as_secs_f64(), all.matches("interrupted").count());
+    assert!(all.contains("interrupted in pretrain after step"), "{all}");
+    assert_eq!(contents(&scratch.path("runs")), contents(&scratch.path("alone")));
 }

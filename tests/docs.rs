@@ -4,12 +4,14 @@
 //! Parquet (`cifar10/`). Its blocks are taken in their order:
 //!
 //! - `sh`: each line runs; it must end with 0, or with an exit code that its comment names (`# … exit code 3`).
-//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run.
+//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run, nor are those with a
+//!   shared cache in a build without the feature `remote`.
 //! - `text`: what the block before it printed. Each line must be in that output, in this order. Numbers, hashes, times and
 //!   frames of tables may differ (see [`stable`]); so may a line `…`, which stands for any lines.
 //! - `yaml`: a spec that must be valid: whole where its first line is `# NAME.yaml`, under which it is saved; otherwise a part
 //!   that is laid over `specs/quickstart.yaml`.
 //! - `python`: runs, if there is a Python with the packages that it imports (see [`common::python`]).
+//! - `snakemake`: becomes the `Snakefile`.
 //! - Blocks without a language are pictures and formulae. There are no others.
 //!
 //! What would take minutes is made smaller by [`SMALLER`], which is laid over the specs that pages run. Nothing else is changed.
@@ -35,6 +37,7 @@ use common::{
     copy_tree,
     figures::{self, Figures},
     python,
+    slurm::Slurm,
 };
 use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
@@ -134,7 +137,11 @@ fn blocks(page: &str) -> Vec<Block> {
 }
 
 /// The folder in which a page's lines run.
-struct Folder(TempDir);
+struct Folder {
+    dir: TempDir,
+    /// Configuration of the Slurm that its lines find.
+    slurm: Option<PathBuf>,
+}
 
 impl Folder {
     /// With specs that take a second.
@@ -144,7 +151,7 @@ impl Folder {
 
     /// With smaller specs where they are wanted.
     fn where_smaller(wanted: impl Fn(&str) -> bool) -> Folder {
-        let folder = Folder(TempDir::new().expect("a folder"));
+        let folder = Folder { dir: TempDir::new().expect("a folder"), slurm: None };
         copy_tree(&repository().join("specs"), &folder.path("specs"));
         copy_tree(&repository().join("specs"), &folder.path("full/specs"));
         for (name, smaller) in SMALLER.into_iter().filter(|(name, _)| wanted(name)) {
@@ -168,7 +175,7 @@ impl Folder {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.dir.path().join(name)
     }
 
     fn picture(&self, name: &str, n: u32) {
@@ -200,11 +207,12 @@ impl Folder {
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new(program);
         command
-            .current_dir(self.0.path())
+            .current_dir(self.dir.path())
             .args(args)
             .env("PATH", path)
             .env("NO_COLOR", "1")
-            .env_remove("RUST_BACKTRACE");
+            .env_remove("RUST_BACKTRACE")
+            .envs(self.slurm.iter().map(|conf| ("SLURM_CONF", conf)));
         let output = command.output().expect("it starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (
@@ -353,7 +361,8 @@ fn execute_in(folder: &Folder, page: &str, mut shown: impl FnMut(&str, &Block, &
                     output
                 });
             }
-            other => panic!("{at}: blocks are sh, text, yaml or python, not {other:?}"),
+            "snakemake" => fs::write(folder.path("Snakefile"), &block.text).expect("a file"),
+            other => panic!("{at}: blocks are sh, text, yaml, python or snakemake, not {other:?}"),
         }
     }
 }
@@ -365,12 +374,20 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
     if NOT_RUN.contains(&first) {
         return Some(String::new());
     }
+    if command.contains(" --cache ") && !cfg!(feature = "remote") {
+        println!("{at}: not run in a build without the feature `remote`: {command}");
+        return Some(String::new());
+    }
     let mut command = command;
     if let Some(rest) = command.strip_prefix("python -c ") {
         let package = if rest.contains("duckdb") { "duckdb" } else { "pyarrow" };
         command = format!("'{}' -c {rest}", python(&[package])?);
     }
-    let (code, output) = folder.output("sh", &["-c", &format!("{{ {command}\n}} 2>&1")]);
+    if let Some(rest) = command.strip_prefix("snakemake ") {
+        command = format!("'{}' -m snakemake {rest}", python(&["snakemake"])?);
+    }
+    // A line that waits for something must not wait for ever.
+    let (code, output) = folder.output("timeout", &["300", "sh", "-c", &format!("{{ {command}\n}} 2>&1")]);
     assert!(exit_codes(&command).contains(&code), "{at}: exit code {code}: {command}\n{output}");
     Some(output)
 }
@@ -378,7 +395,7 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
 macro_rules! pages {
     ($($test:ident: $page:literal,)*) => {
         /// Pages, each a test.
-        const TESTED: &[&str] = &[$($page),*];
+        const TESTED: &[&str] = &[CLUSTER, $($page),*];
         $(
             #[test]
             fn $test() {
@@ -399,12 +416,12 @@ pages! {
     imagenet: "docs/how-to/imagenet.md",
     compare: "docs/how-to/compare.md",
     sweep: "docs/how-to/sweep.md",
-    cluster: "docs/how-to/cluster.md",
     resume_and_trust: "docs/how-to/resume-and-trust.md",
     health: "docs/how-to/health.md",
     export: "docs/how-to/export.md",
     embed: "docs/how-to/embed.md",
     sql: "docs/how-to/sql.md",
+    shared_cache: "docs/how-to/shared-cache.md",
     clean_up: "docs/how-to/clean-up.md",
     scripts: "docs/how-to/scripts.md",
     benchmarks: "docs/benchmarks.md",
@@ -416,6 +433,16 @@ fn every_page_is_executed() {
     let runs = |page: &String| blocks(page).iter().any(|block| !block.language.is_empty());
     pages.retain(|page| !TESTED.contains(&page.as_str()) && runs(page));
     assert!(pages.is_empty(), "not executed: {pages:?}");
+}
+
+/// The page that hands work to a scheduler.
+const CLUSTER: &str = "docs/how-to/cluster.md";
+
+#[test]
+fn cluster() {
+    let Some(slurm) = Slurm::start() else { return };
+    let folder = Folder { slurm: Some(slurm.conf()), ..Folder::new() };
+    execute_in(&folder, CLUSTER, |_, _, _| {});
 }
 
 /// Lines of a block that count.

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 10] = [
     &["train"],
     &["artifact"],
     &["stage"],
-    &["spec"],
+    &["spec", "remote"],
     &["plan"],
     &["run", "report", "bench", "cluster"],
     &["cli"],

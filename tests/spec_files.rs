@@ -94,22 +94,22 @@ fn overrides_reach_paths_lists_and_missing_keys() {
     assert_eq!(data.train.as_slice(), [PathBuf::from("a.parquet"), PathBuf::from("b.parquet")]);
     assert_eq!(loaded.experiment.knn.k, [5]);
     assert_eq!(loaded.experiment.health.every, 3);
-    assert_eq!(loaded.value["seed"], 7);
+    assert_eq!(loaded.value()["seed"], 7);
 }
 
 #[test]
 fn the_resolved_value_has_defaults_and_plain_digits_and_loads_again() {
     for path in specs() {
         let loaded = first_point(&path);
-        assert_eq!(loaded.value["precision"], "f32");
-        if loaded.value["method"]["name"] == "snclr" {
-            assert_eq!(loaded.value["method"]["attention"], "learned");
+        assert_eq!(loaded.value()["precision"], "f32");
+        if loaded.value()["method"]["name"] == "snclr" {
+            assert_eq!(loaded.value()["method"]["attention"], "learned");
         }
         // A tenth, as it was written: not the digits of the nearest f32.
-        assert_eq!(loaded.value["augmentations"]["view1"]["color_jitter"]["hue"].to_string().len(), 3);
-        let text = serde_yaml::to_string(&loaded.value).unwrap();
+        assert_eq!(loaded.value()["augmentations"]["view1"]["color_jitter"]["hue"].to_string().len(), 3);
+        let text = serde_yaml::to_string(&loaded.value()).unwrap();
         let again = spec::load_text(&path, &text, &[]).unwrap_or_else(|errors| panic!("{errors}"));
-        assert_eq!(again.value, loaded.value);
+        assert_eq!(again.value(), loaded.value());
         assert_eq!(again.experiment, loaded.experiment);
     }
 }
@@ -119,23 +119,23 @@ fn whole_numbers_may_be_written_as_floats() {
     let loaded = load("quickstart.yaml", &["method.queue_length=2e3", "seed=3.0", "method.tau=1"]);
     let MethodConfig::Snclr(method) = &loaded.experiment.method else { panic!("the method is SNCLR") };
     assert_eq!(method.queue_length, 2000);
-    assert_eq!(loaded.value["seed"].to_string(), "3");
-    assert_eq!(loaded.value["method"]["tau"].to_string(), "1.0");
+    assert_eq!(loaded.value()["seed"].to_string(), "3");
+    assert_eq!(loaded.value()["method"]["tau"].to_string(), "1.0");
 }
 
 #[test]
 fn what_is_semantic() {
     let full = load("cifar10-small.yaml", &[]);
-    let semantic = spec::semantic(&full.value);
+    let semantic = spec::semantic(full.value());
     for gone in ["/name", "/description", "/data/train", "/data/test"] {
-        assert!(full.value.pointer(gone).is_some() && semantic.pointer(gone).is_none(), "{gone}");
+        assert!(full.value().pointer(gone).is_some() && semantic.pointer(gone).is_none(), "{gone}");
     }
     for kept in ["/method/tau", "/data/format", "/data/on_error", "/seed", "/knn/k", "/encoder/arch"] {
         assert!(semantic.pointer(kept).is_some(), "{kept}");
-        assert_eq!(semantic.pointer(kept), full.value.pointer(kept));
+        assert_eq!(semantic.pointer(kept), full.value().pointer(kept));
     }
     let moved = load("cifar10-small.yaml", &["data.train=/elsewhere/x.parquet", "name=other"]);
-    assert_eq!(spec::semantic(&moved.value), semantic);
+    assert_eq!(spec::semantic(moved.value()), semantic);
     let warmer = load("cifar10-small.yaml", &["method.tau=0.3"]);
-    assert_ne!(spec::semantic(&warmer.value), semantic);
+    assert_ne!(spec::semantic(warmer.value()), semantic);
 }

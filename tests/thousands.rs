@@ -84,6 +84,19 @@ fn five_thousand_runs_are_listed_and_compared_in_a_moment() {
 }
 
 #[test]
+fn the_state_of_five_thousand_points_is_told_in_a_moment() {
+    let scratch = Scratch::new();
+    scratch.json("run tiny.yaml --json --set epochs=1 --only data");
+    let taus: Vec<String> = (0..RUNS).map(|at| format!("{:?}", tau(at))).collect();
+    let points = format!("tiny.yaml --json --set epochs=1 --sweep method.tau={}", taus.join(","));
+    let status = timed(&scratch, &format!("status {points}"));
+    // A training, its embeddings and their evaluations each; data and control are shared.
+    assert_eq!((&status["points"], status["tasks"].as_array().map(Vec::len)), (&json!(RUNS), Some(20_002)));
+    let submitted = timed(&scratch, &format!("submit {points} --dry-run"));
+    assert_eq!((&submitted["tasks"], &submitted["done"]), (&json!(20_002), &json!(1)));
+}
+
+#[test]
 fn figures_and_curves_of_all_runs_are_one_file_each() {
     let scratch = Scratch::new();
     let sweep = scratch.json("run tiny.yaml --json --sweep seed=1,2");

@@ -1,6 +1,6 @@
 //! `tables/runs.parquet`: records and specs of all finished runs in one file, so that thousands of them are listed and compared
-//! without opening thousands of files. It is derived from their folders and checked against them at every look: a row counts as long
-//! as the files that it was made from have not changed. It may be deleted at any time.
+//! without opening thousands of files. It is derived, and checked at every look: a row counts as long as the files that it was made
+//! from have not changed. The folder may be deleted at any time.
 
 use std::{
     collections::HashMap,

@@ -38,6 +38,8 @@ pub struct Checkpoints {
     /// Number of this start, from 1; set by its first write.
     attempt: OnceLock<u64>,
     warn: Box<dyn Fn(&str) + Send + Sync>,
+    /// Hears of every state that was saved.
+    saved: Option<Box<dyn Fn() + Send + Sync>>,
     files: Mutex<Files>,
 }
 
@@ -90,7 +92,22 @@ impl Checkpoints {
             }
         }
         let files = Mutex::new(Files { segments, last_saved: None });
-        Ok(Checkpoints { dir, damaged, label, key, earlier: attempt, attempt: OnceLock::new(), warn, files })
+        Ok(Checkpoints {
+            dir,
+            damaged,
+            label,
+            key,
+            earlier: attempt,
+            attempt: OnceLock::new(),
+            warn,
+            saved: None,
+            files,
+        })
+    }
+
+    /// Lets `saved` hear of every state that is saved from now on.
+    pub fn when_saved(&mut self, saved: Box<dyn Fn() + Send + Sync>) {
+        self.saved = Some(saved);
     }
 
     /// The number of this start. No other has it: it is taken by making a folder, which one of many can.
@@ -128,7 +145,11 @@ impl Checkpoints {
         }
         atomic::rename(&temporary, &target)?;
         files.last_saved = Some(step);
-        self.newest_first()?.into_iter().skip(2).try_for_each(|name| atomic::discard_dir(&self.dir.join(name)))
+        self.newest_first()?.into_iter().skip(2).try_for_each(|name| atomic::discard_dir(&self.dir.join(name)))?;
+        if let Some(saved) = &self.saved {
+            saved();
+        }
+        Ok(())
     }
 
     fn write(
@@ -266,19 +287,51 @@ impl Checkpoints {
     }
 
     fn newest_first(&self) -> anyhow::Result<Vec<String>> {
-        let mut found: Vec<_> =
-            names(&self.dir)?.into_iter().filter_map(|name| parse(&name).map(|order| (order, name))).collect();
-        found.sort_by(|a, b| b.cmp(a));
-        Ok(found.into_iter().map(|(_, name)| name).collect())
+        newest_first(&self.dir)
     }
+}
+
+/// A file that a checkpoint needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointFile {
+    /// Where it lies in the folder of checkpoints, e.g. `checkpoint-000000000012-0001/model.parquet`.
+    pub path: String,
+    pub size: u64,
+    pub sha256: String,
+}
+
+/// The newest checkpoint in `dir` that is one of `key`: its step, and all files that it needs, segments before it included. None
+/// when there is none.
+pub(super) fn newest_files(dir: &Path, key: &Key) -> anyhow::Result<Option<(u64, Vec<CheckpointFile>)>> {
+    for name in newest_first(dir)? {
+        let Some(manifest) = read_manifest(&dir.join(&name)).ok().filter(|manifest| manifest.key == *key) else {
+            continue;
+        };
+        let own = dir.join(&name).join(MANIFEST);
+        let sha256 = hash::file(&own, |_| ()).with_context(|| format!("reading {}", own.display()))?;
+        let tables = manifest.tables.into_iter().map(|(table, hash)| (format!("{name}/{table}.parquet"), hash));
+        let files = tables.chain(manifest.segments).chain([(format!("{name}/{MANIFEST}"), sha256)]);
+        let file = |(path, sha256): (String, String)| {
+            let size = fs::metadata(dir.join(&path)).with_context(|| format!("reading {path}"))?.len();
+            Ok(CheckpointFile { path, size, sha256 })
+        };
+        return Ok(Some((manifest.step, files.map(file).collect::<anyhow::Result<_>>()?)));
+    }
+    Ok(None)
+}
+
+/// Names of checkpoints in a folder.
+fn newest_first(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut found: Vec<_> =
+        names(dir)?.into_iter().filter_map(|name| parse(&name).map(|order| (order, name))).collect();
+    found.sort_by(|a, b| b.cmp(a));
+    Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
 /// The step of the newest checkpoint in `dir` that is one of `key`, as far as its own record tells. Nothing is moved or removed,
 /// so that whoever looks need not hold the lock of the stage.
 pub(super) fn newest_step(dir: &Path, key: &Key) -> Option<u64> {
-    let mut found: Vec<_> = names(dir).ok()?.into_iter().filter_map(|name| Some((parse(&name)?, name))).collect();
-    found.sort_by(|a, b| b.cmp(a));
-    found.into_iter().find_map(|(_, name)| {
+    newest_first(dir).ok()?.into_iter().find_map(|name| {
         let manifest = read_manifest(&dir.join(name)).ok()?;
         (manifest.key == *key).then_some(manifest.step)
     })

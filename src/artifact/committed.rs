@@ -26,6 +26,12 @@ impl Artifact {
         Artifact { dir, manifest: Arc::new(manifest) }
     }
 
+    /// One without tables that is nowhere, for tests.
+    #[cfg(test)]
+    pub fn made_up() -> Artifact {
+        Artifact::new(PathBuf::from("nowhere"), Manifest::new("knn", Components::default(), vec![], 0, 0, None))
+    }
+
     /// The same artifact with those of its tables alone that `keep` wants: the others cannot be read from it.
     pub fn narrowed(&self, keep: impl Fn(&str) -> bool) -> Artifact {
         let mut manifest = Manifest::clone(&self.manifest);

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, System};
 
+use super::Process;
 use crate::train::Device;
 
 /// Where an artifact was made.
@@ -14,6 +15,9 @@ pub struct Environment {
     pub snclr: String,
     /// Architecture and operating system that it was built for, e.g. `x86_64-linux`.
     pub target: String,
+    /// Name of the machine; older manifests do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Model of the CPU, as it calls itself.
     pub cpu: String,
     /// Worker threads.
@@ -28,13 +32,20 @@ impl Environment {
         Environment {
             snclr: env!("CARGO_PKG_VERSION").to_owned(),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            host: Some(Process::here().host().to_owned()),
             cpu: cpu_model().to_owned(),
             threads: rayon::current_num_threads() as u64,
             device: Device::chosen().to_string(),
         }
     }
 
-    /// Names and values of the fields, for people.
+    /// Machine and device, for people, e.g. `node7 (AMD EPYC, cpu)`.
+    pub fn describe(&self) -> String {
+        let host = self.host.as_deref().unwrap_or("another machine");
+        format!("{host} ({}, {})", self.cpu, self.device)
+    }
+
+    /// Names and values of the fields that results may depend on, for people.
     pub fn fields(&self) -> [(&'static str, String); 5] {
         [
             ("snclr", self.snclr.clone()),

@@ -103,8 +103,12 @@ impl Manifest {
 
     /// Reads and checks the manifest in `dir`; the error says what is wrong with it.
     pub fn read(dir: &Path) -> Result<Manifest, String> {
-        let text = fs::read(dir.join(FILE)).map_err(|error| format!("{FILE}: {error}"))?;
-        let mut manifest: Manifest = serde_json::from_slice(&text).map_err(|error| format!("{FILE}: {error}"))?;
+        Manifest::parse(&fs::read(dir.join(FILE)).map_err(|error| format!("{FILE}: {error}"))?)
+    }
+
+    /// Reads and checks the text of a manifest; the error says what is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Manifest, String> {
+        let mut manifest: Manifest = serde_json::from_slice(text).map_err(|error| format!("{FILE}: {error}"))?;
         if manifest.format != FORMAT {
             return Err(format!("{FILE}: format {}, but this build writes format {FORMAT}", manifest.format));
         }
@@ -113,8 +117,24 @@ impl Manifest {
             return Err(format!("{FILE}: does not match its checksum"));
         }
         manifest.checksum = checksum;
+        if let Some(file) = manifest.files.iter().find(|file| !is_plain(&file.name)) {
+            return Err(format!("{FILE}: table name {:?}: not a plain name", file.name));
+        }
         Ok(manifest)
     }
+
+    /// Whether it is that of this stage and key, and the key the hash of its components; the error says so.
+    pub fn check_identity(&self, stage: &str, key: &Key) -> Result<(), String> {
+        match (self.stage.as_str(), &self.key) == (stage, key) && self.components.key() == *key {
+            true => Ok(()),
+            false => Err(format!("{FILE}: belongs to another stage or key")),
+        }
+    }
+}
+
+/// Whether a table may have this name: files of no other folder can be meant by it.
+pub(super) fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The artifact's content hash: over names and content of its content tables.

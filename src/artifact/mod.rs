@@ -9,6 +9,7 @@
 //! | `work/<stage>-<key>/` | checkpoints and metric segments of an unfinished stage |
 //! | `locks/` | who works on what, and which artifacts runs at work count on; files of locks stay, empty when nobody holds them |
 //! | `cache/` | hashes of files seen before, with their size and times; an accelerator that may be deleted |
+//! | `uploads/` | a file per artifact that a shared cache does not have yet |
 //! | `tables/` | records, figures and curves of all runs, derived from their folders and artifacts; may be deleted |
 //! | `damaged/` | what no longer matched its hash, moved out of the way |
 //! | `results/<name>-<id>/` | `spec.yaml`, `run.json` and `report.parquet` of a run |
@@ -30,6 +31,7 @@ mod filesystem;
 mod garbage;
 pub mod hash;
 mod hash_list;
+pub mod incoming;
 mod inspect;
 mod key;
 mod lease;
@@ -46,13 +48,14 @@ mod writer;
 
 pub use attempt::RunAttempt;
 pub use catalogue::{Catalogued, TABLES, catalogue};
-pub use checkpoint::{Checkpoints, State};
+pub use checkpoint::{CheckpointFile, Checkpoints, State};
 pub use committed::Artifact;
 pub use content::of_batch as content_of;
 pub use environment::{Environment, cpu_model};
 pub use filesystem::{FileSystem, Reach, UnfitFolder};
 pub use garbage::{Cleaning, Item, Keep, Listed};
 pub use hash_list::HashList;
+pub use incoming::{Incoming, Refused};
 pub use inspect::{Damage, Inspected};
 pub use key::{Components, Key};
 pub use leftover::Leftovers;

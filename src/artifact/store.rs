@@ -14,12 +14,13 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
-    Artifact, ArtifactWriter, Checkpoints, Components, Key, Lock, Manifest, Process, Stamp, StatCache, UNFINISHED,
-    atomic, checkpoint, hash,
+    Artifact, ArtifactWriter, CheckpointFile, Checkpoints, Components, Incoming, Key, Lock, Manifest, Process, Stamp,
+    StatCache, UNFINISHED, atomic, checkpoint, hash,
     lease::Lease,
     leftover::{self, Leftovers},
     lock::Attempt,
     manifest,
+    writer::{Complete, Staging},
 };
 
 /// Artifacts up to this size are hashed whenever they are found; larger ones when their files' stamps changed.
@@ -89,7 +90,8 @@ impl Store {
         self.root.join("store").join(stage).join(atomic::unique(key.as_str(), STAGING))
     }
 
-    pub(super) fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
+    /// Folder of the checkpoints of a stage.
+    pub fn work_dir(&self, stage: &str, key: &Key) -> PathBuf {
         self.root.join("work").join(format!("{stage}-{key}"))
     }
 
@@ -135,11 +137,8 @@ impl Store {
 
     fn read_manifest_in(&self, dir: &Path, stage: &str, key: &Key) -> Result<Manifest, String> {
         let manifest = Manifest::read(dir)?;
-        let own = (manifest.stage.as_str(), &manifest.key);
-        match own == (stage, key) && manifest.components.key() == *key {
-            true => Ok(manifest),
-            false => Err(format!("{}: belongs to another stage or key", manifest::FILE)),
-        }
+        manifest.check_identity(stage, key)?;
+        Ok(manifest)
     }
 
     fn check(&self, artifact: &Artifact, hash_all: bool, seen: &mut dyn FnMut(u64)) -> Result<(), String> {
@@ -205,8 +204,26 @@ impl Store {
     pub fn commit(&self, lock: &Lock, writer: ArtifactWriter) -> anyhow::Result<Artifact> {
         let (stage, key) = writer.identity();
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        self.settle(lock, writer.complete()?)
+    }
+
+    /// Starts an artifact that was made elsewhere: the tables that its manifest names are to come. The lock is that of its stage and
+    /// key.
+    pub fn receive(&self, lock: &Lock, manifest: Manifest) -> anyhow::Result<Incoming> {
+        let (stage, key) = (&manifest.stage, &manifest.key);
+        assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        let staging = Staging::new(self.staging_dir(stage, key))?;
+        Ok(Incoming::new(staging, manifest))
+    }
+
+    /// Commits an artifact whose tables have all come, as [`Store::commit`] does.
+    pub fn accept(&self, lock: &Lock, incoming: Incoming) -> anyhow::Result<Artifact> {
+        self.settle(lock, incoming.complete()?)
+    }
+
+    fn settle(&self, lock: &Lock, mut complete: Complete) -> anyhow::Result<Artifact> {
+        let (stage, key) = (complete.manifest().stage.clone(), complete.manifest().key.clone());
         let dir = self.artifact_dir(&stage, &key);
-        let mut complete = writer.complete()?;
         while !complete.rename(&dir)? {
             if let Ok(theirs) = self.whole(&stage, &key) {
                 self.remove_work(&stage, &key)?;
@@ -290,12 +307,27 @@ impl Store {
         checkpoint::newest_step(&self.work_dir(stage, key), key)
     }
 
+    /// The newest checkpoint of an unfinished stage: its step, and the files that it needs, in [`Store::work_dir`].
+    ///
+    /// # Errors
+    /// When a file cannot be read, e.g. as the stage has removed it in this moment.
+    pub fn newest_checkpoint(&self, stage: &str, key: &Key) -> anyhow::Result<Option<(u64, Vec<CheckpointFile>)>> {
+        checkpoint::newest_files(&self.work_dir(stage, key), key)
+    }
+
     /// The rows of `table` that an unfinished stage has written so far, if any. The stage may be at work.
     ///
     /// # Errors
     /// When a file of them is damaged.
     pub fn rows_so_far(&self, stage: &str, key: &Key, table: &str) -> anyhow::Result<Option<RecordBatch>> {
         checkpoint::rows(&self.work_dir(stage, key), key, table)
+    }
+
+    /// Puts a folder of checkpoints in the place of those of a stage. The caller holds the lock.
+    pub fn replace_work(&self, lock: &Lock, stage: &str, key: &Key, dir: &Path) -> anyhow::Result<()> {
+        assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
+        self.remove_work(stage, key)?;
+        atomic::rename(dir, &self.work_dir(stage, key))
     }
 
     /// Removes the checkpoints of a stage whose artifact is committed.

@@ -18,27 +18,59 @@ use super::{
 };
 use crate::tables::Table;
 
+/// A hidden folder that becomes an artifact in one rename; dropped before that it leaves nothing behind.
+pub(super) struct Staging {
+    dir: PathBuf,
+    /// Touched as long as we live, so that no other machine takes the folder for left behind.
+    _held: Arc<File>,
+    committed: bool,
+}
+
+impl Staging {
+    /// Makes the folder, which nobody else writes to; it must not exist.
+    pub(super) fn new(dir: PathBuf) -> anyhow::Result<Self> {
+        atomic::create_dir(&dir)?;
+        let held = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
+        let held = Arc::new(held);
+        beat::keep(&held);
+        Ok(Staging { dir, _held: held, committed: false })
+    }
+
+    /// The folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All files are there: writes the manifest. What lacks then is the rename that makes it an artifact.
+    pub(super) fn complete(self, manifest: Manifest) -> anyhow::Result<Complete> {
+        atomic::write(&self.dir.join(manifest::FILE), manifest.text().as_bytes())?;
+        Ok(Complete { staging: self, manifest })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: a sweep removes what stays.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
 /// An artifact in the making; dropped before its commit it leaves nothing behind.
 pub struct ArtifactWriter {
     stage: String,
     components: Components,
-    staging: PathBuf,
-    /// Touched as long as we live, so that no other machine takes the folder for left behind.
-    _held: Arc<File>,
+    staging: Staging,
     files: Vec<FileEntry>,
     begun: Instant,
-    committed: bool,
 }
 
 impl ArtifactWriter {
     /// Starts in a staging folder that nobody else writes to; it must not exist.
     pub(super) fn new(stage: &str, components: Components, staging: PathBuf) -> anyhow::Result<Self> {
-        atomic::create_dir(&staging)?;
-        let held = File::open(&staging).with_context(|| format!("opening {}", staging.display()))?;
-        let held = Arc::new(held);
-        beat::keep(&held);
-        let (stage, begun) = (stage.to_owned(), Instant::now());
-        Ok(ArtifactWriter { stage, components, staging, _held: held, files: Vec::new(), begun, committed: false })
+        let (stage, staging, begun) = (stage.to_owned(), Staging::new(staging)?, Instant::now());
+        Ok(ArtifactWriter { stage, components, staging, files: Vec::new(), begun })
     }
 
     /// A new table, compressed.
@@ -62,10 +94,9 @@ impl ArtifactWriter {
         kind: Kind,
         properties: WriterProperties,
     ) -> anyhow::Result<TableWriter<'_>> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        anyhow::ensure!(!name.is_empty() && name.bytes().all(plain), "table name {name:?}: not a plain name");
+        anyhow::ensure!(manifest::is_plain(name), "table name {name:?}: not a plain name");
         anyhow::ensure!(self.files.iter().all(|file| file.name != name), "table {name:?} is written twice");
-        let path = self.staging.join(format!("{name}.parquet"));
+        let path = self.staging.dir().join(format!("{name}.parquet"));
         let file = TableFile::create(path.clone(), schema, properties)?;
         Ok(TableWriter { writer: self, file: Some(file), path, name: name.to_owned(), kind })
     }
@@ -82,7 +113,7 @@ impl ArtifactWriter {
     pub fn keep(&self, name: &str, dir: &Path) -> anyhow::Result<()> {
         let entry = self.entry(name).with_context(|| format!("table {name:?} is not finished"))?;
         atomic::create_dir(dir)?;
-        let (from, to) = (self.staging.join(entry.file()), dir.join(entry.file()));
+        let (from, to) = (self.staging.dir().join(entry.file()), dir.join(entry.file()));
         let link = atomic::sibling(&to);
         fs::hard_link(&from, &link).with_context(|| format!("linking {} to {}", from.display(), link.display()))?;
         let renamed = atomic::rename(&link, &to);
@@ -97,7 +128,7 @@ impl ArtifactWriter {
     /// When it is not, or cannot be read.
     pub fn adopt(&mut self, entry: FileEntry, dir: &Path) -> anyhow::Result<()> {
         anyhow::ensure!(self.entry(&entry.name).is_none(), "table {:?} is written twice", entry.name);
-        let (from, to) = (dir.join(entry.file()), self.staging.join(entry.file()));
+        let (from, to) = (dir.join(entry.file()), self.staging.dir().join(entry.file()));
         let sha256 = hash::file(&from, |_| ()).with_context(|| format!("reading {}", from.display()))?;
         anyhow::ensure!(sha256 == entry.sha256, "{}: does not match its hash", from.display());
         fs::hard_link(&from, &to).with_context(|| format!("linking {} to {}", from.display(), to.display()))?;
@@ -111,32 +142,30 @@ impl ArtifactWriter {
     }
 
     /// Completes the artifact, all but the rename that makes it one.
-    pub(super) fn complete(mut self) -> anyhow::Result<Complete> {
+    pub(super) fn complete(self) -> anyhow::Result<Complete> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let milliseconds = self.begun.elapsed().as_millis() as u64;
-        let (components, files) = (std::mem::take(&mut self.components), std::mem::take(&mut self.files));
         let here = Some(Environment::here());
-        let manifest = Manifest::new(&self.stage, components, files, created, milliseconds, here);
-        atomic::write(&self.staging.join(manifest::FILE), manifest.text().as_bytes())?;
-        Ok(Complete { writer: self, manifest })
+        let manifest = Manifest::new(&self.stage, self.components, self.files, created, milliseconds, here);
+        self.staging.complete(manifest)
     }
 }
 
 /// An artifact that lacks only its name; dropped before that it leaves nothing behind.
-pub struct Complete {
-    writer: ArtifactWriter,
+pub(super) struct Complete {
+    staging: Staging,
     manifest: Manifest,
 }
 
 impl Complete {
     /// Renames it to `target`. After the rename it exists for good, before it not at all. False when something is there already.
-    pub fn rename(&mut self, target: &Path) -> anyhow::Result<bool> {
+    pub(super) fn rename(&mut self, target: &Path) -> anyhow::Result<bool> {
         // The plain rename: network file systems know no other, and no folder that has anything in it is ever replaced.
-        match fs::rename(&self.writer.staging, target) {
-            Ok(()) => self.writer.committed = true,
+        match fs::rename(&self.staging.dir, target) {
+            Ok(()) => self.staging.committed = true,
             Err(error) if IN_THE_WAY.contains(&error.kind()) => return Ok(false),
             Err(error) => {
-                let (stage, from) = (&self.writer.stage, self.writer.staging.display());
+                let (stage, from) = (&self.manifest.stage, self.staging.dir.display());
                 let named =
                     || format!("committing the artifact of stage {stage}: renaming {from} to {}", target.display());
                 return Err(error).with_context(named);
@@ -147,22 +176,13 @@ impl Complete {
     }
 
     /// What it is.
-    pub fn manifest(&self) -> &Manifest {
+    pub(super) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 }
 
 /// How a rename says that its target is there.
 const IN_THE_WAY: [ErrorKind; 3] = [ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty, ErrorKind::NotADirectory];
-
-impl Drop for ArtifactWriter {
-    fn drop(&mut self) {
-        if !self.committed {
-            // Best effort: a sweep removes what stays.
-            let _ = fs::remove_dir_all(&self.staging);
-        }
-    }
-}
 
 /// A table in the making; dropped without [`TableWriter::finish`] it does not become part of the artifact.
 pub struct TableWriter<'a> {

@@ -1,6 +1,9 @@
 //! `--method`, `--set` and `--sweep`: what commands that take a spec change in it.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use crate::spec::{self, Points, SpecErrors};
 
@@ -16,6 +19,16 @@ pub struct Changes {
     /// Vary a key, e.g. `seed=1,2,3`; repeatable: every combination is a point. Replaces the spec's own sweep of the key
     #[arg(long, value_name = "KEY=VALUE,VALUE")]
     pub sweep: Vec<String>,
+}
+
+/// Specs, and what is changed in each.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Specs {
+    /// Specs of experiments
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub changes: Changes,
 }
 
 impl Changes {

@@ -108,6 +108,7 @@ fn ingest(
         checkpoint_interval: Duration::from_secs(60),
         threads: None,
         planning: Mutex::default(),
+        cache: None,
     };
     let error = match setting.data(experiment, reporter) {
         Ok(data) => return Ok(data),

@@ -54,7 +54,7 @@ fn side(runs: &Runs, argument: &str) -> anyhow::Result<Run> {
     if !path.is_file() {
         return runs.find(argument);
     }
-    let spec = spec::load(path, &[])?.value;
+    let spec = spec::load(path, &[])?.value();
     let name = spec["name"].as_str().unwrap_or_default();
     if let Some(run) = runs.newest(name, |other| same_but_for_names(other, &spec))? {
         return Ok(run);

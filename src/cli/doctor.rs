@@ -10,10 +10,11 @@ use std::{
 use serde_json::json;
 use sysinfo::System;
 
-use super::{Global, show};
+use super::{Global, cache::CacheArgs, show};
 use crate::{
     artifact::{Attempt, FileSystem, Lock, Reach, cpu_model},
     ops::{product::bf16_unit, simd},
+    remote::Cache,
     train::found_cuda,
 };
 
@@ -30,6 +31,8 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// How a check came out.
@@ -81,12 +84,29 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         memory(),
     ];
     checks.extend(runs_root(&global.runs));
+    checks.extend(args.cache.open(global)?.as_ref().map(cache));
     checks.push(ok("device cpu", "usable"));
     checks.extend(cuda(found_cuda()));
     let text = if args.json { format!("{}\n", to_json(&checks)) } else { to_text(&checks) };
     write!(std::io::stdout(), "{text}")?;
     let broken = checks.iter().any(|check| check.status == Status::Error);
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether the shared cache does what it is there for.
+fn cache(cache: &Cache) -> Check {
+    const NAME: &str = "cache";
+    let options = cache.options();
+    let found = format!("{}, mode {}", options.address, options.mode.name());
+    match cache.probe() {
+        Ok(()) => ok(NAME, found + ": works"),
+        Err(problem) => bad(
+            NAME,
+            Status::Warning,
+            format!("{found}: {problem}"),
+            "runs go on without it; check address, credentials and endpoint (AWS_…, GOOGLE_…, AZURE_…), or use --cache-mode read",
+        ),
+    }
 }
 
 /// The GPUs, or why there is none: that is nothing bad unless one was wanted.

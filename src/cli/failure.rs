@@ -2,9 +2,10 @@
 
 use std::{io, io::Write, process::ExitCode};
 
+use super::cache::CacheError;
 use crate::{
-    artifact::UnfitFolder, bench::Unfit, cluster::ResourcesError, ops::simd::UnitError, run::NotYet, spec::SpecErrors,
-    stage::Stopped, train::DeviceError,
+    artifact::UnfitFolder, bench::Unfit, cluster::kubernetes::KubernetesError, ops::simd::UnitError, run::NotYet,
+    spec::SpecErrors, stage::Stopped, train::DeviceError,
 };
 
 /// Prints `error: …` with its causes to stderr; gives the exit code.
@@ -23,13 +24,15 @@ pub fn code(error: &anyhow::Error) -> u8 {
         Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => 130,
         Some(Stopped::Diverged(_)) => 4,
         None if error.downcast_ref::<SpecErrors>().is_some() => 2,
-        None if error.downcast_ref::<ResourcesError>().is_some() => 2,
+        None if error.downcast_ref::<KubernetesError>().is_some() => 2,
         None if matches!(error.downcast_ref(), Some(NotYet::Input { .. })) => 3,
+        None if matches!(error.downcast_ref(), Some(NotYet::Diverged { .. })) => 4,
         None if error.downcast_ref::<NotYet>().is_some() => 2,
         // A device that is not there is a matter of usage, as an unknown one is.
         None if error.downcast_ref::<DeviceError>().is_some() => 2,
         None if error.downcast_ref::<UnitError>().is_some() => 2,
         None if error.downcast_ref::<Unfit>().is_some() => 2,
+        None if error.downcast_ref::<CacheError>().is_some() => 2,
         None if error.downcast_ref::<UnfitFolder>().is_some() => 2,
         None => 1,
     }

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, io::Write, process::ExitCode, time::Duration};
 
 use super::{
-    Global,
+    Global, cache,
     show::{self, count},
 };
 use crate::{
-    artifact::{Cleaning, Item, Keep, Listed, Store},
+    artifact::{Cleaning, Item, Keep, Listed, RunRecord, Store},
+    remote::{self, Address},
     report::{FindError, Runs},
 };
 
@@ -24,6 +25,9 @@ pub struct Args {
     /// Remove only what has not changed for so many days
     #[arg(long, value_name = "DAYS", value_parser = days)]
     pub older_than: Option<Duration>,
+    /// Clean the shared cache instead: what nobody has used for 30 days, or --older-than, and no run here needs
+    #[arg(long, value_name = "URL", num_args = 0..=1, conflicts_with = "keep")]
+    pub cache: Option<Option<Address>>,
     /// Only list; this is the default
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
@@ -43,6 +47,9 @@ fn days(text: &str) -> Result<Duration, String> {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(address) = &args.cache {
+        return clean_cache(address.clone(), &args, global);
+    }
     let known = Runs::new(&global.runs);
     let find = |run: &String| match known.find(run) {
         Ok(run) => Ok(run.record.run),
@@ -61,6 +68,64 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     };
     write!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Age at which what nobody has used goes from the shared cache.
+const UNUSED: Duration = Duration::from_secs(30 * 86_400);
+
+fn clean_cache(address: Option<Address>, args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let address = cache::to_clean(address)?;
+    let records = RunRecord::list(&global.runs)?.into_iter().chain(RunRecord::unfinished(&global.runs)?);
+    let needed = records.flat_map(|(_, record)| record.stages).map(|stage| (stage.stage, stage.key)).collect();
+    let cleaned = remote::clean(&address, args.older_than.unwrap_or(UNUSED), &needed, args.yes);
+    let cleaned = cleaned.map_err(anyhow::Error::msg)?;
+    let bytes: u64 = cleaned.removed.iter().map(|(_, bytes)| bytes).sum();
+    let text = match args.json {
+        true => {
+            let item = |(item, bytes): &(remote::Item, u64)| {
+                let (kind, name) = describe_object(item);
+                serde_json::json!({ "kind": kind, "name": name, "bytes": bytes })
+            };
+            let items: Vec<_> = cleaned.removed.iter().map(item).collect();
+            let object = serde_json::json!({
+                "removed": args.yes, "items": items, "bytes": bytes, "kept": cleaned.kept, "kept_bytes": cleaned.kept_bytes,
+            });
+            format!("{object}\n")
+        }
+        false => {
+            let lines = cleaned.removed.iter().map(|(item, bytes)| {
+                let (kind, name) = describe_object(item);
+                format!("{kind:<12} {name:<34} {:>9}\n", show::bytes(*bytes as f64))
+            });
+            let stay = format!(
+                "{} and {} of tables stay in {address}",
+                count(cleaned.kept, "artifact"),
+                show::bytes(cleaned.kept_bytes as f64)
+            );
+            lines.collect::<String>() + &conclusion(cleaned.removed.len(), bytes, &stay, args.yes)
+        }
+    };
+    write!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Kind and name of something in a shared cache.
+fn describe_object(item: &remote::Item) -> (&'static str, String) {
+    match item {
+        remote::Item::Artifact(stage, key) => ("artifact", format!("{stage} {}", key.get(..8).unwrap_or(key))),
+        remote::Item::Checkpoint(name) => ("checkpoint", name.clone()),
+        remote::Item::Table(name) => ("table", name.clone()),
+    }
+}
+
+/// What a cleaning came to, or would.
+fn conclusion(items: usize, size: u64, stay: &str, removed: bool) -> String {
+    let what = format!("{}, {}; {stay}", count(items, "item"), show::bytes(size as f64));
+    match (items, removed) {
+        (0, _) => format!("nothing to remove; {stay}\n"),
+        (_, true) => format!("removed {what}\n"),
+        (_, false) => format!("would remove {what}\nnothing was removed: --yes removes it\n"),
+    }
 }
 
 /// Kind and name of an item.
@@ -115,12 +180,7 @@ fn to_text(cleaning: &Cleaning, removed: bool) -> String {
     if let Some(shared) = &cleaning.shared {
         text += &format!("what changed in the last day stays, as other machines may count on it ({shared})\n");
     }
-    let (items, size) = (count(cleaning.removed.len(), "item"), show::bytes(bytes(&cleaning.removed) as f64));
-    text + &match (cleaning.removed.is_empty(), removed) {
-        (true, _) => format!("nothing to remove; {kept}\n"),
-        (false, true) => format!("removed {items}, {size}; {kept}\n"),
-        (false, false) => format!("would remove {items}, {size}; {kept}\nnothing was removed: --yes removes it\n"),
-    }
+    text + &conclusion(cleaning.removed.len(), bytes(&cleaning.removed), &kept, removed)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod bench;
+mod cache;
 mod changes;
 pub mod compare;
 pub mod completions;
@@ -28,6 +29,7 @@ pub mod validate;
 mod values;
 pub mod verify;
 pub mod views;
+mod work;
 
 use std::{path::PathBuf, process::ExitCode};
 

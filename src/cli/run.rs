@@ -9,11 +9,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show, sweep, values};
+use super::{Global, cache::CacheArgs, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
+    remote::Cache,
     report::{Run, audit},
-    run::{self, Alone, Finished, How, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
+    run::{self, Alone, Finished, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::Experiment,
     stage::{Interrupt, Stage},
 };
@@ -39,6 +40,8 @@ pub struct Args {
     /// Longest time between two checkpoints
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub checkpoint_every: Duration,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -67,32 +70,43 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let store = Store::open(&global.runs);
+    let cache = args.cache.open(global)?;
+    if let Some(cache) = &cache {
+        cache.catch_up();
+    }
     let setting = Setting {
         store: &store,
         interrupt: &interrupt,
         checkpoint_interval: args.checkpoint_every,
         threads: global.threads,
         planning: Mutex::default(),
+        cache: cache.as_ref(),
     };
-    match &points.points[..] {
-        [point] if args.only.is_some() => {
-            let stage = args.only.expect("just looked at");
-            only(&setting, stage, &point.loaded.experiment, args.json, global.verbosity())
+    let ended = match (args.only, &points.points[..]) {
+        (Some(stage), [point]) => only(&setting, stage, &point.loaded.experiment, args.json, global.verbosity()),
+        (Some(_), points) => Err(NotYet::ManyPoints { points: points.len() }.into()),
+        (None, [point]) if !points.is_sweep => {
+            run_one(&setting, &point.loaded.experiment, args.json, global.verbosity())
         }
-        points if args.only.is_some() => Err(NotYet::ManyPoints { points: points.len() }.into()),
-        [point] if !points.is_sweep => run_one(&setting, &point.loaded.experiment, args.json, global.verbosity()),
-        points => {
+        (None, points) => {
             let jobs = Jobs { count: args.jobs, keep_going: args.keep_going, threads: global.threads };
             sweep::run(&setting, points, jobs, args.json, global.verbosity())
         }
+    };
+    // Also of a run that failed or was interrupted: what it has made, others need not make again.
+    if let Some(cache) = &cache {
+        let reporter = Reporter::new(global.verbosity());
+        cache.finish(&reporter, &interrupt);
+        reporter.done();
     }
+    ended
 }
 
 fn run_one(setting: &Setting, experiment: &Experiment, json: bool, verbosity: Verbosity) -> anyhow::Result<ExitCode> {
     let reporter = Arc::new(Reporter::new(verbosity));
     let Finished { stages, outcome } = setting.run(experiment, &reporter)?;
     let text = to_text(setting.store, &stages, &outcome, &reporter.warnings())?;
-    show::print(&text, json.then(|| to_json(&stages, &outcome)), verbosity)?;
+    show::print(&text, json.then(|| to_json(&stages, &outcome, setting.cache)), verbosity)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,31 +124,34 @@ fn only(
     if let Some(results) = &results {
         text += &format!("results in {}\n", results.dir.display());
     }
-    let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
-    text += &format!("{}\n", fact(ran, stages.len() - ran));
+    text += &format!("{}\n", fact(&stages));
     let run = results.map(|results| results.record.run);
-    show::print(&text, json.then(|| json!({ "run": run, "stages": show::stages(&stages) })), verbosity)?;
+    show::print(
+        &text,
+        json.then(|| json!({ "run": run, "stages": show::stages(&stages), "cache": setting.cache.map(show::cache) })),
+        verbosity,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(stages: &[StageOutcome], outcome: &Outcome) -> Value {
-    json!({ "run": outcome.record.run, "stages": show::stages(stages), "metrics": outcome.metrics() })
+fn to_json(stages: &[StageOutcome], outcome: &Outcome, cache: Option<&Cache>) -> Value {
+    json!({
+        "run": outcome.record.run,
+        "stages": show::stages(stages),
+        "metrics": outcome.metrics(),
+        "cache": cache.map(show::cache),
+    })
 }
 
 fn to_text(store: &Store, stages: &[StageOutcome], outcome: &Outcome, warnings: &[String]) -> anyhow::Result<String> {
     let mut text = scores(store, outcome)?.map_or(String::new(), |table| table + "\n");
     show::remarks(&outcome.record.notes, warnings).for_each(|line| text += &line);
     text += &format!("results in {}\n", outcome.dir.display());
-    let ran = stages.iter().filter(|stage| stage.how == How::Ran).count();
-    Ok(text + &fact(ran, stages.len() - ran) + "\n")
+    Ok(text + &fact(stages) + "\n")
 }
 
-fn fact(ran: usize, cached: usize) -> String {
-    match ran {
-        0 => show::to_do(0, cached),
-        1 => format!("ran 1 stage, {cached} cached"),
-        _ => format!("ran {ran} stages, {cached} cached"),
-    }
+fn fact(stages: &[StageOutcome]) -> String {
+    show::came_by(stages.iter()).unwrap_or_else(|| show::to_do(0, stages.len()))
 }
 
 /// Top-1 of both evaluations beside their controls, in percent; None when there are none.
@@ -184,13 +201,6 @@ nothing to do: 0 stages cached
         let store = Store::open(std::path::Path::new("nowhere"));
         assert_eq!(to_text(&store, &[], &scored, &["careful".into()]).unwrap(), expected);
         assert_eq!(scores(&store, &outcome(&[("train/images_per_second", 3.0)])).unwrap(), None);
-    }
-
-    #[test]
-    fn the_last_line_is_a_fact() {
-        assert_eq!(fact(0, 6), "nothing to do: 6 stages cached");
-        assert_eq!(fact(1, 5), "ran 1 stage, 5 cached");
-        assert_eq!(fact(6, 0), "ran 6 stages, 0 cached");
     }
 
     #[test]

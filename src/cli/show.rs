@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     artifact::{RunRecord, Store},
     plan::{Planned, Stage},
+    remote::Cache,
     report::{self, audit::Scores, grid::difference},
     run::{How, StageOutcome, Verbosity},
 };
@@ -36,6 +37,25 @@ pub fn to_do(pending: usize, stages: usize) -> String {
     match pending {
         0 => format!("nothing to do: {cached} stages cached"),
         _ => format!("{pending} of {stages} stages to run, {cached} cached"),
+    }
+}
+
+/// How stages came by their artifacts, e.g. `ran 1 stage, 5 cached`; None when all were there.
+pub fn came_by<'a>(stages: impl Iterator<Item = &'a StageOutcome>) -> Option<String> {
+    let mut numbers = [0; 3];
+    stages.for_each(|stage| {
+        numbers[match stage.how {
+            How::Cached => 0,
+            How::Fetched => 1,
+            How::Ran => 2,
+        }] += 1
+    });
+    let [cached, fetched, ran] = numbers;
+    match (ran, fetched) {
+        (0, 0) => None,
+        (0, _) => Some(format!("fetched {}, {cached} cached", count(fetched, "stage"))),
+        (_, 0) => Some(format!("ran {}, {cached} cached", count(ran, "stage"))),
+        (..) => Some(format!("ran {}, {fetched} fetched, {cached} cached", count(ran, "stage"))),
     }
 }
 
@@ -95,13 +115,19 @@ pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::R
     Ok(())
 }
 
+/// The shared cache and what went wrong with it so far, if anything did.
+pub fn cache(cache: &Cache) -> Value {
+    let options = cache.options();
+    json!({ "address": options.address.to_string(), "mode": options.mode.name(), "problem": cache.problem() })
+}
+
 /// Stages with their keys and what became of them.
 pub fn stages(stages: &[StageOutcome]) -> Value {
     let stage = |stage: &StageOutcome| {
         json!({
             "stage": stage.stage.name(),
             "key": stage.artifact.key(),
-            "status": if stage.how == How::Ran { "ran" } else { "cached" },
+            "status": stage.how.name(),
             "seconds": stage.seconds,
         })
     };
@@ -137,6 +163,21 @@ mod tests {
             words.into_iter().filter(|line| line.starts_with('│')).collect::<Vec<_>>()
         };
         assert_eq!(squeezed(&scores(&[("kNN", from_file)])), squeezed(expected));
+    }
+
+    #[test]
+    fn the_last_line_is_a_fact() {
+        use How::{Cached, Fetched, Ran};
+        let artifact = crate::artifact::Artifact::made_up();
+        let fact = |ways: &[How]| {
+            let outcome =
+                |how: &How| StageOutcome { stage: Stage::Knn, how: *how, seconds: 0.0, artifact: artifact.clone() };
+            came_by(ways.iter().map(outcome).collect::<Vec<_>>().iter())
+        };
+        assert_eq!(fact(&[Cached, Cached]), None);
+        assert_eq!(fact(&[Ran, Cached]).as_deref(), Some("ran 1 stage, 1 cached"));
+        assert_eq!(fact(&[Ran, Fetched, Ran]).as_deref(), Some("ran 2 stages, 1 fetched, 0 cached"));
+        assert_eq!(fact(&[Fetched, Fetched, Cached]).as_deref(), Some("fetched 2 stages, 1 cached"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `snclr status`: how far the work of specs is, on whichever machines.
 
-use std::{collections::BTreeMap, io::Write, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show::count, submit::Work};
+use super::{Global, changes::Specs, show::count, work::Work};
 use crate::{
     cluster::{State, Task},
     stage::Stage,
@@ -16,11 +16,8 @@ use crate::{
 /// A stage that several points share counts once. All of it is read from the runs folder: it is the same on every machine.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Specs of experiments
-    #[arg(required = true, value_name = "SPEC")]
-    pub specs: Vec<PathBuf>,
     #[command(flatten)]
-    pub changes: Changes,
+    pub specs: Specs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -44,7 +41,7 @@ const STATES: [&str; 6] = ["done", "running", "waiting", "interrupted", "diverge
 /// # Errors
 /// When a spec is invalid, or source files cannot be read.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let work = Work::of(&args.specs, &args.changes, global)?;
+    let work = Work::of(&args.specs, global)?;
     let text = if args.json { format!("{}\n", to_json(&work)) } else { to_text(&work) };
     write!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

@@ -1,37 +1,40 @@
 //! `snclr submit`: hands the work of specs to a scheduler, each piece once.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::Context;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show::count};
-use crate::{
-    artifact::Store,
-    cluster::{Folder, Resources, State, Tasks, slurm},
-    run::{self, Reporter, Setting},
-    spec::Point,
-    stage::Interrupt,
+use super::{Global, changes::Specs, show::count, work::Work};
+use crate::cluster::{
+    Array, Folder, Kubernetes, Resources, Site, State, arrays,
+    kubernetes::{self, KubernetesError},
+    slurm,
 };
 
 /// Submit the missing stages of specs to a scheduler; what points share is submitted once
 ///
 /// Each stage becomes a job array behind those of the stages that it reads. What is there is not submitted again: after a failure, or
 /// a crash of the scheduler, the same command submits what is missing, and says so when nothing is. `snclr status` shows how far it is.
+/// For Kubernetes the manifests are printed, for `kubectl apply -f -`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Specs of experiments
-    #[arg(required = true, value_name = "SPEC")]
-    pub specs: Vec<PathBuf>,
     #[command(flatten)]
-    pub changes: Changes,
+    pub specs: Specs,
     /// What takes the work
     #[arg(long, value_enum, default_value_t = Executor::Slurm)]
     pub executor: Executor,
     /// YAML file of what stages ask for: partition, time, gpus, cpus, memory
     #[arg(long, value_name = "FILE")]
     pub cluster: Option<PathBuf>,
-    /// Print the scripts, and submit nothing
+    /// Print the scripts or manifests; submit and write nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object
@@ -44,6 +47,8 @@ pub struct Args {
 pub enum Executor {
     /// Job arrays, by sbatch
     Slurm,
+    /// Indexed Jobs, printed for kubectl
+    Kubernetes,
 }
 
 /// Runs the command.
@@ -52,120 +57,139 @@ pub enum Executor {
 /// When a spec or the `cluster:` file is invalid, source files cannot be read, or the scheduler refuses.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let resources = args.cluster.as_deref().map(Resources::read).transpose()?.unwrap_or_default();
-    let work = Work::of(&args.specs, &args.changes, global)?;
-    let Executor::Slurm = args.executor;
-    let arrays = slurm::arrays(&work.tasks, slurm::longest_array());
+    let kubernetes = match args.executor {
+        Executor::Slurm => None,
+        Executor::Kubernetes => Some(resources.kubernetes.as_ref().ok_or(KubernetesError::NoSection)?),
+    };
+    let work = Work::of(&args.specs, global)?;
+    let longest = kubernetes.map_or_else(slurm::longest_array, |_| kubernetes::LONGEST);
+    let arrays = arrays(&work.tasks, longest);
     let runs = std::path::absolute(&global.runs)?;
     let folder = Folder::new(&runs, &work.name, arrays.iter().flat_map(|array| array.tasks.iter().copied()));
-    let site = slurm::Site {
+    let site = Site {
         name: work.name.clone(),
         program: std::env::current_exe().context("finding this program")?,
         base: std::env::current_dir()?,
         runs,
         folder: folder.dir().to_owned(),
     };
-    let mut text = String::new();
-    let mut submitted: Vec<(&slurm::Array, String)> = Vec::new();
-    for array in &arrays {
-        let script = slurm::script(&site, array, &resources.of(array.stage));
-        if args.dry_run {
-            text += &format!("# {}.sh\n{script}\n", array.name);
-            continue;
-        }
-        for task in &array.tasks {
-            let experiment = &work.points[task.point].loaded.experiment;
-            folder.write_point(task.point, &serde_yaml::to_string(experiment)?)?;
-        }
-        folder.write_tasks(&array.name, &array.tasks)?;
-        let path = folder.write_script(&array.name, &script)?;
-        let inputs = array.stage.inputs();
-        let behind = submitted.iter().filter(|(other, _)| inputs.contains(&other.stage)).map(|(_, id)| id.clone());
-        submitted.push((array, slurm::submit(&path, &behind.collect::<Vec<_>>())?));
+    if let Some(cluster) = kubernetes {
+        kubernetes::check(&site, cluster)?;
     }
-    for (array, id) in &submitted {
-        text += &format!("{:<20} {} in job {id}\n", array.name, count(array.tasks.len(), "task"));
+    let submission = Submission { work: &work, arrays: &arrays, folder: &folder, resources: &resources };
+    if !args.dry_run {
+        submission.write_points()?;
     }
-    text += &fact(&work, &arrays, args.dry_run);
-    let text = if args.json { format!("{}\n", to_json(&work, &submitted, &folder)) } else { text };
-    write!(std::io::stdout(), "{text}")?;
+    match kubernetes {
+        None => submission.to_slurm(&site, args.dry_run, args.json)?,
+        Some(cluster) => submission.to_kubernetes(cluster, site, args.dry_run, args.json)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The points of specs, and the work that they are.
-pub struct Work {
-    /// Of the first spec.
-    pub name: String,
-    pub points: Vec<Point>,
-    pub tasks: Tasks,
+/// What is submitted.
+struct Submission<'a> {
+    work: &'a Work,
+    arrays: &'a [Array<'a>],
+    folder: &'a Folder,
+    resources: &'a Resources,
 }
 
-impl Work {
-    /// Reads the specs and looks into the store. Points that have all their artifacts and no results get them: where each stage was
-    /// made by a task of its own, nobody else may have seen the last one.
-    ///
-    /// # Errors
-    /// When a spec is invalid, source files cannot be read, or results cannot be written.
-    pub fn of(specs: &[PathBuf], changes: &Changes, global: &Global) -> anyhow::Result<Work> {
-        let mut points = Vec::new();
-        for spec in specs {
-            points.extend(changes.load(spec)?.points);
+impl Submission<'_> {
+    /// Hands the arrays to sbatch, each behind those of its inputs.
+    fn to_slurm(&self, site: &Site, dry_run: bool, json: bool) -> anyhow::Result<()> {
+        let mut text = String::new();
+        let mut submitted: Vec<(&Array, String)> = Vec::new();
+        for array in self.arrays {
+            let script = slurm::script(site, array, &self.resources.of(array.stage));
+            if dry_run {
+                text += &format!("# {}.sh\n{script}\n", array.name);
+                continue;
+            }
+            self.folder.write_tasks(&array.name, &array.tasks)?;
+            let path = self.folder.write_script(&array.name, &script)?;
+            let inputs = array.stage.inputs();
+            let behind = submitted.iter().filter(|(other, _)| inputs.contains(&other.stage)).map(|(_, id)| id.clone());
+            submitted.push((array, slurm::submit(&path, &behind.collect::<Vec<_>>())?));
         }
-        let interrupt = Interrupt::default();
-        run::watch(&interrupt)?;
-        let reporter = Reporter::new(global.verbosity());
-        let store = Store::open(&global.runs);
-        let experiments: Vec<_> = points.iter().map(|point| &point.loaded.experiment).collect();
-        let tasks = Tasks::of(&store, &experiments, &reporter, &interrupt)?;
-        reporter.stage_ends();
-        let setting = Setting {
-            store: &store,
-            interrupt: &interrupt,
-            checkpoint_interval: Duration::ZERO,
-            threads: global.threads,
-            planning: Mutex::default(),
-        };
-        for (point, experiment) in experiments.iter().enumerate().filter(|(point, _)| tasks.is_done(*point)) {
-            let artifacts = tasks.artifacts_of(point);
-            if !run::is_recorded(&store, experiment, &artifacts) {
-                setting.collect(experiment, &artifacts)?;
+        for (array, id) in &submitted {
+            text += &format!("{:<20} {} in job {id}\n", array.name, count(array.tasks.len(), "task"));
+        }
+        text += &self.fact(if dry_run { "would submit" } else { "submitted" });
+        if json {
+            let array = |(array, id): &(&Array, String)| {
+                let (stage, tasks) = (array.stage.name(), array.tasks.len());
+                json!({ "array": array.name, "stage": stage, "tasks": tasks, "job": id })
+            };
+            let submitted: Vec<Value> = submitted.iter().map(array).collect();
+            text = format!("{}\n", self.to_json("submitted", submitted, dry_run));
+        }
+        Ok(write!(std::io::stdout(), "{text}")?)
+    }
+
+    /// Prints the manifests of the arrays, and on stderr what they are.
+    fn to_kubernetes(&self, cluster: &Kubernetes, site: Site, dry_run: bool, json: bool) -> anyhow::Result<()> {
+        // That of the image.
+        let site = Site { program: "snclr".into(), ..site };
+        let number = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let mut text = String::new();
+        let mut manifests = Vec::new();
+        for array in self.arrays {
+            let manifest = kubernetes::manifest(&site, array, &self.resources.of(array.stage), cluster, number)?;
+            let yaml = serde_yaml::to_string(&manifest)?;
+            if !dry_run {
+                self.folder.write_tasks(&array.name, &array.tasks)?;
+                self.folder.write_manifest(&array.name, &yaml)?;
+            }
+            text += &format!("---\n{yaml}");
+            manifests.push(manifest);
+        }
+        if json {
+            text = format!("{}\n", self.to_json("manifests", manifests, dry_run));
+        }
+        write!(std::io::stdout(), "{text}")?;
+        // A closed stderr is no reason to fail.
+        let _ = write!(std::io::stderr(), "{}", self.fact("printed"));
+        Ok(())
+    }
+
+    /// Writes the spec of each point that a task runs with.
+    fn write_points(&self) -> anyhow::Result<()> {
+        let points: BTreeSet<usize> =
+            self.arrays.iter().flat_map(|array| &array.tasks).map(|task| task.point).collect();
+        points.into_par_iter().try_for_each(|point| {
+            let spec = serde_yaml::to_string(&self.work.points[point].loaded.experiment)?;
+            self.folder.write_point(point, &spec)
+        })
+    }
+
+    fn fact(&self, did: &str) -> String {
+        let work = self.work;
+        let points = count(work.points.len(), "point");
+        let tasks: usize = self.arrays.iter().map(|array| array.tasks.len()).sum();
+        let (done, running) =
+            (work.count(|state| *state == State::Done), work.count(|state| matches!(state, State::Running(_))));
+        let hopeless = work.tasks.tasks.iter().filter(|task| work.tasks.is_hopeless(task)).count();
+        let some = |number: usize, what: &str| if number > 0 { format!(", {number} {what}") } else { String::new() };
+        let beside = some(running, "running") + &some(hopeless, "not to be had: their training diverged");
+        match tasks {
+            0 => format!("nothing to do: {} of {points} done{beside}\n", count(done, "stage")),
+            _ => {
+                let arrays = count(self.arrays.len(), "array");
+                format!("{did} {} in {arrays}; {done} done{beside}\n", count(tasks, "task"))
             }
         }
-        let name = points.first().map_or(String::new(), |point| point.loaded.experiment.name.clone());
-        Ok(Work { name, points, tasks })
     }
 
-    /// Number of tasks that `is` true of.
-    pub fn count(&self, is: impl Fn(&State) -> bool) -> usize {
-        self.tasks.tasks.iter().filter(|task| is(&task.state)).count()
+    /// `list` under its `name`, with how much there is.
+    fn to_json(&self, name: &str, list: Vec<Value>, dry_run: bool) -> Value {
+        let folder = (!dry_run && !list.is_empty()).then(|| self.folder.dir().display().to_string());
+        json!({
+            "points": self.work.points.len(),
+            "tasks": self.work.tasks.tasks.len(),
+            "done": self.work.count(|state| *state == State::Done),
+            name: list,
+            "folder": folder,
+        })
     }
-}
-
-fn fact(work: &Work, arrays: &[slurm::Array], dry_run: bool) -> String {
-    let points = count(work.points.len(), "point");
-    let tasks: usize = arrays.iter().map(|array| array.tasks.len()).sum();
-    let (done, running) =
-        (work.count(|state| *state == State::Done), work.count(|state| matches!(state, State::Running(_))));
-    let hopeless = work.tasks.tasks.iter().filter(|task| work.tasks.is_hopeless(task)).count();
-    let some = |number: usize, what: &str| if number > 0 { format!(", {number} {what}") } else { String::new() };
-    let beside = some(running, "running") + &some(hopeless, "not to be had: their training diverged");
-    match (tasks, dry_run) {
-        (0, _) => format!("nothing to do: {} of {points} done{beside}\n", count(done, "stage")),
-        (_, true) => {
-            format!("would submit {} in {}; {done} done{beside}\n", count(tasks, "task"), count(arrays.len(), "array"))
-        }
-        (_, false) => {
-            format!("submitted {} in {}; {done} done{beside}\n", count(tasks, "task"), count(arrays.len(), "array"))
-        }
-    }
-}
-
-fn to_json(work: &Work, submitted: &[(&slurm::Array, String)], folder: &Folder) -> Value {
-    let array = |(array, id): &(&slurm::Array, String)| json!({ "array": array.name, "stage": array.stage.name(), "tasks": array.tasks.len(), "job": id });
-    json!({
-        "points": work.points.len(),
-        "tasks": work.tasks.tasks.len(),
-        "done": work.count(|state| *state == State::Done),
-        "submitted": submitted.iter().map(array).collect::<Vec<_>>(),
-        "folder": (!submitted.is_empty()).then(|| folder.dir().display().to_string()),
-    })
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{failure, show};
 use crate::{
+    remote::Cache,
     run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
     spec::Point,
     stage::{Progress, Stopped},
@@ -58,7 +59,7 @@ pub fn run(
         }
     }
     text += &fact(&endings);
-    show::print(&text, json.then(|| to_json(points, &endings)), verbosity)?;
+    show::print(&text, json.then(|| to_json(points, &endings, setting.cache)), verbosity)?;
     let errors = || endings.iter().flatten().filter_map(|result| result.as_ref().err());
     let code = errors().next().map_or(0, failure::code);
     match endings.into_iter().flatten().filter_map(Result::err).find(is_interruption) {
@@ -71,6 +72,7 @@ fn status(ending: &Ending) -> &'static str {
     match ending {
         None => "skipped",
         Some(Ok(finished)) if finished.stages.iter().any(|stage| stage.how == How::Ran) => "ran",
+        Some(Ok(finished)) if finished.stages.iter().any(|stage| stage.how == How::Fetched) => "fetched",
         Some(Ok(_)) => "cached",
         Some(Err(error)) if is_interruption(error) => "interrupted",
         Some(Err(error)) if matches!(error.downcast_ref(), Some(Stopped::Diverged(_))) => "diverged",
@@ -78,7 +80,7 @@ fn status(ending: &Ending) -> &'static str {
     }
 }
 
-fn to_json(points: &[Point], endings: &[Ending]) -> Value {
+fn to_json(points: &[Point], endings: &[Ending], cache: Option<&Cache>) -> Value {
     let point = |(point, ending): (&Point, &Ending)| {
         let finished = ending.as_ref().and_then(|result| result.as_ref().ok());
         let error = ending.as_ref().and_then(|result| result.as_ref().err());
@@ -91,7 +93,7 @@ fn to_json(points: &[Point], endings: &[Ending]) -> Value {
             "error": error.map(|error| error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")),
         })
     };
-    json!({ "points": points.iter().zip(endings).map(point).collect::<Vec<_>>() })
+    json!({ "points": points.iter().zip(endings).map(point).collect::<Vec<_>>(), "cache": cache.map(show::cache) })
 }
 
 /// A row per point: its values, what became of it, its scores in percent and its run.
@@ -126,14 +128,13 @@ fn table(points: &[Point], endings: &[Ending]) -> Table {
 
 fn fact(endings: &[Ending]) -> String {
     let stages = || endings.iter().flatten().flatten().flat_map(|finished| &finished.stages);
-    let ran = stages().filter(|stage| stage.how == How::Ran).count();
-    let cached = stages().count() - ran;
     let points = endings.len();
     let done = endings.iter().flatten().filter(|result| result.is_ok()).count();
-    if done == points && ran == 0 {
-        return format!("nothing to do: {cached} stages of {points} points cached\n");
+    let (all, came_by) = (stages().count(), show::came_by(stages()));
+    if done == points && came_by.is_none() {
+        return format!("nothing to do: {all} stages of {points} points cached\n");
     }
-    let count = format!("ran {ran} stage{}, {cached} cached", if ran == 1 { "" } else { "s" });
+    let count = came_by.unwrap_or_else(|| format!("ran 0 stages, {all} cached"));
     if done == points {
         return format!("{count} in {points} points\n");
     }

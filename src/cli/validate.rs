@@ -2,14 +2,14 @@
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::changes::Changes;
+use super::changes::Specs;
 use crate::spec::{self, Loaded, Place, Points, SpecError, SpecErrors};
 
 /// Exit code of an invalid spec.
@@ -18,11 +18,8 @@ const INVALID: u8 = 2;
 /// Checks specs and prints every error at once.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Specs to check
-    #[arg(required = true, value_name = "SPEC")]
-    pub specs: Vec<PathBuf>,
     #[command(flatten)]
-    pub changes: Changes,
+    pub specs: Specs,
     /// Print every value, defaults included, and where it comes from
     #[arg(long)]
     pub resolved: bool,
@@ -38,8 +35,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut is_valid = true;
     let mut stdout = io::stdout().lock();
-    for path in &args.specs {
-        let result = args.changes.load(path);
+    for path in &args.specs.specs {
+        let result = args.specs.changes.load(path);
         is_valid &= result.is_ok();
         if args.json {
             let mut report = report(path, result.as_ref().err());
@@ -97,7 +94,7 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
         Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),
-        Some(Place::Set(text) | Place::Method(text) | Place::Sweep(text)) => (None, None, Some(text)),
+        Some(Place::Set(text) | Place::Method(text) | Place::Sweep(text)) => (None, None, Some(&**text)),
         None => (None, None, None),
     };
     let file = match &error.place {
@@ -121,6 +118,7 @@ fn entry(path: &Path, error: &SpecError) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::changes::Changes;
 
     #[test]
     fn json_has_every_error_with_its_place() {
@@ -157,9 +155,13 @@ mod tests {
         let path = folder.path().join("a.yaml");
         std::fs::write(&path, "name: a\n").unwrap();
         let run_on = |path: &str| {
-            run(Args { specs: vec![path.into()], changes: Changes::default(), resolved: false, json: true })
-                .map(|code| code == ExitCode::SUCCESS)
-                .unwrap()
+            run(Args {
+                specs: Specs { specs: vec![path.into()], changes: Changes::default() },
+                resolved: false,
+                json: true,
+            })
+            .map(|code| code == ExitCode::SUCCESS)
+            .unwrap()
         };
         assert!(run_on(concat!(env!("CARGO_MANIFEST_DIR"), "/specs/quickstart.yaml")));
         assert!(!run_on(path.to_str().unwrap()));

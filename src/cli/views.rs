@@ -65,6 +65,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         checkpoint_interval: Duration::from_secs(60),
         threads: global.threads,
         planning: Mutex::default(),
+        cache: None,
     };
     let data = setting.data(experiment, &Arc::new(Reporter::new(global.verbosity())))?;
     let train = Split::open(&data.files_of(&tables::TRAIN))?;

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `points/<number>.yaml` | the resolved spec of each point that a task runs with |
 //! | `<stage>-<part>.tasks` | a line per task: the number of its point, and its identity |
-//! | `<stage>-<part>.sh` | the script of a job array |
-//! | `logs/` | what tasks print |
+//! | `<stage>-<part>.sh` | Slurm: the script of a job array |
+//! | `logs/` | Slurm: what tasks print |
+//! | `<stage>-<part>.yaml` | Kubernetes: the manifest of a job |
 
 use std::{
     fs,
@@ -63,6 +64,14 @@ impl Folder {
         let path = self.dir.join(format!("{array}.sh"));
         put(&path, script.as_bytes())?;
         Ok(path)
+    }
+
+    /// Writes the manifest of an array.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_manifest(&self, array: &str, manifest: &str) -> anyhow::Result<()> {
+        put(&self.dir.join(format!("{array}.yaml")), manifest.as_bytes())
     }
 }
 

@@ -7,39 +7,10 @@ use std::{
     process::Command,
 };
 
-use super::{Task, Tasks, Wanted};
-use crate::stage::Stage;
+use super::{Array, Site, Wanted};
 
 /// Slurm's own default for the longest array plus one, for where it cannot be asked.
 const MAX_ARRAY_SIZE: usize = 1001;
-
-/// Seconds before the end of its time in which a task saves a checkpoint, unless the `cluster:` file says otherwise.
-const WARNING: u32 = 120;
-
-/// A job array.
-#[derive(Clone, Debug)]
-pub struct Array<'a> {
-    /// The stage's name and the number of the part, from 0.
-    pub name: String,
-    pub stage: Stage,
-    /// In the order of their numbers in the array, from 0.
-    pub tasks: Vec<&'a Task>,
-}
-
-/// What scripts are the same in.
-#[derive(Clone, Debug)]
-pub struct Site {
-    /// Name of the spec.
-    pub name: String,
-    /// The program.
-    pub program: PathBuf,
-    /// Folder that paths of specs are relative to.
-    pub base: PathBuf,
-    /// The runs folder.
-    pub runs: PathBuf,
-    /// The folder of the submission.
-    pub folder: PathBuf,
-}
 
 /// Slurm did not take it.
 #[derive(Debug, thiserror::Error)]
@@ -50,21 +21,9 @@ pub enum SlurmError {
     Refused { script: PathBuf, text: String },
 }
 
-/// The arrays of the tasks that are missing, inputs first; none longer than `most`.
-pub fn arrays(tasks: &Tasks, most: usize) -> Vec<Array<'_>> {
-    let mut arrays = Vec::new();
-    for stage in Stage::ALL {
-        let missing: Vec<&Task> = tasks.missing(stage).collect();
-        for (part, tasks) in missing.chunks(most.max(1)).enumerate() {
-            arrays.push(Array { name: format!("{stage}-{part}"), stage, tasks: tasks.to_vec() });
-        }
-    }
-    arrays
-}
-
 /// The script of an array.
 pub fn script(site: &Site, array: &Array, wanted: &Wanted) -> String {
-    let Array { name, stage, tasks } = array;
+    let Array { name, tasks, .. } = array;
     let mut text = String::from("#!/bin/sh\n");
     let mut option = |name: &str, value: &str| {
         let _ = writeln!(text, "#SBATCH --{name}={}", double_quoted(value));
@@ -75,7 +34,7 @@ pub fn script(site: &Site, array: &Array, wanted: &Wanted) -> String {
     option("chdir", &site.base.display().to_string());
     option("output", &site.folder.join("logs").join(format!("{name}-%a.log")).display().to_string());
     option("open-mode", "append");
-    option("signal", &format!("TERM@{}", wanted.warning.unwrap_or(WARNING)));
+    option("signal", &format!("TERM@{}", wanted.warning()));
     let number = |value: &Option<u32>| value.as_ref().map(ToString::to_string);
     for (name, value) in [
         ("partition", wanted.partition.clone()),
@@ -92,24 +51,19 @@ pub fn script(site: &Site, array: &Array, wanted: &Wanted) -> String {
     wanted.options.iter().flatten().for_each(|line| text += &format!("#SBATCH {line}\n"));
     wanted.setup.iter().for_each(|lines| text += &format!("{}\n", lines.trim_end()));
 
-    let list = quoted(&site.folder.join(format!("{name}.tasks")));
+    text += &site.point(array, "SLURM_ARRAY_TASK_ID");
     // A step does not get the CPUs of its job unless it asks for them.
     let cpus = wanted.cpus.map_or(String::new(), |cpus| format!(" --cpus-per-task={cpus}"));
-    let threads = wanted.cpus.map_or(String::new(), |cpus| format!(" --threads {cpus}"));
-    let device = wanted.device.as_ref().map_or(String::new(), |device| format!(" --device {}", quoted_text(device)));
     let _ = write!(
         text,
         "\
-point=$(sed -n \"$((SLURM_ARRAY_TASK_ID + 1))s/ .*//p\" {list})
-srun{cpus} {} run {}/\"$point\".yaml --only {stage} --runs {}{threads}{device}
+srun{cpus} {}
 code=$?
 # 130: interrupted, with a checkpoint. It goes on from there, on whichever machine.
 if [ \"$code\" -eq 130 ]; then scontrol requeue \"$SLURM_JOB_ID\"; fi
 exit \"$code\"
 ",
-        quoted(&site.program),
-        quoted(&site.folder.join("points")),
-        quoted(&site.runs),
+        site.command(array, wanted),
     );
     text
 }
@@ -146,19 +100,6 @@ pub fn submit(script: &Path, after: &[String]) -> Result<String, SlurmError> {
     }
 }
 
-fn quoted(path: &Path) -> String {
-    quoted_text(&path.display().to_string())
-}
-
-/// A word of the shell.
-fn quoted_text(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:=+,@%".contains(&b);
-    match !text.is_empty() && text.bytes().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
-}
-
 /// A value of an option in a script, as Slurm reads it.
 fn double_quoted(text: &str) -> String {
     match text.contains(|c: char| c.is_whitespace() || "\"'\\".contains(c)) {
@@ -170,34 +111,16 @@ fn double_quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{artifact::Components, cluster::State};
-
-    fn task(stage: Stage, point: usize, state: State) -> Task {
-        let mut components = Components::default();
-        components.insert(stage.name(), &point.into());
-        Task { stage, identity: components.key(), point, points: 1, inputs: vec![], state }
-    }
-
-    #[test]
-    fn what_is_missing_becomes_arrays_no_longer_than_the_site_allows() {
-        let mut tasks = vec![task(Stage::Data, 0, State::Done), task(Stage::Pretrain, 9, State::Running(None))];
-        tasks.extend((0..5).map(|point| task(Stage::Pretrain, point, State::Waiting)));
-        tasks.push(task(Stage::Knn, 0, State::Waiting));
-        let tasks = Tasks::made_up(tasks);
-        let arrays = arrays(&tasks, 2);
-        let shown: Vec<_> = arrays.iter().map(|array| (array.name.as_str(), array.tasks.len())).collect();
-        assert_eq!(shown, [("pretrain-0", 2), ("pretrain-1", 2), ("pretrain-2", 1), ("knn-0", 1)]);
-    }
+    use crate::{
+        cluster::{
+            State,
+            array::tests::{site, task},
+        },
+        stage::Stage,
+    };
 
     #[test]
     fn a_script_says_all_that_slurm_and_the_task_need() {
-        let site = Site {
-            name: "sweep".into(),
-            program: "/opt/snclr".into(),
-            base: "/home/a b".into(),
-            runs: "/team's/runs".into(),
-            folder: "/team's/runs/cluster/sweep-1".into(),
-        };
         let tasks = [task(Stage::Pretrain, 0, State::Waiting), task(Stage::Pretrain, 3, State::Waiting)];
         let array = Array { name: "pretrain-0".into(), stage: Stage::Pretrain, tasks: tasks.iter().collect() };
         let wanted = Wanted {
@@ -230,6 +153,6 @@ code=$?
 if [ "$code" -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 "#;
-        assert_eq!(script(&site, &array, &wanted), expected);
+        assert_eq!(script(&site(), &array, &wanted), expected);
     }
 }

@@ -75,18 +75,21 @@ impl Tasks {
             }
             of_experiment.push((experiment, name));
         }
-        let planners =
-            of_experiment.par_iter().map(|(experiment, name)| Planner::with(store, experiment, &sources[name]));
-        let planners = planners.collect::<anyhow::Result<Vec<_>>>()?;
+        let planned = of_experiment.par_iter().map(|(experiment, name)| {
+            let planner = Planner::with(store, experiment, &sources[name])?;
+            let identities = planner.identities();
+            Ok((planner, identities))
+        });
+        let planned = planned.collect::<anyhow::Result<Vec<_>>>()?;
         let ended = attempts(store)?;
 
         let mut tasks: Vec<Task> = Vec::new();
         let mut artifacts: Vec<Option<Artifact>> = Vec::new();
         let mut known: HashMap<(Stage, Key), usize> = HashMap::new();
         let mut of_point = Vec::new();
-        for (point, planner) in planners.iter().enumerate() {
+        for (point, (planner, identities)) in planned.into_iter().enumerate() {
             let mut places: BTreeMap<Stage, usize> = BTreeMap::new();
-            for (stage, identity) in planner.identities() {
+            for (stage, identity) in identities {
                 let inputs: Vec<usize> = stage.inputs().iter().filter_map(|input| places.get(input).copied()).collect();
                 let place = *known.entry((stage, identity.clone())).or_insert_with(|| {
                     let there = stage.inputs().into_iter();

@@ -19,8 +19,8 @@ pub const INIT: &str = "encoder.init_file";
 /// the same bits on all.
 pub const UNIT: &str = "precision.unit";
 
-/// Of each stage the leaves that do not come of its inputs: what it reads of the spec, and of files that the spec names.
-pub struct Leaves(BTreeMap<Stage, BTreeMap<String, Value>>);
+/// Of each stage the leaves that do not come of its inputs: what it is, what it reads of the spec, and of files that the spec names.
+pub struct Leaves(BTreeMap<Stage, Components>);
 
 impl Leaves {
     /// What the stages of `experiment` read of it, without what cannot change a result.
@@ -28,16 +28,19 @@ impl Leaves {
     /// # Errors
     /// When a field has no place in JSON.
     pub fn of(experiment: &Experiment) -> anyhow::Result<Self> {
-        let of_stage = |stage| {
-            let mut leaves = BTreeMap::new();
-            flatten("", &spec::semantic(&serde_json::to_value(Job::new(stage, experiment))?), &mut leaves);
+        let of_stage = |stage: Stage| {
+            let mut leaves = Components::default();
+            leaves.insert("stage", &stage.name().into());
+            leaves.insert("stage_version", &stage.version().into());
+            let semantic = spec::semantic(serde_json::to_value(Job::new(stage, experiment))?);
+            flatten(&mut String::new(), &semantic, &mut |name, value| leaves.insert(name, value));
             Ok((stage, leaves))
         };
         Ok(Leaves(Stage::ALL.into_iter().map(of_stage).collect::<anyhow::Result<_>>()?))
     }
 
     fn add(&mut self, stage: Stage, leaf: impl Into<String>, value: impl Into<Value>) {
-        self.0.entry(stage).or_default().insert(leaf.into(), value.into());
+        self.0.entry(stage).or_default().insert(leaf, &value.into());
     }
 
     /// Adds source files.
@@ -74,12 +77,7 @@ impl Leaves {
 
     /// Everything that `stage` depends on; `content` gives what it reads of an input, None of one that the experiment does not have.
     pub fn components(&self, stage: Stage, content: impl Fn(&Input) -> Option<String>) -> Components {
-        let mut components = Components::default();
-        components.insert("stage", &stage.name().into());
-        components.insert("stage_version", &stage.version().into());
-        for (name, value) in &self.0[&stage] {
-            components.insert(name.as_str(), value);
-        }
+        let mut components = self.0[&stage].clone();
         for input in stage.descriptor().inputs {
             if let Some((leaf, content)) = input.leaf().and_then(|leaf| Some((leaf, content(input)?))) {
                 components.insert(leaf, &content.into());
@@ -89,18 +87,21 @@ impl Leaves {
     }
 }
 
-/// Objects become dotted names; everything else, lists among them, is a leaf.
-pub(super) fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+/// Objects become dotted names behind `prefix`; everything else, lists among them, is a leaf.
+pub(super) fn flatten(prefix: &mut String, value: &Value, leaf: &mut impl FnMut(&str, &Value)) {
     match value {
         Value::Object(fields) if !fields.is_empty() || prefix.is_empty() => {
+            let outer = prefix.len();
             for (name, value) in fields {
-                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                flatten(&name, value, into);
+                if outer > 0 {
+                    prefix.push('.');
+                }
+                prefix.push_str(name);
+                flatten(prefix, value, leaf);
+                prefix.truncate(outer);
             }
         }
-        leaf => {
-            into.insert(prefix.to_owned(), leaf.clone());
-        }
+        value => leaf(prefix, value),
     }
 }
 

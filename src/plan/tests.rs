@@ -208,7 +208,8 @@ fn equal_content_stops_a_change_from_spreading() {
 fn every_field_that_matters_is_in_some_key() {
     let experiment = experiment(&[("augmentations.eval", serde_json::json!({"resize": 40}))]);
     let mut all = BTreeMap::new();
-    key::flatten("", &crate::spec::semantic(&serde_json::to_value(&experiment).unwrap()), &mut all);
+    let semantic = crate::spec::semantic(serde_json::to_value(&experiment).unwrap());
+    key::flatten(&mut String::new(), &semantic, &mut |leaf, value| drop(all.insert(leaf.to_owned(), value.clone())));
     let leaves = key::Leaves::of(&experiment).unwrap();
     let mut read: BTreeMap<String, String> = BTreeMap::new();
     for stage in Stage::ALL {

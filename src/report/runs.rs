@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::Context;
+use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::{
     artifact::{Catalogued, RECORD, RunRecord, SPEC, UNFINISHED, catalogue},
-    spec::{self, Changes, Experiment},
+    spec::{self, Changes, Experiment, Point},
 };
 
 /// A run; finished, unless whoever looks asks for others too.
@@ -185,13 +186,19 @@ impl<'a> Runs<'a> {
         let points = spec::load_points(path, changes)?.points;
         let unfinished = RunRecord::unfinished(self.root)?;
         let unfinished = unfinished.iter().map(|(dir, _)| read(dir)).collect::<anyhow::Result<Vec<_>>>()?;
-        for point in &points {
-            let (name, wanted) = (&point.loaded.experiment.name, spec::semantic(&point.loaded.value));
-            match self.known()?.get(&(name.clone(), text(&wanted))) {
+        let wanted = |point: &Point| {
+            let wanted = spec::semantic(point.loaded.value());
+            let text = text(&wanted);
+            (wanted, text)
+        };
+        let wanted: Vec<(Value, String)> = points.par_iter().map(wanted).collect();
+        for (point, (wanted, text)) in points.iter().zip(wanted) {
+            let name = &point.loaded.experiment.name;
+            match self.known()?.get(&(name.clone(), text)) {
                 Some(run) => found.runs.push(run.clone()),
                 None => {
                     let what = if point.values.is_empty() { "it as changed".to_owned() } else { point.label() };
-                    let is = |run: &&Run| run.record.name == *name && spec::semantic(&run.spec) == wanted;
+                    let is = |run: &&Run| run.record.name == *name && spec::semantic(run.spec.clone()) == wanted;
                     let ended = unfinished.iter().rfind(is).and_then(|run| run.record.unfinished.as_ref());
                     let ended = ended.map_or(String::new(), |unfinished| format!("; {unfinished}"));
                     found.notes.push(format!("{argument}: no finished run of {what}{ended}"));
@@ -260,10 +267,13 @@ impl<'a> Runs<'a> {
     fn known(&self) -> anyhow::Result<&HashMap<(String, String), Run>> {
         let read = |run: &Listed| {
             let run = run.read()?;
-            Ok(((run.record.name.clone(), text(&spec::semantic(&run.spec))), run))
+            Ok(((run.record.name.clone(), text(&spec::semantic(run.spec.clone()))), run))
         };
         // The oldest first: the newest stays.
-        filled(&self.known, || self.list()?.iter().map(read).collect())
+        filled(&self.known, || {
+            let known: Vec<_> = self.list()?.par_iter().map(read).collect::<anyhow::Result<_>>()?;
+            Ok(known.into_iter().collect())
+        })
     }
 }
 

@@ -12,9 +12,11 @@ use anyhow::Context;
 use super::progress::Reporter;
 use crate::{
     artifact::{
-        Artifact, ArtifactWriter, Attempt, Components, Found, Key, Lock, Process, RunAttempt, StageRecord, Store,
+        Artifact, ArtifactWriter, Attempt, Components, Environment, Found, Key, Lock, Process, RunAttempt, StageRecord,
+        Store,
     },
     plan::{Against, Planner, Stage, Verdict},
+    remote::Cache,
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
 
@@ -35,6 +37,8 @@ pub struct Driver<'a> {
     pub checkpoint_interval: Duration,
     /// Hears of every stage that runs; None where no run is recorded.
     pub attempt: Option<&'a RunAttempt<'a>>,
+    /// What other machines have made, if they share it.
+    pub cache: Option<&'a Cache>,
 }
 
 /// How a stage came by its artifact.
@@ -42,6 +46,8 @@ pub struct Driver<'a> {
 pub enum How {
     /// It was there.
     Cached,
+    /// The shared cache had it.
+    Fetched,
     /// The stage ran.
     Ran,
 }
@@ -66,6 +72,17 @@ pub fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
     }
 }
 
+impl How {
+    /// For scripts and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            How::Cached => "cached",
+            How::Fetched => "fetched",
+            How::Ran => "ran",
+        }
+    }
+}
+
 impl Driver<'_> {
     /// Brings every stage to its artifact, in order.
     pub fn run(&self) -> anyhow::Result<Vec<StageOutcome>> {
@@ -74,7 +91,7 @@ impl Driver<'_> {
 
     /// Brings these stages to their artifacts; the inputs of each come before it.
     pub fn run_of(&self, stages: &[Stage]) -> anyhow::Result<Vec<StageOutcome>> {
-        let mut ran = BTreeMap::new();
+        let mut come_by = BTreeMap::new();
         'pass: loop {
             let mut artifacts = BTreeMap::new();
             let mut outcomes = Vec::new();
@@ -84,14 +101,12 @@ impl Driver<'_> {
                     // An input that looked whole was not, and is out of the way now: from the start.
                     continue 'pass;
                 };
-                if how == How::Ran {
-                    ran.insert(stage, begun.elapsed().as_secs_f64());
+                let passed = (how, begun.elapsed().as_secs_f64());
+                if how != How::Cached {
+                    come_by.insert(stage, passed);
                 }
                 artifacts.insert(stage, artifact.clone());
-                let (how, seconds) = match ran.get(&stage) {
-                    Some(&seconds) => (How::Ran, seconds),
-                    None => (How::Cached, begun.elapsed().as_secs_f64()),
-                };
+                let (how, seconds) = come_by.get(&stage).copied().unwrap_or(passed);
                 outcomes.push(StageOutcome { stage, how, seconds, artifact });
             }
             return Ok(outcomes);
@@ -118,6 +133,9 @@ impl Driver<'_> {
             return Ok(Some((artifact, How::Cached)));
         }
         self.stop_if_asked(stage)?;
+        if let Some(artifact) = self.fetch(stage, &key)? {
+            return Ok(Some((artifact, How::Fetched)));
+        }
         let read = stage.inputs().into_iter().filter_map(|input| Some((input, inputs.get(&input)?)));
         for (input, artifact) in read {
             if let Err(what) = self.verify(artifact) {
@@ -152,6 +170,44 @@ impl Driver<'_> {
         Ok(Some((artifact, How::Ran)))
     }
 
+    /// The artifact of a stage that is not here, if the shared cache has it.
+    fn fetch(&self, stage: Stage, key: &Key) -> anyhow::Result<Option<Artifact>> {
+        let Some(cache) = self.cache.filter(|cache| cache.reads()) else { return Ok(None) };
+        let lock = self.lock(stage, key)?;
+        match self.store.find(stage.name(), key) {
+            Found::Hit(_) => return Ok(None),
+            Found::Damaged { what } => self.discard(&lock, stage, key, &what)?,
+            Found::Missing => {}
+        }
+        self.reporter.stage_fetches(stage.name());
+        let fetched = cache.fetch(self.store, &lock, stage.name(), key, &*self.reporter);
+        self.reporter.stage_ends();
+        if let Some(artifact) = &fetched {
+            let made = artifact.manifest().environment.as_ref();
+            let made = made.map_or("another machine".to_owned(), Environment::describe);
+            self.reporter.stage_fetched(stage.name(), key.short(), &made);
+        }
+        Ok(fetched)
+    }
+
+    /// Takes those of these stages out of the shared cache that are not here, as far as it has them.
+    pub fn fetch_of(&self, stages: &[Stage]) -> anyhow::Result<()> {
+        let mut artifacts = BTreeMap::new();
+        for &stage in stages {
+            let planned = self.planner.resolve(stage, &artifacts, Against::Nothing);
+            let Some(key) = planned.key else { continue };
+            let artifact = match planned.verdict {
+                Verdict::Cached(artifact) => Some(artifact),
+                _ => {
+                    self.store.count_on(stage.name(), &key)?;
+                    self.fetch(stage, &key)?
+                }
+            };
+            artifacts.extend(artifact.map(|artifact| (stage, artifact)));
+        }
+        Ok(())
+    }
+
     fn make(
         &self,
         lock: &Lock,
@@ -163,7 +219,16 @@ impl Driver<'_> {
         // Put off until there is work: a run with nothing to do looks into no folders.
         self.store.sweep()?;
         let reporter = self.reporter.clone();
-        let checkpoints = self.store.checkpoints(stage.name(), key, move |text| reporter.warn(text))?;
+        if let Some(cache) = self.cache {
+            cache.announce(stage.name(), key);
+            if let Some(step) = cache.fetch_checkpoint(self.store, lock, stage.name(), key, &*self.reporter) {
+                self.reporter.log(&format!("{stage}: took the checkpoint after step {step} from the shared cache"));
+            }
+        }
+        let mut checkpoints = self.store.checkpoints(stage.name(), key, move |text| reporter.warn(text))?;
+        if let Some(hook) = self.cache.and_then(|cache| cache.checkpoint_hook(stage.name(), key)) {
+            checkpoints.when_saved(hook);
+        }
         let context = StageContext {
             progress: &*self.reporter,
             interrupt: self.interrupt,
@@ -175,7 +240,11 @@ impl Driver<'_> {
             (self.work)(stage, inputs, &mut writer, &context).with_context(|| format!("stage {stage}"))?;
             self.store.commit(lock, writer)
         })();
-        made.or_else(|error| self.made_elsewhere(stage, key, error))
+        let artifact = made.or_else(|error| self.made_elsewhere(stage, key, error))?;
+        if let Some(cache) = self.cache {
+            cache.offer(&artifact);
+        }
+        Ok(artifact)
     }
 
     /// Where locks do not reach other machines, one that came to the stage's end first removes its checkpoints: what fails for want

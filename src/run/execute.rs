@@ -11,8 +11,9 @@ use anyhow::Context;
 
 use super::{Driver, How, Outcome, Reporter, StageOutcome, driver::Work, record, stage_work};
 use crate::{
-    artifact::{Artifact, FileSystem, RunAttempt, RunState, Store},
+    artifact::{Artifact, FileSystem, RunAttempt, RunRecord, RunState, Store},
     plan::{Against, Planned, Planner, Stage},
+    remote::Cache,
     spec::Experiment,
     stage::{Interrupt, Progress, Stopped, initial},
 };
@@ -27,6 +28,8 @@ pub struct Setting<'a> {
     pub threads: Option<usize>,
     /// Held while a plan is made: of two points that read the same source files, one hashes them.
     pub planning: Mutex<()>,
+    /// What other machines have made, if they share it.
+    pub cache: Option<&'a Cache>,
 }
 
 /// An experiment that has its results.
@@ -49,6 +52,8 @@ pub struct Alone {
 pub enum NotYet {
     #[error("stage {stage} cannot run yet: its input {input} is not there; run that first (--only {input})")]
     Input { stage: Stage, input: Stage },
+    #[error("stage {stage} will never run: its input {input} diverged")]
+    Diverged { stage: Stage, input: Stage },
     #[error("the experiment has no stage {stage}: it starts from no file of weights (encoder.init)")]
     NoStage { stage: Stage },
     #[error("a stage is run of one point, and the spec has {points}; choose one with --set")]
@@ -111,14 +116,29 @@ impl Setting<'_> {
         let identity = identities.get(&stage).ok_or(NotYet::NoStage { stage })?;
         check_init(experiment, &planner)?;
         let before = inputs(stage);
+        let work = stage_work(experiment);
+        if self.cache.is_some() {
+            let of_inputs: Vec<Stage> = planner.stages().iter().copied().filter(|s| before.contains(s)).collect();
+            self.driver(&planner, &*work, reporter, None).fetch_of(&of_inputs)?;
+        }
         let missing = |planned: &&Planned| before.contains(&planned.stage) && !planned.is_cached();
-        if let Some(input) = planner.plan(Against::Nothing).iter().find(missing).map(|planned| planned.stage) {
-            return Err(NotYet::Input { stage, input }.into());
+        if let Some(missing) = planner.plan(Against::Nothing).iter().find(missing) {
+            let input = missing.stage;
+            let has_diverged = |record: RunRecord| {
+                record.unfinished.is_some_and(|at| {
+                    at.state == RunState::Diverged && at.stage == input.name() && Some(&at.key) == missing.key.as_ref()
+                })
+            };
+            return Err(
+                match RunRecord::unfinished(self.store.root())?.into_iter().any(|(_, record)| has_diverged(record)) {
+                    true => NotYet::Diverged { stage, input }.into(),
+                    false => NotYet::Input { stage, input }.into(),
+                },
+            );
         }
         // A record of its own: other stages of the experiment may be at work elsewhere.
         let name = format!("{}-{stage}", experiment.name);
         let attempt = RunAttempt::new(self.store, &name, identity.short(), serde_yaml::to_string(experiment)?);
-        let work = stage_work(experiment);
         let driver = self.driver(&planner, &*work, reporter, Some(&attempt));
         reporter.stages(&[stage.name()]);
         let of_it: Vec<Stage> =
@@ -192,6 +212,7 @@ impl Setting<'_> {
             interrupt: self.interrupt,
             checkpoint_interval: self.checkpoint_interval,
             attempt,
+            cache: self.cache,
         }
     }
 }

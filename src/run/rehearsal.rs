@@ -57,6 +57,7 @@ pub fn rehearse(store: &Store, experiment: &Experiment, steps: u64, reporter: &A
         interrupt: &interrupt,
         checkpoint_interval: Duration::ZERO,
         attempt: None,
+        cache: None,
     };
     match driver.run() {
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted { .. })) => Ok(()),

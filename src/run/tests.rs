@@ -88,6 +88,7 @@ impl Scene {
             interrupt: &self.interrupt,
             checkpoint_interval: Duration::from_secs(60),
             attempt: None,
+            cache: None,
         };
         driver.run()
     }

@@ -17,24 +17,45 @@ use super::{
     walk::{Walker, lookup},
 };
 
-static VALIDATOR: LazyLock<Validator> =
-    LazyLock::new(|| jsonschema::draft202012::new(shared()).expect("the generated schema is valid"));
+/// What specs are held against.
+pub static SPEC: LazyLock<Form> = LazyLock::new(|| Form::new(shared().clone(), &[extends::KEY, sweep::KEY]));
 
 /// Most keys of other sections that one message names.
 const MOST_ELSEWHERE: usize = 3;
 
-/// Every violation of the schema in `document`.
-pub fn violations(document: &Document) -> Vec<SpecError> {
-    let mut checker = Checker { walker: Walker { root: shared() }, document, errors: vec![] };
-    for error in VALIDATOR.iter_errors(&document.value) {
-        checker.violation(&error);
+/// Pattern of texts that become part of a line.
+pub const ONE_LINE: &str = r"^[^\n\r]*$";
+
+/// What a kind of file may say.
+pub struct Form {
+    schema: Value,
+    validator: Validator,
+    /// Keys of the file that are taken out before it is held against the schema.
+    taken: &'static [&'static str],
+}
+
+impl Form {
+    /// Of files with this schema.
+    pub fn new(schema: Value, taken: &'static [&'static str]) -> Form {
+        let validator = jsonschema::draft202012::new(&schema).expect("the generated schema is valid");
+        Form { schema, validator, taken }
     }
-    checker.drop_consequences();
-    checker.errors
+
+    /// Every violation of the schema in `document`.
+    pub fn violations(&'static self, document: &Document) -> Vec<SpecError> {
+        let mut checker =
+            Checker { walker: Walker { root: &self.schema }, taken: self.taken, document, errors: vec![] };
+        for error in self.validator.iter_errors(&document.value) {
+            checker.violation(&error);
+        }
+        checker.drop_consequences();
+        checker.errors
+    }
 }
 
 struct Checker<'d> {
     walker: Walker<'static>,
+    taken: &'static [&'static str],
     document: &'d Document,
     errors: Vec<SpecError>,
 }
@@ -77,6 +98,14 @@ impl<'d> Checker<'d> {
             }
             ValidationErrorKind::UniqueItems => {
                 let problem = Problem::Repeated { found: self.shown(&path) };
+                self.at_value(&path, problem);
+            }
+            ValidationErrorKind::Pattern { pattern } if pattern == ONE_LINE => {
+                let problem = Problem::WrongType {
+                    found: self.shown(&path),
+                    allowed: "text without a line break".to_owned(),
+                    hint: Some("it becomes part of a line: write it in one".to_owned()),
+                };
                 self.at_value(&path, problem);
             }
             ValidationErrorKind::Pattern { .. } => {
@@ -137,8 +166,7 @@ impl<'d> Checker<'d> {
     fn unknown_key(&mut self, path: &[String], name: &str, part: &'static Value) {
         let mut own = keys(part);
         if path.is_empty() {
-            // Keys of a file, not of the experiment: they have been taken out before.
-            own.extend([extends::KEY, sweep::KEY].map(str::to_owned));
+            own.extend(self.taken.iter().map(|key| (*key).to_owned()));
         }
         let own_names: Vec<&str> = own.iter().map(String::as_str).collect();
         let value = self.found(path).get(name).unwrap_or(&Value::Null);
@@ -235,7 +263,7 @@ impl<'d> Checker<'d> {
     /// What to write instead of a value of the wrong type.
     fn hint(&self, path: &[String], found: &Value, part: &'static Value) -> Option<String> {
         let Some(name) = path.last() else {
-            return Some("a spec consists of `key: value` lines".to_owned());
+            return Some("write lines of `key: value`".to_owned());
         };
         let wanted = type_name(self.walker.deref(part));
         match (found, wanted) {

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Experiment, check,
+    Experiment,
+    check::{self, Form},
     error::{SpecError, SpecErrors},
     extends,
     locate::{Node, Place},
@@ -18,15 +21,23 @@ use super::{
 /// A spec that has passed every check.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// With its defaults filled in and its overrides applied.
     pub experiment: Experiment,
-    /// The experiment with its defaults filled in and its overrides applied.
-    pub value: Value,
     /// The file, as it was given.
     pub path: PathBuf,
     /// Where the values come from.
     pub(super) places: Node,
     /// What was dropped for a method or another variant that the command line or a sweep chose.
     pub notes: Vec<String>,
+}
+
+impl Loaded {
+    /// Every key of the experiment. By way of YAML text, which keeps the digits of single-precision numbers as they were written (0.4
+    /// and not 0.4000000059604645) and reads every number back exactly.
+    pub fn value(&self) -> Value {
+        let text = serde_yaml::to_string(&self.experiment).expect("an experiment is YAML");
+        serde_yaml::from_str(&text).expect("what was written as YAML")
+    }
 }
 
 /// What a command line changes.
@@ -48,8 +59,9 @@ impl Changes {
 
     /// Keys that are given one value, and where.
     fn fixed(&self) -> Vec<(&str, Place)> {
-        let method = self.method.iter().map(|name| (variant::METHOD_NAME, Place::Method(name.clone())));
-        let set = self.set.iter().filter_map(|text| Some((text.split_once('=')?.0.trim(), Place::Set(text.clone()))));
+        let method = self.method.iter().map(|name| (variant::METHOD_NAME, Place::Method(name.as_str().into())));
+        let set =
+            self.set.iter().filter_map(|text| Some((text.split_once('=')?.0.trim(), Place::Set(text.as_str().into()))));
         method.chain(set).collect()
     }
 }
@@ -153,10 +165,14 @@ fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points
         }
     }
     let axes = sweep::combine(own.unwrap_or_default(), given, &changes.fixed(), &document, &mut errors);
+    let point = |number| {
+        let (values, document) = sweep::point(&axes, &document, number)?;
+        Ok(Point { values, loaded: checked(path, document)? })
+    };
+    let checked: Vec<Result<Point, Vec<SpecError>>> = (0..sweep::count(&axes)).into_par_iter().map(point).collect();
     let mut points = vec![];
-    for point in sweep::points(&axes, &document) {
-        let checked = point.and_then(|(values, document)| Ok(Point { values, loaded: checked(path, document)? }));
-        match checked {
+    for point in checked {
+        match point {
             Ok(point) => points.push(point),
             Err(found) => {
                 let fresh = |new: &SpecError| !errors.iter().any(|old| new.is_same_as(old));
@@ -177,28 +193,37 @@ pub fn outline(path: &Path) -> Option<(String, bool)> {
 
 /// The experiment of a document without `extends` and `sweep`.
 fn checked(path: &Path, mut document: Document) -> Result<Loaded, Vec<SpecError>> {
+    let experiment: Experiment = typed(&check::SPEC, &mut document, rules::broken)?;
+    let Document { places, notes, .. } = document;
+    Ok(Loaded { experiment, path: path.to_owned(), places, notes })
+}
+
+/// What a document says that keeps to `form` and `rules`; its value is taken out of it.
+pub(super) fn typed<T: DeserializeOwned>(
+    form: &'static Form,
+    document: &mut Document,
+    rules: impl Fn(&Document, &[SpecError]) -> Vec<SpecError>,
+) -> Result<T, Vec<SpecError>> {
     let mut errors = std::mem::take(&mut document.errors);
-    let violations = check::violations(&document);
+    let violations = form.violations(document);
     // A value that is no value at all (NaN) has been read as nothing: its type is not a second error.
     let fresh: Vec<SpecError> = violations
         .into_iter()
         .filter(|new| !errors.iter().any(|old| !old.key.is_empty() && old.key == new.key))
         .collect();
     errors.extend(fresh);
-    let broken = rules::broken(&document, &errors);
+    let broken = rules(document, &errors);
     errors.extend(broken);
     if !errors.is_empty() {
         return Err(errors);
     }
-    let Document { mut value, places, notes, .. } = document;
-    let other = |reason: String| {
-        let place = Some(places.value.clone());
-        vec![SpecError { place, key: String::new(), problem: Problem::Other { reason, found: None } }]
-    };
+    let mut value = std::mem::take(&mut document.value);
     whole_numbers(&mut value);
-    let experiment: Experiment = serde_json::from_value(value).map_err(|error| other(error.to_string()))?;
-    let value = resolved(&experiment).map_err(|error| other(error.to_string()))?;
-    Ok(Loaded { experiment, value, path: path.to_owned(), places, notes })
+    serde_json::from_value(value).map_err(|error| {
+        let place = Some(document.places.value.clone());
+        let problem = Problem::Other { reason: error.to_string(), found: None };
+        vec![SpecError { place, key: String::new(), problem }]
+    })
 }
 
 /// JSON Schema counts 3.0 among the integers, and serde does not.
@@ -217,10 +242,4 @@ fn whole_numbers(value: &mut Value) {
         Value::Object(map) => map.values_mut().for_each(whole_numbers),
         _ => {}
     }
-}
-
-/// Every key of the experiment. By way of YAML text, which keeps the digits of single-precision numbers as they were
-/// written (0.4 and not 0.4000000059604645) and reads every number back exactly.
-fn resolved(experiment: &Experiment) -> Result<Value, serde_yaml::Error> {
-    serde_yaml::from_str(&serde_yaml::to_string(experiment)?)
 }

@@ -10,11 +10,11 @@ pub enum Place {
     /// Line and column in a file (the spec's or that of a base), both from 1; columns count characters.
     File { file: Arc<Path>, line: usize, column: usize },
     /// An override, as it was given to `--set`.
-    Set(String),
+    Set(Arc<str>),
     /// A method, as it was given to `--method`.
-    Method(String),
-    /// `key=value`: a value of a `--sweep`, or all of them where the key is meant.
-    Sweep(String),
+    Method(Arc<str>),
+    /// `key=value`: a value of a `--sweep`, or all of them, which may be thousands, where the key is meant.
+    Sweep(Arc<str>),
 }
 
 impl Place {

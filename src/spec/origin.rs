@@ -23,7 +23,7 @@ pub struct Leaf {
 /// Every value of `loaded`, in the order of the resolved spec.
 pub fn leaves(loaded: &Loaded) -> Vec<Leaf> {
     let mut leaves = vec![];
-    walk(&loaded.value, Some(&loaded.places), &mut vec![], &mut |path, value, source| {
+    walk(&loaded.value(), Some(&loaded.places), &mut vec![], &mut |path, value, source| {
         if let Some(source) = source {
             leaves.push(Leaf { key: path.join("."), value: value.clone(), source });
         }
@@ -34,7 +34,7 @@ pub fn leaves(loaded: &Loaded) -> Vec<Leaf> {
 /// The resolved spec as YAML, each value with a comment that says where it comes from.
 pub fn resolved_text(loaded: &Loaded) -> String {
     let mut text = String::new();
-    walk(&loaded.value, Some(&loaded.places), &mut vec![], &mut |path, value, source| {
+    walk(&loaded.value(), Some(&loaded.places), &mut vec![], &mut |path, value, source| {
         let Some(name) = path.last() else { return };
         let line = format!("{}{name}:", "  ".repeat(path.len() - 1));
         text += &match source {
@@ -129,6 +129,6 @@ mod tests {
         assert!(text.contains(&format!("{:<COLUMN$} # --set method.tau=0.5\n", "  tau: 0.5")), "{text}");
         assert!(text.contains("\nmethod:\n  name: snclr "), "{text}");
         let again = load_text(Path::new("r.yaml"), &text, &[]).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
-        assert_eq!(again.value, loaded.value);
+        assert_eq!(again.value(), loaded.value());
     }
 }

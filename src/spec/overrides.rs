@@ -14,7 +14,7 @@ use crate::stage::is_inside;
 
 /// Applies `text` (`dotted.key=YAML`). Sections that are missing are made; list items go by their index.
 pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
-    let place = Place::Set(text.to_owned());
+    let place = Place::Set(text.into());
     let fail = |key: &str, reason: String, hint: &str| {
         let problem = Problem::Override { reason, hint: hint.to_owned() };
         vec![SpecError { place: Some(place.clone()), key: key.to_owned(), problem }]
@@ -69,7 +69,7 @@ pub fn put(document: &mut Document, names: &[String], value: Value, node: Node) 
 
 /// Applies `--method`: another method's name, under which the keys of the section that it has are kept.
 pub fn method(name: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
-    let place = Place::Method(name.to_owned());
+    let place = Place::Method(name.into());
     let value = Value::String(name.to_owned());
     let node = Node::all_at(&value, &place);
     put(document, &variant::METHOD.map(str::to_owned), value, node).map_err(|(reason, hint)| {

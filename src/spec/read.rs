@@ -106,7 +106,7 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
 /// An override's value: any YAML.
 pub fn fragment(text: &str) -> Result<Value, String> {
     let yaml: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| reason_of(&error))?;
-    let places = Node::all_at(&Value::Null, &Place::Set(String::new()));
+    let places = Node::all_at(&Value::Null, &Place::Set("".into()));
     let mut converter = Converter { places: &places, path: vec![], errors: vec![] };
     let value = converter.value(yaml);
     match converter.errors.into_iter().next() {
@@ -122,7 +122,7 @@ fn syntax(text: &str, file: &Arc<Path>, error: &serde_yaml::Error) -> SpecError 
     let hint = if reason.starts_with(TOO_LARGE) {
         "whole numbers end at 18446744073709551615; write a larger one with an exponent, such as 1.0e+20"
     } else if reason.contains("more than one document") {
-        "keep one spec per file: remove the `---` between them"
+        "keep one document per file: remove the `---` between them"
     } else if reason.contains("unknown anchor") {
         "`*name` repeats what `&name` marks earlier in the file; quote the text if the `*` belongs to it"
     } else if line.trim_start_matches(' ').starts_with('\t') {

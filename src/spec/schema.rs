@@ -2,14 +2,13 @@
 
 use std::sync::LazyLock;
 
-use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::{Map, Number, Value};
 
 use super::Experiment;
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    let generator = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(plain_numbers)).into_generator();
-    let mut rest = generator.into_root_schema_for::<Experiment>().to_value();
+    let mut rest = of::<Experiment>();
     // What the schema is comes first, for whoever opens the file.
     let mut schema = Map::new();
     if let Some(map) = rest.as_object_mut() {
@@ -28,6 +27,12 @@ pub fn schema() -> Value {
 
 pub(super) fn shared() -> &'static Value {
     &SCHEMA
+}
+
+/// The JSON Schema of a type.
+pub(super) fn of<T: JsonSchema>() -> Value {
+    let generator = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(plain_numbers)).into_generator();
+    generator.into_root_schema_for::<T>().to_value()
 }
 
 /// Says integer widths as bounds, which validators know, instead of Rust's formats, which they do not; and writes

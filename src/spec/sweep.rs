@@ -1,5 +1,7 @@
 //! `sweep:` and `--sweep`: keys that take several values, and the points that follow. Unaware of which keys exist.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{
@@ -80,7 +82,8 @@ impl Axis {
     fn new(key: String, place: Place, values: Vec<(Value, Node)>) -> Result<Axis, Problem> {
         let names =
             overrides::names(&key).map_err(|(reason, hint)| Problem::Override { reason, hint: hint.to_owned() })?;
-        if (1..values.len()).any(|i| values[..i].iter().any(|(earlier, _)| *earlier == values[i].0)) {
+        let mut earlier = HashSet::new();
+        if !values.iter().all(|(value, _)| earlier.insert(value)) {
             let found = show(&values.iter().map(|(value, _)| value.clone()).collect());
             return Err(Problem::Repeated { found });
         }
@@ -95,7 +98,7 @@ impl Axis {
 
     /// The axis of a `--sweep` (`dotted.key=value,value`, each any YAML; or one YAML list of values).
     pub fn of_text(text: &str) -> Result<Axis, Vec<SpecError>> {
-        let place = Place::Sweep(text.to_owned());
+        let place = Place::Sweep(text.into());
         let fail = |key: &str, problem| vec![SpecError { place: Some(place.clone()), key: key.to_owned(), problem }];
         let refuse =
             |key: &str, reason: String, hint: &str| fail(key, Problem::Override { reason, hint: hint.to_owned() });
@@ -115,7 +118,7 @@ impl Axis {
             return Err(refuse(key, "there are no values".to_owned(), FORM));
         }
         let value = |value: Value| {
-            let node = Node::all_at(&value, &Place::Sweep(format!("{key}={}", plain(&value))));
+            let node = Node::all_at(&value, &Place::Sweep(format!("{key}={}", plain(&value)).into()));
             (value, node)
         };
         Axis::new(key.to_owned(), place.clone(), items.into_iter().map(value).collect())
@@ -205,26 +208,24 @@ pub fn combine(
 /// Values by key, and the document with them.
 pub type Combination = (Vec<(String, Value)>, Document);
 
-/// Every combination of the axes' values, the last axis turning fastest.
-/// Without axes it is the document alone.
-pub fn points<'a>(
-    axes: &'a [Axis],
-    document: &'a Document,
-) -> impl Iterator<Item = Result<Combination, Vec<SpecError>>> + 'a {
-    let count: usize = axes.iter().map(|axis| axis.values.len()).product();
-    (0..count).map(move |number| {
-        let mut point = document.clone();
-        let mut values = vec![];
-        let mut turns = count;
-        for axis in axes {
-            turns /= axis.values.len();
-            let (value, node) = &axis.values[number / turns % axis.values.len()];
-            overrides::put(&mut point, &axis.names, value.clone(), node.clone())
-                .map_err(|(reason, hint)| vec![axis.wrong(Problem::Override { reason, hint: hint.to_owned() })])?;
-            values.push((axis.key.clone(), value.clone()));
-        }
-        Ok((values, point))
-    })
+/// Number of combinations of the axes' values; one without axes.
+pub fn count(axes: &[Axis]) -> usize {
+    axes.iter().map(|axis| axis.values.len()).product()
+}
+
+/// A combination of the axes' values by its number, from 0; the last axis turns fastest. Without axes it is the document alone.
+pub fn point(axes: &[Axis], document: &Document, number: usize) -> Result<Combination, Vec<SpecError>> {
+    let mut point = document.clone();
+    let mut values = vec![];
+    let mut turns = count(axes);
+    for axis in axes {
+        turns /= axis.values.len();
+        let (value, node) = &axis.values[number / turns % axis.values.len()];
+        overrides::put(&mut point, &axis.names, value.clone(), node.clone())
+            .map_err(|(reason, hint)| vec![axis.wrong(Problem::Override { reason, hint: hint.to_owned() })])?;
+        values.push((axis.key.clone(), value.clone()));
+    }
+    Ok((values, point))
 }
 
 /// A value as it is written on a command line.
@@ -279,7 +280,7 @@ mod tests {
         let mut errors = vec![];
         let axes = take(&mut document, &mut errors).unwrap();
         assert_eq!(document.value, json!({"seed": 9}));
-        let points: Vec<_> = points(&axes, &document).map(|point| point.ok().unwrap()).collect();
+        let points: Vec<_> = (0..count(&axes)).map(|number| point(&axes, &document, number).ok().unwrap()).collect();
         let all: Vec<Value> = points.iter().map(|(_, point)| point.value.clone()).collect();
         let expected = [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)];
         assert_eq!(all, expected.map(|(tau, seed)| json!({"seed": seed, "method": {"tau": tau}})));
@@ -293,11 +294,11 @@ mod tests {
         let mut errors = vec![];
         let axes = take(&mut own, &mut errors).unwrap();
         let given = vec![Axis::of_text("method.tau=0.3").ok().unwrap()];
-        let axes = combine(axes, given, &[("seed", Place::Set("seed=7".to_owned()))], &own, &mut errors);
+        let axes = combine(axes, given, &[("seed", Place::Set("seed=7".into()))], &own, &mut errors);
         assert!(errors.is_empty());
         assert_eq!(axes.iter().map(values).collect::<Vec<_>>(), [[json!(7)], [json!(0.3)]]);
         let given = ["seed=1", "method={}", "method.k=1"].map(|text| Axis::of_text(text).ok().unwrap());
-        combine(vec![], given.to_vec(), &[("seed", Place::Set("seed=7".to_owned()))], &own, &mut errors);
+        combine(vec![], given.to_vec(), &[("seed", Place::Set("seed=7".into()))], &own, &mut errors);
         assert_eq!(
             told(&errors),
             [

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod figures;
+pub mod slurm;
 
 use std::{
     collections::BTreeMap,
@@ -99,7 +100,9 @@ impl Scratch {
     pub fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snclr"));
         command.current_dir(self.dir.path()).args(args.split_whitespace());
-        command.env_remove("RUST_BACKTRACE").env_remove("NO_COLOR");
+        for name in ["RUST_BACKTRACE", "NO_COLOR", "SNCLR_CACHE", "SNCLR_CACHE_MODE", "SNCLR_CACHE_CHECKPOINTS"] {
+            command.env_remove(name);
+        }
         command
     }
 

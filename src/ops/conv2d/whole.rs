@@ -96,12 +96,44 @@ pub struct BackwardWeight<'a, E> {
     pub gw: &'a mut [E],
 }
 
+/// What is summed for one tap of the kernel.
+struct Tap<'a, E> {
+    whole: Whole<'a>,
+    x: &'a Source<'a, E>,
+    gy: &'a [E],
+    /// The output and input pixels that meet there.
+    pairs: &'a [[usize; 2]],
+    /// Images of a part of the batch.
+    part: usize,
+    /// Rows of a part: its images and pairs, and zeros behind them.
+    leaf: usize,
+}
+
+impl<E: Real> Tap<'_, E> {
+    /// Gathers row by row the gradients of `outputs` channels from `first` on, and the pixels that they saw.
+    fn gather(&self, first: usize, outputs: usize, gradients: &mut [E], images: &mut [E]) {
+        let (Conv2d { input, output, .. }, pixels, pairs) = (*self.whole.conv, self.whole.pixels(), self.pairs);
+        let rows = gradients.chunks_exact_mut(outputs).zip(images.chunks_exact_mut(input));
+        for (row, (gradient, image)) in rows.enumerate() {
+            let (part, met_at) = (row / self.leaf, row % self.leaf);
+            if met_at >= self.part * pairs.len() {
+                gradient.fill(E::zero());
+                image.fill(E::zero());
+                continue;
+            }
+            let (of, [seeing, seen]) = (part * self.part + met_at / pairs.len(), pairs[met_at % pairs.len()]);
+            gradient.copy_from_slice(&self.gy[(of * pixels + seeing) * output + first..][..outputs]);
+            self.x.copy_to((of * pixels + seen) * input, image);
+        }
+    }
+}
+
 impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
     type Output = ();
 
     fn with<P: Operand<E>>(self) {
         let Self { whole, x, gy, gw } = self;
-        let (Conv2d { input, output, .. }, n, pixels) = (*whole.conv, whole.size.n, whole.pixels());
+        let (Conv2d { input, .. }, n, pixels) = (*whole.conv, whole.size.n, whole.pixels());
         // By tap, the pairs of an output and an input pixel that meet there.
         let mut taps = vec![Vec::new(); whole.conv.kernel * whole.conv.kernel];
         for (seeing, seen) in (0..pixels).flat_map(|seeing| (0..pixels).map(move |seen| (seeing, seen))) {
@@ -112,23 +144,12 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             let outputs = gw.len() / whole.conv.patch();
             for (tap, pairs) in taps.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
                 // A sum over all images and pairs, a part of the batch being a leaf; leaves end with whole elements.
-                let (leaf, met) = ((n / parts * pairs.len()).next_multiple_of(P::PACK), n / parts * pairs.len());
+                let leaf = (n / parts * pairs.len()).next_multiple_of(P::PACK);
                 let depth = parts * leaf;
                 E::with_scratch(depth * (outputs + input), |rows| {
                     let (gradients, images) = rows.split_at_mut(depth * outputs);
-                    let rows = gradients.chunks_exact_mut(outputs).zip(images.chunks_exact_mut(input));
-                    for (row, (gradient, image)) in rows.enumerate() {
-                        let (part, met_at) = (row / leaf, row % leaf);
-                        if met_at >= met {
-                            gradient.fill(E::zero());
-                            image.fill(E::zero());
-                            continue;
-                        }
-                        let (of, [seeing, seen]) =
-                            (part * (n / parts) + met_at / pairs.len(), pairs[met_at % pairs.len()]);
-                        gradient.copy_from_slice(&gy[(of * pixels + seeing) * output + i * OUTPUTS..][..outputs]);
-                        x.copy_to((of * pixels + seen) * input, image);
-                    }
+                    let met = Tap { whole, x: &x, gy, pairs, part: n / parts, leaf };
+                    met.gather(i * OUTPUTS, outputs, gradients, images);
                     let (gradients, images) =
                         (Matrix::new(gradients, depth, outputs), Matrix::new(images, depth, input));
                     E::with_scratch(Panels::<E>::len::<P>([depth, input]) + outputs * input, |memory| {

@@ -122,6 +122,18 @@ impl Reporter {
         self.show(stage, StageState::Cached);
     }
 
+    /// The shared cache is asked for a stage's artifact.
+    pub fn stage_fetches(&self, stage: &str) {
+        self.state().stage = stage.to_owned();
+        self.show(stage, StageState::Running);
+    }
+
+    /// A stage whose artifact came out of the shared cache; `made` says where it was made.
+    pub fn stage_fetched(&self, stage: &str, key: &str, made: &str) {
+        self.line(&format!("{stage:<18} fetched {key}  made on {made}"));
+        self.show(stage, StageState::Cached);
+    }
+
     /// A stage begins to work.
     pub fn stage_begins(&self, stage: &str, reason: &str) {
         self.line(&format!("{stage:<18} runs    {reason}"));

@@ -1,0 +1,105 @@
+//! An artifact that was made elsewhere and is on its way here: its files are checked against its manifest as they come.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    FileEntry, Manifest,
+    hash::hex,
+    writer::{Complete, Staging},
+};
+
+/// An artifact that is coming; dropped before it is accepted it leaves nothing behind.
+pub struct Incoming {
+    staging: Staging,
+    manifest: Manifest,
+    missing: BTreeSet<String>,
+}
+
+impl Incoming {
+    pub(super) fn new(staging: Staging, manifest: Manifest) -> Self {
+        let missing = manifest.files.iter().map(|file| file.name.clone()).collect();
+        Incoming { staging, manifest, missing }
+    }
+
+    /// What it is to be.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Takes the bytes of a table, which `send` hands over piece by piece.
+    ///
+    /// # Errors
+    /// [`Refused`]; what `send` fails with comes back as it is.
+    pub fn take<E: From<Refused>>(
+        &mut self,
+        file: &FileEntry,
+        send: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        take(&self.staging.dir().join(file.file()), file.size, &file.sha256, send)?;
+        self.missing.remove(&file.name);
+        Ok(())
+    }
+
+    pub(super) fn complete(self) -> anyhow::Result<Complete> {
+        anyhow::ensure!(self.missing.is_empty(), "tables that have not come: {:?}", self.missing);
+        self.staging.complete(self.manifest)
+    }
+}
+
+/// Why bytes were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// They are not those that were announced.
+    #[error("{0}")]
+    Wrong(String),
+    /// They cannot be written here.
+    #[error("{0:#}")]
+    Unwritable(anyhow::Error),
+}
+
+/// Writes a file of `size` bytes and this hash, from the pieces that `send` hands over, and makes it durable. None is left of one
+/// that turns out to be another.
+///
+/// # Errors
+/// [`Refused`]; what `send` fails with comes back as it is.
+pub fn take<E: From<Refused>>(
+    path: &Path,
+    size: u64,
+    sha256: &str,
+    send: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E>,
+) -> Result<(), E> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let unwritable = |error: std::io::Error| {
+        Refused::Unwritable(anyhow::Error::new(error).context(format!("writing {}", path.display())))
+    };
+    let taken = (|| {
+        let mut file = File::create(path).map_err(unwritable)?;
+        let (mut hasher, mut seen) = (Sha256::new(), 0u64);
+        send(&mut |bytes| {
+            seen += bytes.len() as u64;
+            if seen > size {
+                return Err(Refused::Wrong(format!("{name}: more than {size} bytes")).into());
+            }
+            hasher.update(bytes);
+            Ok(file.write_all(bytes).map_err(unwritable)?)
+        })?;
+        if seen != size {
+            return Err(Refused::Wrong(format!("{name}: {seen} bytes instead of {size}")).into());
+        }
+        if hex(&hasher.finalize()) != sha256 {
+            return Err(Refused::Wrong(format!("{name}: does not match its hash")).into());
+        }
+        Ok(file.sync_all().map_err(unwritable)?)
+    })();
+    if taken.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    taken
+}

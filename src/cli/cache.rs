@@ -1,0 +1,159 @@
+//! Which cache machines share: `--cache` and its like, their variables, or a file.
+//!
+//! ```yaml
+//! # .snclr.yaml in the current folder, or snclr/config.yaml among the user's settings
+//! cache: {url: "s3://lab/snclr", mode: read, checkpoints: false}
+//! ```
+
+use std::{
+    env,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::Global;
+use crate::{
+    remote::{self, Address, Cache, Options},
+    run::Verbosity,
+    spec::{Format, SpecErrors},
+};
+
+/// Name of the file in the current folder.
+const FILE: &str = ".snclr.yaml";
+
+/// Environment variable with the address of the cache.
+const VARIABLE: &str = "SNCLR_CACHE";
+
+/// Options of commands that use a shared cache.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Shared cache")]
+pub struct CacheArgs {
+    /// Cache that machines share: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
+    #[arg(long, env = VARIABLE, value_name = "URL")]
+    pub cache: Option<Address>,
+    /// What is done with it: take what is there (read), and add what is made here (write), or nothing (off) [default: write]
+    #[arg(long, env = "SNCLR_CACHE_MODE", value_enum, value_name = "MODE", hide_possible_values = true)]
+    pub cache_mode: Option<Mode>,
+    /// Upload checkpoints too, so that an interrupted run goes on on another machine
+    #[arg(long, env = "SNCLR_CACHE_CHECKPOINTS")]
+    pub cache_checkpoints: bool,
+}
+
+/// What is done with the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Read,
+    Write,
+    Off,
+}
+
+/// A file of settings. Operational: nothing of it is part of a key.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    cache: Option<CacheConfig>,
+}
+
+/// What the options say, where they do not.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct CacheConfig {
+    /// Address, as `--cache` takes it.
+    url: String,
+    mode: Option<Mode>,
+    /// Whether checkpoints are uploaded too.
+    #[serde(default)]
+    checkpoints: bool,
+}
+
+/// Why it is not clear which cache is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error(
+        "this build cannot use a shared cache: build it with --features remote, or name none (--cache, {VARIABLE}, {FILE})"
+    )]
+    NotInThisBuild,
+    #[error("which cache is to be cleaned? Name it: --cache URL, {VARIABLE}, or cache: {{url: URL}} in {FILE}")]
+    NotNamed,
+    #[error("{}: cache.url: {what}", path.display())]
+    BadAddress { path: PathBuf, what: String },
+    #[error(transparent)]
+    BadFile(#[from] SpecErrors),
+}
+
+impl CacheArgs {
+    /// The cache beside the runs folder, if one is named and not off. Nothing is asked of it yet. Says on stderr when a file names it.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn open(&self, global: &Global) -> Result<Option<Cache>, CacheError> {
+        let named = named()?.filter(|_| self.cache.is_none());
+        let mode = match self.cache_mode.or(named.as_ref().and_then(|named| named.mode)).unwrap_or(Mode::Write) {
+            Mode::Read => remote::Mode::Read,
+            Mode::Write => remote::Mode::Write,
+            Mode::Off => return Ok(None),
+        };
+        let checkpoints = self.cache_checkpoints || named.as_ref().is_some_and(|named| named.checkpoints);
+        let address = match (&self.cache, named) {
+            (Some(address), _) => address.clone(),
+            (None, Some(named)) => {
+                if global.verbosity() != Verbosity::Quiet {
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "shared cache {}: named in {}",
+                        named.address,
+                        named.path.display()
+                    );
+                }
+                named.address
+            }
+            (None, None) => return Ok(None),
+        };
+        check_available()?;
+        Ok(Some(Cache::new(Options { address, mode, checkpoints }, &global.runs)))
+    }
+}
+
+/// The cache to clean: the one that is given, or the one that runs would use.
+///
+/// # Errors
+/// [`CacheError`].
+pub fn to_clean(given: Option<Address>) -> Result<Address, CacheError> {
+    check_available()?;
+    let from_environment = || env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+    match given.or_else(from_environment) {
+        Some(address) => Ok(address),
+        None => named()?.map(|named| named.address).ok_or(CacheError::NotNamed),
+    }
+}
+
+/// What a file of settings names.
+struct Named {
+    address: Address,
+    mode: Option<Mode>,
+    checkpoints: bool,
+    path: PathBuf,
+}
+
+/// The cache of the file in the current folder, else of the user's settings; None where neither names one.
+fn named() -> Result<Option<Named>, CacheError> {
+    static FORMAT: LazyLock<Format<Config>> = LazyLock::new(Format::default);
+    let settings = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let settings = settings.or_else(|| env::home_dir().map(|home| home.join(".config")));
+    let of_user = settings.map(|dir| dir.join("snclr").join("config.yaml"));
+    for path in [Some(Path::new(FILE).to_owned()), of_user].into_iter().flatten().filter(|path| path.is_file()) {
+        let Some(CacheConfig { url, mode, checkpoints }) = FORMAT.read(&path)?.cache else { continue };
+        let address = url.parse().map_err(|what| CacheError::BadAddress { path: path.clone(), what })?;
+        return Ok(Some(Named { address, mode, checkpoints, path }));
+    }
+    Ok(None)
+}
+
+fn check_available() -> Result<(), CacheError> {
+    if remote::AVAILABLE { Ok(()) } else { Err(CacheError::NotInThisBuild) }
+}
