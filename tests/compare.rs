@@ -56,6 +56,19 @@ fn the_table_shows_what_differs_and_where_the_parquet_file_is() {
 }
 
 #[test]
+fn a_comparison_that_cannot_be_kept_is_printed() {
+    let root = runs();
+    // Nothing can be written in its place.
+    let path = root.path().join("results/comparison.parquet");
+    fs::create_dir(&path).unwrap();
+    let output = compare(root.path(), &["warm", "cold"]);
+    assert!(stdout(&output).contains("│ knn/top1   ┆       50.00 % ┆     * 75.00 % │"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    let begin = format!("note: the comparison is not kept as Parquet: writing {}: ", path.display());
+    assert!(told.starts_with(&begin) && told.ends_with("; `--out FILE` writes it elsewhere\n"), "{told}");
+}
+
+#[test]
 fn formats_for_programs_and_documents() {
     let root = runs();
     let out = root.path().join("a/b.parquet");

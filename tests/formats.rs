@@ -137,12 +137,17 @@ fn what_makes_scores_meaningless_is_told_each_time_and_audit_names_the_images() 
                 the table `duplicates` of the data artifact lists them\n";
     let first = run(&scratch, data);
     assert!(first.stderr.contains(leak), "{}", first.stderr);
-    // A link that leads nowhere is skipped, and changes nothing that is trained on.
+    // Unreadable images are skipped, and change nothing that is trained on.
     std::os::unix::fs::symlink("gone.jpg", scratch.path("photos/train/cat/link.jpg")).expect("a link");
+    scratch.write("photos/test/dog/half.jpg", &encoded(1, image::ImageFormat::Jpeg)[..200]);
     let again = run(&scratch, data);
     assert!(again.stderr.contains(leak), "{}", again.stderr);
     assert!(again.stderr.contains("link.jpg`: it is a link to `gone.jpg`, which is not there\n"), "{}", again.stderr);
+    assert!(again.stderr.contains("warning: data.test: 1 image skipped: 1 JPEG\n"), "{}", again.stderr);
     assert_eq!(pretrain(&again), (pretrain(&first).0, "cached".to_owned()));
+    let json: serde_json::Value = serde_json::from_str(&again.stdout).expect("JSON");
+    let ran = json["stages"].as_array().expect("stages").iter().filter(|stage| stage["status"] == "ran");
+    assert_eq!(ran.map(|stage| common::text(&stage["stage"])).collect::<Vec<_>>(), ["data"]);
     let audit = scratch.run("audit tiny");
     let named = "        test cat/0.jpg (cat) is train cat/0.jpg (cat)\n";
     assert!(audit.stdout.contains(&leak.replace("warning: data", "warning data")), "{}", audit.stdout);
@@ -209,6 +214,12 @@ fn a_corrupt_image_is_named_or_skipped_and_counted() {
     let finished = run(&scratch, &data("fail"));
     assert_eq!(finished.code, 1);
     assert!(finished.stderr.contains("photos/train/dog/broken.jpg"), "{}", finished.stderr);
+    scratch.write("photos/train/cat/empty.jpg", "");
+    assert_eq!(run(&scratch, &data("fail")).code, 1);
+    let listed = scratch.run("runs").stdout;
+    let two = "cannot read 2 images of data.train (`data.on_error: skip` leaves such images out): \
+               `photos/train/cat/empty.jpg`: the file is empty, …\n";
+    assert!(listed.contains(two), "{listed}");
     let finished = run(&scratch, &data("skip"));
     assert_eq!(finished.code, 0, "{}", finished.stderr);
     assert!(finished.stderr.contains("broken.jpg") && finished.stderr.contains("skipped"), "{}", finished.stderr);

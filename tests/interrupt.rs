@@ -130,6 +130,14 @@ fn divergence_says_what_to_try() {
     let page = std::fs::read_to_string(scratch.path(report.stdout.trim_end())).expect("the page");
     assert!(page.contains("what to try: a lower optimizer.base_lr") && page.contains("\"id\":\"loss\""));
 
+    // Where nothing can be written, another place can be named.
+    let page = scratch.path(report.stdout.trim_end());
+    std::fs::remove_file(&page).expect("the page");
+    std::fs::create_dir(&page).expect("a folder in its place");
+    let refused = scratch.run(&format!("report {run}"));
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.ends_with("; `--output FILE.html` writes it elsewhere\n"), "{}", refused.stderr);
+
     // With a sane learning rate it is another run; this one stays listed.
     assert_eq!(scratch.run("run tiny.yaml").code, 0);
     let runs = scratch.json("runs --json");

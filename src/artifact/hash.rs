@@ -17,15 +17,26 @@ pub fn bytes(bytes: &[u8]) -> String {
 
 /// Hash of a file's bytes, read in pieces of 256 KiB; `seen` hears the length of each.
 pub fn file(path: &Path, mut seen: impl FnMut(u64)) -> io::Result<String> {
+    let whole = file_while(path, |length| {
+        seen(length);
+        true
+    })?;
+    whole.ok_or_else(|| io::ErrorKind::Interrupted.into())
+}
+
+/// The same as long as `goes_on` says so of each piece; None where it does not.
+pub fn file_while(path: &Path, mut goes_on: impl FnMut(u64) -> bool) -> io::Result<Option<String>> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&hasher.finalize())),
+            Ok(0) => return Ok(Some(hex(&hasher.finalize()))),
             Ok(n) => {
                 hasher.update(&buffer[..n]);
-                seen(n as u64);
+                if !goes_on(n as u64) {
+                    return Ok(None);
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

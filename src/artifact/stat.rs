@@ -7,7 +7,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::atomic;
@@ -101,6 +102,19 @@ impl StatCache {
         self.changed = true;
     }
 
+    /// Notes the hashes of files of `dir` that have just been written, once they can be trusted.
+    pub fn record_written<'a>(&mut self, dir: &Path, files: impl Iterator<Item = (String, &'a str)>) {
+        let stamp = |(name, hash): (String, &'a str)| {
+            let stamp = Stamp::of(&fs::metadata(dir.join(&name)).ok()?);
+            Some((name, stamp, hash))
+        };
+        let files: Vec<_> = files.filter_map(stamp).collect();
+        if files.iter().any(|(_, stamp, hash)| !Entry::new(*stamp, hash).holds(stamp)) {
+            thread::sleep(Duration::from_nanos(TICK as u64 + 1));
+        }
+        files.iter().for_each(|(name, stamp, hash)| self.record(name, *stamp, hash));
+    }
+
     /// Writes the cache if there is news. Best effort: without it the files are hashed again.
     pub fn save(&mut self) {
         if !std::mem::take(&mut self.changed) {
@@ -135,7 +149,7 @@ pub(super) fn parse(line: &str) -> Option<(String, Entry)> {
 
 #[cfg(test)]
 mod tests {
-    use std::{thread::sleep, time::Duration};
+    use std::thread::sleep;
 
     use super::*;
 

@@ -232,17 +232,15 @@ impl Store {
             self.set_aside(lock, &stage, &key)?;
         }
         let artifact = Artifact::new(dir, complete.manifest().clone());
+        // Before the stamps: a table that was kept loses a link, which is a change to it.
+        self.remove_work(&stage, &key)?;
         if artifact.size() > ALWAYS_HASHED / 4 {
             let mut stamps = self.stamps(&stage, &key);
-            for entry in &artifact.manifest().files {
-                if let Ok(metadata) = fs::metadata(artifact.dir().join(entry.file())) {
-                    stamps.record(&entry.file(), Stamp::of(&metadata), &entry.sha256);
-                }
-            }
+            let files = &artifact.manifest().files;
+            stamps.record_written(artifact.dir(), files.iter().map(|entry| (entry.file(), &*entry.sha256)));
             stamps.save();
         }
         self.verified.lock().expect("no panics while held").insert(artifact.dir().to_owned());
-        self.remove_work(&stage, &key)?;
         Ok(artifact)
     }
 

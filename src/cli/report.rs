@@ -2,6 +2,8 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
+use anyhow::anyhow;
+
 use super::{Global, show};
 use crate::{
     artifact::Store,
@@ -33,12 +35,16 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         show::note_unfinished(&store, &run.record)?;
     }
     let one = runs.iter().all(|run| run.record.run == runs[0].record.run);
-    let path = args.output.unwrap_or_else(|| match one {
+    let path = args.output.clone().unwrap_or_else(|| match one {
         true => runs[0].dir(&global.runs).join("report.html"),
         false => global.runs.join("results/comparison.html"),
     });
     let page = report::html::render(&store, &runs)?;
-    report::file::replace(&path, page.as_bytes())?;
+    let given = args.output.is_some();
+    report::file::replace(&path, page.as_bytes()).map_err(|error| match given {
+        true => error,
+        false => anyhow!("{error:#}; `--output FILE.html` writes it elsewhere"),
+    })?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::{io::Write, process::ExitCode};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::json;
 
-use super::Global;
+use super::{Global, show::brief};
 use crate::{
     artifact::{RunRecord, Store},
     report::{
@@ -94,8 +94,8 @@ fn to_text(store: &Store, runs: &[RunRecord]) -> String {
             row.push(value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value)));
         }
         table.add_row(row);
-        let why = run.unfinished.iter().filter_map(|unfinished| unfinished.why.as_ref()?.lines().next());
-        why.for_each(|why| whys += &format!("\n{}: {why}", run.run));
+        let why = run.unfinished.iter().filter_map(|unfinished| unfinished.why.as_ref());
+        why.for_each(|why| whys += &format!("\n{}: {}", run.run, brief(why)));
     }
     for column in 3..3 + scores.len() {
         if let Some(column) = table.column_mut(column) {

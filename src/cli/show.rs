@@ -31,6 +31,17 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// The first line of why something failed, with the first of what it announces.
+pub fn brief(why: &str) -> String {
+    let (first, rest) = why.split_once('\n').unwrap_or((why, ""));
+    let mut listed = rest.lines().map(str::trim);
+    match listed.next().filter(|_| first.ends_with(':')) {
+        Some(next) if listed.next().is_some() => format!("{first} {next}, …"),
+        Some(next) => format!("{first} {next}"),
+        None => first.to_owned(),
+    }
+}
+
 /// How many stages are to run, e.g. `2 of 6 stages to run, 4 cached`.
 pub fn to_do(pending: usize, stages: usize) -> String {
     let cached = stages - pending;

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
-use super::{Global, changes::Specs, show::count, work::Work};
+use super::{
+    Global,
+    changes::Specs,
+    show::{brief, count},
+    work::Work,
+};
 use crate::{
     cluster::{State, Task},
     stage::Stage,
@@ -91,7 +96,7 @@ fn line(work: &Work, task: &Task) -> Option<String> {
         State::Running(Some(process)) => Some(format!("{named}: running, {} on {}", process.number(), process.host())),
         State::Running(None) => Some(format!("{named}: running")),
         State::Ended(state, why) => {
-            let why = why.as_ref().and_then(|why| why.lines().next()).map_or(String::new(), |why| format!(": {why}"));
+            let why = why.as_ref().map_or(String::new(), |why| format!(": {}", brief(why)));
             Some(format!("{named}: {state}{why}"))
         }
         State::Done | State::Waiting => None,

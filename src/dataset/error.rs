@@ -87,6 +87,9 @@ pub enum DataError {
     /// A label that no class has.
     #[error("label {label} of {name} is not in 0..{classes}")]
     LabelRange { name: String, label: i64, classes: usize },
+    /// A label that the names of another file do not reach.
+    #[error("label {label} of {name} has no name: the names in the metadata of `{}` are those of 0..{classes}; complete them, or read no labels (`data.label_column: none`)", named.display())]
+    Unnamed { name: String, label: i64, named: PathBuf, classes: usize },
     /// A Parquet file without the column that is needed.
     #[error("`{}` has no column {wanted}; its columns are {}", path.display(), available.join(", "))]
     MissingColumn { path: PathBuf, wanted: String, available: Vec<String> },

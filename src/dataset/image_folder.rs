@@ -117,6 +117,11 @@ fn why_unreadable(path: &Path, error: &io::Error) -> String {
     }
 }
 
+/// Why a folder cannot be walked through, without its path.
+fn why_unwalkable(error: &walkdir::Error) -> String {
+    error.io_error().map_or_else(|| error.to_string(), io::Error::to_string)
+}
+
 /// The training split names the classes, so that labels mean the same in both splits.
 fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups, DataError> {
     let Some(paths) = config.of(split) else {
@@ -299,7 +304,7 @@ impl Iterator for Images<'_> {
                     Some(path) if error.depth() > 0 => (path.to_owned(), 0),
                     _ => {
                         self.found = true;
-                        return Some(Err(unreadable(dir)(error)));
+                        return Some(Err(unreadable(dir)(why_unwalkable(&error))));
                     }
                 },
             };
@@ -504,6 +509,13 @@ mod tests {
         assert_eq!((samples.len(), summary.skipped.len(), summary.classes.len()), (3, 3, 2));
         assert!(summary.skipped.iter().all(|skipped| skipped.kind == "unreadable"));
         assert_eq!(count(&skip, SplitName::Train).unwrap(), Some(6));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_walked_through_is_named_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = WalkDir::new(dir.path().join("gone")).into_iter().find_map(Result::err).unwrap();
+        assert_eq!(why_unwalkable(&error), io::Error::from_raw_os_error(2).to_string());
     }
 
     #[test]

@@ -87,17 +87,19 @@ enum Kind<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Looks tables and archives through. Relative paths are taken from the current directory.
+    /// Looks tables and archives through. Relative paths are taken from the current directory. `found` hears of more samples
+    /// while archives, which have no list of them, are looked through.
     ///
-    /// Errors: files of these that are not there, or not of the format.
-    pub fn open(config: &'a DataConfig) -> Result<Self, DataError> {
+    /// # Errors
+    /// Files of these that are not there, or not of the format; what `found` returns.
+    pub fn open(config: &'a DataConfig, found: &mut dyn FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let here = Path::new("");
         let kind = match config {
             DataConfig::Synthetic(config) => Kind::Synthetic(config),
             DataConfig::ImageFolder(config) => Kind::ImageFolder(config),
             DataConfig::Parquet(config) => Kind::Tables(Tables::open(Container::Parquet, config, here)?),
             DataConfig::Arrow(config) => Kind::Tables(Tables::open(Container::Arrow, config, here)?),
-            DataConfig::Webdataset(config) => Kind::Archives(Archives::open(config, here)?),
+            DataConfig::Webdataset(config) => Kind::Archives(Archives::open(config, here, found)?),
             DataConfig::Cifar10(config) => Kind::Cifar10(config),
             DataConfig::Idx(config) => Kind::Idx(config),
         };
@@ -182,11 +184,11 @@ pub fn read(
     split: SplitName,
     sink: &mut dyn FnMut(Sample) -> anyhow::Result<()>,
 ) -> anyhow::Result<ReadSummary> {
-    Source::open(config)?.read(split, sink)
+    Source::open(config, &mut |_| Ok(()))?.read(split, sink)
 }
 
 /// [`Source::count`] of a source that is opened for nothing else.
 #[cfg(test)]
-pub fn count(config: &DataConfig, split: SplitName) -> Result<Option<u64>, DataError> {
-    Source::open(config)?.count(split)
+pub fn count(config: &DataConfig, split: SplitName) -> anyhow::Result<Option<u64>> {
+    Ok(Source::open(config, &mut |_| Ok(()))?.count(split)?)
 }

@@ -77,18 +77,22 @@ pub struct Archives<'a> {
 }
 
 impl<'a> Archives<'a> {
-    /// Reads them through for their labels.
-    pub fn open(config: &'a FilesConfig, base: &Path) -> Result<Self, DataError> {
-        let of = |split| {
+    /// Reads them through for their labels; `found` hears of more samples.
+    pub fn open(
+        config: &'a FilesConfig,
+        base: &Path,
+        found: &mut dyn FnMut(u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let mut of = |split| {
             let (files, mut whole) = (files(config, split, base)?, Outline::default());
             for path in &files.paths {
-                let Outline { samples, labels, folders, .. } = outline(path)?;
+                let Outline { samples, labels, folders, .. } = outline(path, found)?;
                 whole.samples += samples;
                 whole.each.push(samples);
                 whole.labels.extend(labels);
                 whole.folders.extend(folders);
             }
-            Ok((files, whole))
+            anyhow::Ok((files, whole))
         };
         let splits = [of(SplitName::Train)?, of(SplitName::Test)?];
         let classes = Classes::new([&splits[0].1, &splits[1].1]);
@@ -230,17 +234,18 @@ fn folders_of(path: &str) -> Vec<String> {
 }
 
 /// Reads an archive through for its labels; of plain archives the images are not read.
-fn outline(path: &Path) -> Result<Outline, DataError> {
-    let mut outline = Outline::default();
+fn outline(path: &Path, found: &mut dyn FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<Outline> {
+    let (mut outline, mut told) = (Outline::default(), Ok(()));
     visit(path, u64::MAX, &mut |member| {
         if member.image.is_some() || member.too_large.is_some() {
             outline.samples += 1;
             outline.labels.extend(member.label);
             outline.folders.insert(folders_of(&member.key));
+            told = found(1);
         }
-        true
+        told.is_ok()
     })?;
-    Ok(outline)
+    told.map(|()| outline)
 }
 
 /// The samples of an archive, read ahead by a few on a thread of their own; of the first `unread` ones without their images.
@@ -438,10 +443,17 @@ mod tests {
             assert_eq!(summary.classes, ["0", "1", "2", "3"]);
             assert_eq!(summary.left_out, [LeftOut { kind: "*.txt".into(), files: times as u64 }]);
             assert_eq!(count(&config, SplitName::Train).unwrap(), Some(4 * times as u64));
+            let mut found = 0;
+            let counted = Source::open(&config, &mut |samples| {
+                found += samples;
+                anyhow::ensure!(found < 4 * times as u64, "stopped");
+                Ok(())
+            });
+            assert_eq!(counted.err().map(|error| error.to_string()).as_deref(), Some("stopped"), "at the last sample");
             // What an earlier reading handed on is passed over, and still counts in what there is to say of the split.
             for from in 0..=rows.len() {
                 let mut rest = Vec::new();
-                let source = Source::open(&config).unwrap();
+                let source = Source::open(&config, &mut |_| Ok(())).unwrap();
                 let again = source.read_from(SplitName::Train, from as u64, &mut |item| {
                     let Item::Sample(sample) = item else { panic!("{item:?}") };
                     sample.image().unwrap();

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::mpsc::channel,
 };
 
 use anyhow::Context;
@@ -20,7 +21,7 @@ use crate::{
 /// Stands for the hash of a file that cannot be read: the stage that reads it says so, or skips it.
 const UNREADABLE: &str = "unreadable";
 
-/// Files are hashed in groups of this many, between which progress is shown and an interruption noticed.
+/// Files are hashed in groups of this many.
 const GROUP: usize = 64;
 
 /// Up to so many source files have a hash of their own, so that an explanation can name the one that changed.
@@ -150,12 +151,14 @@ fn hash_files(
     interrupt: &Interrupt,
 ) -> anyhow::Result<FileHashes> {
     let list = HashList::open(cache);
+    let stop_if_asked = || match interrupt.requested() {
+        true => Err(Stopped::InterruptedAt { stage: "data" }),
+        false => Ok(()),
+    };
     let look = |take: &mut dyn FnMut(File) -> anyhow::Result<()>| {
         let (mut known, mut roles) = (list.known(), Roles::default());
         each(&mut |SourceFile { role, path }| {
-            if interrupt.requested() {
-                return Err(Stopped::InterruptedAt { stage: "data" }.into());
-            }
+            stop_if_asked()?;
             let role = roles.own(role);
             let stamp = fs::metadata(&path).ok().map(|metadata| Stamp::of(&metadata));
             let known = stamp.and_then(|stamp| known.lookup(&role, &stamp));
@@ -180,29 +183,32 @@ fn hash_files(
     let (mut all, mut writer, mut done) = (collected(), list.writer(), 0);
     let mut group = Vec::with_capacity(GROUP);
     let mut take = |group: &mut Vec<File>| {
-        for (File { role, stamp, known, .. }, hash) in group.iter().zip(hash_group(group)) {
+        let hashes = hash_group(group, interrupt, &mut |bytes| {
+            progress.advance(((done + bytes) >> 20) - (done >> 20));
+            done += bytes;
+        });
+        // What was cut short has no hash.
+        stop_if_asked()?;
+        for (File { role, stamp, known, .. }, hash) in group.iter().zip(hashes) {
             if let (Some(stamp), true) = (*stamp, hash != UNREADABLE) {
                 match known {
                     Some(known) => writer.add(role, known),
                     None => writer.add(role, &Entry::new(stamp, &hash)),
                 }
             }
-            if let (Some(stamp), None) = (stamp, known) {
-                progress.advance(((done + stamp.size()) >> 20) - (done >> 20));
-                done += stamp.size();
-            }
             all.add(role, &hash);
         }
         group.clear();
+        Ok::<_, Stopped>(())
     };
     look(&mut |file| {
         group.push(file);
         if group.len() == GROUP {
-            take(&mut group);
+            take(&mut group)?;
         }
         Ok(())
     })?;
-    take(&mut group);
+    take(&mut group)?;
     writer.finish();
     Ok(all.finish())
 }
@@ -226,22 +232,37 @@ impl Roles {
 }
 
 /// One file on the calling thread, several on threads of their own: the pool starts with the work of the first stage, with as
-/// many threads as were asked for.
-fn hash_group(group: &[File]) -> Vec<String> {
-    let hash = |file: &File| match (&file.known, file.stamp) {
+/// many threads as were asked for. `read` hears of each piece that has been read; an interruption ends it early.
+fn hash_group(group: &[File], interrupt: &Interrupt, read: &mut dyn FnMut(u64)) -> Vec<String> {
+    let hash = |file: &File, read: &mut dyn FnMut(u64)| match (&file.known, file.stamp) {
         (Some(known), _) => known.hash.clone(),
         (None, None) => UNREADABLE.to_owned(),
-        (None, Some(_)) => hash::file(&file.path, |_| ()).unwrap_or(UNREADABLE.to_owned()),
+        (None, Some(_)) => {
+            let hash = hash::file_while(&file.path, |bytes| {
+                read(bytes);
+                !interrupt.requested()
+            });
+            hash.ok().flatten().unwrap_or(UNREADABLE.to_owned())
+        }
     };
-    let hash_all = |part: &[File]| part.iter().map(hash).collect::<Vec<_>>();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let unknown = group.iter().filter(|file| file.known.is_none()).count();
     if threads.min(unknown) < 2 {
-        return hash_all(group);
+        return group.iter().map(|file| hash(file, read)).collect();
     }
+    let (sender, receiver) = channel();
     std::thread::scope(|scope| {
+        let hash = &hash;
         let parts = group.chunks(group.len().div_ceil(threads));
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || hash_all(part))).collect();
+        let threads: Vec<_> = parts
+            .map(|part| {
+                let sender = sender.clone();
+                let mut send = move |bytes| sender.send(bytes).unwrap_or_default();
+                scope.spawn(move || part.iter().map(|file| hash(file, &mut send)).collect::<Vec<_>>())
+            })
+            .collect();
+        drop(sender);
+        receiver.into_iter().for_each(read);
         let results = threads.into_iter();
         results.flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
@@ -253,4 +274,56 @@ fn cache_path(what: &str, base: &Path, root: &Path) -> anyhow::Result<PathBuf> {
     let base = std::env::current_dir()?.join(base);
     let name = hash::bytes(format!("{} {what}", base.display()).as_bytes());
     Ok(root.join("cache").join(format!("sources-{}.txt", &name[..16])))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Keeps how much was told at a time, and stops at once where that is asked for.
+    struct Told<'a>(RefCell<Vec<u64>>, Option<&'a Interrupt>);
+
+    impl Progress for Told<'_> {
+        fn advance(&self, count: u64) {
+            self.0.borrow_mut().push(count);
+            self.1.inspect(|interrupt| interrupt.request());
+        }
+        fn start(&self, _total: Option<u64>, _unit: &str) {}
+        fn message(&self, _text: &str) {}
+        fn value(&self, _name: &str, _value: f64) {}
+        fn log(&self, _text: &str) {}
+        fn detail(&self, _text: &str) {}
+        fn warn(&self, _text: &str) {}
+    }
+
+    #[test]
+    fn a_large_file_tells_how_far_it_is_and_stops_within_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..5u32 << 20).map(|i| (i >> 7) as u8).collect();
+        for files in [1, 2] {
+            let each = |take: &mut Take| {
+                (0..files).try_for_each(|file| {
+                    take(SourceFile { role: format!("{file}"), path: dir.path().join(format!("{file}")) })
+                })
+            };
+            (0..files).for_each(|file| fs::write(dir.path().join(format!("{file}")), &bytes).unwrap());
+            let look = |progress: &Told, interrupt| {
+                hash_files(each, dir.path().join(format!("cache{files}")), progress, interrupt)
+            };
+            let interrupt = Interrupt::default();
+            let stopped = Told(RefCell::default(), Some(&interrupt));
+            let error = look(&stopped, &interrupt).unwrap_err();
+            assert_eq!(error.downcast_ref(), Some(&Stopped::InterruptedAt { stage: "data" }));
+            // Of two, the other may be through before the first is heard of.
+            assert!(files > 1 || stopped.0.borrow().iter().sum::<u64>() < 5);
+            let whole = Told(RefCell::default(), None);
+            let hashes = look(&whole, &Interrupt::default()).unwrap();
+            let expected = (0..files).map(|file| (format!("{file}"), hash::bytes(&bytes))).collect();
+            assert_eq!(hashes, FileHashes::Named(expected), "nothing is kept of what was cut short");
+            let told = whole.0.into_inner();
+            assert_eq!((told.iter().sum::<u64>(), told.iter().max()), (5 * files, Some(&1)));
+        }
+    }
 }

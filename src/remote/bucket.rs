@@ -56,6 +56,8 @@ pub struct Bucket {
 /// # Errors
 /// When the environment makes no sense, or a folder cannot be made.
 pub fn open(address: &Address) -> Result<Box<dyn Objects>, Failure> {
+    // Fails where it is chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let bucket = address.bucket();
     let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE / 2, ..RetryConfig::default() };
     let mut prefix = Name::from(address.prefix());

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use jsonschema::{ValidationError, Validator, error::ValidationErrorKind};
 use serde_json::Value;
+use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
 use super::{
     describe::{describe, keys, range, show, type_name},
@@ -268,7 +269,7 @@ impl<'d> Checker<'d> {
         let wanted = type_name(self.walker.deref(part));
         match (found, wanted) {
             (Value::Null, _) => Some("give the key a value".to_owned()),
-            (Value::String(text), "integer" | "number") => plain_number(name, text),
+            (Value::String(text), "integer" | "number") => plain_number(path, text),
             (Value::String(text), "boolean") => {
                 let flag = match text.to_lowercase().as_str() {
                     "yes" | "on" | "y" => "true",
@@ -399,21 +400,29 @@ fn is_tag(name: &str) -> bool {
     name == "name" || name == "format"
 }
 
-/// Characters of a name; folders and files bear it, with a few more behind it.
-const LONGEST_NAME: usize = 200;
+/// Most characters of a name that is suggested; 200 are allowed, and nobody wants to type them.
+const SUGGESTED_NAME: usize = 60;
 
+/// A short name of the allowed characters: accents are dropped, what else is not allowed becomes a dash, and what is too long
+/// ends with a whole word where one ends.
 fn valid_name(found: &Value) -> String {
-    let text = found.as_str().unwrap_or_default();
-    let replaced: String =
-        text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
-    let name = replaced.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    let text: String = found.as_str().unwrap_or_default().nfd().filter(|c| !is_combining_mark(*c)).collect();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._".contains(c);
+    let words: Vec<&str> = text.split(|c| !allowed(c)).filter(|word| !word.is_empty()).collect();
+    let joined = words.join("-");
+    let mut name = joined.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     // All of it is ASCII.
-    let name = &name[..name.len().min(LONGEST_NAME)];
+    if name.len() > SUGGESTED_NAME {
+        let end = name[..=SUGGESTED_NAME].rfind(|c: char| !c.is_ascii_alphanumeric());
+        name = &name[..end.filter(|end| *end >= SUGGESTED_NAME / 2).unwrap_or(SUGGESTED_NAME)];
+        name = name.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+    }
     if name.is_empty() { "experiment".to_owned() } else { name.to_owned() }
 }
 
-/// How to write a number that YAML takes for text.
-fn plain_number(name: &str, text: &str) -> Option<String> {
+/// How to write a number that YAML takes for text; `path` leads to its key.
+fn plain_number(path: &[String], text: &str) -> Option<String> {
+    let name = path.last()?;
     let (sign, digits) = text.strip_prefix(['-', '+']).map_or(("", text), |rest| (&text[..1], rest));
     let is_number = |text: &str| text.parse::<f64>().is_ok_and(f64::is_finite);
     // One zero stays before a point, or alone.
@@ -427,9 +436,24 @@ fn plain_number(name: &str, text: &str) -> Option<String> {
             Some(format!("zeros in front make it a text: write `{name}: {sign}{short}`"))
         }
         _ if is_number(text) => Some(format!("remove the quotes: `{name}: {text}`")),
-        _ if is_number(&grouped) => Some(format!("write the digits together: `{name}: {sign}{grouped}`")),
+        _ if is_number(&grouped) && in_thousands(digits) => {
+            Some(format!("write the digits together: `{name}: {sign}{grouped}`"))
+        }
+        // A comma before decimals, or between several values.
+        _ if text.split(',').all(|value| is_number(value.trim())) => {
+            let (key, point) = (path.join("."), text.replace(',', "."));
+            let decimal = is_number(&point).then(|| format!("`{name}: {point}`, or "));
+            Some(format!("write one number: {}`--sweep {key}={text}` for a run of each", decimal.unwrap_or_default()))
+        }
         _ => None,
     }
+}
+
+/// Whether digits stand in groups of three, as in `10_000` and `1,281,167`.
+fn in_thousands(digits: &str) -> bool {
+    let mut groups = digits.split('.').next().unwrap_or_default().split(['_', ',', ' ']);
+    let first = groups.next().unwrap_or_default();
+    (1..=3).contains(&first.len()) && !first.starts_with('0') && groups.all(|group| group.len() == 3)
 }
 
 /// The first sentence of a doc comment, as the continuation of a sentence.
@@ -451,20 +475,35 @@ mod tests {
 
     #[test]
     fn numbers_that_yaml_takes_for_text_are_written_out() {
-        let hint = |text: &str| plain_number("seed", text);
+        let path = ["optimizer", "base_lr"].map(str::to_owned);
+        let hint = |text: &str| plain_number(&path, text);
         let said = |hint: &str| Some(hint.to_owned());
-        assert_eq!(hint("010"), said("zeros in front make it a text: write `seed: 10`"));
-        assert_eq!(hint("-00.5"), said("zeros in front make it a text: write `seed: -0.5`"));
-        assert_eq!(hint("000"), said("zeros in front make it a text: write `seed: 0`"));
-        assert_eq!(hint("0.06"), said("remove the quotes: `seed: 0.06`"));
-        assert_eq!(hint("10_000"), said("write the digits together: `seed: 10000`"));
+        assert_eq!(hint("010"), said("zeros in front make it a text: write `base_lr: 10`"));
+        assert_eq!(hint("-00.5"), said("zeros in front make it a text: write `base_lr: -0.5`"));
+        assert_eq!(hint("000"), said("zeros in front make it a text: write `base_lr: 0`"));
+        assert_eq!(hint("0.06"), said("remove the quotes: `base_lr: 0.06`"));
+        assert_eq!(hint("10_000"), said("write the digits together: `base_lr: 10000`"));
+        assert_eq!(hint("-1,281,167"), said("write the digits together: `base_lr: -1281167`"));
+        let each = "for a run of each";
+        let decimal = "write one number: `base_lr: 0.1`, or `--sweep optimizer.base_lr=0,1`";
+        assert_eq!(hint("0,1"), Some(format!("{decimal} {each}")));
+        let list = "write one number: `--sweep optimizer.base_lr=0.1,0.2`";
+        assert_eq!(hint("0.1,0.2"), Some(format!("{list} {each}")));
         assert_eq!(hint("ten"), None);
         assert_eq!(hint(""), None);
     }
 
     #[test]
-    fn long_names_are_cut() {
-        assert_eq!(valid_name(&Value::from("a".repeat(250))), "a".repeat(200));
-        assert_eq!(valid_name(&Value::from("my run")), "my-run");
+    fn names_that_are_suggested_are_short_and_valid() {
+        let name = |text: &str| valid_name(&Value::from(text));
+        assert_eq!(name(&"a".repeat(250)), "a".repeat(60));
+        assert_eq!(name("my run / of  cafe\u{301} №1!"), "my-run-of-cafe-1");
+        assert_eq!(name("..-x_1.-"), "x_1");
+        assert_eq!(name("日本"), "experiment");
+        // Cut behind a word, wherever the limit falls.
+        let long = format!("{} tail", ["snclr"; 30].join(" "));
+        assert_eq!(name(&long), ["snclr"; 10].join("-"));
+        assert_eq!(name(&format!("{}-b{}", "a".repeat(60), "b".repeat(200))), "a".repeat(60));
+        assert_eq!(name(&format!("a-{}", "b".repeat(250))), format!("a-{}", "b".repeat(58)));
     }
 }

@@ -58,6 +58,25 @@ impl Interrupt {
     }
 }
 
+/// What hears of samples that are found while a source is looked through: it tells how many, and stops where that is asked for.
+pub fn looking_through<'a>(
+    progress: &'a dyn Progress,
+    interrupt: &'a Interrupt,
+    stage: &'static str,
+) -> impl FnMut(u64) -> anyhow::Result<()> + 'a {
+    let mut announced = false;
+    move |samples| {
+        if !std::mem::replace(&mut announced, true) {
+            progress.start(None, "samples found");
+        }
+        progress.advance(samples);
+        match interrupt.requested() {
+            true => Err(Stopped::InterruptedAt { stage }.into()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// What a stage gets from its surroundings.
 pub struct StageContext<'a> {
     pub progress: &'a dyn Progress,

@@ -15,6 +15,7 @@ use super::{
     Cost, Descriptor, StageContext, Stopped,
     findings::Findings,
     kept::{Kept, Place},
+    looking_through,
 };
 use crate::{
     artifact::{ArtifactWriter, FileEntry, Kind},
@@ -81,7 +82,7 @@ fn run_within(
     let mut classes = Vec::new();
     let (mut skipped, mut left_out) = (Vec::new(), Vec::new());
     let (mut findings, mut notes) = (Findings::default(), Vec::new());
-    let source = Source::open(config)?;
+    let source = Source::open(config, &mut looking_through(context.progress, context.interrupt, "data"))?;
     let mut kept = Kept::load(context, out)?;
     for split in SplitName::ALL {
         let Some(total) = source.count(split)? else { continue };
@@ -91,10 +92,12 @@ fn run_within(
         if before > 0 {
             context.progress.log(&format!("data.{split}: going on after image {before} of {total}"));
             kept.each(split, &mut |rows| findings.add(split, rows))?;
-            context.progress.advance(before);
         }
         let summary = match kept.summary(split) {
-            Some(summary) => summary.clone(),
+            Some(summary) => {
+                context.progress.advance(before);
+                summary.clone()
+            }
             None => {
                 let mut ingest =
                     Ingest { limits, split, out: &mut *out, context, findings: &mut findings, kept: &mut kept };
@@ -169,6 +172,10 @@ impl Ingest<'_, '_> {
     }
 
     fn write(&mut self, mut pieces: Peekable<impl Iterator<Item = Piece>>) -> anyhow::Result<()> {
+        // The pace counts from the first image that is read, and not from here, where those before it are to be passed over.
+        if pieces.peek().is_some() && self.kept.rows(self.split) > 0 {
+            self.context.progress.advance(self.kept.rows(self.split));
+        }
         for number in self.kept.shards(self.split).. {
             if pieces.peek().is_none() {
                 break;
@@ -456,7 +463,8 @@ mod tests {
         let (sender, receiver) = sync_channel(AHEAD);
         drop(receiver);
         let config = serde_json::from_value(config).unwrap();
-        let error = read(&Source::open(&config).unwrap(), SplitName::Train, Place::default(), sender).unwrap_err();
+        let error = read(&Source::open(&config, &mut |_| Ok(())).unwrap(), SplitName::Train, Place::default(), sender)
+            .unwrap_err();
         assert_eq!(error.to_string(), "writing has stopped");
     }
 }

@@ -51,6 +51,29 @@ fn what_is_committed_is_found_and_read_back() {
 }
 
 #[test]
+fn a_large_artifact_is_not_read_again_after_it_was_written() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path());
+    let key = components(1).key();
+    let fill = |writer: &mut ArtifactWriter| {
+        for name in ["shard-00000", "shard-00001"] {
+            // Numbers that do not compress, 8 MB of them.
+            let numbers: Vec<i64> = (0..1i64 << 20).map(|i| i.wrapping_mul(0x1E37_79B9_7F4A_7C15)).collect();
+            write_table(writer, name, Kind::Content, &[super::numbers(&numbers)])?;
+        }
+        // As a stage that goes on behind what it has finished; the folder goes with the commit.
+        writer.keep("shard-00000", &store.work_dir("knn", &key))
+    };
+    let artifact = store.build("knn", components(1), fill).unwrap();
+    assert!(!store.work_dir("knn", &key).exists());
+    let stamps = StatCache::open(store.stamps_path("knn", &key));
+    for entry in &artifact.manifest().files {
+        let stamp = Stamp::of(&fs::metadata(artifact.dir().join(entry.file())).unwrap());
+        assert_eq!(stamps.lookup(&entry.file(), &stamp), Some(&*entry.sha256), "{}", entry.file());
+    }
+}
+
+#[test]
 fn the_content_is_that_of_the_content_tables() {
     let root = tempfile::tempdir().unwrap();
     let store = Store::open(root.path());

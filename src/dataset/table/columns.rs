@@ -169,6 +169,13 @@ fn is_binary(kind: &DataType) -> bool {
 /// Class names that `datasets` leaves in the schema's metadata.
 fn class_names(schema: &Schema, label: &str) -> Option<Vec<String>> {
     let about: serde_json::Value = serde_json::from_str(schema.metadata().get("huggingface")?).ok()?;
-    let names = about["info"]["features"][label]["names"].as_array()?;
-    names.iter().map(|name| Some(name.as_str()?.to_owned())).collect()
+    let text = |name: &serde_json::Value| Some(name.as_str()?.to_owned());
+    match &about["info"]["features"][label]["names"] {
+        serde_json::Value::Array(names) => names.iter().map(text).collect(),
+        // By number, as the card of a data set writes them.
+        serde_json::Value::Object(names) => {
+            (0..names.len()).map(|number| text(names.get(&number.to_string())?)).collect()
+        }
+        _ => None,
+    }
 }

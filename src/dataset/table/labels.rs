@@ -20,6 +20,8 @@ use crate::dataset::{MOST_CLASSES, names::composed};
 pub struct Classes {
     names: Vec<String>,
     by_name: HashMap<String, i64>,
+    /// The file whose metadata number the names.
+    named: Option<PathBuf>,
     /// Files whose numbers are not those of the data set: their number to ours.
     renumbered: HashMap<PathBuf, Vec<i64>>,
 }
@@ -29,7 +31,8 @@ impl Classes {
     ///
     /// Errors: numbers without names beside files that number their classes differently or hold text.
     pub fn new(container: Container, train: &[Outline], test: &[Outline]) -> Result<Classes, DataError> {
-        let mut classes = Classes { names: Vec::new(), by_name: HashMap::new(), renumbered: HashMap::new() };
+        let mut classes =
+            Classes { names: Vec::new(), by_name: HashMap::new(), named: None, renumbered: HashMap::new() };
         let labelled =
             || train.iter().chain(test).filter_map(|file| Some((file.path.as_path(), file.columns.label.as_ref()?)));
         let mut first: Option<(&Path, &[String])> = None;
@@ -47,6 +50,7 @@ impl Classes {
                 _ => first = Some((path, names)),
             }
         }
+        classes.named = first.map(|(path, _)| path.to_owned());
         let mut text: Option<&Path> = None;
         for split in [train, test] {
             let mut found = BTreeSet::new();
@@ -98,7 +102,14 @@ impl Classes {
                 }
                 None => {
                     let bound = if self.names.is_empty() { MOST_CLASSES } else { self.names.len() };
-                    if *label >= bound as i64 { Err(outside(*label, bound)) } else { Ok(Some(*label)) }
+                    match &self.named {
+                        _ if *label < bound as i64 => Ok(Some(*label)),
+                        Some(named) if *named != *row.file => {
+                            let (name, named) = (row.name(), named.clone());
+                            Err(DataError::Unnamed { name, label: *label, named, classes: bound })
+                        }
+                        _ => Err(outside(*label, bound)),
+                    }
                 }
             },
         }

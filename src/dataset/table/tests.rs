@@ -235,6 +235,27 @@ fn names_in_the_test_split_alone_are_names_of_both() {
     let classes = ["cat", "dog"].map(str::to_owned).to_vec();
     assert_eq!(of_split(&both, SplitName::Train), Ok((classes.clone(), vec![Some(0), Some(1)])));
     assert_eq!(of_split(&both, SplitName::Test), Ok((classes, vec![Some(1)])));
+    labelled(&dir.join("train.parquet"), numbers(&[0, 2]), None);
+    let error = of_split(&both, SplitName::Train).unwrap_err().replace(&dir.display().to_string(), "DIR");
+    let expected = "label 2 of DIR/train.parquet row 1 has no name: the names in the metadata of `DIR/test.parquet` are those of \
+                    0..2; complete them, or read no labels (`data.label_column: none`)";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn names_by_number_are_names_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.parquet");
+    let image = png(&picture(6, 5));
+    let of = |names: &str| {
+        let about = format!(r#"{{"info": {{"features": {{"label": {{"names": {names}}}}}}}}}"#);
+        let columns = vec![("image", images(vec![Some(&image)])), ("label", numbers(&[1]))];
+        write(&path, columns, &[("huggingface", &about)]);
+        run(config(&path, OnError::Fail)).unwrap().1.classes
+    };
+    assert_eq!(of(r#"{"1": "bee", "0": "ant"}"#), ["ant", "bee"]);
+    // Names that leave a number out name nothing.
+    assert_eq!(of(r#"{"1": "bee", "2": "cat"}"#), ["0", "1"]);
 }
 
 #[test]

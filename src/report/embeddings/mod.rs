@@ -24,6 +24,7 @@ use crate::{
         Interrupt, Progress, Stopped,
         embed::EmbedConfig,
         embedder::Embedder,
+        looking_through,
         weights::{Tensor, read_weights},
     },
     tables::{CLASSES, MOMENTUM_BRANCH, WEIGHTS, column::NAME},
@@ -283,7 +284,7 @@ impl Embedding<'_> {
         interrupt: &Interrupt,
     ) -> anyhow::Result<ReadSummary> {
         let splits = images.splits.clone().unwrap_or(vec![SplitName::Train]);
-        let source = Source::open(&images.data)?;
+        let source = Source::open(&images.data, &mut looking_through(progress, interrupt, "embed"))?;
         let mut total = 0;
         for split in &splits {
             total += source.count(*split)?.with_context(|| format!("the data have no {split} split"))?;

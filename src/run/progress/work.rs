@@ -33,7 +33,7 @@ impl Work {
 
     /// One line about it.
     pub fn line(&self, stage: &str) -> String {
-        let mut line = format!("{stage}: {}", self.done);
+        let mut line = self.done.to_string();
         if let Some(total) = self.total {
             line += &format!("/{total}");
         }
@@ -48,7 +48,8 @@ impl Work {
         if !self.message.is_empty() {
             line += &format!(", {}", self.message);
         }
-        line
+        // What is looked at before the first stage is of none.
+        if stage.is_empty() { line } else { format!("{stage}: {line}") }
     }
 }
 
@@ -84,5 +85,6 @@ mod tests {
         assert_eq!(work.line("pretrain"), "pretrain: 50/100 steps, 8 min 20 s left, loss 5.2");
         work.total = None;
         assert_eq!(work.line("data"), "data: 50 steps, loss 5.2");
+        assert_eq!(work.line(""), "50 steps, loss 5.2");
     }
 }
