@@ -653,9 +653,9 @@ fn large_tables_go_to_s3_in_parts() {
 }
 
 /// Machines that come to the end of one stage at the same moment, `count` of them, each with tables of its own or all with the same:
-/// one manifest is left, and all that it names is there.
-fn at_once(count: usize, own: bool) {
-    let prefix = format!("s3://lab/at-once-{own}");
+/// one manifest is left in `bucket`, and all that it names is there.
+fn at_once(bucket: &str, count: usize, own: bool) {
+    let prefix = format!("{bucket}/at-once-{own}");
     let scratch = Scratch::new();
     let mut components = Components::default();
     components.insert("stage", &"knn".into());
@@ -701,20 +701,20 @@ fn of_fifty_that_end_at_once_one_result_stays() {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
         on_s3(&mut command, &server.address);
-        command.env(AT_ONCE, "1");
+        command.env(AT_ONCE, "s3://lab");
         let child = Finished::of(command.args(["--exact", "fifty", "--nocapture"]).output().expect("a test"));
         assert_eq!(child.code, 0, "{}{}", child.stdout, child.stderr);
     }
 }
 
-/// Set where the test below is run by the one above.
+/// The bucket, set where the test below is run by the one above, or by hand on another server.
 const AT_ONCE: &str = "SNCLR_TEST_AT_ONCE";
 
 #[test]
 fn fifty() {
-    if std::env::var_os(AT_ONCE).is_some() {
-        at_once(50, false);
-        at_once(50, true);
+    if let Ok(bucket) = std::env::var(AT_ONCE) {
+        at_once(&bucket, 50, false);
+        at_once(&bucket, 50, true);
     }
 }
 

@@ -28,13 +28,13 @@ use super::{
 use crate::artifact::hash::hex;
 
 /// Longest time until an answer begins.
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Bytes per second below which an answer that has begun counts as stuck.
 const SLOWEST: u64 = 100_000;
 
-/// The same of what is sent: nothing is known of a part before it has arrived as a whole.
-const SLOWEST_SENT: u64 = 1_000_000;
+/// What is sent gets a second more for so many bytes: nothing is known of a part before it has arrived as a whole.
+const SLOWEST_SENT: u64 = 2_000_000;
 
 /// Length of the parts of a large file: the smallest that S3 takes.
 const PART: usize = 5 << 20;
@@ -59,7 +59,7 @@ pub fn open(address: &Address) -> Result<Box<dyn Objects>, Failure> {
     // Fails where it is chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let bucket = address.bucket();
-    let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE / 2, ..RetryConfig::default() };
+    let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE / 3, ..RetryConfig::default() };
     let mut prefix = Name::from(address.prefix());
     let store: Arc<dyn ObjectStore> = match address.scheme() {
         Scheme::S3 => {
@@ -92,8 +92,8 @@ pub fn open(address: &Address) -> Result<Box<dyn Objects>, Failure> {
 impl Objects for Bucket {
     fn read(&self, name: &str, take: &mut Take) -> Result<SystemTime, Failure> {
         self.wait(async {
-            let begun = Instant::now();
             let object = in_time(PATIENCE, self.store.get(&self.name(name))).await?;
+            let begun = Instant::now();
             let (modified, mut pieces, mut seen) = (object.meta.last_modified.into(), object.into_stream(), 0u64);
             while let Some(piece) = in_time(PATIENCE, async { pieces.next().await.transpose() }).await? {
                 seen += piece.len() as u64;
@@ -137,7 +137,7 @@ impl Objects for Bucket {
             };
             let sent = sent.await;
             if sent.is_err() {
-                let _ = in_time(PATIENCE / 4, upload.abort()).await;
+                let _ = in_time(PATIENCE / 6, upload.abort()).await;
             }
             sent.map(drop)
         })
