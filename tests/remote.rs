@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -21,7 +21,7 @@ use std::{
 use common::{Finished, Scratch, copy_tree, statuses};
 use serde_json::Value;
 use snclr::{
-    artifact::{Attempt, Components, Kind, Store},
+    artifact::{Artifact, Attempt, Components, Kind, Store},
     remote::{Cache, Mode, Options},
     run::{Reporter, Verbosity},
     stage::{Interrupt, Silent},
@@ -652,46 +652,77 @@ fn large_tables_go_to_s3_in_parts() {
     assert_eq!(files(&scratch.path("one/store")), files(&scratch.path("two/store")));
 }
 
+/// An artifact whose one table holds `value`, made in the runs folder `root`.
+fn made(root: &Path, value: i64) -> Artifact {
+    let mut components = Components::default();
+    components.insert("stage", &"knn".into());
+    let made = Store::open(root).build("knn", components, |out| {
+        let column = Arc::new(arrow::array::Int64Array::from(vec![value; 1000])) as arrow::array::ArrayRef;
+        let rows = arrow::array::RecordBatch::try_from_iter([("x", column)])?;
+        let mut table = out.table("scores", rows.schema(), Kind::Content)?;
+        table.write(&rows)?;
+        table.finish()
+    });
+    made.expect("an artifact")
+}
+
+/// The cache at `address` beside the runs folder `root`.
+fn cache(address: &str, mode: Mode, root: &Path) -> Cache {
+    Cache::new(Options { address: address.parse().expect("an address"), mode, checkpoints: false }, root)
+}
+
+/// Uploads an artifact, and waits for it.
+fn upload(cache: &Cache, artifact: &Artifact) {
+    cache.offer(artifact);
+    cache.finish(&Silent, &Interrupt::default());
+    assert_eq!(cache.problem(), None);
+}
+
+/// The artifact of the stage and key of `like` in the cache at `address`, as the runs folder `root` gets it.
+fn fetched(address: &str, root: &Path, like: &Artifact) -> Artifact {
+    let (store, cache) = (Store::open(root), cache(address, Mode::Read, root));
+    let Ok(Attempt::Held(lock)) = store.lock("knn", like.stage_key()) else { panic!("nobody else is there") };
+    let reporter = Reporter::new(Verbosity::Quiet);
+    let fetched = cache.fetch(&store, &lock, "knn", like.stage_key(), &reporter);
+    assert_eq!(reporter.warnings(), [] as [&str; 0]);
+    fetched.expect("a whole artifact")
+}
+
+#[test]
+fn of_two_results_the_first_stays() {
+    let scratch = Scratch::new();
+    let address = folder(&scratch, "cache");
+    let [first, second] = [1, 2].map(|value| {
+        let root = scratch.path(&format!("runs-{value}"));
+        let artifact = made(&root, value);
+        upload(&cache(&address, Mode::Write, &root), &artifact);
+        artifact
+    });
+    assert_ne!(first.content(), second.content());
+    assert_eq!(fetched(&address, &scratch.path("reader"), &second).content(), first.content());
+}
+
 /// Machines that come to the end of one stage at the same moment, `count` of them, each with tables of its own or all with the same:
 /// one manifest is left in `bucket`, and all that it names is there.
 fn at_once(bucket: &str, count: usize, own: bool) {
-    let prefix = format!("{bucket}/at-once-{own}");
+    let address = format!("{bucket}/at-once-{own}");
     let scratch = Scratch::new();
-    let mut components = Components::default();
-    components.insert("stage", &"knn".into());
-    let key = components.key();
-    let options = |mode| Options { address: prefix.parse().expect("an address"), mode, checkpoints: false };
-    let barrier = std::sync::Barrier::new(count);
+    let roots: Vec<PathBuf> = (0..count).map(|i| scratch.path(&format!("runs-{i}"))).collect();
+    let artifacts: Vec<Artifact> =
+        roots.iter().enumerate().map(|(i, root)| made(root, if own { i as i64 } else { 7 })).collect();
+    let barrier = Barrier::new(count);
     thread::scope(|scope| {
-        for i in 0..count {
-            let (root, components, barrier, options) =
-                (scratch.path(&format!("runs-{i}")), components.clone(), &barrier, &options);
+        for (root, artifact) in roots.iter().zip(&artifacts) {
+            let (address, barrier) = (&address, &barrier);
             scope.spawn(move || {
-                let store = Store::open(&root);
-                let artifact = store.build("knn", components, |out| {
-                    let values = vec![if own { i as i64 } else { 7 }; 1000];
-                    let column = Arc::new(arrow::array::Int64Array::from(values)) as arrow::array::ArrayRef;
-                    let rows = arrow::array::RecordBatch::try_from_iter([("x", column)])?;
-                    let mut table = out.table("scores", rows.schema(), Kind::Content)?;
-                    table.write(&rows)?;
-                    table.finish()
-                });
-                let cache = Cache::new(options(Mode::Write), &root);
+                let cache = cache(address, Mode::Write, root);
                 barrier.wait();
-                cache.offer(&artifact.expect("an artifact"));
-                cache.finish(&Silent, &Interrupt::default());
-                assert_eq!(cache.problem(), None);
+                upload(&cache, artifact);
             });
         }
     });
-    let root = scratch.path("reader");
-    let (store, cache) = (Store::open(&root), Cache::new(options(Mode::Read), &root));
-    let Ok(Attempt::Held(lock)) = store.lock("knn", &key) else { panic!("nobody else is there") };
-    let reporter = Reporter::new(Verbosity::Quiet);
-    let artifact = cache.fetch(&store, &lock, "knn", &key, &reporter).expect("a whole artifact");
-    assert_eq!((artifact.key(), reporter.warnings()), (key.as_str(), vec![]));
-    let made = (0..count).map(|i| Store::open(&scratch.path(&format!("runs-{i}"))).manifest("knn", &key));
-    assert!(made.flatten().any(|manifest| manifest == *artifact.manifest()), "it is one of theirs");
+    let left = fetched(&address, &scratch.path("reader"), &artifacts[0]);
+    assert!(artifacts.iter().any(|artifact| artifact.manifest() == left.manifest()), "it is one of theirs");
 }
 
 #[test]
