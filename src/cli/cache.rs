@@ -82,6 +82,8 @@ pub enum CacheError {
     NotNamed,
     #[error("{}: cache.url: {what}", path.display())]
     BadAddress { path: PathBuf, what: String },
+    #[error("{VARIABLE}: {what}")]
+    BadVariable { what: String },
     #[error(transparent)]
     BadFile(#[from] SpecErrors),
 }
@@ -125,10 +127,10 @@ impl CacheArgs {
 /// [`CacheError`].
 pub fn to_clean(given: Option<Address>) -> Result<Address, CacheError> {
     check_available()?;
-    let from_environment = || env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
-    match given.or_else(from_environment) {
-        Some(address) => Ok(address),
-        None => named()?.map(|named| named.address).ok_or(CacheError::NotNamed),
+    match (given, env::var(VARIABLE)) {
+        (Some(address), _) => Ok(address),
+        (None, Ok(text)) => text.parse().map_err(|what| CacheError::BadVariable { what }),
+        (None, Err(_)) => named()?.map(|named| named.address).ok_or(CacheError::NotNamed),
     }
 }
 
