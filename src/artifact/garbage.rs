@@ -144,7 +144,7 @@ impl Store {
             found.extend(of);
         }
         for (name, path) in names(&self.root().join("work")) {
-            let of = name.rsplit_once('-').and_then(|(stage, key)| Some((stage.to_owned(), Key::parse(key)?)));
+            let of = Key::parse_with_stage(&name).map(|(stage, key)| (stage.to_owned(), key));
             let of = of.filter(|(stage, key)| !needed.contains(&(stage.clone(), key.clone())));
             found.extend(of.filter(|_| old(age(&path))).map(|(stage, key)| (Item::Checkpoints(stage, key), path)));
         }

@@ -56,8 +56,7 @@ impl Store {
             }
         }
         for (name, path) in names(&self.root().join("work")) {
-            let of = name.rsplit_once('-').and_then(|(stage, key)| Some((stage, Key::parse(key)?)));
-            let Some((stage, key)) = of else { continue };
+            let Some((stage, key)) = Key::parse_with_stage(&name) else { continue };
             let Attempt::Held(_lock) = self.lock(stage, &key)? else {
                 inspected.busy.push(format!("{stage} {}", key.short()));
                 continue;

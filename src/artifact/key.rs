@@ -46,6 +46,12 @@ impl Key {
         &self.0[..self.0.len().min(8)]
     }
 
+    /// Reads back a file name of the form `<stage>-<key>`; None when it is none.
+    pub fn parse_with_stage(name: &str) -> Option<(&str, Key)> {
+        let (stage, key) = name.rsplit_once('-')?;
+        Some((stage, Key::parse(key)?))
+    }
+
     /// Reads a key back from a file name; None when it is not one.
     pub fn parse(text: &str) -> Option<Key> {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -93,5 +99,7 @@ mod tests {
         assert_eq!(Key::parse(base.as_str()), Some(base.clone()));
         assert_eq!(Key::parse(base.short()), None);
         assert_eq!(Key::parse(&base.as_str().to_uppercase()), None);
+        assert_eq!(Key::parse_with_stage(&format!("a-stage-{base}")), Some(("a-stage", base.clone())));
+        assert_eq!(Key::parse_with_stage("a-stage"), None);
     }
 }

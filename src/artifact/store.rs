@@ -384,9 +384,7 @@ impl Store {
         }
         for entry in fs::read_dir(work).into_iter().flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
-            let Some((stage, key)) = file.rsplit_once('-').and_then(|(s, k)| Some((s, Key::parse(k)?))) else {
-                continue;
-            };
+            let Some((stage, key)) = Key::parse_with_stage(&file) else { continue };
             if self.artifact_dir(stage, &key).join(manifest::FILE).exists()
                 && let Attempt::Held(_lock) = self.lock_removal(stage, &key)?
             {

@@ -85,11 +85,7 @@ impl Cache {
         if !self.reads() {
             return None;
         }
-        let fetched = self.try_fetch(store, lock, stage, key, progress);
-        fetched.unwrap_or_else(|failure| {
-            self.reading_failed(&failure, progress);
-            None
-        })
+        self.or_without(self.try_fetch(store, lock, stage, key, progress), progress)
     }
 
     fn try_fetch(
@@ -146,6 +142,7 @@ impl Cache {
     pub fn offer(&self, artifact: &Artifact) {
         if self.shared.options.mode == Mode::Write {
             let (stage, key) = (artifact.stage().to_owned(), artifact.stage_key().clone());
+            // Once more: a run beside this one may have taken the mark for one that was left behind.
             self.uploads.mark(&stage, &key);
             self.uploads.send(Job::Artifact { stage, key });
         }
@@ -165,10 +162,7 @@ impl Cache {
             return None;
         }
         let fetched = self.shared.objects().and_then(|objects| checkpoints::fetch(objects, store, lock, stage, key));
-        fetched.unwrap_or_else(|failure| {
-            self.reading_failed(&failure, progress);
-            None
-        })
+        self.or_without(fetched, progress)
     }
 
     /// Hears of every checkpoint of a stage, if they are to be uploaded.
@@ -190,9 +184,13 @@ impl Cache {
         self.shared.options.mode == Mode::Write && self.shared.health.writes()
     }
 
-    fn reading_failed(&self, failure: &Failure, progress: &dyn Progress) {
-        self.shared.health.reading_failed(failure);
-        self.tell(progress);
+    /// What was read. Where reading failed, nothing was found, and the failure is told.
+    fn or_without<T>(&self, read: Result<Option<T>, Failure>, progress: &dyn Progress) -> Option<T> {
+        read.unwrap_or_else(|failure| {
+            self.shared.health.reading_failed(&failure);
+            self.tell(progress);
+            None
+        })
     }
 
     fn tell(&self, progress: &dyn Progress) {

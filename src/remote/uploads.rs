@@ -82,7 +82,7 @@ impl Uploads {
     pub fn catch_up(&self) {
         for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some((stage, key)) = name.rsplit_once('-').and_then(|(stage, key)| Some((stage, Key::parse(key)?))) {
+            if let Some((stage, key)) = Key::parse_with_stage(&name) {
                 self.send(Job::Artifact { stage: stage.to_owned(), key });
             }
         }
