@@ -5,7 +5,7 @@
 //!
 //! - `sh`: each line runs; it must end with 0, or with an exit code that its comment names (`# … exit code 3`).
 //!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run, nor are those with a
-//!   shared cache in a build without the feature `remote`.
+//!   shared cache in a build without the feature `remote`, or with `mpirun` in one without `mpi`.
 //! - `text`: what the block before it printed. Each line must be in that output, in this order. Numbers, hashes, times and
 //!   frames of tables may differ (see [`stable`]); so may a line `…`, which stands for any lines.
 //! - `yaml`: a spec that must be valid: whole where its first line is `# NAME.yaml`, under which it is saved; otherwise a part
@@ -379,6 +379,15 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
         return Some(String::new());
     }
     let mut command = command;
+    if let Some(rest) = command.strip_prefix("mpirun ") {
+        if !cfg!(feature = "mpi") {
+            println!("{at}: not run in a build without the feature `mpi`: {command}");
+            return Some(String::new());
+        }
+        // As root, as containers are, and with more ranks than processors.
+        let allowed = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1";
+        command = format!("{allowed} mpirun {rest}");
+    }
     if let Some(rest) = command.strip_prefix("python -c ") {
         let package = if rest.contains("duckdb") { "duckdb" } else { "pyarrow" };
         command = format!("'{}' -c {rest}", python(&[package])?);
@@ -422,6 +431,7 @@ pages! {
     embed: "docs/how-to/embed.md",
     sql: "docs/how-to/sql.md",
     shared_cache: "docs/how-to/shared-cache.md",
+    many_ranks: "docs/how-to/many-ranks.md",
     clean_up: "docs/how-to/clean-up.md",
     scripts: "docs/how-to/scripts.md",
     benchmarks: "docs/benchmarks.md",

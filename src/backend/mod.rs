@@ -23,9 +23,12 @@ use std::ops::Range;
 
 use dfdx::prelude::Gradients;
 
-use crate::ops::{
-    Real,
-    tensor::{Rows, TensorDevice},
+use crate::{
+    ops::{
+        Real,
+        tensor::{Rows, TensorDevice},
+    },
+    ranks::Ranks,
 };
 
 /// A device that trains.
@@ -54,6 +57,18 @@ pub trait Memory: Clone + 'static {
 
     /// The device of the losses' tensors.
     fn tensors(&self) -> &Self::Tensors;
+
+    /// The ranks that train together. Encoders compute this rank's share of a batch, with statistics of the whole batch.
+    fn ranks(&self) -> &Ranks;
+
+    /// The rows of a batch, from this rank's share of them: reals, in the order of ranks.
+    fn gather(&self, own: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
+
+    /// This rank's share of the reals `all`, the rows of a batch.
+    fn share(&self, all: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
+
+    /// The sum of all ranks' reals, in their place: the top of the tree over a batch's parts.
+    fn sum_over_ranks(&self, values: &mut Self::Buffer) -> Result<(), Self::Error>;
 
     /// The cause of an error that dfdx told, as far as the device knows more.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

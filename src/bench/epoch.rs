@@ -42,6 +42,7 @@ impl OnDevice for Epoch<'_> {
         let count = options.images.unwrap_or(recipe.epoch()).max(batch);
         let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
         let loader = Loader::<B>::start(
+            trainer.on().ranks(),
             images.split.clone(),
             &recipe.augmentations().of_training(),
             experiment.seed,

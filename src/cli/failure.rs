@@ -2,14 +2,27 @@
 
 use std::{io, io::Write, process::ExitCode};
 
-use super::cache::CacheError;
+use super::{
+    cache::CacheError,
+    ranks::{Told, UnfitRun},
+};
 use crate::{
-    artifact::UnfitFolder, bench::Unfit, cluster::kubernetes::KubernetesError, ops::simd::UnitError, run::NotYet,
-    spec::SpecErrors, stage::Stopped, train::DeviceError,
+    artifact::UnfitFolder,
+    bench::Unfit,
+    cluster::kubernetes::KubernetesError,
+    ops::simd::UnitError,
+    ranks::{LaunchError, Mismatch, launcher},
+    run::NotYet,
+    spec::SpecErrors,
+    stage::Stopped,
+    train::DeviceError,
 };
 
 /// Prints `error: …` with its causes to stderr; gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    if error.downcast_ref::<Told>().is_some() || is_launch_error(error) && launcher::is_other() {
+        return ExitCode::from(code(error));
+    }
     if is_broken_pipe(error) {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
@@ -20,6 +33,9 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// The exit code of a command that ends in `error`.
 pub fn code(error: &anyhow::Error) -> u8 {
+    if let Some(Told(code)) = error.downcast_ref() {
+        return *code;
+    }
     match error.downcast_ref::<Stopped>() {
         Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => 130,
         Some(Stopped::Diverged(_)) => 4,
@@ -34,6 +50,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None if error.downcast_ref::<Unfit>().is_some() => 2,
         None if error.downcast_ref::<CacheError>().is_some() => 2,
         None if error.downcast_ref::<UnfitFolder>().is_some() => 2,
+        None if is_launch_error(error) || error.downcast_ref::<Mismatch>().is_some() => 2,
+        None if error.downcast_ref::<UnfitRun>().is_some() => 2,
         None => 1,
     }
 }
@@ -58,6 +76,10 @@ pub fn text(error: &anyhow::Error) -> String {
         last = cause;
     }
     text
+}
+
+fn is_launch_error(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<LaunchError>().is_some()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

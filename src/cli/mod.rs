@@ -16,7 +16,8 @@ mod failure;
 pub mod gc;
 pub mod man;
 pub mod plan;
-pub mod report;
+pub mod ranks;
+mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;
@@ -39,6 +40,7 @@ pub use failure::report;
 
 use crate::{
     ops::simd,
+    ranks::launcher,
     run::{Verbosity, start_threads},
     train::Device,
 };
@@ -151,7 +153,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if !matches!(command, Command::Doctor(_)) {
         global.device.choose()?;
     }
-    start_threads(global.threads)?;
+    start_threads(global.threads.or_else(launcher::threads_here))?;
     match command {
         Command::Run(args) => run::run(args, &global),
         Command::Submit(args) => submit::run(args, &global),

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use super::{Global, cache::CacheArgs, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
+    ranks,
     remote::Cache,
     report::{Run, audit},
     run::{self, Alone, Finished, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
-    spec::Experiment,
+    spec::{Experiment, Points},
     stage::{Interrupt, Stage},
 };
 
@@ -40,6 +41,9 @@ pub struct Args {
     /// Longest time between two checkpoints
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub checkpoint_every: Duration,
+    /// With many ranks: longest time that one may wait for another
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
+    pub collective_timeout: Duration,
     #[command(flatten)]
     pub cache: CacheArgs,
 }
@@ -66,9 +70,19 @@ fn jobs(text: &str) -> Result<usize, String> {
 /// # Errors
 /// When the spec is invalid, or the run fails, diverges or is interrupted; a sweep has printed which of its points failed.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let points = args.changes.load(&args.spec)?;
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
+    match ranks::open(args.collective_timeout)? {
+        None => run_first(&args, args.changes.load(&args.spec)?, &interrupt, global),
+        Some(ranks) => super::ranks::run(ranks, &args, &interrupt, global),
+    }
+}
+
+/// Runs the command on the first rank, which may be the only one.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_first(args: &Args, points: Points, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::open(&global.runs);
     let cache = args.cache.open(global)?;
     if let Some(cache) = &cache {
@@ -76,7 +90,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     }
     let setting = Setting {
         store: &store,
-        interrupt: &interrupt,
+        interrupt,
         checkpoint_interval: args.checkpoint_every,
         threads: global.threads,
         planning: Mutex::default(),
@@ -96,7 +110,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     // Also of a run that failed or was interrupted: what it has made, others need not make again.
     if let Some(cache) = &cache {
         let reporter = Reporter::new(global.verbosity());
-        cache.finish(&reporter, &interrupt);
+        cache.finish(&reporter, interrupt);
         reporter.done();
     }
     ended

@@ -4,13 +4,21 @@
 //! (see [`parts`](crate::ops::parts)). What is summed over a batch is a binary tree over its parts. A rank's share is a branch of that
 //! tree, and what joins the branches is the same tree's top. So a result has the same bits with any number of ranks.
 
+pub mod launcher;
+#[cfg(feature = "mpi")]
+mod mpi;
 #[cfg(test)]
 pub mod threads;
+mod watched;
+
+pub use launcher::{LaunchError, Place};
+pub use watched::Watched;
 
 use std::{
     fmt,
     ops::Range,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use bytemuck::Pod;
@@ -35,7 +43,53 @@ pub trait Transport: Send + Sync {
     fn all_to_all(&self, send: &[u8], receive: &mut [u8]);
 
     /// Gives all ranks what the first one has. This may take hours, in which the others use no processor.
-    fn from_first(&self, bytes: Vec<u8>) -> Vec<u8>;
+    fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8>;
+
+    /// Takes leave of the other ranks, which all do. No call may follow.
+    fn end(&self);
+
+    /// Ends all ranks now, with this exit code.
+    fn abort(&self, code: u8) -> !;
+}
+
+/// Where ranks do not fit together or their batches.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    #[error(
+        "the ranks differ in {what}: {groups}\n  help: all ranks need the same program, spec and kind of processor"
+    )]
+    Differ { what: &'static str, groups: String },
+    #[error(
+        "{size} ranks cannot share batches of {batch} images, which are {parts} parts\n  \
+         help: start {allowed} ranks (powers of two that divide the number of parts)"
+    )]
+    Batch { size: usize, batch: usize, parts: usize, allowed: String },
+}
+
+/// Starts what the ranks talk through; `limit` is how long one may wait for another. None where this process is alone.
+///
+/// # Errors
+/// When the environment is incomplete, or this build has no way to talk to the others.
+pub fn open(limit: Duration) -> Result<Option<Ranks>, LaunchError> {
+    let Some(place) = launcher::place_here()? else { return Ok(None) };
+    connect(place, limit).map(Some)
+}
+
+#[cfg(feature = "mpi")]
+fn connect(place: Place, limit: Duration) -> Result<Ranks, LaunchError> {
+    let Place { launcher, size, .. } = place;
+    let found = if launcher == "torchrun" { None } else { mpi::Mpi::start() };
+    match found {
+        Some(mpi) if mpi.size() == size => Ok(Ranks::over(Watched::new(mpi, limit))),
+        Some(mpi) => Err(LaunchError::OtherMpi { launcher, size, found: mpi.size() }),
+        None => Err(LaunchError::NoTransport { launcher, size }),
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn connect(place: Place, _: Duration) -> Result<Ranks, LaunchError> {
+    let Place { launcher, size, .. } = place;
+    Err(LaunchError::NoMpi { launcher, size })
 }
 
 /// The ranks that train together; by default this process alone.
@@ -74,6 +128,60 @@ impl Ranks {
     /// How many ranks there are.
     pub fn size(&self) -> usize {
         self.0.as_ref().map_or(1, |transport| transport.size())
+    }
+
+    /// Takes leave of the other ranks, which all do; nothing may be exchanged afterwards.
+    pub fn end(&self) {
+        if let Some(transport) = &self.0 {
+            transport.end();
+        }
+    }
+
+    /// Ends all ranks now, with this exit code.
+    pub fn abort(&self, code: u8) -> ! {
+        match &self.0 {
+            Some(transport) => transport.abort(code),
+            None => std::process::exit(code.into()),
+        }
+    }
+
+    /// Compares what all ranks should have alike, by name and digest.
+    ///
+    /// # Errors
+    /// On all ranks alike: the first thing in which they differ, and which ranks have the same of it.
+    pub fn agree(&self, on: &[(&'static str, [u8; 32])]) -> Result<(), Mismatch> {
+        for (what, digest) in on {
+            let all = self.gather(digest);
+            let all: Vec<&[u8]> = all.chunks(digest.len()).collect();
+            let mut kinds: Vec<&[u8]> = Vec::new();
+            all.iter().for_each(|digest| {
+                if !kinds.contains(digest) {
+                    kinds.push(digest);
+                }
+            });
+            if kinds.len() > 1 {
+                let ranks = |kind: &&[u8]| {
+                    let ranks = (0..all.len()).filter(|rank| all[*rank] == *kind).map(|rank| rank.to_string());
+                    format!("ranks {}", ranks.collect::<Vec<_>>().join(", "))
+                };
+                let groups = kinds.iter().map(ranks).collect::<Vec<_>>().join(" | ");
+                return Err(Mismatch::Differ { what, groups });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the ranks can share batches of so many images: each gets whole parts, as many as the others.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub fn fit(&self, batch: usize) -> Result<(), Mismatch> {
+        let (size, parts) = (self.size(), parts::parts(batch));
+        if parts.is_multiple_of(size) {
+            return Ok(());
+        }
+        let allowed: Vec<String> = (0..=parts.ilog2()).map(|power| (1usize << power).to_string()).collect();
+        Err(Mismatch::Batch { size, batch, parts, allowed: allowed.join(" or ") })
     }
 
     /// Whether there is no other rank.
@@ -136,16 +244,17 @@ impl Ranks {
     }
 
     /// Gives all ranks what the first one has. The others wait for it as long as it takes.
-    pub fn from_first(&self, bytes: Vec<u8>) -> Vec<u8> {
+    pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
         match &self.0 {
-            Some(transport) => transport.from_first(bytes),
+            Some(transport) => transport.broadcast(bytes),
             None => bytes,
         }
     }
 
-    /// Whether `is` holds on any rank.
-    pub fn any(&self, is: bool) -> bool {
-        !self.is_alone() && self.gather(&[u8::from(is)]).contains(&1) || is
+    /// Which of these hold on any rank.
+    pub fn any<const N: usize>(&self, hold: [bool; N]) -> [bool; N] {
+        let all = self.gather(&hold.map(u8::from));
+        std::array::from_fn(|i| all.iter().skip(i).step_by(N).any(|holds| *holds == 1))
     }
 }
 
@@ -174,10 +283,17 @@ mod tests {
     #[test]
     fn what_ranks_have_comes_in_their_order() {
         let all = threads::run(4, |ranks| {
-            let told = ranks.from_first(if ranks.is_first() { vec![7, 8] } else { Vec::new() });
-            (ranks.gather(&[ranks.rank() as u32, 10]), told, ranks.any(ranks.rank() == 2), ranks.any(false))
+            let told = ranks.broadcast(if ranks.is_first() { vec![7, 8] } else { Vec::new() });
+            (ranks.gather(&[ranks.rank() as u32, 10]), told, ranks.any([ranks.rank() == 2, false]))
         });
-        assert!(all.iter().all(|got| *got == (vec![0, 10, 1, 10, 2, 10, 3, 10], vec![7, 8], true, false)));
+        assert!(all.iter().all(|got| *got == (vec![0, 10, 1, 10, 2, 10, 3, 10], vec![7, 8], [true, false])));
+        let alike = threads::run(2, |ranks| ranks.agree(&[("program", [1; 32]), ("spec", [ranks.rank() as u8; 32])]));
+        let differ = Mismatch::Differ { what: "spec", groups: "ranks 0 | ranks 1".into() };
+        assert_eq!(alike, [Err(differ.clone()), Err(differ)]);
+        let fit = threads::run(4, |ranks| (ranks.fit(64), ranks.fit(24).map_err(|error| error.to_string())));
+        let text = "4 ranks cannot share batches of 24 images, which are 2 parts\n  \
+                    help: start 1 or 2 ranks (powers of two that divide the number of parts)";
+        assert!(fit.iter().all(|fit| *fit == (Ok(()), Err(text.to_owned()))), "{fit:?}");
         assert_eq!(format!("{:?}", Ranks::default()), "rank 0 of 1");
         assert_eq!((Ranks::default().gather(&[5u8]), Ranks::default().share(12)), (vec![5], 0..12));
     }

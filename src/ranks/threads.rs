@@ -48,7 +48,7 @@ impl Transport for Seat {
         });
     }
 
-    fn from_first(&self, bytes: Vec<u8>) -> Vec<u8> {
+    fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
         let mut first = Vec::new();
         self.exchange(&bytes, |rank, bytes| {
             if rank == 0 {
@@ -56,6 +56,12 @@ impl Transport for Seat {
             }
         });
         first
+    }
+
+    fn end(&self) {}
+
+    fn abort(&self, code: u8) -> ! {
+        std::process::exit(code.into())
     }
 }
 

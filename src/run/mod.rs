@@ -2,6 +2,7 @@
 
 mod driver;
 mod execute;
+pub mod follow;
 mod jobs;
 mod progress;
 pub mod rehearsal;

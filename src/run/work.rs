@@ -1,9 +1,18 @@
 //! From a stage of the plan to the function that does its work.
 
-use super::Work;
-use crate::{plan::Job, spec::Experiment};
+use super::{Work, follow};
+use crate::{
+    plan::{Job, Stage},
+    spec::Experiment,
+};
 
 /// What every stage of `experiment` does.
 pub fn stage_work(experiment: &Experiment) -> Box<Work<'_>> {
-    Box::new(move |stage, inputs, out, context| Job::new(stage, experiment).run(inputs, out, context))
+    Box::new(move |stage, inputs, out, context| {
+        let mut work = || Job::new(stage, experiment).run(inputs, out, context);
+        match stage {
+            Stage::Pretrain => follow::with_others(experiment, inputs[&Stage::Data].stage_key(), work),
+            _ => work(),
+        }
+    })
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 
 use super::{
-    Cost, Depends, Descriptor, Input, Interrupt, Stage, StageContext, Stopped,
+    Cost, Depends, Descriptor, Input, Interrupt, Progress, Silent, Stage, StageContext, Stopped,
     evaluation::scores_rows,
     initial,
     metrics::{Timing, metrics_rows, neighbours_rows, positiveness_rows, timing_rows},
@@ -23,6 +23,7 @@ use crate::{
     dataset::Split,
     encoder::Encoder,
     ops::named::NamedTensor,
+    ranks::Ranks,
     tables::{self, Table, column},
     train::{
         Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, fit_batches, learning_rates,
@@ -65,15 +66,36 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 /// Health rows in a row that must show a collapse before training stops.
 const COLLAPSED_ROWS: usize = 3;
 
-/// Trains the encoder on the training split of `data`.
+/// Trains the encoder on the training split of `data`. Where there are other ranks, they have to [take part](take_part).
 ///
 /// # Errors
-/// [`Stopped::Interrupted`] when asked to stop, [`Stopped::Diverged`] on NaN or collapse; otherwise what failed.
+/// [`Stopped::Interrupted`] when asked to stop, [`Stopped::Diverged`] on NaN or collapse: then all ranks stop after the same step.
+/// Otherwise what failed, perhaps on this rank alone.
 pub fn run(
     config: &PretrainConfig,
     data: &Artifact,
     out: &mut ArtifactWriter,
     context: &StageContext,
+) -> anyhow::Result<()> {
+    let StageContext { progress, interrupt, checkpoints, checkpoint_interval } = *context;
+    let keeper = Keeper { out, checkpoints, interval: checkpoint_interval, log: Log::new(0) };
+    train(config, data, progress, interrupt, Some(keeper))
+}
+
+/// Takes part in a training of which another rank, the first one, keeps the results.
+///
+/// # Errors
+/// As of [`run`].
+pub fn take_part(config: &PretrainConfig, data: &Artifact, interrupt: &Interrupt) -> anyhow::Result<()> {
+    train(config, data, &Silent, interrupt, None)
+}
+
+fn train(
+    config: &PretrainConfig,
+    data: &Artifact,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+    keeper: Option<Keeper>,
 ) -> anyhow::Result<()> {
     let split = Arc::new(Split::open(&data.files_of(&tables::TRAIN))?);
     let (images, batch, accumulation) = (split.len(), config.batch_size, config.gradient_accumulation);
@@ -81,7 +103,8 @@ pub fn run(
     let per_update = batch * accumulation;
     let steps_per_epoch = (images / per_update * accumulation) as u64;
     let total = steps_per_epoch * config.epochs as u64;
-    Device::chosen().run(config.precision, Training { config, split, data, steps_per_epoch, total, out, context })?
+    let training = Training { config, split, data, steps_per_epoch, total, progress, interrupt, keeper };
+    Device::chosen().run(config.precision, training)?
 }
 
 /// A run of pretraining, whichever device does it.
@@ -91,35 +114,53 @@ struct Training<'a> {
     data: &'a Artifact,
     steps_per_epoch: u64,
     total: u64,
+    progress: &'a dyn Progress,
+    interrupt: &'a Interrupt,
+    /// Only the first rank has one.
+    keeper: Option<Keeper<'a>>,
+}
+
+/// What keeps the results of a training.
+struct Keeper<'a> {
     out: &'a mut ArtifactWriter,
-    context: &'a StageContext<'a>,
+    checkpoints: &'a Checkpoints,
+    /// Longest time between two checkpoints.
+    interval: Duration,
+    log: Log,
 }
 
 impl OnDevice for Training<'_> {
     type Output = anyhow::Result<()>;
 
     fn run<B: Trains>(self, on: B) -> anyhow::Result<()> {
-        let Self { config, split, data, steps_per_epoch, total, out, context } = self;
+        let Self { config, split, data, steps_per_epoch, total, progress, interrupt, mut keeper } = self;
         let (images, batch) = (split.len(), config.batch_size);
+        let ranks = on.ranks().clone();
         let mut trainer = Trainer::new(on, config, steps_per_epoch, images)?;
-        announce(config, trainer.model().params.len(), images, total, context);
+        announce(config, trainer.model().params.len(), images, total, progress);
 
-        if let Some(state) = load_checkpoint(context.checkpoints)? {
+        if let Some(state) = load_checkpoint(&ranks, keeper.as_ref())? {
             trainer.restore(&state)?;
-            context.progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
+            progress.log(&format!("resuming after step {} of {total}", trainer.steps()));
         } else if let Some(path) = config.encoder.init() {
             let ([params, buffers], prefix) = initial::load(&trainer.model().encoder, path)?;
             trainer.start_encoder_from([&params, &buffers])?;
             let of = prefix.map_or_else(String::new, |prefix| format!(" (the part `{prefix}`)"));
-            context.progress.log(&format!("the encoder starts from {}{of}", path.display()));
+            progress.log(&format!("the encoder starts from {}{of}", path.display()));
         }
-        let online_knn = OnlineKnn::new(config, &split, data, steps_per_epoch)?;
+        let online_knn = match &keeper {
+            Some(_) => OnlineKnn::new(config, &split, data, steps_per_epoch)?,
+            None => None,
+        };
         let steps = trainer.steps()..total;
-        let loader = Loader::<B>::start(split, &config.augmentations, config.seed, batch, steps_per_epoch, steps);
-        let mut log = Log::new(trainer.steps());
+        let loader =
+            Loader::<B>::start(&ranks, split, &config.augmentations, config.seed, batch, steps_per_epoch, steps);
+        if let Some(keeper) = &mut keeper {
+            keeper.log = Log::new(trainer.steps());
+        }
         let mut collapsed = 0;
-        context.progress.start(Some(total), "steps");
-        context.progress.advance(trainer.steps());
+        progress.start(Some(total), "steps");
+        progress.advance(trainer.steps());
 
         while trainer.steps() < total {
             let start = Instant::now();
@@ -130,42 +171,47 @@ impl OnDevice for Training<'_> {
             // A device may still be at work on the step. Its row comes with the next one, unless somebody wants to look now.
             let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
             let last = trainer.steps() == total;
-            let saves = !last && trainer.between_updates() && checkpoint_due(&log, context);
+            // What one rank wants, all do: they stop after the same step.
+            let due = keeper.as_ref().is_some_and(|keeper| keeper.log.saved.elapsed() >= keeper.interval);
+            let [asked, due] = ranks.any([interrupt.requested(), due]);
+            let saves = !last && trainer.between_updates() && (asked || due);
             if last || saves || knn.is_some() {
                 rows.extend(trainer.settle()?);
             }
             if let Some(knn) = knn {
                 let top1 = knn.top1(&trainer)?;
                 rows.last_mut().expect("the step's row").knn_top1 = Some(top1);
-                context.progress.value("kNN %", 100.0 * top1);
-                context.progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
+                progress.value("kNN %", 100.0 * top1);
+                progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
             }
-            log.time(trainer.steps() - 1, elapsed, waited, batch);
-            context.progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
-            context.progress.advance(1);
-            for row in rows {
-                let taken = take_in(&row, &mut collapsed, config, context);
-                log.rows.push(row);
-                if let Err(stopped) = taken {
+            progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
+            progress.advance(1);
+            let taken = rows.iter().try_for_each(|row| take_in(row, &mut collapsed, config, progress));
+            if let Some(keeper) = &mut keeper {
+                keeper.log.time(trainer.steps() - 1, elapsed, waited, batch);
+                keeper.log.rows.extend(rows);
+                if taken.is_err() {
                     // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
-                    log.flush(context.checkpoints, trainer.steps())?;
-                    return Err(stopped);
+                    keeper.log.flush(keeper.checkpoints, trainer.steps())?;
+                } else if saves {
+                    keeper.log.save(&trainer, keeper.checkpoints)?;
                 }
             }
-            if saves {
-                log.save(&trainer, context.checkpoints)?;
-                stop_if_asked(context.interrupt, trainer.steps())?;
+            taken?;
+            if saves && asked {
+                return Err(Stopped::Interrupted { stage: DESCRIPTOR.name, step: trainer.steps() }.into());
             }
         }
         if let Some(scaling) = trainer.scaling()? {
-            context.progress.log(&scaling.to_string());
+            progress.log(&scaling.to_string());
         }
-        log.flush(context.checkpoints, total)?;
+        let Some(Keeper { out, checkpoints, mut log, .. }) = keeper else { return Ok(()) };
+        log.flush(checkpoints, total)?;
         // Where every rate is 0 the encoder stays as it was. Batch norm's running statistics follow the images at any rate, so
         // that they have to be put back.
         let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
         let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
-        write(&trainer, unmoved.as_deref(), context.checkpoints, total, batch, out)
+        write(&trainer, unmoved.as_deref(), checkpoints, total, batch, out)
     }
 }
 
@@ -181,9 +227,9 @@ fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<V
 }
 
 /// Says what is about to happen.
-fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u64, context: &StageContext) {
+fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u64, progress: &dyn Progress) {
     let (base, effective) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
-    context.progress.log(&format!(
+    progress.log(&format!(
         "{images} images, {} epochs, {total} steps of {}; {parameters} parameters; learning rate {effective} (base {base})",
         config.epochs,
         config.batch_size,
@@ -195,20 +241,20 @@ fn take_in(
     row: &StepRow,
     collapsed: &mut usize,
     config: &PretrainConfig,
-    context: &StageContext,
+    progress: &dyn Progress,
 ) -> anyhow::Result<()> {
-    context.progress.message(&format!("loss {:.4}", row.loss));
-    context.progress.value("loss", row.loss);
+    progress.message(&format!("loss {:.4}", row.loss));
+    progress.value("loss", row.loss);
     if !row.loss.is_finite() {
         let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
-        return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, context));
+        return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, progress));
     }
     if let Some((health, positiveness)) = row.diagnosis {
-        context.progress.detail(&details(row.step, &health, &positiveness));
+        progress.detail(&details(row.step, &health, &positiveness));
         *collapsed = if health.is_collapsed() { *collapsed + 1 } else { 0 };
         if *collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
             let (std, effective_rank) = (health.std, health.effective_rank);
-            return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, context));
+            return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, progress));
         }
     }
     Ok(())
@@ -224,22 +270,20 @@ fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
     )
 }
 
-fn diverged(warning: Warning, context: &StageContext) -> anyhow::Error {
-    context.progress.warn(&warning.to_string());
+fn diverged(warning: Warning, progress: &dyn Progress) -> anyhow::Error {
+    progress.warn(&warning.to_string());
     Stopped::Diverged(warning.to_string()).into()
 }
 
-fn checkpoint_due(log: &Log, context: &StageContext) -> bool {
-    context.interrupt.requested() || log.saved.elapsed() >= context.checkpoint_interval
-}
-
-fn stop_if_asked(interrupt: &Interrupt, step: u64) -> Result<(), Stopped> {
-    if interrupt.requested() { Err(Stopped::Interrupted { stage: "pretrain", step }) } else { Ok(()) }
-}
-
-fn load_checkpoint(checkpoints: &Checkpoints) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
-    let Some((_, tables)) = checkpoints.load()? else { return Ok(None) };
-    tensors::of_checkpoint(&tables).map(Some)
+/// The state to go on from, which the first rank reads for all.
+fn load_checkpoint(ranks: &Ranks, keeper: Option<&Keeper>) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
+    let found = keeper.map(|keeper| keeper.checkpoints.load()).transpose()?.flatten();
+    let state = found.map(|(_, tables)| tensors::of_checkpoint(&tables)).transpose()?;
+    if ranks.is_alone() {
+        return Ok(state);
+    }
+    let told = ranks.broadcast(state.as_deref().map(tensors::to_bytes).transpose()?.unwrap_or_default());
+    if told.is_empty() { Ok(None) } else { tensors::from_bytes(&told).map(Some) }
 }
 
 /// Rows since the last checkpoint.

@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use arrow::{
     array::{AsArray, Int64Builder, LargeBinaryArray, ListBuilder, RecordBatch},
     datatypes::{DataType, Int64Type},
+    ipc::{reader::StreamReader, writer::StreamWriter},
 };
 
 use crate::{
@@ -73,6 +74,26 @@ pub fn from_rows(batch: &RecordBatch) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     Ok(tensors)
 }
 
+/// Tensors as bytes, for other ranks.
+///
+/// # Errors
+/// When there are too many.
+pub fn to_bytes(tensors: &[NamedTensor<f32>]) -> anyhow::Result<Vec<u8>> {
+    let rows = to_rows(tensors);
+    let mut writer = StreamWriter::try_new(Vec::new(), &rows.schema())?;
+    writer.write(&rows)?;
+    Ok(writer.into_inner()?)
+}
+
+/// The tensors that [`to_bytes`] made bytes of.
+///
+/// # Errors
+/// When it did not.
+pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<Vec<NamedTensor<f32>>> {
+    let mut rows = StreamReader::try_new(bytes, None)?;
+    from_rows(&rows.next().context("no tensors")??)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +106,6 @@ mod tests {
             NamedTensor::real("empty", &[0, 4], Vec::new()),
         ];
         assert_eq!(from_rows(&to_rows(&tensors)).unwrap(), tensors);
+        assert_eq!(from_bytes(&to_bytes(&tensors).unwrap()).unwrap(), tensors);
     }
 }

@@ -9,11 +9,11 @@ pub struct Batch<E> {
     pub samples: Vec<i64>,
     /// Label of each sample, -1 where there is none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops.
+    /// Both full views, then the small crops; of this rank's share of the samples.
     pub crops: Vec<Crop<E>>,
 }
 
-/// One crop of every image of a batch.
+/// One crop of every image of a batch, or of a rank's share of it.
 #[derive(Clone, Debug)]
 pub struct Crop<E> {
     /// Normalised images [n, size, size, 3].
@@ -29,7 +29,7 @@ pub struct RawBatch {
     pub samples: Vec<i64>,
     /// Label of each sample, -1 where there is none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops.
+    /// Both full views, then the small crops; of this rank's share of the samples.
     pub pieces: Pieces,
 }
 
@@ -39,7 +39,7 @@ pub struct Loaded<B: Backend> {
     pub samples: Vec<i64>,
     /// Label of each sample, -1 where there is none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops: images [n, size, size, 3] as networks read them.
+    /// Both full views, then the small crops, of this rank's share of the samples: images [n, size, size, 3] as networks read them.
     pub crops: Vec<(B::Buffer, Size)>,
 }
 
@@ -50,8 +50,10 @@ impl<B: Backend> Loaded<B> {
     /// When memory runs out.
     pub fn new(on: &B, batch: Batch<B::Real>) -> Result<Self, B::Error> {
         let Batch { samples, labels, crops } = batch;
-        let n = samples.len();
-        let crop = |Crop { images, size }: Crop<B::Real>| Ok((on.images(images)?, Size { n, h: size, w: size }));
+        let crop = |Crop { images, size }: Crop<B::Real>| {
+            let size = Size { n: images.len() / (size * size * 3), h: size, w: size };
+            Ok((on.images(images)?, size))
+        };
         Ok(Self { crops: crops.into_iter().map(crop).collect::<Result<_, _>>()?, samples, labels })
     }
 }

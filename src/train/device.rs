@@ -6,6 +6,7 @@ use super::{Feed, Optimize, Precision};
 use crate::{
     backend::Host,
     ops::{conv2d::cuda::Math, cuda},
+    ranks::Ranks,
 };
 
 /// A device that trains in f32, or less.
@@ -72,7 +73,7 @@ impl Device {
                         "precision: {name} needs a GPU; add --device cuda:0, or use precision: f32 (--set precision=f32)"
                     );
                 }
-                Ok(work.run(Host::<f32>::default()))
+                Ok(work.run(Host::<f32>::among(Ranks::chosen())))
             }
             Device::Cuda(index) => {
                 self.check()?;

@@ -50,7 +50,7 @@ impl<D: GpuTensors> Feed for Gpu<D> {
 
     fn load(&self, batch: RawBatch) -> Result<Loaded<Self>, Self::Error> {
         let RawBatch { samples, labels, pieces } = batch;
-        let n = samples.len();
+        let n = pieces.count();
         let size = |size: usize| Size { n, h: size, w: size };
         let views = pieces.augment(self.device(), self.math().scalar())?;
         Ok(Loaded { crops: views.into_iter().zip(pieces.sizes().map(size)).collect(), samples, labels })

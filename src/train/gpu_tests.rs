@@ -25,6 +25,7 @@ use crate::{
         named::Values,
         random::{Purpose, stream},
     },
+    ranks::Ranks,
 };
 
 /// Images of a batch, and their height and width: small, as an emulated step takes long.
@@ -190,8 +191,13 @@ fn training_is_the_same_wherever_images_are_augmented() {
     let augmentations: AugmentationsConfig = serde_json::from_value(augmentations).unwrap();
     let sections = sweep_of_methods().remove(0);
     // The first batch of the second epoch.
-    let here = Loader::<Host<f32>>::start(split.clone(), &augmentations.of_training(), 5, N, 3, 3..4).next().unwrap();
-    let there = Loader::<Gpu<Cpu>>::start(split, &augmentations.of_training(), 5, N, 3, 3..4).next().unwrap();
+    let here =
+        Loader::<Host<f32>>::start(&Ranks::default(), split.clone(), &augmentations.of_training(), 5, N, 3, 3..4)
+            .next()
+            .unwrap();
+    let there = Loader::<Gpu<Cpu>>::start(&Ranks::default(), split, &augmentations.of_training(), 5, N, 3, 3..4)
+        .next()
+        .unwrap();
     let [here, there] = [Loaded::new(&gpu, here), gpu.load(there)].map(|batch| {
         let mut trainer = trainer(&gpu, &sections.config());
         assert!(trainer.step(&batch.unwrap()).unwrap().is_none(), "a row comes with the next step");

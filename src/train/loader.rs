@@ -19,6 +19,7 @@ use super::{
 use crate::{
     dataset::{Split, augment::TrainingSection},
     ops::random::{Purpose, stream},
+    ranks::Ranks,
 };
 
 /// Batches made in advance.
@@ -30,8 +31,9 @@ pub struct Loader<B: Feed> {
 }
 
 impl<B: Feed> Loader<B> {
-    /// Starts preparing the batches of `steps`. What a batch shows depends on `seed` and its step alone.
+    /// Starts preparing this rank's share of the batches of `steps`. What a batch shows depends on `seed` and its step alone.
     pub fn start(
+        ranks: &Ranks,
         split: Arc<Split>,
         augmentations: &TrainingSection,
         seed: u64,
@@ -40,7 +42,7 @@ impl<B: Feed> Loader<B> {
         steps: Range<u64>,
     ) -> Self {
         let (sender, batches) = sync_channel(AHEAD);
-        let crops = crops(augmentations);
+        let (crops, share) = (crops(augmentations), ranks.share(batch_size));
         thread::spawn(move || {
             let mut order = (u64::MAX, Vec::new());
             for step in steps {
@@ -49,7 +51,8 @@ impl<B: Feed> Loader<B> {
                     order = (epoch, epoch_order(split.len(), seed, epoch));
                 }
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
-                let batch = B::prepare(Wanted { split: &split, crops: &crops, seed, epoch, samples });
+                let own = &samples[share.clone()];
+                let batch = B::prepare(Wanted { split: &split, crops: &crops, seed, epoch, samples, own });
                 // The receiver is gone when training has stopped.
                 if sender.send(batch).is_err() {
                     return;

@@ -1,4 +1,5 @@
 use dfdx::prelude::Cpu;
+use rand::RngExt;
 use serde_json::{Value, json};
 
 use super::{schedule::Due, *};
@@ -12,8 +13,10 @@ use crate::{
         golden::{Golden, assert_close, channels_last},
         named::{NamedTensor, Values},
         normalize::normalize_rows,
+        random::{Purpose, stream},
         tensor::CpuTensors,
     },
+    ranks::{Ranks, threads},
 };
 
 /// Prototypes of the reference's SwAV.
@@ -490,5 +493,53 @@ fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() 
     for sections in [Sections::snclr(json!({})), Sections::swav(json!({}))] {
         let (found, expected) = cost(&sections, 2);
         assert_eq!(found, expected, "{:?}", sections.method);
+    }
+}
+
+/// An update from two batches by each of `size` ranks: the rows of all steps and the state at the end, in text that
+/// shows every bit.
+fn on_ranks(size: usize, sections: &Sections, crops: &[usize]) -> String {
+    const N: usize = 32;
+    let batch = |step: usize, ranks: &Ranks| {
+        let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
+        let crop = |size: &usize| {
+            let image = size * size * 3;
+            let all: Vec<f32> = (0..N * image).map(|_| random.random::<f32>() - 0.5).collect();
+            let own = ranks.share(N);
+            Crop { images: all[own.start * image..own.end * image].to_vec(), size: *size }
+        };
+        let crops = crops.iter().map(crop).collect();
+        Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
+    };
+    let ended = threads::run(size, |ranks| {
+        let on = Host::<f32>::among(ranks.clone());
+        let mut trainer = Trainer::new(on.clone(), &sections.config(), 2, 2 * N).unwrap();
+        let mut seen = String::new();
+        for step in 0..2 {
+            let Ok(loaded) = Loaded::new(&on, batch(step, &ranks));
+            let images: usize = loaded.crops.iter().map(|(_, size)| size.n).sum();
+            assert_eq!(images, crops.len() * N / size, "a rank's encoder sees its share");
+            seen += &format!("{:?}\n", row(trainer.step(&loaded)));
+        }
+        seen + &format!("{:?}", trainer.state().unwrap())
+    });
+    assert!(ended.iter().all(|end| *end == ended[0]), "{size} ranks do not agree");
+    ended.into_iter().next().unwrap()
+}
+
+/// One rank, two and four come to the same bits: every method with a ResNet, whose batch norms look at all images; one with a
+/// transformer and one in bf16.
+#[test]
+fn bits_do_not_depend_on_the_number_of_ranks() {
+    let [mut vits, resnets] = [sweep_of_methods_with_vit(), sweep_of_methods()];
+    let bf16 = Sections { precision: Precision::Bf16, ..Sections::snclr(json!({})) };
+    let cases = resnets.into_iter().chain([bf16]).map(|sections| (sections, [16, 16, 8]));
+    for (sections, crops) in cases.chain([(vits.remove(0), [8, 8, 4])]) {
+        let sections = Sections { gradient_accumulation: 2, ..sections };
+        let alone = on_ranks(1, &sections, &crops);
+        for size in [2, 4] {
+            let among = on_ranks(size, &sections, &crops);
+            assert!(among == alone, "{size} ranks, {:?}, {:?}", sections.method, sections.precision);
+        }
     }
 }

@@ -49,6 +49,8 @@ pub struct Trainer<B: Optimize> {
     /// The momentum branch, where the method has one.
     momentum: Option<Weights<B>>,
     gradients: B::Buffer,
+    /// The encoder's gradients of one crop, as far as they come from this rank's share of the batch; none where it has all.
+    branch: Option<B::Buffer>,
     optimizer: B::Optimizer,
     /// The update that the gradients are for, until it is taken: by [`Trainer::settle`], or with the next step, whose average
     /// goes along in one pass.
@@ -104,6 +106,7 @@ impl<B: Optimize> Trainer<B> {
         let averaged = config.method.momentum().map(|_| model.momentum_values(&start));
         Ok(Self {
             gradients: on.zeros(model.params.len())?,
+            branch: if on.ranks().is_alone() { None } else { Some(on.zeros(encoder)?) },
             optimizer: on.optimizer(config.optimizer, &model.params, encoder)?,
             online: Weights::new(&on, start, encoder)?,
             momentum: averaged.map(|values| Weights::new(&on, values, encoder)).transpose()?,
@@ -260,14 +263,15 @@ impl<B: Optimize> Trainer<B> {
             }
             self.on.zero(&mut self.gradients)?;
         }
-        let Self { on, model, online, gradients, .. } = self;
+        let Self { on, model, online, gradients, branch, .. } = self;
         let (n, dim) = (batch.samples.len(), model.projector.output());
 
-        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics.
+        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics. Each
+        // rank computes the features of its share of the images; all that follows is the same on all ranks.
         let mut crops: Vec<Online<B>> = Vec::with_capacity(batch.crops.len());
         for (images, size) in &batch.crops {
             let (h, saved) = model.encoder.forward(on, &mut online.in_training(), images, *size, true)?;
-            let (y, projector) = model.projector.forward(on, &mut online.in_training(), h)?;
+            let (y, projector) = model.projector.forward(on, &mut online.in_training(), on.gather(h)?)?;
             let projected = on.rows(&y, (n, dim))?;
             let (z, predictor) = match &model.predictor {
                 Some(predictor) => {
@@ -284,7 +288,7 @@ impl<B: Optimize> Trainer<B> {
         if let Some(target) = &mut self.momentum {
             let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
                 let (h, _) = model.encoder.forward(on, &mut target.in_training(), images, *size, false)?;
-                let (k, _) = model.projector.forward(on, &mut target.in_training(), h)?;
+                let (k, _) = model.projector.forward(on, &mut target.in_training(), on.gather(h)?)?;
                 on.rows(&k, (n, dim))
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
@@ -324,9 +328,18 @@ impl<B: Optimize> Trainer<B> {
                 let of_y = on.gradient(&mut of_loss, &crop.y)?;
                 g = predictor.backward(on, &mut learned, saved, g, Some(of_y))?;
             }
-            let mut g = model.projector.backward(on, &mut learned, crop.projector, g, None)?;
+            let mut g = on.share(model.projector.backward(on, &mut learned, crop.projector, g, None)?)?;
             on.scale_features(&self.optimizer, &mut g)?;
-            model.encoder.backward(on, &mut learned, images, crop.encoder, &g)?;
+            match branch {
+                None => model.encoder.backward(on, &mut learned, images, crop.encoder, &g)?,
+                Some(branch) => {
+                    on.zero(branch)?;
+                    let mut own = Learned { params: learned.params, gradients: branch };
+                    model.encoder.backward(on, &mut own, images, crop.encoder, &g)?;
+                    on.sum_over_ranks(branch)?;
+                    on.add(learned.gradients, 0..model.encoder_len().0, branch)?;
+                }
+            }
         }
         for (range, values) in earlier {
             on.add(gradients, range, &values)?;

@@ -34,7 +34,10 @@ pub struct Wanted<'a> {
     pub crops: &'a [(Pipeline, usize)],
     pub seed: u64,
     pub epoch: u64,
+    /// The samples of a batch.
     pub samples: &'a [u32],
+    /// Those of them whose crops are made: a rank's share.
+    pub own: &'a [u32],
 }
 
 /// The crops that `samples` have in an epoch of training, in full: what the network sees of them.
@@ -48,19 +51,19 @@ pub fn augment(
     epoch: u64,
     samples: &[u32],
 ) -> anyhow::Result<Batch<f32>> {
-    make(Wanted { split, crops: &crops(augmentations), seed, epoch, samples })
+    make(Wanted { split, crops: &crops(augmentations), seed, epoch, samples, own: samples })
 }
 
 /// Augments every crop.
 pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
-    let Wanted { split, crops, samples, .. } = wanted;
-    let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; samples.len() * size * size * 3]).collect();
+    let Wanted { split, crops, samples, own, .. } = wanted;
+    let mut images: Vec<Vec<f32>> = crops.iter().map(|(_, size)| vec![0.0; own.len() * size * size * 3]).collect();
     // The places of each sample's crops.
-    let mut places: Vec<Vec<&mut [f32]>> = samples.iter().map(|_| Vec::with_capacity(crops.len())).collect();
+    let mut places: Vec<Vec<&mut [f32]>> = own.iter().map(|_| Vec::with_capacity(crops.len())).collect();
     for (images, (_, size)) in images.iter_mut().zip(crops) {
         places.iter_mut().zip(images.chunks_exact_mut(size * size * 3)).for_each(|(all, place)| all.push(place));
     }
-    samples.par_iter().zip(places).try_for_each(|(sample, places)| {
+    own.par_iter().zip(places).try_for_each(|(sample, places)| {
         let (image, views, _) = drawn(wanted, *sample)?;
         for (((pipeline, _), view), place) in crops.iter().zip(&views).zip(places) {
             pipeline.make(view, &image, place);
@@ -80,7 +83,7 @@ pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
         let (image, views, around) = drawn(wanted, *sample)?;
         anyhow::Ok(Piece::new(&image, views, around))
     };
-    let pieces: Vec<Piece> = samples.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
+    let pieces: Vec<Piece> = wanted.own.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
     let (samples, labels) = numbers(split, samples);
     Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
 }

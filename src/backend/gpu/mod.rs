@@ -10,14 +10,17 @@ use std::ops::Range;
 use dfdx::prelude::Gradients;
 
 use super::Memory;
-use crate::ops::{
-    batch_norm::cuda::Rows as Batch,
-    conv2d::{
-        Conv2d, Size,
-        cuda::{Math, OnGpu},
+use crate::{
+    ops::{
+        batch_norm::cuda::Rows as Batch,
+        conv2d::{
+            Conv2d, Size,
+            cuda::{Math, OnGpu},
+        },
+        cuda::{Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
+        tensor::{GpuTensors, Rows},
     },
-    cuda::{Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
-    tensor::{GpuTensors, Rows},
+    ranks::Ranks,
 };
 
 /// A GPU, and the dfdx device `D` that has the losses' tensors.
@@ -27,6 +30,7 @@ pub struct Gpu<D> {
     tensors: D,
     /// The arithmetic of encoders.
     math: Math,
+    ranks: Ranks,
 }
 
 /// A branch's parameters on a GPU.
@@ -69,7 +73,7 @@ impl Params {
 impl<D> Gpu<D> {
     /// A GPU whose encoders compute in `math`.
     pub fn new(device: Device, tensors: D, math: Math) -> Self {
-        Self { device, tensors, math }
+        Self { device, tensors, math, ranks: Ranks::default() }
     }
 
     /// The device itself.
@@ -126,6 +130,23 @@ impl<D: GpuTensors> Memory for Gpu<D> {
 
     fn tensors(&self) -> &D {
         &self.tensors
+    }
+
+    fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// A GPU trains alone so far.
+    fn gather(&self, own: Buffer) -> Result<Buffer, GpuError> {
+        Ok(own)
+    }
+
+    fn share(&self, all: Buffer) -> Result<Buffer, GpuError> {
+        Ok(all)
+    }
+
+    fn sum_over_ranks(&self, _: &mut Buffer) -> Result<(), GpuError> {
+        Ok(())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

@@ -13,13 +13,14 @@ use crate::{
     },
     ops::{
         Real,
-        batch_norm::{self, Affine, Moments, TileMoments, apply, backward_input, backward_sums},
+        batch_norm::{self, Affine, Moments, TileMoments, apply, backward_input, backward_sums_with},
         buffers::Buffer,
         conv2d::{self, Size},
         parts::{Threads, add},
         pool,
         tensor::CpuTensors,
     },
+    ranks::Ranks,
 };
 
 /// A convolution's output, the batch norm behind it as an affine map, and the batch's statistics, where they are used.
@@ -54,7 +55,10 @@ pub(super) fn update_running<E: Real>(layer: &BatchNorm, moments: &Moments<E>, s
 
 /// Adds the gradients of a batch norm's parameters; `raw`, its input, becomes its gradient. `g` is that of its output or, with
 /// a ReLU behind it, of the ReLU's output: it then becomes that of the ReLU's input, unless that follows from `raw`.
+///
+/// Where `ranks` have the batch's rows among them, the sums are theirs, and the first rank alone adds to the gradients.
 pub(super) fn norm_backward<E: Real>(
+    ranks: &Ranks,
     layer: &BatchNorm,
     params: &[E],
     gradients: &mut [E],
@@ -62,8 +66,8 @@ pub(super) fn norm_backward<E: Real>(
     relu: batch_norm::Relu<E>,
     g: &mut [E],
 ) {
-    let sums = backward_sums(raw, moments, g, relu);
-    if let Some([weight, bias]) = &layer.affine {
+    let sums = backward_sums_with(raw, moments, g, relu, |own, add| ranks.join(own, add));
+    if let Some([weight, bias]) = layer.affine.as_ref().filter(|_| ranks.is_first()) {
         add(&mut gradients[weight.clone()], &sums.g_normalised, Threads::One);
         add(&mut gradients[bias.clone()], &sums.g, Threads::One);
     }
@@ -96,7 +100,7 @@ where
             Statistics::Batch(statistics) => {
                 let mut tiles = TileMoments::new();
                 conv.forward(x.read(), size, kernel, E::zero(), &mut raw, Some(&mut tiles));
-                let moments = tiles.combine();
+                let moments = tiles.combine_with(|own, add| self.ranks.join(own, add));
                 update_running(norm, &moments, statistics);
                 let affine = Affine::new(&moments.mean, &moments.inv_std, weight_bias);
                 Normed { raw, affine, moments: Some(moments) }
@@ -134,7 +138,7 @@ where
     ) -> Result<Buffer<E>, Infallible> {
         let relu = output.map_or(batch_norm::Relu::None, |output| batch_norm::Relu::Output(output));
         let (mut raw, moments) = (x.raw, x.moments.expect(OF_A_BATCH));
-        norm_backward(layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
+        norm_backward(&self.ranks, layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
         Ok(raw)
     }
 
@@ -148,7 +152,7 @@ where
     ) -> Result<[Buffer<E>; 2], Infallible> {
         let (mut raw, moments) = (x.raw, x.moments.expect(OF_A_BATCH));
         let relu = batch_norm::Relu::Output(&output);
-        norm_backward(layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
+        norm_backward(&self.ranks, layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
         Ok([raw, g])
     }
 
@@ -161,7 +165,7 @@ where
     ) -> Result<Buffer<E>, Infallible> {
         let (mut raw, moments) = (x.raw, x.moments.expect(OF_A_BATCH));
         let relu = batch_norm::Relu::Of(&x.affine);
-        norm_backward(layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
+        norm_backward(&self.ranks, layer, learned.params, learned.gradients, (&mut raw, &moments), relu, &mut g);
         Ok(raw)
     }
 

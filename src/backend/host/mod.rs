@@ -10,11 +10,14 @@ use std::{convert::Infallible, ops::Range};
 use dfdx::prelude::*;
 
 use super::Memory;
-use crate::ops::{
-    Real,
-    buffers::{Buffer, Buffers},
-    parts::{self, Threads},
-    tensor::{CpuTensors, Rows},
+use crate::{
+    ops::{
+        Real,
+        buffers::{Buffer, Buffers},
+        parts::{self, Threads},
+        tensor::{CpuTensors, Rows},
+    },
+    ranks::Ranks,
 };
 
 /// The host's memory and cores.
@@ -22,6 +25,14 @@ use crate::ops::{
 pub struct Host<E> {
     pool: Buffers<E>,
     tensors: Cpu,
+    ranks: Ranks,
+}
+
+impl<E: Real> Host<E> {
+    /// The host as one of `ranks`.
+    pub fn among(ranks: Ranks) -> Self {
+        Self { ranks, ..Self::default() }
+    }
 }
 
 impl<E: Real> Memory for Host<E>
@@ -38,6 +49,23 @@ where
 
     fn tensors(&self) -> &Cpu {
         &self.tensors
+    }
+
+    fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    fn gather(&self, own: Buffer<E>) -> Result<Buffer<E>, Infallible> {
+        Ok(if self.ranks.is_alone() { own } else { self.ranks.gather(&own).into() })
+    }
+
+    fn share(&self, all: Buffer<E>) -> Result<Buffer<E>, Infallible> {
+        Ok(if self.ranks.is_alone() { all } else { all[self.ranks.share(all.len())].to_vec().into() })
+    }
+
+    fn sum_over_ranks(&self, values: &mut Buffer<E>) -> Result<(), Infallible> {
+        self.ranks.sum(values);
+        Ok(())
     }
 
     fn buffer(&self, values: Vec<E>) -> Result<Buffer<E>, Infallible> {

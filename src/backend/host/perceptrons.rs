@@ -19,6 +19,7 @@ use crate::{
         parts::parts,
         tensor::CpuTensors,
     },
+    ranks::Ranks,
 };
 
 /// A norm's input, and the batch's statistics; none where a layer has no norm.
@@ -73,7 +74,8 @@ where
         match (&layer.norm, kept) {
             (Some(norm), Some((mut raw, moments))) => {
                 let relu = output.map_or(Relu::None, |output| Relu::Output(output));
-                norm_backward(norm, params, gradients, (&mut raw, &moments), relu, &mut g);
+                // Every rank has all rows of the batch.
+                norm_backward(&Ranks::default(), norm, params, gradients, (&mut raw, &moments), relu, &mut g);
                 g = raw;
             }
             _ => {

@@ -112,6 +112,11 @@ impl Pieces {
         Pieces { images: pieces.len(), pipelines: pipelines.to_vec(), passes }
     }
 
+    /// How many images they are of.
+    pub fn count(&self) -> usize {
+        self.images
+    }
+
     /// Height and width in pixels of each pipeline's views.
     pub fn sizes(&self) -> impl Iterator<Item = usize> {
         self.pipelines.iter().map(|pipeline| pipeline.size as usize)

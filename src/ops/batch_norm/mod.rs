@@ -129,6 +129,17 @@ pub struct BackwardSums<E> {
 /// the gradient of that ReLU's input: zero where the output is not positive. `g` becomes it where the output is given;
 /// where it follows from x, it is computed wherever g is read.
 pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: Relu<E>) -> BackwardSums<E> {
+    backward_sums_with(x, moments, g, relu, |own, _| own)
+}
+
+/// The same sums of a batch of which others have rows too: `join` as of [`TileMoments::combine_with`].
+pub fn backward_sums_with<E: Real>(
+    x: &[E],
+    moments: &Moments<E>,
+    g: &mut [E],
+    relu: Relu<E>,
+    join: impl FnOnce(Vec<f64>, fn(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64>,
+) -> BackwardSums<E> {
     let channels = moments.mean.len();
     let tiles = Tiles::new(x.len() / channels, moments.parts, chunk_rows(channels));
     let mean = &moments.mean[..channels];
@@ -157,10 +168,11 @@ pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: 
         }
         totals
     };
-    let totals = tree(tiles.parts, of_part, |mut left, right| {
+    let add = |mut left: Vec<f64>, right: Vec<f64>| {
         left.iter_mut().zip(right).for_each(|(l, r)| *l += r);
         left
-    });
+    };
+    let totals = join(tree(tiles.parts, of_part, add), add);
     let g = totals[..channels].iter().map(|t| E::of(*t)).collect();
     let product = totals[channels..].iter().zip(&moments.inv_std);
     BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }
@@ -199,7 +211,7 @@ pub fn backward_input<E: Real>(
     relu: Relu<E>,
 ) {
     let channels = moments.mean.len();
-    let rows = E::of((x.len() / channels) as f64);
+    let rows = E::of(moments.rows as f64);
     // The gradient is w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + c per channel.
     let mut a = vec![E::zero(); channels];
     let mut b = vec![E::zero(); channels];

@@ -20,9 +20,9 @@ pub struct Moments<E> {
     pub var: Vec<E>,
     /// 1 / sqrt(var + eps).
     pub inv_std: Vec<E>,
-    /// Number of rows.
+    /// Number of rows that they are of.
     pub rows: usize,
-    /// Parts of the batch that they are of.
+    /// Parts of the batch among the rows here.
     pub parts: usize,
 }
 
@@ -95,6 +95,15 @@ impl<E: Real> TileMoments<E> {
 
     /// Statistics of all rows.
     pub fn combine(&self) -> Moments<E> {
+        self.combine_with(|own, _| own)
+    }
+
+    /// Statistics of the rows of a batch that others have too. `join` gives the sum of all branches of the tree from the one
+    /// of these rows, and is told how to add a right branch to a left one.
+    pub fn combine_with(
+        &self,
+        join: impl FnOnce(Vec<f64>, fn(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64>,
+    ) -> Moments<E> {
         let (tiles, channels) = (self.tiles, self.channels);
         let of_part = |part: usize| {
             let mut all = Combined { rows: 0.0, mean: vec![0.0; channels], deviation: vec![0.0; channels] };
@@ -106,14 +115,9 @@ impl<E: Real> TileMoments<E> {
         };
         let parts: Vec<Combined> = (0..tiles.parts).into_par_iter().map(of_part).collect();
         let mut parts = parts.into_iter();
-        let Combined { rows, mean, deviation } = tree(
-            tiles.parts,
-            |_| parts.next().expect("as many as there are"),
-            |mut left, right| {
-                left.add(right.rows, |c| [right.mean[c], right.deviation[c]]);
-                left
-            },
-        );
+        let own = tree(tiles.parts, |_| parts.next().expect("as many as there are"), Combined::joined);
+        let add = |left, right| Combined::joined(Combined::from_flat(left), Combined::from_flat(right)).into_flat();
+        let Combined { rows, mean, deviation } = Combined::from_flat(join(own.into_flat(), add));
         let var: Vec<f64> = deviation.iter().map(|d| d / rows).collect();
         Moments {
             mean: mean.iter().map(|m| E::of(*m)).collect(),
@@ -134,6 +138,22 @@ struct Combined {
 }
 
 impl Combined {
+    /// One behind the other.
+    fn into_flat(self) -> Vec<f64> {
+        [vec![self.rows], self.mean, self.deviation].concat()
+    }
+
+    fn from_flat(mut flat: Vec<f64>) -> Self {
+        let deviation = flat.split_off(1 + flat.len() / 2);
+        let mean = flat.split_off(1);
+        Self { rows: flat[0], mean, deviation }
+    }
+
+    fn joined(mut self, right: Self) -> Self {
+        self.add(right.rows, |c| [right.mean[c], right.deviation[c]]);
+        self
+    }
+
     /// Adds `rows` rows with the mean and deviation that `of` gives for a channel.
     fn add(&mut self, rows: f64, of: impl Fn(usize) -> [f64; 2]) {
         let (seen, total) = (self.rows, self.rows + rows);

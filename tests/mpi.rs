@@ -1,0 +1,227 @@
+//! Many ranks over MPI: the same bits with any number of them, one message for what they cannot do, and an end for all when one
+//! ends. `SNCLR_REQUIRE_MPI` makes a missing launcher a failure; `SNCLR_MPIRUN` names another than `mpirun`.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use common::{Finished, METHODS, Scratch, tiny_with};
+
+/// The launcher and its arguments for so many ranks on this machine; None where there is none.
+fn launcher(ranks: usize) -> Option<Command> {
+    let line = std::env::var("SNCLR_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned());
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().expect("a program"));
+    command.args(words);
+    let version = Command::new(command.get_program()).arg("--version").output();
+    let Ok(version) = version else {
+        assert!(std::env::var_os("SNCLR_REQUIRE_MPI").is_none(), "{line} cannot be started");
+        eprintln!("skipped: {line} cannot be started");
+        return None;
+    };
+    if String::from_utf8_lossy(&version.stdout).contains("Open MPI") {
+        // More ranks than processors, each on whichever is free; root, as containers are.
+        command.args(["--oversubscribe", "--bind-to", "none"]);
+        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    }
+    command.args(["-np", &ranks.to_string()]);
+    Some(command)
+}
+
+/// The program with `args` on so many ranks of a thread each.
+fn on_ranks(scratch: &Scratch, ranks: usize, args: &str) -> Option<Command> {
+    let plain = scratch.command(&format!("{args} --threads 1"));
+    let mut command = launcher(ranks)?;
+    command.arg(plain.get_program()).args(plain.get_args()).current_dir(scratch.path(""));
+    for (name, value) in plain.get_envs().filter(|(_, value)| value.is_none()) {
+        assert!(value.is_none());
+        command.env_remove(name);
+    }
+    Some(command)
+}
+
+fn finished(command: &mut Command) -> Finished {
+    Finished::of(command.output().expect("the launcher starts"))
+}
+
+const RESNET: &str = "encoder.width_multiplier=0.125";
+const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8}";
+
+/// Every method, with small crops, queues and several batches an update; ResNet and ViT; f32 and bf16. The first two with four
+/// ranks too, and all of them where `SNCLR_MPI_THOROUGH` is set.
+#[test]
+fn bits_do_not_depend_on_the_number_of_ranks() {
+    let scratch = Scratch::new();
+    for (i, method) in METHODS.into_iter().enumerate() {
+        let [encoder, precision] = [[RESNET, VIT][i % 2], ["f32", "bf16"][i / 2 % 2]];
+        let spec = format!("{}.yaml", method.0);
+        scratch.write(&spec, tiny_with(method, i % 3 > 0));
+        let mut alone: Option<BTreeMap<String, String>> = None;
+        let most = if i < 2 || std::env::var_os("SNCLR_MPI_THOROUGH").is_some() { 4 } else { 2 };
+        for ranks in [1, 2, 4].into_iter().filter(|ranks| *ranks <= most) {
+            let runs = format!("runs-{}-{ranks}", method.0);
+            let Some(mut command) = on_ranks(&scratch, ranks, &format!("run {spec} --runs {runs} --json")) else {
+                return;
+            };
+            for setting in ["batch_size=32", "epochs=1", "health.knn_every_epochs=1", encoder] {
+                command.args(["--set", setting]);
+            }
+            if method.0 == "swav" {
+                command.args(["--set", "method.queue_length=64"]);
+            }
+            let ended = finished(command.args(["--set", &format!("precision={precision}")]));
+            assert_eq!(ended.code, 0, "{}, {ranks} ranks: {}", method.0, ended.stderr);
+            assert_eq!(
+                ended.stdout.lines().filter(|line| line.starts_with('{')).count(),
+                1,
+                "the first rank alone talks"
+            );
+            let contents = scratch.contents(&runs);
+            assert_eq!(alone.get_or_insert_with(|| contents.clone()), &contents, "{}, {ranks} ranks", method.0);
+        }
+    }
+}
+
+/// All ranks end with code 2, and the first one tells why.
+#[test]
+fn ranks_that_do_not_fit_say_so_once() {
+    let scratch = Scratch::new();
+    let Some(mut command) = on_ranks(&scratch, 4, "run tiny.yaml") else { return };
+    let told = |command: &mut Command, message: &str| {
+        let begun = Instant::now();
+        let ended = finished(command);
+        assert_eq!((ended.code, ended.stderr.matches(message).count()), (2, 1), "{}", ended.stderr);
+        assert_eq!(ended.stderr.matches("error: ").count(), 1, "{}", ended.stderr);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    };
+    told(
+        &mut command,
+        "error: 4 ranks cannot share batches of 16 images, which are 2 parts\n  help: start 1 or 2 ranks",
+    );
+    let two = |args: &str| on_ranks(&scratch, 2, args).expect("a launcher");
+    told(&mut two("run tiny.yaml --jobs 2"), "error: ranks work on one point at a time");
+    // An error of the spec has a place instead.
+    let ended = finished(&mut two("run tiny.yaml --set batch_sice=4"));
+    assert_eq!((ended.code, ended.stderr.matches("did you mean").count()), (2, 1), "{}", ended.stderr);
+    // Another spec on the second rank.
+    let program = env!("CARGO_BIN_EXE_snclr");
+    let mut differs = launcher(1).expect("a launcher");
+    differs.args([program, "run", "tiny.yaml", ":", "-np", "1", program, "run", "tiny.yaml", "--set", "seed=2"]);
+    told(differs.current_dir(scratch.path("")), "error: the ranks differ in their spec: ranks 0 | ranks 1");
+    // Without a launcher, half of its variables.
+    let mut half = scratch.command("run tiny.yaml");
+    let ended = finished(half.env("RANK", "1"));
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+}
+
+/// The process numbers of the ranks of a launcher, in the order of ranks.
+fn ranks_of(launcher: &Child, count: usize) -> Vec<u32> {
+    let begun = Instant::now();
+    loop {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+            let program = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            if !program.ends_with(env!("CARGO_BIN_EXE_snclr")) || !descends(id, launcher.id()) {
+                continue;
+            }
+            let variables = environment.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
+            let rank = variables.filter_map(|text| text.split_once('=')).find_map(|(name, value)| {
+                ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].contains(&name).then(|| value.parse::<usize>().ok())?
+            });
+            rank.map(|rank| found.insert(rank, id));
+        }
+        if found.len() == count {
+            return found.into_values().collect();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{found:?}");
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether a process was started by another, or by one that it started.
+fn descends(mut id: u32, from: u32) -> bool {
+    while id > 1 && id != from {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        id = parent.unwrap_or(0);
+    }
+    id == from
+}
+
+fn signal(id: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().expect("kill").success());
+}
+
+/// Names of the checkpoints in a runs folder.
+fn checkpoints(runs: &Path) -> BTreeSet<String> {
+    let stages = std::fs::read_dir(runs.join("work")).into_iter().flatten().flatten();
+    let entries = stages.flat_map(|stage| std::fs::read_dir(stage.path()).into_iter().flatten().flatten());
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("checkpoint-")).collect()
+}
+
+/// A long training, as soon as it has written a checkpoint.
+fn long_training(scratch: &Scratch, ranks: usize, runs: &str, more: &str) -> Option<(Child, Vec<u32>)> {
+    let args = format!("run tiny.yaml --runs {runs} --checkpoint-every 0 --set batch_size=32 --set epochs=60 {more}");
+    let mut command = on_ranks(scratch, ranks, &args)?;
+    let before = checkpoints(&scratch.path(runs));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the launcher starts");
+    let (ids, begun) = (ranks_of(&child, ranks), Instant::now());
+    while checkpoints(&scratch.path(runs)).is_subset(&before) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
+        sleep(Duration::from_millis(20));
+    }
+    Some((child, ids))
+}
+
+/// How long after now the launcher ends, its exit code and what was printed.
+fn ends(child: Child) -> (Duration, Finished) {
+    let begun = Instant::now();
+    let ended = Finished::of(child.wait_with_output().expect("the launcher ends"));
+    (begun.elapsed(), ended)
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_all_and_any_number_goes_on_to_the_same_bits() {
+    let scratch = Scratch::new();
+    let Some((child, ids)) = long_training(&scratch, 2, "killed", "") else { return };
+    signal(ids[1], "KILL");
+    let (took, ended) = ends(child);
+    assert!(took < Duration::from_secs(10) && ended.code != 0, "{took:?}, code {}", ended.code);
+    // A signal to a rank that is not the first: one checkpoint, and all stop.
+    let (child, ids) = long_training(&scratch, 4, "killed", "").expect("a launcher");
+    signal(ids[3], "TERM");
+    let (_, ended) = ends(child);
+    assert_eq!(ended.code, 130, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("interrupted in pretrain after step").count(), 1, "{}", ended.stderr);
+    let rest = "--set batch_size=32 --set epochs=60";
+    let alone = scratch.run(&format!("run tiny.yaml --runs killed {rest}"));
+    assert!(alone.code == 0 && alone.stderr.contains("resuming after step"), "{}", alone.stderr);
+    assert_eq!(scratch.run(&format!("run tiny.yaml --runs whole {rest}")).code, 0);
+    assert_eq!(scratch.contents("killed"), scratch.contents("whole"));
+}
+
+#[test]
+fn a_rank_that_stops_ends_all_after_the_time_limit() {
+    let scratch = Scratch::new();
+    let limit = "--collective-timeout 2";
+    let Some((child, ids)) = long_training(&scratch, 2, "stopped", limit) else { return };
+    signal(ids[1], "STOP");
+    let begun = Instant::now();
+    while Path::new(&format!("/proc/{}", ids[0])).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(2 + 2), "the other rank waits for ever");
+        sleep(Duration::from_millis(20));
+    }
+    // Open MPI takes a while to end a process that does not run.
+    let (took, ended) = ends(child);
+    assert!(took < Duration::from_secs(8) && ended.code != 0, "{took:?}, code {}", ended.code);
+    assert!(ended.stderr.contains("error: rank 0 of 2 has waited 2 s for another rank"), "{}", ended.stderr);
+}
