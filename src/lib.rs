@@ -7,6 +7,7 @@
 //! | [`tables`] | the program's own tables: their names and columns |
 //! | [`rule`] | how a broken rule between values is told |
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
+//! | [`ranks`] | processes that train together, and what they tell each other |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |
@@ -39,6 +40,7 @@ pub mod encoder;
 pub mod method;
 pub mod ops;
 pub mod plan;
+pub mod ranks;
 pub mod remote;
 pub mod report;
 pub mod rule;

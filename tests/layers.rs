@@ -7,8 +7,9 @@ use std::{
 };
 
 /// Lowest first; modules of one layer do not use each other.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["ops", "rule", "tables"],
+    &["ranks"],
     &["backend"],
     &["dataset", "encoder", "method"],
     &["train"],

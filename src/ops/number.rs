@@ -10,6 +10,7 @@ pub trait Number:
     + Elementary
     + Lanes
     + Scratch
+    + bytemuck::Pod
     + num_traits::Float
     + num_traits::FromPrimitive
     + std::ops::AddAssign

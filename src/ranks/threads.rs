@@ -1,0 +1,77 @@
+//! Ranks that are threads of one process, for tests.
+
+use std::{
+    sync::{Arc, Barrier, Mutex},
+    thread,
+};
+
+use super::{Ranks, Transport};
+
+/// What ranks have laid out for each other, and where they wait until all have.
+struct Table {
+    slots: Vec<Mutex<Vec<u8>>>,
+    barrier: Barrier,
+}
+
+struct Seat {
+    rank: usize,
+    table: Arc<Table>,
+}
+
+impl Seat {
+    /// Lays out `own`, and reads what all ranks have laid out.
+    fn exchange(&self, own: &[u8], mut read: impl FnMut(usize, &[u8])) {
+        *self.table.slots[self.rank].lock().unwrap() = own.to_vec();
+        self.table.barrier.wait();
+        self.table.slots.iter().enumerate().for_each(|(rank, slot)| read(rank, &slot.lock().unwrap()));
+        self.table.barrier.wait();
+    }
+}
+
+impl Transport for Seat {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.table.slots.len()
+    }
+
+    fn all_gather(&self, own: &[u8], all: &mut [u8]) {
+        self.exchange(own, |rank, bytes| all[rank * own.len()..][..own.len()].copy_from_slice(bytes));
+    }
+
+    fn all_to_all(&self, send: &[u8], receive: &mut [u8]) {
+        let piece = send.len() / self.size();
+        self.exchange(send, |rank, bytes| {
+            receive[rank * piece..][..piece].copy_from_slice(&bytes[self.rank * piece..][..piece]);
+        });
+    }
+
+    fn from_first(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let mut first = Vec::new();
+        self.exchange(&bytes, |rank, bytes| {
+            if rank == 0 {
+                first = bytes.to_vec();
+            }
+        });
+        first
+    }
+}
+
+/// What `work` gives on each of `size` ranks. Each has a worker thread of its own, since ranks wait for each other.
+pub fn run<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+    let slots = (0..size).map(|_| Mutex::default()).collect();
+    let table = Arc::new(Table { slots, barrier: Barrier::new(size) });
+    thread::scope(|scope| {
+        let started = (0..size).map(|rank| {
+            let (work, ranks) = (&work, Ranks::over(Seat { rank, table: table.clone() }));
+            scope.spawn(move || {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                pool.install(|| work(ranks))
+            })
+        });
+        let started: Vec<_> = started.collect();
+        started.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
