@@ -142,7 +142,8 @@ mod tests {
         assert_eq!(words("data.train"), "text or a list of 1 or more texts");
         assert_eq!(words("data.test"), "text or a list of 1 or more texts");
         assert_eq!(words("augmentations.view1.grayscale"), "a section with the keys p");
-        assert_eq!(words("method.detach_w"), "true or false");
+        assert_eq!(words("method.detach_w"), "one of none, projection, all");
+        assert_eq!(words("method.threshold"), "true or false");
     }
 
     #[test]

@@ -358,6 +358,7 @@ fn every_method() -> Vec<Sections> {
         Sections { predictor: None, ..Sections::new(json!({"name": "simclr", "tau": 0.2})) },
     ];
     all.push(Sections { gradient_accumulation: 3, ..Sections::snclr(json!({})) });
+    all.push(Sections::snclr(json!({"detach_w": "projection"})));
     all
 }
 

@@ -1,7 +1,9 @@
 //! `method: {name: snclr}`.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Overflow, default_momentum, one, yes};
 
@@ -34,9 +36,11 @@ pub struct SnclrConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub attention_dim: Option<usize>,
-    /// Stop the gradient through the positiveness.
+    /// Where the gradient of the positiveness stops: `none` lets it through to f1, f2 and y1, `projection` stops it at y1, so that it
+    /// reaches f1 and f2 alone, `all` stops it altogether. `false` and `true` are older words for `none` and `all`.
     #[serde(default)]
-    pub detach_w: bool,
+    #[schemars(extend("default" = "none"))]
+    pub detach_w: Detach,
     /// Set a positiveness of at most 1/K to zero, without renormalising (an option of the authors' release).
     #[serde(default)]
     pub threshold: bool,
@@ -78,4 +82,89 @@ pub enum Attention {
     Cosine,
     /// 1/K for each neighbour (ablation).
     Uniform,
+}
+
+/// Where the gradient of SNCLR's positiveness w stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "DetachWords")]
+pub enum Detach {
+    /// Nowhere: it reaches f1, f2 and the projection y1.
+    #[default]
+    None,
+    /// At y1: it reaches f1 and f2 alone.
+    Projection,
+    /// At w: it reaches nothing.
+    All,
+}
+
+/// What a spec may say for [`Detach`].
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum DetachWords {
+    Flag(bool),
+    Name(DetachName),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum DetachName {
+    None,
+    Projection,
+    All,
+}
+
+impl From<DetachWords> for Detach {
+    fn from(words: DetachWords) -> Self {
+        match words {
+            DetachWords::Flag(false) | DetachWords::Name(DetachName::None) => Detach::None,
+            DetachWords::Flag(true) | DetachWords::Name(DetachName::All) => Detach::All,
+            DetachWords::Name(DetachName::Projection) => Detach::Projection,
+        }
+    }
+}
+
+// The key of a training holds what is written here: what there was before `projection` keeps the words that it had.
+impl Serialize for Detach {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Detach::None => serializer.serialize_bool(false),
+            Detach::Projection => DetachName::Projection.serialize(serializer),
+            Detach::All => serializer.serialize_bool(true),
+        }
+    }
+}
+
+impl JsonSchema for Detach {
+    fn schema_name() -> Cow<'static, str> {
+        "Detach".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Where the gradient of SNCLR's positiveness w stops.",
+            "enum": ["none", "projection", "all", false, true]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_words_for_where_the_gradient_stops_mean_the_same_and_make_the_same_key() {
+        let read = |text: &str| serde_json::from_str::<Detach>(text);
+        for (words, detach, written) in [
+            (["\"none\"", "false"], Detach::None, "false"),
+            (["\"all\"", "true"], Detach::All, "true"),
+            (["\"projection\""; 2], Detach::Projection, "\"projection\""),
+        ] {
+            for word in words {
+                assert_eq!(read(word).unwrap(), detach, "{word}");
+            }
+            assert_eq!(serde_json::to_string(&detach).unwrap(), written);
+            assert_eq!(read(written).unwrap(), detach);
+        }
+        assert!(read("\"y1\"").is_err());
+    }
 }
