@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::{Finished, METHODS, Scratch, tiny_with};
+use rand::{RngExt, SeedableRng};
 
 /// The launcher and its arguments for so many ranks on this machine; None where there is none.
 fn launcher(ranks: usize) -> Option<Command> {
@@ -120,26 +121,32 @@ fn ranks_that_do_not_fit_say_so_once() {
     assert_eq!(ended.code, 2, "{}", ended.stderr);
 }
 
-/// The process numbers of the ranks of a launcher, in the order of ranks.
+/// The process numbers of those ranks of a launcher that run now, in the order of ranks.
+fn running(launcher: &Child) -> Vec<u32> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        let program = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        if !program.ends_with(env!("CARGO_BIN_EXE_snclr")) || !descends(id, launcher.id()) {
+            continue;
+        }
+        let variables = environment.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
+        let rank = variables.filter_map(|text| text.split_once('=')).find_map(|(name, value)| {
+            ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].contains(&name).then(|| value.parse::<usize>().ok())?
+        });
+        rank.map(|rank| found.insert(rank, id));
+    }
+    found.into_values().collect()
+}
+
+/// The same, as soon as there are so many.
 fn ranks_of(launcher: &Child, count: usize) -> Vec<u32> {
     let begun = Instant::now();
     loop {
-        let mut found = BTreeMap::new();
-        for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
-            let program = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
-            if !program.ends_with(env!("CARGO_BIN_EXE_snclr")) || !descends(id, launcher.id()) {
-                continue;
-            }
-            let variables = environment.split(|byte| *byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
-            let rank = variables.filter_map(|text| text.split_once('=')).find_map(|(name, value)| {
-                ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].contains(&name).then(|| value.parse::<usize>().ok())?
-            });
-            rank.map(|rank| found.insert(rank, id));
-        }
+        let found = running(launcher);
         if found.len() == count {
-            return found.into_values().collect();
+            return found;
         }
         assert!(begun.elapsed() < Duration::from_secs(20), "{found:?}");
         sleep(Duration::from_millis(50));
@@ -224,4 +231,39 @@ fn a_rank_that_stops_ends_all_after_the_time_limit() {
     let (took, ended) = ends(child);
     assert!(took < Duration::from_secs(8) && ended.code != 0, "{took:?}, code {}", ended.code);
     assert!(ended.stderr.contains("error: rank 0 of 2 has waited 2 s for another rank"), "{}", ended.stderr);
+}
+
+/// A hundred times a rank is killed at some moment, and the training is started again with another number of ranks. Whenever it
+/// comes to its end, it is that of one process.
+#[test]
+#[ignore = "takes minutes; scripts/soak.sh"]
+fn soak_a_hundred_killed_ranks() {
+    let scratch = Scratch::new();
+    let line = "run tiny.yaml --checkpoint-every 0 --set batch_size=32 --set epochs=30";
+    assert_eq!(scratch.run(&format!("{line} --runs whole")).code, 0);
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    let (mut kills, mut ends, mut slowest) = (0, 0, Duration::ZERO);
+    while kills < 100 || ends == 0 {
+        let runs = format!("killed-{ends}");
+        let ranks = 1 << random.random_range(0..3);
+        let Some(mut command) = on_ranks(&scratch, ranks, &format!("{line} --runs {runs}")) else { return };
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the launcher starts");
+        sleep(Duration::from_millis(random.random_range(200..4000)));
+        let found = if kills < 100 { running(&child) } else { Vec::new() };
+        if found.is_empty() {
+            assert!(child.wait().expect("it ends").success(), "{ranks} ranks");
+            assert_eq!(scratch.contents(&runs), scratch.contents("whole"));
+            ends += 1;
+            continue;
+        }
+        let one = found[random.random_range(0..found.len())];
+        // It may have come to its end in this moment.
+        let _ = Command::new("kill").args(["-KILL", &one.to_string()]).status();
+        let begun = Instant::now();
+        child.wait().expect("it ends");
+        slowest = slowest.max(begun.elapsed());
+        assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+        kills += 1;
+    }
+    println!("{kills} kills, {ends} trainings that came to their end, all ended at most {slowest:?} after a kill");
 }

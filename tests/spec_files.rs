@@ -103,7 +103,7 @@ fn the_resolved_value_has_defaults_and_plain_digits_and_loads_again() {
         let loaded = first_point(&path);
         assert_eq!(loaded.value()["precision"], "f32");
         if loaded.value()["method"]["name"] == "snclr" {
-            assert_eq!(loaded.value()["method"]["attention"], "learned");
+            assert!(loaded.value()["method"]["attention"].is_string(), "{}", path.display());
         }
         // A tenth, as it was written: not the digits of the nearest f32.
         assert_eq!(loaded.value()["augmentations"]["view1"]["color_jitter"]["hue"].to_string().len(), 3);

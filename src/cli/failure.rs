@@ -2,21 +2,23 @@
 
 use std::{io, io::Write, process::ExitCode};
 
-use super::{
-    cache::CacheError,
-    ranks::{Told, UnfitRun},
-};
+use super::cache::CacheError;
 use crate::{
     artifact::UnfitFolder,
     bench::Unfit,
     cluster::kubernetes::KubernetesError,
     ops::simd::UnitError,
     ranks::{LaunchError, Mismatch, launcher},
-    run::NotYet,
+    run::{NotYet, follow::UnfitRun},
     spec::SpecErrors,
     stage::Stopped,
     train::DeviceError,
 };
+
+/// An error that has been told, on this rank or by the first one. Holds the exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("what is wrong has been told")]
+pub struct Told(pub u8);
 
 /// Prints `error: …` with its causes to stderr; gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {

@@ -155,7 +155,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     start_threads(global.threads.or_else(launcher::threads_here))?;
     match command {
-        Command::Run(args) => run::run(args, &global),
+        Command::Run(args) => ranks::run(&args, &global),
         Command::Submit(args) => submit::run(args, &global),
         Command::Status(args) => status::run(args, &global),
         Command::Plan(args) => plan::run(args, &global),

@@ -5,38 +5,38 @@ use std::process::ExitCode;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Global, failure,
-    run::{Args, run_first},
+    Global,
+    failure::{self, Told},
+    run::Args,
 };
 use crate::{
     artifact::Store,
     ops::product,
-    ranks::Ranks,
-    run::follow,
+    ranks::{self, Ranks},
+    run::{
+        follow::{self, UnfitRun},
+        watch,
+    },
     spec::{self, Points},
     stage::Interrupt,
     train::{Device, Precision},
 };
 
-/// An error that has been told, on this rank or by the first one. Holds the exit code.
-#[derive(Debug, thiserror::Error)]
-#[error("what is wrong has been told")]
-pub struct Told(pub u8);
-
-/// What many ranks cannot do.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnfitRun {
-    #[error("ranks work on one point at a time\n  help: leave out --jobs, or start one process")]
-    Jobs,
-    #[error("many ranks train on CPUs alone so far\n  help: leave out --device, or start one process")]
-    Device,
-}
-
-/// Runs the command on one of `ranks`.
+/// Runs the command, on one of several ranks where a launcher has started them.
 ///
 /// # Errors
-/// As of [`super::run::run`]. What fails on one rank alone ends all of them at once.
-pub fn run(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
+/// As of [`super::run::run`]; when a launcher has left its variables incomplete.
+pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::default();
+    watch(&interrupt)?;
+    match ranks::open(args.collective_timeout)? {
+        None => super::run::run(args, args.changes.load(&args.spec)?, &interrupt, global),
+        Some(ranks) => among(ranks, args, &interrupt, global),
+    }
+}
+
+/// Runs it on one of `ranks`. What fails on one of them alone ends all at once.
+fn among(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
     // A launcher ends all ranks as soon as one has failed. So the first one tells what is wrong before any of them ends.
     let points = match start(&ranks, args) {
         Ok(points) => points,
@@ -53,7 +53,7 @@ pub fn run(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) ->
         ranks.end();
         return Ok(ExitCode::from(code));
     }
-    let code = match run_first(args, points, interrupt, global) {
+    let code = match super::run::run(args, points, interrupt, global) {
         Ok(code) => (0..=u8::MAX).find(|number| ExitCode::from(*number) == code).unwrap_or(1),
         Err(error) => tell(&error),
     };

@@ -12,10 +12,9 @@ use serde_json::{Value, json};
 use super::{Global, cache::CacheArgs, changes::Changes, show, sweep, values};
 use crate::{
     artifact::Store,
-    ranks,
     remote::Cache,
     report::{Run, audit},
-    run::{self, Alone, Finished, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
+    run::{Alone, Finished, Jobs, NotYet, Outcome, Reporter, Setting, StageOutcome, Verbosity},
     spec::{Experiment, Points},
     stage::{Interrupt, Stage},
 };
@@ -69,20 +68,7 @@ fn jobs(text: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// When the spec is invalid, or the run fails, diverges or is interrupted; a sweep has printed which of its points failed.
-pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let interrupt = Interrupt::default();
-    run::watch(&interrupt)?;
-    match ranks::open(args.collective_timeout)? {
-        None => run_first(&args, args.changes.load(&args.spec)?, &interrupt, global),
-        Some(ranks) => super::ranks::run(ranks, &args, &interrupt, global),
-    }
-}
-
-/// Runs the command on the first rank, which may be the only one.
-///
-/// # Errors
-/// As of [`run`].
-pub fn run_first(args: &Args, points: Points, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args, points: Points, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::open(&global.runs);
     let cache = args.cache.open(global)?;
     if let Some(cache) = &cache {

@@ -15,6 +15,15 @@ use crate::{
     stage::{Interrupt, Stopped, pretrain},
 };
 
+/// What many ranks cannot do.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnfitRun {
+    #[error("ranks work on one point at a time\n  help: leave out --jobs, or start one process")]
+    Jobs,
+    #[error("many ranks train on CPUs alone so far\n  help: leave out --device, or start one process")]
+    Device,
+}
+
 /// What the first rank tells the others.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
