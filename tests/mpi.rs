@@ -7,12 +7,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use common::{Finished, METHODS, Scratch, tiny_with};
 use rand::{RngExt, SeedableRng};
+
+/// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The launcher and its arguments for so many ranks on this machine; None where there is none.
 fn launcher(ranks: usize) -> Option<Command> {
@@ -58,7 +65,7 @@ const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8}";
 /// ranks too, and all of them where `SNCLR_MPI_THOROUGH` is set.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {
-    let scratch = Scratch::new();
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     for (i, method) in METHODS.into_iter().enumerate() {
         let [encoder, precision] = [[RESNET, VIT][i % 2], ["f32", "bf16"][i / 2 % 2]];
         let spec = format!("{}.yaml", method.0);
@@ -92,7 +99,7 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
 /// All ranks end with code 2, and the first one tells why.
 #[test]
 fn ranks_that_do_not_fit_say_so_once() {
-    let scratch = Scratch::new();
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     let Some(mut command) = on_ranks(&scratch, 4, "run tiny.yaml") else { return };
     let told = |command: &mut Command, message: &str| {
         let begun = Instant::now();
@@ -198,7 +205,7 @@ fn ends(child: Child) -> (Duration, Finished) {
 
 #[test]
 fn a_rank_that_is_killed_ends_all_and_any_number_goes_on_to_the_same_bits() {
-    let scratch = Scratch::new();
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     let Some((child, ids)) = long_training(&scratch, 2, "killed", "") else { return };
     signal(ids[1], "KILL");
     let (took, ended) = ends(child);
@@ -218,7 +225,7 @@ fn a_rank_that_is_killed_ends_all_and_any_number_goes_on_to_the_same_bits() {
 
 #[test]
 fn a_rank_that_stops_ends_all_after_the_time_limit() {
-    let scratch = Scratch::new();
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     let limit = "--collective-timeout 2";
     let Some((child, ids)) = long_training(&scratch, 2, "stopped", limit) else { return };
     signal(ids[1], "STOP");
@@ -238,7 +245,7 @@ fn a_rank_that_stops_ends_all_after_the_time_limit() {
 #[test]
 #[ignore = "takes minutes; scripts/soak.sh"]
 fn soak_a_hundred_killed_ranks() {
-    let scratch = Scratch::new();
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     let line = "run tiny.yaml --checkpoint-every 0 --set batch_size=32 --set epochs=30";
     assert_eq!(scratch.run(&format!("{line} --runs whole")).code, 0);
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
