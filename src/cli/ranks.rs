@@ -2,15 +2,13 @@
 
 use std::process::ExitCode;
 
-use sha2::{Digest, Sha256};
-
 use super::{
     Global,
     failure::{self, Told},
     run::Args,
 };
 use crate::{
-    artifact::Store,
+    artifact::{Store, hash},
     ops::product,
     ranks::{self, Ranks},
     run::{
@@ -78,17 +76,17 @@ fn start(ranks: &Ranks, args: &Args) -> anyhow::Result<Points> {
     } else {
         spec::load_points(&args.spec, &args.changes.of_spec())
     };
-    let digest = |bytes: &[u8]| -> [u8; 32] { Sha256::digest(bytes).into() };
-    let program = std::env::current_exe().and_then(std::fs::read).map_or([0; 32], |bytes| digest(&bytes));
+    // Where the program cannot be read, it cannot be compared.
+    let program = std::env::current_exe().and_then(|path| hash::file(&path, |_| ()));
     let text =
         |points: &Points| points.points.iter().map(|point| serde_yaml::to_string(&point.loaded.experiment)).collect();
     let described: Result<String, _> = points.as_ref().map_or_else(|error| Ok(error.to_string()), text);
     let in_bf16 = |points: &Points| points.points.iter().any(|p| p.loaded.experiment.precision == Precision::Bf16);
     let unit = points.as_ref().is_ok_and(in_bf16).then(product::bf16_unit).flatten();
     ranks.agree(&[
-        ("their program", program),
-        ("their spec", digest(described?.as_bytes())),
-        ("what multiplies bf16", digest(unit.unwrap_or_default().as_bytes())),
+        ("their program", program.unwrap_or_else(|_| hash::bytes(&[]))),
+        ("their spec", hash::bytes(described?.as_bytes())),
+        ("what multiplies bf16", hash::bytes(unit.unwrap_or_default().as_bytes())),
     ])?;
     let points = points?;
     for point in &points.points {

@@ -145,18 +145,18 @@ impl Ranks {
         }
     }
 
-    /// Compares what all ranks should have alike, by name and digest.
+    /// Compares what all ranks should have alike, by name and hash. All hashes are as long.
     ///
     /// # Errors
     /// On all ranks alike: the first thing in which they differ, and which ranks have the same of it.
-    pub fn agree(&self, on: &[(&'static str, [u8; 32])]) -> Result<(), Mismatch> {
-        for (what, digest) in on {
-            let all = self.gather(digest);
-            let all: Vec<&[u8]> = all.chunks(digest.len()).collect();
+    pub fn agree(&self, on: &[(&'static str, String)]) -> Result<(), Mismatch> {
+        for (what, hash) in on {
+            let all = self.gather(hash.as_bytes());
+            let all: Vec<&[u8]> = all.chunks(hash.len()).collect();
             let mut kinds: Vec<&[u8]> = Vec::new();
-            all.iter().for_each(|digest| {
-                if !kinds.contains(digest) {
-                    kinds.push(digest);
+            all.iter().for_each(|hash| {
+                if !kinds.contains(hash) {
+                    kinds.push(hash);
                 }
             });
             if kinds.len() > 1 {
@@ -287,7 +287,8 @@ mod tests {
             (ranks.gather(&[ranks.rank() as u32, 10]), told, ranks.any([ranks.rank() == 2, false]))
         });
         assert!(all.iter().all(|got| *got == (vec![0, 10, 1, 10, 2, 10, 3, 10], vec![7, 8], [true, false])));
-        let alike = threads::run(2, |ranks| ranks.agree(&[("program", [1; 32]), ("spec", [ranks.rank() as u8; 32])]));
+        let alike =
+            threads::run(2, |ranks| ranks.agree(&[("program", "1".into()), ("spec", ranks.rank().to_string())]));
         let differ = Mismatch::Differ { what: "spec", groups: "ranks 0 | ranks 1".into() };
         assert_eq!(alike, [Err(differ.clone()), Err(differ)]);
         let fit = threads::run(4, |ranks| (ranks.fit(64), ranks.fit(24).map_err(|error| error.to_string())));

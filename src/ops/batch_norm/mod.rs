@@ -9,7 +9,7 @@ mod moments;
 #[cfg(test)]
 mod tests;
 
-pub use moments::{Moments, TileMoments, TileSlot};
+pub use moments::{AddBranch, Moments, TileMoments, TileSlot};
 
 pub(crate) use elementwise::normalise;
 
@@ -138,7 +138,7 @@ pub fn backward_sums_with<E: Real>(
     moments: &Moments<E>,
     g: &mut [E],
     relu: Relu<E>,
-    join: impl FnOnce(Vec<f64>, fn(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64>,
+    join: impl FnOnce(Vec<f64>, AddBranch) -> Vec<f64>,
 ) -> BackwardSums<E> {
     let channels = moments.mean.len();
     let tiles = Tiles::new(x.len() / channels, moments.parts, chunk_rows(channels));

@@ -12,6 +12,9 @@ use crate::ops::{
     simd::dispatch,
 };
 
+/// Adds a right branch of the tree over a batch's parts to a left one; both are sums per channel.
+pub type AddBranch = fn(Vec<f64>, Vec<f64>) -> Vec<f64>;
+
 /// Statistics of a batch per channel.
 #[derive(Clone, Debug)]
 pub struct Moments<E> {
@@ -100,10 +103,7 @@ impl<E: Real> TileMoments<E> {
 
     /// Statistics of the rows of a batch that others have too. `join` gives the sum of all branches of the tree from the one
     /// of these rows, and is told how to add a right branch to a left one.
-    pub fn combine_with(
-        &self,
-        join: impl FnOnce(Vec<f64>, fn(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64>,
-    ) -> Moments<E> {
+    pub fn combine_with(&self, join: impl FnOnce(Vec<f64>, AddBranch) -> Vec<f64>) -> Moments<E> {
         let (tiles, channels) = (self.tiles, self.channels);
         let of_part = |part: usize| {
             let mut all = Combined { rows: 0.0, mean: vec![0.0; channels], deviation: vec![0.0; channels] };
