@@ -5,6 +5,7 @@
 //! positions). Layers say where (see [`layers`]). Operations give back owned memory, which returns to its pool when dropped.
 
 mod bank;
+mod contrasts;
 mod convolutions;
 pub mod gpu;
 mod host;
@@ -13,6 +14,7 @@ mod perceptrons;
 mod transformers;
 
 pub use bank::{Banks, Marks, Nearest, Origins};
+pub use contrasts::Contrasts;
 pub use convolutions::{Convolutions, Residual, Source};
 pub use gpu::Gpu;
 pub use host::Host;
@@ -32,9 +34,9 @@ use crate::{
 };
 
 /// A device that trains.
-pub trait Backend: Convolutions + Transformers + Perceptrons + Banks {}
+pub trait Backend: Convolutions + Transformers + Perceptrons + Banks + Contrasts {}
 
-impl<B: Convolutions + Transformers + Perceptrons + Banks> Backend for B {}
+impl<B: Convolutions + Transformers + Perceptrons + Banks + Contrasts> Backend for B {}
 
 /// Rows on the device of a backend's losses.
 pub type RowsOf<B> = Rows<<B as Memory>::Real, <B as Memory>::Tensors>;

@@ -137,8 +137,11 @@ impl OnDevice for Steps<'_> {
         let Self { case, experiment, what } = self;
         let (mut trainer, flops) = trainer(on, case, experiment)?;
         let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
+        // A rank's share: what an image is depends on its place in the batch alone.
+        let own = trainer.on().ranks().share(n);
+        let values = own.start * size * size * 3..own.end * size * size * 3;
         let crop = |phase: f32| {
-            let images = (0..n * size * size * 3).map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
+            let images = values.clone().map(|i| ((i % 1_000_003) as f32 * 0.7 + phase).sin()).collect();
             Crop { images, size }
         };
         let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };

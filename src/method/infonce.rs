@@ -6,11 +6,14 @@
 use anyhow::Context;
 use dfdx::prelude::*;
 
-use super::{InfonceConfig, Positives, SimclrConfig, StepInput, StepOutput, device_error, views::each_view_predicted};
+use super::{
+    InfonceConfig, Loss, Positives, SimclrConfig, StepInput, StepOutput, TensorError, device_error,
+    views::each_view_predicted,
+};
 use crate::{
     backend::{Backend, RowsOf},
     ops::{
-        Real,
+        Number, Real,
         contrast::Pairs,
         later::Later,
         tensor::{Rows, TensorDevice, Traced, TracedScalar, normalize},
@@ -21,27 +24,28 @@ use crate::{
 ///
 /// # Errors
 /// When the device fails.
-pub fn step<B: Backend>(config: &InfonceConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
+pub fn step<B: Backend>(on: &B, config: &InfonceConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let momentum = input.momentum.as_ref().context("InfoNCE needs a momentum branch")?;
     let unit = |k: &RowsOf<B>| normalize(k.clone()).map_err(device_error);
     let targets = [unit(&momentum[0])?, unit(&momentum[1])?];
     let loss = each_view_predicted(input.z.len(), |source, target| {
-        direction(config, input.z[source].clone(), targets[target].clone())
+        direction(on, config, input.z[source].clone(), targets[target].clone())
     });
     let positives = Later::now(Positives::own_view(input.samples.len()));
     Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
 }
 
 /// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
-fn direction<E: Real, D: TensorDevice<E>>(
+fn direction<B: Backend>(
+    on: &B,
     config: &InfonceConfig,
-    z: Rows<E, D>,
-    k: Rows<E, D>,
-) -> Result<TracedScalar<E, D>, D::Err> {
-    let (all, own) = D::contrast(normalize(z.traced())?, k, Pairs::grouped(1), config.tau)?;
+    z: RowsOf<B>,
+    k: RowsOf<B>,
+) -> Result<Loss<B>, TensorError<B>> {
+    let (all, own) = on.contrast(normalize(z.traced())?, k, Pairs::grouped(1), config.tau)?;
     let n = all.shape().0;
     let own = own.try_reshape_like(&(n,))?;
-    D::batch_mean(all.try_sub(own)?)?.try_mul(E::of(config.loss_scale))
+    B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(B::Real::of(config.loss_scale))
 }
 
 /// One training step of SimCLR: mean over all 2N projections of -log softmax over the 2N - 1 others.
@@ -89,7 +93,7 @@ mod tests {
             let config = InfonceConfig { tau, loss_scale: 1.0, momentum: 0.99 };
             let z = rows(&golden, "in.z1");
             let k = normalize(rows(&golden, "in.y2")).unwrap();
-            let loss = direction(&config, z.clone(), k).unwrap();
+            let loss = direction(&Host::default(), &config, z.clone(), k).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(z.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
@@ -125,7 +129,7 @@ mod tests {
                 labels: &[-1; 6],
                 diagnose: false,
             };
-            step(&config, &input).unwrap().loss.array()
+            step(&Host::default(), &config, &input).unwrap().loss.array()
         };
         // Twice the small crop in place of both views: its predictions of view 1 and of view 2.
         let expected = (loss(&[&z1, &z2]) + loss(&[&z3, &z3])) / 2.0;

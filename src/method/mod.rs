@@ -245,7 +245,7 @@ impl<B: Backend> Method<B> {
     /// When the queue has too few rows of other images, or the device fails.
     pub fn step(&mut self, on: &B, input: &StepInput<B>, params: &OwnParams<B>) -> anyhow::Result<StepOutput<B>> {
         match self {
-            Method::Infonce(config) => infonce::step(config, input),
+            Method::Infonce(config) => infonce::step(on, config, input),
             Method::Simclr(config) => infonce::simclr_step(config, input),
             Method::Nnclr(method) => method.step(on, input),
             Method::Swav(method) => method.step(on, input, params),

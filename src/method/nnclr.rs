@@ -46,7 +46,7 @@ impl<B: Backend> Nnclr<B> {
         self.queue.enqueue(on, &queries[enqueued], origin, self.config.queue_overflow)?;
 
         let loss = each_view_predicted(input.z.len(), |source, target| {
-            self.direction(near[target].vectors.clone(), input.z[source].clone())
+            self.direction(on, near[target].vectors.clone(), input.z[source].clone())
         });
         let (n, step) = (input.samples.len(), input.step);
         let [near1, near2] = near.map(|near| near.origins);
@@ -62,12 +62,12 @@ impl<B: Backend> Nnclr<B> {
     }
 
     /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
-    fn direction(&self, nn: Rows<B>, p: Rows<B>) -> Result<Loss<B>, TensorError<B>> {
+    fn direction(&self, on: &B, nn: Rows<B>, p: Rows<B>) -> Result<Loss<B>, TensorError<B>> {
         let p = normalize(p.traced())?;
         let own = Pairs::grouped(1);
         let (all, own) = match self.config.anchor {
             Anchor::Neighbour => B::Tensors::contrast(nn.traced(), p, own, self.config.tau)?,
-            Anchor::Prediction => B::Tensors::contrast(p, nn, own, self.config.tau)?,
+            Anchor::Prediction => on.contrast(p, nn, own, self.config.tau)?,
         };
         let n = all.shape().0;
         let own = own.try_reshape_like(&(n,))?;
@@ -125,7 +125,7 @@ mod tests {
             normalize_rows(&mut expected, 8);
             assert_close("nn", &near.vectors.tensor().as_vec(), &expected, 1e-12);
             let z = rows(golden.get("in.z1"), 6);
-            let loss = method.direction(near.vectors, z.clone()).unwrap();
+            let loss = method.direction(&Host::default(), near.vectors, z.clone()).unwrap();
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(z.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);
         }
@@ -154,8 +154,10 @@ mod tests {
             before.search(&Host::default(), &queries, 1, None).unwrap().vectors
         };
         let directions = [(queries(1), 0), (queries(0), 1)];
-        let expected: f64 =
-            directions.iter().map(|(nn, z)| method.direction(nn.clone(), input.z[*z].clone()).unwrap().array()).sum();
+        let expected: f64 = directions
+            .iter()
+            .map(|(nn, z)| method.direction(&Host::default(), nn.clone(), input.z[*z].clone()).unwrap().array())
+            .sum();
         assert!((output.loss.array() - expected).abs() < 1e-12);
         let mut view1 = input.y[0].tensor().as_vec();
         normalize_rows(&mut view1, 8);

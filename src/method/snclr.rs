@@ -73,7 +73,7 @@ impl<B: Backend> Snclr<B> {
         let mut w = [None, None];
         let loss = each_view_predicted(input.z.len(), |source, target| {
             let (z, y) = (input.z[source].clone(), input.y[source].clone());
-            let (loss, positiveness) = self.direction(z, y, &k[target], near[target].as_ref(), params)?;
+            let (loss, positiveness) = self.direction(on, z, y, &k[target], near[target].as_ref(), params)?;
             if source < 2 {
                 w[source] = positiveness;
             }
@@ -101,6 +101,7 @@ impl<B: Backend> Snclr<B> {
     /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
     fn direction(
         &self,
+        on: &B,
         z1: Rows<B>,
         y1: Rows<B>,
         y2: &Rows<B>,
@@ -111,7 +112,7 @@ impl<B: Backend> Snclr<B> {
         let n = z1.shape().0;
         let (z1, scale) = (normalize(z1.traced())?, B::Real::of(self.config.loss_scale));
         let Some(neighbours) = neighbours else {
-            let (all, own) = B::Tensors::contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
+            let (all, own) = on.contrast(z1, y2.clone(), Pairs::grouped(1), self.config.tau)?;
             let own = own.try_reshape_like(&(n,))?;
             return Ok((B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(scale)?, None));
         };
@@ -120,7 +121,7 @@ impl<B: Backend> Snclr<B> {
         // all [N] is the log of its sum of exp, own [N, K+1] the logits of a sample's own candidates.
         let k = neighbours.k;
         let candidates = B::Tensors::interleave(y2, &neighbours.vectors)?;
-        let (all, own) = B::Tensors::contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
+        let (all, own) = on.contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
 
         let mut log_w = self.log_positiveness(y1, neighbours, params)?;
         if self.config.threshold {
@@ -285,7 +286,8 @@ mod tests {
         let (z1, y1) = (matrix("in.z1"), matrix("in.y1"));
         let y2 = normalize(matrix("in.y2")).unwrap();
         let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
-        let (loss, w) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
+        let (loss, w) =
+            method.direction(&Host::default(), z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
         close("loss", &[loss.array()], "out.loss");
         close("w", &w.unwrap().wait().unwrap(), "out.w");
         let mut gradients = loss.backward();
@@ -345,7 +347,8 @@ mod tests {
             let matrix = |at: usize| rows(all[at..at + 48].to_vec(), 6);
             let (z1, y1) = (matrix(0), matrix(48));
             let own = OwnParams::all(&layout, &all[96..]);
-            let (loss, _) = method.direction(z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
+            let (loss, _) =
+                method.direction(&Host::default(), z1.clone(), y1.clone(), &y2, neighbours.as_ref(), &own).unwrap();
             let value = loss.array();
             let mut gradients = loss.backward();
             let attention = own.gradients(&layout, &mut gradients);
@@ -429,7 +432,8 @@ mod tests {
             let own = OwnParams::all(&Layout::default(), &[]);
             let (z1, y2) = (rows(golden.get("in.z1"), 6), normalize(rows(golden.get("in.y2"), 6)).unwrap());
             let none = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
-            let (loss, w) = method.direction(z1.clone(), z1.clone(), &y2, none.as_ref(), &own).unwrap();
+            let (loss, w) =
+                method.direction(&Host::default(), z1.clone(), z1.clone(), &y2, none.as_ref(), &own).unwrap();
             assert!(none.is_none() && w.is_none());
             assert!((loss.array() - golden.scalar("out.loss")).abs() < 1e-12);
             assert_close("grad.z1", &loss.backward().get(z1.tensor()).as_vec(), &golden.get("grad.z1"), 1e-12);

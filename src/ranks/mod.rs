@@ -28,6 +28,9 @@ use crate::ops::{
     parts::{self, Threads},
 };
 
+/// Bytes of a sum that go from each rank to the others at once: few enough that they are added in the processor's cache.
+const AT_ONCE: usize = 1 << 22;
+
 /// How ranks exchange bytes. All ranks call the same in the same order. If one of them is gone, the process ends.
 pub trait Transport: Send + Sync {
     /// The number of this rank, from 0.
@@ -39,7 +42,8 @@ pub trait Transport: Send + Sync {
     /// What all ranks have, one behind the other in their order. All have as many bytes.
     fn all_gather(&self, own: &[u8], all: &mut [u8]);
 
-    /// `send` is cut into a piece for each rank, in their order. So is `receive`: piece r is what rank r sent to this one.
+    /// `send` is cut into a piece for each rank, in their order. So is `receive`: piece r is what rank r sent to this one. For
+    /// small pieces: megabytes, not gigabytes.
     fn all_to_all(&self, send: &[u8], receive: &mut [u8]);
 
     /// Gives all ranks what the first one has. This may take hours, in which the others use no processor.
@@ -94,7 +98,11 @@ fn connect(place: Place, _: Duration) -> Result<Ranks, LaunchError> {
 
 /// The ranks that train together; by default this process alone.
 #[derive(Clone, Default)]
-pub struct Ranks(Option<Arc<dyn Transport>>);
+pub struct Ranks {
+    transport: Option<Arc<dyn Transport>>,
+    /// Groups of neighbouring ranks, each of which [joins](Ranks::join) by itself; 0 is one of all.
+    groups: usize,
+}
 
 impl fmt::Debug for Ranks {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -107,7 +115,7 @@ static CHOSEN: OnceLock<Ranks> = OnceLock::new();
 impl Ranks {
     /// Ranks that talk through `transport`.
     pub fn over(transport: impl Transport + 'static) -> Self {
-        Self(Some(Arc::new(transport)))
+        Self { transport: Some(Arc::new(transport)), groups: 0 }
     }
 
     /// Makes them the process's.
@@ -122,24 +130,24 @@ impl Ranks {
 
     /// The number of this rank, from 0.
     pub fn rank(&self) -> usize {
-        self.0.as_ref().map_or(0, |transport| transport.rank())
+        self.transport.as_ref().map_or(0, |transport| transport.rank())
     }
 
     /// How many ranks there are.
     pub fn size(&self) -> usize {
-        self.0.as_ref().map_or(1, |transport| transport.size())
+        self.transport.as_ref().map_or(1, |transport| transport.size())
     }
 
     /// Takes leave of the other ranks, which all do; nothing may be exchanged afterwards.
     pub fn end(&self) {
-        if let Some(transport) = &self.0 {
+        if let Some(transport) = &self.transport {
             transport.end();
         }
     }
 
     /// Ends all ranks now, with this exit code.
     pub fn abort(&self, code: u8) -> ! {
-        match &self.0 {
+        match &self.transport {
             Some(transport) => transport.abort(code),
             None => std::process::exit(code.into()),
         }
@@ -206,7 +214,7 @@ impl Ranks {
 
     /// What all ranks have, one behind the other in their order. All have as many values.
     pub fn gather<T: Pod>(&self, own: &[T]) -> Vec<T> {
-        let Some(transport) = &self.0 else { return own.to_vec() };
+        let Some(transport) = &self.transport else { return own.to_vec() };
         let mut all = vec![T::zeroed(); own.len() * transport.size()];
         transport.all_gather(bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut all));
         all
@@ -214,38 +222,49 @@ impl Ranks {
 
     /// The sum of all ranks' `values`, in their place: the top of the tree. Each rank adds up a piece of them.
     pub fn sum<E: Number>(&self, values: &mut [E]) {
-        let Some(transport) = &self.0 else { return };
+        let Some(transport) = &self.transport else { return };
         let size = transport.size();
-        let piece = values.len().div_ceil(size);
-        let mut send = vec![E::zero(); piece * size];
-        send[..values.len()].copy_from_slice(values);
-        let mut received = vec![E::zero(); piece * size];
-        transport.all_to_all(bytemuck::cast_slice(&send), bytemuck::cast_slice_mut(&mut received));
-        // Branch r of each value of this rank's piece is at r * piece.
-        let mut step = piece;
-        while step < received.len() {
-            for pair in received.chunks_mut(2 * step) {
-                let (left, right) = pair.split_at_mut(step);
-                parts::add(&mut left[..piece], &right[..piece], Threads::All);
-            }
-            step *= 2;
+        let (even, rest) = values.split_at_mut(values.len() / size * size);
+        let mut branches = vec![E::zero(); even.len().min(AT_ONCE / size_of::<E>() / size * size)];
+        for values in even.chunks_mut(branches.len().max(1)) {
+            let branches = &mut branches[..values.len()];
+            transport.all_to_all(bytemuck::cast_slice(values), bytemuck::cast_slice_mut(branches));
+            let sum = add_branches(branches, size);
+            transport.all_gather(bytemuck::cast_slice(sum), bytemuck::cast_slice_mut(values));
         }
-        transport.all_gather(bytemuck::cast_slice(&received[..piece]), bytemuck::cast_slice_mut(&mut send));
-        values.copy_from_slice(&send[..values.len()]);
+        if !rest.is_empty() {
+            rest.copy_from_slice(add_branches(&mut self.gather(rest), size));
+        }
     }
 
-    /// The tree's sum of the f64 that each rank has, value by value, as `add` adds a right branch to a left one.
+    /// The same ranks in `groups` of neighbours, as many in each; at most as many groups as ranks.
+    pub fn in_groups(&self, groups: usize) -> Self {
+        Self { groups: groups.min(self.size()), ..self.clone() }
+    }
+
+    /// How many ranks a group has.
+    fn group_size(&self) -> usize {
+        self.size() / self.groups.max(1)
+    }
+
+    /// Whether this is the first rank of its group: what the group has together it counts alone.
+    pub fn is_first_of_group(&self) -> bool {
+        self.rank().is_multiple_of(self.group_size())
+    }
+
+    /// The tree's sum of the f64 that each rank of this group has, value by value, as `add` adds a right branch to a left one.
     pub fn join(&self, own: Vec<f64>, add: impl FnMut(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64> {
-        if self.is_alone() {
+        let group = self.group_size();
+        if group == 1 {
             return own;
         }
-        let all = self.gather(&own);
-        parts::tree(self.size(), |rank| all[rank * own.len()..][..own.len()].to_vec(), add)
+        let (all, first) = (self.gather(&own), self.rank() / group * group);
+        parts::tree(group, |rank| all[(first + rank) * own.len()..][..own.len()].to_vec(), add)
     }
 
     /// Gives all ranks what the first one has. The others wait for it as long as it takes.
     pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
-        match &self.0 {
+        match &self.transport {
             Some(transport) => transport.broadcast(bytes),
             None => bytes,
         }
@@ -258,6 +277,20 @@ impl Ranks {
     }
 }
 
+/// What `size` branches, one behind the other, come to in the tree: it takes the place of the first.
+fn add_branches<E: Number>(branches: &mut [E], size: usize) -> &[E] {
+    let len = branches.len() / size;
+    let mut step = len;
+    while step < branches.len() {
+        for pair in branches.chunks_mut(2 * step) {
+            let (left, right) = pair.split_at_mut(step);
+            parts::add(&mut left[..len], &right[..len], Threads::All);
+        }
+        step *= 2;
+    }
+    &branches[..len]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +298,7 @@ mod tests {
     #[test]
     fn sums_have_the_bits_of_the_tree_whatever_the_number_of_ranks() {
         let value = |part: usize, i: usize| ((part * 31 + i) as f32 * 0.7).sin() * 1e3;
-        for len in [1, 7, 64, 1001] {
+        for len in [1, 7, 64, 1001, AT_ONCE / 4 + 9] {
             let whole: Vec<f32> = (0..len).map(|i| parts::tree(8, |part| value(part, i), |a, b| a + b)).collect();
             for size in [1, 2, 4, 8] {
                 let sums = threads::run(size, |ranks| {

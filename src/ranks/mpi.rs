@@ -95,21 +95,7 @@ impl Transport for Mpi {
     }
 
     fn all_to_all(&self, send: &[u8], receive: &mut [u8]) {
-        let each = send.len() / self.size;
-        self.with(|world| {
-            if each <= PIECE {
-                return world.all_to_all_into(send, receive);
-            }
-            for begin in (0..each).step_by(PIECE) {
-                let len = PIECE.min(each - begin);
-                let part: Vec<u8> = send.chunks(each).flat_map(|to| &to[begin..begin + len]).copied().collect();
-                let mut got = vec![0; part.len()];
-                world.all_to_all_into(&part, &mut got);
-                for (from, piece) in receive.chunks_mut(each).zip(got.chunks(len)) {
-                    from[begin..begin + len].copy_from_slice(piece);
-                }
-            }
-        });
+        self.with(|world| world.all_to_all_into(send, receive));
     }
 
     fn broadcast(&self, mut bytes: Vec<u8>) -> Vec<u8> {

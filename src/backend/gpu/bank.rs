@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Gpu;
 use crate::{
-    backend::{Banks, Marks, Nearest, Origins},
+    backend::{Banks, Contrasts, Marks, Nearest, Origins},
     ops::{
         cuda::GpuError,
         later::Later,
@@ -13,6 +13,8 @@ use crate::{
         topk::cuda::BankGpu,
     },
 };
+
+impl<D: GpuTensors> Contrasts for Gpu<D> {}
 
 impl<D: GpuTensors> Banks for Gpu<D> {
     type Bank = BankGpu;

@@ -69,9 +69,12 @@ where
         marks: &Marks,
     ) -> anyhow::Result<Nearest<Self>> {
         let (n, dim) = queries.shape();
-        let own = |query: usize, row: usize| exclude.is_some_and(|out| out[query] == marks.samples[row]);
-        let (found, rows) = (bank.rows.top_k(&to_vec(queries.tensor()), k, own), bank.rows.rows());
-        let indices = found.indices;
+        // Each rank searches for its share of the queries. What it finds are numbers of rows, which every rank has.
+        let share = self.ranks.share(n);
+        let own = |query: usize, row: usize| exclude.is_some_and(|out| out[share.start + query] == marks.samples[row]);
+        let found = bank.rows.top_k(&to_vec(queries.tensor())[share.start * dim..share.end * dim], k, own);
+        let (indices, similarities) = (self.ranks.gather(&found.indices), self.ranks.gather(&found.scores));
+        let rows = bank.rows.rows();
         let mut vectors = vec![E::zero(); n * k * dim];
         vectors.par_chunks_exact_mut(dim).zip(&indices).with_min_len(k).for_each(|(vector, i)| {
             vector.copy_from_slice(&rows[i * dim..(i + 1) * dim]);
@@ -81,7 +84,7 @@ where
         let norms = Rows::new(self.tensors().try_tensor_from_vec(norms, (n * k, 1))?, ());
         let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
         let (samples, labels, steps) = (of_each(&marks.samples), of_each(&marks.labels), of_each(&marks.steps));
-        let origins = Origins { k, samples, labels, steps, similarities: found.scores };
+        let origins = Origins { k, samples, labels, steps, similarities };
         Ok(Nearest { k, vectors, norms, origins: Later::now(origins) })
     }
 }

@@ -1,6 +1,7 @@
 //! The host: all cores, by our own kernels.
 
 mod bank;
+mod contrasts;
 mod convolutions;
 mod perceptrons;
 mod transformers;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::Real;
 
-/// Which of the N own candidates are an anchor's own: those of row (anchor + shift) mod N, where each row has `own`.
+/// Which candidates are an anchor's own: those of row (anchor + shift) mod N, where there are N rows of `own` candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pairs {
     pub own: usize,
@@ -22,6 +22,16 @@ impl Pairs {
     /// The candidates are those of anchor 1, then of anchor 2, ...
     pub fn grouped(own: usize) -> Self {
         Self { own, shift: 0, alone: false }
+    }
+
+    /// The same for those anchors that begin with number `first`.
+    pub fn from(self, first: usize) -> Self {
+        Self { shift: self.shift + first, ..self }
+    }
+
+    /// The first own candidate of an anchor, among `candidates`.
+    fn first(self, anchor: usize, candidates: usize) -> usize {
+        (anchor + self.shift) * self.own % candidates
     }
 
     /// Anchors and candidates are both views of N images, one behind the other: the other view is an anchor's own.
@@ -46,15 +56,16 @@ pub fn scale_rows<E: Real>(rows: &mut [E], factors: &[E], dim: usize) {
     rows.par_chunks_exact_mut(dim).zip(factors).for_each(|(row, factor)| row.iter_mut().for_each(|v| *v *= *factor));
 }
 
-/// Row i's columns i own .. (i + 1) own of s [n, n own], over tau: [n, own].
-pub fn own_columns<E: Real>(s: &[E], [n, own]: [usize; 2], tau: E) -> Vec<E> {
-    (0..n).flat_map(|i| &s[i * (n * own + own)..][..own]).map(|s| *s / tau).collect()
+/// The logits of each anchor's own candidates [n, own], where s [n, candidates] are tau times the logits.
+pub fn own_columns<E: Real>(s: &[E], candidates: usize, pairs: Pairs, tau: E) -> Vec<E> {
+    let rows = s.chunks_exact(candidates).enumerate();
+    rows.flat_map(|(i, s)| &s[pairs.first(i, candidates)..][..pairs.own]).map(|s| *s / tau).collect()
 }
 
 /// Adds to the gradient of s.
-pub fn own_columns_backward<E: Real>(gy: &[E], [n, own]: [usize; 2], tau: E, gs: &mut [E]) {
-    for (i, gy) in gy.chunks_exact(own).enumerate() {
-        for (gs, gy) in gs[i * (n * own + own)..].iter_mut().zip(gy) {
+pub fn own_columns_backward<E: Real>(gy: &[E], candidates: usize, pairs: Pairs, tau: E, gs: &mut [E]) {
+    for (i, (gs, gy)) in gs.chunks_exact_mut(candidates).zip(gy.chunks_exact(pairs.own)).enumerate() {
+        for (gs, gy) in gs[pairs.first(i, candidates)..].iter_mut().zip(gy) {
             *gs += *gy / tau;
         }
     }

@@ -112,13 +112,7 @@ where
         }
         let (s, tape) = s.split_tape();
         let all = log_sum_exp(s.clone().put_tape(tape), E::one() / tau)?;
-        if pairs.shift == 0 {
-            return Ok((all, own_columns(traced(s), pairs.own, tau)?));
-        }
-        let columns = |i: usize| (i + pairs.shift) % n * pairs.own..((i + pairs.shift) % n + 1) * pairs.own;
-        let columns: Tensor<(usize, usize), usize, Self> =
-            s.device().try_tensor_from_vec((0..n).flat_map(columns).collect(), (n, pairs.own))?;
-        Ok((all, traced(s).try_div(tau)?.try_gather(columns)?))
+        Ok((all, own_columns(traced(s), pairs, tau)?))
     }
 
     fn interleave(a: &Rows<E, Self>, b: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {
@@ -223,19 +217,21 @@ where
     })
 }
 
-/// Row i's columns i own .. (i + 1) own of s [n, n own], over tau: [n, own].
-fn own_columns<E: Real>(s: Traced<E, Cpu>, own: usize, tau: E) -> Result<Traced<E, Cpu>, CpuError>
+/// The logits of each anchor's own candidates [n, own], where s [n, m] are tau times the logits.
+fn own_columns<E: Real>(s: Traced<E, Cpu>, pairs: Pairs, tau: E) -> Result<Traced<E, Cpu>, CpuError>
 where
     Cpu: CpuTensors<E>,
 {
     let (s, tape) = s.split_tape();
-    let n = s.shape().0;
-    let y = with_elements(&s, |s| contrast::own_columns(s, [n, own], tau));
-    record((s, tape), y, (n, own), move |_, _, gy, gs| contrast::own_columns_backward(gy, [n, own], tau, gs))
+    let (n, m) = *s.shape();
+    let y = with_elements(&s, |s| contrast::own_columns(s, m, pairs, tau));
+    record((s, tape), y, (n, pairs.own), move |_, _, gy, gs| {
+        contrast::own_columns_backward(gy, m, pairs, tau, gs);
+    })
 }
 
 /// The values y of x, on the tape of x: `backward` gets x, y and the gradient of y, and adds to the gradient of x.
-fn record<E: Real, X: Shape, Y: Shape>(
+pub fn record<E: Real, X: Shape, Y: Shape>(
     (x, mut tape): (Tensor<X, E, Cpu>, OwnedTape<E, Cpu>),
     y: Vec<E>,
     shape: Y,
@@ -371,11 +367,17 @@ mod tests {
 
     #[test]
     fn own_columns_agree_with_a_composition_of_dfdx() {
-        let (n, own, tau) = (5, 3, 0.2);
-        let (s, cot) = (matrix(n, n * own, 0.7), matrix(n, own, 1.3));
-        let columns = Cpu::default().tensor_from_vec((0..n * own).collect(), (n, own));
-        let composed: Traced<f64, Cpu> = (s.leaky_trace() / tau).gather(columns);
-        assert_alike([own_columns(s.leaky_trace(), own, tau).unwrap(), composed], cot, &[&s], 1e-12);
+        let (rows, tau) = (5, 0.2);
+        for (n, pairs) in
+            [(5, Pairs::grouped(3)), (2, Pairs::grouped(3).from(3)), (5, Pairs { shift: 3, ..Pairs::grouped(2) })]
+        {
+            let (own, m) = (pairs.own, rows * pairs.own);
+            let (s, cot) = (matrix(n, m, 0.7), matrix(n, own, 1.3));
+            let of_row = |i: usize| (i + pairs.shift) % rows * own..((i + pairs.shift) % rows + 1) * own;
+            let columns = Cpu::default().tensor_from_vec((0..n).flat_map(of_row).collect(), (n, own));
+            let composed: Traced<f64, Cpu> = (s.leaky_trace() / tau).gather(columns);
+            assert_alike([own_columns(s.leaky_trace(), pairs, tau).unwrap(), composed], cot, &[&s], 1e-12);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod host;
 mod tape;
 
 pub use gpu::GpuTensors;
-pub use host::{CpuTensors, to_vec};
+pub use host::{CpuTensors, record, to_vec};
 pub use tape::{linear, normalize};
 
 use dfdx::prelude::*;
@@ -66,7 +66,7 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
     ) -> Result<(), Self::Err>;
 
     /// For each of N anchors: log of the sum of exp over all logits [N], and the logits of its own candidates [N, own].
-    /// Anchors [N, D] and candidates [N own, D] have unit length; a logit is a cosine over tau.
+    /// Anchors [N, D] and candidates [M own, D] have unit length; on a GPU, M is N; a logit is a cosine over tau.
     fn contrast<R: Tape<E, Self>>(
         anchors: TracedRows<E, Self>,
         candidates: Rows<E, Self, R>,

@@ -1,0 +1,68 @@
+//! Contrastive logits on the host. Each rank computes those of its share of the anchors, and gathers the others'.
+
+use dfdx::prelude::*;
+
+use super::Host;
+use crate::{
+    backend::Contrasts,
+    ops::{
+        Real,
+        contrast::Pairs,
+        tensor::{CpuTensors, Logits, Rows, TensorDevice, TracedRows, record, to_vec},
+    },
+    ranks::Ranks,
+};
+
+impl<E: Real> Contrasts for Host<E>
+where
+    Cpu: CpuTensors<E>,
+{
+    fn contrast(
+        &self,
+        anchors: TracedRows<E, Cpu>,
+        candidates: Rows<E, Cpu>,
+        pairs: Pairs,
+        tau: f64,
+    ) -> Result<Logits<E, Cpu>, CpuError> {
+        let n = anchors.shape().0;
+        if self.ranks.is_alone() {
+            return Cpu::contrast(anchors, candidates, pairs, tau);
+        }
+        let first = self.ranks.share(n).start;
+        let (all, own) = Cpu::contrast(share(&self.ranks, anchors)?, candidates, pairs.from(first), tau)?;
+        Ok((gather(&self.ranks, all, (n,))?, gather(&self.ranks, own, (n, pairs.own))?))
+    }
+}
+
+/// This rank's share of rows that all ranks have, whose gradient all get.
+fn share<E: Real>(ranks: &Ranks, rows: TracedRows<E, Cpu>) -> Result<TracedRows<E, Cpu>, CpuError>
+where
+    Cpu: CpuTensors<E>,
+{
+    let ((n, columns), own) = (rows.shape(), ranks.share(rows.shape().0));
+    let (x, tape) = rows.into_tensor().split_tape();
+    let values = to_vec(&x)[own.start * columns..own.end * columns].to_vec();
+    let ranks = ranks.clone();
+    let y = record((x, tape), values, (n / ranks.size(), columns), move |_, _, gy, gx| {
+        gx.iter_mut().zip(ranks.gather(gy)).for_each(|(gx, gy)| *gx += gy);
+    })?;
+    let (y, tape) = y.split_tape();
+    Ok(Rows::new(y, ()).put_tape(tape))
+}
+
+/// The values of all anchors from those of this rank's share. All ranks have the gradient of all of them.
+fn gather<E: Real, S: Shape>(
+    ranks: &Ranks,
+    own: Tensor<S, E, Cpu, OwnedTape<E, Cpu>>,
+    shape: S,
+) -> Result<Tensor<S, E, Cpu, OwnedTape<E, Cpu>>, CpuError>
+where
+    Cpu: CpuTensors<E>,
+{
+    let (x, tape) = own.split_tape();
+    let values = ranks.gather(&to_vec(&x));
+    let share = ranks.share(values.len());
+    record((x, tape), values, shape, move |_, _, gy, gx| {
+        gx.iter_mut().zip(&gy[share]).for_each(|(gx, gy)| *gx += *gy);
+    })
+}
