@@ -18,8 +18,8 @@
 #
 # 7. The shared cache: every object of it harmed in every way, and 100 uploads that are killed.
 #
-# 8. Training on 1, 2 and 4 ranks over MPI: every method, and 100 ranks that are killed. Then the same tests with a build for MPICH (Debian's
-#    libmpich-dev). Each is left out, aloud, without its MPI.
+# 8. Training on 1, 2 and 4 ranks over MPI, and on 16: every method, and 100 ranks that are killed. The same over TCP instead of shared
+#    memory, and with a build for MPICH (Debian's libmpich-dev). Each is left out, aloud, without its MPI.
 #
 # Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
@@ -49,15 +49,16 @@ soak soak_a_time_limit_ends_with_a_checkpoint "a time limit of Slurm" cluster ||
 soak soak_every_object_harmed_in_every_way "every object of a cache harmed in every way" remote || failed=1
 soak soak_a_hundred_killed_uploads "100 killed uploads" remote || failed=1
 mpi() { # the tests of many ranks, with the launcher and the compiler of an MPI; what it is called
-  if ! command -v "$1" >/dev/null || ! command -v "$2" >/dev/null; then
+  if ! command -v "${1%% *}" >/dev/null || ! command -v "$2" >/dev/null; then
     echo "skipped: no ranks over $3: $1 or $2 is missing" >&2
     return 0
   fi
-  echo "== ranks over $3"
+  echo "== ranks over $3: $1"
   # A folder for each: the program is built for one of them.
   MPICC=$2 SNCLR_MPIRUN=$1 SNCLR_REQUIRE_MPI=1 SNCLR_MPI_THOROUGH=1 CARGO_TARGET_DIR=target/$3 \
     cargo test --release --locked --quiet --features mpi --test mpi -- --test-threads 1 --include-ignored --nocapture
 }
 mpi mpirun.openmpi mpicc.openmpi openmpi || failed=1
+mpi "mpirun.openmpi --mca btl tcp,self" mpicc.openmpi openmpi || failed=1
 mpi mpirun.mpich mpicc.mpich mpich || failed=1
 exit "$failed"

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, tiny_with};
+use common::{Finished, METHODS, Scratch, slurm::Slurm, tiny_with};
 use rand::{RngExt, SeedableRng};
 
 /// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
@@ -94,6 +94,42 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
             assert_eq!(alone.get_or_insert_with(|| contents.clone()), &contents, "{}, {ranks} ranks", method.0);
         }
     }
+}
+
+/// Four ranks as two tasks of Slurm on each of two nodes, which talk by TCP, come to the bits of one process. Open MPI's alone:
+/// Debian's Slurm and MPICH have no way of starting ranks in common.
+#[test]
+fn tasks_on_two_nodes_of_slurm_are_ranks() {
+    let Some(launcher) = launcher(1) else { return };
+    if !launcher.get_args().any(|word| word == "--oversubscribe") {
+        return println!("skipped: not Open MPI");
+    }
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
+    let Some(slurm) = Slurm::start() else { return };
+    let line = "run tiny.yaml --threads 1 --set batch_size=32";
+    let plain = scratch.command(&format!("{line} --runs nodes"));
+    let mut command = Command::new("srun");
+    command.args(["--mpi=pmix", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--overcommit"]);
+    command.arg(plain.get_program()).args(plain.get_args()).current_dir(scratch.path(""));
+    command.env("SLURM_CONF", slurm.conf()).env("OMPI_MCA_btl", "tcp,self");
+    let ended = finished(&mut command);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(scratch.run(&format!("{line} --runs alone")).code, 0);
+    assert_eq!(scratch.contents("nodes"), scratch.contents("alone"));
+}
+
+/// More ranks than a machine has processors, with the search and the loss shared among them.
+#[test]
+#[ignore = "sixteen processes; scripts/soak.sh"]
+fn soak_sixteen_ranks() {
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
+    let line =
+        "run tiny.yaml --set batch_size=128 --set data.train_images=256 --set method.queue_length=256 --set epochs=2";
+    let Some(mut command) = on_ranks(&scratch, 16, &format!("{line} --runs sixteen")) else { return };
+    let ended = finished(&mut command);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(scratch.run(&format!("{line} --runs alone")).code, 0);
+    assert_eq!(scratch.contents("sixteen"), scratch.contents("alone"));
 }
 
 /// All ranks end with code 2, and the first one tells why.

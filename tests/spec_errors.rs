@@ -252,12 +252,12 @@ fn a_key_of_another_section_is_found_there() {
         "\
 error: specs/a.yaml:28:1: lr: unknown key
   found:   lr: 0.1
-  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn, extends, sweep
+  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, batch_norm, precision, health, linear_probe, knn, extends, sweep
   help:    did you mean `optimizer.base_lr` or `linear_probe.base_lr`?
 
 error: specs/a.yaml:29:1: tau: unknown key
   found:   tau: 0.1
-  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, precision, health, linear_probe, knn, extends, sweep
+  allowed: name, description, seed, data, augmentations, encoder, projector, predictor, method, optimizer, schedule, epochs, batch_size, gradient_accumulation, batch_norm, precision, health, linear_probe, knn, extends, sweep
   help:    did you mean `method.tau`?
 
 specs/a.yaml: 2 errors",

@@ -60,8 +60,12 @@ pub trait Memory: Clone + 'static {
     /// The device of the losses' tensors.
     fn tensors(&self) -> &Self::Tensors;
 
-    /// The ranks that train together. Encoders compute this rank's share of a batch, with statistics of the whole batch.
+    /// The ranks that train together. Encoders compute this rank's share of a batch, with statistics of the whole batch, or
+    /// of this rank's group.
     fn ranks(&self) -> &Ranks;
+
+    /// The same device among other ranks.
+    fn with_ranks(&self, ranks: Ranks) -> Self;
 
     /// The rows of a batch, from this rank's share of them: reals, in the order of ranks.
     fn gather(&self, own: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
@@ -126,6 +130,15 @@ pub trait Memory: Clone + 'static {
         start: &Self::Buffer,
         range: Range<usize>,
     ) -> anyhow::Result<()>;
+
+    /// Elements of a buffer.
+    fn len(&self, buffer: &Self::Buffer) -> usize;
+
+    /// A copy of the elements of `range`, whatever they are.
+    fn part(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Self::Buffer, Self::Error>;
+
+    /// Multiplies reals by a factor.
+    fn scale(&self, values: &mut Self::Buffer, factor: f64) -> Result<(), Self::Error>;
 
     /// Moves the reals of `range` out of a buffer and leaves zeros.
     fn take_out(&self, buffer: &mut Self::Buffer, range: Range<usize>) -> Result<Self::Buffer, Self::Error>;

@@ -309,7 +309,7 @@ fn table_of_changes() -> String {
     use serde_json::json;
     let vit = json!({"arch": "vit_tiny", "patch_size": 8});
     let crops = json!({"count": 2, "size": 16, "view": {"random_resized_crop": {}}});
-    let changes: [(&str, Value); 41] = [
+    let changes: [(&str, Value); 42] = [
         ("name", json!("other")),
         ("description", json!("other words")),
         ("seed", json!(1)),
@@ -339,6 +339,7 @@ fn table_of_changes() -> String {
         ("epochs", json!(3)),
         ("batch_size", json!(16)),
         ("gradient_accumulation", json!(2)),
+        ("batch_norm.group", json!(16)),
         ("precision", json!("tf32")),
         ("health.every", json!(1)),
         ("health.knn_every_epochs", json!(1)),

@@ -8,7 +8,7 @@ use crate::{
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     stage::{KnnConfig, LinearProbeConfig},
-    train::{HealthConfig, OptimizerConfig, Precision, PretrainConfig, ScheduleConfig},
+    train::{BatchNormConfig, HealthConfig, OptimizerConfig, Precision, PretrainConfig, ScheduleConfig},
 };
 
 /// A self-supervised pretraining experiment with its evaluation.
@@ -54,6 +54,9 @@ pub struct Experiment {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub gradient_accumulation: usize,
+    /// Batch norm in training.
+    #[serde(default, skip_serializing_if = "BatchNormConfig::is_default")]
+    pub batch_norm: BatchNormConfig,
     /// Arithmetic of the encoder.
     #[serde(default)]
     pub precision: Precision,
@@ -84,6 +87,7 @@ impl Experiment {
             method: &self.method,
             optimizer: &self.optimizer,
             schedule: &self.schedule,
+            batch_norm: &self.batch_norm,
             epochs: self.epochs,
             batch_size: self.batch_size,
             gradient_accumulation: self.gradient_accumulation,

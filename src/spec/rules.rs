@@ -14,15 +14,27 @@ use crate::{
     encoder::{ResnetConfig, VITS, VitConfig},
     method::MethodConfig,
     rule::Broken,
-    train::fit_batches,
+    train::{fit_batches, fit_groups},
 };
 
 /// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     let mut facts = Facts { document, bad, errors: vec![] };
-    for rule in
-        [neighbours, batch, warmup, sizes, crops, blur, knn, width, patches, attention_heads, heads, local_crops]
-    {
+    for rule in [
+        neighbours,
+        batch,
+        groups,
+        warmup,
+        sizes,
+        crops,
+        blur,
+        knn,
+        width,
+        patches,
+        attention_heads,
+        heads,
+        local_crops,
+    ] {
         rule(&mut facts);
     }
     facts.errors
@@ -129,6 +141,12 @@ fn batch(facts: &mut Facts) {
         }
         _ => broken,
     }));
+}
+
+fn groups(facts: &mut Facts) {
+    if let (Some(group), Some(batch)) = (facts.whole("batch_norm.group"), facts.whole("batch_size")) {
+        facts.judge(fit_groups(group, batch));
+    }
 }
 
 fn warmup(facts: &mut Facts) {

@@ -23,6 +23,8 @@ pub const KEYS: &[(&str, &[&str])] = &[
         "gradient_accumulation",
         &["accumulategradbatches", "accumulation", "accumulate", "gradaccum", "accumulationsteps", "updatefreq"],
     ),
+    ("batch_norm", &["bn", "batchnorm", "normalization", "norm", "syncbn", "syncbatchnorm"]),
+    ("group", &["groupsize", "bngroup", "syncbngroup", "perdevice", "pergpu", "processgroup"]),
     ("precision", &["dtype", "amp", "floattype", "mixedprecision"]),
     ("health", &["diagnostics", "monitor", "monitoring", "logging", "metrics"]),
     ("linear_probe", &["linear", "lineareval", "linearevaluation", "probe", "lincls", "linearclassifier"]),

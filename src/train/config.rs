@@ -184,6 +184,42 @@ impl Precision {
     }
 }
 
+/// Batch norm in training, of encoder and heads.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchNormConfig {
+    /// Images that share their statistics: as many as a GPU of the recipe had, however many processes train here. Without it
+    /// all images of a batch do. A batch has to be 1, 2, 4, 8, ... groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2))]
+    pub group: Option<usize>,
+}
+
+impl BatchNormConfig {
+    /// Whether nothing is asked for: such a spec has the same keys as one without the section.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A batch consists of whole groups, as many as a tree has leaves.
+///
+/// # Errors
+/// When it does not.
+pub fn fit_groups(group: usize, batch: usize) -> Result<(), Broken> {
+    if batch.is_multiple_of(group) && (batch / group).is_power_of_two() {
+        return Ok(());
+    }
+    let halves = std::iter::successors(Some(batch), |n| n.is_multiple_of(2).then_some(n / 2));
+    let allowed: Vec<String> = halves.filter(|n| *n >= 2).map(|n| n.to_string()).collect();
+    Err(Broken {
+        keys: vec!["batch_norm.group", "batch_size"],
+        what: format!("a batch of {batch} is not 1, 2, 4, 8, ... groups of {group}"),
+        allowed: "batch_size = batch_norm.group * a power of two".to_owned(),
+        hint: format!("with this `batch_size`, set `batch_norm.group` to {}", allowed.join(" or ")),
+    })
+}
+
 /// Diagnostics of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -232,6 +268,8 @@ pub struct PretrainConfig<'a> {
     pub method: &'a MethodConfig,
     pub optimizer: &'a OptimizerConfig,
     pub schedule: &'a ScheduleConfig,
+    #[serde(skip_serializing_if = "BatchNormConfig::is_default")]
+    pub batch_norm: &'a BatchNormConfig,
     pub epochs: usize,
     pub batch_size: usize,
     /// Batches whose gradients are averaged in one step of the optimiser.

@@ -5,6 +5,7 @@ mod config;
 mod cost;
 mod device;
 mod feed;
+mod groups;
 mod health;
 mod in_flight;
 mod loader;

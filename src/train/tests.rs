@@ -42,6 +42,7 @@ pub(super) struct Sections {
     schedule: ScheduleConfig,
     health: HealthConfig,
     gradient_accumulation: usize,
+    batch_norm: BatchNormConfig,
     precision: Precision,
 }
 
@@ -69,6 +70,7 @@ impl Sections {
             health: HealthConfig::default(),
             precision: Precision::F32,
             gradient_accumulation: 1,
+            batch_norm: BatchNormConfig::default(),
         }
     }
 
@@ -109,6 +111,7 @@ impl Sections {
             method: &self.method,
             optimizer: &self.optimizer,
             schedule: &self.schedule,
+            batch_norm: &self.batch_norm,
             epochs: 1,
             batch_size: 8,
             gradient_accumulation: self.gradient_accumulation,
@@ -500,26 +503,30 @@ fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() 
 /// An update from two batches by each of `size` ranks: the rows of all steps and the state at the end, in text that
 /// shows every bit.
 fn on_ranks(size: usize, sections: &Sections, crops: &[usize]) -> String {
-    const N: usize = 32;
+    on_ranks_of(32, size, sections, crops)
+}
+
+/// The same with batches of `n` images.
+fn on_ranks_of(n: usize, size: usize, sections: &Sections, crops: &[usize]) -> String {
     let batch = |step: usize, ranks: &Ranks| {
         let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
         let crop = |size: &usize| {
             let image = size * size * 3;
-            let all: Vec<f32> = (0..N * image).map(|_| random.random::<f32>() - 0.5).collect();
-            let own = ranks.share(N);
+            let all: Vec<f32> = (0..n * image).map(|_| random.random::<f32>() - 0.5).collect();
+            let own = ranks.share(n);
             Crop { images: all[own.start * image..own.end * image].to_vec(), size: *size }
         };
         let crops = crops.iter().map(crop).collect();
-        Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
+        Batch { samples: (0..n).map(|i| (i + n * step) as i64).collect(), labels: vec![-1; n], crops }
     };
     let ended = threads::run(size, |ranks| {
         let on = Host::<f32>::among(ranks.clone());
-        let mut trainer = Trainer::new(on.clone(), &sections.config(), 2, 2 * N).unwrap();
+        let mut trainer = Trainer::new(on.clone(), &sections.config(), 2, 2 * n).unwrap();
         let mut seen = String::new();
         for step in 0..2 {
             let Ok(loaded) = Loaded::new(&on, batch(step, &ranks));
             let images: usize = loaded.crops.iter().map(|(_, size)| size.n).sum();
-            assert_eq!(images, crops.len() * N / size, "a rank's encoder sees its share");
+            assert_eq!(images, crops.len() * n / size, "a rank's encoder sees its share");
             seen += &format!("{:?}\n", row(trainer.step(&loaded)));
         }
         seen + &format!("{:?}", trainer.state().unwrap())
@@ -542,5 +549,63 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
             let among = on_ranks(size, &sections, &crops);
             assert!(among == alone, "{size} ranks, {:?}, {:?}", sections.method, sections.precision);
         }
+    }
+}
+
+/// As a batch by itself: a batch that is one group, and each group of more, of whatever number of ranks.
+#[test]
+fn groups_of_batch_norm_do_not_depend_on_the_number_of_ranks() {
+    let of = |group| Sections { batch_norm: BatchNormConfig { group }, ..Sections::snclr(json!({})) };
+    let crops = [16, 16, 8];
+    let whole = on_ranks(1, &of(None), &crops);
+    assert_eq!(on_ranks(1, &of(Some(32)), &crops), whole);
+    // With 4 ranks: a group on two of them, one on each, and two on each.
+    for group in [16, 8, 4] {
+        let alone = on_ranks(1, &of(Some(group)), &crops);
+        assert!(alone != whole, "{group}");
+        for size in [2, 4] {
+            assert!(on_ranks(size, &of(Some(group)), &crops) == alone, "groups of {group}, {size} ranks");
+        }
+    }
+}
+
+/// Search and loss are shared too, by more ranks than there are processors.
+#[test]
+fn sixteen_ranks_come_to_the_bits_of_one() {
+    let sections = Sections::snclr(json!({"exclude_self": true, "queue_length": 160}));
+    assert!(on_ranks_of(128, 16, &sections, &[8, 8]) == on_ranks_of(128, 1, &sections, &[8, 8]));
+}
+
+#[test]
+fn gradients_through_groups_agree_with_finite_differences() {
+    let sgd = json!({"name": "sgd", "base_lr": 1.0, "lr_scaling": "none", "momentum": 0.0});
+    let sections = Sections {
+        predictor: None,
+        optimizer: serde_json::from_value(sgd).unwrap(),
+        batch_norm: BatchNormConfig { group: Some(4) },
+        ..Sections::new(json!({"name": "simclr", "tau": 0.5}))
+    };
+    let mut random = stream(5, Purpose::Queue, 0, 0, 0);
+    let mut crop = || Crop { images: (0..8 * 16 * 16 * 3).map(|_| random.random::<f64>() - 0.5).collect(), size: 16 };
+    let batch = Batch { samples: (0..8).collect(), labels: vec![-1; 8], crops: vec![crop(), crop()] };
+    // The loss of one step from the initial values, one of which was moved, and the values and statistics after it.
+    let step = |moved: Option<(usize, f64)>| {
+        let mut trainer = sections.trainer::<f64>();
+        let BranchValues { mut params, buffers } = trainer.online().unwrap();
+        if let Some((at, by)) = moved {
+            params[at] += by;
+        }
+        let (encoder, statistics) = trainer.model().encoder_len();
+        trainer.start_encoder_from([&params[..encoder], &buffers[..statistics]]).unwrap();
+        let loaded = Loaded::new(trainer.on(), batch.clone()).unwrap();
+        let loss = row(trainer.step(&loaded)).loss;
+        (loss, params, trainer.online().unwrap())
+    };
+    let (_, before, after) = step(None);
+    let encoder = sections.trainer::<f64>().model().encoder_len().0;
+    for at in (0..encoder).step_by(encoder / 40) {
+        let gradient = before[at] - after.params[at];
+        let difference = (step(Some((at, 1e-6))).0 - step(Some((at, -1e-6))).0) / 2e-6;
+        assert!((gradient - difference).abs() < 1e-5 * (1.0 + difference.abs()), "{at}: {gradient}, not {difference}");
     }
 }

@@ -4,6 +4,7 @@ use dfdx::prelude::*;
 
 use super::{
     BranchValues, Loaded, Model, PretrainConfig,
+    groups::Groups,
     health::Health,
     in_flight::InFlight,
     neighbours::Neighbour,
@@ -51,6 +52,8 @@ pub struct Trainer<B: Optimize> {
     gradients: B::Buffer,
     /// The encoder's gradients of one crop, as far as they come from this rank's share of the batch; none where it has all.
     branch: Option<B::Buffer>,
+    /// Images that share batch norm's statistics; None where all of a batch do.
+    group: Option<usize>,
     optimizer: B::Optimizer,
     /// The update that the gradients are for, until it is taken: by [`Trainer::settle`], or with the next step, whose average
     /// goes along in one pass.
@@ -85,11 +88,11 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// What the online branch makes of a crop.
+/// What the online branch makes of a crop, and what backward passes need of each group of images.
 struct Online<B: Backend> {
-    encoder: Saved<B>,
-    projector: SavedMlp<B>,
-    predictor: Option<SavedMlp<B>>,
+    encoder: Vec<Saved<B>>,
+    projector: Vec<SavedMlp<B>>,
+    predictor: Option<Vec<SavedMlp<B>>>,
     /// Projections g(h) and predictions q(y).
     y: Rows<B>,
     z: Rows<B>,
@@ -107,6 +110,7 @@ impl<B: Optimize> Trainer<B> {
         Ok(Self {
             gradients: on.zeros(model.params.len())?,
             branch: if on.ranks().is_alone() { None } else { Some(on.zeros(encoder)?) },
+            group: config.batch_norm.group,
             optimizer: on.optimizer(config.optimizer, &model.params, encoder)?,
             online: Weights::new(&on, start, encoder)?,
             momentum: averaged.map(|values| Weights::new(&on, values, encoder)).transpose()?,
@@ -265,30 +269,31 @@ impl<B: Optimize> Trainer<B> {
         }
         let Self { on, model, online, gradients, branch, .. } = self;
         let (n, dim) = (batch.samples.len(), model.projector.output());
+        let groups = Groups::new(on, n, self.group);
 
         // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics. Each
         // rank computes the features of its share of the images; all that follows is the same on all ranks.
         let mut crops: Vec<Online<B>> = Vec::with_capacity(batch.crops.len());
         for (images, size) in &batch.crops {
-            let (h, saved) = model.encoder.forward(on, &mut online.in_training(), images, *size, true)?;
-            let (y, projector) = model.projector.forward(on, &mut online.in_training(), on.gather(h)?)?;
+            let (h, saved) = groups.encode(&model.encoder, online.in_training(), images, *size, true)?;
+            let (y, projector) = groups.head(&model.projector, online.in_training(), on.gather(h)?)?;
             let projected = on.rows(&y, (n, dim))?;
             let (z, predictor) = match &model.predictor {
                 Some(predictor) => {
-                    let (z, saved) = predictor.forward(on, &mut online.in_training(), y)?;
+                    let (z, saved) = groups.head(predictor, online.in_training(), y)?;
                     (on.rows(&z, (n, dim))?, Some(saved))
                 }
                 None => (projected.clone(), None),
             };
-            crops.push(Online { encoder: saved.expect("kept"), projector, predictor, y: projected, z });
+            crops.push(Online { encoder: saved, projector, predictor, y: projected, z });
         }
 
         // Momentum branch: k = g'(f'(x)) of both full views.
         let mut keys = None;
         if let Some(target) = &mut self.momentum {
             let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
-                let (h, _) = model.encoder.forward(on, &mut target.in_training(), images, *size, false)?;
-                let (k, _) = model.projector.forward(on, &mut target.in_training(), on.gather(h)?)?;
+                let (h, _) = groups.encode(&model.encoder, target.in_training(), images, *size, false)?;
+                let (k, _) = groups.head(&model.projector, target.in_training(), on.gather(h)?)?;
                 on.rows(&k, (n, dim))
             };
             keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
@@ -326,16 +331,16 @@ impl<B: Optimize> Trainer<B> {
             if let (Some(predictor), Some(saved)) = (&model.predictor, crop.predictor) {
                 // The loss may look at y as well.
                 let of_y = on.gradient(&mut of_loss, &crop.y)?;
-                g = predictor.backward(on, &mut learned, saved, g, Some(of_y))?;
+                g = groups.head_backward(predictor, &mut learned, saved, g, Some(of_y))?;
             }
-            let mut g = on.share(model.projector.backward(on, &mut learned, crop.projector, g, None)?)?;
+            let mut g = on.share(groups.head_backward(&model.projector, &mut learned, crop.projector, g, None)?)?;
             on.scale_features(&self.optimizer, &mut g)?;
             match branch {
-                None => model.encoder.backward(on, &mut learned, images, crop.encoder, &g)?,
+                None => groups.encode_backward(&model.encoder, &mut learned, images, crop.encoder, &g)?,
                 Some(branch) => {
                     on.zero(branch)?;
                     let mut own = Learned { params: learned.params, gradients: branch };
-                    model.encoder.backward(on, &mut own, images, crop.encoder, &g)?;
+                    groups.encode_backward(&model.encoder, &mut own, images, crop.encoder, &g)?;
                     on.sum_over_ranks(branch)?;
                     on.add(learned.gradients, 0..model.encoder_len().0, branch)?;
                 }

@@ -13,6 +13,7 @@ use super::Memory;
 use crate::{
     ops::{
         batch_norm::cuda::Rows as Batch,
+        contrast,
         conv2d::{
             Conv2d, Size,
             cuda::{Math, OnGpu},
@@ -136,6 +137,10 @@ impl<D: GpuTensors> Memory for Gpu<D> {
         &self.ranks
     }
 
+    fn with_ranks(&self, ranks: Ranks) -> Self {
+        Self { ranks, ..self.clone() }
+    }
+
     /// A GPU trains alone so far.
     fn gather(&self, own: Buffer) -> Result<Buffer, GpuError> {
         Ok(own)
@@ -219,6 +224,24 @@ impl<D: GpuTensors> Memory for Gpu<D> {
         range: Range<usize>,
     ) -> anyhow::Result<()> {
         Ok(D::write_gradient(&self.device, gradients, of.tensor(), start.view().part(range))?)
+    }
+
+    fn len(&self, buffer: &Buffer) -> usize {
+        buffer.view().len()
+    }
+
+    fn part(&self, buffer: &Buffer, range: Range<usize>) -> Result<Buffer, GpuError> {
+        let part = self.device.take(buffer.view().kind(), range.len())?;
+        self.device.copy(buffer.view().part(range), part.view())?;
+        Ok(part)
+    }
+
+    fn scale(&self, values: &mut Buffer, factor: f64) -> Result<(), GpuError> {
+        let (len, factor) = (values.view().len(), self.device.upload(&[factor as f32])?);
+        let scaled = self.take_reals(len)?;
+        contrast::cuda::scale_rows(&self.device, [values.view(), factor.view()], [1, len], scaled.view())?;
+        *values = scaled;
+        Ok(())
     }
 
     fn take_out(&self, buffer: &mut Buffer, range: Range<usize>) -> Result<Buffer, GpuError> {

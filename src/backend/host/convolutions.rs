@@ -56,7 +56,7 @@ pub(super) fn update_running<E: Real>(layer: &BatchNorm, moments: &Moments<E>, s
 /// Adds the gradients of a batch norm's parameters; `raw`, its input, becomes its gradient. `g` is that of its output or, with
 /// a ReLU behind it, of the ReLU's output: it then becomes that of the ReLU's input, unless that follows from `raw`.
 ///
-/// Where `ranks` have the batch's rows among them, the sums are theirs, and the first rank alone adds to the gradients.
+/// Where `ranks` have the rows among them, the sums are theirs, and the first one alone adds to the gradients.
 pub(super) fn norm_backward<E: Real>(
     ranks: &Ranks,
     layer: &BatchNorm,
@@ -67,7 +67,7 @@ pub(super) fn norm_backward<E: Real>(
     g: &mut [E],
 ) {
     let sums = backward_sums_with(raw, moments, g, relu, |own, add| ranks.join(own, add));
-    if let Some([weight, bias]) = layer.affine.as_ref().filter(|_| ranks.is_first()) {
+    if let Some([weight, bias]) = layer.affine.as_ref().filter(|_| ranks.is_first_of_group()) {
         add(&mut gradients[weight.clone()], &sums.g_normalised, Threads::One);
         add(&mut gradients[bias.clone()], &sums.g, Threads::One);
     }

@@ -56,6 +56,10 @@ where
         &self.ranks
     }
 
+    fn with_ranks(&self, ranks: Ranks) -> Self {
+        Self { ranks, ..self.clone() }
+    }
+
     fn gather(&self, own: Buffer<E>) -> Result<Buffer<E>, Infallible> {
         Ok(if self.ranks.is_alone() { own } else { self.ranks.gather(&own).into() })
     }
@@ -128,6 +132,22 @@ where
         range: Range<usize>,
     ) -> anyhow::Result<()> {
         gradients.get_or_alloc_mut(of.tensor())?.copy_from_slice(&start[range]);
+        Ok(())
+    }
+
+    fn len(&self, buffer: &Buffer<E>) -> usize {
+        buffer.len()
+    }
+
+    fn part(&self, buffer: &Buffer<E>, range: Range<usize>) -> Result<Buffer<E>, Infallible> {
+        let mut part = self.pool.take(range.len());
+        part.copy_from_slice(&buffer[range]);
+        Ok(part)
+    }
+
+    fn scale(&self, values: &mut Buffer<E>, factor: f64) -> Result<(), Infallible> {
+        let factor = E::of(factor);
+        values.iter_mut().for_each(|value| *value *= factor);
         Ok(())
     }
 

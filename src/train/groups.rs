@@ -1,0 +1,186 @@
+//! Batch norm over groups of a batch: each group goes through the networks by itself.
+
+use crate::{
+    backend::{Backend, Branch, Learned, Memory, Statistics},
+    encoder::{Encoder, Saved},
+    method::{Mlp, SavedMlp},
+    ops::{conv2d::Size, parts::tree},
+};
+
+/// How a batch is cut into groups, whose images share batch norm's statistics, and how ranks share them.
+pub struct Groups<B> {
+    /// The device among those ranks that share a group.
+    on: B,
+    /// Groups of a batch, a power of two.
+    count: usize,
+    /// Groups that this rank has a share of.
+    own: usize,
+}
+
+/// What a network gives for all images, and what each group's backward pass needs.
+type Passes<B, S> = Result<(<B as Memory>::Buffer, Vec<S>), <B as Memory>::Error>;
+
+impl<B: Backend> Groups<B> {
+    /// Groups of `images` each in a batch of `n`, which [fit](super::fit_groups); None is one group.
+    pub fn new(on: &B, n: usize, images: Option<usize>) -> Self {
+        let (count, size) = (n / images.unwrap_or(n), on.ranks().size());
+        Self { on: on.with_ranks(on.ranks().in_groups(count)), count, own: (count / size).max(1) }
+    }
+
+    /// The encoder's features of this rank's `images` in training mode and, with `keep`, what each group's backward pass needs.
+    /// Running statistics move to where all groups of the batch move them in the mean.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn encode(
+        &self,
+        encoder: &Encoder,
+        branch: Branch<B>,
+        images: &B::Buffer,
+        size: Size,
+        keep: bool,
+    ) -> Passes<B, Saved<B>> {
+        let (on, Branch { params, statistics }) = (&self.on, branch);
+        let buffers = of_batch(statistics);
+        let forward = |images: &B::Buffer, n: usize, buffers: &mut B::Buffer| {
+            let mut branch = Branch { params, statistics: Statistics::Batch(buffers) };
+            encoder.forward(on, &mut branch, images, Size { n, ..size }, keep)
+        };
+        let groups = if self.own == 1 {
+            vec![forward(images, size.n, buffers)?]
+        } else {
+            self.each(self.own, buffers, |group, buffers| {
+                forward(&self.part(images, self.own, group)?, size.n / self.own, buffers)
+            })?
+        };
+        if self.count > 1 && !on.ranks().is_alone() {
+            on.sum_over_ranks(buffers)?;
+            on.scale(buffers, 1.0 / on.ranks().size() as f64)?;
+        }
+        let (features, saved): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
+        Ok((self.whole(features)?, saved.into_iter().flatten().collect()))
+    }
+
+    /// Adds to the encoder's gradients what this rank's images give, by `g`, the gradient of their features.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn encode_backward(
+        &self,
+        encoder: &Encoder,
+        learned: &mut Learned<B>,
+        images: &B::Buffer,
+        saved: Vec<Saved<B>>,
+        g: &B::Buffer,
+    ) -> Result<(), B::Error> {
+        let (on, len) = (&self.on, encoder.params().len());
+        let mut saved = saved.into_iter();
+        let mut next = || saved.next().expect("as many as there are groups");
+        if self.own == 1 {
+            return encoder.backward(on, learned, images, next(), g);
+        }
+        let params = learned.params;
+        let of_group = |group: usize| {
+            let mut gradients = on.zeros(len)?;
+            let (images, g) = (self.part(images, self.own, group)?, self.part(g, self.own, group)?);
+            encoder.backward(on, &mut Learned { params, gradients: &mut gradients }, &images, next(), &g)?;
+            Ok(gradients)
+        };
+        on.add(learned.gradients, 0..len, &tree(self.own, of_group, |left, right| self.added(left?, right?))?)
+    }
+
+    /// A head's output of the rows of a batch, which every rank has, and what each group's backward pass needs.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head(&self, head: &Mlp, branch: Branch<B>, x: B::Buffer) -> Passes<B, SavedMlp<B>> {
+        let (on, Branch { params, statistics }) = (&self.on, branch);
+        let buffers = of_batch(statistics);
+        let forward = |x: B::Buffer, buffers: &mut B::Buffer| {
+            head.forward(on, &mut Branch { params, statistics: Statistics::Batch(buffers) }, x)
+        };
+        let groups = if self.count == 1 {
+            vec![forward(x, buffers)?]
+        } else {
+            self.each(self.count, buffers, |group, buffers| forward(self.part(&x, self.count, group)?, buffers))?
+        };
+        let (y, saved) = groups.into_iter().unzip();
+        Ok((self.whole(y)?, saved))
+    }
+
+    /// The gradient of a head's input, as of [`Mlp::backward`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_backward(
+        &self,
+        head: &Mlp,
+        learned: &mut Learned<B>,
+        mut saved: Vec<SavedMlp<B>>,
+        g: B::Buffer,
+        onto: Option<B::Buffer>,
+    ) -> Result<B::Buffer, B::Error> {
+        if self.count == 1 {
+            return head.backward(&self.on, learned, saved.remove(0), g, onto);
+        }
+        let groups = saved.into_iter().enumerate().map(|(group, saved)| {
+            let onto = onto.as_ref().map(|onto| self.part(onto, self.count, group)).transpose()?;
+            head.backward(&self.on, learned, saved, self.part(&g, self.count, group)?, onto)
+        });
+        self.whole(groups.collect::<Result<_, _>>()?)
+    }
+
+    /// What `pass` gives for each of `groups`. Each starts from the same `buffers`, which become the mean of what it leaves.
+    fn each<T>(
+        &self,
+        groups: usize,
+        buffers: &mut B::Buffer,
+        mut pass: impl FnMut(usize, &mut B::Buffer) -> Result<T, B::Error>,
+    ) -> Result<Vec<T>, B::Error> {
+        let mut given = Vec::with_capacity(groups);
+        let of_group = |group: usize| {
+            let mut moved = self.part(buffers, 1, 0)?;
+            given.push(pass(group, &mut moved)?);
+            Ok(moved)
+        };
+        let mut sum = tree(groups, of_group, |left, right| self.added(left?, right?))?;
+        self.on.scale(&mut sum, 1.0 / groups as f64)?;
+        *buffers = sum;
+        Ok(given)
+    }
+
+    fn added(&self, mut left: B::Buffer, right: B::Buffer) -> Result<B::Buffer, B::Error> {
+        let len = self.on.len(&left);
+        self.on.add(&mut left, 0..len, &right)?;
+        Ok(left)
+    }
+
+    /// One of so many equal parts.
+    fn part(&self, all: &B::Buffer, parts: usize, part: usize) -> Result<B::Buffer, B::Error> {
+        let len = self.on.len(all) / parts;
+        self.on.part(all, part * len..(part + 1) * len)
+    }
+
+    /// Parts of reals, one behind the other.
+    fn whole(&self, mut parts: Vec<B::Buffer>) -> Result<B::Buffer, B::Error> {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let mut whole = self.on.zeros(parts.iter().map(|part| self.on.len(part)).sum())?;
+        let mut first = 0;
+        for part in parts {
+            let end = first + self.on.len(&part);
+            self.on.put(&mut whole, first..end, &part)?;
+            first = end;
+        }
+        Ok(whole)
+    }
+}
+
+/// The buffers whose running statistics move.
+fn of_batch<'a, B: Backend>(statistics: Statistics<'a, B>) -> &'a mut B::Buffer {
+    match statistics {
+        Statistics::Batch(buffers) => buffers,
+        Statistics::Running(_) => unreachable!("training takes the batch's statistics"),
+    }
+}
