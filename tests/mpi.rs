@@ -96,26 +96,36 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// Four ranks as two tasks of Slurm on each of two nodes, which talk by TCP, come to the bits of one process. Open MPI's alone:
-/// Debian's Slurm and MPICH have no way of starting ranks in common.
+/// Ranks on two nodes of Slurm, which talk by TCP, and ranks that `srun` starts, come to the bits of one process.
 #[test]
-fn tasks_on_two_nodes_of_slurm_are_ranks() {
-    let Some(launcher) = launcher(1) else { return };
-    if !launcher.get_args().any(|word| word == "--oversubscribe") {
-        return println!("skipped: not Open MPI");
-    }
+fn tasks_of_slurm_are_ranks() {
+    let Some(launcher) = launcher(4) else { return };
     let (_alone, scratch) = (one_at_a_time(), Scratch::new());
     let Some(slurm) = Slurm::start() else { return };
     let line = "run tiny.yaml --threads 1 --set batch_size=32";
-    let plain = scratch.command(&format!("{line} --runs nodes"));
-    let mut command = Command::new("srun");
-    command.args(["--mpi=pmix", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--overcommit"]);
-    command.arg(plain.get_program()).args(plain.get_args()).current_dir(scratch.path(""));
-    command.env("SLURM_CONF", slurm.conf()).env("OMPI_MCA_btl", "tcp,self");
-    let ended = finished(&mut command);
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_eq!(scratch.run(&format!("{line} --runs alone")).code, 0);
-    assert_eq!(scratch.contents("nodes"), scratch.contents("alone"));
+    let open_mpi = launcher.get_args().any(|word| word == "--oversubscribe");
+    // Open MPI's processes find each other by PMIx, of which Slurm has one for all nodes that share a machine.
+    let starts: &[&str] = match open_mpi {
+        true => &["salloc --nodes=2 --ntasks=4 LAUNCHER --mca btl tcp,self", "srun --mpi=pmix --nodes=1 --ntasks=2"],
+        false => &["srun --mpi=pmi2 --nodes=2 --ntasks=4 --ntasks-per-node=2 --overcommit"],
+    };
+    for (i, start) in starts.iter().enumerate() {
+        let plain = scratch.command(&format!("{line} --runs nodes-{i}"));
+        let mut words = start.split(' ');
+        let mut command = Command::new(words.next().expect("a program"));
+        for word in words {
+            match word {
+                "LAUNCHER" => command.arg(launcher.get_program()).args(launcher.get_args()),
+                _ => command.arg(word),
+            };
+        }
+        command.envs(launcher.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg(plain.get_program()).args(plain.get_args()).current_dir(scratch.path(""));
+        let ended = finished(command.env("SLURM_CONF", slurm.conf()));
+        assert_eq!(ended.code, 0, "{start}: {}", ended.stderr);
+        assert_eq!(scratch.contents(&format!("nodes-{i}")), scratch.contents("alone"), "{start}");
+    }
 }
 
 /// More ranks than a machine has processors, with the search and the loss shared among them.
