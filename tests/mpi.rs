@@ -128,6 +128,21 @@ fn tasks_of_slurm_are_ranks() {
     }
 }
 
+/// After many steps all ranks have the same queue, or they would say so, and it is that of one process.
+#[test]
+#[ignore = "takes minutes; scripts/soak.sh"]
+fn soak_five_hundred_steps() {
+    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
+    let line = "run tiny.yaml --checkpoint-every 0 --set batch_size=32 --set epochs=167";
+    assert_eq!(scratch.run(&format!("{line} --runs alone")).code, 0);
+    for ranks in [2, 4] {
+        let Some(mut command) = on_ranks(&scratch, ranks, &format!("{line} --runs ranks-{ranks}")) else { return };
+        let ended = finished(&mut command);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert_eq!(scratch.contents(&format!("ranks-{ranks}")), scratch.contents("alone"));
+    }
+}
+
 /// More ranks than a machine has processors, with the search and the loss shared among them.
 #[test]
 #[ignore = "sixteen processes; scripts/soak.sh"]

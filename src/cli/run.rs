@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub checkpoint_every: Duration,
     /// With many ranks: longest time that one may wait for another
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = limit)]
     pub collective_timeout: Duration,
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -50,6 +50,11 @@ pub struct Args {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| *seconds >= 0.0);
     seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "expected a number of seconds".into())
+}
+
+fn limit(text: &str) -> Result<Duration, String> {
+    let limit = seconds(text).ok().filter(|limit| *limit >= Duration::from_secs(1));
+    limit.ok_or_else(|| "expected a number of seconds, at least 1".into())
 }
 
 fn stage(text: &str) -> Result<Stage, String> {

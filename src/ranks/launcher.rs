@@ -31,13 +31,16 @@ const LAUNCHERS: [Launcher; 4] = [
     Launcher { name: "torchrun", rank: "RANK", size: "WORLD_SIZE", local: "LOCAL_WORLD_SIZE", lone_rank: false },
 ];
 
+/// Set by Open MPI where it gave each rank processors of its own.
+const BOUND: &str = "OMPI_MCA_orte_bound_at_launch";
+
 /// One of several ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub launcher: &'static str,
     pub rank: usize,
     pub size: usize,
-    /// How many ranks are on this machine, where the launcher says so.
+    /// How many ranks share this one's processors, where the launcher says so.
     pub local: Option<usize>,
 }
 
@@ -83,7 +86,8 @@ pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>,
         let below = if of.is_some() { format!("less than {size}={most}") } else { "0 or more".to_owned() };
         match (number(rank, &|rank| rank < most, below)?, of) {
             (Some(rank), Some(size)) if size > 1 => {
-                let local = variable(local).and_then(|text| text.split('(').next()?.parse().ok());
+                let on_machine = variable(local).and_then(|text| text.split('(').next()?.parse().ok());
+                let local = if variable(BOUND).is_some() { Some(1) } else { on_machine };
                 return Ok(Some(Place { launcher, rank, size, local }));
             }
             (Some(_), None) if lone_rank => {}
@@ -109,7 +113,7 @@ pub fn is_other() -> bool {
     ranks.max().is_some_and(|rank| rank > 0)
 }
 
-/// Worker threads for each of the ranks of this machine, which share its processors; None where this process is alone.
+/// Worker threads for each of the ranks that share processors; None where this process is alone.
 pub fn threads_here() -> Option<usize> {
     let ranks = place_here().ok()??.local?;
     let processors = std::thread::available_parallelism().ok()?.get();
@@ -129,6 +133,8 @@ mod tests {
         let place = |launcher, rank, size, local| Ok(Some(Place { launcher, rank, size, local }));
         let ompi = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")];
         assert_eq!(of(&ompi), place("mpirun", 1, 4, Some(2)));
+        let bound = [&ompi[..], &[("OMPI_MCA_orte_bound_at_launch", "1")]].concat();
+        assert_eq!(of(&bound), place("mpirun", 1, 4, Some(1)), "it has processors of its own");
         assert_eq!(of(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]), place("mpirun", 0, 2, None));
         let step = [("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_TASKS_PER_NODE", "2(x2)")];
         assert_eq!(of(&step), place("srun", 3, 4, Some(2)));

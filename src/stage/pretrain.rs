@@ -19,7 +19,7 @@ use super::{
 };
 pub use crate::train::PretrainConfig;
 use crate::{
-    artifact::{Artifact, ArtifactWriter, Checkpoints, Kind},
+    artifact::{Artifact, ArtifactWriter, Checkpoints, Kind, hash},
     dataset::Split,
     encoder::Encoder,
     ops::named::NamedTensor,
@@ -187,6 +187,9 @@ impl OnDevice for Training<'_> {
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             progress.advance(1);
             let taken = rows.iter().try_for_each(|row| take_in(row, &mut collapsed, config, progress));
+            if saves && taken.is_ok() {
+                agree(&ranks, &trainer)?;
+            }
             if let Some(keeper) = &mut keeper {
                 keeper.log.time(trainer.steps() - 1, elapsed, waited, batch);
                 keeper.log.rows.extend(rows);
@@ -202,6 +205,7 @@ impl OnDevice for Training<'_> {
                 return Err(Stopped::Interrupted { stage: DESCRIPTOR.name, step: trainer.steps() }.into());
             }
         }
+        agree(&ranks, &trainer)?;
         if let Some(scaling) = trainer.scaling()? {
             progress.log(&scaling.to_string());
         }
@@ -213,6 +217,15 @@ impl OnDevice for Training<'_> {
         let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
         write(&trainer, unmoved.as_deref(), checkpoints, total, batch, out)
     }
+}
+
+/// Checks that all ranks have come to the same state before the first one keeps it.
+fn agree<B: Trains>(ranks: &Ranks, trainer: &Trainer<B>) -> anyhow::Result<()> {
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let state = tensors::to_bytes(&trainer.state()?)?;
+    Ok(ranks.agree(&[("what they have trained", hash::bytes(&state))])?)
 }
 
 /// The encoder's buffers as training begins with them.
