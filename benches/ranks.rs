@@ -112,7 +112,7 @@ fn launcher(ranks: usize) -> anyhow::Result<Command> {
     let version = Command::new(name).arg("--version").output().with_context(|| format!("starting {name}"))?;
     let mut command = Command::new(name);
     command.args(words);
-    if String::from_utf8_lossy(&version.stdout).contains("Open MPI") {
+    if String::from_utf8_lossy(&version.stdout).contains("open-mpi.org") {
         command.args(["--oversubscribe", "--bind-to", "none"]);
         command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
     }

@@ -33,7 +33,7 @@ fn launcher(ranks: usize) -> Option<Command> {
         eprintln!("skipped: {line} cannot be started");
         return None;
     };
-    if String::from_utf8_lossy(&version.stdout).contains("Open MPI") {
+    if String::from_utf8_lossy(&version.stdout).contains("open-mpi.org") {
         // More ranks than processors, each on whichever is free; root, as containers are.
         command.args(["--oversubscribe", "--bind-to", "none"]);
         command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);

@@ -253,3 +253,61 @@ impl<B: Backend> Method<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dfdx::prelude::{AsArray, Cpu, TensorFromVec};
+    use serde_json::json;
+
+    use super::*;
+    use crate::backend::Host;
+
+    /// Two steps of embeddings that are all the same, the second with a queue full of them.
+    #[test]
+    fn embeddings_that_are_all_alike_have_the_uninformative_loss() {
+        const N: usize = 6;
+        let queue = |more: serde_json::Value| {
+            let mut method = json!({"queue_length": N, "tau": 0.2, "exclude_self": false, "loss_scale": 0.4});
+            method.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            method
+        };
+        let cases = [
+            json!({"name": "infonce", "tau": 0.2, "loss_scale": 0.4}),
+            json!({"name": "simclr", "tau": 0.2}),
+            // What scores the prototypes differ by vanishes.
+            json!({"name": "swav", "prototypes": 12, "tau": 1e12}),
+            queue(json!({"name": "nnclr"})),
+            queue(json!({"name": "snclr", "k": 0})),
+            queue(json!({"name": "snclr", "k": 3, "gamma": 2.0})),
+            queue(json!({"name": "snclr", "k": 3, "gamma": 0.5, "objective": "soft_ce", "attention": "cosine"})),
+        ];
+        for case in cases {
+            let config: MethodConfig = serde_json::from_value(case.clone()).unwrap();
+            let (on, mut layout) = (Host::<f64>::default(), Layout::default());
+            let Ok(mut method) = Method::new(&on, &config, 4, 0, Products::Full, &mut layout);
+            let mut params = vec![0.0; layout.len()];
+            method.init(0, &layout, &mut params);
+            let own = OwnParams::all(&layout, &params);
+            let rows = || {
+                let values = [0.1, -0.7, 0.4, 0.2].repeat(N);
+                Rows::<Host<f64>>::of(Cpu::default().tensor_from_vec(values, (N, 4))).unwrap()
+            };
+            let mut step = || {
+                let input = StepInput {
+                    step: 0,
+                    epoch: 0.0,
+                    y: vec![rows(), rows()],
+                    z: vec![rows(), rows()],
+                    momentum: Some([rows(), rows()]),
+                    samples: &[0, 1, 2, 3, 4, 5],
+                    labels: &[-1; N],
+                    diagnose: false,
+                };
+                method.step(&on, &input, &own).unwrap().loss.array()
+            };
+            step();
+            let (loss, expected) = (step(), config.uninformative_loss(N).unwrap());
+            assert!((loss - expected).abs() < 1e-9, "{case}: {loss}, not {expected}");
+        }
+    }
+}

@@ -26,7 +26,7 @@ use crate::{
     ranks::Ranks,
     tables::{self, Table, column},
     train::{
-        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Warning, fit_batches, learning_rates,
+        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Watcher, fit_batches, learning_rates,
     },
 };
 
@@ -62,9 +62,6 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     },
     figures: Some((tables::SUMMARY, "train/")),
 };
-
-/// Health rows in a row that must show a collapse before training stops.
-const COLLAPSED_ROWS: usize = 3;
 
 /// Trains the encoder on the training split of `data`. Where there are other ranks, they have to [take part](take_part).
 ///
@@ -158,7 +155,7 @@ impl OnDevice for Training<'_> {
         if let Some(keeper) = &mut keeper {
             keeper.log = Log::new(trainer.steps());
         }
-        let mut collapsed = 0;
+        let mut watcher = Watcher::new(config, steps_per_epoch);
         progress.start(Some(total), "steps");
         progress.advance(trainer.steps());
 
@@ -186,7 +183,7 @@ impl OnDevice for Training<'_> {
             }
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             progress.advance(1);
-            let taken = rows.iter().try_for_each(|row| take_in(row, &mut collapsed, config, progress));
+            let taken = rows.iter().try_for_each(|row| take_in(row, &mut watcher, progress));
             if saves && taken.is_ok() {
                 agree(&ranks, &trainer)?;
             }
@@ -249,28 +246,16 @@ fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u6
     ));
 }
 
-/// Shows the row of a step, and stops when it shows that training has failed. `collapsed` counts rows that show a collapse.
-fn take_in(
-    row: &StepRow,
-    collapsed: &mut usize,
-    config: &PretrainConfig,
-    progress: &dyn Progress,
-) -> anyhow::Result<()> {
+/// Shows the row of a step and what is wrong with it, and stops when training has failed.
+fn take_in(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> anyhow::Result<()> {
     progress.message(&format!("loss {:.4}", row.loss));
     progress.value("loss", row.loss);
-    if !row.loss.is_finite() {
-        let (step, loss, learning_rate) = (row.step, row.loss, row.learning_rate);
-        return Err(diverged(Warning::NonFiniteLoss { step, loss, learning_rate }, progress));
-    }
-    if let Some((health, positiveness)) = row.diagnosis {
+    if let Some((health, positiveness)) = row.diagnosis.filter(|_| row.loss.is_finite()) {
         progress.detail(&details(row.step, &health, &positiveness));
-        *collapsed = if health.is_collapsed() { *collapsed + 1 } else { 0 };
-        if *collapsed == COLLAPSED_ROWS && config.health.stop_on_collapse {
-            let (std, effective_rank) = (health.std, health.effective_rank);
-            return Err(diverged(Warning::Collapse { step: row.step, std, effective_rank }, progress));
-        }
     }
-    Ok(())
+    let Some(warning) = watcher.look(row) else { return Ok(()) };
+    progress.warn(&warning.to_string());
+    if warning.stops() { Err(Stopped::Diverged(warning.to_string()).into()) } else { Ok(()) }
 }
 
 /// A line on the state of the embeddings and of the positives.
@@ -281,11 +266,6 @@ fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
         "step {step}: spread {std:.3}, effective rank {effective_rank:.1}, alignment {alignment:.3}, uniformity \
          {uniformity:.3}, {effective_positives:.2} effective positives, {same_class_mass:.3} of their weight in the own class"
     )
-}
-
-fn diverged(warning: Warning, progress: &dyn Progress) -> anyhow::Error {
-    progress.warn(&warning.to_string());
-    Stopped::Diverged(warning.to_string()).into()
 }
 
 /// The state to go on from, which the first rank reads for all.

@@ -18,6 +18,7 @@ mod schedule;
 mod trainer;
 mod views;
 mod warning;
+mod watcher;
 
 #[cfg(test)]
 mod gpu_tests;
@@ -38,3 +39,4 @@ pub use schedule::learning_rates;
 pub use trainer::{StepRow, Trainer};
 pub use views::augment;
 pub use warning::Warning;
+pub use watcher::Watcher;

@@ -2,13 +2,24 @@
 
 use std::fmt;
 
-/// A reason to stop training.
+/// Something wrong with a training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Warning {
     /// The loss is no longer a number.
     NonFiniteLoss { step: u64, loss: f64, learning_rate: f64 },
     /// All images are mapped to nearly one point.
     Collapse { step: u64, std: f64, effective_rank: f64 },
+    /// One neighbour has nearly all of some image's weight.
+    Saturated { step: u64, largest: f64 },
+    /// The loss is that of embeddings which tell nothing, and has been for so many steps.
+    Uninformative { step: u64, loss: f64, expected: f64, steps: u64 },
+}
+
+impl Warning {
+    /// Whether training cannot come to anything.
+    pub fn stops(&self) -> bool {
+        matches!(self, Warning::NonFiniteLoss { .. } | Warning::Collapse { .. })
+    }
 }
 
 impl fmt::Display for Warning {
@@ -27,6 +38,20 @@ impl fmt::Display for Warning {
                  why it matters: all images look the same to the encoder, so no probe can tell them apart\n  \
                  what to try: a lower optimizer.base_lr, stronger augmentations, a larger batch_size, a lower method.tau; \
                  or health.stop_on_collapse: false to go on regardless"
+            ),
+            Warning::Saturated { step, largest } => write!(
+                f,
+                "the attention saturates: at step {step} the largest positiveness is {largest:.3}\n  \
+                 why it matters: all of an image's weight goes to one neighbour, whether it is of its kind or not\n  \
+                 what to try: method.attention: uniform, method.detach_w: projection, a larger method.k"
+            ),
+            Warning::Uninformative { step, loss, expected, steps } => write!(
+                f,
+                "the loss tells nothing: at step {step} it is {loss:.3}, and for {steps} steps it has stayed within 1 % of \
+                 {expected:.3}, where all candidates are equally likely\n  \
+                 why it matters: the encoder is not learning\n  \
+                 what to try: a higher optimizer.base_lr, a lower method.tau, a longer schedule.warmup_epochs; for SwAV a \
+                 smaller method.epsilon or fewer method.prototypes"
             ),
         }
     }

@@ -22,6 +22,13 @@ pub struct InfonceConfig {
     pub momentum: f64,
 }
 
+impl InfonceConfig {
+    /// Of both directions: N candidates, of which one is the own.
+    pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
+        2.0 * self.loss_scale * libm::log(n as f64)
+    }
+}
+
 /// SimCLR: both views online, the other 2N - 1 projections as candidates of each, no predictor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -29,4 +36,11 @@ pub struct SimclrConfig {
     /// Temperature tau of the logits.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub tau: f64,
+}
+
+impl SimclrConfig {
+    /// The other view is one of the 2N - 1 other projections.
+    pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
+        libm::log((2 * n - 1) as f64)
+    }
 }

@@ -51,6 +51,28 @@ impl MethodConfig {
             MethodConfig::Snclr(config) => Some(config.momentum),
         }
     }
+
+    /// The loss of a batch of `n` images where all candidates (of SwAV, all prototypes) are equally likely; None where there is
+    /// no one value.
+    pub fn uninformative_loss(&self, n: usize) -> Option<f64> {
+        match self {
+            MethodConfig::Infonce(config) => Some(config.uninformative_loss(n)),
+            MethodConfig::Simclr(config) => Some(config.uninformative_loss(n)),
+            MethodConfig::Nnclr(config) => Some(config.uninformative_loss(n)),
+            MethodConfig::Swav(config) => Some(config.uninformative_loss()),
+            MethodConfig::Snclr(config) => config.uninformative_loss(n),
+        }
+    }
+
+    /// The positiveness of a neighbour that has a `share` of all neighbours' weight; None where no attention shares it out.
+    pub fn share_of_positiveness(&self, share: f64) -> Option<f64> {
+        match self {
+            MethodConfig::Snclr(config) if config.k > 1 && config.attention != Attention::Uniform => {
+                Some(share / config.gamma)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What happens to a batch that reaches the end of the queue.

@@ -37,6 +37,13 @@ pub struct NnclrConfig {
     pub momentum: f64,
 }
 
+impl NnclrConfig {
+    /// Of both directions: N candidates, of which one is the own.
+    pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
+        2.0 * self.loss_scale * libm::log(n as f64)
+    }
+}
+
 fn half() -> f64 {
     0.5
 }

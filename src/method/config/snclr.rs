@@ -60,6 +60,21 @@ pub struct SnclrConfig {
     pub momentum: f64,
 }
 
+impl SnclrConfig {
+    /// Of both directions: N (K + 1) candidates, of which K + 1 are the own, whose weights sum to 1 + 1 / gamma. None with a
+    /// threshold, which takes some of that away.
+    pub(super) fn uninformative_loss(&self, n: usize) -> Option<f64> {
+        let (all, weights) = (libm::log((n * (self.k + 1)) as f64), 1.0 + 1.0 / self.gamma);
+        let direction = match self.objective {
+            _ if self.k == 0 => all,
+            _ if self.threshold => return None,
+            Objective::Paper => all - libm::log(weights),
+            Objective::SoftCe => weights * all,
+        };
+        Some(2.0 * self.loss_scale * direction)
+    }
+}
+
 /// Form of SNCLR's loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

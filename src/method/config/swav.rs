@@ -36,6 +36,13 @@ pub struct SwavConfig {
     pub freeze_prototypes_epochs: f64,
 }
 
+impl SwavConfig {
+    /// All prototypes are predicted alike.
+    pub(super) fn uninformative_loss(&self) -> f64 {
+        libm::log(self.prototypes as f64)
+    }
+}
+
 fn three_thousand() -> usize {
     3000
 }
