@@ -136,7 +136,7 @@ fn take(gpu: &Gpu, (n, columns): (usize, usize)) -> Result<OnGpu, CudaError> {
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, Pass<'_>) {
     let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: Products::Full };
-    (conv, Pass { gpu, math: Math::F32, size: Size { n: rows, h: 1, w: 1 } })
+    (conv, Pass { gpu, math: Math::F32, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
 }
 
 impl TensorDevice<f32> for Cuda {
