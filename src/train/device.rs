@@ -146,6 +146,13 @@ fn math(precision: Precision) -> anyhow::Result<Math> {
 /// What needs the CUDA driver.
 #[cfg(feature = "cuda")]
 mod driver {
+    #[cfg(feature = "nccl")]
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[cfg(feature = "nccl")]
+    use anyhow::anyhow;
+    use dfdx::prelude::Cuda;
+
     use super::{Math, OnDevice, Ranks};
     use crate::{
         backend::{Gpu, gpu::Exchange},
@@ -157,8 +164,35 @@ mod driver {
 
     pub fn run<W: OnDevice>(index: usize, math: Math, ranks: Ranks, work: W) -> anyhow::Result<W::Output> {
         let cuda = tensors::open(index)?;
-        let exchange = Exchange::through_hosts(ranks);
+        let exchange = exchange(&cuda, ranks)?;
         Ok(work.run(Gpu::new(tensors::gpu(&cuda)?, cuda, math).among(exchange)))
+    }
+
+    /// How ranks reach the memory of each other's GPUs: through their hosts.
+    #[cfg(not(feature = "nccl"))]
+    fn exchange(_: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
+        Ok(Exchange::through_hosts(ranks))
+    }
+
+    /// By NCCL, which all ranks join at the first training. Its id goes from the first rank to the others as all that the hosts
+    /// tell each other.
+    #[cfg(feature = "nccl")]
+    fn exchange(cuda: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
+        static JOINED: Mutex<Option<Arc<dyn cuda::Wire>>> = Mutex::new(None);
+        if ranks.is_alone() {
+            return Ok(Exchange::default());
+        }
+        let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
+        let wire = match &*joined {
+            Some(wire) => wire.clone(),
+            None => {
+                let id = if ranks.is_first() { nvidia::nccl::id()?.to_vec() } else { Vec::new() };
+                let id = ranks.broadcast(id).try_into().map_err(|_| anyhow!("the first rank's NCCL is another one"))?;
+                let wire = tensors::join_by_nccl(cuda, [ranks.rank(), ranks.size()], id)?;
+                joined.insert(wire).clone()
+            }
+        };
+        Ok(Exchange::by(ranks, wire))
     }
 
     pub fn open(index: usize) -> anyhow::Result<cuda::Gpu> {

@@ -496,6 +496,12 @@ impl<'a> View<'a> {
     pub fn bytes(self) -> usize {
         self.len * self.kind.bytes()
     }
+
+    /// Where they begin.
+    #[cfg(feature = "nccl")]
+    pub(in crate::ops::cuda) fn address(self) -> u64 {
+        self.at
+    }
 }
 
 #[cfg(test)]
