@@ -1,5 +1,5 @@
-//! What a GPU has to show, in one go: `cargo bench --features cuda --bench gpu [-- [checks|times] [OUT.json]]`; see
-//! `scripts/gpu-check.sh`.
+//! What a GPU has to show, in one go: `cargo bench --features cuda --bench gpu [-- [checks|times|nccl] [OUT.json]]`; see
+//! `scripts/gpu-check.sh`. The part `nccl`, which takes the feature of that name, runs only when it is asked for.
 //!
 //! First the checks: the seam to dfdx and dfdx's own operations against the CPU, then ours on its tape, then resuming to the
 //! same bits. Then the times, of the cases of `snclr bench`, with the model's floating-point operations beside the GPU's peak.
@@ -300,6 +300,73 @@ fn resumes(case: &Case, precision: &str, on: &OnCuda) -> anyhow::Result<String> 
     Ok(format!("{} values, the same bits", a.len()))
 }
 
+/// Four steps by one rank that exchanges all by NCCL, and by one that has no other: the same state.
+#[cfg(feature = "nccl")]
+fn nccl_changes_nothing(case: &Case, precision: &str, on: &OnCuda, wire: &Wired) -> anyhow::Result<String> {
+    use snclr::{backend::gpu::Exchange, ranks::Ranks};
+    let by_nccl = on.clone().among(Exchange::by(Ranks::default(), wire.clone()));
+    let state = |on: &OnCuda| {
+        let mut trainer = case.trainer(precision, on)?;
+        for step in 0..4 {
+            trainer.step(&case.batch(step, on)?)?;
+        }
+        trainer.settle()?;
+        anyhow::Ok(bits(&trainer.state()?))
+    };
+    let (a, b) = (state(on)?, state(&by_nccl)?);
+    let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+    anyhow::ensure!(a.len() == b.len() && differ == 0, "{differ} of {} values differ", a.len());
+    Ok(format!("{} values, the same bits", a.len()))
+}
+
+#[cfg(feature = "nccl")]
+type Wired = std::sync::Arc<dyn snclr::ops::cuda::Wire>;
+
+#[cfg(feature = "nccl")]
+fn nccl(report: &mut Report) {
+    let opened = || -> anyhow::Result<_> {
+        let cuda = cuda::open(0)?;
+        let wire = cuda::join_by_nccl(&cuda, [0, 1], nvidia::nccl::id()?)?;
+        Ok((cuda::gpu(&cuda)?, cuda, wire))
+    };
+    let (gpu, cuda, wire) = match opened() {
+        Ok(opened) => opened,
+        Err(error) => return report.check("NCCL on cuda:0", || Err(format!("{error:#}"))),
+    };
+    for case in small_cases() {
+        for (precision, math) in MATHS {
+            report.check(&format!("a {} of one rank with NCCL as without ({precision})", case.name), || {
+                let on = Gpu::new(gpu.clone(), cuda.clone(), math);
+                nccl_changes_nothing(&case, precision, &on, &wire).map_err(|error| format!("{error:#}"))
+            });
+        }
+    }
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl(report: &mut Report) {
+    report.check("NCCL", || Err("this build has no feature `nccl`".into()));
+}
+
+/// The arithmetics of encoders.
+const MATHS: [(&str, Math); 3] = [("f32", Math::F32), ("tf32", Math::Tf32), ("f16", Math::F16)];
+
+/// A small network of each kind.
+fn small_cases() -> [Case; 2] {
+    let small = |name: &'static str, encoder: Value| Case {
+        name,
+        encoder,
+        size: 32,
+        batch: 64,
+        queue: 1024,
+        dim: 64,
+        hidden: 128,
+    };
+    let resnet = json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"});
+    let vit = json!({"arch": "vit_tiny", "patch_size": 4});
+    [small("small ResNet", resnet), small("small ViT", vit)]
+}
+
 /// The loss of a first step.
 fn first_loss<B: Trains>(case: &Case, on: &B) -> anyhow::Result<f32> {
     let mut trainer = case.trainer("f32", on)?;
@@ -375,16 +442,20 @@ fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let asks = |part: &str| words.iter().any(|word| word == part);
-    let out = words.iter().find(|word| !["checks", "times"].contains(&word.as_str()));
+    let out = words.iter().find(|word| !["checks", "times", "nccl"].contains(&word.as_str()));
     let mut report = Report { rows: Vec::new(), cases: Vec::new(), failed: false, out: out.map(PathBuf::from) };
     let found = nvidia::devices();
     report.check("devices", || found.map(|d| format!("{d:?}")).map_err(|error| error.to_string()));
     let found = !report.failed;
-    if found && !asks("times") {
-        checks(&mut report);
-    }
-    if found && !asks("checks") {
-        times(&mut report);
+    if found && asks("nccl") {
+        nccl(&mut report);
+    } else if found {
+        if !asks("times") {
+            checks(&mut report);
+        }
+        if !asks("checks") {
+            times(&mut report);
+        }
     }
     if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -421,18 +492,7 @@ fn checks(report: &mut Report) {
     // exp of up to -40: its argument's rounding is what differs.
     report.check("ours: Sinkhorn's codes", || close(&codes!(&cuda), &codes!(&cpu), 1e-5));
 
-    let small = |name: &'static str, encoder: Value| Case {
-        name,
-        encoder,
-        size: 32,
-        batch: 64,
-        queue: 1024,
-        dim: 64,
-        hidden: 128,
-    };
-    let resnet = json!({"arch": "resnet18", "width_multiplier": 0.25, "stem": "cifar"});
-    let vit = json!({"arch": "vit_tiny", "patch_size": 4});
-    for case in [small("small ResNet", resnet), small("small ViT", vit)] {
+    for case in small_cases() {
         report.check(&format!("a step of a {} as on the CPU (f32)", case.name), || {
             let on = Gpu::new(gpu.clone(), cuda.clone(), Math::F32);
             let text = |error: anyhow::Error| format!("{error:#}");
@@ -440,7 +500,7 @@ fn checks(report: &mut Report) {
             let expected = first_loss(&case, &Host::<f32>::default()).map_err(text)?;
             close(&[vec![found]], &[vec![expected]], 1e-4)
         });
-        for (precision, math) in [("f32", Math::F32), ("tf32", Math::Tf32), ("f16", Math::F16)] {
+        for (precision, math) in MATHS {
             report.check(&format!("a {} resumes to the same bits ({precision})", case.name), || {
                 let on = Gpu::new(gpu.clone(), cuda.clone(), math);
                 resumes(&case, precision, &on).map_err(|error| format!("{error:#}"))

@@ -5,6 +5,9 @@
 //! Then steps of the case `small` on ranks with a thread each, against one process with as many threads. What is compared is
 //! measured in turn; ratios are of medians, and below 1 where ranks are slower.
 
+#[path = "../tests/common/mpirun.rs"]
+mod mpirun;
+
 use std::{
     env,
     process::Command,
@@ -94,7 +97,7 @@ fn compare() -> anyhow::Result<()> {
 fn measured(work: &str, ranks: Option<usize>, threads: usize) -> anyhow::Result<Vec<f64>> {
     let program = env::current_exe()?;
     let mut command = match ranks {
-        Some(ranks) => launcher(ranks)?,
+        Some(ranks) => mpirun::launcher(ranks).context("no MPI")?,
         None => Command::new(&program),
     };
     if ranks.is_some() {
@@ -103,21 +106,6 @@ fn measured(work: &str, ranks: Option<usize>, threads: usize) -> anyhow::Result<
     let output = command.arg(work).env("RAYON_NUM_THREADS", threads.to_string()).output()?;
     ensure!(output.status.success(), "{work}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).context("reading what a rank has measured")
-}
-
-fn launcher(ranks: usize) -> anyhow::Result<Command> {
-    let line = env::var("SNCLR_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned());
-    let mut words = line.split_whitespace();
-    let name = words.next().context("SNCLR_MPIRUN names a program")?;
-    let version = Command::new(name).arg("--version").output().with_context(|| format!("starting {name}"))?;
-    let mut command = Command::new(name);
-    command.args(words);
-    if String::from_utf8_lossy(&version.stdout).contains("open-mpi.org") {
-        command.args(["--oversubscribe", "--bind-to", "none"]);
-        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-    }
-    command.args(["-np", &ranks.to_string()]);
-    Ok(command)
 }
 
 /// Of at least one.

@@ -34,10 +34,15 @@ cp "$(sources dfdx)"/src/tensor_ops/utilities/*.cuh "$folder/include/"
 cudarc=$(sources cudarc)
 stub() { # library, name at run time, error, declarations
   local text=$folder/lib64/stubs/$1.c
-  grep -ohE 'pub fn (cu|nvrtc)[A-Za-z0-9_]+' "$cudarc/src/$4" | awk '{print $3}' | sort -u | grep -vx cuGetErrorString |
+  grep -ohE 'pub fn (cu|nvrtc|nccl)[A-Za-z0-9_]+' "$cudarc/src/$4" | awk '{print $3}' | sort -u |
+    grep -vxE 'cuGetErrorString|ncclGetErrorString|ncclGetLastError' |
     awk -v error="$3" '{print "int " $1 "(void) { return " error "; }"}' >"$text"
   if [ "$1" = cuda ]; then
     echo 'int cuGetErrorString(int e, const char **s) { *s = "no CUDA driver (stub library)"; return 0; }' >>"$text"
+  fi
+  if [ "$1" = nccl ]; then
+    echo 'const char *ncclGetErrorString(int e) { return "no NCCL (stub library)"; }' >>"$text"
+    echo 'const char *ncclGetLastError(void *c) { return ""; }' >>"$text"
   fi
   cc -shared -fPIC -nostdlib -w -fno-builtin -Wl,-soname,"$2" -o "$folder/lib64/stubs/lib$1.so" "$text"
   ln -sf "lib$1.so" "$folder/lib64/stubs/$2"
@@ -48,6 +53,14 @@ stub nvrtc libnvrtc.so.13 11 nvrtc/sys.rs
 stub cublas libcublas.so.13 1 cublas/sys.rs
 stub cublasLt libcublasLt.so.13 1 cublaslt/sys.rs
 stub curand libcurand.so.10 101 curand/sys.rs
+# What cudarc declares of NCCL has to be in the library that users have: its names are recorded.
+declared=$(grep -ohE 'pub fn nccl[A-Za-z0-9_]+' "$cudarc/src/nccl/sys.rs" | awk '{print $3}' | LC_ALL=C sort -u)
+unknown=$(LC_ALL=C comm -23 <(echo "$declared") <(grep -v '^#' scripts/nccl-names.txt))
+if [ "$(wc -w <<<"$declared")" != 27 ] || [ -n "$unknown" ]; then
+  echo "error: cudarc declares $(wc -w <<<"$declared") functions of NCCL; not in scripts/nccl-names.txt: ${unknown:-none}" >&2
+  exit 1
+fi
+stub nccl libnccl.so.2 2 nccl/sys.rs # 2: a failure of the system
 
 cat >"$folder/env.sh" <<END
 export CUDA_PATH=$folder CUDNN_LIB=$folder CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-90}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that a GPU has to show, in one call of under 8 minutes: dfdx's own operations against the CPU (in f16 and with AMP,
 # too), every test of our kernels, killing and resuming to the same bits, and speed beside PyTorch. Ours needs nothing installed
-# but a driver and the CUDA 13 libraries (NVRTC, cuBLAS, cuRAND; those of Python packages are found); the other side PyTorch.
+# but a driver and the CUDA 13 libraries (NVRTC, cuBLAS, cuRAND, and NCCL for one part; those of Python packages are found); the
+# other side PyTorch.
 #
 #   scripts/gpu-check.sh --pack            on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
 #   scripts/gpu-check.sh [OUT]             on the GPU machine, in a copy of the repository with that file: prints the table,
@@ -31,8 +32,10 @@ if [ "${1:-}" = --pack ]; then
   cp target/cuda/release/snclr "$pack/snclr"
   cp "$(built test --lib --no-run)" "$pack/tests"
   cp "$(built build --bench gpu)" "$pack/gpu"
+  # A program of its own: without NCCL's library it does not start.
+  cp "$(built build --bench gpu --features nccl)" "$pack/gpu-nccl"
   cp target/cuda/release/dfdx-half "$pack/half"
-  strip "$pack/snclr" "$pack/tests" "$pack/gpu" "$pack/half"
+  strip "$pack/snclr" "$pack/tests" "$pack/gpu" "$pack/gpu-nccl" "$pack/half"
   rm -rf "$pack/include" && cp -r "$toolkit/include" "$pack/include"
   echo "$toolkit/include" >"$pack/include-path" # where the programs look for dfdx's headers
   tar -C target -czf "$pack.tar.gz" gpu-check
@@ -97,7 +100,7 @@ else
   where=$(cat "$pack/include-path")
   [ -e "$where" ] || { mkdir -p "$(dirname "$where")" && cp -r "$pack/include" "$where"; }
   libraries=${LD_LIBRARY_PATH:-}
-  for folder in $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia/{cu13,cublas,cuda_nvrtc,curand}/lib; do
+  for folder in $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)/nvidia/{cu13,cublas,cuda_nvrtc,curand,nccl}/lib; do
     [ -d "$folder" ] && libraries=$folder${libraries:+:$libraries}
   done
   # For our programs alone: PyTorch finds its own.
@@ -126,6 +129,9 @@ part doctor 20 "${ours[@]}" --runs "$out/runs" doctor
 grep cuda "$out/doctor.log"
 needs_gpu checks 90 "${on_gpu[@]:-}" "$pack/gpu" checks "$out/checks.json"
 [ -e "$out/checks.log" ] && cat "$out/checks.log"
+# One rank by NCCL has the bits of one without. PyTorch brings the library.
+needs_gpu nccl 60 "${on_gpu[@]:-}" "$pack/gpu-nccl" nccl "$out/nccl.json"
+[ -e "$out/nccl.log" ] && cat "$out/nccl.log"
 needs_gpu half 30 "${on_gpu[@]:-}" "$pack/half"
 # Side by side: ours, then PyTorch's.
 figures large 60 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${large[@]}"
@@ -155,7 +161,7 @@ needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
 [ -e "$out/times.log" ] && cat "$out/times.log"
 
 files=()
-for name in checks large large-torch large-compiled small small-torch small-compiled queue queue-torch queue-f16 epoch times; do
+for name in checks nccl large large-torch large-compiled small small-torch small-compiled queue queue-torch queue-f16 epoch times; do
   [ -e "$out/$name.json" ] && files+=("$out/$name.json")
 done
 echo

@@ -27,6 +27,7 @@ CHECKS = {
     "ours on dfdx's tape as on the CPU": lambda name: name.startswith("ours:"),
     "whole steps as on the CPU": lambda name: name.startswith("a step of"),
     "restored trainers go on to the same bits": lambda name: "resumes to the same bits" in name,
+    "one rank with NCCL comes to the bits of one without": lambda name: "with NCCL as without" in name,
 }
 HEADER = ["what", "ours", "PyTorch", "ratio", "bar", "aim", "met?"]
 

@@ -120,6 +120,7 @@ fn what_failed_or_was_cut_off_is_told() {
         {"what": "dfdx: matmul", "result": "ok", "detail": "off by 1e-7"},
         {"what": "dfdx: Linear", "result": "FAILED", "detail": "off by 1"},
         {"what": "a small ResNet resumes to the same bits (f16)", "result": "ok", "detail": "9 values"},
+        {"what": "a small ViT of one rank with NCCL as without (f16)", "result": "FAILED", "detail": "1 of 9 values differ"},
     ]});
     let parts = r#"{"part": "doctor", "result": "ok", "seconds": 2, "why": ""}
 {"part": "kernels", "result": "not run", "seconds": null, "why": "no time was left"}
@@ -131,6 +132,7 @@ fn what_failed_or_was_cut_off_is_told() {
     assert_eq!(row(&rows, "dfdx's operations and training in f32")["ours"], "failed, 1 of 2");
     assert_eq!(met("dfdx's operations and training in f32"), "no");
     assert_eq!(met("restored trainers go on to the same bits"), "yes");
+    assert_eq!(met("one rank with NCCL comes to the bits of one without"), "no");
     assert_eq!(
         (met("the doctor finds the device fit"), met("every kernel test"), met("killed and resumed")),
         (json!("yes"), json!("not run"), json!("no"))

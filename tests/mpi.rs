@@ -1,5 +1,5 @@
 //! Many ranks over MPI: the same bits with any number of them, one message for what they cannot do, and an end for all when one
-//! ends. `SNCLR_REQUIRE_MPI` makes a missing launcher a failure; `SNCLR_MPIRUN` names another than `mpirun`.
+//! ends.
 
 mod common;
 
@@ -12,34 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, slurm::Slurm, tiny_with};
+use common::{Finished, METHODS, Scratch, mpirun::launcher, slurm::Slurm, tiny_with};
 use rand::{RngExt, SeedableRng};
 
 /// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The launcher and its arguments for so many ranks on this machine; None where there is none.
-fn launcher(ranks: usize) -> Option<Command> {
-    let line = std::env::var("SNCLR_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned());
-    let mut words = line.split_whitespace();
-    let mut command = Command::new(words.next().expect("a program"));
-    command.args(words);
-    let version = Command::new(command.get_program()).arg("--version").output();
-    let Ok(version) = version else {
-        assert!(std::env::var_os("SNCLR_REQUIRE_MPI").is_none(), "{line} cannot be started");
-        eprintln!("skipped: {line} cannot be started");
-        return None;
-    };
-    if String::from_utf8_lossy(&version.stdout).contains("open-mpi.org") {
-        // More ranks than processors, each on whichever is free; root, as containers are.
-        command.args(["--oversubscribe", "--bind-to", "none"]);
-        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
-    }
-    command.args(["-np", &ranks.to_string()]);
-    Some(command)
 }
 
 /// The program with `args` on so many ranks of a thread each.
@@ -175,6 +154,9 @@ fn ranks_that_do_not_fit_say_so_once() {
     );
     let two = |args: &str| on_ranks(&scratch, 2, args).expect("a launcher");
     told(&mut two("run tiny.yaml --jobs 2"), "error: ranks work on one point at a time");
+    if cfg!(not(feature = "cuda")) {
+        told(&mut two("run tiny.yaml --device cuda"), ": this build has no CUDA support");
+    }
     // An error of the spec has a place instead.
     let ended = finished(&mut two("run tiny.yaml --set batch_sice=4"));
     assert_eq!((ended.code, ended.stderr.matches("did you mean").count()), (2, 1), "{}", ended.stderr);

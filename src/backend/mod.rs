@@ -67,6 +67,11 @@ pub trait Memory: Clone + 'static {
     /// The same device among other ranks.
     fn with_ranks(&self, ranks: Ranks) -> Self;
 
+    /// Whether nothing is exchanged with other ranks.
+    fn is_alone(&self) -> bool {
+        self.ranks().is_alone()
+    }
+
     /// The rows of a batch, from this rank's share of them: reals, in the order of ranks.
     fn gather(&self, own: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
 

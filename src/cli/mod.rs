@@ -73,7 +73,7 @@ pub struct Global {
     /// Worker threads; results do not depend on it [default: one per processor]
     #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Global options")]
     pub threads: Option<usize>,
-    /// Device that computes: cpu, or cuda:N in a build with the feature `cuda`
+    /// Device that computes: cpu, or in a build with the feature `cuda` cuda:N; cuda is the first, or of many ranks each one's own
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Global options")]
     pub device: Device,
     /// No progress, warnings and results only
@@ -149,8 +149,8 @@ pub enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     simd::check()?;
-    // The doctor tells why a device cannot be used.
-    if !matches!(command, Command::Doctor(_)) {
+    // The doctor tells why a device cannot be used. Of many ranks one tells it for all.
+    if !matches!(command, Command::Doctor(_) | Command::Run(_)) {
         global.device.choose()?;
     }
     start_threads(global.threads.or_else(launcher::threads_here))?;

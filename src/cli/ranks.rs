@@ -28,7 +28,10 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::default();
     watch(&interrupt)?;
     match ranks::open(args.collective_timeout)? {
-        None => super::run::run(args, args.changes.load(&args.spec)?, &interrupt, global),
+        None => {
+            global.device.choose()?;
+            super::run::run(args, args.changes.load(&args.spec)?, &interrupt, global)
+        }
         Some(ranks) => among(ranks, args, &interrupt, global),
     }
 }
@@ -36,7 +39,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
 /// Runs it on one of `ranks`. What fails on one of them alone ends all at once.
 fn among(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
     // A launcher ends all ranks as soon as one has failed. So the first one tells what is wrong before any of them ends.
-    let points = match start(&ranks, args) {
+    let points = match start(&ranks, args, global.device) {
         Ok(points) => points,
         Err(error) => {
             let code = if ranks.is_first() { tell(&error) } else { failure::code(&error) };
@@ -69,7 +72,7 @@ fn tell(error: &anyhow::Error) -> u8 {
 }
 
 /// Reads the spec, and checks that the ranks fit together and to it: all come to the same points or the same error.
-fn start(ranks: &Ranks, args: &Args) -> anyhow::Result<Points> {
+fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
     // Notes are told once, by the first rank.
     let points = if ranks.is_first() {
         args.changes.load(&args.spec)
@@ -83,18 +86,19 @@ fn start(ranks: &Ranks, args: &Args) -> anyhow::Result<Points> {
     let described: Result<String, _> = points.as_ref().map_or_else(|error| Ok(error.to_string()), text);
     let in_bf16 = |points: &Points| points.points.iter().any(|p| p.loaded.experiment.precision == Precision::Bf16);
     let unit = points.as_ref().is_ok_and(in_bf16).then(product::bf16_unit).flatten();
+    let chosen = device.choose();
+    // Of GPUs each rank may have another number, but all have to be of one kind. Who has none says why.
+    let kind = chosen.as_ref().map_or_else(|error| error.why.clone(), |()| device.describe());
     ranks.agree(&[
         ("their program", program.unwrap_or_else(|_| hash::bytes(&[]))),
         ("their spec", hash::bytes(described?.as_bytes())),
+        ("their devices", hash::bytes(kind.as_bytes())),
         ("what multiplies bf16", hash::bytes(unit.unwrap_or_default().as_bytes())),
     ])?;
+    chosen?;
     let points = points?;
     for point in &points.points {
         ranks.fit(point.loaded.experiment.batch_size)?;
     }
-    match () {
-        () if args.jobs > 1 => Err(UnfitRun::Jobs.into()),
-        () if Device::chosen() != Device::Cpu => Err(UnfitRun::Device.into()),
-        () => Ok(points),
-    }
+    if args.jobs > 1 { Err(UnfitRun::Jobs.into()) } else { Ok(points) }
 }

@@ -7,6 +7,8 @@ struct Launcher {
     size: &'static str,
     /// How many ranks are on this machine.
     local: &'static str,
+    /// Which of the ranks of this machine this one is.
+    local_rank: &'static str,
     /// Whether `rank` may stand alone, and then says nothing.
     lone_rank: bool,
 }
@@ -17,18 +19,34 @@ const LAUNCHERS: [Launcher; 4] = [
         rank: "OMPI_COMM_WORLD_RANK",
         size: "OMPI_COMM_WORLD_SIZE",
         local: "OMPI_COMM_WORLD_LOCAL_SIZE",
+        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         lone_rank: false,
     },
-    Launcher { name: "mpirun", rank: "PMI_RANK", size: "PMI_SIZE", local: "MPI_LOCALNRANKS", lone_rank: false },
+    Launcher {
+        name: "mpirun",
+        rank: "PMI_RANK",
+        size: "PMI_SIZE",
+        local: "MPI_LOCALNRANKS",
+        local_rank: "MPI_LOCALRANKID",
+        lone_rank: false,
+    },
     // A batch script has a number too. It is one process, however many tasks the job has.
     Launcher {
         name: "srun",
         rank: "SLURM_PROCID",
         size: "SLURM_STEP_NUM_TASKS",
         local: "SLURM_STEP_TASKS_PER_NODE",
+        local_rank: "SLURM_LOCALID",
         lone_rank: true,
     },
-    Launcher { name: "torchrun", rank: "RANK", size: "WORLD_SIZE", local: "LOCAL_WORLD_SIZE", lone_rank: false },
+    Launcher {
+        name: "torchrun",
+        rank: "RANK",
+        size: "WORLD_SIZE",
+        local: "LOCAL_WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+        lone_rank: false,
+    },
 ];
 
 /// Set by Open MPI where it gave each rank processors of its own.
@@ -42,6 +60,8 @@ pub struct Place {
     pub size: usize,
     /// How many ranks share this one's processors, where the launcher says so.
     pub local: Option<usize>,
+    /// Which of the ranks of this machine it is, from 0, where the launcher says so.
+    pub local_rank: Option<usize>,
 }
 
 /// Why this process cannot be one of several ranks.
@@ -73,7 +93,7 @@ pub enum LaunchError {
 /// # Errors
 /// When a launcher's variables are incomplete or no numbers.
 pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, LaunchError> {
-    for Launcher { name: launcher, rank, size, local, lone_rank } in LAUNCHERS {
+    for Launcher { name: launcher, rank, size, local, local_rank, lone_rank } in LAUNCHERS {
         let number = |name, allowed: &dyn Fn(usize) -> bool, text: String| {
             let Some(value) = variable(name) else { return Ok(None) };
             match value.parse().ok().filter(|number| allowed(*number)) {
@@ -88,7 +108,8 @@ pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>,
             (Some(rank), Some(size)) if size > 1 => {
                 let on_machine = variable(local).and_then(|text| text.split('(').next()?.parse().ok());
                 let local = if variable(BOUND).is_some() { Some(1) } else { on_machine };
-                return Ok(Some(Place { launcher, rank, size, local }));
+                let local_rank = variable(local_rank).and_then(|text| text.parse().ok());
+                return Ok(Some(Place { launcher, rank, size, local, local_rank }));
             }
             (Some(_), None) if lone_rank => {}
             (Some(_), None) => return Err(LaunchError::HalfSet { launcher, set: rank, missing: size }),
@@ -113,6 +134,11 @@ pub fn is_other() -> bool {
     ranks.max().is_some_and(|rank| rank > 0)
 }
 
+/// Which of the ranks of this machine this one is, from 0; 0 where it is alone or the launcher does not say.
+pub fn local_rank_here() -> usize {
+    place_here().ok().flatten().and_then(|place| place.local_rank).unwrap_or(0)
+}
+
 /// Worker threads for each of the ranks that share processors; None where this process is alone.
 pub fn threads_here() -> Option<usize> {
     let ranks = place_here().ok()??.local?;
@@ -130,15 +156,24 @@ mod tests {
 
     #[test]
     fn every_launcher_is_known_by_its_variables() {
-        let place = |launcher, rank, size, local| Ok(Some(Place { launcher, rank, size, local }));
-        let ompi = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")];
-        assert_eq!(of(&ompi), place("mpirun", 1, 4, Some(2)));
+        let place = |launcher, rank, size, here: Option<[usize; 2]>| {
+            let [local_rank, local] = [here.map(|here| here[0]), here.map(|here| here[1])];
+            Ok(Some(Place { launcher, rank, size, local, local_rank }))
+        };
+        let ompi = [("OMPI_COMM_WORLD_RANK", "2"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")];
+        let ompi = [&ompi[..], &[("OMPI_COMM_WORLD_LOCAL_RANK", "0")]].concat();
+        assert_eq!(of(&ompi), place("mpirun", 2, 4, Some([0, 2])));
         let bound = [&ompi[..], &[("OMPI_MCA_orte_bound_at_launch", "1")]].concat();
-        assert_eq!(of(&bound), place("mpirun", 1, 4, Some(1)), "it has processors of its own");
+        assert_eq!(of(&bound), place("mpirun", 2, 4, Some([0, 1])), "it has processors of its own");
+        let mpich = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALNRANKS", "2"), ("MPI_LOCALRANKID", "1")];
+        assert_eq!(of(&mpich), place("mpirun", 1, 2, Some([1, 2])));
         assert_eq!(of(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]), place("mpirun", 0, 2, None));
         let step = [("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_TASKS_PER_NODE", "2(x2)")];
-        assert_eq!(of(&step), place("srun", 3, 4, Some(2)));
+        let step = [&step[..], &[("SLURM_LOCALID", "1")]].concat();
+        assert_eq!(of(&step), place("srun", 3, 4, Some([1, 2])));
         assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "2")]), place("torchrun", 0, 2, None));
+        let torchrun = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "4")];
+        assert_eq!(of(&torchrun), place("torchrun", 5, 8, Some([1, 4])));
     }
 
     #[test]

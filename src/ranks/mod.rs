@@ -220,6 +220,14 @@ impl Ranks {
         all
     }
 
+    /// `send` is cut into a piece for each rank, in their order. So is what comes back: piece r is what rank r sent to this one.
+    pub fn exchange<T: Pod>(&self, send: &[T]) -> Vec<T> {
+        let Some(transport) = &self.transport else { return send.to_vec() };
+        let mut received = vec![T::zeroed(); send.len()];
+        transport.all_to_all(bytemuck::cast_slice(send), bytemuck::cast_slice_mut(&mut received));
+        received
+    }
+
     /// The sum of all ranks' `values`, in their place: the top of the tree. Each rank adds up a piece of them.
     pub fn sum<E: Number>(&self, values: &mut [E]) {
         let Some(transport) = &self.transport else { return };
@@ -247,6 +255,13 @@ impl Ranks {
         self.size() / self.groups.max(1)
     }
 
+    /// The ranks of this one's group.
+    pub fn group(&self) -> Range<usize> {
+        let size = self.group_size();
+        let first = self.rank() / size * size;
+        first..first + size
+    }
+
     /// Whether this is the first rank of its group: what the group has together it counts alone.
     pub fn is_first_of_group(&self) -> bool {
         self.rank().is_multiple_of(self.group_size())
@@ -254,12 +269,12 @@ impl Ranks {
 
     /// The tree's sum of the f64 that each rank of this group has, value by value, as `add` adds a right branch to a left one.
     pub fn join(&self, own: Vec<f64>, add: impl FnMut(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64> {
-        let group = self.group_size();
-        if group == 1 {
+        let group = self.group();
+        if group.len() == 1 {
             return own;
         }
-        let (all, first) = (self.gather(&own), self.rank() / group * group);
-        parts::tree(group, |rank| all[(first + rank) * own.len()..][..own.len()].to_vec(), add)
+        let all = self.gather(&own);
+        parts::tree(group.len(), |rank| all[(group.start + rank) * own.len()..][..own.len()].to_vec(), add)
     }
 
     /// Gives all ranks what the first one has. The others wait for it as long as it takes.

@@ -20,8 +20,6 @@ use crate::{
 pub enum UnfitRun {
     #[error("ranks work on one point at a time\n  help: leave out --jobs, or start one process")]
     Jobs,
-    #[error("many ranks train on CPUs alone so far\n  help: leave out --device, or start one process")]
-    Device,
 }
 
 /// What the first rank tells the others.

@@ -6,7 +6,7 @@ use super::{Feed, Optimize, Precision};
 use crate::{
     backend::Host,
     ops::{conv2d::cuda::Math, cuda},
-    ranks::Ranks,
+    ranks::{Ranks, launcher},
 };
 
 /// A device that trains in f32, or less.
@@ -77,7 +77,7 @@ impl Device {
             }
             Device::Cuda(index) => {
                 self.check()?;
-                driver::run(index, math(precision)?, work)
+                driver::run(index, math(precision)?, Ranks::chosen(), work)
             }
         }
     }
@@ -101,6 +101,14 @@ impl Device {
         match self {
             Device::Cpu => None,
             Device::Cuda(index) => driver::in_use(index),
+        }
+    }
+
+    /// What is known of it, for people: of a GPU its kind. The text is empty where it cannot be used.
+    pub fn describe(self) -> String {
+        match self {
+            Device::Cpu => "cpu".into(),
+            Device::Cuda(index) => found_cuda().ok().and_then(|found| found.into_iter().nth(index)).unwrap_or_default(),
         }
     }
 
@@ -138,18 +146,53 @@ fn math(precision: Precision) -> anyhow::Result<Math> {
 /// What needs the CUDA driver.
 #[cfg(feature = "cuda")]
 mod driver {
-    use super::{Math, OnDevice};
+    #[cfg(feature = "nccl")]
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[cfg(feature = "nccl")]
+    use anyhow::anyhow;
+    use dfdx::prelude::Cuda;
+
+    use super::{Math, OnDevice, Ranks};
     use crate::{
-        backend::Gpu,
+        backend::{Gpu, gpu::Exchange},
         ops::{
             cuda::{self, nvidia},
             tensor::cuda as tensors,
         },
     };
 
-    pub fn run<W: OnDevice>(index: usize, math: Math, work: W) -> anyhow::Result<W::Output> {
+    pub fn run<W: OnDevice>(index: usize, math: Math, ranks: Ranks, work: W) -> anyhow::Result<W::Output> {
         let cuda = tensors::open(index)?;
-        Ok(work.run(Gpu::new(tensors::gpu(&cuda)?, cuda, math)))
+        let exchange = exchange(&cuda, ranks)?;
+        Ok(work.run(Gpu::new(tensors::gpu(&cuda)?, cuda, math).among(exchange)))
+    }
+
+    /// How ranks reach the memory of each other's GPUs: through their hosts.
+    #[cfg(not(feature = "nccl"))]
+    fn exchange(_: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
+        Ok(Exchange::through_hosts(ranks))
+    }
+
+    /// By NCCL, which all ranks join at the first training. Its id goes from the first rank to the others as all that the hosts
+    /// tell each other.
+    #[cfg(feature = "nccl")]
+    fn exchange(cuda: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
+        static JOINED: Mutex<Option<Arc<dyn cuda::Wire>>> = Mutex::new(None);
+        if ranks.is_alone() {
+            return Ok(Exchange::default());
+        }
+        let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
+        let wire = match &*joined {
+            Some(wire) => wire.clone(),
+            None => {
+                let id = if ranks.is_first() { nvidia::nccl::id()?.to_vec() } else { Vec::new() };
+                let id = ranks.broadcast(id).try_into().map_err(|_| anyhow!("the first rank's NCCL is another one"))?;
+                let wire = tensors::join_by_nccl(cuda, [ranks.rank(), ranks.size()], id)?;
+                joined.insert(wire).clone()
+            }
+        };
+        Ok(Exchange::by(ranks, wire))
     }
 
     pub fn open(index: usize) -> anyhow::Result<cuda::Gpu> {
@@ -173,10 +216,10 @@ mod driver {
 /// The same in a build that has none.
 #[cfg(not(feature = "cuda"))]
 mod driver {
-    use super::{Math, NOT_BUILT, OnDevice};
+    use super::{Math, NOT_BUILT, OnDevice, Ranks};
     use crate::ops::cuda;
 
-    pub fn run<W: OnDevice>(_: usize, _: Math, _: W) -> anyhow::Result<W::Output> {
+    pub fn run<W: OnDevice>(_: usize, _: Math, _: Ranks, _: W) -> anyhow::Result<W::Output> {
         anyhow::bail!(NOT_BUILT)
     }
 
@@ -217,7 +260,8 @@ impl FromStr for Device {
         let index = |text: &str| text.parse().ok().filter(|index| *index < 64);
         match text.strip_prefix("cuda") {
             None if text == "cpu" => Ok(Device::Cpu),
-            Some("") => Ok(Device::Cuda(0)),
+            // Of the ranks of a machine each has its own, as users of torchrun expect.
+            Some("") => Ok(Device::Cuda(launcher::local_rank_here())),
             Some(rest) if rest.strip_prefix(':').and_then(index).is_some() => {
                 Ok(Device::Cuda(rest.strip_prefix(':').and_then(index).unwrap_or_default()))
             }

@@ -9,11 +9,11 @@ use rand::RngExt;
 use serde_json::json;
 
 use super::{
-    tests::{sweep_of_methods, sweep_of_methods_with_vit},
+    tests::{Batches, Sections, by_a_rank, on_ranks, sweep_of_methods, sweep_of_methods_with_vit},
     *,
 };
 use crate::{
-    backend::{Gpu, Host},
+    backend::{Gpu, Host, gpu::Exchange},
     dataset::{
         Sample, Split,
         augment::AugmentationsConfig,
@@ -21,7 +21,7 @@ use crate::{
     },
     ops::{
         conv2d::cuda::Math,
-        cuda::testing::one_gpu,
+        cuda::{Gpu as Device, GpuError, View, Wire, testing::one_gpu},
         named::Values,
         random::{Purpose, stream},
     },
@@ -43,8 +43,11 @@ fn batch(step: usize) -> Batch<f32> {
 
 /// A GPU whose losses are on dfdx's CPU.
 fn gpu(precision: Precision) -> Option<Gpu<Cpu>> {
-    let math = if precision == Precision::F16 { Math::F16 } else { Math::F32 };
-    one_gpu().map(|gpu| Gpu::new(gpu, Cpu::default(), math))
+    one_gpu().map(|gpu| Gpu::new(gpu, Cpu::default(), math(precision)))
+}
+
+fn math(precision: Precision) -> Math {
+    if precision == Precision::F16 { Math::F16 } else { Math::F32 }
 }
 
 fn trainer<B: Optimize>(on: &B, config: &PretrainConfig) -> Trainer<B> {
@@ -205,4 +208,123 @@ fn training_is_the_same_wherever_images_are_augmented() {
         (row.loss.to_bits(), trainer.online().unwrap())
     });
     assert!(here == there);
+}
+
+/// What is trained by many ranks with a GPU each: SNCLR, which has all that a method may have, with a ResNet in f32, whose batch
+/// norm looks at the whole batch or at groups of it, or in f16; and with a vision transformer in f32 and f16.
+fn cases_of_ranks() -> [Sections; 5] {
+    let of = |mut sections: Vec<Sections>, precision, group| {
+        let mut snclr = sections.pop().expect("SNCLR is the last");
+        (snclr.precision, snclr.batch_norm) = (precision, BatchNormConfig { group });
+        snclr
+    };
+    [
+        of(sweep_of_methods(), Precision::F32, None),
+        of(sweep_of_methods(), Precision::F32, Some(N)),
+        of(sweep_of_methods(), Precision::F16, None),
+        of(sweep_of_methods_with_vit(), Precision::F32, None),
+        of(sweep_of_methods_with_vit(), Precision::F16, None),
+    ]
+}
+
+/// Their batches: few and small, as an emulated step takes long.
+const BATCHES: Batches = (N, &[SIZE, SIZE], 1);
+
+/// The device of one of `ranks`.
+fn among(ranks: Ranks, precision: Precision) -> Option<Gpu<Cpu>> {
+    gpu(precision).map(|gpu| gpu.among(Exchange::through_hosts(ranks)))
+}
+
+/// One rank and two come to the same bits. Of the first two cases four do, too, for which the batch is larger: then two of them
+/// share a group.
+#[test]
+fn bits_do_not_depend_on_the_number_of_ranks_with_a_gpu() {
+    for (i, sections) in cases_of_ranks().into_iter().enumerate() {
+        if gpu(sections.precision).is_none() {
+            return;
+        }
+        let (sizes, batches): (&[usize], _) = if i < 2 { (&[2, 4], (2 * N, BATCHES.1, 2)) } else { (&[2], BATCHES) };
+        let by = |size: usize| {
+            on_ranks(size, &sections, batches, |ranks| among(ranks, sections.precision).expect("there is one"))
+        };
+        let alone = by(1);
+        for size in sizes {
+            assert!(by(*size) == alone, "{size} ranks, case {i}");
+        }
+    }
+}
+
+/// As NCCL is with one rank: what goes out comes back.
+#[derive(Debug)]
+struct Back;
+
+impl Wire for Back {
+    fn all_gather(&self, gpu: &Device, own: View, all: View) -> Result<(), GpuError> {
+        gpu.copy(own, all)
+    }
+
+    fn all_to_all(&self, gpu: &Device, send: View, receive: View) -> Result<(), GpuError> {
+        gpu.copy(send, receive)
+    }
+}
+
+/// One rank that exchanges everything comes to the bits of one that exchanges nothing.
+#[test]
+fn exchanging_with_nobody_changes_nothing() {
+    let sections = &cases_of_ranks()[0];
+    let Some(on) = gpu(sections.precision) else { return };
+    let alone = by_a_rank(&Ranks::default(), &on, sections, BATCHES);
+    let exchanging = on.among(Exchange::by(Ranks::default(), Arc::new(Back)));
+    assert!(by_a_rank(&Ranks::default(), &exchanging, sections, BATCHES) == alone);
+}
+
+#[cfg(feature = "mpi")]
+#[path = "../../tests/common/mpirun.rs"]
+mod mpirun;
+
+/// Ranks that are processes, over MPI.
+#[cfg(feature = "mpi")]
+mod over_mpi {
+    use std::time::Duration;
+
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::ranks;
+
+    /// What a rank says it has come to.
+    fn said(by: &str) -> String {
+        format!("bits of the training: {:x?}", Sha256::digest(by.as_bytes()))
+    }
+
+    /// Two processes with an emulated GPU each come to the bits of one.
+    #[test]
+    fn a_gpu_trains_with_two_ranks_over_mpi() {
+        let (sections, Some(mut command)) = (cases_of_ranks(), mpirun::launcher(2)) else { return };
+        if gpu(Precision::F16).is_none() {
+            return;
+        }
+        let this = std::env::current_exe().unwrap();
+        let one = "train::gpu_tests::over_mpi::one_of_the_ranks";
+        let ended = command.arg(this).args(["--exact", one, "--ignored", "--nocapture"]).output().unwrap();
+        let text = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success(), "{text}\n{}", String::from_utf8_lossy(&ended.stderr));
+        for sections in &sections[..3] {
+            let on = gpu(sections.precision).expect("there is one");
+            let alone = by_a_rank(&Ranks::default(), &on, sections, BATCHES);
+            assert_eq!(text.matches(&said(&alone)).count(), 2, "{text}");
+        }
+    }
+
+    #[test]
+    #[ignore = "one of the processes that the test above starts"]
+    fn one_of_the_ranks() {
+        let ranks = ranks::open(Duration::from_secs(600)).unwrap().expect("a launcher has started it");
+        assert_eq!(ranks.size(), 2);
+        for sections in &cases_of_ranks()[..3] {
+            let on = among(ranks.clone(), sections.precision).expect("there is one");
+            println!("{}", said(&by_a_rank(&ranks, &on, sections, BATCHES)));
+        }
+        ranks.end();
+    }
 }

@@ -42,8 +42,8 @@ pub(super) struct Sections {
     schedule: ScheduleConfig,
     health: HealthConfig,
     gradient_accumulation: usize,
-    batch_norm: BatchNormConfig,
-    precision: Precision,
+    pub(super) batch_norm: BatchNormConfig,
+    pub(super) precision: Precision,
 }
 
 impl Sections {
@@ -500,37 +500,49 @@ fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() 
     }
 }
 
-/// An update from two batches by each of `size` ranks: the rows of all steps and the state at the end, in text that
-/// shows every bit.
-fn on_ranks(size: usize, sections: &Sections, crops: &[usize]) -> String {
-    on_ranks_of(32, size, sections, crops)
-}
+/// Images of a batch, sizes of their crops, and how many batches.
+pub(super) type Batches<'a> = (usize, &'a [usize], usize);
 
-/// The same with batches of `n` images.
-fn on_ranks_of(n: usize, size: usize, sections: &Sections, crops: &[usize]) -> String {
-    let batch = |step: usize, ranks: &Ranks| {
+/// `count` batches by one of `ranks`, on its device: the rows of all steps and the state at the end, in text that shows
+/// every bit. The batches are of `n` images, whose crops have these sizes.
+pub(super) fn by_a_rank<B: Optimize<Real = f32>>(
+    ranks: &Ranks,
+    on: &B,
+    sections: &Sections,
+    (n, crops, count): Batches,
+) -> String {
+    let own = ranks.share(n);
+    let batch = |step: usize| {
         let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
         let crop = |size: &usize| {
             let image = size * size * 3;
             let all: Vec<f32> = (0..n * image).map(|_| random.random::<f32>() - 0.5).collect();
-            let own = ranks.share(n);
             Crop { images: all[own.start * image..own.end * image].to_vec(), size: *size }
         };
         let crops = crops.iter().map(crop).collect();
         Batch { samples: (0..n).map(|i| (i + n * step) as i64).collect(), labels: vec![-1; n], crops }
     };
-    let ended = threads::run(size, |ranks| {
-        let on = Host::<f32>::among(ranks.clone());
-        let mut trainer = Trainer::new(on.clone(), &sections.config(), 2, 2 * n).unwrap();
-        let mut seen = String::new();
-        for step in 0..2 {
-            let Ok(loaded) = Loaded::new(&on, batch(step, &ranks));
-            let images: usize = loaded.crops.iter().map(|(_, size)| size.n).sum();
-            assert_eq!(images, crops.len() * n / size, "a rank's encoder sees its share");
-            seen += &format!("{:?}\n", row(trainer.step(&loaded)));
-        }
-        seen + &format!("{:?}", trainer.state().unwrap())
-    });
+    let mut trainer = Trainer::new(on.clone(), &sections.config(), 2, 2 * n).unwrap();
+    let mut rows = Vec::new();
+    for step in 0..count {
+        let loaded = Loaded::new(on, batch(step)).unwrap();
+        let images: usize = loaded.crops.iter().map(|(_, size)| size.n).sum();
+        assert_eq!(images, crops.len() * own.len(), "a rank's encoder sees its share");
+        rows.extend(trainer.step(&loaded).unwrap());
+    }
+    rows.extend(trainer.settle().unwrap());
+    assert_eq!(rows.len(), count);
+    format!("{rows:?}\n{:?}", trainer.state().unwrap())
+}
+
+/// What each of `size` ranks comes to, which is the same; `on` gives the device of a rank.
+pub(super) fn on_ranks<B: Optimize<Real = f32>>(
+    size: usize,
+    sections: &Sections,
+    batches: Batches,
+    on: impl Fn(Ranks) -> B + Sync,
+) -> String {
+    let ended = threads::run(size, |ranks| by_a_rank(&ranks, &on(ranks.clone()), sections, batches));
     assert!(ended.iter().all(|end| *end == ended[0]), "{size} ranks do not agree");
     ended.into_iter().next().unwrap()
 }
@@ -544,9 +556,9 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
     let cases = resnets.into_iter().chain([bf16]).map(|sections| (sections, [16, 16, 8]));
     for (sections, crops) in cases.chain([(vits.remove(0), [8, 8, 4])]) {
         let sections = Sections { gradient_accumulation: 2, ..sections };
-        let alone = on_ranks(1, &sections, &crops);
+        let alone = on_ranks(1, &sections, (32, &crops, 2), Host::<f32>::among);
         for size in [2, 4] {
-            let among = on_ranks(size, &sections, &crops);
+            let among = on_ranks(size, &sections, (32, &crops, 2), Host::<f32>::among);
             assert!(among == alone, "{size} ranks, {:?}, {:?}", sections.method, sections.precision);
         }
     }
@@ -556,15 +568,15 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
 #[test]
 fn groups_of_batch_norm_do_not_depend_on_the_number_of_ranks() {
     let of = |group| Sections { batch_norm: BatchNormConfig { group }, ..Sections::snclr(json!({})) };
-    let crops = [16, 16, 8];
-    let whole = on_ranks(1, &of(None), &crops);
-    assert_eq!(on_ranks(1, &of(Some(32)), &crops), whole);
+    let on_ranks = |size, sections| on_ranks(size, &sections, (32, &[16, 16, 8], 2), Host::<f32>::among);
+    let whole = on_ranks(1, of(None));
+    assert_eq!(on_ranks(1, of(Some(32))), whole);
     // With 4 ranks: a group on two of them, one on each, and two on each.
     for group in [16, 8, 4] {
-        let alone = on_ranks(1, &of(Some(group)), &crops);
+        let alone = on_ranks(1, of(Some(group)));
         assert!(alone != whole, "{group}");
         for size in [2, 4] {
-            assert!(on_ranks(size, &of(Some(group)), &crops) == alone, "groups of {group}, {size} ranks");
+            assert!(on_ranks(size, of(Some(group))) == alone, "groups of {group}, {size} ranks");
         }
     }
 }
@@ -573,7 +585,8 @@ fn groups_of_batch_norm_do_not_depend_on_the_number_of_ranks() {
 #[test]
 fn sixteen_ranks_come_to_the_bits_of_one() {
     let sections = Sections::snclr(json!({"exclude_self": true, "queue_length": 160}));
-    assert!(on_ranks_of(128, 16, &sections, &[8, 8]) == on_ranks_of(128, 1, &sections, &[8, 8]));
+    let on_ranks = |size| on_ranks(size, &sections, (128, &[8, 8], 2), Host::<f32>::among);
+    assert!(on_ranks(16) == on_ranks(1));
 }
 
 #[test]

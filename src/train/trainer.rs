@@ -109,7 +109,7 @@ impl<B: Optimize> Trainer<B> {
         let averaged = config.method.momentum().map(|_| model.momentum_values(&start));
         Ok(Self {
             gradients: on.zeros(model.params.len())?,
-            branch: if on.ranks().is_alone() { None } else { Some(on.zeros(encoder)?) },
+            branch: if on.is_alone() { None } else { Some(on.zeros(encoder)?) },
             group: config.batch_norm.group,
             optimizer: on.optimizer(config.optimizer, &model.params, encoder)?,
             online: Weights::new(&on, start, encoder)?,

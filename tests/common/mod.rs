@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod figures;
+pub mod mpirun;
 pub mod slurm;
 
 use std::{

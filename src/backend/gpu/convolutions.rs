@@ -3,13 +3,14 @@
 use super::{Gpu, Params};
 use crate::{
     backend::{
-        Branch, Convolutions, Learned, Residual, Source, Statistics,
+        Branch, Convolutions, Learned, Memory, Residual, Source, Statistics,
         layers::{BatchNorm, ConvNorm},
     },
     ops::{
         batch_norm::cuda::{MomentsGpu, Normalised, Params as Affine, ResidualGpu, Rows},
         conv2d::Size,
         cuda::{Buffer, GpuError, Kind, View},
+        parts::parts,
         pool::{self, cuda::Images},
         tensor::GpuTensors,
     },
@@ -21,6 +22,8 @@ pub struct Normed {
     raw: Buffer,
     by: By,
     channels: usize,
+    /// Parts of the batch among its images.
+    parts: usize,
 }
 
 /// A normalisation: by the batch's statistics, or by the running ones.
@@ -68,8 +71,13 @@ pub(super) fn gradients_of<'a>(layer: &BatchNorm, gradients: &'a Buffer) -> Opti
 }
 
 impl<D: GpuTensors> Gpu<D> {
-    fn rows(&self, len: usize, channels: usize) -> Rows<'_> {
-        Rows { gpu: self.device(), scalar: self.scalar(), rows: len / channels, channels }
+    fn rows(&self, len: usize, channels: usize, parts: usize) -> Rows<'_> {
+        Rows { gpu: self.device(), scalar: self.scalar(), rows: len / channels, channels, parts }
+    }
+
+    /// Batch norm's branches of all ranks that share statistics.
+    fn gather_branches(&self, own: Buffer) -> Result<Buffer, GpuError> {
+        self.exchange.gather_group(self.device(), own)
     }
 
     fn pixels(&self, size: Size, channels: usize) -> Images<'_> {
@@ -78,11 +86,12 @@ impl<D: GpuTensors> Gpu<D> {
 
     fn apply(&self, x: &Normed, residual: ResidualGpu) -> Result<Buffer, GpuError> {
         let (raw, y) = (x.raw.view(), x.raw.take_alike()?);
-        self.rows(raw.len(), x.channels).apply(raw, x.affine(), residual, true, y.view())?;
+        self.rows(raw.len(), x.channels, x.parts).apply(raw, x.affine(), residual, true, y.view())?;
         Ok(y)
     }
 
     /// `g` goes, in place, from the gradient of what follows the norm to that of its input. `masked` receives g before the ReLU.
+    /// Of the ranks that share statistics the first one alone adds to the gradients of weight and bias, which are sums over all.
     fn through_norm(
         &self,
         layer: &BatchNorm,
@@ -97,9 +106,9 @@ impl<D: GpuTensors> Gpu<D> {
         };
         let g = g.view();
         let of = Normalised { x: x.raw.view(), moments, output: output.map(Buffer::view) };
-        let (params, gradients) = (affine_of(layer, learned.params), gradients_of(layer, learned.gradients));
-        let rows = self.rows(g.len(), x.channels);
-        rows.backward(of, params, gradients, g, masked.map(Buffer::view), (g, false))
+        let gradients = gradients_of(layer, learned.gradients).filter(|_| self.ranks().is_first_of_group());
+        let (params, rows) = (affine_of(layer, learned.params), self.rows(g.len(), x.channels, x.parts));
+        rows.backward(of, params, gradients, g, masked.map(Buffer::view), (g, false), &|own| self.gather_branches(own))
     }
 }
 
@@ -119,12 +128,15 @@ impl<D: GpuTensors> Convolutions for Gpu<D> {
         let raw = self.take(conv.output_size(size).pixels() * conv.output)?;
         conv.forward_gpu(self.over(size), read(&x), branch.params.factors(kernel), raw.view(), false)?;
         let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
-        let (rows, params) = (self.rows(raw.view().len(), conv.output), affine_of(norm, branch.params));
+        let (parts, params) = (parts(size.n), affine_of(norm, branch.params));
+        let rows = self.rows(raw.view().len(), conv.output, parts);
         let by = match &branch.statistics {
-            Statistics::Batch(_) => By::Batch(rows.moments(raw.view(), params, Some(running))?),
+            Statistics::Batch(_) => {
+                By::Batch(rows.moments(raw.view(), params, Some(running), &|own| self.gather_branches(own))?)
+            }
             Statistics::Running(_) => By::Running(rows.eval(params, running)?),
         };
-        Ok(Normed { raw, by, channels: conv.output })
+        Ok(Normed { raw, by, channels: conv.output, parts })
     }
 
     fn inner(&self, x: Normed, keep: bool) -> Result<Inner, GpuError> {

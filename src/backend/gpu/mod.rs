@@ -2,10 +2,13 @@
 
 mod bank;
 mod convolutions;
+mod exchange;
 mod perceptrons;
 mod transformers;
 
 use std::ops::Range;
+
+pub use exchange::Exchange;
 
 use dfdx::prelude::Gradients;
 
@@ -19,6 +22,7 @@ use crate::{
             cuda::{Math, OnGpu},
         },
         cuda::{Buffer, Gpu as Device, GpuError, Kind, Scalar, View},
+        parts::parts,
         tensor::{GpuTensors, Rows},
     },
     ranks::Ranks,
@@ -31,7 +35,7 @@ pub struct Gpu<D> {
     tensors: D,
     /// The arithmetic of encoders.
     math: Math,
-    ranks: Ranks,
+    exchange: Exchange,
 }
 
 /// A branch's parameters on a GPU.
@@ -72,9 +76,15 @@ impl Params {
 }
 
 impl<D> Gpu<D> {
-    /// A GPU whose encoders compute in `math`.
+    /// A GPU whose encoders compute in `math`, and which trains alone.
     pub fn new(device: Device, tensors: D, math: Math) -> Self {
-        Self { device, tensors, math, ranks: Ranks::default() }
+        Self { device, tensors, math, exchange: Exchange::default() }
+    }
+
+    /// The same as one of several ranks.
+    #[must_use]
+    pub fn among(self, exchange: Exchange) -> Self {
+        Self { exchange, ..self }
     }
 
     /// The device itself.
@@ -102,9 +112,9 @@ impl<D> Gpu<D> {
         self.device.take(Kind::F32, len)
     }
 
-    /// A pass over images of a size.
+    /// A pass over images of a size, which are this rank's share of a batch.
     fn over(&self, size: Size) -> OnGpu<'_> {
-        OnGpu { gpu: &self.device, math: self.math, size }
+        OnGpu { gpu: &self.device, math: self.math, size, parts: parts(size.n) }
     }
 
     /// `values` in the storage of activations.
@@ -134,24 +144,27 @@ impl<D: GpuTensors> Memory for Gpu<D> {
     }
 
     fn ranks(&self) -> &Ranks {
-        &self.ranks
+        &self.exchange.ranks
+    }
+
+    fn is_alone(&self) -> bool {
+        self.exchange.is_alone()
     }
 
     fn with_ranks(&self, ranks: Ranks) -> Self {
-        Self { ranks, ..self.clone() }
+        self.clone().among(self.exchange.with_ranks(ranks))
     }
 
-    /// A GPU trains alone so far.
     fn gather(&self, own: Buffer) -> Result<Buffer, GpuError> {
-        Ok(own)
+        self.exchange.gather(&self.device, own)
     }
 
     fn share(&self, all: Buffer) -> Result<Buffer, GpuError> {
-        Ok(all)
+        self.exchange.share(&self.device, all)
     }
 
-    fn sum_over_ranks(&self, _: &mut Buffer) -> Result<(), GpuError> {
-        Ok(())
+    fn sum_over_ranks(&self, values: &mut Buffer) -> Result<(), GpuError> {
+        self.exchange.sum(&self.device, values.view())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
@@ -261,10 +274,11 @@ impl<D: GpuTensors> Memory for Gpu<D> {
     }
 }
 
-/// A linear layer of a head as a convolution of images of one pixel. Heads are in f32, or tf32 where the encoder is in f16.
+/// A linear layer of a head as a convolution of images of one pixel. Heads are in f32, or tf32 where the encoder is in f16. Every
+/// rank has all rows of the batch: their sums need no parts.
 fn head<'a, D>(gpu: &'a Gpu<D>, rows: usize, [input, output]: [usize; 2]) -> (Conv2d, OnGpu<'a>) {
     let math = if gpu.math == Math::F32 { Math::F32 } else { Math::Tf32 };
     let conv =
         Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: crate::ops::product::Products::Full };
-    (conv, OnGpu { gpu: &gpu.device, math, size: Size { n: rows, h: 1, w: 1 } })
+    (conv, OnGpu { gpu: &gpu.device, math, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
 }

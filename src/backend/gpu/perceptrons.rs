@@ -1,4 +1,4 @@
-//! Linear layers of projectors and predictors on a GPU, in f32.
+//! Linear layers of projectors and predictors on a GPU, in f32. Every rank has all rows of the batch.
 
 use super::{
     Gpu,
@@ -8,7 +8,7 @@ use super::{
 use crate::{
     backend::{Branch, Learned, Passed, Perceptrons, layers::Dense},
     ops::{
-        batch_norm::cuda::{MomentsGpu, Normalised, ResidualGpu, Rows},
+        batch_norm::cuda::{ALL_HERE, MomentsGpu, Normalised, ResidualGpu, Rows},
         columns::cuda::add_column_sums,
         conv2d::cuda::Added,
         cuda::{Buffer, GpuError, Scalar},
@@ -28,7 +28,7 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
         let (conv, on) = head(self, n, [layer.input, layer.output]);
         let added = Added { bias: layer.bias.as_ref().map(|bias| params.of(bias)), tensor: None };
         conv.forward_added_gpu(on, x.view(), params.of(&layer.weight), added, raw.view())?;
-        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output };
+        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output, parts: 1 };
         let Some(norm) = &layer.norm else {
             if layer.relu {
                 // Masked by itself it is the ReLU of it.
@@ -37,7 +37,7 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
             return Ok((raw, None));
         };
         let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
-        let moments = rows.moments(raw.view(), affine_of(norm, params), Some(running))?;
+        let moments = rows.moments(raw.view(), affine_of(norm, params), Some(running), ALL_HERE)?;
         let y = raw.take_alike()?;
         rows.apply(raw.view(), moments.affine.view(), ResidualGpu::None, layer.relu, y.view())?;
         Ok((y, Some((raw, moments))))
@@ -52,12 +52,12 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
         onto: Option<Buffer>,
     ) -> Result<Buffer, GpuError> {
         let (Passed { x, kept, output }, n) = (passed, g.view().len() / layer.output);
-        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output };
+        let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output, parts: 1 };
         match (&layer.norm, kept) {
             (Some(norm), Some((raw, moments))) => {
                 let of = Normalised { x: raw.view(), moments: &moments, output: output.map(Buffer::view) };
                 let (params, gradients) = (affine_of(norm, learned.params), gradients_of(norm, learned.gradients));
-                rows.backward(of, params, gradients, g.view(), None, (g.view(), false))?;
+                rows.backward(of, params, gradients, g.view(), None, (g.view(), false), ALL_HERE)?;
             }
             _ => {
                 if let Some(output) = output {
@@ -67,7 +67,7 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
         }
         let gradient = |range: &std::ops::Range<usize>| learned.gradients.view().part(range.clone());
         if let Some(bias) = &layer.bias {
-            add_column_sums(self.device(), Scalar::F32, g.view(), [n, layer.output], gradient(bias))?;
+            add_column_sums(self.device(), Scalar::F32, g.view(), [n, layer.output], 1, gradient(bias))?;
         }
         let (accumulate, (conv, on)) = (onto.is_some(), head(self, n, [layer.input, layer.output]));
         let gx = onto.map_or_else(|| x.take_alike(), Ok)?;

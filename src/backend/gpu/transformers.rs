@@ -15,10 +15,14 @@ use crate::{
             cuda::{Attended, Samples},
         },
         columns::cuda::add_column_sums,
-        conv2d::{Size, cuda::Added},
+        conv2d::{
+            Size,
+            cuda::{Added, OnGpu as Pass},
+        },
         cuda::{Buffer, GpuError, Scalar, View},
         gelu::cuda::{gelu, gelu_backward},
         layer_norm::cuda::NormRows,
+        parts::parts,
         tensor::GpuTensors,
         tokens::cuda::{Tokens, interpolate},
     },
@@ -123,14 +127,14 @@ impl<D: GpuTensors> Transformers for Gpu<D> {
         let tokens = self.tokens([size.n, layer.tokens(size)], width);
         let g_cls = self.take_reals(size.n * width)?;
         tokens.class_tokens(g.view(), g_cls.view())?;
-        add_column_sums(gpu, Scalar::F32, g_cls.view(), [size.n, width], gradient(&layer.cls_token))?;
+        add_column_sums(gpu, Scalar::F32, g_cls.view(), [size.n, width], parts(size.n), gradient(&layer.cls_token))?;
         if layer.frozen {
             return Ok(());
         }
         let patches = layer.grid_of(size).pixels();
         let g_patches = self.take(patches * width)?;
         tokens.patch_tokens(g.view(), g_patches.view())?;
-        add_column_sums(gpu, self.scalar(), g_patches.view(), [patches, width], gradient(&layer.bias))?;
+        add_column_sums(gpu, self.scalar(), g_patches.view(), [patches, width], parts(size.n), gradient(&layer.bias))?;
         let weight = gradient(&layer.weight);
         layer.patches.backward_weight_gpu(self.over(size), images.view(), g_patches.view(), weight)
     }
@@ -181,13 +185,13 @@ impl<D: GpuTensors> Transformers for Gpu<D> {
         &self,
         layer: &LayerNorm,
         learned: &mut Learned<Self>,
-        _: usize,
+        n: usize,
         kept: Normed,
         g: &Buffer,
     ) -> Result<Buffer, GpuError> {
         let (gx, of) = (kept.x.take_alike()?, [kept.x.view(), kept.statistics.view()]);
         let on = self.norm_rows(layer, learned.params, Scalar::F32, &kept.x);
-        on.backward(of, g.view(), gx.view(), false, gradients_of(layer, learned.gradients))?;
+        on.backward(of, g.view(), gx.view(), false, parts(n), gradients_of(layer, learned.gradients))?;
         Ok(gx)
     }
 }
@@ -214,6 +218,16 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
     /// Rows as pixels.
     fn pixels(&self) -> Size {
         Size { n: self.shape[0] * self.shape[1], h: 1, w: 1 }
+    }
+
+    /// A pass over all rows.
+    fn over(&self) -> Pass<'a> {
+        Pass { parts: self.parts(), ..self.gpu.over(self.pixels()) }
+    }
+
+    /// Parts of the batch among the images.
+    fn parts(&self) -> usize {
+        parts(self.shape[0])
     }
 
     fn take(&self, columns: usize) -> Result<Buffer, GpuError> {
@@ -247,7 +261,7 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
     fn forward(&self, layer: &Linear, x: &Buffer, added: Option<&Buffer>) -> Result<Buffer, GpuError> {
         let y = self.take(layer.output)?;
         let added = Added { bias: Some(self.params.of(&layer.bias)), tensor: added.map(Buffer::view) };
-        let (on, weight) = (self.gpu.over(self.pixels()), self.params.factors(&layer.weight));
+        let (on, weight) = (self.over(), self.params.factors(&layer.weight));
         layer.pointwise().forward_added_gpu(on, x.view(), weight, added, y.view())?;
         Ok(y)
     }
@@ -255,16 +269,16 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
     /// gx = g w.
     fn backward(&self, layer: &Linear, g: &Buffer) -> Result<Buffer, GpuError> {
         let gx = self.take(layer.input)?;
-        let (on, weight) = (self.gpu.over(self.pixels()), self.params.factors(&layer.weight));
+        let (on, weight) = (self.over(), self.params.factors(&layer.weight));
         layer.pointwise().backward_data_gpu(on, g.view(), weight, gx.view(), false)?;
         Ok(gx)
     }
 
     fn add_gradients(&self, layer: &Linear, x: &Buffer, g: &Buffer) -> Result<(), GpuError> {
-        let (on, rows) = (self.gpu.over(self.pixels()), self.pixels().n);
+        let (on, rows) = (self.over(), self.pixels().n);
         layer.pointwise().backward_weight_gpu(on, x.view(), g.view(), self.gradient(&layer.weight))?;
         let (gpu, scalar) = (self.gpu.device(), self.gpu.scalar());
-        add_column_sums(gpu, scalar, g.view(), [rows, layer.output], self.gradient(&layer.bias))
+        add_column_sums(gpu, scalar, g.view(), [rows, layer.output], self.parts(), self.gradient(&layer.bias))
     }
 }
 
@@ -286,7 +300,7 @@ impl<D: GpuTensors> Operations for BlockOnGpu<'_, D> {
         let layer = self.norm(norm);
         let gradients = [&layer.weight, &layer.bias].map(|range| self.gradient(range));
         let of = [x.x.view(), x.statistics.view()];
-        self.norm_rows(norm, &x.x).backward(of, g_normed.view(), g.view(), true, gradients)?;
+        self.norm_rows(norm, &x.x).backward(of, g_normed.view(), g.view(), true, self.parts(), gradients)?;
         Ok(g)
     }
 

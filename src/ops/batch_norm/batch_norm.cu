@@ -1,7 +1,10 @@
 // Batch normalisation over rows of channels [rows, channels], fused with ReLU and residual.
 //
-// Statistics are taken per part of the rows and combined in order, in f64: results repeat bit by bit, and a large mean
-// costs no precision. Compiled once per storage: HALF 0 is f32, 1 is f16; statistics and coefficients are f32 either way.
+// Statistics are taken per piece of the rows and combined in f64, in order within a part of the batch and as a tree over its
+// parts: results repeat bit by bit, and a large mean costs no precision. Where several ranks have parts, each has a branch of the
+// tree. Compiled once per storage: HALF 0 is f32, 1 is f16; statistics and coefficients are f32 either way.
+//
+// Behind `parts.cuh`.
 
 #if HALF
 typedef half_t scalar;
@@ -9,7 +12,7 @@ typedef half_t scalar;
 typedef float scalar;
 #endif
 
-// A block has 32 channels and 8 of its part's rows at a time.
+// A block has 32 channels and 8 of its piece's rows at a time.
 DEVICE int channel_of() { return blockIdx.x * 32 + threadIdx.x % 32; }
 
 // The sum of the block's 8 values per channel, in order.
@@ -23,16 +26,16 @@ DEVICE float sum_of_lines(float value, float (*shared)[32]) {
     return sum;
 }
 
-// Per part: mean and summed squared deviation, [parts, 2, channels].
-KERNEL(bn_moments)(const scalar *x, int rows, int channels, int part_rows, float *parts) {
+// Per piece: mean and summed squared deviation, [pieces, 2, channels].
+KERNEL(bn_moments)(const scalar *x, int channels, int part, int piece, float *pieces) {
     SHARED float shared[8][32];
     int c = channel_of(), line = threadIdx.x / 32;
-    int begin = blockIdx.y * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
+    Piece rows = piece_of(blockIdx.y, part, piece);
     bool there = c < channels;
-    // Deviations are from the part's first row: it is near the mean, as far as the spread goes.
-    float origin = there ? to_float(x[(size_t)begin * channels + c]) : 0.0f;
+    // Deviations are from the piece's first row: it is near the mean, as far as the spread goes.
+    float origin = there ? to_float(x[(size_t)rows.begin * channels + c]) : 0.0f;
     float sum = 0.0f, squares = 0.0f;
-    for (int row = begin + line; there && row < end; row += 8) {
+    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
         float d = to_float(x[(size_t)row * channels + c]) - origin;
         sum += d;
         squares += d * d;
@@ -40,30 +43,54 @@ KERNEL(bn_moments)(const scalar *x, int rows, int channels, int part_rows, float
     sum = sum_of_lines(sum, shared);
     squares = sum_of_lines(squares, shared);
     if (there && line == 0) {
-        float *out = parts + (size_t)blockIdx.y * 2 * channels;
-        float n = (float)(end - begin);
+        float *out = pieces + (size_t)blockIdx.y * 2 * channels;
+        float n = (float)(rows.end - rows.begin);
         out[c] = origin + sum / n;
         out[channels + c] = squares - sum * (sum / n);
     }
 }
 
-// Moments [3, channels]: mean, biased variance, 1 / sqrt(var + eps); affine [2, channels]: scale and shift of the
-// normalisation, with weight and bias where there are any. Running statistics, where there are any, move.
-KERNEL(bn_combine)(const float *parts, int count, int rows, int channels, int part_rows, const float *weight,
-                   const float *bias, float *running_mean, float *running_var, float *moments, float *affine) {
+// Statistics of some rows: how many, mean, summed squared deviation from it.
+struct Spread {
+    double rows, mean, deviation;
+};
+DEVICE Spread joined(Spread left, Spread right) {
+    double total = left.rows + right.rows, delta = right.mean - left.mean;
+    double mean = left.mean + delta * right.rows / total;
+    return Spread{total, mean, left.deviation + (right.deviation + delta * delta * left.rows * right.rows / total)};
+}
+
+// The branch of the tree that the parts here are: mean and summed squared deviation [2, channels]. A block has 32 channels.
+KERNEL(bn_branch)(const float *values, int parts, int channels, int part, int piece, double *branch) {
+    SHARED Spread shared[8][32];
+    int c = channel_of(), pieces = (part + piece - 1) / piece;
+    bool there = c < channels;
+    Spread all = tree_of_block<Spread>(parts, there, [&](int i) {
+        Spread sum = {0.0, 0.0, 0.0};
+        for (int at = i * pieces; at < (i + 1) * pieces; at++) {
+            Piece rows = piece_of(at, part, piece);
+            const float *value = values + (size_t)at * 2 * channels + c;
+            sum = joined(sum, Spread{(double)(rows.end - rows.begin), (double)value[0], (double)value[channels]});
+        }
+        return sum;
+    }, shared);
+    if (!there || threadIdx.x >= 32) return;
+    branch[c] = all.mean;
+    branch[channels + c] = all.deviation;
+}
+
+// From the branches of all ranks, of `rows` rows each: moments [3, channels], which are mean, biased variance, 1 / sqrt(var + eps);
+// affine [2, channels]: scale and shift of the normalisation, with weight and bias where there are any. Running statistics, where
+// there are any, move.
+KERNEL(bn_combine)(const double *branches, int count, int rows, int channels, const float *weight, const float *bias,
+                   float *running_mean, float *running_var, float *moments, float *affine) {
     int c = blockIdx.x * 256 + threadIdx.x;
     if (c >= channels) return;
-    double mean = 0.0, deviation = 0.0, seen = 0.0;
-    for (int part = 0; part < count; part++) {
-        const float *values = parts + (size_t)part * 2 * channels;
-        int left = rows - part * part_rows;
-        double n = left < part_rows ? left : part_rows, total = seen + n;
-        double delta = (double)values[c] - mean;
-        mean += delta * n / total;
-        deviation += (double)values[channels + c] + delta * delta * seen * n / total;
-        seen = total;
-    }
-    double var = deviation / seen;
+    Spread all = tree<Spread>(0, count, [&](int i) {
+        const double *branch = branches + (size_t)i * 2 * channels + c;
+        return Spread{(double)rows, branch[0], branch[channels]};
+    });
+    double mean = all.mean, var = all.deviation / all.rows;
     float inv_std = (float)(1.0 / sqrt(var + 1e-5));
     moments[c] = (float)mean;
     moments[channels + c] = (float)var;
@@ -72,7 +99,7 @@ KERNEL(bn_combine)(const float *parts, int count, int rows, int channels, int pa
     affine[c] = scale;
     affine[channels + c] = (bias ? bias[c] : 0.0f) - (float)mean * scale;
     if (running_mean) {
-        double unbias = (double)rows / (rows > 1 ? rows - 1.0 : 1.0);
+        double unbias = all.rows / (all.rows > 1.0 ? all.rows - 1.0 : 1.0);
         running_mean[c] = (float)(0.9 * (double)running_mean[c] + 0.1 * (double)(float)mean);
         running_var[c] = (float)(0.9 * (double)running_var[c] + 0.1 * (double)(float)var * unbias);
     }
@@ -103,16 +130,16 @@ KERNEL(bn_apply)(const scalar *x, const float *affine, const scalar *residual, c
     }
 }
 
-// Per part: sums of the gradient g and of g (x - mean), [parts, 2, channels]. Where `output` is given, g counts only where
+// Per piece: sums of the gradient g and of g (x - mean), [pieces, 2, channels]. Where `output` is given, g counts only where
 // that is positive: the gradient before the ReLU behind the normalisation.
-KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output, const float *moments, int rows,
-                         int channels, int part_rows, float *parts) {
+KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output, const float *moments, int channels,
+                         int part, int piece, float *pieces) {
     SHARED float shared[8][32];
     int c = channel_of(), line = threadIdx.x / 32;
-    int begin = blockIdx.y * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
+    Piece rows = piece_of(blockIdx.y, part, piece);
     bool there = c < channels;
     float mean = there ? moments[c] : 0.0f, sum = 0.0f, product = 0.0f;
-    for (int row = begin + line; there && row < end; row += 8) {
+    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
         size_t i = (size_t)row * channels + c;
         float value = to_float(g[i]);
         if (output && !(to_float(output[i]) > 0.0f)) value = 0.0f;
@@ -122,23 +149,49 @@ KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output,
     sum = sum_of_lines(sum, shared);
     product = sum_of_lines(product, shared);
     if (there && line == 0) {
-        float *out = parts + (size_t)blockIdx.y * 2 * channels;
+        float *out = pieces + (size_t)blockIdx.y * 2 * channels;
         out[c] = sum;
         out[channels + c] = product;
     }
 }
 
-// Adds to the gradients of weight and bias, and turns the sums into the coefficients [3, channels] of
-// gx = a g + b x + d, which is w inv_std (g - mean(g) - xhat mean(g xhat)).
-KERNEL(bn_backward_combine)(const float *parts, int count, int rows, int channels, const float *moments,
+// What the backward pass sums over rows: g, and g (x - mean).
+struct Slopes {
+    double g, product;
+};
+DEVICE Slopes joined(Slopes left, Slopes right) {
+    return Slopes{left.g + right.g, left.product + right.product};
+}
+
+// The branch of the tree that the parts here are: both sums [2, channels]. A block has 32 channels.
+KERNEL(bn_backward_branch)(const float *values, int parts, int channels, int pieces, double *branch) {
+    SHARED Slopes shared[8][32];
+    int c = channel_of();
+    bool there = c < channels;
+    Slopes all = tree_of_block<Slopes>(parts, there, [&](int i) {
+        Slopes sum = {0.0, 0.0};
+        for (int at = i * pieces; at < (i + 1) * pieces; at++) {
+            const float *value = values + (size_t)at * 2 * channels + c;
+            sum = joined(sum, Slopes{(double)value[0], (double)value[channels]});
+        }
+        return sum;
+    }, shared);
+    if (!there || threadIdx.x >= 32) return;
+    branch[c] = all.g;
+    branch[channels + c] = all.product;
+}
+
+// From the branches of all ranks, of `rows` rows in all: adds to the gradients of weight and bias, where they are given, and turns
+// the sums into the coefficients [3, channels] of gx = a g + b x + d, which is w inv_std (g - mean(g) - xhat mean(g xhat)).
+KERNEL(bn_backward_combine)(const double *branches, int count, int rows, int channels, const float *moments,
                             const float *weight, float *g_weight, float *g_bias, float *coefficients) {
     int c = blockIdx.x * 256 + threadIdx.x;
     if (c >= channels) return;
-    double sum = 0.0, product = 0.0;
-    for (int part = 0; part < count; part++) {
-        sum += (double)parts[(size_t)part * 2 * channels + c];
-        product += (double)parts[((size_t)part * 2 + 1) * channels + c];
-    }
+    Slopes all = tree<Slopes>(0, count, [&](int i) {
+        const double *branch = branches + (size_t)i * 2 * channels + c;
+        return Slopes{branch[0], branch[channels]};
+    });
+    double sum = all.g, product = all.product;
     float mean = moments[c], inv_std = moments[2 * channels + c];
     float g = (float)sum, g_normalised = (float)(product * (double)inv_std);
     if (g_weight) g_weight[c] += g_normalised;

@@ -1,13 +1,18 @@
 //! Batch normalisation on a GPU, fused with ReLU and residual. Statistics and parameters are f32.
 
-use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each};
+use crate::ops::{
+    columns::cuda::{across, pieces},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
+};
 
 const KERNELS: &[&str] = &[
     "bn_moments",
+    "bn_branch",
     "bn_combine",
     "bn_eval",
     "bn_apply",
     "bn_backward_sums",
+    "bn_backward_branch",
     "bn_backward_combine",
     "bn_backward_input",
     "relu_backward",
@@ -16,7 +21,7 @@ const KERNELS: &[&str] = &[
     "add",
 ];
 
-const TEXT: &str = include_str!("batch_norm.cu");
+const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("batch_norm.cu"));
 
 /// The kernels, once per storage.
 pub static SOURCES: [Source; 2] = [
@@ -24,10 +29,6 @@ pub static SOURCES: [Source; 2] = [
     Source { name: "batch_norm_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
 ];
 
-/// Blocks that statistics are taken by, at most. Fixed, since sums are taken per block.
-const PARTS: usize = 1024;
-/// Fewest rows in a block's part.
-const PART_ROWS: usize = 64;
 /// Most blocks of an element-wise pass; their threads go on in strides.
 const BLOCKS: usize = 4096;
 
@@ -38,7 +39,16 @@ pub struct Rows<'a> {
     pub scalar: Scalar,
     pub rows: usize,
     pub channels: usize,
+    /// Parts of the batch that the rows are of: sums over them are a tree over its parts.
+    pub parts: usize,
 }
+
+/// Gives the branches of the tree over a batch's parts that all ranks have, one behind the other in their order, from the one of
+/// the rows here; f64, and as many values each.
+pub type Gather<'a> = &'a dyn Fn(Buffer) -> Result<Buffer, GpuError>;
+
+/// For rows that are all of the batch's.
+pub const ALL_HERE: Gather = &|own| Ok(own);
 
 /// A normalisation's parameters, or their gradients, [channels] each.
 #[derive(Clone, Copy, Debug)]
@@ -112,32 +122,50 @@ impl Rows<'_> {
         [self.len().div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
     }
 
-    /// Rows per part, and the grid of blocks over channels and parts.
-    fn parts(&self) -> (usize, [usize; 3]) {
-        let columns = self.channels.div_ceil(32);
-        let wanted = (PARTS / columns).max(1).min(self.rows.div_ceil(PART_ROWS));
-        let part_rows = self.rows.div_ceil(wanted);
-        (part_rows, [columns, self.rows.div_ceil(part_rows), 1])
+    /// The branches of all ranks, from the `take` of the one of these rows, [2, channels] each; and how many they are.
+    fn branches(
+        &self,
+        gather: Gather,
+        take: impl FnOnce(&Buffer) -> Result<(), GpuError>,
+    ) -> Result<(Buffer, usize), GpuError> {
+        let own = self.gpu.take(Kind::F64, 2 * self.channels)?;
+        take(&own)?;
+        let all = gather(own)?;
+        let count = all.view().len() / (2 * self.channels);
+        assert!(count.is_power_of_two() && all.view().len() == count * 2 * self.channels, "a branch of every rank");
+        Ok((all, count))
     }
 
-    /// Statistics of x, and the affine map by them and `params`. Running statistics, mean and variance, move.
+    /// Statistics of x, and the affine map by them and `params`. Running statistics, mean and variance, move. Where other ranks
+    /// have as many rows of the batch, the statistics are of all.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn moments(&self, x: View, params: Option<Params>, running: Option<[View; 2]>) -> Result<MomentsGpu, GpuError> {
-        let (part_rows, grid) = self.parts();
-        let [rows, channels, part_rows] = [self.rows, self.channels, part_rows].map(Arg::count);
-        let parts = self.take_per_channel(grid[1] * 2)?;
-        let args = [self.of_rows(x), rows, channels, part_rows, parts.arg()];
-        // SAFETY: x has its rows, and `parts` two rows for each part.
+    pub fn moments(
+        &self,
+        x: View,
+        params: Option<Params>,
+        running: Option<[View; 2]>,
+        gather: Gather,
+    ) -> Result<MomentsGpu, GpuError> {
+        let (tiles, grid) = pieces([self.rows, self.channels], self.parts);
+        let [rows, channels, parts, part, piece] =
+            [self.rows, self.channels, self.parts, tiles.part, tiles.tile].map(Arg::count);
+        let values = self.take_per_channel(tiles.count() * 2)?;
+        let args = [self.of_rows(x), channels, part, piece, values.arg()];
+        // SAFETY: x has its rows, and `values` two rows for each piece.
         unsafe { self.launch("bn_moments", grid, &args) }?;
+        let (branches, count) = self.branches(gather, |own| {
+            let args = [values.arg(), parts, channels, part, piece, own.arg()];
+            // SAFETY: there are as many pieces of each part, and the branch has two rows.
+            unsafe { self.launch("bn_branch", across(self.channels), &args) }
+        })?;
         let found = MomentsGpu { moments: self.take_per_channel(3)?, affine: self.take_per_channel(2)? };
         let [weight, bias] = self.of_channels(each(params));
         let [mean, var] = self.of_channels([running.map(|r| r[0]), running.map(|r| r[1])]);
         let (moments, affine) = (found.moments.arg(), found.affine.arg());
-        let args =
-            [parts.arg(), Arg::count(grid[1]), rows, channels, part_rows, weight, bias, mean, var, moments, affine];
-        // SAFETY: all have as many values per channel as the kernel's source says.
+        let args = [branches.arg(), Arg::count(count), rows, channels, weight, bias, mean, var, moments, affine];
+        // SAFETY: all have as many values per channel as the kernel's source says, and the branches two for each rank.
         unsafe { self.launch("bn_combine", one_each(self.channels), &args) }?;
         Ok(found)
     }
@@ -174,10 +202,12 @@ impl Rows<'_> {
     }
 
     /// From the gradient `g` of the output (behind the ReLU, where there is one) to that of x in `gx`, added where
-    /// `accumulate`; the gradients of weight and bias are added to `g_params`. `masked` receives g before the ReLU.
+    /// `accumulate`; the gradients of weight and bias are added to `g_params`. `masked` receives g before the ReLU. Where other
+    /// ranks have as many rows of the batch, the sums are over all.
     ///
     /// # Errors
     /// When the device fails.
+    #[allow(clippy::too_many_arguments, reason = "one pass over memory does all of it")]
     pub fn backward(
         &self,
         of: Normalised,
@@ -186,20 +216,26 @@ impl Rows<'_> {
         g: View,
         masked: Option<View>,
         (gx, accumulate): (View, bool),
+        gather: Gather,
     ) -> Result<(), GpuError> {
-        let (part_rows, grid) = self.parts();
-        let [rows, channels, part_rows] = [self.rows, self.channels, part_rows].map(Arg::count);
-        let parts = self.take_per_channel(grid[1] * 2)?;
+        let (tiles, grid) = pieces([self.rows, self.channels], self.parts);
+        let [channels, parts, part, piece] = [self.channels, self.parts, tiles.part, tiles.tile].map(Arg::count);
+        let values = self.take_per_channel(tiles.count() * 2)?;
         let (x, g, output) = (self.of_rows(of.x), self.of_rows(g), self.of_rows_if(of.output));
         let moments = of.moments.moments.view().arg(Kind::F32, 3 * self.channels);
-        let args = [x, g, output, moments, rows, channels, part_rows, parts.arg()];
-        // SAFETY: x, g and the output have these rows, and `parts` two rows for each part.
+        let args = [x, g, output, moments, channels, part, piece, values.arg()];
+        // SAFETY: x, g and the output have these rows, and `values` two rows for each piece.
         unsafe { self.launch("bn_backward_sums", grid, &args) }?;
+        let (branches, count) = self.branches(gather, |own| {
+            let args = [values.arg(), parts, channels, Arg::count(tiles.per_part()), own.arg()];
+            // SAFETY: there are as many pieces of each part, and the branch has two rows.
+            unsafe { self.launch("bn_backward_branch", across(self.channels), &args) }
+        })?;
         let coefficients = self.take_per_channel(3)?;
         let ([weight, _], [g_weight, g_bias]) = (self.of_channels(each(params)), self.of_channels(each(g_params)));
-        let args =
-            [parts.arg(), Arg::count(grid[1]), rows, channels, moments, weight, g_weight, g_bias, coefficients.arg()];
-        // SAFETY: all have as many values per channel as the kernel's source says.
+        let counts = [count, count * self.rows, self.channels].map(Arg::count);
+        let args = [&[branches.arg()], &counts[..], &[moments, weight, g_weight, g_bias, coefficients.arg()]].concat();
+        // SAFETY: all have as many values per channel as the kernel's source says, and the branches two for each rank.
         unsafe { self.launch("bn_backward_combine", one_each(self.channels), &args) }?;
         let (masked, gx, accumulate) = (self.of_rows_if(masked), self.of_rows(gx), Arg::Int(accumulate.into()));
         let args = [x, g, output, coefficients.arg(), channels, Arg::count(self.len()), masked, gx, accumulate];
@@ -222,7 +258,7 @@ impl Rows<'_> {
     /// # Errors
     /// When the device fails.
     pub fn narrow(gpu: &Gpu, scalar: Scalar, from: View, to: View) -> Result<(), GpuError> {
-        let (rows, len) = (Rows { gpu, scalar, rows: to.len(), channels: 1 }, to.len());
+        let (rows, len) = (Rows { gpu, scalar, rows: to.len(), channels: 1, parts: 1 }, to.len());
         let args = [from.arg(Kind::F32, len), Arg::count(len), rows.of_rows(to)];
         // SAFETY: both have `len` values.
         unsafe { rows.launch("narrow", rows.strided(), &args) }
@@ -233,7 +269,7 @@ impl Rows<'_> {
     /// # Errors
     /// When the device fails.
     pub fn add(gpu: &Gpu, scalar: Scalar, from: View, to: View) -> Result<(), GpuError> {
-        let (rows, len) = (Rows { gpu, scalar, rows: to.len(), channels: 1 }, to.len());
+        let (rows, len) = (Rows { gpu, scalar, rows: to.len(), channels: 1, parts: 1 }, to.len());
         let args = [rows.of_rows(from), Arg::count(len), rows.of_rows(to)];
         // SAFETY: both have `len` values.
         unsafe { rows.launch("add", rows.strided(), &args) }
@@ -266,7 +302,7 @@ mod tests {
         let golden = Golden::load("batchnorm2d");
         let [x, x2, cot] = ["in.x", "in.x2", "in.cot"].map(|name| golden.channels_last::<f32>(name));
         on_every_gpu(|gpu| {
-            let rows = Rows { gpu, scalar: Scalar::F32, rows: x.len() / 3, channels: 3 };
+            let rows = Rows { gpu, scalar: Scalar::F32, rows: x.len() / 3, channels: 3, parts: 1 };
             let upload = |name: &str| gpu.upload(&golden.get::<f32>(name)).unwrap();
             let (weight, bias, mean, var) =
                 (upload("in.weight"), upload("in.bias"), upload("in.rmean"), upload("in.rvar"));
@@ -277,13 +313,13 @@ mod tests {
             let y = x_gpu.take_alike().unwrap();
             let close = |what: &str, actual: &[f32], expected: Vec<f32>| assert_close(what, actual, &expected, F32);
 
-            let moments = rows.moments(x_gpu.view(), all_params, moving).unwrap();
+            let moments = rows.moments(x_gpu.view(), all_params, moving, ALL_HERE).unwrap();
             rows.apply(x_gpu.view(), moments.affine.view(), ResidualGpu::None, false, y.view()).unwrap();
             close("y", &parts(&y), golden.channels_last("out.y"));
             close("rmean1", &parts(&mean), golden.get("out.rmean1"));
             close("rvar1", &parts(&var), golden.get("out.rvar1"));
             let second = gpu.upload(&x2).unwrap();
-            Rows { rows: x2.len() / 3, ..rows }.moments(second.view(), all_params, moving).unwrap();
+            Rows { rows: x2.len() / 3, ..rows }.moments(second.view(), all_params, moving, ALL_HERE).unwrap();
             close("rmean2", &parts(&mean), golden.get("out.rmean2"));
             close("rvar2", &parts(&var), golden.get("out.rvar2"));
             let affine = rows.eval(all_params, running).unwrap();
@@ -294,7 +330,7 @@ mod tests {
             let gx = cot_gpu.take_alike().unwrap();
             let of = Normalised { x: x_gpu.view(), moments: &moments, output: None };
             let g_params = Some(Params { weight: gw.view(), bias: gb.view() });
-            rows.backward(of, all_params, g_params, cot_gpu.view(), None, (gx.view(), false)).unwrap();
+            rows.backward(of, all_params, g_params, cot_gpu.view(), None, (gx.view(), false), ALL_HERE).unwrap();
             close("grad.weight", &parts(&gw), golden.get("grad.weight"));
             close("grad.bias", &parts(&gb), golden.get("grad.bias"));
             close("grad.x", &parts(&gx), golden.channels_last("grad.x"));
@@ -323,11 +359,11 @@ mod tests {
         backward_input(&mut gx, &moments, Some(&weight), &sums, &masked, relu);
 
         on_every_gpu(|gpu| {
-            let rows = Rows { gpu, scalar: Scalar::F32, rows: n, channels };
+            let rows = Rows { gpu, scalar: Scalar::F32, rows: n, channels, parts: 1 };
             let up = |values: &[f32]| gpu.upload(values).unwrap();
             let (x, shortcut, g, weight, bias) = (up(&x), up(&shortcut), up(&g), up(&weight), up(&bias));
             let params = Some(Params { weight: weight.view(), bias: bias.view() });
-            let found = rows.moments(x.view(), params, None).unwrap();
+            let found = rows.moments(x.view(), params, None, ALL_HERE).unwrap();
             let s_affine = up(&[&shortcut_affine.scale[..], &shortcut_affine.shift].concat());
             let y = x.take_alike().unwrap();
             let residual = ResidualGpu::Normalised(shortcut.view(), s_affine.view());
@@ -338,12 +374,12 @@ mod tests {
             let of = Normalised { x: x.view(), moments: &found, output: Some(y.view()) };
             let g_params = Some(Params { weight: gw.view(), bias: gb.view() });
             let (kept, result) = (x.take_alike().unwrap(), x.take_alike().unwrap());
-            rows.backward(of, params, g_params, g.view(), Some(kept.view()), (result.view(), false)).unwrap();
+            rows.backward(of, params, g_params, g.view(), Some(kept.view()), (result.view(), false), ALL_HERE).unwrap();
             assert_close("masked", &parts(&kept), &masked, 0.0);
             assert_close("gw", &parts(&gw), &sums.g_normalised, 1e-5);
             assert_close("gb", &parts(&gb), &sums.g, 1e-5);
             assert_close("gx", &parts(&result), &gx, 1e-5);
-            rows.backward(of, params, g_params, g.view(), None, (result.view(), true)).unwrap();
+            rows.backward(of, params, g_params, g.view(), None, (result.view(), true), ALL_HERE).unwrap();
             assert_close("gx twice", &parts(&result), &gx.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 1e-5);
             [parts(&y), parts(&result)]
         });

@@ -1,9 +1,12 @@
 //! Sums over rows on a GPU. Addresses are of the device; sums are f32.
 
-use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, View, one_each};
+use crate::ops::{
+    cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, View},
+    parts::Tiles,
+};
 
 const KERNELS: &[&str] = &["column_sums", "add_parts"];
-const TEXT: &str = include_str!("columns.cu");
+const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("columns.cu"));
 
 /// The kernels, once per storage.
 pub static SOURCES: [Source; 2] = [
@@ -11,20 +14,30 @@ pub static SOURCES: [Source; 2] = [
     Source { name: "columns_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
 ];
 
-/// Blocks that sums over rows are taken by, at most. Fixed, since sums are taken per block.
+/// Columns of a block.
+const WIDTH: usize = 32;
+/// Blocks of a part of the batch, at most. Fixed, since sums are taken per block.
 const BLOCKS: usize = 1024;
-/// Fewest rows in a block's part.
-const PART_ROWS: usize = 64;
+/// Pieces of a part, at most: one thread adds them up.
+const PIECES: usize = 64;
+/// Fewest rows of a piece.
+const PIECE_ROWS: usize = 64;
 
-/// Rows per part of a matrix, and the grid of blocks that have 32 columns of a part each.
-pub fn parts(rows: usize, columns: usize) -> (usize, [usize; 3]) {
-    let across = columns.div_ceil(32);
-    let wanted = (BLOCKS / across).max(1).min(rows.div_ceil(PART_ROWS));
-    let part_rows = rows.div_ceil(wanted);
-    (part_rows, [across, rows.div_ceil(part_rows), 1])
+/// How the rows of a batch of `parts` parts are cut into pieces, and the grid of blocks that have 32 columns of a piece each.
+/// The pieces of a part depend on its rows alone, never on how many parts are here.
+pub fn pieces([rows, columns]: [usize; 2], parts: usize) -> (Tiles, [usize; 3]) {
+    let (across, part) = (columns.div_ceil(WIDTH), rows / parts);
+    let wanted = (BLOCKS / across).clamp(1, PIECES).min(part.div_ceil(PIECE_ROWS)).max(1);
+    let tiles = Tiles::new(rows, parts, part.div_ceil(wanted));
+    (tiles, [across, tiles.count(), 1])
 }
 
-/// sums [columns] += the sum of the rows of x [rows, columns].
+/// A grid of blocks that have 32 columns each.
+pub fn across(columns: usize) -> [usize; 3] {
+    [columns.div_ceil(WIDTH), 1, 1]
+}
+
+/// sums [columns] += the sum of the rows of x [rows, columns], which are those of a batch of `parts` parts.
 ///
 /// # Errors
 /// When the device fails.
@@ -33,29 +46,37 @@ pub fn add_column_sums(
     scalar: Scalar,
     x: View,
     [rows, columns]: [usize; 2],
+    parts: usize,
     sums: View,
 ) -> Result<(), GpuError> {
-    let (part_rows, grid) = parts(rows, columns);
-    let values = gpu.take(Kind::F32, grid[1] * columns)?;
+    let (tiles, grid) = pieces([rows, columns], parts);
+    let values = gpu.take(Kind::F32, tiles.count() * columns)?;
     let x = x.arg(scalar, rows * columns);
-    let [rows, width, part_rows] = [rows, columns, part_rows].map(Arg::count);
-    let args = [x, rows, width, part_rows, values.arg()];
-    // SAFETY: x has as many rows, and `values` a row for each part.
+    let args = [x, Arg::count(columns), Arg::count(tiles.part), Arg::count(tiles.tile), values.arg()];
+    // SAFETY: x has as many rows, and `values` a row for each piece.
     unsafe { gpu.launch(scalar.source(&SOURCES), "column_sums", grid, &args) }?;
-    add_parts(gpu, values.view(), [grid[1], columns], sums.part(0..columns))
+    add_parts(gpu, values.view(), [parts, tiles.per_part()], columns, sums.part(0..columns))
 }
 
-/// sums += every one of `count` parts, which lie `stride` values apart, in order.
+/// sums += the tree's sum over `parts` parts, each of which is the sum of its `pieces` pieces of `values`, in order. Pieces lie
+/// `stride` values apart.
 ///
 /// # Errors
 /// When the device fails.
-pub fn add_parts(gpu: &Gpu, parts: View, [count, stride]: [usize; 2], sums: View) -> Result<(), GpuError> {
+pub fn add_parts(
+    gpu: &Gpu,
+    values: View,
+    [parts, pieces]: [usize; 2],
+    stride: usize,
+    sums: View,
+) -> Result<(), GpuError> {
+    assert!(parts.is_power_of_two());
     let columns = sums.len();
-    let parts = parts.arg(Kind::F32, count.saturating_sub(1) * stride + columns);
-    let [count, stride, width] = [count, stride, columns].map(Arg::count);
-    let args = [parts, count, stride, width, sums.arg(Kind::F32, columns)];
-    // SAFETY: the last of the parts ends within them.
-    unsafe { gpu.launch(&SOURCES[0], "add_parts", one_each(columns), &args) }
+    let values = values.arg(Kind::F32, (parts * pieces).saturating_sub(1) * stride + columns);
+    let [parts, pieces, stride, width] = [parts, pieces, stride, columns].map(Arg::count);
+    let args = [values, parts, pieces, stride, width, sums.arg(Kind::F32, columns)];
+    // SAFETY: the last of the pieces ends within the values.
+    unsafe { gpu.launch(&SOURCES[0], "add_parts", across(columns), &args) }
 }
 
 #[cfg(test)]
@@ -80,12 +101,32 @@ mod tests {
             [Scalar::F32, Scalar::F16].map(|scalar| {
                 let x = upload(gpu, scalar, &x);
                 let sums = gpu.upload(&vec![0.5f32; width]).unwrap();
-                add_column_sums(gpu, scalar, x.view(), [rows, width], sums.view()).unwrap();
+                add_column_sums(gpu, scalar, x.view(), [rows, width], 1, sums.view()).unwrap();
                 let found: Vec<f32> = sums.read().unwrap();
                 // Sums of 701 values of magnitude 1 in another order.
                 assert_close(&format!("{scalar:?}"), &found, &expected, 1e-5);
                 found
             })
+        });
+    }
+
+    /// 16 parts of several pieces each: a half of the rows sums to a branch of the tree.
+    #[test]
+    fn halves_of_a_batch_sum_to_branches() {
+        let (rows, width, parts) = (16 * 150, 37, 16);
+        let x: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.37).sin() * 1e3).collect();
+        on_every_gpu(|gpu| {
+            let sums = |x: &[f32], parts: usize| -> Vec<f32> {
+                let (on_gpu, sums) = (gpu.upload(x).unwrap(), gpu.zeros(Kind::F32, width).unwrap());
+                let shape = [x.len() / width, width];
+                add_column_sums(gpu, Scalar::F32, on_gpu.view(), shape, parts, sums.view()).unwrap();
+                sums.read().unwrap()
+            };
+            let whole = sums(&x, parts);
+            let [left, right] = [&x[..x.len() / 2], &x[x.len() / 2..]].map(|half| sums(half, parts / 2));
+            let joined: Vec<f32> = left.iter().zip(&right).map(|(l, r)| l + r).collect();
+            assert_eq!(whole, joined);
+            whole
         });
     }
 }

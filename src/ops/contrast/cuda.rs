@@ -118,7 +118,7 @@ impl<'a> ContrastGpu<'a> {
     fn layer(&self, rows: usize) -> (Conv2d, OnGpu<'a>) {
         let conv =
             Conv2d { kernel: 1, stride: 1, padding: 0, input: self.dim, output: self.n, products: Products::Full };
-        (conv, OnGpu { gpu: self.gpu, math: self.math, size: Size { n: rows, h: 1, w: 1 } })
+        (conv, OnGpu { gpu: self.gpu, math: self.math, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
     }
 
     /// s [rows, n] of the candidates from `first` on.

@@ -2,12 +2,12 @@
 //
 //   forward   y  [pixels out, output]        = patches of x          times weights
 //   data      gx [pixels in, input]          = patches of gy         times weights
-//   weight    gw [output, kernel^2 * input]  = gy transposed         times patches of x, in parts of the pixels
+//   weight    gw [output, kernel^2 * input]  = gy transposed         times patches of x, in pieces of the pixels
 //
 // No patch matrix exists: each block gathers the patches of its tile into shared memory. A linear layer is the case of a
 // 1x1 kernel on images of one pixel. Sums run in an order that the shapes alone determine, so results repeat bit by bit.
 //
-// Compiled once per arithmetic, behind `product.cuh`.
+// Compiled once per arithmetic, behind `product.cuh` and `parts.cuh`.
 
 const int FORWARD = 0, DATA = 1, WEIGHT = 2;
 // Depth of a step.
@@ -213,16 +213,18 @@ DEVICE void whole(const Geometry &geometry, const scalar *a, const scalar *b, co
             }
 }
 
-// Weight pass: part z of the pixels, [parts, output, kernel^2 * input] in f32.
+// Weight pass: piece first + z of the pixels, [pieces, output, kernel^2 * input] in f32. Each part of the batch has `part` pixels,
+// in pieces of `piece`.
 template <int BM, int BN, int V>
-DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, float *parts, int part_depth) {
+DEVICE void weights(const Geometry &geometry, const scalar *gy, const scalar *x, int first, int part, int piece,
+                    float *pieces) {
     Product<WEIGHT> product;
     product.set(geometry, gy, x);
     Accumulator<BM, BN> sums;
     sums.clear();
-    int begin = blockIdx.z * part_depth, end = begin + part_depth;
-    multiply<WEIGHT, BM, BN, V>(product, begin, end < product.depth ? end : product.depth, sums);
-    float *out = parts + (size_t)blockIdx.z * product.rows * product.columns;
+    Piece pixels = piece_of(first + blockIdx.z, part, piece);
+    multiply<WEIGHT, BM, BN, V>(product, pixels.begin, pixels.end, sums);
+    float *out = pieces + (size_t)blockIdx.z * product.rows * product.columns;
 #pragma unroll
     for (int i = 0; i < Accumulator<BM, BN>::TM; i++)
 #pragma unroll
@@ -243,8 +245,9 @@ DEVICE void part(const Geometry &geometry, const scalar *gy, const scalar *x, fl
                                const scalar *added, scalar *gx) {                                                      \
         whole<DATA, BM, BN, V>(g, gy, weight, bias, added, gx);                                                        \
     }                                                                                                                  \
-    KERNEL(conv_weight_##suffix)(Geometry g, const scalar *gy, const scalar *x, float *parts, int part_depth) {        \
-        part<BM, BN, V>(g, gy, x, parts, part_depth);                                                                  \
+    KERNEL(conv_weight_##suffix)(Geometry g, const scalar *gy, const scalar *x, int first, int part, int piece,        \
+                                 float *pieces) {                                                                      \
+        weights<BM, BN, V>(g, gy, x, first, part, piece, pieces);                                                      \
     }
 
 // Wide and narrow tiles, and narrow ones for channel counts that 16-byte loads do not divide.
@@ -252,11 +255,14 @@ PASSES(128, 128, 128, WIDE)
 PASSES(64, 128, 64, WIDE)
 PASSES(any, 64, 64, 1)
 
-// gw += the parts, in order.
-KERNEL(conv_weight_sum)(int parts, int length, const float *values, float *gw) {
+// gw = the tree over `parts` parts of the batch, each the sum of its `pieces` pieces of `values`, in order; or added to gw.
+KERNEL(conv_weight_sum)(int parts, int pieces, int length, const float *values, int accumulate, float *gw) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= length) return;
-    float total = 0.0f;
-    for (int part = 0; part < parts; part++) total += values[(size_t)part * length + i];
-    gw[i] += total;
+    float total = tree<float>(0, parts, [&](int part) {
+        float sum = 0.0f;
+        for (int piece = part * pieces; piece < (part + 1) * pieces; piece++) sum += values[(size_t)piece * length + i];
+        return sum;
+    });
+    gw[i] = accumulate ? gw[i] + total : total;
 }

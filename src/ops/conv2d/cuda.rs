@@ -1,7 +1,11 @@
 //! Convolution on a GPU. Images and weights lie as on the CPU.
 
 use super::{Conv2d, Size};
-use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each};
+use crate::ops::{
+    batch_norm::cuda::Rows,
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
+    parts::{Tiles, tree},
+};
 
 /// Arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,8 @@ const KERNELS: &[&str] = &[
     "conv_weight_sum",
 ];
 
-const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("conv2d.cu"));
+const TEXT: &str =
+    concat!(include_str!("../cuda/product.cuh"), include_str!("../cuda/parts.cuh"), include_str!("conv2d.cu"));
 
 /// The kernels, once per arithmetic.
 pub static SOURCES: [Source; 3] = [
@@ -62,12 +67,17 @@ pub struct OnGpu<'a> {
     pub math: Math,
     /// The input's size.
     pub size: Size,
+    /// Parts of the batch that the images are of: sums over them are a tree over its parts.
+    pub parts: usize,
 }
 
-/// Blocks that keep a GPU busy; the weight pass cuts its pixels into so many parts. Fixed, since sums are taken per part.
+/// Blocks that keep a GPU busy; the weight pass cuts the pixels of a part of the batch into so many pieces. Fixed, since sums are
+/// taken per piece.
 const BUSY: usize = 512;
-/// Fewest pixels in a part.
-const PART: usize = 512;
+/// Fewest pixels in a piece.
+const PIECE: usize = 512;
+/// Most pieces of a part.
+const PIECES: usize = 64;
 
 /// What is added to a product.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,20 +144,42 @@ impl Conv2d {
         let depth = self.output_size(on.size).pixels();
         let Variant { suffix, tile } = self.variant(on.math, gcd(self.input, self.output), self.patch(), [x, gy]);
         let tiles = [self.output.div_ceil(tile[0]), self.patch().div_ceil(tile[1])];
-        let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, 64).min(depth.div_ceil(PART));
-        let part_depth = depth.div_ceil(wanted).next_multiple_of(32);
-        let parts = depth.div_ceil(part_depth);
-        let sums = on.gpu.take(Kind::F32, parts * self.weights())?;
+        let part = depth / on.parts;
+        let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, PIECES).min(part.div_ceil(PIECE));
+        let cut = Tiles::new(depth, on.parts, part.div_ceil(wanted).next_multiple_of(32));
+        // No more parts at a time than keep the GPU busy: each takes memory for all weights.
+        let at_a_time = (BUSY.div_ceil(tiles[0] * tiles[1] * cut.per_part())).next_power_of_two().min(on.parts);
         let (x, gy) =
             (x.arg(on.math.scalar(), on.size.pixels() * self.input), gy.arg(on.math.scalar(), depth * self.output));
-        let args = [self.geometry(on.size), gy, x, sums.arg(), Arg::count(part_depth)];
-        let (kernel, grid) = (format!("conv_weight_{suffix}"), [tiles[0], tiles[1], parts]);
-        // SAFETY: both images have the pixels that the geometry says, and `sums` the weights of each part.
-        unsafe { on.gpu.launch(on.math.source(&SOURCES), &kernel, grid, &args) }?;
-        let gw = gw.arg(Kind::F32, self.weights());
-        let args = [Arg::count(parts), Arg::count(self.weights()), sums.arg(), gw];
-        // SAFETY: the same, and a total of each weight.
-        unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_weight_sum", one_each(self.weights()), &args) }
+        let (kernel, count) = (format!("conv_weight_{suffix}"), at_a_time * cut.per_part());
+        let (source, total) = (on.math.source(&SOURCES), gw.arg(Kind::F32, self.weights()));
+        // The sum of the parts of a launch, in `to` or added to it.
+        let sum = |launch: usize, to: Arg, accumulate: bool| -> Result<(), GpuError> {
+            let pieces = on.gpu.take(Kind::F32, count * self.weights())?;
+            let cut_into = [launch * count, cut.part, cut.tile].map(Arg::count);
+            let args = [&[self.geometry(on.size), gy, x][..], &cut_into, &[pieces.arg()]].concat();
+            // SAFETY: both images have the pixels that the geometry says, and `pieces` the weights of each piece.
+            unsafe { on.gpu.launch(source, &kernel, [tiles[0], tiles[1], count], &args) }?;
+            let counts = [at_a_time, cut.per_part(), self.weights()].map(Arg::count);
+            let args = [&counts[..], &[pieces.arg(), Arg::Int(accumulate.into()), to]].concat();
+            // SAFETY: the same, and a total of each weight.
+            unsafe { on.gpu.launch(source, "conv_weight_sum", one_each(self.weights()), &args) }
+        };
+        if at_a_time == on.parts {
+            return sum(0, total, true);
+        }
+        let branch = |launch: usize| -> Result<Buffer, GpuError> {
+            let branch = on.gpu.take(Kind::F32, self.weights())?;
+            sum(launch, branch.arg(), false)?;
+            Ok(branch)
+        };
+        let join = |left: Result<Buffer, GpuError>, right: Result<Buffer, GpuError>| {
+            let left = left?;
+            Rows::add(on.gpu, Scalar::F32, right?.view(), left.view())?;
+            Ok(left)
+        };
+        let whole = tree(on.parts / at_a_time, branch, join)?;
+        Rows::add(on.gpu, Scalar::F32, whole.view(), gw.part(0..self.weights()))
     }
 
     fn weight(&self, on: OnGpu, weight: View) -> Arg {
@@ -208,13 +240,13 @@ mod tests {
     use super::*;
     use crate::ops::{conv2d::Source as Images, product::Products};
     use crate::ops::{
-        cuda::testing::{on_every_gpu, read, upload},
+        cuda::testing::{on_every_gpu, one_gpu, read, upload},
         golden::{Golden, assert_close},
     };
 
     /// y, gx, twice accumulated gx, gw.
     fn passes(gpu: &Gpu, math: Math, conv: &Conv2d, size: Size, [x, weight, cot]: [&[f32]; 3]) -> [Vec<f32>; 4] {
-        let on = OnGpu { gpu, math, size };
+        let on = OnGpu { gpu, math, size, parts: 1 };
         let [x, weight, cot] = [x, weight, cot].map(|v| upload(gpu, math.scalar(), v));
         let y = cot.take_alike().unwrap();
         conv.forward_gpu(on, x.view(), weight.view(), y.view(), false).unwrap();
@@ -317,6 +349,28 @@ mod tests {
                 });
             }
         }
+    }
+
+    /// 64 parts, in several launches: a half of the images gives a branch of the tree.
+    #[test]
+    fn weight_gradients_of_halves_of_a_batch_are_branches() {
+        let Some(gpu) = one_gpu() else { return };
+        let (n, channels) = (64, 512);
+        let conv =
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: channels, output: channels, products: Products::Full };
+        let ramp = |step: f32| (0..n * channels).map(|i| (i as f32 * step).sin() * 1e2).collect::<Vec<_>>();
+        let (x, g) = (ramp(0.37), ramp(0.23));
+        let gradient = |x: &[f32], g: &[f32], parts: usize| -> Vec<f32> {
+            let [x, g] = [x, g].map(|values| gpu.upload(values).unwrap());
+            let gw = gpu.zeros(Kind::F32, conv.weights()).unwrap();
+            let on = OnGpu { gpu: &gpu, math: Math::F32, size: Size { n: parts, h: 1, w: 1 }, parts };
+            conv.backward_weight_gpu(on, x.view(), g.view(), gw.view()).unwrap();
+            gw.read().unwrap()
+        };
+        let half = n / 2 * channels;
+        let (left, right) = (gradient(&x[..half], &g[..half], n / 2), gradient(&x[half..], &g[half..], n / 2));
+        let joined: Vec<f32> = left.iter().zip(&right).map(|(l, r)| l + r).collect();
+        assert!(gradient(&x, &g, n) == joined);
     }
 
     fn bits(results: &[Vec<f32>]) -> Vec<u32> {

@@ -277,6 +277,30 @@ impl Gpu {
         Ok(values)
     }
 
+    /// The bytes of a view, whatever its kind. Waits for all work before.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_bytes(&self, from: View) -> Result<Vec<u8>, GpuError> {
+        let mut bytes = vec![0; from.bytes()];
+        // SAFETY: the view has as many bytes.
+        unsafe { self.0.driver.download(from.at, &mut bytes) }?;
+        Ok(bytes)
+    }
+
+    /// Overwrites the bytes of a view, whatever its kind.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// When the view has not as many.
+    pub fn write_bytes(&self, to: View, bytes: &[u8]) -> Result<(), GpuError> {
+        assert_eq!(to.bytes(), bytes.len(), "bytes for every element");
+        // SAFETY: the view has as many bytes.
+        unsafe { self.0.driver.upload(to.at, bytes) }
+    }
+
     /// The elements that a view has when the work before has been done. Does not wait, unless for the values.
     ///
     /// # Errors
@@ -468,8 +492,15 @@ impl<'a> View<'a> {
         self
     }
 
-    fn bytes(self) -> usize {
+    /// Bytes of all elements.
+    pub fn bytes(self) -> usize {
         self.len * self.kind.bytes()
+    }
+
+    /// Where they begin.
+    #[cfg(feature = "nccl")]
+    pub(in crate::ops::cuda) fn address(self) -> u64 {
+        self.at
     }
 }
 

@@ -215,27 +215,25 @@ DEVICE unsigned int to_tf32(float value) {
     return (float_bits(value) + 0x1000u) & ~0x1fffu;
 }
 
-// What the threads of each warp brought to a collective operation.
-static unsigned int given_a[THREADS][4], given_b[THREADS][2];
+// What the threads of each warp brought to a product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
+static float given_a[THREADS / 32][16][16], given_b[THREADS / 32][8][16];
 
-// a [16, k] and b [k, 8] are read by `element(thread, register, place)` from what the threads gave, by PTX's layout.
-static void give(const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    memcpy(given_a[running], a, sizeof a);
-    memcpy(given_b[running], b, sizeof b);
+// d [16, 8] += a b, of which the thread has four values; `DEPTH` is k.
+template <int DEPTH> static void add_product(float (&d)[4]) {
+    wait_for_warp();
+    unsigned int warp = running / 32, lane = running % 32;
+    for (int i = 0; i < 4; i++) {
+        const float *a = given_a[warp][lane / 4 + i / 2 * 8], *b = given_b[warp][lane % 4 * 2 + i % 2];
+        for (int k = 0; k < DEPTH; k++) d[i] += a[k] * b[k];
+    }
     wait_for_warp();
 }
 
 static void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    give(a, b);
-    unsigned int warp = running & ~31u, lane = running & 31;
-    for (int i = 0; i < 4; i++) {
-        unsigned int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
-        for (unsigned int k = 0; k < 8; k++) {
-            unsigned int from_a = warp + row % 8 * 4 + k % 4, from_b = warp + column * 4 + k % 4;
-            d[i] += bits_float(given_a[from_a][row / 8 + k / 4 * 2] & ~0x1fffu) * bits_float(given_b[from_b][k / 4] & ~0x1fffu);
-        }
-    }
-    wait_for_warp();
+    unsigned int warp = running / 32, line = running % 32 / 4, k = running % 4;
+    for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 4] = bits_float(a[i] & ~0x1fffu);
+    for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 4] = bits_float(b[i] & ~0x1fffu);
+    add_product<8>(d);
 }
 
 DEVICE float half_of(unsigned int word, unsigned int which) {
@@ -244,14 +242,10 @@ DEVICE float half_of(unsigned int word, unsigned int which) {
 }
 
 static void mma_m16n8k16_f16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    give(a, b);
-    unsigned int warp = running & ~31u, lane = running & 31;
-    for (int i = 0; i < 4; i++) {
-        unsigned int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
-        for (unsigned int k = 0; k < 16; k++) {
-            unsigned int from_a = warp + row % 8 * 4 + k % 8 / 2, from_b = warp + column * 4 + k % 8 / 2;
-            d[i] += half_of(given_a[from_a][row / 8 + k / 8 * 2], k % 2) * half_of(given_b[from_b][k / 8], k % 2);
-        }
+    unsigned int warp = running / 32, line = running % 32 / 4, k = running % 4 * 2;
+    for (int which = 0; which < 2; which++) {
+        for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 8 + which] = half_of(a[i], which);
+        for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 8 + which] = half_of(b[i], which);
     }
-    wait_for_warp();
+    add_product<16>(d);
 }

@@ -12,9 +12,11 @@ pub mod nvidia;
 mod source;
 #[cfg(test)]
 pub mod testing;
+mod wire;
 
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
 pub use source::{Scalar, Source};
+pub use wire::Wire;
 
 /// Threads per block of every kernel.
 pub const THREADS: usize = 256;

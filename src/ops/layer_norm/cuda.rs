@@ -1,12 +1,12 @@
 //! Layer norm on a GPU. Addresses are of the device; statistics, parameters and their gradients are f32.
 
 use crate::ops::{
-    columns::cuda::{add_parts, parts},
+    columns::cuda::{add_parts, pieces},
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
 };
 
 const KERNELS: &[&str] = &["ln_forward", "ln_backward", "ln_backward_params"];
-const TEXT: &str = include_str!("layer_norm.cu");
+const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("layer_norm.cu"));
 
 /// The kernels, once per storage.
 pub static SOURCES: [Source; 2] = [
@@ -75,7 +75,8 @@ impl NormRows<'_> {
         view.arg(Kind::F32, self.rows * 2)
     }
 
-    /// gx = the gradient of x from that of y, added where `accumulate`; adds to the gradients of weight and bias.
+    /// gx = the gradient of x from that of y, added where `accumulate`; adds to the gradients of weight and bias. The rows are
+    /// those of a batch of `parts` parts.
     ///
     /// # Errors
     /// When the device fails.
@@ -85,19 +86,20 @@ impl NormRows<'_> {
         gy: View,
         gx: View,
         accumulate: bool,
+        parts: usize,
         g_params: [View; 2],
     ) -> Result<(), GpuError> {
         let source = self.scalar.source(&SOURCES);
-        let (part_rows, grid) = parts(self.rows, self.dim);
-        let sums = self.gpu.take(Kind::F32, grid[1] * 2 * self.dim)?;
+        let (tiles, grid) = pieces([self.rows, self.dim], parts);
+        let sums = self.gpu.take(Kind::F32, tiles.count() * 2 * self.dim)?;
         let (x, statistics, gy) = (self.of_rows(x), self.statistics(statistics), self.of_rows(gy));
         let [rows, dim] = [self.rows, self.dim].map(Arg::count);
-        let args = [x, statistics, gy, rows, dim, Arg::count(part_rows), sums.arg()];
-        // SAFETY: all have the elements of their shape, and `sums` two rows for each part.
+        let args = [x, statistics, gy, dim, Arg::count(tiles.part), Arg::count(tiles.tile), sums.arg()];
+        // SAFETY: all have the elements of their shape, and `sums` two rows for each piece.
         unsafe { self.gpu.launch(source, "ln_backward_params", grid, &args) }?;
         for (i, to) in g_params.into_iter().enumerate() {
             let from = sums.view().part(i * self.dim..sums.view().len());
-            add_parts(self.gpu, from, [grid[1], 2 * self.dim], to.part(0..self.dim))?;
+            add_parts(self.gpu, from, [parts, tiles.per_part()], 2 * self.dim, to.part(0..self.dim))?;
         }
         let (weight, gx) = (self.of_columns(self.weight), self.of_rows(gx));
         let args = [x, statistics, rows, dim, weight, gy, Arg::Int(accumulate.into()), gx];
@@ -159,7 +161,7 @@ mod tests {
                 assert!(read(&y_gpu) == read(&again));
                 let [gw_gpu, gb_gpu] = [(); 2].map(|()| gpu.upload(&[0.25f32; DIM]).unwrap());
                 let g_params = [gw_gpu.view(), gb_gpu.view()];
-                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), true, g_params).unwrap();
+                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), true, 1, g_params).unwrap();
                 let close = |what: &str, found: &[f32], expected: &[f32], tolerance: f64| {
                     assert_close(&format!("{scalar:?} {what}"), found, expected, tolerance);
                 };
@@ -169,7 +171,7 @@ mod tests {
                 close("gw", &gw_gpu.read::<f32>().unwrap(), &gw, 5e-6);
                 close("gb", &gb_gpu.read::<f32>().unwrap(), &gb, 5e-6);
                 let results = [read(&y_gpu), read(&gx_gpu), gw_gpu.read().unwrap()];
-                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), false, g_params).unwrap();
+                on.backward([x_gpu.view(), found.view()], gy.view(), gx_gpu.view(), false, 1, g_params).unwrap();
                 let alone: Vec<f32> = gx.iter().zip(&before).map(|(g, b)| g - b).collect();
                 close("gx alone", &read(&gx_gpu), &alone, tolerance);
                 results

@@ -1,5 +1,5 @@
 // Layer norm of rows [rows, dim]. A warp has a row; sums within it are in f32, in a fixed order. Compiled once per storage:
-// HALF 0 is f32, 1 is f16; statistics and parameters are f32 either way.
+// HALF 0 is f32, 1 is f16; statistics and parameters are f32 either way. Behind `parts.cuh`.
 
 #if HALF
 typedef half_t scalar;
@@ -59,16 +59,16 @@ KERNEL(ln_backward)(const scalar *x, const float *statistics, int rows, int dim,
     }
 }
 
-// Per part of the rows the sums that the gradients of weight and bias consist of, [parts, 2, dim]. A block has 32 columns and
-// 8 of its part's rows at a time.
-KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scalar *gy, int rows, int dim, int part_rows,
-                           float *parts) {
+// Per piece of the rows the sums that the gradients of weight and bias consist of, [pieces, 2, dim]. A block has 32 columns and
+// 8 of its piece's rows at a time.
+KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scalar *gy, int dim, int part, int piece,
+                           float *sums) {
     SHARED float shared[2][8][32];
     int lane = threadIdx.x % 32, line = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    int begin = blockIdx.y * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
+    Piece rows = piece_of(blockIdx.y, part, piece);
     bool there = c < dim;
     float weight = 0.0f, bias = 0.0f;
-    for (int row = begin + line; there && row < end; row += 8) {
+    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
         size_t i = (size_t)row * dim + c;
         float g = to_float(gy[i]);
         weight += g * ((to_float(x[i]) - statistics[(size_t)row * 2]) * statistics[(size_t)row * 2 + 1]);
@@ -80,5 +80,5 @@ KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scala
     if (!there || line > 1) return;
     float sum = 0.0f;
     for (int i = 0; i < 8; i++) sum += shared[line][i][lane];
-    parts[((size_t)blockIdx.y * 2 + line) * dim + c] = sum;
+    sums[((size_t)blockIdx.y * 2 + line) * dim + c] = sum;
 }

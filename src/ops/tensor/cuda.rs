@@ -16,6 +16,8 @@ use dfdx::prelude::*;
 use super::{
     Buffer, GpuTensors, Logits, Matrix, Rows, TensorDevice, Traced, TracedPerRow, TracedRows, TracedScalar, traced,
 };
+#[cfg(feature = "nccl")]
+use crate::ops::cuda::Wire;
 use crate::ops::{
     contrast::{self, Pairs, cuda::ContrastGpu},
     conv2d::{
@@ -53,6 +55,15 @@ pub fn gpu(cuda: &Cuda) -> Result<Gpu, GpuError> {
     let gpu = Gpu::new(nvidia::Nvidia::new(device)?);
     gpus.insert(ordinal, gpu.clone());
     Ok(gpu)
+}
+
+/// The ranks of `id` by NCCL, on the stream of a dfdx device; waits until all have joined.
+///
+/// # Errors
+/// When NCCL cannot reach them, or two of them have the same GPU.
+#[cfg(feature = "nccl")]
+pub fn join_by_nccl(cuda: &Cuda, place: [usize; 2], id: nvidia::nccl::Id) -> Result<Arc<dyn Wire>, GpuError> {
+    Ok(Arc::new(nvidia::nccl::Nccl::join(raw(cuda)?, place, id)?))
 }
 
 /// The device below a dfdx device: dfdx keeps it to itself, but not the storage, which knows it.
@@ -136,7 +147,7 @@ fn take(gpu: &Gpu, (n, columns): (usize, usize)) -> Result<OnGpu, CudaError> {
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, Pass<'_>) {
     let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: Products::Full };
-    (conv, Pass { gpu, math: Math::F32, size: Size { n: rows, h: 1, w: 1 } })
+    (conv, Pass { gpu, math: Math::F32, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
 }
 
 impl TensorDevice<f32> for Cuda {

@@ -1,6 +1,8 @@
 //! The CUDA driver, on the stream of a device that others use too.
 
 mod failure;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod pinned;
 
 use std::{

@@ -1,0 +1,113 @@
+//! What ranks with a GPU each exchange: rows of a batch, statistics over it, sums over its parts.
+
+use std::sync::Arc;
+
+use crate::{
+    ops::{
+        columns::cuda::add_parts,
+        cuda::{Buffer, Gpu, GpuError, Kind, View, Wire},
+    },
+    ranks::Ranks,
+};
+
+/// Values that are summed at once, at most: the memory that it takes.
+const AT_ONCE: usize = 1 << 24;
+
+/// Ranks, and how they reach each other's memory.
+#[derive(Clone, Debug, Default)]
+pub struct Exchange {
+    pub ranks: Ranks,
+    /// None where this rank is alone.
+    wire: Option<Arc<dyn Wire>>,
+}
+
+impl Exchange {
+    /// Among `ranks`, through the memory of their hosts.
+    pub fn through_hosts(ranks: Ranks) -> Self {
+        let wire = (!ranks.is_alone()).then(|| Arc::new(ThroughHosts(ranks.clone())) as Arc<dyn Wire>);
+        Self { ranks, wire }
+    }
+
+    /// Among `ranks` by `wire`, which is used even where there is one rank.
+    pub fn by(ranks: Ranks, wire: Arc<dyn Wire>) -> Self {
+        Self { ranks, wire: Some(wire) }
+    }
+
+    /// Whether there is nothing to exchange.
+    pub fn is_alone(&self) -> bool {
+        self.wire.is_none()
+    }
+
+    /// What all ranks have, one behind the other in their order. All have as many values.
+    pub fn gather(&self, gpu: &Gpu, own: Buffer) -> Result<Buffer, GpuError> {
+        let Some(wire) = &self.wire else { return Ok(own) };
+        let all = gpu.take(own.view().kind(), own.view().len() * self.ranks.size())?;
+        wire.all_gather(gpu, own.view(), all.view())?;
+        Ok(all)
+    }
+
+    /// Among other ranks, by the same way.
+    pub fn with_ranks(&self, ranks: Ranks) -> Self {
+        Self { ranks, wire: self.wire.clone() }
+    }
+
+    /// What the ranks of this one's group have, in their order.
+    pub fn gather_group(&self, gpu: &Gpu, own: Buffer) -> Result<Buffer, GpuError> {
+        let (group, size) = (self.ranks.group(), self.ranks.size());
+        // A group of one rank needs no other; one rank in all may be there to try the way.
+        if group.len() == 1 && size > 1 {
+            return Ok(own);
+        }
+        let (each, all) = (own.view().len(), self.gather(gpu, own)?);
+        if group.len() == size {
+            return Ok(all);
+        }
+        let of_group = gpu.take(all.view().kind(), group.len() * each)?;
+        gpu.copy(all.view().part(group.start * each..group.end * each), of_group.view())?;
+        Ok(of_group)
+    }
+
+    /// This rank's share of `all`.
+    pub fn share(&self, gpu: &Gpu, all: Buffer) -> Result<Buffer, GpuError> {
+        if self.is_alone() {
+            return Ok(all);
+        }
+        let range = self.ranks.share(all.view().len());
+        let own = gpu.take(all.view().kind(), range.len())?;
+        gpu.copy(all.view().part(range), own.view())?;
+        Ok(own)
+    }
+
+    /// The sum of all ranks' `values` (f32), in their place: the top of the tree over a batch's parts, whose branches the ranks
+    /// have. Each rank adds up a piece of them.
+    pub fn sum(&self, gpu: &Gpu, values: View) -> Result<(), GpuError> {
+        let Some(wire) = &self.wire else { return Ok(()) };
+        let (size, len) = (self.ranks.size(), values.len());
+        for first in (0..len).step_by(AT_ONCE) {
+            let values = values.part(first..len.min(first + AT_ONCE));
+            let piece = values.len().div_ceil(size);
+            let [all, received] = [gpu.zeros(Kind::F32, piece * size)?, gpu.take(Kind::F32, piece * size)?];
+            gpu.copy(values, all.view().part(0..values.len()))?;
+            wire.all_to_all(gpu, all.view(), received.view())?;
+            let own = gpu.zeros(Kind::F32, piece)?;
+            add_parts(gpu, received.view(), [size, 1], piece, own.view())?;
+            wire.all_gather(gpu, own.view(), all.view())?;
+            gpu.copy(all.view().part(0..values.len()), values)?;
+        }
+        Ok(())
+    }
+}
+
+/// By the ranks' own transport: values are copied to the host and back.
+#[derive(Debug)]
+struct ThroughHosts(Ranks);
+
+impl Wire for ThroughHosts {
+    fn all_gather(&self, gpu: &Gpu, own: View, all: View) -> Result<(), GpuError> {
+        gpu.write_bytes(all, &self.0.gather(&gpu.read_bytes(own)?))
+    }
+
+    fn all_to_all(&self, gpu: &Gpu, send: View, receive: View) -> Result<(), GpuError> {
+        gpu.write_bytes(receive, &self.0.exchange(&gpu.read_bytes(send)?))
+    }
+}
