@@ -55,7 +55,7 @@ mpi() { # the tests of many ranks, with the launcher and the compiler of an MPI;
   fi
   echo "== ranks over $3: $1"
   # A folder for each: the program is built for one of them.
-  MPICC=$2 SNCLR_MPIRUN=$1 SNCLR_REQUIRE_MPI=1 SNCLR_MPI_THOROUGH=1 CARGO_TARGET_DIR=target/$3 \
+  MPICC=$2 SNCLR_MPIRUN="$1" SNCLR_REQUIRE_MPI=1 CARGO_TARGET_DIR=target/$3 \
     cargo test --release --locked --quiet --features mpi --test mpi -- --test-threads 1 --include-ignored --nocapture
 }
 mpi mpirun.openmpi mpicc.openmpi openmpi || failed=1

@@ -40,37 +40,49 @@ fn finished(command: &mut Command) -> Finished {
 const RESNET: &str = "encoder.width_multiplier=0.125";
 const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8}";
 
+/// Trains by a method on 1, 2 and more ranks, up to `most`.
+fn trains_to_the_same_bits(i: usize, encoder: &str, precision: &str, most: usize) {
+    let (scratch, method) = (Scratch::new(), METHODS[i]);
+    let spec = format!("{}.yaml", method.0);
+    scratch.write(&spec, tiny_with(method, i % 3 > 0));
+    let mut alone: Option<BTreeMap<String, String>> = None;
+    for ranks in [1, 2, 4].into_iter().filter(|ranks| *ranks <= most) {
+        let runs = format!("runs-{ranks}");
+        let Some(mut command) = on_ranks(&scratch, ranks, &format!("run {spec} --runs {runs} --json")) else { return };
+        for setting in ["batch_size=32", "epochs=1", "health.knn_every_epochs=1", encoder] {
+            command.args(["--set", setting]);
+        }
+        if method.0 == "swav" {
+            command.args(["--set", "method.queue_length=64"]);
+        }
+        let ended = finished(command.args(["--set", &format!("precision={precision}")]));
+        let what = format!("{}, {encoder}, {precision}, {ranks} ranks", method.0);
+        assert_eq!(ended.code, 0, "{what}: {}", ended.stderr);
+        let told = ended.stdout.lines().filter(|line| line.starts_with('{')).count();
+        assert_eq!(told, 1, "the first rank alone talks");
+        let contents = scratch.contents(&runs);
+        assert_eq!(alone.get_or_insert_with(|| contents.clone()), &contents, "{what}");
+    }
+}
+
 /// Every method, with small crops, queues and several batches an update; ResNet and ViT; f32 and bf16. The first two with four
-/// ranks too, and all of them where `SNCLR_MPI_THOROUGH` is set.
+/// ranks too.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {
-    let (_alone, scratch) = (one_at_a_time(), Scratch::new());
-    for (i, method) in METHODS.into_iter().enumerate() {
-        let [encoder, precision] = [[RESNET, VIT][i % 2], ["f32", "bf16"][i / 2 % 2]];
-        let spec = format!("{}.yaml", method.0);
-        scratch.write(&spec, tiny_with(method, i % 3 > 0));
-        let mut alone: Option<BTreeMap<String, String>> = None;
-        let most = if i < 2 || std::env::var_os("SNCLR_MPI_THOROUGH").is_some() { 4 } else { 2 };
-        for ranks in [1, 2, 4].into_iter().filter(|ranks| *ranks <= most) {
-            let runs = format!("runs-{}-{ranks}", method.0);
-            let Some(mut command) = on_ranks(&scratch, ranks, &format!("run {spec} --runs {runs} --json")) else {
-                return;
-            };
-            for setting in ["batch_size=32", "epochs=1", "health.knn_every_epochs=1", encoder] {
-                command.args(["--set", setting]);
-            }
-            if method.0 == "swav" {
-                command.args(["--set", "method.queue_length=64"]);
-            }
-            let ended = finished(command.args(["--set", &format!("precision={precision}")]));
-            assert_eq!(ended.code, 0, "{}, {ranks} ranks: {}", method.0, ended.stderr);
-            assert_eq!(
-                ended.stdout.lines().filter(|line| line.starts_with('{')).count(),
-                1,
-                "the first rank alone talks"
-            );
-            let contents = scratch.contents(&runs);
-            assert_eq!(alone.get_or_insert_with(|| contents.clone()), &contents, "{}, {ranks} ranks", method.0);
+    let _alone = one_at_a_time();
+    for i in 0..METHODS.len() {
+        trains_to_the_same_bits(i, [RESNET, VIT][i % 2], ["f32", "bf16"][i / 2 % 2], if i < 2 { 4 } else { 2 });
+    }
+}
+
+/// Each method with each network in each precision.
+#[test]
+#[ignore = "takes minutes; scripts/soak.sh"]
+fn soak_every_training() {
+    let _alone = one_at_a_time();
+    for i in 0..METHODS.len() {
+        for encoder in [RESNET, VIT] {
+            ["f32", "bf16"].into_iter().for_each(|precision| trains_to_the_same_bits(i, encoder, precision, 4));
         }
     }
 }
@@ -165,6 +177,15 @@ fn ranks_that_do_not_fit_say_so_once() {
     let mut differs = launcher(1).expect("a launcher");
     differs.args([program, "run", "tiny.yaml", ":", "-np", "1", program, "run", "tiny.yaml", "--set", "seed=2"]);
     told(differs.current_dir(scratch.path("")), "error: the ranks differ in their spec: ranks 0 | ranks 1");
+    // Another program: the same with a byte behind its end.
+    let other = scratch.path("other");
+    let mut bytes = std::fs::read(program).expect("the program");
+    bytes.push(0);
+    std::fs::write(&other, bytes).expect("another program");
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a program");
+    let mut differs = launcher(1).expect("a launcher");
+    differs.args([program, "run", "tiny.yaml", ":", "-np", "1"]).arg(&other).args(["run", "tiny.yaml"]);
+    told(differs.current_dir(scratch.path("")), "error: the ranks differ in their program: ranks 0 | ranks 1");
     // Without a launcher, half of its variables.
     let mut half = scratch.command("run tiny.yaml");
     let ended = finished(half.env("RANK", "1"));
