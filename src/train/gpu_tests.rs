@@ -235,15 +235,18 @@ fn among(ranks: Ranks, precision: Precision) -> Option<Gpu<Cpu>> {
     gpu(precision).map(|gpu| gpu.among(Exchange::through_hosts(ranks)))
 }
 
-/// One rank and two come to the same bits. Of the first two cases four do, too, for which the batch is larger: then two of them
-/// share a group.
+/// One rank and more come to the same bits. With groups, two of four ranks share one.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks_with_a_gpu() {
     for (i, sections) in cases_of_ranks().into_iter().enumerate() {
         if gpu(sections.precision).is_none() {
             return;
         }
-        let (sizes, batches): (&[usize], _) = if i < 2 { (&[2, 4], (2 * N, BATCHES.1, 2)) } else { (&[2], BATCHES) };
+        let (sizes, batches): (&[usize], _) = match i {
+            0 => (&[4], (2 * N, BATCHES.1, 2)),
+            1 => (&[2, 4], (2 * N, BATCHES.1, 1)),
+            _ => (&[2], BATCHES),
+        };
         let by = |size: usize| {
             on_ranks(size, &sections, batches, |ranks| among(ranks, sections.precision).expect("there is one"))
         };
