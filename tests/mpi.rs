@@ -44,7 +44,7 @@ const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8}";
 fn trains_to_the_same_bits(i: usize, encoder: &str, precision: &str, most: usize) {
     let (scratch, method) = (Scratch::new(), METHODS[i]);
     let spec = format!("{}.yaml", method.0);
-    scratch.write(&spec, tiny_with(method, i % 3 > 0));
+    scratch.write(&spec, tiny_with(method, !i.is_multiple_of(3)));
     let mut alone: Option<BTreeMap<String, String>> = None;
     for ranks in [1, 2, 4].into_iter().filter(|ranks| *ranks <= most) {
         let runs = format!("runs-{ranks}");
