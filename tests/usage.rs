@@ -33,7 +33,7 @@ fn a_device_that_is_not_there_is_refused() {
     assert!(!scratch.path("runs").exists(), "a refused device leaves nothing behind");
     let finished = scratch.run("run tiny.yaml --device tpu");
     assert_eq!(finished.code, 2);
-    assert!(finished.stderr.contains("no such device; use cpu, or cuda:N"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("no such device; use cpu, cuda, or cuda:N"), "{}", finished.stderr);
 }
 
 /// The doctor says why there is no GPU; a device that was asked for does not keep it from doing so.

@@ -73,7 +73,7 @@ pub struct Global {
     /// Worker threads; results do not depend on it [default: one per processor]
     #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Global options")]
     pub threads: Option<usize>,
-    /// Device that computes: cpu, or in a build with the feature `cuda` cuda:N; cuda is the first, or of many ranks each one's own
+    /// Device that computes: cpu, cuda:N (a build with the feature `cuda`), or cuda: the first GPU, or each rank's own
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Global options")]
     pub device: Device,
     /// No progress, warnings and results only
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn devices_and_threads_that_do_not_exist_are_refused() {
         let error = |line: &[&str]| Cli::try_parse_from(line).unwrap_err().render().to_string();
-        assert!(error(&["snclr", "runs", "--device", "tpu"]).contains("no such device; use cpu, or cuda:N"));
+        assert!(error(&["snclr", "runs", "--device", "tpu"]).contains("no such device; use cpu, cuda, or cuda:N"));
         assert!(error(&["snclr", "runs", "--threads", "0"]).contains("expected a whole number from 1 to 1024"));
     }
 }

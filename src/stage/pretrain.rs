@@ -184,17 +184,15 @@ impl OnDevice for Training<'_> {
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             progress.advance(1);
             let taken = rows.iter().try_for_each(|row| take_in(row, &mut watcher, progress));
-            if saves && taken.is_ok() {
-                agree(&ranks, &trainer)?;
-            }
+            let state = if saves && taken.is_ok() { Some(agreed_state(&ranks, &trainer)?) } else { None };
             if let Some(keeper) = &mut keeper {
                 keeper.log.time(trainer.steps() - 1, elapsed, waited, batch);
                 keeper.log.rows.extend(rows);
                 if taken.is_err() {
                     // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
                     keeper.log.flush(keeper.checkpoints, trainer.steps())?;
-                } else if saves {
-                    keeper.log.save(&trainer, keeper.checkpoints)?;
+                } else if let Some(state) = &state {
+                    keeper.log.save(trainer.steps(), state, keeper.checkpoints)?;
                 }
             }
             taken?;
@@ -202,7 +200,9 @@ impl OnDevice for Training<'_> {
                 return Err(Stopped::Interrupted { stage: DESCRIPTOR.name, step: trainer.steps() }.into());
             }
         }
-        agree(&ranks, &trainer)?;
+        if !ranks.is_alone() {
+            agreed_state(&ranks, &trainer)?;
+        }
         if let Some(scaling) = trainer.scaling()? {
             progress.log(&scaling.to_string());
         }
@@ -216,13 +216,13 @@ impl OnDevice for Training<'_> {
     }
 }
 
-/// Checks that all ranks have come to the same state before the first one keeps it.
-fn agree<B: Trains>(ranks: &Ranks, trainer: &Trainer<B>) -> anyhow::Result<()> {
-    if ranks.is_alone() {
-        return Ok(());
+/// The trainer's state, which all ranks have come to before the first one keeps it.
+fn agreed_state<B: Trains>(ranks: &Ranks, trainer: &Trainer<B>) -> anyhow::Result<Vec<NamedTensor<f32>>> {
+    let state = trainer.state()?;
+    if !ranks.is_alone() {
+        ranks.agree(&[("what they have trained", hash::bytes(&tensors::to_bytes(&state)?))])?;
     }
-    let state = tensors::to_bytes(&trainer.state()?)?;
-    Ok(ranks.agree(&[("what they have trained", hash::bytes(&state))])?)
+    Ok(state)
 }
 
 /// The encoder's buffers as training begins with them.
@@ -298,9 +298,9 @@ impl Log {
     }
 
     /// Metrics first, then the state: a state is never there without the metrics that led to it.
-    fn save<B: Trains>(&mut self, trainer: &Trainer<B>, checkpoints: &Checkpoints) -> anyhow::Result<()> {
-        self.flush(checkpoints, trainer.steps())?;
-        checkpoints.save(trainer.steps(), &[(tables::STATE.name, tensors::to_rows(&trainer.state()?))])
+    fn save(&mut self, step: u64, state: &[NamedTensor<f32>], checkpoints: &Checkpoints) -> anyhow::Result<()> {
+        self.flush(checkpoints, step)?;
+        checkpoints.save(step, &[(tables::STATE.name, tensors::to_rows(state))])
     }
 
     /// Appends the rows to the segments. `next_step` is the step that the next row will be of.

@@ -257,16 +257,15 @@ impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let index = |text: &str| text.parse().ok().filter(|index| *index < 64);
+        let index = |number: &str| number.parse().ok().filter(|index| *index < 64);
         match text.strip_prefix("cuda") {
-            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cpu" => Some(Device::Cpu),
             // Of the ranks of a machine each has its own, as users of torchrun expect.
-            Some("") => Ok(Device::Cuda(launcher::local_rank_here())),
-            Some(rest) if rest.strip_prefix(':').and_then(index).is_some() => {
-                Ok(Device::Cuda(rest.strip_prefix(':').and_then(index).unwrap_or_default()))
-            }
-            _ => Err("no such device; use cpu, or cuda:N with N from 0".into()),
+            Some("") => Some(Device::Cuda(launcher::local_rank_here())),
+            Some(rest) => rest.strip_prefix(':').and_then(index).map(Device::Cuda),
+            None => None,
         }
+        .ok_or_else(|| "no such device; use cpu, cuda, or cuda:N with N from 0 to 63".into())
     }
 }
 
@@ -282,7 +281,7 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for wrong in ["tpu", "cuda:", "cuda:x", "cuda:99", "cuda0"] {
-            assert!(wrong.parse::<Device>().unwrap_err().contains("use cpu, or cuda:N"), "{wrong}");
+            assert!(wrong.parse::<Device>().unwrap_err().contains("use cpu, cuda, or cuda:N"), "{wrong}");
         }
     }
 

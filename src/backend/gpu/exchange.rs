@@ -83,16 +83,20 @@ impl Exchange {
     pub fn sum(&self, gpu: &Gpu, values: View) -> Result<(), GpuError> {
         let Some(wire) = &self.wire else { return Ok(()) };
         let (size, len) = (self.ranks.size(), values.len());
-        for first in (0..len).step_by(AT_ONCE) {
-            let values = values.part(first..len.min(first + AT_ONCE));
-            let piece = values.len().div_ceil(size);
-            let [all, received] = [gpu.zeros(Kind::F32, piece * size)?, gpu.take(Kind::F32, piece * size)?];
-            gpu.copy(values, all.view().part(0..values.len()))?;
-            wire.all_to_all(gpu, all.view(), received.view())?;
-            let own = gpu.zeros(Kind::F32, piece)?;
-            add_parts(gpu, received.view(), [size, 1], piece, own.view())?;
-            wire.all_gather(gpu, own.view(), all.view())?;
-            gpu.copy(all.view().part(0..values.len()), values)?;
+        let even = len / size * size;
+        for first in (0..even).step_by(AT_ONCE / size * size) {
+            let values = values.part(first..even.min(first + AT_ONCE / size * size));
+            let [branches, sum] = [gpu.take(Kind::F32, values.len())?, gpu.zeros(Kind::F32, values.len() / size)?];
+            wire.all_to_all(gpu, values, branches.view())?;
+            add_parts(gpu, branches.view(), [size, 1], values.len() / size, sum.view())?;
+            wire.all_gather(gpu, sum.view(), values)?;
+        }
+        if even < len {
+            let (rest, own) = (values.part(even..len), gpu.take(Kind::F32, len - even)?);
+            gpu.copy(rest, own.view())?;
+            let (all, sum) = (self.gather(gpu, own)?, gpu.zeros(Kind::F32, len - even)?);
+            add_parts(gpu, all.view(), [size, 1], len - even, sum.view())?;
+            gpu.copy(sum.view(), rest)?;
         }
         Ok(())
     }
