@@ -72,7 +72,7 @@ fn a_sweep_makes_each_stage_once_on_two_nodes_to_the_bits_of_one_machine() {
 fn what_fails_or_is_stopped_is_submitted_again_and_harms_no_other() {
     let Some(slurm) = Slurm::start() else { return };
     let scratch = Scratch::new();
-    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 200\n"));
+    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 60\n"));
     scratch.json("run long.yaml --runs alone --json --threads 1");
     // One of two points diverges.
     let sweep = "long.yaml --sweep optimizer.base_lr=0.1,1e30 --threads 1";
@@ -295,7 +295,7 @@ fn whoever_waits_for_a_training_that_diverged_is_told() {
 fn what_is_killed_or_cancelled_is_finished_to_the_same_bits() {
     let Some(slurm) = Slurm::start() else { return };
     let scratch = Scratch::new();
-    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 120\n"));
+    scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 40\n"));
     scratch.json("run long.yaml --runs alone --json --threads 1");
     let submit = || slurm.json(&scratch, "submit long.yaml --json --threads 1");
     // The process that trains, once it does.

@@ -98,7 +98,7 @@ fn tasks_of_slurm_are_ranks() {
     let open_mpi = launcher.get_args().any(|word| word == "--oversubscribe");
     // Open MPI's processes find each other by PMIx, of which Slurm has one for all nodes that share a machine.
     let starts: &[&str] = match open_mpi {
-        true => &["salloc --nodes=2 --ntasks=4 LAUNCHER --mca btl tcp,self", "srun --mpi=pmix --nodes=1 --ntasks=2"],
+        true => &["salloc --nodes=2 --ntasks=4 LAUNCHER", "srun --mpi=pmix --nodes=1 --ntasks=2"],
         false => &["srun --mpi=pmi2 --nodes=2 --ntasks=4 --ntasks-per-node=2 --overcommit"],
     };
     for (i, start) in starts.iter().enumerate() {
@@ -107,7 +107,12 @@ fn tasks_of_slurm_are_ranks() {
         let mut command = Command::new(words.next().expect("a program"));
         for word in words {
             match word {
-                "LAUNCHER" => command.arg(launcher.get_program()).args(launcher.get_args()),
+                "LAUNCHER" => {
+                    command.arg(launcher.get_program()).args(launcher.get_args());
+                    // Unless SNCLR_MPIRUN says it: Open MPI takes it once.
+                    let chosen = launcher.get_args().any(|word| word == "btl");
+                    command.args(if chosen { &[][..] } else { &["--mca", "btl", "tcp,self"] })
+                }
                 _ => command.arg(word),
             };
         }
