@@ -19,16 +19,18 @@
 # 7. The shared cache: every object of it harmed in every way, and 100 uploads that are killed.
 #
 # 8. Training on 1, 2 and 4 ranks over MPI, and on 16: every method, and 100 ranks that are killed. The same over TCP instead of shared
-#    memory, and with a build for MPICH (Debian's libmpich-dev). Each is left out, aloud, without its MPI.
+#    memory, and with a build for MPICH (Debian's libmpich-dev). Each is left out, aloud, without its MPI. Then ranks with an emulated
+#    GPU each.
 #
 # Ends with 0 when all of it came to the recorded bits, and nothing panicked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-soak() { # a test, what it does, and its file
+soak() { # a test, what it does, and its file, or `lib`
   echo "== $2"
-  local begun=$SECONDS
-  cargo test --release --locked --quiet --features remote --test "${3:-equal_bits}" -- --ignored --exact --nocapture "$1"
+  local begun=$SECONDS target=(--test "${3:-equal_bits}")
+  if [ "${3:-}" = lib ]; then target=(--lib); fi
+  cargo test --release --locked --quiet --features remote "${target[@]}" -- --ignored --exact --nocapture "$1"
   echo "== $2: $((SECONDS - begun)) s"
 }
 
@@ -61,4 +63,5 @@ mpi() { # the tests of many ranks, with the launcher and the compiler of an MPI;
 mpi mpirun.openmpi mpicc.openmpi openmpi || failed=1
 mpi "mpirun.openmpi --mca btl tcp,self" mpicc.openmpi openmpi || failed=1
 mpi mpirun.mpich mpicc.mpich mpich || failed=1
+soak train::gpu_tests::soak_more_ranks_with_a_gpu "ranks with an emulated GPU" lib || failed=1
 exit "$failed"

@@ -73,7 +73,7 @@ pub struct Global {
     /// Worker threads; results do not depend on it [default: one per processor]
     #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Global options")]
     pub threads: Option<usize>,
-    /// Device that computes: cpu, cuda:N (a build with the feature `cuda`), or cuda: the first GPU, or each rank's own
+    /// Device: cpu, cuda:N, or cuda, which is the first GPU or, with many ranks, each rank's own. GPUs need the feature `cuda`
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Global options")]
     pub device: Device,
     /// No progress, warnings and results only

@@ -210,9 +210,10 @@ fn training_is_the_same_wherever_images_are_augmented() {
     assert!(here == there);
 }
 
-/// What is trained by many ranks with a GPU each: SNCLR, which has all that a method may have, with a ResNet in f32, whose batch
-/// norm looks at groups of the batch, and in f16, where it looks at the whole batch; and with a vision transformer in f32.
-fn cases_of_ranks() -> [Sections; 3] {
+/// What is trained by many ranks with a GPU each: SNCLR, which has all that a method may have. First what the gate has time for: a
+/// ResNet in f32, whose batch norm looks at groups of the batch, and in f16, where it looks at the whole batch; and a vision
+/// transformer in f32. Then what the soak adds: the ResNet in f32 with the whole batch, and the transformer in f16.
+fn cases_of_ranks() -> [Sections; 5] {
     let of = |mut sections: Vec<Sections>, precision, group| {
         let mut snclr = sections.pop().expect("SNCLR is the last");
         (snclr.precision, snclr.batch_norm) = (precision, BatchNormConfig { group });
@@ -222,6 +223,8 @@ fn cases_of_ranks() -> [Sections; 3] {
         of(sweep_of_methods(), Precision::F32, Some(N)),
         of(sweep_of_methods(), Precision::F16, None),
         of(sweep_of_methods_with_vit(), Precision::F32, None),
+        of(sweep_of_methods(), Precision::F32, None),
+        of(sweep_of_methods_with_vit(), Precision::F16, None),
     ]
 }
 
@@ -233,22 +236,36 @@ fn among(ranks: Ranks, precision: Precision) -> Option<Gpu<Cpu>> {
     gpu(precision).map(|gpu| gpu.among(Exchange::through_hosts(ranks)))
 }
 
-/// One rank and more come to the same bits. With groups, two of four ranks share one.
+/// One rank and more come to the same bits.
+fn bits_do_not_depend_on_ranks(of: &str, sections: &Sections, sizes: &[usize], batches: Batches) {
+    if gpu(sections.precision).is_none() {
+        return;
+    }
+    let by = |size: usize| {
+        on_ranks(size, sections, batches, |ranks| among(ranks, sections.precision).expect("there is one"))
+    };
+    let alone = by(1);
+    for size in sizes {
+        assert!(by(*size) == alone, "{of}: {size} ranks");
+    }
+}
+
+/// With groups, two of four ranks share one.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks_with_a_gpu() {
-    for (i, sections) in cases_of_ranks().into_iter().enumerate() {
-        if gpu(sections.precision).is_none() {
-            return;
-        }
-        let (sizes, batches): (&[usize], _) = if i == 0 { (&[2, 4], (2 * N, BATCHES.1, 1)) } else { (&[2], BATCHES) };
-        let by = |size: usize| {
-            on_ranks(size, &sections, batches, |ranks| among(ranks, sections.precision).expect("there is one"))
-        };
-        let alone = by(1);
-        for size in sizes {
-            assert!(by(*size) == alone, "{size} ranks, case {i}");
-        }
-    }
+    let [groups, f16, vit, ..] = cases_of_ranks();
+    bits_do_not_depend_on_ranks("groups of batch norm", &groups, &[2, 4], (2 * N, BATCHES.1, 1));
+    bits_do_not_depend_on_ranks("f16", &f16, &[2], BATCHES);
+    bits_do_not_depend_on_ranks("transformer", &vit, &[2], BATCHES);
+}
+
+/// Two steps, so that queues and moments of the first are in the second.
+#[test]
+#[ignore = "minutes: scripts/soak.sh runs it"]
+fn soak_more_ranks_with_a_gpu() {
+    let [.., whole, vit] = cases_of_ranks();
+    bits_do_not_depend_on_ranks("batch norm of the whole batch", &whole, &[2, 4], (2 * N, BATCHES.1, 2));
+    bits_do_not_depend_on_ranks("transformer in f16", &vit, &[2], (N, BATCHES.1, 2));
 }
 
 /// As NCCL is with one rank: what goes out comes back.

@@ -83,9 +83,10 @@ impl Exchange {
     pub fn sum(&self, gpu: &Gpu, values: View) -> Result<(), GpuError> {
         let Some(wire) = &self.wire else { return Ok(()) };
         let (size, len) = (self.ranks.size(), values.len());
-        let even = len / size * size;
-        for first in (0..even).step_by(AT_ONCE / size * size) {
-            let values = values.part(first..even.min(first + AT_ONCE / size * size));
+        // What every rank can add up a piece of; the rest is added up by all.
+        let (even, at_once) = (len / size * size, AT_ONCE / size * size);
+        for first in (0..even).step_by(at_once) {
+            let values = values.part(first..even.min(first + at_once));
             let [branches, sum] = [gpu.take(Kind::F32, values.len())?, gpu.zeros(Kind::F32, values.len() / size)?];
             wire.all_to_all(gpu, values, branches.view())?;
             add_parts(gpu, branches.view(), [size, 1], values.len() / size, sum.view())?;
@@ -113,5 +114,37 @@ impl Wire for ThroughHosts {
 
     fn all_to_all(&self, gpu: &Gpu, send: View, receive: View) -> Result<(), GpuError> {
         gpu.write_bytes(receive, &self.0.exchange(&gpu.read_bytes(send)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ops::{
+            cuda::testing::{one_gpu, read},
+            parts,
+        },
+        ranks::threads,
+    };
+
+    /// Numbers of values that the ranks divide, do not divide, and that are summed in several goes.
+    #[test]
+    fn sums_have_the_bits_of_the_tree_whatever_the_number_of_ranks() {
+        if one_gpu().is_none() {
+            return;
+        }
+        let value = |rank: usize, i: usize| ((rank * 31 + i) as f32 * 0.7).sin() * 1e3;
+        for (len, size) in [(1, 2), (7, 4), (64, 4), (1001, 8), (AT_ONCE + 9, 2)] {
+            let whole: Vec<f32> = (0..len).map(|i| parts::tree(size, |rank| value(rank, i), |a, b| a + b)).collect();
+            let sums = threads::run(size, |ranks| {
+                let gpu = one_gpu().expect("there is one");
+                let own: Vec<f32> = (0..len).map(|i| value(ranks.rank(), i)).collect();
+                let values = gpu.upload(&own).unwrap();
+                Exchange::through_hosts(ranks).sum(&gpu, values.view()).unwrap();
+                read(&values)
+            });
+            assert!(sums.iter().all(|sum| *sum == whole), "{size} ranks, {len} values");
+        }
     }
 }
