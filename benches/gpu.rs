@@ -23,7 +23,7 @@ use dfdx::{
 };
 use image::RgbImage;
 use serde_json::{Value, json};
-use snclr::{
+use snclr_engine::{
     backend::{Gpu, Host},
     bench::{self, Case as Timed, Measurement, Options},
     dataset::{
@@ -303,7 +303,7 @@ fn resumes(case: &Case, precision: &str, on: &OnCuda) -> anyhow::Result<String> 
 /// Four steps by one rank that exchanges all by NCCL, and by one that has no other: the same state.
 #[cfg(feature = "nccl")]
 fn nccl_changes_nothing(case: &Case, precision: &str, on: &OnCuda, wire: &Wired) -> anyhow::Result<String> {
-    use snclr::{backend::gpu::Exchange, ranks::Ranks};
+    use snclr_engine::{backend::gpu::Exchange, ranks::Ranks};
     let by_nccl = on.clone().among(Exchange::by(Ranks::default(), wire.clone()));
     let state = |on: &OnCuda| {
         let mut trainer = case.trainer(precision, on)?;
@@ -320,7 +320,7 @@ fn nccl_changes_nothing(case: &Case, precision: &str, on: &OnCuda, wire: &Wired)
 }
 
 #[cfg(feature = "nccl")]
-type Wired = std::sync::Arc<dyn snclr::ops::cuda::Wire>;
+type Wired = std::sync::Arc<dyn snclr_engine::ops::cuda::Wire>;
 
 #[cfg(feature = "nccl")]
 fn nccl(report: &mut Report) {
@@ -394,7 +394,7 @@ fn figures(found: &Measurement) -> String {
 }
 
 /// Milliseconds from decoded images to both views in f16, uploading included; and whether views are the CPU's.
-fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
+fn augmentation(gpu: &snclr_engine::ops::cuda::Gpu) -> Result<String, String> {
     let view = json!({
         "random_resized_crop": {"scale": [0.2, 1.0]},
         "color_jitter": {"p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
@@ -417,7 +417,7 @@ fn augmentation(gpu: &snclr::ops::cuda::Gpu) -> Result<String, String> {
     };
     let pieces: Vec<Piece> = (0..256).map(piece).collect();
     let (pieces, mut seconds) = (Pieces::new(&pipelines, &pieces), Vec::new());
-    let text = |error: snclr::ops::cuda::GpuError| error.to_string();
+    let text = |error: snclr_engine::ops::cuda::GpuError| error.to_string();
     for _ in 0..7 {
         let start = Instant::now();
         let views = pieces.augment(gpu, Scalar::F16).map_err(text)?;
@@ -473,7 +473,7 @@ fn checks(report: &mut Report) {
     report.check("values of a tensor, and a tensor of values", || {
         let sought = vec![1.0, 2.0, 3.0, 4.0, 5.5, -6.0];
         let rows = Rows::of(cuda.tensor_from_vec(sought.clone(), (2, 3))).map_err(|error| error.to_string())?;
-        let text = |error: snclr::ops::cuda::GpuError| error.to_string();
+        let text = |error: snclr_engine::ops::cuda::GpuError| error.to_string();
         let lent = Cuda::lend(&gpu, &rows).map_err(text)?;
         let read: Vec<f32> = gpu.read(lent.view()).map_err(text)?;
         let back = cuda.rows_at(&gpu, lent.view(), (2, 3)).map_err(text)?.tensor().as_vec();

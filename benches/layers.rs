@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use snclr::ops::{
+use snclr_engine::ops::{
     batch_norm::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums},
     conv2d::{Conv2d, Size, Source},
     product::Products,

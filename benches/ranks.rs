@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use mpi::{collective::SystemOperation, topology::SimpleCommunicator, traits::CommunicatorCollectives};
-use snclr::{
+use snclr_engine::{
     bench::{Case, Options, measure},
     ranks::{self, Ranks},
     stage::Silent,

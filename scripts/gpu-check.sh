@@ -30,10 +30,10 @@ if [ "${1:-}" = --pack ]; then
   }
   mkdir -p "$pack"
   cp target/cuda/release/snclr "$pack/snclr"
-  cp "$(built test --lib --no-run)" "$pack/tests"
-  cp "$(built build --bench gpu)" "$pack/gpu"
+  cp "$(built test -p snclr-engine --lib --no-run)" "$pack/tests"
+  cp "$(built build -p snclr-engine --bench gpu)" "$pack/gpu"
   # A program of its own: without NCCL's library it does not start.
-  cp "$(built build --bench gpu --features nccl)" "$pack/gpu-nccl"
+  cp "$(built build -p snclr-engine --bench gpu --features nccl)" "$pack/gpu-nccl"
   cp target/cuda/release/dfdx-half "$pack/half"
   strip "$pack/snclr" "$pack/tests" "$pack/gpu" "$pack/gpu-nccl" "$pack/half"
   rm -rf "$pack/include" && cp -r "$toolkit/include" "$pack/include"
@@ -143,7 +143,7 @@ beside queue-torch 40 queue "${search[@]}" --steps 20
 # From JPEG in Parquet to the step, with every core that there is.
 figures epoch 75 "${ours[@]}" bench --json --steps $((2 * steps)) --precision "$precision" --case epoch-imagenet "${epoch[@]}"
 # The tests read reference numbers from the repository; without a GPU they fail instead of emulating one.
-needs_gpu kernels 90 "${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD" SNCLR_ONLY_CUDA=1 "$pack/tests" cuda gpu queue --test-threads 4
+needs_gpu kernels 90 "${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD/src" SNCLR_ONLY_CUDA=1 "$pack/tests" cuda gpu queue --test-threads 4
 [ -e "$out/kernels.log" ] && tail -n 4 "$out/kernels.log"
 part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.yaml --steps "$resumed"
 [ -e "$out/resume.log" ] && tail -n 3 "$out/resume.log"

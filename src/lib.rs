@@ -1,51 +1,28 @@
 //! `snclr`: declarative, cached, resumable pipelines for self-supervised visual pretraining.
 //!
-//! Data flows `spec -> plan -> stage -> artifact -> report`, and imports go one way, lowest layer first:
+//! Data flows `spec -> plan -> stage -> artifact -> report`. What computes and stores is a package of its own, [`snclr_engine`]
+//! (`engine.rs`), whose modules are this one's too. On them are built, lowest layer first:
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`tables`] | the program's own tables: their names and columns |
-//! | [`rule`] | how a broken rule between values is told |
-//! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
-//! | [`ranks`] | processes that train together, and what they tell each other |
-//! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
-//! | [`dataset`] | one file per image source; shards; augmentation |
-//! | [`encoder`] | one file per encoder |
-//! | [`method`] | one file per self-supervised method, its queue, heads and loss |
-//! | [`train`] | the pretraining loop, schedules, optimisers, EMA, health metrics |
-//! | [`artifact`] | content-addressed store: tables, manifests, checkpoints, locks |
-//! | [`stage`] | the work of each stage, unaware of the plan |
 //! | [`spec`] | YAML, its bases and sweeps, to located, schema-checked [`spec::Experiment`]s |
+//! | [`remote`] | the cache that machines share in object storage |
 //! | [`plan`] | experiment to stage graph, keys and explanations |
 //! | [`run`] | drives a plan: cached, run, resumed |
 //! | [`cluster`] | the work of many points, each piece once, for schedulers |
 //! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
-//! | [`bench`] | what the program's speed is measured by |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind"))]
 
-#[cfg(not(unix))]
-compile_error!("snclr needs a Unix system (Linux or macOS): locks and positioned reads are those of Unix");
-
-pub mod artifact;
-pub mod backend;
-pub mod bench;
 pub mod cli;
 pub mod cluster;
-pub mod dataset;
-pub mod encoder;
-pub mod method;
-pub mod ops;
 pub mod plan;
-pub mod ranks;
 pub mod remote;
 pub mod report;
-pub mod rule;
 pub mod run;
 pub mod spec;
-pub mod stage;
-pub mod tables;
-pub mod train;
+
+pub use snclr_engine::{artifact, backend, bench, dataset, encoder, method, ops, ranks, rule, stage, tables, train};

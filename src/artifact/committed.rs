@@ -26,8 +26,8 @@ impl Artifact {
         Artifact { dir, manifest: Arc::new(manifest) }
     }
 
-    /// One without tables that is nowhere, for tests.
-    #[cfg(test)]
+    /// One without tables that is nowhere, for tests, of this package and others.
+    #[doc(hidden)]
     pub fn made_up() -> Artifact {
         Artifact::new(PathBuf::from("nowhere"), Manifest::new("knn", Components::default(), vec![], 0, 0, None))
     }

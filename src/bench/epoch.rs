@@ -12,20 +12,17 @@ use super::{
     images::Images,
     step::{self, Network},
 };
-use crate::{
-    spec::Experiment,
-    train::{Loader, OnDevice, Trains},
-};
+use crate::train::{Loader, OnDevice, Sections, Trains};
 
 pub(super) fn prepare(case: Case, network: Network, recipe: Recipe, options: &Options) -> anyhow::Result<Workload> {
-    let experiment = network.experiment(options);
-    step::on_device(case, &experiment, Epoch { case, experiment: &experiment, network, recipe, options })
+    let sections = network.sections(options);
+    step::on_device(case, &sections, Epoch { case, sections: &sections, network, recipe, options })
 }
 
 /// A training on whichever device.
 struct Epoch<'a> {
     case: Case,
-    experiment: &'a Experiment,
+    sections: &'a Sections,
     network: Network,
     recipe: Recipe,
     options: &'a Options,
@@ -35,9 +32,9 @@ impl OnDevice for Epoch<'_> {
     type Output = anyhow::Result<Workload>;
 
     fn run<B: Trains>(self, on: B) -> anyhow::Result<Workload> {
-        let Self { case, experiment, network, recipe, options } = self;
-        let (mut trainer, flops) = step::trainer(on, case, experiment)?;
-        let batch = experiment.batch_size;
+        let Self { case, sections, network, recipe, options } = self;
+        let (mut trainer, flops) = step::trainer(on, case, sections)?;
+        let batch = sections.batch_size;
         let (encoding, side, _) = recipe.images();
         let count = options.images.unwrap_or(recipe.epoch()).max(batch);
         let images = Images::new(encoding, side, count, options.save_images.as_deref())?;
@@ -45,7 +42,7 @@ impl OnDevice for Epoch<'_> {
             trainer.on().ranks(),
             images.split.clone(),
             &recipe.augmentations().of_training(),
-            experiment.seed,
+            sections.seed,
             batch,
             (count / batch) as u64,
             0..u64::MAX,

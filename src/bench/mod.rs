@@ -19,6 +19,7 @@ mod step;
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
+pub use augment::Recipe;
 pub use case::Case;
 pub use machine::{GpuUse, Machine};
 pub use measure::{Flops, Measurement, Rate, Time, measure};

@@ -3,10 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Case, Options, Unfit, Workload};
-use crate::{
-    spec::Experiment,
-    train::{Batch, Crop, Device, Loaded, OnDevice, Trainer, Trains},
-};
+use crate::train::{Batch, Crop, Device, Loaded, OnDevice, Sections, Trainer, Trains};
 
 /// Optimiser's steps in an epoch, and images, of a made-up data set: what the schedules are laid out for.
 const STEPS_PER_EPOCH: u64 = 100;
@@ -58,13 +55,11 @@ impl Network {
         }
     }
 
-    /// The spec of its training.
-    pub fn experiment(self, options: &Options) -> Experiment {
+    /// What of a spec its training depends on.
+    pub fn sections(self, options: &Options) -> Sections {
         let Sizes { encoder, size, batch, queue_length, dim, hidden } = self.sizes();
         let view = json!({"random_resized_crop": {}});
-        let spec = json!({
-            "name": "bench",
-            "data": {"format": "synthetic", "classes": 2, "train_images": 1, "test_images": 1, "image_size": size},
+        let sections = json!({
             "augmentations": {"size": size, "view1": view, "view2": view},
             "encoder": encoder,
             "projector": {"layers": 3, "hidden": hidden, "output": dim},
@@ -81,7 +76,7 @@ impl Network {
             "batch_size": options.batch.unwrap_or(batch),
             "precision": options.precision,
         });
-        serde_json::from_value(spec).expect("the case is a spec")
+        serde_json::from_value(sections).expect("the case is one that a spec may ask for")
     }
 
     /// What a step of it is, for people.
@@ -97,8 +92,8 @@ impl Network {
 ///
 /// # Errors
 /// [`Unfit`] when it cannot train there.
-pub(super) fn trainer<B: Trains>(on: B, case: Case, experiment: &Experiment) -> Result<(Trainer<B>, u64), Unfit> {
-    let config = experiment.pretrain();
+pub(super) fn trainer<B: Trains>(on: B, case: Case, sections: &Sections) -> Result<(Trainer<B>, u64), Unfit> {
+    let config = sections.config();
     let trainer = Trainer::new(on, &config, STEPS_PER_EPOCH, IMAGES)
         .map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?;
     let flops = trainer.model().flops_per_image(&config);
@@ -108,25 +103,25 @@ pub(super) fn trainer<B: Trains>(on: B, case: Case, experiment: &Experiment) -> 
 /// Has the process's device do a case's work.
 ///
 /// # Errors
-/// [`Unfit`] when it cannot compute in the precision that `experiment` asks for; otherwise what `work` gives.
+/// [`Unfit`] when it cannot compute in the precision that `sections` asks for; otherwise what `work` gives.
 pub(super) fn on_device<T>(
     case: Case,
-    experiment: &Experiment,
+    sections: &Sections,
     work: impl OnDevice<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
-    let done = Device::chosen().run(experiment.precision, work);
+    let done = Device::chosen().run(sections.precision, work);
     done.map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?
 }
 
 pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow::Result<Workload> {
-    let experiment = network.experiment(options);
-    on_device(case, &experiment, Steps { case, experiment: &experiment, what: network.describe(options) })
+    let sections = network.sections(options);
+    on_device(case, &sections, Steps { case, sections: &sections, what: network.describe(options) })
 }
 
 /// Steps on one batch, on whichever device.
 struct Steps<'a> {
     case: Case,
-    experiment: &'a Experiment,
+    sections: &'a Sections,
     what: String,
 }
 
@@ -134,9 +129,9 @@ impl OnDevice for Steps<'_> {
     type Output = anyhow::Result<Workload>;
 
     fn run<B: Trains>(self, on: B) -> anyhow::Result<Workload> {
-        let Self { case, experiment, what } = self;
-        let (mut trainer, flops) = trainer(on, case, experiment)?;
-        let (n, size) = (experiment.batch_size, experiment.augmentations.size as usize);
+        let Self { case, sections, what } = self;
+        let (mut trainer, flops) = trainer(on, case, sections)?;
+        let (n, size) = (sections.batch_size, sections.augmentations.size as usize);
         // A rank's share: what an image is depends on its place in the batch alone.
         let own = trainer.on().ranks().share(n);
         let values = own.start * size * size * 3..own.end * size * size * 3;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 
-use super::{Global, show};
+use super::{Global, show, values};
 use crate::{
     bench::{self, Case, Measurement, Options, Point, Rate},
     run::{Reporter, start_threads},
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to measure; repeatable [default: all that know the other options]
-    #[arg(long = "case", value_enum, value_name = "CASE", value_delimiter = ',')]
+    #[arg(long = "case", value_parser = values::choice::<Case>(), value_name = "CASE", value_delimiter = ',')]
     pub cases: Vec<Case>,
     /// How cost grows with threads, data set, queue length and K, instead of cases
     #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "batch", "queries", "images", "save_images"])]
@@ -266,7 +266,20 @@ fn scaling_json(rows: &[(Point, Measurement)]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{Flops, Machine, Series, Time};
+    use crate::{
+        bench::{Flops, Machine, Recipe, Series, Time},
+        spec,
+    };
+
+    #[test]
+    fn recipes_of_images_are_those_of_the_specs() {
+        for (recipe, spec) in
+            [(Recipe::Cifar, "specs/cifar10-fast/snclr.yaml"), (Recipe::Imagenet, "specs/resnet50.yaml")]
+        {
+            let experiment = spec::load(spec.as_ref(), &[]).unwrap().experiment;
+            assert_eq!(recipe.augmentations(), experiment.augmentations, "{spec}");
+        }
+    }
 
     fn measurement(case: Case, images_per_second: Option<Rate>) -> Measurement {
         Measurement {

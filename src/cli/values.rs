@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use clap::{ValueEnum, builder::PossibleValue};
+use clap::{
+    ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 
 use crate::{
     bench::Case,
@@ -23,12 +26,29 @@ pub fn ensure_ends_in(extension: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl ValueEnum for Case {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Case::ALL
-    }
+/// A type of another package, of which the command line takes one of a few values.
+pub trait Choice: Copy + Send + Sync + 'static {
+    const ALL: &'static [Self];
 
-    fn to_possible_value(&self) -> Option<PossibleValue> {
+    /// Its name, and what help says of it.
+    fn describe(self) -> (&'static str, &'static str);
+}
+
+/// Takes one of the values by its name.
+pub fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
+    let named = T::ALL.iter().map(|value| {
+        let (name, help) = value.describe();
+        PossibleValue::new(name).help(help)
+    });
+    PossibleValuesParser::new(named).map(|name| {
+        *T::ALL.iter().find(|value| value.describe().0 == name).expect("the parser lets only names of values through")
+    })
+}
+
+impl Choice for Case {
+    const ALL: &'static [Self] = &Case::ALL;
+
+    fn describe(self) -> (&'static str, &'static str) {
         let help = match self {
             Case::Small => "Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128",
             Case::Resnet18 => "Pretraining step: ResNet-18, 32x32, batch 128",
@@ -45,24 +65,22 @@ impl ValueEnum for Case {
             Case::Knn => "kNN classification: 10000 queries, a bank of 50000, 512 features",
             Case::Probe => "Linear probe: trained on 50000, scored on 10000, 512 features",
         };
-        Some(PossibleValue::new(self.name()).help(help))
+        (self.name(), help)
     }
 }
 
-impl ValueEnum for FileFormat {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[
-            FileFormat::ImageFolder,
-            FileFormat::Parquet,
-            FileFormat::Arrow,
-            FileFormat::Webdataset,
-            FileFormat::Cifar10,
-            FileFormat::Idx,
-        ]
-    }
+impl Choice for FileFormat {
+    const ALL: &'static [Self] = &[
+        FileFormat::ImageFolder,
+        FileFormat::Parquet,
+        FileFormat::Arrow,
+        FileFormat::Webdataset,
+        FileFormat::Cifar10,
+        FileFormat::Idx,
+    ];
 
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self {
+    fn describe(self) -> (&'static str, &'static str) {
+        match self {
             FileFormat::ImageFolder => ("image_folder", "Images, or folders of images, in class folders or not"),
             FileFormat::Parquet => ("parquet", "Parquet files in the Hugging Face image schema, or folders of them"),
             FileFormat::Arrow => ("arrow", "Arrow IPC files in the same schema, or folders of them"),
@@ -71,8 +89,7 @@ impl ValueEnum for FileFormat {
                 ("cifar10", "Binary batches of CIFAR-10, or the folder that holds the training batches")
             }
             FileFormat::Idx => ("idx", "An IDX file of images (the MNIST family), gzipped or plain"),
-        };
-        Some(PossibleValue::new(name).help(help))
+        }
     }
 }
 

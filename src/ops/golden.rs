@@ -14,7 +14,7 @@ impl Golden {
     pub fn load(name: &str) -> Self {
         // Tests that were built elsewhere are told where the repository is.
         let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
-        let path = Path::new(&root).join(format!("tests/golden/{name}.safetensors"));
+        let path = Path::new(&root).join(format!("../tests/golden/{name}.safetensors"));
         Self(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
 

@@ -61,7 +61,7 @@ mod tests {
     };
     use safetensors::{Dtype, serialize, tensor::TensorView};
 
-    const STATE: &str = "tests/golden/resnet18_w8_cifar_state.safetensors";
+    const STATE: &str = "../tests/golden/resnet18_w8_cifar_state.safetensors";
 
     fn encoder(width_multiplier: f32, stem: Stem) -> Encoder {
         Encoder::new(&EncoderConfig::Resnet18(ResnetConfig { width_multiplier, stem, init: None }), 32).unwrap()
@@ -90,7 +90,7 @@ mod tests {
              of [8, 3, 7, 7]"
         );
         let error =
-            load(&encoder(0.125, Stem::Cifar), Path::new("tests/golden/vit_w16_state.safetensors")).unwrap_err();
+            load(&encoder(0.125, Stem::Cifar), Path::new("../tests/golden/vit_w16_state.safetensors")).unwrap_err();
         let message = format!("{error:#}");
         assert!(message.contains("missing (100): conv1.weight, bn1.weight, "), "{message}");
         assert!(message.contains("unexpected (30): blocks.0.attn.proj.bias, "), "{message}");

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dataset::augment::TrainingSection,
+    dataset::augment::{AugmentationsConfig, TrainingSection},
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
     ops::product::Products,
@@ -276,4 +276,54 @@ pub struct PretrainConfig<'a> {
     pub gradient_accumulation: usize,
     pub precision: Precision,
     pub health: &'a HealthConfig,
+}
+
+/// The same sections, owned, for trainings that no spec asks for: those of benchmarks and tests.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Sections {
+    #[serde(default)]
+    pub seed: u64,
+    pub augmentations: AugmentationsConfig,
+    pub encoder: EncoderConfig,
+    pub projector: MlpConfig,
+    pub predictor: Option<MlpConfig>,
+    pub method: MethodConfig,
+    pub optimizer: OptimizerConfig,
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    #[serde(default)]
+    pub batch_norm: BatchNormConfig,
+    pub epochs: usize,
+    pub batch_size: usize,
+    #[serde(default = "one")]
+    pub gradient_accumulation: usize,
+    #[serde(default)]
+    pub precision: Precision,
+    #[serde(default)]
+    pub health: HealthConfig,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Sections {
+    pub fn config(&self) -> PretrainConfig<'_> {
+        PretrainConfig {
+            seed: self.seed,
+            augmentations: self.augmentations.of_training(),
+            encoder: &self.encoder,
+            projector: &self.projector,
+            predictor: self.predictor.as_ref(),
+            method: &self.method,
+            optimizer: &self.optimizer,
+            schedule: &self.schedule,
+            batch_norm: &self.batch_norm,
+            epochs: self.epochs,
+            batch_size: self.batch_size,
+            gradient_accumulation: self.gradient_accumulation,
+            precision: self.precision,
+            health: &self.health,
+        }
+    }
 }

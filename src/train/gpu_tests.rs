@@ -9,7 +9,7 @@ use rand::RngExt;
 use serde_json::json;
 
 use super::{
-    tests::{Batches, Sections, by_a_rank, on_ranks, sweep_of_methods, sweep_of_methods_with_vit},
+    tests::{Batches, by_a_rank, on_ranks, sweep_of_methods, sweep_of_methods_with_vit},
     *,
 };
 use crate::{

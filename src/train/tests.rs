@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use super::{schedule::Due, *};
 use crate::{
     backend::Host,
-    dataset::augment::AugmentationsConfig,
-    encoder::EncoderConfig,
-    method::{MethodConfig, MlpConfig},
+    method::MethodConfig,
     ops::{
         Real,
         golden::{Golden, assert_close, channels_last},
@@ -22,56 +20,24 @@ use crate::{
 /// Prototypes of the reference's SwAV.
 const PROTOTYPES: usize = 5;
 
-/// Sections as a spec writes them.
-#[derive(serde::Deserialize)]
-struct PretrainSections {
-    augmentations: AugmentationsConfig,
-    encoder: EncoderConfig,
-    method: MethodConfig,
-    optimizer: OptimizerConfig,
-}
-
 /// The sections of the golden trajectories' spec.
-pub(super) struct Sections {
-    augmentations: AugmentationsConfig,
-    encoder: EncoderConfig,
-    projector: MlpConfig,
-    predictor: Option<MlpConfig>,
-    method: MethodConfig,
-    optimizer: OptimizerConfig,
-    schedule: ScheduleConfig,
-    health: HealthConfig,
-    gradient_accumulation: usize,
-    pub(super) batch_norm: BatchNormConfig,
-    pub(super) precision: Precision,
-}
-
 impl Sections {
     /// The reference's settings with this `method:`.
     fn new(method: Value) -> Self {
-        let read = |value: Value| -> PretrainSections { serde_json::from_value(value).unwrap() };
         let view = json!({"random_resized_crop": {}});
-        let PretrainSections { augmentations, encoder, method, optimizer } = read(json!({
+        let sections = json!({
             "augmentations": {"size": 32, "view1": view, "view2": view},
             "encoder": {"arch": "resnet18", "width_multiplier": 0.125, "stem": "cifar"},
+            "projector": {"layers": 3, "hidden": 32, "output": 16},
+            "predictor": {"layers": 2, "hidden": 32, "output": 16},
             "method": method,
             "optimizer": {
                 "name": "lars", "base_lr": 0.02, "lr_scaling": "none", "eta": 0.02, "weight_decay": 1e-4
             },
-        }));
-        Self {
-            augmentations,
-            encoder,
-            projector: MlpConfig::of_sizes(3, 32, 16),
-            predictor: Some(MlpConfig::of_sizes(2, 32, 16)),
-            method,
-            optimizer,
-            schedule: ScheduleConfig::default(),
-            health: HealthConfig::default(),
-            precision: Precision::F32,
-            gradient_accumulation: 1,
-            batch_norm: BatchNormConfig::default(),
-        }
+            "epochs": 1,
+            "batch_size": 8,
+        });
+        serde_json::from_value(sections).unwrap()
     }
 
     /// SNCLR with these further settings.
@@ -99,25 +65,6 @@ impl Sections {
 
     fn infonce() -> Self {
         Self::new(json!({"name": "infonce", "tau": 0.2, "loss_scale": 0.4, "momentum": 0.9}))
-    }
-
-    pub(super) fn config(&self) -> PretrainConfig<'_> {
-        PretrainConfig {
-            seed: 0,
-            augmentations: self.augmentations.of_training(),
-            encoder: &self.encoder,
-            projector: &self.projector,
-            predictor: self.predictor.as_ref(),
-            method: &self.method,
-            optimizer: &self.optimizer,
-            schedule: &self.schedule,
-            batch_norm: &self.batch_norm,
-            epochs: 1,
-            batch_size: 8,
-            gradient_accumulation: self.gradient_accumulation,
-            precision: self.precision,
-            health: &self.health,
-        }
     }
 
     pub(super) fn trainer<E: Real>(&self) -> Trainer<Host<E>>

@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE.parquet")]
     pub output: PathBuf,
     /// Format of files and folders [default: by their names and beginnings]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = values::choice::<FileFormat>())]
     pub format: Option<FileFormat>,
     /// Labels of an IDX file of images
     #[arg(long, value_name = "FILE")]

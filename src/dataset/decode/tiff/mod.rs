@@ -272,7 +272,7 @@ mod tests {
     }
 
     fn own() -> Vec<(String, Vec<u8>, String)> {
-        expected("tests/golden/tiff".into(), "expected.csv", "name", "rgb_sha256")
+        expected("../tests/golden/tiff".into(), "expected.csv", "name", "rgb_sha256")
     }
 
     fn small(width: u32, height: u32) -> Result<(), String> {

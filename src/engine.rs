@@ -1,0 +1,39 @@
+//! What computes and stores: tensors, networks, methods, training, evaluation, and the artifacts that these make. Specs, plans, reports
+//! and commands are built on it, in the package `snclr` (`lib.rs`).
+//!
+//! Imports go one way, lowest layer first:
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`tables`] | the program's own tables: their names and columns |
+//! | [`rule`] | how a broken rule between values is told |
+//! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
+//! | [`ranks`] | processes that train together, and what they tell each other |
+//! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
+//! | [`dataset`] | one file per image source; shards; augmentation |
+//! | [`encoder`] | one file per encoder |
+//! | [`method`] | one file per self-supervised method, its queue, heads and loss |
+//! | [`train`] | the pretraining loop, schedules, optimisers, EMA, health metrics |
+//! | [`artifact`] | content-addressed store: tables, manifests, checkpoints, locks |
+//! | [`stage`] | the work of each stage, unaware of the plan |
+//! | [`bench`] | what the program's speed is measured by |
+//!
+//! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).
+
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind"))]
+
+#[cfg(not(unix))]
+compile_error!("snclr needs a Unix system (Linux or macOS): locks and positioned reads are those of Unix");
+
+pub mod artifact;
+pub mod backend;
+pub mod bench;
+pub mod dataset;
+pub mod encoder;
+pub mod method;
+pub mod ops;
+pub mod ranks;
+pub mod rule;
+pub mod stage;
+pub mod tables;
+pub mod train;
