@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Lowest first; modules of one layer do not use each other.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["ops", "rule", "tables"],
     &["ranks"],
     &["backend"],
@@ -15,9 +15,10 @@ const LAYERS: [&[&str]; 11] = [
     &["train"],
     &["artifact"],
     &["stage"],
+    &["bench"],
     &["spec", "remote"],
     &["plan"],
-    &["run", "report", "bench", "cluster"],
+    &["run", "report", "cluster"],
     &["cli"],
 ];
 
