@@ -145,3 +145,30 @@ fn divergence_says_what_to_try() {
     assert_eq!(states.collect::<BTreeSet<_>>(), ["diverged", "finished"].map(str::to_owned).into());
     assert_eq!(scratch.run("audit tiny.yaml").stderr, "");
 }
+
+#[test]
+fn a_training_that_learns_nothing_is_warned_of_once_and_its_run_keeps_the_warning() {
+    const WARNING: &str = "the loss tells nothing: at step ";
+    // At such a temperature all candidates are equally likely.
+    let args = "run tiny.yaml --method infonce --set method.tau=1000 --set epochs=40";
+    let scratch = Scratch::new();
+    let mut child = scratch.command(args).stderr(Stdio::piped()).spawn().expect("the program");
+    let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines().map_while(Result::ok);
+    lines.find(|line| line.contains(WARNING)).expect("a warning");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
+
+    let resumed = scratch.run(args);
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("resuming after step") && !resumed.stderr.contains(WARNING), "{}", resumed.stderr);
+    assert!(resumed.stdout.contains(&format!("warning: pretrain: {WARNING}")), "{}", resumed.stdout);
+    let [again, whole] = ["runs", "whole"].map(|runs| scratch.json(&format!("{args} --json --runs {runs}")));
+    assert_eq!(again["notes"], whole["notes"], "the interrupted run is warned of as the other one is");
+    let [note] = again["notes"].as_array().expect("notes").as_slice() else { panic!("{again}") };
+    assert!(text(note).starts_with(&format!("pretrain: {WARNING}")), "{note}");
+    let report = scratch.run("report tiny");
+    let page = std::fs::read_to_string(scratch.path(report.stdout.trim_end())).expect("the page");
+    assert!(page.contains(WARNING));
+}

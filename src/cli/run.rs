@@ -144,6 +144,7 @@ fn to_json(stages: &[StageOutcome], outcome: &Outcome, cache: Option<&Cache>) ->
         "run": outcome.record.run,
         "stages": show::stages(stages),
         "metrics": outcome.metrics(),
+        "notes": outcome.record.notes,
         "cache": cache.map(show::cache),
     })
 }

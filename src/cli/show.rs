@@ -145,11 +145,17 @@ pub fn stages(stages: &[StageOutcome]) -> Value {
     stages.iter().map(stage).collect()
 }
 
-/// Notes of the stages and warnings, a line each. What is said of the images themselves is a warning: it concerns every score.
+/// Notes of the stages, and warnings that are not among them. What is said of the images themselves and of the training is a
+/// warning: it concerns every score.
 pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
-    let of_note = |note: &String| if note.starts_with("data: ") { "warning" } else { "note" };
+    let of_note = |note: &String| match note.split_once(": ") {
+        Some(("data" | "pretrain", _)) => "warning",
+        _ => "note",
+    };
+    let is_noted = |warning: &&String| notes.iter().any(|note| note.ends_with(*warning));
+    let warnings = warnings.iter().filter(move |warning| !is_noted(warning));
     let notes = notes.iter().map(move |note| format!("{}: {note}\n", of_note(note)));
-    notes.chain(warnings.iter().map(|warning| format!("warning: {warning}\n")))
+    notes.chain(warnings.map(|warning| format!("warning: {warning}\n")))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Tables of a training run: one row of metrics and one of timing per step, one of its positives every few steps, and the
 //! neighbours of a few images.
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, Float64Array, RecordBatch};
 
 use crate::{
     tables::{self, METRICS, NEIGHBOURS, TIMING, column::*},
-    train::{Health, Positiveness, StepRow},
+    train::{Health, Positiveness, StepRow, Watched, WatchedHealth},
 };
 
 /// A column and its value in a row of health metrics or of positives.
@@ -48,6 +48,30 @@ pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
     }));
     columns.push(KNN_TOP1.of(rows.iter().map(|r| r.knn_top1.and_then(known))));
     METRICS.rows(columns)
+}
+
+/// What of the rows is watched. The same steps as they came from the trainer and from [`metrics_rows`] are watched alike.
+///
+/// # Errors
+/// When they are no rows of metrics.
+pub fn watched(metrics: &RecordBatch) -> anyhow::Result<Vec<Watched>> {
+    let steps = METRICS.integers(metrics, STEP)?;
+    let [epochs, losses, rates] = [EPOCH, LOSS, LEARNING_RATE].map(|column| METRICS.reals(metrics, column));
+    let [std, rank, largest] = [STD, EFFECTIVE_RANK, MAX_POSITIVENESS].map(|column| METRICS.reals(metrics, column));
+    let (epochs, losses, rates, std, rank, largest) = (epochs?, losses?, rates?, std?, rank?, largest?);
+    let value = |column: &Float64Array, row| if column.is_null(row) { f64::NAN } else { column.value(row) };
+    let row = |row| Watched {
+        step: steps.value(row) as u64,
+        epoch: epochs.value(row),
+        loss: losses.value(row),
+        learning_rate: rates.value(row),
+        health: (!rank.is_null(row)).then(|| WatchedHealth {
+            std: value(std, row),
+            effective_rank: value(rank, row),
+            max_positiveness: value(largest, row),
+        }),
+    };
+    Ok((0..metrics.num_rows()).map(row).collect())
 }
 
 fn known(value: f64) -> Option<f64> {

@@ -26,7 +26,8 @@ use crate::{
     ranks::Ranks,
     tables::{self, Table, column},
     train::{
-        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Watcher, fit_batches, learning_rates,
+        Device, Health, Loader, OnDevice, Positiveness, StepRow, Trainer, Trains, Watched, Watcher, fit_batches,
+        learning_rates,
     },
 };
 
@@ -47,6 +48,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         tables::POSITIVENESS,
         tables::NEIGHBOURS,
         tables::TIMING,
+        tables::NOTES,
         tables::SUMMARY,
     ],
     cost: Cost {
@@ -156,6 +158,9 @@ impl OnDevice for Training<'_> {
             keeper.log = Log::new(trainer.steps());
         }
         let mut watcher = Watcher::new(config, steps_per_epoch);
+        if trainer.steps() > 0 {
+            look_back(&mut watcher, &ranks, keeper.as_ref(), trainer.steps())?;
+        }
         progress.start(Some(total), "steps");
         progress.advance(trainer.steps());
 
@@ -212,7 +217,7 @@ impl OnDevice for Training<'_> {
         // that they have to be put back.
         let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
         let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
-        write(&trainer, unmoved.as_deref(), checkpoints, total, batch, out)
+        write(&trainer, unmoved.as_deref(), checkpoints, Watcher::new(config, steps_per_epoch), total, batch, out)
     }
 }
 
@@ -253,9 +258,21 @@ fn take_in(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> any
     if let Some((health, positiveness)) = row.diagnosis.filter(|_| row.loss.is_finite()) {
         progress.detail(&details(row.step, &health, &positiveness));
     }
-    let Some(warning) = watcher.look(row) else { return Ok(()) };
+    let Some(warning) = watcher.look(Watched::of(row)) else { return Ok(()) };
     progress.warn(&warning.to_string());
     if warning.stops() { Err(Stopped::Diverged(warning.to_string()).into()) } else { Ok(()) }
+}
+
+/// Shows a watcher the `steps` that were taken before a resume, so that it warns as if there had been no end. The first rank reads
+/// them for all: they stop after the same step.
+fn look_back(watcher: &mut Watcher, ranks: &Ranks, keeper: Option<&Keeper>, steps: u64) -> anyhow::Result<()> {
+    let rows = keeper.map(|keeper| keeper.checkpoints.segments(tables::METRICS.name, steps)).transpose()?.flatten();
+    if let Some(rows) = rows {
+        watched(&rows)?.into_iter().for_each(|row| drop(watcher.look(row)));
+    }
+    let told = ranks.broadcast(bytemuck::bytes_of(&watcher.state()).to_vec());
+    watcher.restore(bytemuck::pod_read_unaligned(&told));
+    Ok(())
 }
 
 /// A line on the state of the embeddings and of the positives.
@@ -325,6 +342,7 @@ fn write<B: Trains>(
     trainer: &Trainer<B>,
     unmoved: Option<&[f32]>,
     checkpoints: &Checkpoints,
+    watcher: Watcher,
     total: u64,
     batch: usize,
     out: &mut ArtifactWriter,
@@ -379,7 +397,15 @@ fn write<B: Trains>(
     out.whole(&tables::POSITIVENESS, Kind::Content, &positiveness)?;
     out.whole(&tables::NEIGHBOURS, Kind::Content, &neighbours)?;
     out.whole(&tables::TIMING, Kind::Measurement, &timing)?;
+    out.whole(&tables::NOTES, Kind::Measurement, &notes(watcher, &metrics)?)?;
     write_summary([&metrics, &positiveness], &timing, batch, out)
+}
+
+/// The warnings of a training, which nobody may have read when they were given, and which a resumed one does not give again.
+fn notes(mut watcher: Watcher, metrics: &RecordBatch) -> anyhow::Result<RecordBatch> {
+    let warnings = watched(metrics)?.into_iter().filter_map(|row| watcher.look(row));
+    let notes: Vec<_> = warnings.map(|warning| ("warning".to_owned(), warning.to_string())).collect();
+    Ok(tables::NOTES.texts_of(&notes))
 }
 
 /// Writes what the report shows of the training.

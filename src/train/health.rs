@@ -46,11 +46,11 @@ impl Health {
             neighbour_agreement,
         }
     }
+}
 
-    /// Whether all images are mapped to (nearly) one point or line.
-    pub fn is_collapsed(&self) -> bool {
-        self.std < 0.02 || self.effective_rank < 1.5
-    }
+/// Whether a spread and an effective rank are those of embeddings that are (nearly) one point or line.
+pub fn is_collapsed(std: f64, effective_rank: f64) -> bool {
+    std < 0.02 || effective_rank < 1.5
 }
 
 fn spread(y: &DMatrix<f64>) -> f64 {
@@ -110,10 +110,10 @@ mod tests {
         assert!((health.effective_rank - 4.0).abs() < 1e-9);
         assert_eq!(health.alignment, 0.0);
         assert!((health.uniformity - -4.0).abs() < 1e-12); // all pairs at squared distance 2
-        assert!(!health.is_collapsed() && health.mean_positiveness.is_nan());
+        assert!(!is_collapsed(health.std, health.effective_rank) && health.mean_positiveness.is_nan());
         let constant = [0.5f64; 16];
         let health = Health::of(&constant, &identity, 4, &Positives::own_view(4), f64::NAN);
-        assert!(health.is_collapsed() && (health.effective_rank - 1.0).abs() < 1e-6);
+        assert!(is_collapsed(health.std, health.effective_rank) && (health.effective_rank - 1.0).abs() < 1e-6);
         assert!((health.alignment - 1.0).abs() < 1e-12);
     }
 

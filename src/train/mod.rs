@@ -39,4 +39,4 @@ pub use schedule::learning_rates;
 pub use trainer::{StepRow, Trainer};
 pub use views::augment;
 pub use warning::Warning;
-pub use watcher::Watcher;
+pub use watcher::{Watched, WatchedHealth, Watcher};

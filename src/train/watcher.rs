@@ -1,6 +1,6 @@
 //! Sees in the rows of a training what is wrong with it.
 
-use super::{PretrainConfig, StepRow, Warning};
+use super::{Health, PretrainConfig, StepRow, Warning, health::is_collapsed};
 
 /// Health rows in a row that must show a collapse, or attention that saturates.
 const ROWS: u64 = 3;
@@ -9,6 +9,38 @@ const SATURATED: f64 = 0.99;
 /// How close a loss is to what it is without information, as a share of it, and for how many steps at least.
 const FLAT: f64 = 0.01;
 const FLAT_STEPS: u64 = 50;
+
+/// What of a step is watched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Watched {
+    pub step: u64,
+    pub epoch: f64,
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// Where they were measured.
+    pub health: Option<WatchedHealth>,
+}
+
+/// The measures of [`Health`] that are watched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WatchedHealth {
+    pub std: f64,
+    pub effective_rank: f64,
+    /// NaN where there are no neighbours.
+    pub max_positiveness: f64,
+}
+
+impl Watched {
+    pub fn of(row: &StepRow) -> Self {
+        let &StepRow { step, epoch, loss, learning_rate, .. } = row;
+        let health = row.diagnosis.map(|(Health { std, effective_rank, max_positiveness, .. }, _)| WatchedHealth {
+            std,
+            effective_rank,
+            max_positiveness,
+        });
+        Self { step, epoch, loss, learning_rate, health }
+    }
+}
 
 /// What was seen so far. Of what does not stop a training, it warns once.
 pub struct Watcher {
@@ -40,31 +72,45 @@ impl Watcher {
         }
     }
 
-    /// What the next row shows.
-    pub fn look(&mut self, row: &StepRow) -> Option<Warning> {
-        let &StepRow { step, loss, learning_rate, .. } = row;
+    /// What the next step shows.
+    pub fn look(&mut self, watched: Watched) -> Option<Warning> {
+        let Watched { step, epoch, loss, learning_rate, health } = watched;
         if !loss.is_finite() {
             return Some(Warning::NonFiniteLoss { step, loss, learning_rate });
         }
-        if let Some((health, _)) = row.diagnosis {
-            if counts(&mut self.collapsed_rows, health.is_collapsed()) == ROWS && self.stops_on_collapse {
-                let (std, effective_rank) = (health.std, health.effective_rank);
+        if let Some(WatchedHealth { std, effective_rank, max_positiveness: largest }) = health {
+            let collapsed = is_collapsed(std, effective_rank);
+            if counts(&mut self.collapsed_rows, collapsed) == ROWS && self.stops_on_collapse {
                 return Some(Warning::Collapse { step, std, effective_rank });
             }
-            let largest = health.max_positiveness;
             let saturates = self.saturated.is_some_and(|most| largest > most);
             if counts(&mut self.saturated_rows, saturates) == ROWS {
                 self.saturated = None;
                 return Some(Warning::Saturated { step, largest });
             }
         }
-        let expected = self.uninformative.filter(|_| row.epoch >= self.warmup)?;
+        let expected = self.uninformative.filter(|_| epoch >= self.warmup)?;
         let flat = (loss - expected).abs() <= FLAT * expected;
         if counts(&mut self.flat, flat) == self.flat_steps {
             self.uninformative = None;
             return Some(Warning::Uninformative { step, loss, expected, steps: self.flat_steps });
         }
         None
+    }
+
+    /// What it has seen, for ranks that have not seen it.
+    pub fn state(&self) -> [u64; 5] {
+        let pending = [self.saturated, self.uninformative].map(|still| u64::from(still.is_some()));
+        [self.collapsed_rows, self.saturated_rows, self.flat, pending[0], pending[1]]
+    }
+
+    /// Goes on from the [state](Self::state) of a watcher of the same training.
+    pub fn restore(&mut self, state: [u64; 5]) {
+        let [collapsed_rows, saturated_rows, flat, pending @ ..] = state;
+        (self.collapsed_rows, self.saturated_rows, self.flat) = (collapsed_rows, saturated_rows, flat);
+        let [saturated, uninformative] = pending.map(|still| still == 1);
+        self.saturated = self.saturated.filter(|_| saturated);
+        self.uninformative = self.uninformative.filter(|_| uninformative);
     }
 }
 
@@ -77,7 +123,6 @@ fn counts(so_far: &mut u64, holds: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{Health, Positiveness};
 
     fn watcher() -> Watcher {
         Watcher {
@@ -92,33 +137,10 @@ mod tests {
         }
     }
 
-    fn row(step: u64, loss: f64, diagnosed: Option<[f64; 2]>) -> StepRow {
-        let diagnosis = diagnosed.map(|[std, max_positiveness]| {
-            let health = Health {
-                std,
-                effective_rank: 10.0,
-                alignment: 1.0,
-                uniformity: -3.0,
-                mean_positiveness: 0.2,
-                max_positiveness,
-                neighbour_agreement: 0.5,
-            };
-            let none = f64::NAN;
-            let positiveness = Positiveness {
-                positives: none,
-                effective_positives: none,
-                own_share: none,
-                same_class_mass: none,
-                neighbour_same_class_mass: none,
-                label_agreement: none,
-                queue_age: none,
-                churn: none,
-            };
-            (health, positiveness)
-        });
-        let epoch = step as f64 / 10.0;
-        let none = f64::NAN;
-        StepRow { step, epoch, loss, learning_rate: 0.1, momentum: none, diagnosis, knn_top1: None, neighbours: vec![] }
+    fn watched(step: u64, loss: f64, health: Option<[f64; 2]>) -> Watched {
+        let health =
+            health.map(|[std, max_positiveness]| WatchedHealth { std, effective_rank: 10.0, max_positiveness });
+        Watched { step, epoch: step as f64 / 10.0, loss, learning_rate: 0.1, health }
     }
 
     #[test]
@@ -127,7 +149,7 @@ mod tests {
         // The warm-up does not count, nor do steps before a better one.
         let losses = std::iter::repeat_n(4.6, 30).chain([4.4]).chain(std::iter::repeat_n(4.62, 200));
         let told: Vec<Warning> =
-            losses.enumerate().filter_map(|(step, loss)| watcher.look(&row(step as u64, loss, None))).collect();
+            losses.enumerate().filter_map(|(step, loss)| watcher.look(watched(step as u64, loss, None))).collect();
         assert_eq!(told, [Warning::Uninformative { step: 80, loss: 4.62, expected: 4.605, steps: 50 }]);
         assert!(!told[0].stops());
     }
@@ -135,14 +157,30 @@ mod tests {
     #[test]
     fn three_rows_show_that_attention_saturates_or_embeddings_collapse() {
         let mut seen = watcher();
-        let told: Vec<Option<Warning>> = (0..6).map(|step| seen.look(&row(step, 2.0, Some([0.9, 0.995])))).collect();
+        let told: Vec<Option<Warning>> = (0..6).map(|step| seen.look(watched(step, 2.0, Some([0.9, 0.995])))).collect();
         let saturated = Some(Warning::Saturated { step: 2, largest: 0.995 });
         assert_eq!(told, [None, None, saturated, None, None, None]);
         let mut seen = Watcher { saturated: None, ..watcher() };
         let rows = [0.01, 0.01, 0.5, 0.01, 0.01, 0.01].into_iter().enumerate();
         let told: Vec<bool> = rows
-            .map(|(step, std)| seen.look(&row(step as u64, 2.0, Some([std, 1.0]))).is_some_and(|w| w.stops()))
+            .map(|(step, std)| seen.look(watched(step as u64, 2.0, Some([std, 1.0]))).is_some_and(|w| w.stops()))
             .collect();
         assert_eq!(told, [false, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_watcher_goes_on_where_another_one_was() {
+        let rows: Vec<Watched> = (0..200).map(|step| watched(step, 4.6, Some([0.9, 0.995]))).collect();
+        let mut whole = watcher();
+        let expected: Vec<Warning> = rows.iter().filter_map(|row| whole.look(*row)).collect();
+        assert_eq!(expected.len(), 2);
+        for cut in [0, 1, 2, 3, 30, 60, 150] {
+            let mut first = watcher();
+            let mut told: Vec<Warning> = rows[..cut].iter().filter_map(|row| first.look(*row)).collect();
+            let mut second = watcher();
+            second.restore(first.state());
+            told.extend(rows[cut..].iter().filter_map(|row| second.look(*row)));
+            assert_eq!(told, expected, "cut at {cut}");
+        }
     }
 }
