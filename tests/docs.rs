@@ -24,6 +24,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     fmt::Write,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -633,6 +634,39 @@ fn every_link_leads_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Names of this program's environment variables in a text; a name that goes on, `SNCLR_REQUIRE_…`, is none.
+fn variables(text: &str) -> impl Iterator<Item = String> {
+    let prefix = "SNCLR_";
+    text.split(prefix).skip(1).filter_map(move |rest| {
+        let end = rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        let name = &rest[..end.unwrap_or(rest.len())];
+        (!name.is_empty() && !name.ends_with('_')).then(|| format!("{prefix}{name}"))
+    })
+}
+
+#[test]
+fn every_variable_is_in_the_table() {
+    let mut folders: Vec<PathBuf> = ["src", "tests", "benches", "scripts", ".ci"].map(PathBuf::from).into();
+    let mut named = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(repository().join(&folder)).expect("a folder") {
+            let path = repository().join(&folder).join(entry.expect("an entry").file_name());
+            match path.is_dir() {
+                true => folders.push(path),
+                // Goldens that are no text name nothing.
+                false => named.extend(fs::read_to_string(path).iter().flat_map(|text| variables(text))),
+            }
+        }
+    }
+    let rows = read("docs/environment.md");
+    let listed: BTreeSet<String> = rows.lines().filter(|line| line.starts_with('|')).flat_map(variables).collect();
+    assert_eq!(named, listed, "variables in the sources, and those of docs/environment.md");
+    for page in pages() {
+        let unknown: Vec<String> = variables(&read(&page)).filter(|name| !listed.contains(name)).collect();
+        assert!(unknown.is_empty(), "{page}: {unknown:?}");
+    }
 }
 
 #[test]
