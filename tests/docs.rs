@@ -90,7 +90,7 @@ fn repository() -> &'static Path {
 
 /// All pages, relative to the repository.
 fn pages() -> Vec<String> {
-    let mut pages = vec!["CONTRIBUTING.md".to_owned(), "README.md".to_owned()];
+    let mut pages = ["CHANGELOG.md", "CONTRIBUTING.md", "README.md"].map(str::to_owned).to_vec();
     let mut folders = vec![PathBuf::from("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(repository().join(&folder)).expect("a folder") {
