@@ -217,9 +217,9 @@ fn what_cannot_be_read_is_named_or_left_out() {
     assert_eq!((counts(&json)[0], &json["skipped"]), (3, &json!(1)));
     for (args, expected) in [
         ("--data nothing -o x.parquet", "no such file or folder: `nothing`"),
-        ("--data abcdef01 -o x.parquet", "no file, folder or data artifact is called `abcdef01`"),
-        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format there is"),
-        ("--data out.parquet -o out.parquet --overwrite", "the images are in it; name another file to write"),
+        ("--data abcdef01 -o x.parquet", "there is no file, folder or data artifact `abcdef01`"),
+        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format"),
+        ("--data out.parquet -o out.parquet --overwrite", "this file holds the images; choose another output file"),
         ("--data photos --split test -o x.parquet", "--split goes with a spec, a data artifact, or a folder of tables"),
         ("--data tiny.yaml --on-error skip -o x.parquet", "go with files and folders, not with a spec"),
     ] {
@@ -242,7 +242,7 @@ fn a_hubs_folder_is_known_by_its_content_and_asks_for_the_split() {
     }
     let said = scratch.run("embed tiny --data hub -o out.parquet");
     let expected =
-        "`hub` holds several splits by the names in it: train, test; --split train or --split test names one of them";
+        "the file names in `hub` are of several splits: train, test; choose one by --split train or --split test";
     assert!(said.code == 1 && said.stderr.contains(expected), "{}", said.stderr);
     let embedded = |split: &str| {
         counts(&scratch.json(&format!("embed tiny --data hub --split {split} -o {split}.parquet --json")))[0]

@@ -175,7 +175,7 @@ fn two_runs_differ_in_leaves_metrics_and_images() {
     // Other images: sample numbers mean something else.
     let three = scratch.json("run tiny.yaml --json --set data.seed=9 --set epochs=1");
     let shown = scratch.run(&format!("diff {a} {}", text(&three["run"]))).stdout;
-    assert!(shown.contains("kNN: predictions are not paired: the runs have different test images\n"), "{shown}");
+    assert!(shown.contains("kNN: predictions cannot be compared: the runs have different test images\n"), "{shown}");
 }
 
 #[test]

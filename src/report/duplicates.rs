@@ -25,7 +25,7 @@ pub struct Twice {
     pub places: [Image; 2],
 }
 
-/// An image by its names.
+/// Split, class and path of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub split: SplitName,

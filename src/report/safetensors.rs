@@ -20,10 +20,10 @@ const CLASSES: usize = 1000;
 /// What stands in the classifier's place. torchvision's and timm's networks have one, so that strict loading asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Head {
-    /// The linear probe's, which classifies the features as they are; zeros when the run has none
+    /// The linear probe, folded to classify raw features; zeros if the run has none
     #[default]
     Auto,
-    /// Zeros for 1000 classes, as many as torchvision's and timm's networks have by default
+    /// Zeros for 1000 classes, the default of torchvision and timm
     Zeros,
     /// None: only the encoder
     None,

@@ -42,10 +42,10 @@ const NAMED: usize = 5;
 /// Which encoder of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Branch {
-    /// The trained encoder, that of the run's scores
+    /// The trained encoder, which the scores of the run are from
     #[default]
     Online,
-    /// Its moving average, where the method keeps one
+    /// The moving average of the encoder, if the method keeps one
     Momentum,
 }
 
@@ -287,7 +287,7 @@ impl Embedding<'_> {
         let source = Source::open(&images.data, &mut looking_through(progress, interrupt, "embed"))?;
         let mut total = 0;
         for split in &splits {
-            total += source.count(*split)?.with_context(|| format!("the data have no {split} split"))?;
+            total += source.count(*split)?.with_context(|| format!("the data has no {split} split"))?;
         }
         progress.start(Some(total), "images");
         let per_batch = self.embedder.per_batch();
