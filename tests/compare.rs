@@ -135,7 +135,7 @@ fn an_unknown_run_is_an_error_that_names_the_nearest() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "error: no run, beginning of a run, spec name or path is called \"clod\" (runs in {}); did you mean \"cold\"?\n",
+            "error: \"clod\" is not the name of a run or its beginning, the name of a spec, or a path (runs in {}); did you mean \"cold\"?\n",
             results.display()
         )
     );
@@ -161,7 +161,7 @@ fn other_test_images_and_other_precisions_are_said_and_the_former_leave_no_best(
     let (kinds, notes) = marked(&format!("{base} {narrow}"));
     assert_eq!(kinds, ["knn", "linear", "train"]);
     let [note] = &notes[..] else { panic!("{notes:?}") };
-    assert!(note.starts_with("pretrain made differently: cpu in bf16 ("), "{note}");
+    assert!(note.starts_with("pretrain ran differently: cpu in bf16 ("), "{note}");
     assert!(note.ends_with(&format!("): {narrow}; cpu in f32: {base}")), "{note}");
 
     let (kinds, notes) = marked(&format!("{base} {other}"));

@@ -181,7 +181,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
     let bytes = fs::read(&out).expect("the file");
     let refused = scratch.run("embed other --data photos -o out.parquet");
     assert_eq!(refused.code, 1, "{}", refused.stderr);
-    for part in ["error: out.parquet holds embeddings by other weights: run tiny-", "run other-", "--overwrite"] {
+    for part in ["error: out.parquet holds embeddings from other weights: run tiny-", "run other-", "--overwrite"] {
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
     let momentum = scratch.run("embed tiny --data photos -o out.parquet --branch momentum");
@@ -195,7 +195,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
         (
             1,
             Some(
-                "error: out.parquet is there and holds no embeddings of `snclr embed`; name another file, or replace it with --overwrite"
+                "error: out.parquet already exists and was not written by `snclr embed`; choose another file, or replace this one with --overwrite"
             )
         )
     );

@@ -64,7 +64,7 @@ fn cosine(text: &str) -> Result<f32, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// When the spec is invalid, its data cannot be read, or the run of the encoder is gone.
+/// When the spec is invalid, its data cannot be read, or the run of the encoder is missing.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let mut experiment = spec::load(&args.spec, &args.set)?.experiment;
     let store = Store::open(&global.runs);
