@@ -1,4 +1,4 @@
-//! kNN stage: a weighted nearest-neighbour classifier on frozen features.
+//! The kNN stage: scores frozen features by a weighted nearest-neighbour classifier.
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::{
     tables,
 };
 
-/// What the stage is.
+/// The descriptor of the stage.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "knn",
     version: 4,
@@ -25,14 +25,14 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SCORES, "")),
 };
 
-/// What it reads of a spec; the seed shuffles the labels of the control.
+/// The fields of a spec that it reads. The seed shuffles the labels of the control.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct KnnSections<'a> {
     pub seed: u64,
     pub knn: &'a KnnConfig,
 }
 
-/// Scores the features of the trained encoder, beside the controls: other features, and shuffled labels.
+/// Scores the features of the trained encoder, and the controls: other features, and shuffled labels.
 ///
 /// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k), and where training started from a
 /// file of weights `initial_predictions` (on their features, for the first k). Without labels or a test split
@@ -178,7 +178,7 @@ mod tests {
         let progress = Heard::default();
         let result = evaluate(&[200, 20, 200], blobs(2, 20, 10), noise(2, 20, 10), &progress);
         let text = "knn.k 200 exceeds the 20 labelled training samples; all of them vote";
-        assert!(progress.lines().is_empty(), "it is said once, beside the scores");
+        assert!(progress.lines().is_empty(), "it is noted once, beside the scores");
         assert_eq!(result.notes, [("clamped".to_owned(), text.to_owned())]);
         assert_eq!(result.get("knn/top1_k200"), result.get("knn/top1_k20"));
     }

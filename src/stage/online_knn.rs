@@ -1,4 +1,4 @@
-//! kNN during training: a fixed part of both splits, embedded by the encoder as it is. A diagnostic; training never sees it.
+//! Measures kNN accuracy during training, on a fixed part of both splits. It is a diagnostic, and does not affect training.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::{
     train::{PretrainConfig, Trainer, Trains},
 };
 
-/// Images of the training and of the test split that take part, at most; spread evenly over the split.
+/// The most images of the training split and of the test split to use, spread evenly.
 const TRAIN: usize = 2048;
 const TEST: usize = 512;
-/// Neighbours that vote, and the temperature of their votes (DINO's protocol).
+/// Number of voting neighbours, and the temperature of their votes (DINO's protocol).
 const K: usize = 20;
 const TEMPERATURE: f64 = 0.07;
 /// Images per forward pass.
 const BATCH: usize = 64;
 
-/// The images that take part.
+/// The images to use.
 pub struct OnlineKnn {
     /// Steps between two scores.
     every: u64,
@@ -52,7 +52,7 @@ impl Part {
 }
 
 impl OnlineKnn {
-    /// What the spec asks for; None when it does not, or when there are no labelled images in both splits.
+    /// The measurement that the spec asks for; None if it asks for none, or a split has no labelled images.
     ///
     /// # Errors
     /// When the test split cannot be opened.
@@ -75,7 +75,7 @@ impl OnlineKnn {
         Ok(any.then_some(Self { every, train, test, transform, size }))
     }
 
-    /// Whether a score is due after so many steps.
+    /// Whether to measure after this many steps.
     pub fn is_due(&self, steps: u64) -> bool {
         steps.is_multiple_of(self.every)
     }

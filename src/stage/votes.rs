@@ -1,11 +1,11 @@
-//! Weighted nearest-neighbour votes (DINO's protocol). Unaware of artifacts and splits.
+//! Classifies by weighted votes of nearest neighbours (DINO's protocol). It knows no artifacts or splits.
 
 use rayon::prelude::*;
 
 use super::labelled::Predictions;
 use crate::ops::{Real, product::Products, topk::top_k};
 
-/// Queries searched at a time, so that memory stays flat in their number.
+/// Queries per search, which bounds the memory.
 const CHUNK: usize = 4096;
 
 /// How neighbours vote.
@@ -20,13 +20,13 @@ pub struct Ballot<'a> {
 }
 
 impl Ballot<'_> {
-    /// Elects a class for each query, for every labelling of the training samples and every k, from one search:
-    /// [labelling][k][query] of (class, its share of the votes). The lower class wins a draw.
+    /// Chooses a class for each query, for every labelling of the training samples and every k, from one search. The result is
+    /// [labelling][k][query] of (class, its share of the votes). On a draw the lower class wins.
     ///
-    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length; `done` hears of each query that is done and says
-    /// whether to go on.
+    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length; `done` is called after each query, and
+    /// returns whether to continue.
     ///
-    /// Returns None when `done` said to stop.
+    /// Returns None if `done` stops it.
     pub fn elect<E: Real>(
         &self,
         train: &[E],
@@ -54,8 +54,8 @@ impl Ballot<'_> {
         Some(elected)
     }
 
-    /// Votes per class [classes] for each k, given the neighbours of one query, nearest first. All are relative to the
-    /// nearest one's vote, so that no temperature overflows.
+    /// Votes per class [classes] for each k, from the neighbours of one query, nearest first. All votes are relative to the nearest
+    /// neighbour's, so that no temperature overflows.
     fn count<E: Real>(&self, cosines: &[E], rows: &[usize], labels: &[usize]) -> Vec<Vec<f64>> {
         let mut votes = vec![vec![0.0; self.classes]; self.ks.len()];
         for (rank, (cosine, &row)) in cosines.iter().zip(rows).enumerate() {
