@@ -1,24 +1,24 @@
-//! Sees in the rows of a training what is wrong with it.
+//! Watches the rows of a training for problems, and gives warnings.
 
 use super::{PretrainConfig, StepRow, Warning};
 
-/// Health rows in a row that must show a collapse, or attention that saturates.
+/// The number of consecutive health rows that must show a collapse, or saturated attention.
 const ROWS: u64 = 3;
-/// Largest share of the neighbours' weight on one of them.
+/// Attention counts as saturated if one neighbour has this share of the weight.
 const SATURATED: f64 = 0.99;
-/// How close a loss is to what it is without information, as a share of it, and for how many steps at least.
+/// A loss counts as flat within this share of its value without information, for at least this many steps.
 const FLAT: f64 = 0.01;
 const FLAT_STEPS: u64 = 50;
 
-/// What was seen so far. Of what does not stop a training, it warns once.
+/// The state of the watch. It gives a warning that does not stop training only once.
 pub struct Watcher {
     stops_on_collapse: bool,
-    /// Largest positiveness of attention that saturates; None where there is no attention over several neighbours.
+    /// The positiveness from which attention counts as saturated; None without attention over several neighbours.
     saturated: Option<f64>,
-    /// The loss of embeddings that tell nothing.
+    /// The loss of embeddings without information.
     uninformative: Option<f64>,
     warmup: f64,
-    /// Steps that a loss must be flat for: an epoch at least.
+    /// The number of steps that a loss must be flat for: at least an epoch.
     flat_steps: u64,
     collapsed_rows: u64,
     saturated_rows: u64,
@@ -26,7 +26,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Of a training whose epochs have `steps_per_epoch` steps.
+    /// A watcher for a training whose epochs have `steps_per_epoch` steps.
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> Self {
         Self {
             stops_on_collapse: config.health.stop_on_collapse,
@@ -40,7 +40,7 @@ impl Watcher {
         }
     }
 
-    /// What the next row shows.
+    /// Examines the next row.
     pub fn look(&mut self, row: &StepRow) -> Option<Warning> {
         let &StepRow { step, loss, learning_rate, .. } = row;
         if !loss.is_finite() {
@@ -68,7 +68,7 @@ impl Watcher {
     }
 }
 
-/// How often something has held without a break.
+/// The number of consecutive times that something has held.
 fn counts(so_far: &mut u64, holds: bool) -> u64 {
     *so_far = if holds { *so_far + 1 } else { 0 };
     *so_far
