@@ -5,9 +5,9 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`tables`] | the program's own tables: their names and columns |
-//! | [`rule`] | how a broken rule between values is told |
+//! | [`rule`] | how a broken rule between values is reported |
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
-//! | [`ranks`] | processes that train together, and what they tell each other |
+//! | [`ranks`] | processes that train together, and how they exchange values |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |
@@ -20,7 +20,7 @@
 //! | [`run`] | drives a plan: cached, run, resumed |
 //! | [`cluster`] | the work of many points, each piece once, for schedulers |
 //! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
-//! | [`bench`] | what the program's speed is measured by |
+//! | [`bench`] | measures the speed of the program |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).

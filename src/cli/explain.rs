@@ -161,11 +161,11 @@ impl Told {
             Verdict::Runs { damaged: None } if stage.waits_for.is_empty() => "runs".to_owned(),
             Verdict::Runs { damaged: None } => format!("runs after {}", list(&stage.waits_for)),
             Verdict::Depends => {
-                let subject = match stage.waits_for[..] {
-                    [one] => format!("{one} comes"),
-                    _ => "they come".to_owned(),
+                let content = match stage.waits_for[..] {
+                    [one] => format!("the content of {one}"),
+                    _ => "their content".to_owned(),
                 };
-                return format!("runs after {}, unless {subject} to the same content", list(&stage.waits_for));
+                return format!("runs after {}, unless {content} stays the same", list(&stage.waits_for));
             }
         };
         if let Some(kept) = &stage.kept {
