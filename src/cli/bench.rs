@@ -19,8 +19,8 @@ use crate::{
 
 /// Measure how fast this machine trains, searches, augments and evaluates
 ///
-/// Without --case, all cases run: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case runs in its own process, so
-/// that its peak memory is measured alone. It runs once to warm up (on a GPU three times), then as often as --steps says.
+/// Without --case, all cases run: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case runs in its own process,
+/// so that its peak memory is measured alone. It runs once to warm up (on a GPU three times), then as often as --steps says.
 /// docs/benchmarks.md explains the cases, and how to compare them with PyTorch.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -32,8 +32,8 @@ pub struct Specs {
 }
 
 impl Changes {
-    /// The points of the spec at `path`: one, unless the spec or the command line sweeps. Lists on stderr the settings that a newly
-    /// chosen method or variant does not accept.
+    /// The points of the spec at `path`: one, unless the spec or the command line sweeps. Lists on stderr the settings that a
+    /// newly chosen method or variant does not accept.
     ///
     /// # Errors
     /// All errors of all points, at once.

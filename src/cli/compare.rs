@@ -19,7 +19,8 @@ use crate::{
 /// The comparison is also written as Parquet, in long form, and its path is printed to stderr.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run; for a sweep, one per point)
+    /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run; for a sweep, one
+    /// per point)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
     /// Changes to the specs whose runs to compare

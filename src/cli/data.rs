@@ -32,10 +32,10 @@ const CLASSES: usize = 20;
 
 /// Show what is in the data of a spec before training: counts, sizes, classes, duplicates
 ///
-/// Reads the images as `snclr run` does, so that a later run need not read them again. A near duplicate is an image that was encoded
-/// again, resized, made brighter or darker, or cropped a little at its border. Perceptual hashes find candidates, and thumbnails
-/// confirm them. Mirrored or rotated copies, and images of 16 pixels a side, are not found. Images in both splits, or in two
-/// classes, come first.
+/// Reads the images as `snclr run` does, so that a later run need not read them again. A near duplicate is an image that was
+/// encoded again, resized, made brighter or darker, or cropped a little at its border. Perceptual hashes find candidates, and
+/// thumbnails confirm them. Mirrored or rotated copies, and images of 16 pixels a side, are not found. Images in both splits,
+/// or in two classes, come first.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment
@@ -43,7 +43,8 @@ pub struct Args {
     /// Override a key of the spec, e.g. `data.train=photos`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Also find near duplicates by the encoder of this run: its name or the beginning of it, its folder, or the name or path of a spec
+    /// Also find near duplicates by the encoder of this run: its name or the beginning of it, its folder, or the name or path
+    /// of a spec
     #[arg(long, value_name = "RUN")]
     pub encoder: Option<String>,
     /// Cosine of centred embeddings from which two images count as near duplicates
@@ -94,8 +95,8 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The data artifact of an experiment. If the spec stops at unreadable images, this still looks at the others: it changes the spec
-/// to `on_error: skip`.
+/// The data artifact of an experiment. If the spec stops at unreadable images, this still looks at the others: it changes the
+/// spec to `on_error: skip`.
 fn ingest(
     store: &Store,
     experiment: &mut Experiment,

@@ -14,8 +14,8 @@ use crate::{
 
 /// List artifacts that no kept run needs; remove them with --yes
 ///
-/// All finished runs are kept, unless --keep names the ones to keep. Artifacts of kept runs stay, and so do those of runs in progress.
-/// Runs that ended without results are removed with their checkpoints, unless --keep names them.
+/// All finished runs are kept, unless --keep names the ones to keep. Artifacts of kept runs stay, and so do those of runs in
+/// progress. Runs that ended without results are removed with their checkpoints, unless --keep names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Keep only these runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)

@@ -13,14 +13,15 @@ use crate::{
 /// Write an HTML report of a run, or a comparison of several
 ///
 /// The report is one file that any browser opens without a network. It shows curves, scores, a map of the embeddings, the
-/// augmentations, and the neighbours of some images early and late in training. For several runs it shows their differences, scores
-/// and curves side by side. For a run without results it shows the curves so far.
+/// augmentations, and the neighbours of some images early and late in training. For several runs it shows their differences,
+/// scores and curves side by side. For a run without results it shows the curves so far.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
-    /// File to write [default: report.html in the folder of the run; for several runs, results/comparison.html in the runs folder]
+    /// File to write [default: report.html in the folder of the run; for several runs, results/comparison.html in the runs
+    /// folder]
     #[arg(short, long, value_name = "FILE.html")]
     pub output: Option<PathBuf>,
 }

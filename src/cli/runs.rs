@@ -16,9 +16,9 @@ use crate::{
 
 /// List all runs with their scores, including runs in progress and runs without results
 ///
-/// A run without results is running, interrupted, diverged or failed. It is listed until its spec has results, or `snclr gc --yes`
-/// removes it. `snclr report` and `snclr tensorboard` show its curves. The folder `tables` caches this list, which makes it fast for
-/// thousands of runs; the folder may be deleted.
+/// A run without results is running, interrupted, diverged or failed. It is listed until its spec has results, or `snclr gc
+/// --yes` removes it. `snclr report` and `snclr tensorboard` show its curves. The folder `tables` caches this list, which makes
+/// it fast for thousands of runs; the folder may be deleted.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Write the scores of all finished runs into one Parquet file, and their curves into another, for databases

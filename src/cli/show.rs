@@ -76,8 +76,8 @@ pub fn resumes(planned: &Planned) -> String {
     planned.resumes_after.map_or(String::new(), |last| format!("; resumes after {unit} {last}"))
 }
 
-/// Table of top-1 scores beside their controls, in percent. If training started from given weights, it has a column for their score
-/// and one for the gain.
+/// Table of top-1 scores beside their controls, in percent. If training started from given weights, it has a column for their
+/// score and one for the gain.
 pub fn scores(rows: &[(&str, Scores)]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);

@@ -21,9 +21,9 @@ use crate::cluster::{
 
 /// Submit the missing stages of specs to a scheduler, each once however many points share it
 ///
-/// Each stage becomes a job array, which waits for the arrays of the stages that it reads. Stages that are done are not submitted
-/// again. So after a failure, or a crash of the scheduler, the same command submits what is missing. `snclr status` shows the progress.
-/// For Kubernetes the manifests are printed, for `kubectl apply -f -`.
+/// Each stage becomes a job array, which waits for the arrays of the stages that it reads. Stages that are done are not
+/// submitted again. So after a failure, or a crash of the scheduler, the same command submits what is missing. `snclr status`
+/// shows the progress. For Kubernetes the manifests are printed, for `kubectl apply -f -`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -10,8 +10,8 @@ use crate::{
 
 /// Write the curves and scores of runs as TensorBoard event files
 ///
-/// A run without results has the curves so far. `tensorboard --logdir DIR` shows them; MLflow and Weights & Biases read the same
-/// files.
+/// A run without results has the curves so far. `tensorboard --logdir DIR` shows them; MLflow and Weights & Biases read the
+/// same files.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)

@@ -20,8 +20,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// Reads the specs and looks into the store. Writes the results of points that have all their artifacts and no results yet: if
-    /// each stage ran as a task of its own, no task may have seen that it was the last.
+    /// Reads the specs and looks into the store. Writes the results of points that have all their artifacts and no results yet:
+    /// if each stage ran as a task of its own, no task may have seen that it was the last.
     ///
     /// # Errors
     /// When a spec is invalid, source files cannot be read, or results cannot be written.

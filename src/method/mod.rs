@@ -1,5 +1,5 @@
-//! The self-supervised methods: heads, queue of neighbours, and loss. They see the outputs of encoders, and know neither encoders nor
-//! data sets.
+//! The self-supervised methods: heads, queue of neighbours, and loss. They see the outputs of encoders, and know neither
+//! encoders nor data sets.
 
 mod config;
 mod infonce;
@@ -43,8 +43,8 @@ type Loss<B> = TracedScalar<<B as Memory>::Real, <B as Memory>::Tensors>;
 /// The error of the losses' device.
 type TensorError<B> = <<B as Memory>::Tensors as dfdx::prelude::HasErr>::Err;
 
-/// The inputs of a training step. N is the number of samples, D the output width of the projector. Crops are the two full views, then
-/// the small ones.
+/// The inputs of a training step. N is the number of samples, D the output width of the projector. Crops are the two full
+/// views, then the small ones.
 pub struct StepInput<'a, B: Backend> {
     /// Number of the step.
     pub step: u64,
@@ -164,7 +164,8 @@ pub enum Method<B: Backend> {
 }
 
 impl<B: Backend> Method<B> {
-    /// Makes the method, and appends its own parameters to `params`; `dim` is D. `products` is the precision of searches in queues.
+    /// Makes the method, and appends its own parameters to `params`; `dim` is D. `products` is the precision of searches in
+    /// queues.
     ///
     /// # Errors
     /// When memory runs out.

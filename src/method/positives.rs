@@ -13,8 +13,8 @@ pub struct Positives<E> {
     pub w: Vec<E>,
     /// Labels of the other positives [2N, K], -1 if there is none.
     pub labels: Vec<i64>,
-    /// Steps since each of the other positives entered the queue [2N, K], -1 for a random vector from its start; empty without a
-    /// queue.
+    /// Steps since each of the other positives entered the queue [2N, K], -1 for a random vector from its start; empty without
+    /// a queue.
     pub ages: Vec<i64>,
     /// Cosine with the row of the queue [2N, K]; empty without a queue.
     pub similarities: Vec<E>,

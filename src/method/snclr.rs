@@ -57,8 +57,8 @@ impl<B: Backend> Snclr<B> {
         }
     }
 
-    /// One training step. It looks up the neighbours of both views, enqueues view 2, and computes the symmetrised loss. Small crops
-    /// predict the candidates of both full views.
+    /// One training step. It looks up the neighbours of both views, enqueues view 2, and computes the symmetrised loss. Small
+    /// crops predict the candidates of both full views.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.

@@ -59,7 +59,8 @@ impl<B: Backend> Swav<B> {
         entry != self.prototypes || epoch >= self.config.freeze_prototypes_epochs
     }
 
-    /// One training step. It computes the codes of both full views and the swapped prediction, then adds the batch to the queues.
+    /// One training step. It computes the codes of both full views and the swapped prediction, then adds the batch to the
+    /// queues.
     ///
     /// L = -(1/2) sum over full views i of the mean over the other crops v of (1/N) sum_n q_i . log p_v.
     ///

@@ -86,8 +86,8 @@ impl Comparison {
         }
     }
 
-    /// Checks the artifacts of the compared `groups`. If their test images differ, no score is marked as best. Notes stages that ran on
-    /// different devices or in different precisions.
+    /// Checks the artifacts of the compared `groups`. If their test images differ, no score is marked as best. Notes stages
+    /// that ran on different devices or in different precisions.
     pub fn look_at_artifacts(&mut self, store: &Store, groups: &[Group]) {
         let splits: Vec<Vec<String>> = groups.iter().map(|group| test_splits(store, group)).collect();
         let first = splits.iter().flatten().next().cloned();
@@ -243,7 +243,8 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
     metrics.into_iter().map(row).collect()
 }
 
-/// Whether higher values are better: accuracies except those of controls, and speed. Losses of different methods do not compare.
+/// Whether higher values are better: accuracies except those of controls, and speed. Losses of different methods do not
+/// compare.
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let control = ["_random_init", "_initial", "_shuffled_labels"].iter().any(|end| name.ends_with(end));

@@ -3,8 +3,8 @@
 use super::{Comparison, grid::text, paired::Paired};
 
 /// The rows `kind, key, <run>...`; empty where a run has no value. The score of a group is the mean; `deviation` and `n`
-/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training started
-/// from `gain`, `gain_low` and `gain_high`.
+/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training
+/// started from `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
 /// None in memory; only the signature of the writer has them.

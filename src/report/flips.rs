@@ -13,8 +13,8 @@ pub struct Flips {
     pub won: Vec<i64>,
     pub right_in_both: u64,
     pub wrong_in_both: u64,
-    /// p of McNemar's exact test, two-sided: the probability of a split of the flips at least as uneven as this, if each were a coin
-    /// toss.
+    /// p of McNemar's exact test, two-sided: the probability of a split of the flips at least as uneven as this, if each were a
+    /// coin toss.
     pub p: f64,
 }
 

@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 
 /// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
-/// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null where a run has no value. `run` is the label of a
-/// column. `groups` has its runs, their seeds and their mean. A difference compares two columns by a metric; a gain compares a column
-/// with the weights that its training started from.
+/// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null where a run has no value.
+/// `run` is the label of a column. `groups` has its runs, their seeds and their mean. A difference compares two columns by a
+/// metric; a gain compares a column with the weights that its training started from.
 ///
 /// # Errors
 /// Never for finite figures.

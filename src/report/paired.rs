@@ -91,8 +91,8 @@ pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option
     Ok(if initial.len() == runs.len() && trained.len() == runs.len() { compare(&initial, &trained) } else { None })
 }
 
-/// Compares `second` with `first`. Each is the correctness of one run, or of several, which are averaged sample by sample. None if
-/// their samples differ.
+/// Compares `second` with `first`. Each is the correctness of one run, or of several, which are averaged sample by sample. None
+/// if their samples differ.
 pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> {
     let one = first.first()?;
     let is_same = |other: &Correctness| other.split == one.split && other.right.keys().eq(one.right.keys());

@@ -18,8 +18,8 @@ struct Row<'a> {
 
 /// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null if the run has no value), `number`
 /// (null if the value is no number). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
-/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training started
-/// from a file of weights `gain`, `gain_low` and `gain_high`.
+/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training
+/// started from a file of weights `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
 /// None in memory; only the signature of the writer has them.

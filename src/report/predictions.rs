@@ -78,8 +78,8 @@ fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec
     Ok(found)
 }
 
-/// A content hash of the test split: the same for the same images and labels in the same order, whatever the file names. None if the
-/// data is missing.
+/// A content hash of the test split: the same for the same images and labels in the same order, whatever the file names. None
+/// if the data is missing.
 pub fn test_split(store: &Store, run: &Run) -> Option<String> {
     let data = artifacts::find(store, run, data::DESCRIPTOR.name)?;
     let test = |input: &&Input| input.stage == Stage::Data && input.table == tables::TEST;

@@ -8,8 +8,8 @@ use crate::{
     plan::UNIT,
 };
 
-/// A line for every way in which stages of the columns `labels` ran differently. Stages with the same content everywhere are skipped:
-/// there the difference had no effect.
+/// A line for every way in which stages of the columns `labels` ran differently. Stages with the same content everywhere are
+/// skipped: there the difference had no effect.
 pub fn notes(store: &Store, labels: &[String], groups: &[Group]) -> Vec<String> {
     // Stages by difference, in the order of the pipeline.
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();

@@ -105,8 +105,8 @@ impl<'a> Runs<'a> {
         Runs { with_unfinished: true, ..Runs::new(root) }
     }
 
-    /// The run that `argument` names: the folder of a run, a spec (its newest run), the name of a run, the name of a spec (its newest
-    /// run), or the beginning of exactly one name.
+    /// The run that `argument` names: the folder of a run, a spec (its newest run), the name of a run, the name of a spec (its
+    /// newest run), or the beginning of exactly one name.
     ///
     /// # Errors
     /// [`FindError`], or when the folder of a run cannot be read.

@@ -43,7 +43,8 @@ pub struct Exported {
 ///
 /// Each batch norm also has `num_batches_tracked` (0, int64), as in torch, which does not read it
 /// if the momentum of the norm is fixed. The header's metadata (all text) holds `format` = `pt`, the run, the encoder's
-/// settings (`arch`, `width_multiplier`, `stem`, `patch_size`, `heads`, `image_size`), and how images have to be prepared (`size`, `mean`, `std`).
+/// settings (`arch`, `width_multiplier`, `stem`, `patch_size`, `heads`, `image_size`), and how images have to be prepared
+/// (`size`, `mean`, `std`).
 ///
 /// # Errors
 /// When artifacts of the run are missing or damaged.
@@ -137,7 +138,8 @@ fn serialize(tensors: &[Tensor], mut metadata: Map<String, Value>) -> anyhow::Re
         .collect::<anyhow::Result<Vec<_>>>()?;
     let bytes = safetensors::serialize(views, Some(HashMap::new()))?;
 
-    // The library takes metadata as a hash map, whose order changes from run to run. So the header is rewritten in a fixed order.
+    // The library takes metadata as a hash map, whose order changes from run to run. So the header is rewritten in a fixed
+    // order.
     let header_length = u64::from_le_bytes(bytes[..8].try_into()?) as usize;
     let (header, values) = bytes[8..].split_at(header_length);
     let mut header: Map<String, Value> = serde_json::from_slice(header)?;

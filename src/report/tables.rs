@@ -1,5 +1,5 @@
-//! Writes `tables/figures.parquet` (the metrics of all finished runs) and `tables/metrics.parquet` (the curves of their trainings), for
-//! databases. Both are derived, and may be deleted at any time.
+//! Writes `tables/figures.parquet` (the metrics of all finished runs) and `tables/metrics.parquet` (the curves of their
+//! trainings), for databases. Both are derived, and may be deleted at any time.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! Writes the curves and scores of a run as an event file of TensorBoard. Records are framed as in TFRecord. Each is a protobuf message
-//! `Event` with a wall time, a step and scalars; only the protobuf encoding of these fields is implemented.
+//! Writes the curves and scores of a run as an event file of TensorBoard. Records are framed as in TFRecord. Each is a protobuf
+//! message `Event` with a wall time, a step and scalars; only the protobuf encoding of these fields is implemented.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use crate::{
 /// Tables of a pretrain artifact with one row per step or fewer.
 const TABLES: [Table; 3] = [METRICS, POSITIVENESS, TIMING];
 
-/// The bytes of the file: every metric of every step as `train/NAME`, and the scores of the run at the last step. Times count back
-/// from the end of the run, by the durations of the steps; for a run without results, forward from its start.
+/// The bytes of the file: every metric of every step as `train/NAME`, and the scores of the run at the last step. Times count
+/// back from the end of the run, by the durations of the steps; for a run without results, forward from its start.
 ///
 /// # Errors
 /// When the pretraining of the run is missing, damaged or unreadable.

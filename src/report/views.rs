@@ -24,7 +24,8 @@ pub struct Row {
     pub crops: Vec<RgbImage>,
 }
 
-/// This many training images (or all, if there are fewer) with their crops in an epoch, with the very pixels that training sees.
+/// This many training images (or all, if there are fewer) with their crops in an epoch, with the very pixels that training
+/// sees.
 ///
 /// # Errors
 /// When an image cannot be read.

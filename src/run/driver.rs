@@ -1,5 +1,5 @@
-//! Runs the stages of a plan in order. A cached artifact is used, a damaged one is made again, and a stage that another process runs is
-//! waited for.
+//! Runs the stages of a plan in order. A cached artifact is used, a damaged one is made again, and a stage that another process
+//! runs is waited for.
 
 use std::{
     collections::BTreeMap,
@@ -114,8 +114,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Finds or makes the artifact of one stage. None when an input was damaged and has been moved away, or when another process
-    /// removed the artifact just now.
+    /// Finds or makes the artifact of one stage. None when an input was damaged and has been moved away, or when another
+    /// process removed the artifact just now.
     fn stage(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>) -> anyhow::Result<Option<(Artifact, How)>> {
         let planned = self.planner.resolve(stage, inputs, Against::Nearest);
         let reason = planned.reason();
@@ -248,8 +248,8 @@ impl Driver<'_> {
         Ok(artifact)
     }
 
-    /// Uses the artifact of another machine if this one failed meanwhile. Where locks do not reach other machines, two may run the same
-    /// stage. The first to finish removes the checkpoints, which may make the other fail.
+    /// Uses the artifact of another machine if this one failed meanwhile. Where locks do not reach other machines, two may run
+    /// the same stage. The first to finish removes the checkpoints, which may make the other fail.
     fn made_elsewhere(&self, stage: Stage, key: &Key, error: anyhow::Error) -> anyhow::Result<Artifact> {
         match self.store.find(stage.name(), key) {
             Found::Hit(artifact) if error.downcast_ref::<Stopped>().is_none() => {

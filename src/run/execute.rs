@@ -105,8 +105,8 @@ impl Setting<'_> {
         Ok(outcome.artifact)
     }
 
-    /// Finds or makes the artifact of one stage of `experiment`, whose inputs must be in the store. If it was the last one missing, the
-    /// results are written too.
+    /// Finds or makes the artifact of one stage of `experiment`, whose inputs must be in the store. If it was the last one
+    /// missing, the results are written too.
     ///
     /// # Errors
     /// [`NotYet`]; when the stage fails or diverges, or the user interrupts.

@@ -57,7 +57,8 @@ pub fn with_others(
     trained
 }
 
-/// Orders the other ranks to end with this exit code. False if they cannot receive it, because a training failed on this rank only.
+/// Orders the other ranks to end with this exit code. False if they cannot receive it, because a training failed on this rank
+/// only.
 ///
 /// # Errors
 /// When the order cannot be written.

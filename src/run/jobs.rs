@@ -27,8 +27,9 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Runs the jobs `0..pieces`, started in order, and returns their outcomes; None for a job that did not start. After a failure
-    /// no job starts, unless [`Jobs::keep_going`]; after an interruption none does. Jobs that have started run to their end.
+    /// Runs the jobs `0..pieces`, started in order, and returns their outcomes; None for a job that did not start. After a
+    /// failure no job starts, unless [`Jobs::keep_going`]; after an interruption none does. Jobs that have started run to their
+    /// end.
     ///
     /// # Errors
     /// When threads cannot be started.

@@ -26,8 +26,8 @@ use crate::{
 /// Digest of the tensors of each part of a state.
 pub type Digests = BTreeMap<&'static str, String>;
 
-/// Runs or resumes data and pretraining in `store`, with a checkpoint after every update. Stops at the first update after `steps`
-/// steps. Training must be longer than that.
+/// Runs or resumes data and pretraining in `store`, with a checkpoint after every update. Stops at the first update after
+/// `steps` steps. Training must be longer than that.
 ///
 /// # Errors
 /// When a stage fails, or the training does not have more than `steps` steps.

@@ -21,7 +21,8 @@ impl Stage {
         Stage::Knn,
     ];
 
-    /// The stages of an experiment, inputs first. `EmbedInitial` is one of them if the experiment starts from a file of weights.
+    /// The stages of an experiment, inputs first. `EmbedInitial` is one of them if the experiment starts from a file of
+    /// weights.
     pub fn of_experiment(starts_from_weights: bool) -> Vec<Stage> {
         Self::ALL.into_iter().filter(|stage| starts_from_weights || *stage != Stage::EmbedInitial).collect()
     }

@@ -64,8 +64,8 @@ struct Limits {
     split: u64,
 }
 
-/// Ingests both splits of `config`. Finished shards are kept until the artifact is whole. So after a kill, the next attempt continues
-/// behind them, and gives the same bits.
+/// Ingests both splits of `config`. Finished shards are kept until the artifact is whole. So after a kill, the next attempt
+/// continues behind them, and gives the same bits.
 ///
 /// Lists of omitted files and notes are not part of the content, since one more damaged file does not change the images of a
 /// training.

@@ -1,5 +1,5 @@
-//! The descriptor of a stage: name, version, input tables, output tables, cost, metrics. Each stage declares its own in its file. The
-//! fields of a spec that a stage reads are the struct that it runs from, and the key holds that struct.
+//! The descriptor of a stage: name, version, input tables, output tables, cost, metrics. Each stage declares its own in its
+//! file. The fields of a spec that a stage reads are the struct that it runs from, and the key holds that struct.
 
 use sha2::{Digest, Sha256};
 
@@ -60,7 +60,8 @@ pub enum Depends {
 /// What determines the time and size of a stage, for estimates.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
-    /// Leaves that must be equal for times to be comparable: they set the cost of one image. A section stands for all its leaves.
+    /// Leaves that must be equal for times to be comparable: they set the cost of one image. A section stands for all its
+    /// leaves.
     pub of_an_image: &'static [&'static str],
     /// Tables that grow with the number of images.
     pub grows: &'static [Table],

@@ -1,5 +1,5 @@
-//! Compares the diagnostics in a cached training with those that a spec asks for. Diagnostics (health rows, kNN during training) are
-//! not part of the key, so the two may differ.
+//! Compares the diagnostics in a cached training with those that a spec asks for. Diagnostics (health rows, kNN during
+//! training) are not part of the key, so the two may differ.
 
 use arrow::array::RecordBatch;
 

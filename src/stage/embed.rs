@@ -111,8 +111,8 @@ impl EncoderFrom<'_> {
 
 /// Writes the features of every sample of `data`.
 ///
-/// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and did not change from
-/// the first image to the last.
+/// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and did not change
+/// from the first image to the last.
 ///
 /// # Errors
 /// When the weights are not exactly the encoder's, an image cannot be read, a feature is not finite, the artifacts cannot

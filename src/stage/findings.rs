@@ -1,5 +1,5 @@
-//! Finds problems of the data that cast doubt on scores: images in both splits or in two classes, labels that training lacks, a single
-//! class.
+//! Finds problems of the data that cast doubt on scores: images in both splits or in two classes, labels that training lacks, a
+//! single class.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -61,7 +61,8 @@ fn list(names: &[String]) -> String {
 }
 
 impl Frozen {
-    /// The encoder of `config` for images of `size` pixels with `weights`, which must hold each of its tensors once and no others.
+    /// The encoder of `config` for images of `size` pixels with `weights`, which must hold each of its tensors once and no
+    /// others.
     ///
     /// # Errors
     /// [`CoverageError`], or when `config` describes no encoder.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::encoder::{Encoder, EncoderConfig};
 
-/// Parameters and buffers of `encoder` from the file at `path`, and the prefix that was removed from its names ([`state_dict::read`]).
+/// Parameters and buffers of `encoder` from the file at `path`, and the prefix that was removed from its names
+/// ([`state_dict::read`]).
 ///
 /// # Errors
 /// When the file cannot be read ([`state_dict::read`]), or does not fit the encoder exactly ([`CoverageError`]).

@@ -1,5 +1,5 @@
-//! Keeps the finished shards of a running data stage beside its checkpoints, so that the next attempt after a kill continues behind
-//! them.
+//! Keeps the finished shards of a running data stage beside its checkpoints, so that the next attempt after a kill continues
+//! behind them.
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -57,7 +57,8 @@ const TOP5_CLASSES: usize = 10;
 ///
 /// Writes `scores`, `notes`, `predictions`, `curve` (of the trained features) and `classifier` (`fc.weight`, `fc.bias`:
 /// logits of the features as they are, standardisation folded in; class i is the i-th row of `classes`), and where training
-/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty and a note says why.
+/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty
+/// and a note says why.
 ///
 /// # Errors
 /// When the artifacts cannot be read or written, the loss diverges, or the user interrupts.

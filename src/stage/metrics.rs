@@ -1,5 +1,5 @@
-//! Builds the tables of a training: a row of metrics and one of timing per step, a row of positives every few steps, and the neighbours
-//! of a few images.
+//! Builds the tables of a training: a row of metrics and one of timing per step, a row of positives every few steps, and the
+//! neighbours of a few images.
 
 use arrow::array::RecordBatch;
 

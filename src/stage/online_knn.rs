@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::votes::Ballot;
+use super::votes::Vote;
 use crate::{
     artifact::Artifact,
     dataset::{Split, augment::EvalTransform},
@@ -88,10 +88,10 @@ impl OnlineKnn {
         let (train, test) = (self.embed(&self.train, trainer)?, self.embed(&self.test, trainer)?);
         let labels = self.train.labels.iter().chain(&self.test.labels);
         let ks = [K.min(self.train.samples.len())];
-        let ballot = Ballot { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
+        let vote = Vote { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
         let dim = trainer.model().encoder.feature_dim();
-        let elected = ballot.elect(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
-        let right = elected[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
+        let predicted = vote.classify(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
+        let right = predicted[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
         Ok(right as f64 / self.test.labels.len() as f64)
     }
 

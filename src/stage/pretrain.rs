@@ -66,8 +66,8 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 /// Trains the encoder on the training split of `data`. Other ranks, if any, must [take part](take_part).
 ///
 /// # Errors
-/// [`Stopped::Interrupted`] on an interruption, [`Stopped::Diverged`] on NaN or collapse; then all ranks stop after the same step. Any
-/// other failure may be on this rank only.
+/// [`Stopped::Interrupted`] on an interruption, [`Stopped::Diverged`] on NaN or collapse; then all ranks stop after the same
+/// step. Any other failure may be on this rank only.
 pub fn run(
     config: &PretrainConfig,
     data: &Artifact,
@@ -183,7 +183,7 @@ impl OnDevice for Training<'_> {
             }
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             progress.advance(1);
-            let taken = rows.iter().try_for_each(|row| take_in(row, &mut watcher, progress));
+            let taken = rows.iter().try_for_each(|row| record_row(row, &mut watcher, progress));
             let state = if saves && taken.is_ok() { Some(agreed_state(&ranks, &trainer)?) } else { None };
             if let Some(keeper) = &mut keeper {
                 keeper.log.time(trainer.steps() - 1, elapsed, waited, batch);
@@ -208,8 +208,8 @@ impl OnDevice for Training<'_> {
         }
         let Some(Keeper { out, checkpoints, mut log, .. }) = keeper else { return Ok(()) };
         log.flush(checkpoints, total)?;
-        // With a learning rate of 0 throughout, the encoder must not change. Batch norm's running statistics follow the images at any
-        // rate, so they are restored.
+        // With a learning rate of 0 throughout, the encoder must not change. Batch norm's running statistics follow the images
+        // at any rate, so they are restored.
         let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
         let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
         write(&trainer, unmoved.as_deref(), checkpoints, total, batch, out)
@@ -247,7 +247,7 @@ fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u6
 }
 
 /// Shows the row of a step with its warnings, and stops if training has failed.
-fn take_in(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> anyhow::Result<()> {
+fn record_row(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> anyhow::Result<()> {
     progress.message(&format!("loss {:.4}", row.loss));
     progress.value("loss", row.loss);
     if let Some((health, positiveness)) = row.diagnosis.filter(|_| row.loss.is_finite()) {
@@ -320,7 +320,8 @@ impl Log {
     }
 }
 
-/// Writes the artifact: weights, heads, queue, metrics, timing, summary. If `unmoved` is given, it replaces the encoder's buffers.
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary. If `unmoved` is given, it replaces the encoder's
+/// buffers.
 fn write<B: Trains>(
     trainer: &Trainer<B>,
     unmoved: Option<&[f32]>,

@@ -2,8 +2,8 @@
 
 use super::softmax::Classifier;
 
-/// A feature whose standard deviation is below this share of the largest one counts as constant. It is set to 0, since scaling it
-/// would only amplify noise.
+/// A feature whose standard deviation is below this share of the largest one counts as constant. It is set to 0, since scaling
+/// it would only amplify noise.
 const CONSTANT: f64 = 1e-6;
 
 /// x -> (x - mean) * scale, per feature.

@@ -1,4 +1,5 @@
-//! Reads weights from the files of other programs: safetensors of any float type, possibly of a larger model that contains the encoder.
+//! Reads weights from the files of other programs: safetensors of any float type, possibly of a larger model that contains the
+//! encoder.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -19,13 +20,13 @@ pub struct StateDict {
     pub prefix: Option<String>,
 }
 
-/// The tensors of an encoder in the file at `path`; `wanted` are the names of its tensors. If the file has none of these names, their
-/// common prefix is removed (`module.`, `encoder_q.`), and other parts of the model are ignored. A classifier (`fc.*`, `head.*`) and
-/// batch norm's `num_batches_tracked` are ignored too, since they are not part of an encoder.
+/// The tensors of an encoder in the file at `path`; `wanted` are the names of its tensors. If the file has none of these names,
+/// their common prefix is removed (`module.`, `encoder_q.`), and other parts of the model are ignored. A classifier (`fc.*`,
+/// `head.*`) and batch norm's `num_batches_tracked` are ignored too, since they are not part of an encoder.
 ///
 /// # Errors
-/// When the file cannot be read, has another format, is damaged, or holds numbers other than finite floats; when two parts of a model
-/// fit the encoder.
+/// When the file cannot be read, has another format, is damaged, or holds numbers other than finite floats; when two parts of a
+/// model fit the encoder.
 pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes)

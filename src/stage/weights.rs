@@ -1,4 +1,5 @@
-//! Stores the weights of the encoder as table rows (see [`super::tensors`]): float tensors with torch's names, shapes and order.
+//! Stores the weights of the encoder as table rows (see [`super::tensors`]): float tensors with torch's names, shapes and
+//! order.
 
 use anyhow::bail;
 use arrow::array::RecordBatch;

@@ -39,7 +39,8 @@ pub struct Loaded<B: Backend> {
     pub samples: Vec<i64>,
     /// Label of each sample, -1 if it has none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops, for this rank's share of the samples: images [n, size, size, 3] as networks read them.
+    /// Both full views, then the small crops, for this rank's share of the samples: images [n, size, size, 3] as networks read
+    /// them.
     pub crops: Vec<(B::Buffer, Size)>,
 }
 

@@ -173,8 +173,8 @@ mod driver {
         Ok(Exchange::through_hosts(ranks))
     }
 
-    /// Connects the GPUs of all ranks by NCCL, which they join at the first training. The first rank sends NCCL's id to the others by
-    /// way of the hosts.
+    /// Connects the GPUs of all ranks by NCCL, which they join at the first training. The first rank sends NCCL's id to the
+    /// others by way of the hosts.
     #[cfg(feature = "nccl")]
     fn exchange(cuda: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
         static JOINED: Mutex<Option<Arc<dyn cuda::Wire>>> = Mutex::new(None);

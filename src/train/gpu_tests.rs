@@ -210,8 +210,9 @@ fn training_is_the_same_wherever_images_are_augmented() {
     assert!(here == there);
 }
 
-/// The trainings for several ranks with a GPU each. All are of SNCLR, which uses every feature of a method: with a ResNet in f32 and
-/// batch norm over groups, with a ResNet in f16 and batch norm over the whole batch, and with a vision transformer in f32.
+/// The trainings for several ranks with a GPU each. All are of SNCLR, which uses every feature of a method: with a ResNet in
+/// f32 and batch norm over groups, with a ResNet in f16 and batch norm over the whole batch, and with a vision transformer in
+/// f32.
 fn cases_of_ranks() -> [Sections; 3] {
     let of = |mut sections: Vec<Sections>, precision, group| {
         let mut snclr = sections.pop().expect("SNCLR is the last");

@@ -3,7 +3,7 @@
 use super::{
     StepRow,
     recorder::{Projections, Recorder},
-    schedule::Due,
+    schedule::StepPlan,
 };
 use crate::{
     method::Positives,
@@ -12,7 +12,7 @@ use crate::{
 
 /// The pending values from which the row of a step is made.
 pub struct InFlight<E> {
-    pub due: Due,
+    pub due: StepPlan,
     pub samples: Vec<i64>,
     pub labels: Vec<i64>,
     pub loss: Later<Vec<E>>,
@@ -26,7 +26,7 @@ impl<E: Real> InFlight<E> {
     ///
     /// # Errors
     /// When the device has failed.
-    pub fn land(self, recorder: &mut Recorder) -> anyhow::Result<StepRow> {
+    pub fn into_row(self, recorder: &mut Recorder) -> anyhow::Result<StepRow> {
         let (loss, positives) = (self.loss.wait()?[0].as_f64(), self.positives.wait()?);
         let projections = match self.y {
             Some(([y1, y2], dim)) => Some(Projections { y: [y1.wait()?, y2.wait()?], dim }),

@@ -10,7 +10,8 @@ use crate::{
     },
 };
 
-/// Measurements of the positives of a step: means over its rows, with weights normalised per row. NaN if there is nothing to measure.
+/// Measurements of the positives of a step: means over its rows, with weights normalised per row. NaN if there is nothing to
+/// measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Positiveness {
     /// Number of positives of a view with a weight above 0, including the other view of the image.
@@ -27,8 +28,8 @@ pub struct Positiveness {
     pub label_agreement: f64,
     /// Steps since the positives entered the queue, weighted.
     pub queue_age: f64,
-    /// Share of an image's neighbours (for SwAV, of prototypes) that were not chosen when it was last seen, over the tracked images since
-    /// the previous row.
+    /// Share of an image's neighbours (for SwAV, of prototypes) that were not chosen when it was last seen, over the tracked
+    /// images since the previous row.
     pub churn: f64,
 }
 

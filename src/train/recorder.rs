@@ -1,6 +1,6 @@
 //! Builds the row of metrics of a step. In steps with a diagnosis, the row has health and positiveness too.
 
-use super::{Health, Positiveness, StepRow, Watch, positiveness::Churn, schedule::Due};
+use super::{Health, Positiveness, StepRow, Watch, positiveness::Churn, schedule::StepPlan};
 use crate::{
     method::Positives,
     ops::{Real, named::NamedTensor, normalize::normalize_rows},
@@ -24,11 +24,11 @@ impl Recorder {
         Self { churn: Churn::new(images), watch: Watch::new(images, seed) }
     }
 
-    /// The row of a step. Steps must be recorded in order. `samples` and `labels` are those of the batch; `projections` are given in steps
-    /// with a diagnosis.
+    /// The row of a step. Steps must be recorded in order. `samples` and `labels` are those of the batch; `projections` are
+    /// given in steps with a diagnosis.
     pub(super) fn row<E: Real>(
         &mut self,
-        due: Due,
+        due: StepPlan,
         loss: f64,
         positives: &Positives<E>,
         [samples, labels]: [&[i64]; 2],
@@ -44,7 +44,7 @@ impl Recorder {
             });
             (Health::of(&y1, &y2, dim, positives, figures.label_agreement), figures)
         });
-        let Due { step, epoch, learning_rate, momentum, .. } = due;
+        let StepPlan { step, epoch, learning_rate, momentum, .. } = due;
         StepRow { step, epoch, loss, learning_rate, momentum, diagnosis, knn_top1: None, neighbours }
     }
 

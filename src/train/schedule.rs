@@ -6,7 +6,7 @@ use super::{LrScaling, OptimizerConfig, PretrainConfig};
 
 /// The schedules of a training.
 #[derive(Clone, Copy, Debug)]
-pub struct Timetable {
+pub struct Schedules {
     lr: LrSchedule,
     /// EMA momentum at the start; None without a momentum branch.
     momentum: Option<f64>,
@@ -15,9 +15,9 @@ pub struct Timetable {
     health_every: u64,
 }
 
-/// What is due in a step.
+/// The values of all schedules in a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Due {
+pub struct StepPlan {
     pub step: u64,
     /// Epochs before the step, with fraction.
     pub epoch: f64,
@@ -31,7 +31,7 @@ pub struct Due {
     pub diagnosis: bool,
 }
 
-impl Timetable {
+impl Schedules {
     /// The schedules of a training whose epochs have `steps_per_epoch` steps.
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> Self {
         let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
@@ -46,10 +46,10 @@ impl Timetable {
     }
 
     /// The values in a step. Steps whose gradients are accumulated share epoch, learning rate and momentum.
-    pub fn at(&self, step: u64) -> Due {
+    pub fn at(&self, step: u64) -> StepPlan {
         let first = step / self.accumulation * self.accumulation;
         let epoch = first as f64 / self.steps_per_epoch as f64;
-        Due {
+        StepPlan {
             step,
             epoch,
             learning_rate: self.lr.at(epoch),

@@ -2,7 +2,7 @@ use dfdx::prelude::Cpu;
 use rand::RngExt;
 use serde_json::{Value, json};
 
-use super::{schedule::Due, *};
+use super::{schedule::StepPlan, *};
 use crate::{
     backend::Host,
     dataset::augment::AugmentationsConfig,
@@ -195,8 +195,8 @@ where
 const STEPS: [(f64, f64); 3] = [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)];
 
 /// The step at the start of an epoch, at a learning rate and momentum of its own.
-fn at_start(due: Due, learning_rate: f64, momentum: f64) -> Due {
-    Due { epoch: 0.0, learning_rate, momentum, ..due }
+fn at_start(due: StepPlan, learning_rate: f64, momentum: f64) -> StepPlan {
+    StepPlan { epoch: 0.0, learning_rate, momentum, ..due }
 }
 
 /// The row that a step on the host gives at once.
@@ -381,8 +381,8 @@ fn every_method_goes_on_from_its_state_to_the_same_bits() {
     }
 }
 
-/// A step in bf16 moves the parameters in nearly the same direction as in f32, with the same bits after a restart and with any number
-/// of threads.
+/// A step in bf16 moves the parameters in nearly the same direction as in f32, with the same bits after a restart and with any
+/// number of threads.
 #[test]
 fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
     for (sections, rounded) in sweep_of_methods().into_iter().zip(sweep_of_methods()) {

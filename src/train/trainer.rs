@@ -11,7 +11,7 @@ use super::{
     optimizer::{Average, Optimize, Scaling, Update},
     positiveness::Positiveness,
     recorder::Recorder,
-    schedule::{Due, Timetable},
+    schedule::{Schedules, StepPlan},
 };
 use crate::{
     backend::{Backend, Branch, Learned, Statistics},
@@ -55,13 +55,13 @@ pub struct Trainer<B: Optimize> {
     /// Number of images that share batch norm's statistics; None for the whole batch.
     group: Option<usize>,
     optimizer: B::Optimizer,
-    /// The update that is due but not applied. It waits for the next step, so that one pass applies it and updates the average; or for
-    /// [`Trainer::settle`].
-    update: Option<Due>,
+    /// The update that is due but not applied. It waits for the next step, so that one pass applies it and updates the average;
+    /// or for [`Trainer::settle`].
+    update: Option<StepPlan>,
     /// The last step, while its metrics may not have arrived on the host.
     in_flight: Option<InFlight<B::Real>>,
     recorder: Recorder,
-    timetable: Timetable,
+    schedules: Schedules,
     /// Number of steps so far.
     step: u64,
 }
@@ -117,7 +117,7 @@ impl<B: Optimize> Trainer<B> {
             update: None,
             in_flight: None,
             recorder: Recorder::new(images, config.seed),
-            timetable: Timetable::new(config, steps_per_epoch),
+            schedules: Schedules::new(config, steps_per_epoch),
             step: 0,
             model,
             on,
@@ -193,16 +193,16 @@ impl<B: Optimize> Trainer<B> {
 
     /// Whether no gradients are accumulated. Only then is [`Trainer::state`] complete.
     pub fn between_updates(&self) -> bool {
-        self.timetable.is_between_updates(self.step)
+        self.schedules.is_between_updates(self.step)
     }
 
     /// The scheduled values of the next step.
-    pub(super) fn due(&self) -> Due {
-        self.timetable.at(self.step)
+    pub(super) fn due(&self) -> StepPlan {
+        self.schedules.at(self.step)
     }
 
-    /// Trains on one batch, and returns the row of the newest finished step: this one, or the one before if the device still works on
-    /// this one. [`Trainer::settle`] returns the row of the last step.
+    /// Trains on one batch, and returns the row of the newest finished step: this one, or the one before if the device still
+    /// works on this one. [`Trainer::settle`] returns the row of the last step.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
@@ -215,24 +215,24 @@ impl<B: Optimize> Trainer<B> {
     ///
     /// # Errors
     /// As of [`Trainer::step`].
-    pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<Option<StepRow>> {
+    pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         let launched = self.launch(batch, due).map_err(|error| self.on.explain(error))?;
         self.step += 1;
         let before = self.in_flight.replace(launched);
         if !B::ASYNCHRONOUS {
             return self.settle();
         }
-        before.map(|step| step.land(&mut self.recorder)).transpose()
+        before.map(|step| step.into_row(&mut self.recorder)).transpose()
     }
 
-    /// Applies the waiting update, so that values and state are those after the last step. Returns the row of that step, unless it was
-    /// returned before. Does not change the bits of the training. Waits for the device.
+    /// Applies the waiting update, so that values and state are those after the last step. Returns the row of that step, unless
+    /// it was returned before. Does not change the bits of the training. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
-        self.catch_up(None)?;
-        self.in_flight.take().map(|step| step.land(&mut self.recorder)).transpose()
+        self.apply_update(None)?;
+        self.in_flight.take().map(|step| step.into_row(&mut self.recorder)).transpose()
     }
 
     fn assert_settled(&self) {
@@ -241,16 +241,16 @@ impl<B: Optimize> Trainer<B> {
     }
 
     /// Applies the waiting update, and updates the average by the momentum of the step that begins, in one pass.
-    fn catch_up(&mut self, begins: Option<Due>) -> Result<(), B::Error> {
-        let Self { on, model, online, momentum, gradients, optimizer, update, timetable, .. } = self;
+    fn apply_update(&mut self, begins: Option<StepPlan>) -> Result<(), B::Error> {
+        let Self { on, model, online, momentum, gradients, optimizer, update, schedules, .. } = self;
         let average = match (momentum, begins) {
             (Some(target), Some(due)) => Some(Average { target: &mut target.params, momentum: due.momentum }),
             _ => None,
         };
         match (update.take(), average) {
-            (Some(Due { learning_rate, epoch, .. }), average) => {
+            (Some(StepPlan { learning_rate, epoch, .. }), average) => {
                 let trains = (0..model.params.entries.len()).map(|entry| model.trains(entry, epoch)).collect();
-                let (params, batches) = (&mut online.params, timetable.accumulation());
+                let (params, batches) = (&mut online.params, schedules.accumulation());
                 on.update(optimizer, Update { params, gradients, batches, learning_rate, trains, average })
             }
             (None, Some(average)) => on.average(&online.params, average),
@@ -259,10 +259,10 @@ impl<B: Optimize> Trainer<B> {
     }
 
     /// Launches a step on the device.
-    fn launch(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<InFlight<B::Real>> {
+    fn launch(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<InFlight<B::Real>> {
         if due.begins {
             // Apply the last update, update the average, and clear the gradients.
-            self.catch_up(Some(due))?;
+            self.apply_update(Some(due))?;
             if let Some(entry) = self.model.method.unit_rows().map(|entry| &self.model.params.entries[entry]) {
                 self.on.normalize_rows(&mut self.online.params, entry.range(), entry.shape[1])?;
             }
@@ -319,9 +319,10 @@ impl<B: Optimize> Trainer<B> {
         let tape = tape.merge(own.tape(on, &model.params, gradients)?);
         let mut of_loss = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
-        // Backward through heads and encoder. The optimiser runs later, in `catch_up`.
+        // Backward through heads and encoder. The optimiser runs later, in `apply_update`.
         own.put_gradients(on, &model.params, &mut of_loss, gradients)?;
-        // Set aside the gradients of the heads' vectors from earlier batches of this update, until the crops of this batch are summed.
+        // Set aside the gradients of the heads' vectors from earlier batches of this update, until the crops of this batch are
+        // summed.
         let mut earlier = Vec::new();
         for range in model.head_vectors().filter(|_| !due.begins) {
             earlier.push((range.clone(), on.take_out(gradients, range)?));
@@ -358,8 +359,8 @@ impl<B: Optimize> Trainer<B> {
         Ok(InFlight { due, samples, labels, loss: loss_later, positives, y })
     }
 
-    /// The complete state of the training, from which any device can continue. Must be [between updates](Trainer::between_updates) and
-    /// [settled](Trainer::settle). Waits for the device.
+    /// The complete state of the training, from which any device can continue. Must be [between
+    /// updates](Trainer::between_updates) and [settled](Trainer::settle). Waits for the device.
     ///
     /// # Errors
     /// When the device fails.

@@ -71,7 +71,7 @@ pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
         anyhow::Ok(())
     })?;
     let crops = images.into_iter().zip(crops).map(|(images, (_, size))| Crop { images, size: *size }).collect();
-    let (samples, labels) = numbers(split, samples);
+    let (samples, labels) = indices_and_labels(split, samples);
     Ok(Batch { samples, labels, crops })
 }
 
@@ -84,7 +84,7 @@ pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
         anyhow::Ok(Piece::new(&image, views, around))
     };
     let pieces: Vec<Piece> = wanted.own.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
-    let (samples, labels) = numbers(split, samples);
+    let (samples, labels) = indices_and_labels(split, samples);
     Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
 }
 
@@ -106,7 +106,7 @@ fn view_stream(seed: u64, epoch: u64, sample: u32, view: usize) -> ChaCha8Rng {
 }
 
 /// Index and label of each sample; -1 if it has no label.
-fn numbers(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
+fn indices_and_labels(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
     let label = |sample: &u32| split.label(*sample as usize).unwrap_or(-1);
     (samples.iter().map(|s| *s as i64).collect(), samples.iter().map(label).collect())
 }

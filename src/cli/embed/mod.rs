@@ -21,9 +21,9 @@ use crate::{
 
 /// Compute embeddings of any images by the encoder of a run, and write them as Parquet
 ///
-/// Images are prepared as in the evaluation of the run. Embeddings are the features of the encoder, before the projector. The file has
-/// one row per image: sample_id, split, path, label, image_sha256 (of the encoded image), embedding. Its metadata names the run, the
-/// weights, the preprocessing and the classes.
+/// Images are prepared as in the evaluation of the run. Embeddings are the features of the encoder, before the projector. The
+/// file has one row per image: sample_id, split, path, label, image_sha256 (of the encoded image), embedding. Its metadata
+/// names the run, the weights, the preprocessing and the classes.
 ///
 /// If the file exists, rows of the same images are kept, and only new images are computed. A file from other weights is refused
 /// unless --overwrite is given.

@@ -37,9 +37,9 @@ const ATTEMPTS: usize = 5;
 
 /// Prove that pretraining gives the same bits after kills and resumes as without
 ///
-/// Works in a scratch folder (see TMPDIR), and does not touch the runs folder. Training saves a checkpoint after every update, is
-/// killed with SIGKILL at random moments, and resumes. Then its weights, optimiser, momentum branch, running statistics, queue and
-/// cursor are compared with those of an undisturbed training. Ends with exit code 1 if they differ.
+/// Works in a scratch folder (see TMPDIR), and does not touch the runs folder. Training saves a checkpoint after every update,
+/// is killed with SIGKILL at random moments, and resumes. Then its weights, optimiser, momentum branch, running statistics,
+/// queue and cursor are compared with those of an undisturbed training. Ends with exit code 1 if they differ.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment

@@ -1,4 +1,5 @@
-//! Finds 64-bit hashes within a small Hamming distance. Each hash is filed under four of its parts, so that a search compares few.
+//! Finds 64-bit hashes within a small Hamming distance. Each hash is filed under four of its parts, so that a search compares
+//! few.
 
 /// Bits in a part.
 const BITS: usize = 16;

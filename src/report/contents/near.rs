@@ -1,7 +1,7 @@
 //! Finds near duplicates: 64-bit hashes give candidates, and thumbnails or embeddings confirm them.
 //!
-//! Memory holds a hash and its places in the index, about 60 bytes per image. Thumbnails or embeddings are in a file without a name,
-//! which disappears with the process.
+//! Memory holds a hash and its places in the index, about 60 bytes per image. Thumbnails or embeddings are in a file without a
+//! name, which disappears with the process.
 
 use std::{
     collections::HashMap,

@@ -103,8 +103,8 @@ impl Thumbnail {
         squares as f32 / values.len() as f32 - mean * mean < PLAIN * PLAIN
     }
 
-    /// The perceptual hash of a window: the signs of its lowest frequencies without the mean. Brightness and contrast do not change
-    /// them.
+    /// The perceptual hash of a window: the signs of its lowest frequencies without the mean. Brightness and contrast do not
+    /// change them.
     pub fn hash(&self, window: Window) -> u64 {
         static COSINES: LazyLock<[[f32; SAMPLES]; FREQUENCIES]> = LazyLock::new(|| {
             let cosine = |k: usize, i: usize| libm::cosf(PI * k as f32 * (i as f32 + 0.5) / SAMPLES as f32);
@@ -123,8 +123,8 @@ impl Thumbnail {
         hash
     }
 
-    /// The likeness of a window, or a nearby one, to the whole of another image: the smallest of the correlations of grey values and of
-    /// details, and the cosine of colours. 1 for equal images.
+    /// The likeness of a window, or a nearby one, to the whole of another image: the smallest of the correlations of grey
+    /// values and of details, and the cosine of colours. 1 for equal images.
     pub fn likeness(&self, window: Window, other: &Thumbnail) -> f32 {
         let whole = other.grey().sample::<SAMPLES>(Window::WHOLE);
         let score = |window: Window| correlation(&self.grey().sample::<SAMPLES>(window), &whole);

@@ -1,4 +1,5 @@
-//! Computes embeddings of any images by the encoder of a run, and writes them as Parquet. Rows that the file already holds are kept.
+//! Computes embeddings of any images by the encoder of a run, and writes them as Parquet. Rows that the file already holds are
+//! kept.
 //!
 //! Images are streamed: memory holds a few batches, and hash and place of each row that is kept.
 
@@ -98,8 +99,8 @@ pub enum InTheWay {
 
 const WHAT_TO_DO: &str = "choose another file, or replace this one with --overwrite";
 
-/// Writes the requested embeddings. The file appears whole, or stays as it was. After an interruption or an unreadable image, the
-/// finished rows are kept beside it (`.NAME.partial`), and the next call continues from there.
+/// Writes the requested embeddings. The file appears whole, or stays as it was. After an interruption or an unreadable image,
+/// the finished rows are kept beside it (`.NAME.partial`), and the next call continues from there.
 ///
 /// # Errors
 /// [`InTheWay`]; [`Stopped`]; when artifacts of the run are missing or damaged, the data cannot be read, or the disk is full.
@@ -117,8 +118,8 @@ pub fn write(
     let path = std::path::absolute(request.path)?;
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_string_lossy();
     let (dir, partial) = (path.parent().unwrap_or(Path::new("/")), path.with_file_name(format!(".{name}.partial")));
-    // The lock is not beside the file, where its own file would stay. A lock only saves work: a user without write access to the runs folder
-    // goes without.
+    // The lock is not beside the file, where its own file would stay. A lock only saves work: a user without write access to
+    // the runs folder goes without.
     let lock = format!("embed-{}", &hash::bytes(path.as_os_str().as_encoded_bytes())[..16]);
     let _lock = match Lock::attempt(&store.root().join("locks"), &lock) {
         Ok(Attempt::Busy(holder)) => return Err(InTheWay::Busy { path: request.path.to_owned(), holder }.into()),

@@ -81,7 +81,8 @@ pub fn schema_with(footer: &Footer, dim: usize) -> SchemaRef {
     ))
 }
 
-/// The values of the footer, under keys that begin with `snclr.`. If the first three are equal, equal images have equal embeddings.
+/// The values of the footer, under keys that begin with `snclr.`. If the first three are equal, equal images have equal
+/// embeddings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footer {
     /// SHA-256 of the encoder's weights.

@@ -33,8 +33,8 @@ const BEST: &str = "★ ";
 /// The page of `runs`: the report of one, or the comparison of several. The same runs give the same bytes.
 ///
 /// # Errors
-/// When artifacts of a run are missing, damaged, or from an older version of this program. A run without results has only its curves
-/// so far.
+/// When artifacts of a run are missing, damaged, or from an older version of this program. A run without results has only its
+/// curves so far.
 pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     let mut distinct: Vec<Run> = Vec::new();
     for run in runs {

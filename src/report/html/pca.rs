@@ -2,8 +2,8 @@
 
 use nalgebra::DMatrix;
 
-/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points towards its farthest vector, so that its sign is
-/// defined.
+/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points towards its farthest vector, so that its sign
+/// is defined.
 pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
     if rows.is_empty() {
         return Vec::new();

@@ -1,7 +1,7 @@
 //! The live view on a terminal: the state of each stage, a progress bar with the time left, and sparklines of the figures.
 //!
-//! indicatif draws it below the permanent lines. It disappears when the view is dropped. It changes no settings of the terminal, so
-//! nothing is left behind after a panic or an interruption.
+//! indicatif draws it below the permanent lines. It disappears when the view is dropped. It changes no settings of the
+//! terminal, so nothing is left behind after a panic or an interruption.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in half precision. Nothing
-//! here waits for the device.
+//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in half precision.
+//! Nothing here waits for the device.
 
 use std::ops::Range;
 
@@ -45,8 +45,8 @@ const GROWTH_INTERVAL: i32 = 2000;
 /// Number of floats of the state in a checkpoint.
 const KEPT: usize = 5;
 
-/// The buffers that the pass over the parameters also updates, as arguments of the kernels: the average, and the encoders' copies in
-/// half precision.
+/// The buffers that the pass over the parameters also updates, as arguments of the kernels: the average, and the encoders'
+/// copies in half precision.
 fn followers<D: GpuTensors>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
@@ -86,8 +86,8 @@ pub struct OptimizerGpu {
     chunks: Option<(Vec<bool>, Buffer, usize)>,
     /// One or two moments, in the layout of the parameters.
     moments: Vec<Buffer>,
-    /// [`KEPT`] floats (loss scale, steps since it changed, whether this update is skipped, skipped updates, applied updates), then the
-    /// factor on the gradients of this update.
+    /// [`KEPT`] floats (loss scale, steps since it changed, whether this update is skipped, skipped updates, applied updates),
+    /// then the factor on the gradients of this update.
     state: Buffer,
     /// Number of parameters, from the first, whose gradients are scaled; 0 for f32.
     scaled: usize,
@@ -106,8 +106,8 @@ impl OptimizerGpu {
         Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
     }
 
-    /// Updates the parameters, the average and the copies by one step. An update whose f16 gradients overflowed is skipped and counted;
-    /// average and copies are updated all the same.
+    /// Updates the parameters, the average and the copies by one step. An update whose f16 gradients overflowed is skipped and
+    /// counted; average and copies are updated all the same.
     fn step<D: GpuTensors>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
         let Update { params, gradients, batches, learning_rate, trains, average } = update;
         let len = self.layout.len();

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 pub use gpu::Scaling;
 
-use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due};
+use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::StepPlan};
 use crate::{
     backend::Backend,
     ops::{
@@ -103,7 +103,7 @@ pub trait Optimize: Backend {
     ///
     /// # Errors
     /// As of [`Trainer::step`].
-    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: Due) -> anyhow::Result<Option<StepRow>> {
+    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         trainer.step_here(batch, due)
     }
 }
