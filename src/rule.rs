@@ -1,5 +1,5 @@
-//! What the values of a spec must be, said once beside the types that they are of: for specs, where all that is wrong is told at
-//! once, and for the code that goes by the values.
+//! A broken rule between values of a spec. Each rule is written once, beside the type that it concerns. Both the check of specs,
+//! which reports all errors at once, and the code that uses the values apply it.
 
 /// A rule that values break.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The cases by name.
+//! The list of benchmark cases, by name.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The kNN evaluation: unit length, exact search, weighted votes.
+//! Measures the kNN evaluation: scaling to unit length, exact search, weighted votes.
 
 use super::{
     Options, Workload,

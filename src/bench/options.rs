@@ -1,4 +1,4 @@
-//! What may be varied in a case, and which case knows what.
+//! The options of a case, and which cases accept them.
 
 use std::path::PathBuf;
 
