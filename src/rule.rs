@@ -5,11 +5,11 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {what}; {hint}", keys[0])]
 pub struct Broken {
-    /// The keys that do not go together, first the one that is most likely meant otherwise.
+    /// The keys that do not fit together. The first one is the most likely mistake.
     pub keys: Vec<&'static str>,
-    /// Why they do not.
+    /// Why they do not fit.
     pub what: String,
-    /// What goes.
+    /// What would be allowed.
     pub allowed: String,
     /// What to do.
     pub hint: String,
