@@ -1,14 +1,14 @@
-//! What computes and stores: tensors, networks, methods, training, evaluation, and the artifacts that these make. Specs, plans, reports
-//! and commands are built on it, in the package `snclr` (`lib.rs`).
+//! The engine computes and stores: tensors, networks, methods, training, evaluation, and their artifacts. Specs, plans, reports
+//! and commands build on it, in the package `snclr` (`lib.rs`).
 //!
 //! Imports go one way, lowest layer first:
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`tables`] | the program's own tables: their names and columns |
-//! | [`rule`] | how a broken rule between values is told |
+//! | [`rule`] | how a broken rule between values is reported |
 //! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
-//! | [`ranks`] | processes that train together, and what they tell each other |
+//! | [`ranks`] | processes that train together, and how they exchange values |
 //! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |
@@ -16,7 +16,7 @@
 //! | [`train`] | the pretraining loop, schedules, optimisers, EMA, health metrics |
 //! | [`artifact`] | content-addressed store: tables, manifests, checkpoints, locks |
 //! | [`stage`] | the work of each stage, unaware of the plan |
-//! | [`bench`] | what the program's speed is measured by |
+//! | [`bench`] | measures the speed of the program |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).
 

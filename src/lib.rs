@@ -1,7 +1,7 @@
 //! `snclr`: declarative, cached, resumable pipelines for self-supervised visual pretraining.
 //!
-//! Data flows `spec -> plan -> stage -> artifact -> report`. What computes and stores is a package of its own, [`snclr_engine`]
-//! (`engine.rs`), whose modules are this one's too. On them are built, lowest layer first:
+//! Data flows `spec -> plan -> stage -> artifact -> report`. The package [`snclr_engine`] (`engine.rs`) computes and stores; its
+//! modules are available here too. These build on it, lowest layer first:
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,15 +1,15 @@
-//! What the values of a spec must be, said once beside the types that they are of: for specs, where all that is wrong is told at
-//! once, and for the code that goes by the values.
+//! A broken rule between values of a spec. Each rule is written once, beside the type that it concerns. Both the check of specs,
+//! which reports all errors at once, and the code that uses the values apply it.
 
 /// A rule that values break.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {what}; {hint}", keys[0])]
 pub struct Broken {
-    /// The keys that do not go together, first the one that is most likely meant otherwise.
+    /// The keys that do not fit together. The first one is the most likely mistake.
     pub keys: Vec<&'static str>,
-    /// Why they do not.
+    /// Why they do not fit.
     pub what: String,
-    /// What goes.
+    /// What would be allowed.
     pub allowed: String,
     /// What to do.
     pub hint: String,

@@ -118,7 +118,7 @@ fn what_fails_or_is_stopped_is_submitted_again_and_harms_no_other() {
     let (whole, stopped) = (contents(&scratch.path("alone")), contents(&scratch.path("runs")));
     assert!(whole.iter().all(|(key, content)| stopped.get(key) == Some(content)), "{whole:?} {stopped:?}");
     let again = slurm.snclr(&scratch, &format!("submit {sweep}"));
-    let expected = "nothing to do: 6 stages of 2 points done, 4 not to be had: their training diverged\n";
+    let expected = "nothing to do: 6 stages of 2 points done, 4 impossible: their training diverged\n";
     assert_eq!(again, expected);
     let shown = slurm.snclr(&scratch, &format!("status {sweep}"));
     assert!(shown.ends_with("1 of 2 points done\n") && shown.contains(": diverged: "), "{shown}");
@@ -144,12 +144,12 @@ fn a_stage_alone_needs_its_inputs_and_nothing_else() {
     let scratch = Scratch::new();
     let many = scratch.run("run tiny.yaml --only knn --sweep seed=1,2");
     assert_eq!(many.code, 2);
-    assert_eq!(many.stderr, "error: a stage is run of one point, and the spec has 2; choose one with --set\n");
+    assert_eq!(many.stderr, "error: --only runs a stage of one point, and the spec has 2; choose one with --set\n");
     let missing = scratch.run("run tiny.yaml --only knn");
     assert_eq!(missing.code, 3);
     assert_eq!(
         missing.stderr,
-        "error: stage knn cannot run yet: its input data is not there; run that first (--only data)\n"
+        "error: stage knn cannot run yet: its input data is missing; run that first (--only data)\n"
     );
     for stage in ["data", "pretrain", "embed", "embed_random_init", "linear_probe"] {
         let run = scratch.json(&format!("run tiny.yaml --only {stage} --json"));

@@ -64,8 +64,8 @@ fn a_comparison_that_cannot_be_kept_is_printed() {
     let output = compare(root.path(), &["warm", "cold"]);
     assert!(stdout(&output).contains("│ knn/top1   ┆       50.00 % ┆     * 75.00 % │"));
     let told = String::from_utf8_lossy(&output.stderr);
-    let begin = format!("note: the comparison is not kept as Parquet: writing {}: ", path.display());
-    assert!(told.starts_with(&begin) && told.ends_with("; `--out FILE` writes it elsewhere\n"), "{told}");
+    let begin = format!("note: the comparison was not saved as Parquet: writing {}: ", path.display());
+    assert!(told.starts_with(&begin) && told.ends_with("; `--out FILE` saves it elsewhere\n"), "{told}");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn runs_that_differ_in_their_seed_alone_are_one_column() {
     assert!(stdout(&single).contains("│ seed       ┆       0 ┆         1 ┆       2 │"), "{}", stdout(&single));
 
     let other = compare(root.path(), &["r0", "r1", "--baseline", "r2"]);
-    assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is none of the runs that are compared\n");
+    assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is not among the compared runs\n");
     let changed = compare(root.path(), &["r0", "--sweep", "seed=1,2"]);
     let told = "error: --method, --set and --sweep change a spec, and none is given by its path\n";
     assert_eq!(String::from_utf8_lossy(&changed.stderr), told);
@@ -135,7 +135,7 @@ fn an_unknown_run_is_an_error_that_names_the_nearest() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "error: no run, beginning of a run, spec name or path is called \"clod\" (runs in {}); did you mean \"cold\"?\n",
+            "error: \"clod\" is not the name of a run or its beginning, the name of a spec, or a path (runs in {}); did you mean \"cold\"?\n",
             results.display()
         )
     );
@@ -161,7 +161,7 @@ fn other_test_images_and_other_precisions_are_said_and_the_former_leave_no_best(
     let (kinds, notes) = marked(&format!("{base} {narrow}"));
     assert_eq!(kinds, ["knn", "linear", "train"]);
     let [note] = &notes[..] else { panic!("{notes:?}") };
-    assert!(note.starts_with("pretrain made differently: cpu in bf16 ("), "{note}");
+    assert!(note.starts_with("pretrain ran differently: cpu in bf16 ("), "{note}");
     assert!(note.ends_with(&format!("): {narrow}; cpu in f32: {base}")), "{note}");
 
     let (kinds, notes) = marked(&format!("{base} {other}"));
@@ -180,9 +180,9 @@ fn other_test_images_and_other_precisions_are_said_and_the_former_leave_no_best(
     fs::create_dir_all(file.join("in the way")).expect("a folder");
     let shown = scratch.run(&format!("compare {base} {narrow}"));
     assert!(shown.code == 0 && shown.stdout.contains("* best\n"), "{shown:?}");
-    let told = "note: the comparison is not kept as Parquet: writing runs/results/comparison.parquet: ";
+    let told = "note: the comparison was not saved as Parquet: writing runs/results/comparison.parquet: ";
     assert!(
-        shown.stderr.starts_with(told) && shown.stderr.ends_with("; `--out FILE` writes it elsewhere\n"),
+        shown.stderr.starts_with(told) && shown.stderr.ends_with("; `--out FILE` saves it elsewhere\n"),
         "{shown:?}"
     );
     let asked = scratch.run(&format!("compare {base} {narrow} --out runs/results/comparison.parquet"));

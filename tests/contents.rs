@@ -165,7 +165,11 @@ fn what_is_in_a_data_set_is_counted() {
     scratch.write("photos.yaml", spec("train", "test"));
     let finished = scratch.run("data photos.yaml -o page/data.html");
     assert_eq!(finished.code, 0, "{}", finished.stderr);
-    assert!(finished.stderr.contains("a run of this spec stops: stage data: cannot read image"), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("a run of this spec would stop: stage data: cannot read image"),
+        "{}",
+        finished.stderr
+    );
     for row in [
         ["images", "8", "6"],
         ["unreadable", "1 PNG", "0"],
@@ -178,7 +182,7 @@ fn what_is_in_a_data_set_is_counted() {
         assert!(finished.stdout.lines().any(is_row), "{row:?}\n{}", finished.stdout);
     }
     assert!(finished.stdout.contains("7 RGB, 1 grey of 16 bits"), "{}", finished.stdout);
-    assert!(finished.stdout.contains("1 image without anything to see"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("1 image almost without contrast"), "{}", finished.stdout);
     assert!(finished.stdout.contains("wrote page/data.html"), "{}", finished.stdout);
     let page = fs::read_to_string(scratch.path("page/data.html")).unwrap();
     assert!(page.contains("data:image/jpeg;base64,"));
@@ -232,5 +236,5 @@ fn a_contact_sheet_shows_the_views_of_training() {
     scratch.run("views small.yaml --images 3 -o later.png --epoch 1");
     assert_ne!(fs::read(scratch.path("later.png")).unwrap(), first);
     let error = scratch.run("views small.yaml -o sheet.jpg").stderr;
-    assert!(error.contains("sheet.jpg: the name must end in .png, the only format there is"), "{error}");
+    assert!(error.contains("sheet.jpg: the name must end in .png, the only format"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Everything that the README and the pages under `docs/` show is executed.
+//! Everything that the README, CONTRIBUTING and the pages under `docs/` show is executed, or compared with the sources.
 //!
 //! Each page has a folder of its own with `specs/`, a few photographs (`photos/train`, `photos/val`) and a small CIFAR-10 as
 //! Parquet (`cifar10/`). Its blocks are taken in their order:
@@ -12,6 +12,8 @@
 //!   that is laid over `specs/quickstart.yaml`.
 //! - `python`: runs, if there is a Python with the packages that it imports (see [`common::python`]).
 //! - `snakemake`: becomes the `Snakefile`.
+//! - `rust`, `cuda`: a quote. Its first line, `// FILE`, names a file of the repository, in which the other lines follow each
+//!   other; a line `…` stands for any lines. Indentation and empty lines do not count.
 //! - Blocks without a language are pictures and formulae. There are no others.
 //!
 //! What would take minutes is made smaller by [`SMALLER`], which is laid over the specs that pages run. Nothing else is changed.
@@ -22,6 +24,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     fmt::Write,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -43,8 +46,10 @@ use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
 /// First words of lines that build this program, open another one, or need a GPU's tools or PyTorch.
-const NOT_RUN: [&str; 7] = [
+const NOT_RUN: [&str; 9] = [
     "cargo",
+    ".ci/run",
+    "scripts/soak.sh",
     "python3",
     "target/torch/bin/python",
     "tensorboard",
@@ -85,7 +90,7 @@ fn repository() -> &'static Path {
 
 /// All pages, relative to the repository.
 fn pages() -> Vec<String> {
-    let mut pages = vec!["README.md".to_owned()];
+    let mut pages = ["CHANGELOG.md", "CONTRIBUTING.md", "README.md"].map(str::to_owned).to_vec();
     let mut folders = vec![PathBuf::from("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(repository().join(&folder)).expect("a folder") {
@@ -304,6 +309,22 @@ fn missing<'a>(shown: &'a str, output: &str) -> Option<&'a str> {
     })
 }
 
+/// The first line of a quote that `source` does not have where it should. Lines between two `…` must follow each other.
+fn misquoted<'a>(quote: &'a str, source: &str) -> Option<&'a str> {
+    fn lines(text: &str) -> Vec<&str> {
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
+    }
+    let (quote, source) = (lines(quote), lines(source));
+    let mut rest = &source[..];
+    for part in quote.split(|line| *line == "…").filter(|part| !part.is_empty()) {
+        match rest.windows(part.len()).position(|window| window == part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return Some(part[0]),
+        }
+    }
+    None
+}
+
 /// Packages that a script imports, without Python's own.
 fn imports(script: &str) -> Vec<&str> {
     let own = ["glob", "json"];
@@ -362,7 +383,14 @@ fn execute_in(folder: &Folder, page: &str, mut shown: impl FnMut(&str, &Block, &
                 });
             }
             "snakemake" => fs::write(folder.path("Snakefile"), &block.text).expect("a file"),
-            other => panic!("{at}: blocks are sh, text, yaml, python or snakemake, not {other:?}"),
+            "rust" | "cuda" => {
+                let (first, quote) = block.text.split_once('\n').expect("a line that names a file");
+                let file = first.strip_prefix("// ").unwrap_or_else(|| panic!("{at}: the first line names no file"));
+                if let Some(line) = misquoted(quote, &read(file)) {
+                    panic!("{at}: {file} does not have this line and those that follow it, or not here:\n{line}");
+                }
+            }
+            other => panic!("{at}: blocks are sh, text, yaml, python, snakemake, rust or cuda, not {other:?}"),
         }
     }
 }
@@ -415,6 +443,7 @@ macro_rules! pages {
 }
 
 pages! {
+    contributing: "CONTRIBUTING.md",
     readme: "README.md",
     tutorial: "docs/tutorial.md",
     methods: "docs/methods.md",
@@ -435,6 +464,9 @@ pages! {
     clean_up: "docs/how-to/clean-up.md",
     scripts: "docs/how-to/scripts.md",
     benchmarks: "docs/benchmarks.md",
+    add_a_method: "docs/contributing/add-a-method.md",
+    add_an_operation: "docs/contributing/add-an-operation.md",
+    add_a_format: "docs/contributing/add-a-format.md",
 }
 
 #[test]
@@ -604,6 +636,39 @@ fn every_link_leads_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// Names of this program's environment variables in a text; a name that goes on, `SNCLR_REQUIRE_…`, is none.
+fn variables(text: &str) -> impl Iterator<Item = String> {
+    let prefix = "SNCLR_";
+    text.split(prefix).skip(1).filter_map(move |rest| {
+        let end = rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        let name = &rest[..end.unwrap_or(rest.len())];
+        (!name.is_empty() && !name.ends_with('_')).then(|| format!("{prefix}{name}"))
+    })
+}
+
+#[test]
+fn every_variable_is_in_the_table() {
+    let mut folders: Vec<PathBuf> = ["src", "tests", "benches", "scripts", ".ci"].map(PathBuf::from).into();
+    let mut named = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(repository().join(&folder)).expect("a folder") {
+            let path = repository().join(&folder).join(entry.expect("an entry").file_name());
+            match path.is_dir() {
+                true => folders.push(path),
+                // Goldens that are no text name nothing.
+                false => named.extend(fs::read_to_string(path).iter().flat_map(|text| variables(text))),
+            }
+        }
+    }
+    let rows = read("docs/environment.md");
+    let listed: BTreeSet<String> = rows.lines().filter(|line| line.starts_with('|')).flat_map(variables).collect();
+    assert_eq!(named, listed, "variables in the sources, and those of docs/environment.md");
+    for page in pages() {
+        let unknown: Vec<String> = variables(&read(&page)).filter(|name| !listed.contains(name)).collect();
+        assert!(unknown.is_empty(), "{page}: {unknown:?}");
+    }
+}
+
 #[test]
 fn what_may_differ_is_left_out() {
     for (a, b) in [
@@ -618,4 +683,14 @@ fn what_may_differ_is_left_out() {
     assert_ne!(stable("linear probe ran"), stable("knn ran"));
     assert_eq!(missing("a\n…\nc 3\n", "a\nb\nc 4\n"), None);
     assert_eq!(missing("c 3\na\n", "a\nb\nc 4\n"), Some("a"));
+}
+
+#[test]
+fn a_quote_is_the_source_line_by_line() {
+    let source = "a\n    b\n\nc\nb\nd\n";
+    assert_eq!(misquoted("  a\n  b\nc\n", source), None);
+    assert_eq!(misquoted("a\n…\nb\nd\n", source), None);
+    assert_eq!(misquoted("a\nc\n", source), Some("a"), "a line is left out");
+    assert_eq!(misquoted("d\n…\na\n", source), Some("a"), "the order is another");
+    assert_eq!(misquoted("B\n", source), Some("B"));
 }

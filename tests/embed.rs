@@ -181,7 +181,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
     let bytes = fs::read(&out).expect("the file");
     let refused = scratch.run("embed other --data photos -o out.parquet");
     assert_eq!(refused.code, 1, "{}", refused.stderr);
-    for part in ["error: out.parquet holds embeddings by other weights: run tiny-", "run other-", "--overwrite"] {
+    for part in ["error: out.parquet holds embeddings from other weights: run tiny-", "run other-", "--overwrite"] {
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
     let momentum = scratch.run("embed tiny --data photos -o out.parquet --branch momentum");
@@ -195,7 +195,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
         (
             1,
             Some(
-                "error: out.parquet is there and holds no embeddings of `snclr embed`; name another file, or replace it with --overwrite"
+                "error: out.parquet already exists and was not written by `snclr embed`; choose another file, or replace this one with --overwrite"
             )
         )
     );
@@ -217,9 +217,9 @@ fn what_cannot_be_read_is_named_or_left_out() {
     assert_eq!((counts(&json)[0], &json["skipped"]), (3, &json!(1)));
     for (args, expected) in [
         ("--data nothing -o x.parquet", "no such file or folder: `nothing`"),
-        ("--data abcdef01 -o x.parquet", "no file, folder or data artifact is called `abcdef01`"),
-        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format there is"),
-        ("--data out.parquet -o out.parquet --overwrite", "the images are in it; name another file to write"),
+        ("--data abcdef01 -o x.parquet", "there is no file, folder or data artifact `abcdef01`"),
+        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format"),
+        ("--data out.parquet -o out.parquet --overwrite", "this file holds the images; choose another output file"),
         ("--data photos --split test -o x.parquet", "--split goes with a spec, a data artifact, or a folder of tables"),
         ("--data tiny.yaml --on-error skip -o x.parquet", "go with files and folders, not with a spec"),
     ] {
@@ -242,7 +242,7 @@ fn a_hubs_folder_is_known_by_its_content_and_asks_for_the_split() {
     }
     let said = scratch.run("embed tiny --data hub -o out.parquet");
     let expected =
-        "`hub` holds several splits by the names in it: train, test; --split train or --split test names one of them";
+        "the file names in `hub` are of several splits: train, test; choose one by --split train or --split test";
     assert!(said.code == 1 && said.stderr.contains(expected), "{}", said.stderr);
     let embedded = |split: &str| {
         counts(&scratch.json(&format!("embed tiny --data hub --split {split} -o {split}.parquet --json")))[0]

@@ -409,6 +409,8 @@ fn a_silent_change_is_neither_passed_nor_recorded() {
     assert!(
         record(&old, with(&[(1, 7, "P")])).is_err_and(|told| told[0] == "a pretrain: the version fell from 8 to 7")
     );
-    assert!(differences(&[], &old).iter().all(|told| told.contains("not in the list: record it by SNCLR_RECORD")));
+    assert!(
+        differences(&[], &old).iter().all(|told| told.contains("not in the list: record it by SNCLR_RECORD_HASHES"))
+    );
     assert_eq!(record(&[], old.to_vec()), Ok(old.to_vec()));
 }

@@ -305,7 +305,7 @@ fn an_artifact_that_is_gone_is_named() {
     let (_, stderr, bytes) = export(root.path(), &[]);
     assert_eq!(
         stderr,
-        "error: the pretrain artifact of run tiny-01234567 is gone; run its spec again (results/tiny-01234567/spec.yaml)\n"
+        "error: the pretrain artifact of run tiny-01234567 is missing; run its spec again (results/tiny-01234567/spec.yaml)\n"
     );
     assert!(bytes.is_empty());
 }

@@ -65,9 +65,9 @@ fn every_leaf_that_differs_is_told_with_what_it_will_take() {
             "pretrain           runs",
             "    epochs 5 -> 10",
             "    method.tau 0.2 -> 0.5",
-            "embed              runs after pretrain, unless pretrain comes to the same content",
+            "embed              runs after pretrain, unless the content of pretrain stays the same",
             "embed_random_init  cached",
-            "linear_probe       runs after embed, unless embed comes to the same content",
+            "linear_probe       runs after embed, unless the content of embed stays the same",
             "knn                runs after embed",
             "    knn.k [5, 20] -> [3]",
         ]
@@ -175,7 +175,7 @@ fn two_runs_differ_in_leaves_metrics_and_images() {
     // Other images: sample numbers mean something else.
     let three = scratch.json("run tiny.yaml --json --set data.seed=9 --set epochs=1");
     let shown = scratch.run(&format!("diff {a} {}", text(&three["run"]))).stdout;
-    assert!(shown.contains("kNN: predictions are not paired: the runs have different test images\n"), "{shown}");
+    assert!(shown.contains("kNN: predictions cannot be compared: the runs have different test images\n"), "{shown}");
 }
 
 #[test]

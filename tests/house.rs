@@ -24,7 +24,7 @@ fn only_what_no_kept_run_needs_is_removed() {
     assert_eq!(listed["removed"], false);
     assert_eq!(names(&listed), [format!("run {first}"), "artifact knn".to_owned()].into());
     let dry = scratch.run(&format!("gc --keep {second}"));
-    assert!(dry.stdout.ends_with("nothing was removed: --yes removes it\n"), "{}", dry.stdout);
+    assert!(dry.stdout.ends_with("nothing was removed; use --yes to remove it\n"), "{}", dry.stdout);
     assert_eq!(scratch.json("runs --json")["runs"].as_array().map(Vec::len), Some(2));
     assert_eq!(names(&scratch.json(&format!("gc --keep {second} --older-than 1 --json"))), [].into());
 
@@ -110,7 +110,7 @@ fn killed_training_is_proved_to_resume_exactly() {
     assert_eq!(short.code, 1);
     assert!(
         short.stderr.contains(
-            "error: the training has no more than 50 steps; use fewer (--steps) or more epochs (--set epochs=…)"
+            "error: the training must have more than 50 steps; use fewer (--steps) or more epochs (--set epochs=…)"
         ),
         "{}",
         short.stderr
@@ -156,7 +156,7 @@ fn the_doctor_looks_at_machine_and_folder() {
     scratch.write("file", "");
     let broken = scratch.run("doctor --runs file/runs");
     assert_eq!(broken.code, 1);
-    assert!(broken.stdout.contains("file/runs is not in any folder that exists"), "{}", broken.stdout);
+    assert!(broken.stdout.contains("no folder above file/runs exists"), "{}", broken.stdout);
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     assert_eq!((&listed["state"], &listed["stage"]), (&json!("interrupted"), &json!("pretrain")));
     assert_eq!((&listed["steps"], &listed["why"], &listed["metrics"]), (&json!(step), &Value::Null, &json!({})));
     let plan = scratch.run("plan tiny.yaml --set epochs=60");
-    let goes_on = format!(" no artifact yet; goes on after step {step}\n");
+    let goes_on = format!(" no artifact yet; resumes after step {step}\n");
     assert!(
         plan.stdout.lines().nth(1).is_some_and(|line| goes_on.ends_with(&format!("{}\n", &line[37..]))),
         "{}",
@@ -59,7 +59,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     );
     let explained = scratch.run("explain tiny.yaml --set epochs=60").stdout;
     assert!(
-        explained.contains(&format!("pretrain           runs; goes on after step {step}; no artifact yet\n")),
+        explained.contains(&format!("pretrain           runs; resumes after step {step}; no artifact yet\n")),
         "{explained}"
     );
 
@@ -136,7 +136,7 @@ fn divergence_says_what_to_try() {
     std::fs::create_dir(&page).expect("a folder in its place");
     let refused = scratch.run(&format!("report {run}"));
     assert_eq!(refused.code, 1);
-    assert!(refused.stderr.ends_with("; `--output FILE.html` writes it elsewhere\n"), "{}", refused.stderr);
+    assert!(refused.stderr.ends_with("; use `--output FILE.html` to write it elsewhere\n"), "{}", refused.stderr);
 
     // With a sane learning rate it is another run; this one stays listed.
     assert_eq!(scratch.run("run tiny.yaml").code, 0);

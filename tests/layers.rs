@@ -199,29 +199,69 @@ fn only_the_command_line_knows_clap() {
     assert!(wrong.is_empty(), "clap outside src/cli: {wrong:?}");
 }
 
-/// What names `nnclr` as one method among others, and what as an example.
-const EXAMPLES: [&str; 3] = ["src/spec/variant.rs", "tests/docs.rs", "tests/sweep.rs"];
+/// Something that a page of `docs/contributing` shows how to add, by a real example.
+struct Example {
+    /// The section of docs/design.md that lists the files.
+    section: &'static str,
+    /// The word by which files name the example.
+    word: &'static str,
+    /// Files that use the word for something else, or say more about it than another example would need.
+    besides: &'static [&'static str],
+}
 
-/// Whoever adds a method finds in the documentation every file that he has to change.
+const EXAMPLES: [Example; 3] = [
+    Example {
+        section: "A method",
+        word: "nnclr",
+        besides: &["src/spec/variant.rs", "tests/docs.rs", "tests/sweep.rs"],
+    },
+    Example { section: "An operation", word: "gelu", besides: &["src/backend/layers.rs", "src/encoder/vit/mod.rs"] },
+    Example {
+        section: "A data format",
+        word: "idx",
+        besides: &[
+            "src/cli/embed/mod.rs",
+            "src/ops/topk/tests.rs",
+            "src/plan/estimate.rs",
+            "src/spec/merge.rs",
+            "src/spec/semantic.rs",
+            "src/spec/suggest.rs",
+            "src/spec/walk.rs",
+            "src/stage/votes.rs",
+            "tests/spec_errors.rs",
+        ],
+    },
+];
+
+/// Whether a word of `text` begins with `word`, in upper or lower case.
+fn names(text: &str, word: &str) -> bool {
+    let text = text.to_lowercase();
+    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(char::is_alphanumeric))
+}
+
+/// A contributor finds in the documentation every file to change. Pages count only where they are listed: most of them name an
+/// example for its own sake.
 #[test]
-fn the_files_that_name_a_method_are_those_that_the_documentation_lists() {
+fn the_files_that_name_an_example_are_those_that_the_documentation_lists() {
     let design = fs::read_to_string("docs/design.md").unwrap();
-    let section = design.split("### A method\n").nth(1).unwrap().split("\n### ").next().unwrap();
-    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let mut listed: Vec<String> = rows.map(str::to_owned).collect();
-    listed.sort();
+    for Example { section, word, besides } in EXAMPLES {
+        let text = design.split(&format!("### {section}\n")).nth(1).unwrap().split("\n### ").next().unwrap();
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        let files = rows.flat_map(|row| row.split(", ").map(|file| file.trim_matches('`').to_owned()));
+        let listed: BTreeSet<String> = files.collect();
 
-    let mut naming = vec!["docs/methods.md".to_owned(), "docs/reference.md".to_owned()];
-    for folder in ["src", "tests", "schemas"] {
-        walk(Path::new(folder), &mut |path| {
-            let name = path.to_str().unwrap();
-            let is_read = !name.starts_with("tests/golden") && !EXAMPLES.contains(&name) && name != "tests/layers.rs";
-            let named = || fs::read_to_string(path).is_ok_and(|text| text.to_lowercase().contains("nnclr"));
-            if is_read && named() {
-                naming.push(name.to_owned());
-            }
-        });
+        let mut naming: BTreeSet<String> = listed.iter().filter(|file| file.starts_with("docs/")).cloned().collect();
+        naming.retain(|page| fs::read_to_string(page).is_ok_and(|text| names(&text, word)));
+        for folder in ["src", "tests", "schemas"] {
+            walk(Path::new(folder), &mut |path| {
+                let name = path.to_str().unwrap();
+                let is_read =
+                    !name.starts_with("tests/golden") && !besides.contains(&name) && name != "tests/layers.rs";
+                if is_read && fs::read_to_string(path).is_ok_and(|text| names(&text, word)) {
+                    naming.insert(name.to_owned());
+                }
+            });
+        }
+        assert_eq!(naming, listed, "the files that name `{word}`, and the list of `{section}` in docs/design.md");
     }
-    naming.sort();
-    assert_eq!(naming, listed, "the files that name `nnclr`, and the list in docs/design.md");
 }

@@ -58,7 +58,7 @@ fn a_grid_shares_its_stages_runs_once_and_compares_by_seed() {
     let plan = scratch.run("plan grid.yaml");
     assert!(plan.stdout.starts_with("point 1 of 4: method.tau=0.1, seed=1\ndata "), "{}", plan.stdout);
     // One data stage, and one untrained embedding per seed.
-    let total = "19 of 19 stages to run, 0 cached in 4 points; what points share counts once";
+    let total = "19 of 19 stages to run, 0 cached in 4 points; shared stages count once";
     assert_eq!(plan.stdout.lines().last(), Some(total));
 
     let first = scratch.run("run grid.yaml --json");

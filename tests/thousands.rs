@@ -142,7 +142,7 @@ fn figures_and_curves_of_all_runs_are_one_file_each() {
     fs::remove_dir_all(scratch.path(&format!("runs/store/pretrain/{key}"))).expect("its training");
     let printed = scratch.run("runs --tables").stdout;
     assert!(printed.contains("30 rows in runs/tables/metrics.parquet\n"), "{printed}");
-    assert!(printed.contains(&format!("note: {gone}: its curves are left out: the pretrain artifact")), "{printed}");
+    assert!(printed.contains(&format!("note: {gone}: omitting its curves: the pretrain artifact")), "{printed}");
 }
 
 /// A training of so many steps, as its artifact keeps them.

@@ -1,4 +1,4 @@
-//! Files and folders that appear whole or not at all, and survive a power cut once they have appeared.
+//! Writes files and folders atomically: each appears whole or not at all, and survives a power cut after that.
 
 use std::{
     fs::{self, File},

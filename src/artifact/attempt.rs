@@ -1,4 +1,4 @@
-//! `unfinished/<name>-<id>/`: spec and record of a run without results: one at work, or one that ended before it had any.
+//! An attempt: the folder `unfinished/<name>-<id>/` with spec and record of a run that has no results yet, or ended without any.
 
 use std::{
     path::PathBuf,

@@ -1,5 +1,5 @@
-//! Heartbeats: files and folders that this process holds are touched again and again, so that other machines, which see neither
-//! its locks nor its processes, can tell that it lives.
+//! Heartbeats: this process touches the files and folders that it holds every 20 seconds. Other machines, which may see neither
+//! its locks nor its processes, know by this that it lives.
 
 use std::{
     fs::File,

@@ -1,6 +1,6 @@
-//! `tables/runs.parquet`: records and specs of all finished runs in one file, so that thousands of them are listed and compared
-//! without opening thousands of files. It is derived, and checked at every look: a row counts as long as the files that it was made
-//! from have not changed. The folder may be deleted at any time.
+//! The catalogue, `tables/runs.parquet`: records and specs of all finished runs in one file, so that commands can list thousands
+//! of runs without opening thousands of files. It is derived and checked on every use: a row counts as long as the files that it
+//! was made from have not changed. The folder may be deleted at any time.
 
 use std::{
     collections::HashMap,

@@ -1,7 +1,7 @@
-//! Checkpoints of one unfinished stage: whole or not there, checked by hash, bound to the stage's key.
+//! Checkpoints of an unfinished stage. Each is written atomically, checked by hash, and belongs to the key of the stage.
 //!
-//! Two machines that see the folder and not each other's locks may both do the stage. Each start has a number of its own, which is
-//! part of the names of its files, so that none is ever written twice; whichever checkpoint is the farthest is gone on from.
+//! Two machines that do not see each other's locks may both run the stage. Each start has its own number, which is part of the
+//! names of its files, so that no file is written twice. A resume takes the checkpoint with the most steps.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! A committed artifact and its tables.
+//! An artifact in the store: its manifest and its tables.
 
 use std::{
     path::{Path, PathBuf},

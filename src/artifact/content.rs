@@ -1,4 +1,4 @@
-//! Logical content hash of a table: its schema and values, whatever the batches, row groups and Parquet bytes.
+//! The content hash of a table. It covers schema and values, and does not depend on batches, row groups or Parquet bytes.
 //!
 //! Every leaf of every column has two byte streams, one for validity (nullable fields only) and one for values, each hashed
 //! on its own; nulls count as zeros, empty strings or empty lists. How rows are cut into batches cannot be seen in a stream.

@@ -1,4 +1,4 @@
-//! Where an artifact was made: program, machine and threads. A measurement: no part of keys or content.
+//! The environment in which an artifact was made: program, machine and threads. It is not part of keys or content.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,5 @@
-//! What kind of file system a folder lies on: whether other machines may see it, whether locks reach them, and whether folders can
-//! be renamed in one step at all.
+//! The kind of file system of a folder: whether other machines may see it, whether locks reach them, and whether folders can be
+//! renamed in one step.
 
 use std::{
     fmt, fs, io,

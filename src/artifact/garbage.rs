@@ -1,4 +1,5 @@
-//! What no kept run needs, and its removal: artifacts, checkpoints, leftovers of killed processes, damaged folders, run records.
+//! Garbage collection: finds and removes what no kept run needs, such as artifacts, checkpoints, leftovers of killed processes,
+//! damaged folders and run records.
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,5 @@
-//! Hashes of any number of files, in the order of their names: read and written line by line, so that memory does not grow
-//! with them. Like [`StatCache`](super::StatCache) an accelerator, in the same format, which may be deleted.
+//! A list of hashes for any number of files, sorted by name. It is read and written line by line, so that memory does not grow.
+//! Like [`StatCache`](super::StatCache), which has the same format, it only saves time and may be deleted.
 
 use std::{
     cmp::Ordering,

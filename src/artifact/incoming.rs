@@ -1,4 +1,4 @@
-//! An artifact that was made elsewhere and is on its way here: its files are checked against its manifest as they come.
+//! Receives an artifact that another machine has made, and checks its files against its manifest on the way.
 
 use std::{
     collections::BTreeSet,

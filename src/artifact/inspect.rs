@@ -1,4 +1,4 @@
-//! A look at everything in the store: bytes against hashes, values against content hashes, runs against artifacts.
+//! Verifies everything in the store: bytes against hashes, values against content hashes, runs against artifacts.
 
 use std::path::PathBuf;
 

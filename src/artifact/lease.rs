@@ -1,4 +1,4 @@
-//! Leases: which artifacts a run at work counts on, from before it looks at them until its results are recorded.
+//! Leases: a run in progress holds the artifacts that it uses, from before it looks at them until its results are recorded.
 //!
 //! The lock of a stage is held only while the stage works. Without a lease, the artifacts that a run has already made but not
 //! yet recorded would look like artifacts that nobody needs. A lease is a locked file that its process touches again and again, so

@@ -1,4 +1,4 @@
-//! What processes leave behind, and from when on nobody can want it any more.
+//! Leftovers: files of processes that died. Decides from when on they may be removed.
 
 use std::{
     fs, io,

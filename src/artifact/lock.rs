@@ -1,4 +1,4 @@
-//! Locks between processes: whoever holds the lock of a stage key works on it.
+//! Locks between processes: the process that holds the lock of a stage key runs that stage.
 //!
 //! A lock saves work: two holders at once, as on file systems whose locks end at the machine, do the same work twice and harm
 //! nothing. The file of a lock stays when the lock is released. Were it removed, a machine that still sees its name, as network

@@ -1,4 +1,5 @@
-//! Content-addressed store: stage key -> manifest and Parquet tables; checkpoints, locks, integrity. Unaware of what stages do.
+//! The content-addressed store: maps the key of a stage to its manifest and Parquet tables. It has checkpoints, locks and integrity
+//! checks, and does not know what stages do.
 //!
 //! Layout under the runs root:
 //!

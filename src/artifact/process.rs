@@ -1,4 +1,4 @@
-//! Which process wrote something, on whichever machine, and whether it still lives as far as can be told from here.
+//! Identifies the process that wrote a file, on any machine, and says whether it still lives, as far as this machine can know.
 
 use std::{fmt, fs, path::Path, sync::OnceLock};
 

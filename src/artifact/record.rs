@@ -1,4 +1,4 @@
-//! `run.json` in the folder of a run: what it came to, for people, scripts and comparisons.
+//! The record of a run, `run.json` in its folder: its stages and scores, for people, scripts and comparisons.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Hashes of files seen before, trusted as long as size, times and inode stay the same. An accelerator: it never decides
-//! what a file's hash is, and may be deleted.
+//! A cache of file hashes, which are trusted as long as size, times and inode stay the same. It only saves time, and may be
+//! deleted.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Parquet files of the store: writing with the hash of the bytes taken on the way, and reading.
+//! Writes and reads the Parquet files of the store. Writing also computes the hash of the bytes.
 
 use std::{
     collections::BTreeMap,

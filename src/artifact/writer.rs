@@ -1,4 +1,4 @@
-//! An artifact in the making: a hidden staging folder that becomes the artifact in one rename.
+//! Writes an artifact into a hidden staging folder, which becomes the artifact in one rename.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! Both views of images, from their encoded bytes to normalised floats, as the loader makes them.
+//! Measures augmentation: both views of images, from encoded bytes to normalised floats, as in the loader.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! The cases by name.
+//! The list of benchmark cases, by name.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
-    /// Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128
+    /// Pretraining step: ResNet-18 at a quarter of its width, 32x32, batch 128
     Small,
     /// Pretraining step: ResNet-18, 32x32, batch 128
     Resnet18,
@@ -27,9 +27,9 @@ pub enum Case {
     /// Pretraining step: ViT-S/16, 224x224, batch 8
     #[serde(rename = "vit_small")]
     VitSmall,
-    /// Images from shards, augmented, and the step of `small`: a training as it runs
+    /// Training as it runs: images from shards, augmentation, and the step of `small`
     Epoch,
-    /// JPEG images from shards, augmented by ImageNet's recipe, and the step of `resnet50`
+    /// Training as it runs: JPEG images from shards, ImageNet's augmentation, and the step of `resnet50`
     EpochImagenet,
     /// The exact K nearest rows of the queue to 256 queries
     Queue,

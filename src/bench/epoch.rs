@@ -1,4 +1,4 @@
-//! A training as it runs: images from shards, decoded and augmented ahead of the step that trains on them.
+//! Measures a training as it runs: images from shards are decoded and augmented ahead of the step that trains on them.
 
 use std::{
     cell::Cell,

@@ -1,4 +1,4 @@
-//! Encoded images in shards, as the data stage writes them: the project's own synthetic ones, the same on every machine.
+//! The images of the benchmarks: synthetic ones in shards, as the data stage writes them, and the same on every machine.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! The kNN evaluation: unit length, exact search, weighted votes.
+//! Measures the kNN evaluation: scaling to unit length, exact search, weighted votes.
 
 use super::{
     Options, Workload,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     ops::normalize::normalize_rows,
-    stage::{KnnConfig, votes::Ballot},
+    stage::{KnnConfig, votes::Vote},
 };
 
 /// Neighbours unless another number is asked for: the largest of a spec's default.
@@ -19,9 +19,9 @@ pub(super) fn prepare(options: &Options) -> Workload {
     Workload::new(what, None, move || {
         normalize_rows(&mut task.train.rows, DIM);
         normalize_rows(&mut task.test.rows, DIM);
-        let ballot = Ballot { ks: &[k], temperature: KnnConfig::default().temperature, classes: CLASSES };
-        let elected = ballot.elect(&task.train.rows, &[&task.targets], &task.test.rows, DIM, |_| true);
-        std::hint::black_box(elected);
+        let vote = Vote { ks: &[k], temperature: KnnConfig::default().temperature, classes: CLASSES };
+        let predicted = vote.classify(&task.train.rows, &[&task.targets], &task.test.rows, DIM, |_| true);
+        std::hint::black_box(predicted);
         Ok(())
     })
 }

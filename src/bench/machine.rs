@@ -1,4 +1,4 @@
-//! The machine and the memory of this process.
+//! Describes the machine, and the memory that this process uses.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! One case, repeated and timed.
+//! Runs a case several times, and measures the time.
 
 use std::time::Instant;
 

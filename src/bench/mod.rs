@@ -1,4 +1,4 @@
-//! What this program's speed is measured by: cases that `snclr bench` and `cargo bench` share. Unaware of the command line.
+//! Benchmarks: the cases that `snclr bench` and `cargo bench` share.
 
 #![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
 

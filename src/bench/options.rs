@@ -1,4 +1,4 @@
-//! What may be varied in a case, and which case knows what.
+//! The options of a case, and which cases accept them.
 
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ use crate::train::{Device, Precision};
 pub struct Options {
     /// Arithmetic of what is trained.
     pub precision: Precision,
-    /// Rows of the queue.
+    /// Rows in the queue.
     pub queue_length: Option<usize>,
-    /// Neighbours that are searched for.
+    /// Neighbours to search for.
     pub k: Option<usize>,
     /// Images of a step.
     pub batch: Option<usize>,
-    /// Queries of a search.
+    /// Queries per search.
     pub queries: Option<usize>,
     /// Images that there are.
     pub images: Option<usize>,

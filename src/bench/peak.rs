@@ -1,4 +1,4 @@
-//! What a GPU could do at most, which a model's operations are put beside.
+//! The peak speed of known GPUs, with which the operations of a model are compared.
 
 use crate::train::Precision;
 

@@ -1,4 +1,4 @@
-//! The linear probe: standardised features, SGD as a spec has it by default, predictions on the test split.
+//! Measures the linear probe: standardised features, SGD with default settings, predictions on the test split.
 
 use super::{
     Workload,

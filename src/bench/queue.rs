@@ -1,4 +1,4 @@
-//! The search of the queue: the exact K largest dot products of each query with its rows.
+//! Measures the search in the queue: the exact K largest dot products of each query with its rows.
 
 use super::{Options, Workload, rows::normal};
 use crate::{

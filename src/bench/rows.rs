@@ -1,4 +1,4 @@
-//! Made-up rows of features.
+//! Random rows of features.
 
 use rayon::prelude::*;
 

@@ -1,4 +1,4 @@
-//! How speed and memory grow with threads, data set, queue and K.
+//! Measures how speed and memory grow with threads, data set, queue and K.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! Whole pretraining steps, augmentation left out: both views forward, momentum branch, search, loss, backward, LARS.
+//! Measures whole pretraining steps without augmentation: both views forward, momentum branch, search, loss, backward, LARS.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! `snclr audit`: whether a run's scores can be believed.
+//! `snclr audit`: checks whether the scores of a run can be trusted.
 
 use std::{io::Write, process::ExitCode};
 
@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// Images that are named one by one.
+/// The most images that are listed by name.
 const NAMED: usize = 10;
 
-/// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
+/// Check whether the scores of a run can be trusted: frozen encoder, eval mode, complete weights, controls
 ///
 /// Ends with exit code 1 when a check fails.
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ fn to_json(run: &str, audit: &Audit) -> serde_json::Value {
     })
 }
 
-/// An image by its names.
+/// Split, class and path of an image.
 pub fn image(image: &Image) -> serde_json::Value {
     json!({ "split": image.split.as_str(), "image": image.name, "class": image.class })
 }
@@ -101,7 +101,7 @@ fn to_text(run: &str, audit: &Audit) -> String {
     text
 }
 
-/// The same, for people.
+/// The audit as text.
 pub fn shown(image: &Image) -> String {
     let class = image.class.as_ref().map_or_else(String::new, |class| format!(" ({class})"));
     format!("{} {}{class}", image.split, image.name)

@@ -1,4 +1,4 @@
-//! `snclr bench`: how fast this machine trains, searches, augments and evaluates.
+//! `snclr bench`: measures how fast this machine trains, searches, augments and evaluates.
 
 use std::{
     io::Write,
@@ -19,39 +19,39 @@ use crate::{
 
 /// Measure how fast this machine trains, searches, augments and evaluates
 ///
-/// Without --case, all cases: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case has a process of its own,
-/// so that its peak memory is its own; it runs once unmeasured (on a GPU three times), then as often as --steps says. What is measured, and how to put
-/// it beside PyTorch, is in docs/benchmarks.md.
+/// Without --case, all cases run: a few minutes on 2 cores, and 3 GB of memory for resnet50. Each case runs in its own process,
+/// so that its peak memory is measured alone. It runs once to warm up (on a GPU three times), then as often as --steps says.
+/// docs/benchmarks.md explains the cases, and how to compare them with PyTorch.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to measure; repeatable [default: all that know the other options]
+    /// Case to measure; repeatable [default: all that accept the other options]
     #[arg(long = "case", value_parser = values::choice::<Case>(), value_name = "CASE", value_delimiter = ',')]
     pub cases: Vec<Case>,
-    /// How cost grows with threads, data set, queue length and K, instead of cases
+    /// Measure how cost grows with threads, data set, queue length and K, instead of cases
     #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "batch", "queries", "images", "save_images"])]
     pub scaling: bool,
-    /// Arithmetic of training, as specs write it
+    /// Precision of training, as in a spec
     #[arg(long, default_value = "f32", value_parser = precision)]
     pub precision: Precision,
-    /// Measured repetitions [default: what takes a few seconds]
+    /// Repetitions to measure [default: as many as take a few seconds]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub steps: Option<usize>,
-    /// Rows of the queue
+    /// Rows in the queue
     #[arg(long, value_name = "ROWS", value_parser = positive)]
     pub queue_length: Option<usize>,
-    /// Neighbours that are searched for
+    /// Neighbours to search for
     #[arg(short, value_name = "K", value_parser = positive)]
     pub k: Option<usize>,
-    /// Images of a training step
+    /// Images per training step
     #[arg(long, value_name = "N", value_parser = positive)]
     pub batch: Option<usize>,
-    /// Queries of a search
+    /// Queries per search
     #[arg(long, value_name = "N", value_parser = positive)]
     pub queries: Option<usize>,
-    /// Images that are augmented, or trained on
+    /// Images to augment or train on
     #[arg(long, value_name = "N", value_parser = positive)]
     pub images: Option<usize>,
-    /// Write the images that are measured on into a folder as files, too
+    /// Also write the images of the benchmark as files into this folder
     #[arg(long, value_name = "DIR")]
     pub save_images: Option<PathBuf>,
     /// Print one JSON object
@@ -84,7 +84,7 @@ impl Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When a case does not know an option, or what is measured fails.
+/// When a case does not accept an option, or a measurement fails.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let options = args.options();
     if args.scaling {
@@ -102,7 +102,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         true => Case::ALL.into_iter().filter(|case| options.check(*case).is_ok()).collect(),
         false => args.cases,
     };
-    // Before the first of them takes its time.
+    // Check all cases before the first one runs.
     cases.iter().try_for_each(|case| options.check(*case))?;
     let measurements = match cases[..] {
         [case] => vec![measure(case, &options, args.steps, global)?],
@@ -139,7 +139,7 @@ fn measure(case: Case, options: &Options, steps: Option<usize>, global: &Global)
     measurement
 }
 
-/// Measures a case in a process of its own, which tells its progress and errors itself; Err is how it ended.
+/// Measures a case in its own process, which prints its progress and errors itself. Err holds the exit code of a failure.
 fn child(
     case: Case,
     options: &Options,
@@ -174,11 +174,11 @@ fn child(
         let code = output.status.code().and_then(|code| u8::try_from(code).ok());
         return Ok(Err(ExitCode::from(code.unwrap_or(1))));
     }
-    let mut printed: Value = serde_json::from_slice(&output.stdout).context("reading what was measured")?;
-    Ok(Ok(serde_json::from_value(printed["cases"][0].take()).context("reading what was measured")?))
+    let mut printed: Value = serde_json::from_slice(&output.stdout).context("reading the measurements")?;
+    Ok(Ok(serde_json::from_value(printed["cases"][0].take()).context("reading the measurements")?))
 }
 
-/// A number with three digits that count, or all of its whole ones.
+/// A number with three significant digits; a larger one with all digits before the point.
 fn number(value: f64) -> String {
     let decimals = match value {
         v if v < 10.0 => 2,
@@ -202,7 +202,7 @@ fn figures(measurement: &Measurement) -> [String; 5] {
     ]
 }
 
-/// What a model's training comes to, for people.
+/// The floating-point speed of a training, as text.
 fn work(measurement: &Measurement) -> String {
     let mut text = String::new();
     if let Some(flops) = &measurement.flops {

@@ -1,7 +1,7 @@
-//! Which cache machines share: `--cache` and its like, their variables, or a file.
+//! Finds the shared cache: from `--cache` and its options, from environment variables, or from a file.
 //!
 //! ```yaml
-//! # .snclr.yaml in the current folder, or snclr/config.yaml among the user's settings
+//! # .snclr.yaml in the current folder, or snclr/config.yaml in the user's settings
 //! cache: {url: "s3://lab/snclr", mode: read, checkpoints: false}
 //! ```
 
@@ -22,7 +22,7 @@ use crate::{
     spec::{Format, SpecErrors},
 };
 
-/// Name of the file in the current folder.
+/// Name of the settings file in the current folder.
 const FILE: &str = ".snclr.yaml";
 
 /// Environment variable with the address of the cache.
@@ -32,18 +32,18 @@ const VARIABLE: &str = "SNCLR_CACHE";
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Shared cache")]
 pub struct CacheArgs {
-    /// Cache that machines share: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
+    /// Shared cache: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
     #[arg(long, env = VARIABLE, value_name = "URL")]
     pub cache: Option<Address>,
-    /// What is done with it: take what is there (read), and add what is made here (write), or nothing (off) [default: write]
+    /// How to use it: read takes artifacts, write also adds new ones, off does neither [default: write]
     #[arg(long, env = "SNCLR_CACHE_MODE", value_enum, value_name = "MODE", hide_possible_values = true)]
     pub cache_mode: Option<Mode>,
-    /// Upload checkpoints too, so that an interrupted run goes on on another machine
+    /// Also upload checkpoints, so that another machine can resume an interrupted run
     #[arg(long, env = "SNCLR_CACHE_CHECKPOINTS")]
     pub cache_checkpoints: bool,
 }
 
-/// What is done with the cache.
+/// How the cache is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -52,33 +52,33 @@ pub enum Mode {
     Off,
 }
 
-/// A file of settings. Operational: nothing of it is part of a key.
+/// A settings file. Nothing in it is part of a key.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Config {
     cache: Option<CacheConfig>,
 }
 
-/// What the options say, where they do not.
+/// The settings of the cache. Options and variables override them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CacheConfig {
-    /// Address, as `--cache` takes it.
+    /// Address, in the form of `--cache`.
     url: String,
     mode: Option<Mode>,
-    /// Whether checkpoints are uploaded too.
+    /// Whether to upload checkpoints too.
     #[serde(default)]
     checkpoints: bool,
 }
 
-/// Why it is not clear which cache is meant.
+/// Why the cache cannot be used or found.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     #[error(
-        "this build cannot use a shared cache: build it with --features remote, or name none (--cache, {VARIABLE}, {FILE})"
+        "this build cannot use a shared cache: build with --features remote, or remove the cache from --cache, {VARIABLE} and {FILE}"
     )]
     NotInThisBuild,
-    #[error("which cache is to be cleaned? Name it: --cache URL, {VARIABLE}, or cache: {{url: URL}} in {FILE}")]
+    #[error("no cache to clean: name it by --cache URL, {VARIABLE}, or cache: {{url: URL}} in {FILE}")]
     NotNamed,
     #[error("{}: cache.url: {what}", path.display())]
     BadAddress { path: PathBuf, what: String },
@@ -89,7 +89,7 @@ pub enum CacheError {
 }
 
 impl CacheArgs {
-    /// The cache beside the runs folder, if one is named and not off. Nothing is asked of it yet. Says on stderr when a file names it.
+    /// The shared cache, if one is named and not off. Sends no request yet. Says on stderr when a settings file names it.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -121,7 +121,7 @@ impl CacheArgs {
     }
 }
 
-/// The cache to clean: the one that is given, or the one that runs would use.
+/// The cache to clean: the given one, or else the one that runs would use.
 ///
 /// # Errors
 /// [`CacheError`].
@@ -134,7 +134,7 @@ pub fn to_clean(given: Option<Address>) -> Result<Address, CacheError> {
     }
 }
 
-/// What a file of settings names.
+/// The cache that a settings file names.
 struct Named {
     address: Address,
     mode: Option<Mode>,
@@ -142,7 +142,7 @@ struct Named {
     path: PathBuf,
 }
 
-/// The cache of the file in the current folder, else of the user's settings; None where neither names one.
+/// The cache named in the current folder's file, or else in the user's settings; None where neither names one.
 fn named() -> Result<Option<Named>, CacheError> {
     static FORMAT: LazyLock<Format<Config>> = LazyLock::new(Format::default);
     let settings = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());

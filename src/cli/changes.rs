@@ -1,4 +1,4 @@
-//! `--method`, `--set` and `--sweep`: what commands that take a spec change in it.
+//! `--method`, `--set` and `--sweep`: the options by which commands change a spec.
 
 use std::{
     io::Write,
@@ -10,21 +10,21 @@ use crate::spec::{self, Points, SpecErrors};
 /// Options that change a spec before it is checked.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Changes {
-    /// Use another method, e.g. `infonce`: settings that it has too are kept, the others are dropped and named
+    /// Use another method, e.g. `infonce`. Settings that it shares are kept; the others are dropped and listed
     #[arg(long, value_name = "NAME")]
     pub method: Option<String>,
     /// Override a key of the spec, e.g. `method.tau=0.1`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Vary a key, e.g. `seed=1,2,3`; repeatable: every combination is a point. Replaces the spec's own sweep of the key
+    /// Vary a key, e.g. `seed=1,2,3`; repeatable, and every combination is a point. Replaces the sweep of this key in the spec
     #[arg(long, value_name = "KEY=VALUE,VALUE")]
     pub sweep: Vec<String>,
 }
 
-/// Specs, and what is changed in each.
+/// Specs, and the changes to each.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Specs {
-    /// Specs of experiments
+    /// Specs of the experiments
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     #[command(flatten)]
@@ -32,11 +32,11 @@ pub struct Specs {
 }
 
 impl Changes {
-    /// The points of the spec at `path`: one, unless it or the command line sweeps. Says on stderr what a method or another variant
-    /// that was chosen does not take.
+    /// The points of the spec at `path`: one, unless the spec or the command line sweeps. Lists on stderr the settings that a
+    /// newly chosen method or variant does not accept.
     ///
     /// # Errors
-    /// Everything that is wrong with any point, at once.
+    /// All errors of all points, at once.
     pub fn load(&self, path: &Path) -> Result<Points, SpecErrors> {
         let points = spec::load_points(path, &self.of_spec())?;
         for note in points.notes() {
@@ -46,7 +46,7 @@ impl Changes {
         Ok(points)
     }
 
-    /// The same, for those who know no command line.
+    /// The changes in the form that `spec` takes, without clap.
     pub fn of_spec(&self) -> spec::Changes {
         spec::Changes { method: self.method.clone(), set: self.set.clone(), sweep: self.sweep.clone() }
     }

@@ -19,16 +19,17 @@ use crate::{
 /// The comparison is also written as Parquet, in long form, and its path is printed to stderr.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run; of a sweep, those of all points)
+    /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run; for a sweep, one
+    /// per point)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
-    /// Changes of the specs whose runs are meant
+    /// Changes to the specs whose runs to compare
     #[command(flatten)]
     pub changes: Changes,
-    /// Show runs that differ in their seed alone one by one, not as a group with mean and deviation
+    /// Show each run of a group that differs only by seed, instead of mean and deviation
     #[arg(long)]
     pub no_group: bool,
-    /// Run that the others are compared with, sample by sample; of a group any run [default: the first]
+    /// Run to compare the others with, sample by sample; any run of a group stands for it [default: the first]
     #[arg(long, value_name = "RUN")]
     pub baseline: Option<String>,
     /// Print one JSON object
@@ -45,7 +46,7 @@ pub struct Args {
     pub out: Option<PathBuf>,
 }
 
-/// Runs from which on a look at all of them takes less time than one at each.
+/// From this many runs on, reading the list of all runs is faster than looking up each.
 const MANY: usize = 32;
 
 impl Args {
@@ -67,11 +68,11 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let mut stderr = std::io::stderr();
     match report::file::replace(&path, &report::parquet::render(&comparison)?) {
         Ok(()) => writeln!(stderr, "comparison written to {}", path.display())?,
-        // Nobody asked for the file: runs in a folder that can only be read are compared all the same.
+        // The user did not ask for this file, so a read-only folder is only worth a note.
         Err(error) if args.out.is_none() => {
             writeln!(
                 stderr,
-                "note: the comparison is not kept as Parquet: {error:#}; `--out FILE` writes it elsewhere"
+                "note: the comparison was not saved as Parquet: {error:#}; `--out FILE` saves it elsewhere"
             )?;
         }
         Err(error) => return Err(error),
@@ -82,7 +83,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
 fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
     let changes = args.changes.of_spec();
     let has_spec = args.runs_or_specs.iter().any(|argument| Path::new(argument).is_file());
-    ensure!(has_spec || changes.is_empty(), "--method, --set and --sweep change a spec, and none is given by its path");
+    ensure!(has_spec || changes.is_empty(), "--method, --set and --sweep change a spec: give the path of one");
     let known = Runs::new(root);
     if args.runs_or_specs.len() > MANY {
         known.look_at_all()?;
@@ -104,7 +105,7 @@ fn compare(root: &Path, args: &Args) -> anyhow::Result<Comparison> {
             groups
                 .iter()
                 .position(has)
-                .with_context(|| format!("--baseline {wanted} is none of the runs that are compared"))?
+                .with_context(|| format!("--baseline {wanted} is not among the compared runs"))?
         }
     };
     let mut comparison = Comparison::of(&groups);

@@ -1,4 +1,4 @@
-//! `snclr completions`: what a shell needs to complete commands and options.
+//! `snclr completions`: prints the completion script of a shell.
 
 use std::{io::Write, process::ExitCode};
 
@@ -11,7 +11,7 @@ use clap_complete::Shell;
 /// `_snclr`; fish: `snclr completions fish > ~/.config/fish/completions/snclr.fish`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Shell to complete in
+    /// Shell to print completions for
     #[arg(value_enum)]
     pub shell: Shell,
 }

@@ -1,4 +1,4 @@
-//! `snclr data`: what is in the images of a spec, before anything is trained on them.
+//! `snclr data`: shows what is in the images of a spec, before training.
 
 use std::{
     path::PathBuf,
@@ -25,17 +25,17 @@ use crate::{
     stage::{Interrupt, Progress},
 };
 
-/// Pairs of a kind that are named one by one.
+/// The most pairs of each kind that are listed.
 const NAMED: usize = 10;
-/// Classes that are listed; of more, the smallest and the largest.
+/// The most classes that are listed; beyond that, only the smallest and the largest.
 const CLASSES: usize = 20;
 
 /// Show what is in the data of a spec before training: counts, sizes, classes, duplicates
 ///
-/// Reads the images as `snclr run` does, which then finds them read. Near duplicates are images of which one is the other encoded
-/// anew, resized, brighter or darker, or without a small part of its border: found by perceptual hashes, then compared as
-/// thumbnails. Mirrored and turned copies are not found so, nor copies of 16 pixels a side. Images in both splits, or in two
-/// classes, are named first.
+/// Reads the images as `snclr run` does, so that a later run need not read them again. A near duplicate is an image that was
+/// encoded again, resized, made brighter or darker, or cropped a little at its border. Perceptual hashes find candidates, and
+/// thumbnails confirm them. Mirrored or rotated copies, and images of 16 pixels a side, are not found. Images in both splits,
+/// or in two classes, come first.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment
@@ -43,13 +43,14 @@ pub struct Args {
     /// Override a key of the spec, e.g. `data.train=photos`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Look for near duplicates by the encoder of this run too: a run's name or its beginning, its folder, or a spec's name or path
+    /// Also find near duplicates by the encoder of this run: its name or the beginning of it, its folder, or the name or path
+    /// of a spec
     #[arg(long, value_name = "RUN")]
     pub encoder: Option<String>,
-    /// Cosine of embeddings, about their mean, from which images are near duplicates
+    /// Cosine of centred embeddings from which two images count as near duplicates
     #[arg(long, value_name = "COSINE", default_value = "0.95", value_parser = cosine, requires = "encoder")]
     pub similarity: f32,
-    /// Write a page with thumbnails
+    /// Also write an HTML page with thumbnails
     #[arg(short, long, value_name = "FILE.html")]
     pub output: Option<PathBuf>,
     /// Print one JSON object, last and alone on stdout
@@ -64,7 +65,7 @@ fn cosine(text: &str) -> Result<f32, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// When the spec is invalid, its data cannot be read, or the run of the encoder is gone.
+/// When the spec is invalid, its data cannot be read, or the run of the encoder is missing.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let mut experiment = spec::load(&args.spec, &args.set)?.experiment;
     let store = Store::open(&global.runs);
@@ -94,8 +95,8 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The data artifact of an experiment. Where images cannot be read and the spec stops at them, the others are looked at all the
-/// same: the spec is left with `on_error: skip`.
+/// The data artifact of an experiment. If the spec stops at unreadable images, this still looks at the others: it changes the
+/// spec to `on_error: skip`.
 fn ingest(
     store: &Store,
     experiment: &mut Experiment,
@@ -126,11 +127,11 @@ fn ingest(
         _ => return Err(error),
     };
     *on_error = OnError::Skip;
-    reporter.warn(&format!("a run of this spec stops: {error:#}"));
+    reporter.warn(&format!("a run of this spec would stop: {error:#}"));
     setting.data(experiment, reporter)
 }
 
-/// What, then a value for each split; the splits' names first.
+/// Rows of a label and a value per split; the first row names the splits.
 fn facts(contents: &Contents) -> Vec<Vec<String>> {
     let row = |what: &str, value: &dyn Fn(&SplitContents) -> String| {
         std::iter::once(what.to_owned()).chain(contents.splits.iter().map(value)).collect::<Vec<_>>()
@@ -204,7 +205,7 @@ fn to_text(contents: &Contents, facts: &[Vec<String>]) -> String {
     }
     if contents.plain > 0 {
         text += &format!(
-            "{} without anything to see, which near duplicates cannot be found of\n",
+            "{} almost without contrast, for which near duplicates cannot be found\n",
             show::count(contents.plain as usize, "image")
         );
     }
@@ -212,7 +213,7 @@ fn to_text(contents: &Contents, facts: &[Vec<String>]) -> String {
     text
 }
 
-/// Images of each class, the smallest first where there are too many to list all.
+/// Images per class. Where there are too many to list, the smallest classes and then the largest.
 fn classes(contents: &Contents) -> String {
     let count = contents.splits.iter().map(|split| split.classes.len()).max().unwrap_or(0);
     let of = |label: usize, split: &SplitContents| split.classes.get(label).map_or(0, |(_, images)| *images);

@@ -1,4 +1,4 @@
-//! `snclr diff`: what differs between two runs, down to the test images that flipped.
+//! `snclr diff`: shows what differs between two runs, down to single test images.
 
 use std::{io::Write, path::Path, process::ExitCode};
 
@@ -16,18 +16,18 @@ use crate::{
     spec,
 };
 
-/// Show what differs between two runs: spec, environment, metrics, and which test images flipped
+/// Show what differs between two runs: spec, environment, metrics, and the test images that they predict differently
 ///
-/// Of a spec file, the run of exactly this spec counts; where there is none, the leaves of the spec alone are compared.
+/// A spec file stands for the run of exactly this spec. If there is none, only the fields of the spec are compared.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run's name or its beginning, its folder, a spec's name (its newest run), or a spec file
+    /// First run: its name or the beginning of it, its folder, the name of a spec (its newest run), or a spec file
     #[arg(value_name = "A")]
     pub a: String,
-    /// The same
+    /// Second run, in the same form
     #[arg(value_name = "B")]
     pub b: String,
-    /// Print at most so many sample numbers of each kind
+    /// Print at most N sample numbers of each kind
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub samples: usize,
     /// Print one JSON object
@@ -48,7 +48,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The run that an argument means; a spec file that has not been run as it is becomes a run without stages.
+/// The run that an argument names. A spec file without a run becomes a run without stages.
 fn side(runs: &Runs, argument: &str) -> anyhow::Result<Run> {
     let path = Path::new(argument);
     if !path.is_file() {
@@ -128,7 +128,7 @@ fn to_text(diff: &Diff, samples: usize) -> String {
     }
     for paired in &diff.predictions {
         text += &match &paired.flips {
-            Err(why) => format!("{}: predictions are not paired: {why}\n", paired.what),
+            Err(why) => format!("{}: predictions cannot be compared: {why}\n", paired.what),
             Ok(flips) => flipped(&paired.what, flips, samples),
         };
     }
@@ -171,7 +171,7 @@ fn flipped(what: &str, flips: &Flips, samples: usize) -> String {
     text
 }
 
-/// Three digits; tiny ones as a power of ten.
+/// A number with three decimals; a tiny one as a power of ten.
 fn p_value(p: f64) -> String {
     if p >= 0.001 { format!("{p:.3}") } else { format!("{p:.1e}") }
 }

@@ -1,4 +1,4 @@
-//! `snclr doctor`: whether this machine and the runs root are fit to work with.
+//! `snclr doctor`: checks whether this machine and the runs folder can run experiments.
 
 use std::{
     fs,
@@ -20,12 +20,12 @@ use crate::{
 
 /// Memory below which even small experiments may not fit.
 const LITTLE_MEMORY: u64 = 2 << 30;
-/// Free disk below which a run may not end.
+/// Free disk below which a run may fail for lack of space.
 const LITTLE_DISK: u64 = 2 << 30;
 
 /// Check this machine and the runs folder: CPU, memory, disk, file system, locks, devices
 ///
-/// Ends with exit code 1 when something would keep runs from working.
+/// Ends with exit code 1 when runs would fail.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON object
@@ -35,7 +35,7 @@ pub struct Args {
     pub cache: CacheArgs,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Ok,
@@ -53,7 +53,7 @@ impl Status {
     }
 }
 
-/// A line of the answer.
+/// A line of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Check {
     name: &'static str,
@@ -93,7 +93,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Whether the shared cache does what it is there for.
+/// Tries the shared cache.
 fn cache(cache: &Cache) -> Check {
     const NAME: &str = "cache";
     let options = cache.options();
@@ -104,12 +104,12 @@ fn cache(cache: &Cache) -> Check {
             NAME,
             Status::Warning,
             format!("{found}: {problem}"),
-            "runs go on without it; check address, credentials and endpoint (AWS_…, GOOGLE_…, AZURE_…), or use --cache-mode read",
+            "runs work without it; check address, credentials and endpoint (AWS_…, GOOGLE_…, AZURE_…), or use --cache-mode read",
         ),
     }
 }
 
-/// The GPUs, or why there is none: that is nothing bad unless one was wanted.
+/// The GPUs, or why there is none. Having none is an error only if `--device` asks for one.
 fn cuda(found: Result<Vec<String>, String>) -> Vec<Check> {
     match found {
         Err(why) => vec![ok("device cuda", format!("not usable: {why}"))],
@@ -120,15 +120,15 @@ fn cuda(found: Result<Vec<String>, String>) -> Vec<Check> {
     }
 }
 
-/// What `precision: bf16` is multiplied by: nothing bad where there is nothing, unless one wants it.
+/// The instructions that multiply bf16. A CPU without them is not at fault: bf16 is only slower there.
 fn bf16(unit: Option<&'static str>) -> Check {
     let without = "rounded and multiplied in f32: precision bf16 is slower than f32 here";
     ok("bf16 products", unit.unwrap_or(without))
 }
 
-/// The unit in use, what chose it, and those that there are.
+/// The vector unit in use, what chose it, and the available ones.
 fn vectors(unit: &str, chosen_by: &str, available: &[&str]) -> Check {
-    let found = format!("{unit}, chosen by {chosen_by}; there are {}", available.join(", "));
+    let found = format!("{unit}, chosen by {chosen_by}; available: {}", available.join(", "));
     match (unit, available) {
         ("scalar", ["scalar"]) => bad(
             "vector unit",
@@ -140,7 +140,7 @@ fn vectors(unit: &str, chosen_by: &str, available: &[&str]) -> Check {
             "vector unit",
             Status::Warning,
             found,
-            "training is several times slower than with vectors, to the same bits; unset SNCLR_VECTOR_UNIT",
+            "training is several times slower than with vectors, with the same bits; unset SNCLR_VECTOR_UNIT",
         ),
         _ => ok("vector unit", found),
     }
@@ -155,7 +155,7 @@ fn threads(wanted: Option<usize>, processors: Option<usize>) -> Check {
             "threads",
             Status::Warning,
             format!("{wanted} on {}", show::count(processors, "processor")),
-            "more threads than processors slow training down; leave --threads out",
+            "more threads than processors slow training down; omit --threads",
         ),
         Some(wanted) => ok("threads", format!("{wanted} on {}", show::count(processors, "processor"))),
         None => ok("threads", format!("{processors}, one per processor")),
@@ -172,28 +172,28 @@ fn memory() -> Check {
     }
     let found = format!("{} free of {}", show::bytes(free as f64), show::bytes(total as f64));
     match total {
-        0 => bad("memory", Status::Warning, "not known on this system", "watch it yourself while training"),
+        0 => bad("memory", Status::Warning, "unknown on this system", "watch it while training"),
         _ if free < LITTLE_MEMORY => bad(
             "memory",
             Status::Warning,
             found,
-            "little: end other programs, or use a smaller batch_size with gradient_accumulation",
+            "low: close other programs, or use a smaller batch_size with gradient_accumulation",
         ),
         _ => ok("memory", found),
     }
 }
 
-/// Space, writing and locking where runs are kept, or will be.
+/// Checks that the runs folder, or its future place, has space, can be written and can be locked.
 fn runs_root(root: &Path) -> Vec<Check> {
     let Some(place) = nearest_folder(root) else {
-        let found = format!("{} is not in any folder that exists", root.display());
+        let found = format!("no folder above {} exists", root.display());
         return vec![bad("runs folder", Status::Error, found, "name another with --runs")];
     };
     let found = match place == root {
         true => format!("{}, writable", root.display()),
         false => format!("{} will be created; {} is writable", root.display(), place.display()),
     };
-    // What is tried out goes into a folder of its own, which goes again.
+    // The trials use a folder of their own, which is removed again.
     let trial = place.join(format!(".snclr-doctor-{}", std::process::id()));
     let written = fs::create_dir(&trial).and_then(|()| fs::write(trial.join("file"), "x"));
     let mut checks = Vec::new();
@@ -209,7 +209,7 @@ fn runs_root(root: &Path) -> Vec<Check> {
                 "runs folder",
                 Status::Error,
                 found,
-                "change its permissions, or name another with --runs",
+                "change its permissions, or choose another folder by --runs",
             ));
         }
     }
@@ -228,10 +228,10 @@ fn nearest_folder(root: &Path) -> Option<PathBuf> {
     exists.is_dir().then(|| exists.to_owned())
 }
 
-/// What kind it is, and whether it renames folders as a store needs it; `trial` is a folder to try it in.
+/// The kind of file system, and whether it renames folders as a store needs; `trial` is a folder to try this in.
 fn file_system(place: &Path, trial: &Path) -> Check {
     const NAME: &str = "file system";
-    const TWICE: &str = "runs of several machines harm nothing here, but may compute the same stage twice";
+    const TWICE: &str = "several machines can share this folder safely, but may compute the same stage twice";
     let found = FileSystem::of(place);
     if let Err(problem) = renames(trial) {
         return bad(NAME, Status::Error, format!("{found}; {problem}"), FileSystem::ELSEWHERE);
@@ -243,19 +243,19 @@ fn file_system(place: &Path, trial: &Path) -> Check {
     }
 }
 
-/// A folder has to move with what is in it, and never onto one that has something in it.
+/// Renaming must move a folder with its files, and must fail if the target is a folder with files.
 fn renames(trial: &Path) -> Result<(), String> {
     let (one, two, three) = (trial.join("one"), trial.join("two"), trial.join("three"));
     let make =
         |dir: &Path| fs::create_dir(dir).and_then(|()| fs::write(dir.join("file"), dir.as_os_str().as_encoded_bytes()));
-    make(&one).and_then(|()| make(&two)).map_err(|error| format!("a folder cannot be made: {error}"))?;
+    make(&one).and_then(|()| make(&two)).map_err(|error| format!("cannot make a folder: {error}"))?;
     if fs::rename(&one, &two).is_ok() {
-        return Err("a folder can be renamed onto another".to_owned());
+        return Err("a folder can replace another by renaming".to_owned());
     }
     let moved = fs::rename(&one, &three).and_then(|()| fs::read(three.join("file")));
-    match moved.map_err(|error| format!("a folder cannot be renamed: {error}"))? {
+    match moved.map_err(|error| format!("cannot rename a folder: {error}"))? {
         text if text == one.as_os_str().as_encoded_bytes() && !one.exists() => Ok(()),
-        _ => Err("a folder that is renamed loses what is in it".to_owned()),
+        _ => Err("a folder loses its files when it is renamed".to_owned()),
     }
 }
 
@@ -263,7 +263,7 @@ fn locking(dir: &Path) -> Check {
     const HELP: &str = "two runs at once could compute the same stage twice; mount it with locks";
     let held = match Lock::attempt(dir, "doctor") {
         Ok(held @ Attempt::Held(_)) => held,
-        Ok(Attempt::Busy(_)) => return bad("locks", Status::Error, "a free lock counts as held", HELP),
+        Ok(Attempt::Busy(_)) => return bad("locks", Status::Error, "a lock that nobody holds cannot be taken", HELP),
         Err(error) => return bad("locks", Status::Error, format!("{error:#}"), HELP),
     };
     let again = Lock::attempt(dir, "doctor");
@@ -277,7 +277,7 @@ fn locking(dir: &Path) -> Check {
 
 fn disk(place: &Path) -> Check {
     match rustix::fs::statvfs(place) {
-        Err(error) => bad("disk", Status::Warning, format!("free space is not known: {error}"), "watch it yourself"),
+        Err(error) => bad("disk", Status::Warning, format!("free space is unknown: {error}"), "watch it"),
         Ok(figures) => {
             let (free, total) = (figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize);
             let found = format!("{} free of {}", show::bytes(free as f64), show::bytes(total as f64));
@@ -286,7 +286,7 @@ fn disk(place: &Path) -> Check {
                     "disk",
                     Status::Warning,
                     found,
-                    "little: `snclr gc` lists what no run needs; `snclr explain` foretells sizes",
+                    "low: `snclr gc` lists what no run needs; `snclr explain` estimates sizes",
                 ),
                 false => ok("disk", found),
             }
@@ -322,13 +322,13 @@ mod tests {
         let expected = "\
 ok       cpu          a model
 warning  threads      8 on 2 processors
-                      more threads than processors slow training down; leave --threads out
+                      more threads than processors slow training down; omit --threads
 ";
         assert_eq!(text, expected);
         assert_eq!(threads(None, Some(2)), ok("threads", "2, one per processor"));
         assert_eq!(
             vectors("avx2", "the CPU", &["scalar", "avx2"]),
-            ok("vector unit", "avx2, chosen by the CPU; there are scalar, avx2")
+            ok("vector unit", "avx2, chosen by the CPU; available: scalar, avx2")
         );
         let forced = vectors("scalar", simd::VARIABLE, &["scalar", "avx2"]);
         assert!(forced.status == Status::Warning && forced.help.is_some_and(|help| help.contains(simd::VARIABLE)));

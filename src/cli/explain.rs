@@ -1,4 +1,4 @@
-//! `snclr explain`: every leaf that makes a stage run again, and what that will take.
+//! `snclr explain`: says why stages would run, field by field, and how long they would take.
 
 use std::{
     io::Write,
@@ -22,18 +22,18 @@ use crate::{
     stage::Interrupt,
 };
 
-/// Tell why stages of a spec would run, leaf by leaf, and how long it will take
+/// Explain why stages of a spec would run, field by field, and how long they would take
 ///
-/// Times and sizes are those of earlier artifacts of the same encoder, method and image size, scaled by the images that go
-/// through.
+/// Times and sizes are estimated from earlier artifacts of the same encoder, method and image size, scaled by the number of
+/// images.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment
     pub spec: PathBuf,
-    /// Compare with the artifacts of a run instead of the nearest ones
+    /// Compare with the artifacts of this run, instead of the most similar ones
     #[arg(long, value_name = "RUN")]
     pub against: Option<String>,
-    /// Override a field of the spec; may be repeated
+    /// Override a key of the spec, e.g. `method.tau=0.1`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Print one JSON object
@@ -41,9 +41,9 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What is told.
+/// The explanation.
 struct Told {
-    /// The run that is compared with.
+    /// The run to compare with.
     against: Option<String>,
     stages: Vec<Planned>,
     estimates: Vec<Option<Result<Estimate, &'static str>>>,
@@ -77,7 +77,7 @@ impl Told {
         self.stages.iter().filter(|stage| !stage.is_cached()).count()
     }
 
-    /// Seconds and bytes of all estimates there are, and the stages that have none.
+    /// The sum of all estimates in seconds and bytes, and the stages without an estimate.
     fn total(&self) -> (f64, f64, Vec<&'static str>) {
         let (mut seconds, mut bytes, mut unknown) = (0.0, 0.0, Vec::new());
         for (stage, estimate) in self.stages.iter().zip(&self.estimates) {
@@ -161,11 +161,11 @@ impl Told {
             Verdict::Runs { damaged: None } if stage.waits_for.is_empty() => "runs".to_owned(),
             Verdict::Runs { damaged: None } => format!("runs after {}", list(&stage.waits_for)),
             Verdict::Depends => {
-                let subject = match stage.waits_for[..] {
-                    [one] => format!("{one} comes"),
-                    _ => "they come".to_owned(),
+                let content = match stage.waits_for[..] {
+                    [one] => format!("the content of {one}"),
+                    _ => "their content".to_owned(),
                 };
-                return format!("runs after {}, unless {subject} to the same content", list(&stage.waits_for));
+                return format!("runs after {}, unless {content} stays the same", list(&stage.waits_for));
             }
         };
         if let Some(kept) = &stage.kept {

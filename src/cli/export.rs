@@ -1,4 +1,4 @@
-//! `snclr export`: the trained encoder as safetensors with torchvision's or timm's names.
+//! `snclr export`: writes the trained encoder as safetensors with torchvision's or timm's names.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -11,11 +11,11 @@ use crate::{
 /// Write the trained encoder as safetensors with torchvision's (ResNet) or timm's (ViT) names
 ///
 /// In Python: `torchvision.models.resnet18(num_classes=N).load_state_dict(safetensors.torch.load_file(FILE), strict=True)`,
-/// where N is the number of classes that this command prints. An encoder with `stem: cifar` needs `conv1` replaced by a 3x3
-/// convolution of stride 1 and `maxpool` by nn.Identity() first; its metadata in the file says so.
+/// where N is the number of classes that this command prints. For an encoder with `stem: cifar`, first replace `conv1` by a 3x3
+/// convolution of stride 1 and `maxpool` by nn.Identity(); the metadata of the file says so.
 ///
-/// Vision transformers load into `timm.create_model("vit_small_patch16_224", num_classes=N, img_size=SIZE, patch_size=P)`;
-/// with `num_heads=H` where the spec has its own `heads`. timm's and torchvision's files come in through `encoder.init`.
+/// Vision transformers load into `timm.create_model("vit_small_patch16_224", num_classes=N, img_size=SIZE, patch_size=P)`; add
+/// `num_heads=H` if the spec sets `heads`. In the other direction, `encoder.init` reads files of timm and torchvision.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run's name or its beginning, its folder, or a spec's name or path (its newest run)
@@ -24,7 +24,7 @@ pub struct Args {
     /// File to write
     #[arg(short, long, value_name = "FILE.safetensors")]
     pub output: PathBuf,
-    /// Classifier (fc, or timm's head) that goes with the encoder
+    /// Classifier (fc, or timm's head) to write with the encoder
     #[arg(long, value_enum, default_value_t)]
     pub head: Head,
 }

@@ -1,4 +1,4 @@
-//! How a command that failed ends: what it prints and its exit code.
+//! Prints the error of a command that failed, and chooses its exit code.
 
 use std::{io, io::Write, process::ExitCode};
 
@@ -15,25 +15,25 @@ use crate::{
     train::DeviceError,
 };
 
-/// An error that has been told, on this rank or by the first one. Holds the exit code.
+/// An error that this rank or the first one has already printed. Holds the exit code.
 #[derive(Debug, thiserror::Error)]
-#[error("what is wrong has been told")]
+#[error("the error has been printed")]
 pub struct Told(pub u8);
 
-/// Prints `error: …` with its causes to stderr; gives the exit code.
+/// Prints `error: …` with its causes to stderr, and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<Told>().is_some() || is_launch_error(error) && launcher::is_other() {
         return ExitCode::from(code(error));
     }
     if is_broken_pipe(error) {
-        // Whoever read our output has seen enough.
+        // The reader of a pipe has closed it, as `head` does.
         return ExitCode::SUCCESS;
     }
     let _ = writeln!(io::stderr(), "{}", text(error));
     ExitCode::from(code(error))
 }
 
-/// The exit code of a command that ends in `error`.
+/// The exit code for `error`.
 pub fn code(error: &anyhow::Error) -> u8 {
     if let Some(Told(code)) = error.downcast_ref() {
         return *code;
@@ -46,7 +46,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None if matches!(error.downcast_ref(), Some(NotYet::Input { .. })) => 3,
         None if matches!(error.downcast_ref(), Some(NotYet::Diverged { .. })) => 4,
         None if error.downcast_ref::<NotYet>().is_some() => 2,
-        // A device that is not there is a matter of usage, as an unknown one is.
+        // A missing device is a usage error, like an unknown one.
         None if error.downcast_ref::<DeviceError>().is_some() => 2,
         None if error.downcast_ref::<UnitError>().is_some() => 2,
         None if error.downcast_ref::<Unfit>().is_some() => 2,
@@ -58,10 +58,10 @@ pub fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// What is printed about `error`.
+/// The text that is printed for `error`.
 pub fn text(error: &anyhow::Error) -> String {
     if let Some(errors) = error.downcast_ref::<SpecErrors>() {
-        // They come with a location each.
+        // Each of these names its place in a file.
         return errors.to_string();
     }
     if let Some(stopped @ (Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. })) = error.downcast_ref() {
@@ -71,7 +71,7 @@ pub fn text(error: &anyhow::Error) -> String {
     let mut text = format!("error: {}", causes.next().unwrap_or_default());
     let mut last = String::new();
     for cause in causes {
-        // Some libraries repeat their cause in their own text.
+        // Some libraries repeat the cause in their message.
         if !text.ends_with(&cause) && cause != last {
             text += &format!("\n  because: {cause}");
         }

@@ -1,4 +1,4 @@
-//! `snclr gc`: lists what no kept run needs, and removes it when told to.
+//! `snclr gc`: lists what no kept run needs, and removes it with `--yes`.
 
 use std::{collections::BTreeSet, io::Write, process::ExitCode, time::Duration};
 
@@ -12,23 +12,22 @@ use crate::{
     report::{FindError, Runs},
 };
 
-/// List what no kept run needs; with --yes, remove it
+/// List artifacts that no kept run needs; remove them with --yes
 ///
-/// Every finished run is kept unless --keep names those to keep. Artifacts that a kept run shares with others stay, and so does
-/// everything that a run at work counts on. Runs that ended without results are listed with their checkpoints, and go, unless
-/// --keep names them.
+/// All finished runs are kept, unless --keep names the ones to keep. Artifacts of kept runs stay, and so do those of runs in
+/// progress. Runs that ended without results are removed with their checkpoints, unless --keep names them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs to keep, all others go: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    /// Keep only these runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)
     #[arg(long, value_name = "RUN", num_args = 1..)]
     pub keep: Vec<String>,
-    /// Remove only what has not changed for so many days
+    /// Remove only what has not changed for this many days
     #[arg(long, value_name = "DAYS", value_parser = days)]
     pub older_than: Option<Duration>,
-    /// Clean the shared cache instead: what nobody has used for 30 days, or --older-than, and no run here needs
+    /// Clean the shared cache instead: remove what has not been used for 30 days (or --older-than) and no run here needs
     #[arg(long, value_name = "URL", num_args = 0..=1, conflicts_with = "keep")]
     pub cache: Option<Option<Address>>,
-    /// Only list; this is the default
+    /// Only list (the default)
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
     /// Remove what is listed
@@ -70,7 +69,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Age at which what nobody has used goes from the shared cache.
+/// Without use for this long, an object is removed from the shared cache.
 const UNUSED: Duration = Duration::from_secs(30 * 86_400);
 
 fn clean_cache(address: Option<Address>, args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
@@ -109,7 +108,7 @@ fn clean_cache(address: Option<Address>, args: &Args, global: &Global) -> anyhow
     Ok(ExitCode::SUCCESS)
 }
 
-/// Kind and name of something in a shared cache.
+/// Kind and name of an object in a shared cache.
 fn describe_object(item: &remote::Item) -> (&'static str, String) {
     match item {
         remote::Item::Artifact(stage, key) => ("artifact", format!("{stage} {}", key.get(..8).unwrap_or(key))),
@@ -118,13 +117,13 @@ fn describe_object(item: &remote::Item) -> (&'static str, String) {
     }
 }
 
-/// What a cleaning came to, or would.
+/// The result of a cleaning, or what it would be.
 fn conclusion(items: usize, size: u64, stay: &str, removed: bool) -> String {
     let what = format!("{}, {}; {stay}", count(items, "item"), show::bytes(size as f64));
     match (items, removed) {
         (0, _) => format!("nothing to remove; {stay}\n"),
         (_, true) => format!("removed {what}\n"),
-        (_, false) => format!("would remove {what}\nnothing was removed: --yes removes it\n"),
+        (_, false) => format!("would remove {what}\nnothing was removed; use --yes to remove it\n"),
     }
 }
 
@@ -171,14 +170,14 @@ fn to_text(cleaning: &Cleaning, removed: bool) -> String {
         format!("{kind:<12} {name:<34} {:>9}{more}\n", show::bytes(listed.bytes as f64))
     };
     cleaning.removed.iter().for_each(|listed| text += &line(listed, ""));
-    cleaning.busy.iter().for_each(|listed| text += &line(listed, "  stays: somebody works on it"));
+    cleaning.busy.iter().for_each(|listed| text += &line(listed, "  kept: in use"));
     let kept = format!(
         "{} and {} of artifacts stay",
         count(cleaning.kept_runs.len(), "run"),
         show::bytes(cleaning.kept_bytes as f64)
     );
     if let Some(shared) = &cleaning.shared {
-        text += &format!("what changed in the last day stays, as other machines may count on it ({shared})\n");
+        text += &format!("kept: all that changed in the last day, since other machines may be using it ({shared})\n");
     }
     text + &conclusion(cleaning.removed.len(), bytes(&cleaning.removed), &kept, removed)
 }
@@ -200,10 +199,9 @@ mod tests {
         let lines = "\
 run          a-0123                                1.2 kB
 damaged      knn-1                                   10 B
-damaged      knn-2                                    0 B  stays: somebody works on it
+damaged      knn-2                                    0 B  kept: in use
 ";
-        let dry =
-            "would remove 2 items, 1.2 kB; 1 run and 5.0 MB of artifacts stay\nnothing was removed: --yes removes it\n";
+        let dry = "would remove 2 items, 1.2 kB; 1 run and 5.0 MB of artifacts stay\nnothing was removed; use --yes to remove it\n";
         assert_eq!(to_text(&cleaning, false), format!("{lines}{dry}"));
         let done = "removed 2 items, 1.2 kB; 1 run and 5.0 MB of artifacts stay\n";
         assert_eq!(to_text(&cleaning, true), format!("{lines}{done}"));

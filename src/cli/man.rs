@@ -1,4 +1,4 @@
-//! `snclr man`: manual pages.
+//! `snclr man`: prints or writes the manual pages.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -10,7 +10,7 @@ use clap::CommandFactory;
 /// `snclr man | man -l -` shows it; `snclr man --out ~/.local/share/man/man1` installs all pages.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder to write one page per command into
+    /// Folder to write to, one page per command
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }

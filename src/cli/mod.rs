@@ -70,22 +70,22 @@ pub struct Global {
     /// Folder of artifacts, checkpoints and results
     #[arg(long, global = true, value_name = "DIR", default_value = "runs", help_heading = "Global options")]
     pub runs: PathBuf,
-    /// Worker threads; results do not depend on it [default: one per processor]
+    /// Worker threads; results do not depend on their number [default: one per processor]
     #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Global options")]
     pub threads: Option<usize>,
-    /// Device: cpu, cuda:N, or cuda, which is the first GPU or, with many ranks, each rank's own. GPUs need the feature `cuda`
+    /// Device to compute on: cpu, cuda:N (in a build with the feature `cuda`), or cuda (the first GPU, or the GPU of each rank)
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Global options")]
     pub device: Device,
-    /// No progress, warnings and results only
+    /// Print only warnings and results
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,
-    /// More progress: the health of the embeddings as it is measured
+    /// Print more progress: the health of the embeddings as it is measured
     #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = "Global options")]
     pub verbose: bool,
 }
 
 impl Global {
-    /// How much progress is told.
+    /// How much progress is shown.
     fn verbosity(&self) -> Verbosity {
         match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
@@ -97,15 +97,15 @@ impl Global {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Run what a spec describes; what is cached stays, what was interrupted goes on
+    /// Run a spec: reuse cached stages, resume interrupted ones, run the rest
     Run(run::Args),
-    /// Submit the missing stages of specs to a scheduler; what points share is submitted once
+    /// Submit the missing stages of specs to a scheduler, each once however many points share it
     Submit(submit::Args),
-    /// Show how far specs are: which stages are done, running and where, waiting, or failed and why
+    /// Show the progress of specs: which stages are done, running and where, waiting, or failed and why
     Status(status::Args),
     /// Show which stages of a spec are cached, and why the others have to run
     Plan(plan::Args),
-    /// List runs with their scores; also those at work, and those that ended without results
+    /// List all runs with their scores, including runs in progress and runs without results
     Runs(runs::Args),
     /// Check specs; print every error at once
     Validate(validate::Args),
@@ -113,7 +113,7 @@ pub enum Command {
     Schema(schema::Args),
     /// Show what is in the data of a spec before training: counts, sizes, classes, duplicates
     Data(data::Args),
-    /// Write a contact sheet of the views that training would make
+    /// Write a contact sheet of the views that training would see
     Views(views::Args),
     /// Compare runs: what differs between their specs, and their scores
     Compare(compare::Args),
@@ -123,15 +123,15 @@ pub enum Command {
     Tensorboard(tensorboard::Args),
     /// Write the trained encoder as safetensors with torchvision names
     Export(export::Args),
-    /// Write the embeddings of any images by the encoder of a run, as Parquet
+    /// Compute embeddings of any images by the encoder of a run, and write them as Parquet
     Embed(embed::Args),
-    /// Tell why stages of a spec would run, leaf by leaf, and how long it will take
+    /// Explain why stages of a spec would run, field by field, and how long they would take
     Explain(explain::Args),
-    /// Show what differs between two runs: spec, environment, metrics, and which test images flipped
+    /// Show what differs between two runs: spec, environment, metrics, and the test images that they predict differently
     Diff(diff::Args),
-    /// Check that a run's scores can be believed: frozen encoder, eval mode, complete weights, controls
+    /// Check whether the scores of a run can be trusted: frozen encoder, eval mode, complete weights, controls
     Audit(audit::Args),
-    /// List what no kept run needs; with --yes, remove it
+    /// List artifacts that no kept run needs; remove them with --yes
     Gc(gc::Args),
     /// Re-hash everything in the store; `verify resume` proves that killed runs resume exactly
     Verify(verify::Args),
@@ -149,7 +149,7 @@ pub enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     simd::check()?;
-    // The doctor tells why a device cannot be used. Of many ranks one tells it for all.
+    // The doctor itself reports an unusable device. Of many ranks, one reports for all.
     if !matches!(command, Command::Doctor(_) | Command::Run(_)) {
         global.device.choose()?;
     }

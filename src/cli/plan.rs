@@ -1,4 +1,4 @@
-//! `snclr plan`: which stages are cached, and why the others have to run.
+//! `snclr plan`: shows which stages are cached, and why the others must run.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     stage::Interrupt,
 };
 
-/// Exit code of `--check` when a stage has to run.
+/// Exit code of `--check` when a stage must run.
 const PENDING: u8 = 3;
 
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// End with exit code 3 when a stage has to run
+    /// End with exit code 3 if a stage must run
     #[arg(long)]
     pub check: bool,
 }
@@ -69,7 +69,7 @@ struct Plan<'a> {
     prospects: Vec<Key>,
 }
 
-/// Numbers of stages; one that several points share counts once.
+/// Numbers of stages. A stage that several points share counts once.
 #[derive(Clone, Copy)]
 struct Total {
     stages: usize,
@@ -128,7 +128,7 @@ fn to_text(plans: &[Plan]) -> String {
     for (i, plan) in plans.iter().enumerate() {
         text += &format!("point {} of {}: {}\n{}", i + 1, plans.len(), plan.point.label(), lines(&plan.stages));
     }
-    let shared = "what points share counts once";
+    let shared = "shared stages count once";
     text + &fact(Total::of(plans)).replace('\n', &format!(" in {} points; {shared}\n", plans.len()))
 }
 

@@ -1,4 +1,4 @@
-//! `snclr run` as one of several ranks. The first one does what a process alone would do; the others follow it.
+//! Runs `snclr run` on one of several ranks. The first rank does what a single process would do; the others follow it.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ use crate::{
     train::{Device, Precision},
 };
 
-/// Runs the command, on one of several ranks where a launcher has started them.
+/// Runs the command, as one rank of several if a launcher started them.
 ///
 /// # Errors
 /// As of [`super::run::run`]; when a launcher has left its variables incomplete.
@@ -36,9 +36,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Runs it on one of `ranks`. What fails on one of them alone ends all at once.
+/// Runs the command on one of `ranks`. A failure on any rank ends all of them.
 fn among(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
-    // A launcher ends all ranks as soon as one has failed. So the first one tells what is wrong before any of them ends.
+    // A launcher kills all ranks as soon as one fails. So the first rank prints the error before any rank ends.
     let points = match start(&ranks, args, global.device) {
         Ok(points) => points,
         Err(error) => {
@@ -65,21 +65,21 @@ fn among(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> a
     Ok(ExitCode::from(code))
 }
 
-/// Tells what is wrong; gives the exit code.
+/// Prints the error, and returns the exit code.
 fn tell(error: &anyhow::Error) -> u8 {
     failure::report(error);
     failure::code(error)
 }
 
-/// Reads the spec, and checks that the ranks fit together and to it: all come to the same points or the same error.
+/// Reads the spec, and checks that the ranks agree with each other and with it. All get the same points, or the same error.
 fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
-    // Notes are told once, by the first rank.
+    // Only the first rank prints notes.
     let points = if ranks.is_first() {
         args.changes.load(&args.spec)
     } else {
         spec::load_points(&args.spec, &args.changes.of_spec())
     };
-    // Where the program cannot be read, it cannot be compared.
+    // The program file cannot be read, so it cannot be compared.
     let program = std::env::current_exe().and_then(|path| hash::file(&path, |_| ()));
     let text =
         |points: &Points| points.points.iter().map(|point| serde_yaml::to_string(&point.loaded.experiment)).collect();
@@ -87,7 +87,7 @@ fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
     let in_bf16 = |points: &Points| points.points.iter().any(|p| p.loaded.experiment.precision == Precision::Bf16);
     let unit = points.as_ref().is_ok_and(in_bf16).then(product::bf16_unit).flatten();
     let chosen = device.choose();
-    // Of GPUs each rank may have another number, but all have to be of one kind. Who has none says why.
+    // Ranks may use different GPUs, but all must use the same kind of device. A rank without its GPU says why.
     let kind = chosen.as_ref().map_or_else(|error| error.why.clone(), |()| device.describe());
     ranks.agree(&[
         ("their program", program.unwrap_or_else(|_| hash::bytes(&[]))),

@@ -1,4 +1,4 @@
-//! `snclr report`: an HTML page of a run, or of the comparison of several.
+//! `snclr report`: writes an HTML page of a run, or of a comparison.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -12,15 +12,16 @@ use crate::{
 
 /// Write an HTML report of a run, or a comparison of several
 ///
-/// One self-contained file that opens in any browser, without a network: curves, scores, a map of the embeddings, the
-/// augmentations, and each image's neighbours early and late in training. Several runs become one page with their
-/// differences, scores and curves over each other. A run without results has its curves so far.
+/// The report is one file that any browser opens without a network. It shows curves, scores, a map of the embeddings, the
+/// augmentations, and the neighbours of some images early and late in training. For several runs it shows their differences,
+/// scores and curves side by side. For a run without results it shows the curves so far.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
-    /// File to write [default: report.html in the run's folder; of several runs, results/comparison.html in the runs folder]
+    /// File to write [default: report.html in the folder of the run; for several runs, results/comparison.html in the runs
+    /// folder]
     #[arg(short, long, value_name = "FILE.html")]
     pub output: Option<PathBuf>,
 }
@@ -43,7 +44,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let given = args.output.is_some();
     report::file::replace(&path, page.as_bytes()).map_err(|error| match given {
         true => error,
-        false => anyhow!("{error:#}; `--output FILE.html` writes it elsewhere"),
+        false => anyhow!("{error:#}; use `--output FILE.html` to write it elsewhere"),
     })?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,4 @@
-//! `snclr run`: brings a spec to its results.
+//! `snclr run`: runs all stages of a spec that are not cached.
 
 use std::{
     path::PathBuf,
@@ -25,22 +25,22 @@ pub struct Args {
     pub spec: PathBuf,
     #[command(flatten)]
     pub changes: Changes,
-    /// Run one stage alone, whose inputs are there: what a task of a cluster does
+    /// Run only this stage, whose inputs must be cached; tasks of a cluster use it
     #[arg(long, value_name = "STAGE", value_parser = stage, conflicts_with_all = ["keep_going", "jobs"])]
     pub only: Option<Stage>,
     /// Print one JSON object, last and alone on stdout
     #[arg(long)]
     pub json: bool,
-    /// Go on with the other points of a sweep when one fails
+    /// Continue with the other points of a sweep if one fails
     #[arg(short, long)]
     pub keep_going: bool,
-    /// Points of a sweep to run at once; they share the threads
+    /// Points of a sweep to run at the same time; they share the threads
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = jobs)]
     pub jobs: usize,
     /// Longest time between two checkpoints
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub checkpoint_every: Duration,
-    /// With many ranks: longest time that one may wait for another
+    /// With several ranks: longest time that one may wait for another
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = limit)]
     pub collective_timeout: Duration,
     #[command(flatten)]
@@ -62,7 +62,7 @@ fn stage(text: &str) -> Result<Stage, String> {
     Stage::ALL
         .into_iter()
         .find(|stage| stage.name() == text)
-        .ok_or_else(|| format!("there is no such stage; there are {}", names()))
+        .ok_or_else(|| format!("no such stage; use one of: {}", names()))
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
@@ -72,7 +72,7 @@ fn jobs(text: &str) -> Result<usize, String> {
 /// Runs the command.
 ///
 /// # Errors
-/// When the spec is invalid, or the run fails, diverges or is interrupted; a sweep has printed which of its points failed.
+/// When the spec is invalid, or the run fails, diverges or is interrupted. A sweep prints which points failed.
 pub fn run(args: &Args, points: Points, interrupt: &Interrupt, global: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::open(&global.runs);
     let cache = args.cache.open(global)?;
@@ -98,7 +98,7 @@ pub fn run(args: &Args, points: Points, interrupt: &Interrupt, global: &Global) 
             sweep::run(&setting, points, jobs, args.json, global.verbosity())
         }
     };
-    // Also of a run that failed or was interrupted: what it has made, others need not make again.
+    // Upload after a failure or interruption too: others can use the artifacts that were finished.
     if let Some(cache) = &cache {
         let reporter = Reporter::new(global.verbosity());
         cache.finish(&reporter, interrupt);

@@ -1,4 +1,4 @@
-//! `snclr runs`: all runs, their state and their scores.
+//! `snclr runs`: lists all runs with their state and scores.
 
 use std::{io::Write, process::ExitCode};
 
@@ -14,14 +14,14 @@ use crate::{
     },
 };
 
-/// List runs with their scores; also those at work, and those that ended without results
+/// List all runs with their scores, including runs in progress and runs without results
 ///
-/// A run without results is running, interrupted, diverged or failed. It is listed until the same spec has come to its results,
-/// or `snclr gc --yes` removes it; `snclr report` and `snclr tensorboard` show its curves. Of thousands of runs the folder `tables`
-/// keeps what is listed here; it may be deleted.
+/// A run without results is running, interrupted, diverged or failed. It is listed until its spec has results, or `snclr gc
+/// --yes` removes it. `snclr report` and `snclr tensorboard` show its curves. The folder `tables` caches this list, which makes
+/// it fast for thousands of runs; the folder may be deleted.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Write the figures and curves of all finished runs into one Parquet file each, for databases
+    /// Write the scores of all finished runs into one Parquet file, and their curves into another, for databases
     #[arg(long, conflicts_with = "json")]
     pub tables: bool,
     /// Print one JSON object
@@ -29,10 +29,10 @@ pub struct Args {
     pub json: bool,
 }
 
-/// Control: the weights that training started from, where a file gave them.
+/// Control: the encoder with the weights of `encoder.init`, before training.
 const INITIAL: &str = "knn/top1_initial";
 
-/// Scores that are listed, and what they are called there.
+/// The listed scores, and the headings of their columns.
 const SCORES: [(&str, &str); 4] = [
     ("linear/top1", "linear top-1"),
     ("knn/top1", "kNN top-1"),
@@ -105,7 +105,7 @@ fn to_text(store: &Store, runs: &[RunRecord]) -> String {
     format!("{table}{whys}")
 }
 
-/// Date and time of so many seconds since 1970, in UTC, as ISO 8601.
+/// Date and time in UTC, as ISO 8601, from seconds since 1970.
 fn date(seconds: u64) -> String {
     // Days since 1970 -> civil date, in years that begin in March, so that leap days come last
     // (H. Hinnant, "chrono-compatible low-level date algorithms").

@@ -1,4 +1,4 @@
-//! `snclr schema`: prints the JSON Schema of specs, or checks that a copy of it is up to date.
+//! `snclr schema`: prints the JSON Schema of specs, or checks that a copy is up to date.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::spec;
 /// Prints the JSON Schema of specs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Compare the schema with this file instead; exit code 1 when they differ
+    /// Compare the schema with this file instead, and end with exit code 1 if they differ
     #[arg(long, value_name = "FILE")]
     pub check: Option<PathBuf>,
     /// Print the reference of all keys as Markdown instead
@@ -40,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kept = fs::read_to_string(&path).with_context(|| format!("cannot read the schema {file}"))?;
     if let Some(line) = first_difference(&kept, &current) {
         anyhow::bail!(
-            "{file}:{line}: the schema differs from the one that the types give\n  help:    run `snclr schema > {file}` and commit the result"
+            "{file}:{line}: the schema is not that of the program\n  help:    run `snclr schema > {file}` and commit the result"
         );
     }
     println!("{file}: up to date");
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "{file}:3: the schema differs from the one that the types give\n  help:    run `snclr schema > {file}` and commit the result"
+                "{file}:3: the schema is not that of the program\n  help:    run `snclr schema > {file}` and commit the result"
             )
         );
     }

@@ -1,4 +1,4 @@
-//! Sizes, scores and notes for people.
+//! Formats sizes, counts, scores and notes for the terminal.
 
 use std::io::{Write, stderr, stdout};
 
@@ -31,7 +31,7 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// The first line of why something failed, with the first of what it announces.
+/// The first line of an error; if that ends in a colon, with the first line of the list behind it.
 pub fn brief(why: &str) -> String {
     let (first, rest) = why.split_once('\n').unwrap_or((why, ""));
     let mut listed = rest.lines().map(str::trim);
@@ -51,7 +51,7 @@ pub fn to_do(pending: usize, stages: usize) -> String {
     }
 }
 
-/// How stages came by their artifacts, e.g. `ran 1 stage, 5 cached`; None when all were there.
+/// How many stages ran, were fetched or were cached, e.g. `ran 1 stage, 5 cached`; None when all were cached.
 pub fn came_by<'a>(stages: impl Iterator<Item = &'a StageOutcome>) -> Option<String> {
     let mut numbers = [0; 3];
     stages.for_each(|stage| {
@@ -70,14 +70,14 @@ pub fn came_by<'a>(stages: impl Iterator<Item = &'a StageOutcome>) -> Option<Str
     }
 }
 
-/// The step or image that a pending stage goes on from, if there is one, behind what else is said of it.
+/// The step or image from which a pending stage resumes, if there is one; to append to other text.
 pub fn resumes(planned: &Planned) -> String {
     let unit = if planned.stage == Stage::Data { "image" } else { "step" };
-    planned.resumes_after.map_or(String::new(), |last| format!("; goes on after {unit} {last}"))
+    planned.resumes_after.map_or(String::new(), |last| format!("; resumes after {unit} {last}"))
 }
 
-/// Top-1 scores of evaluations beside their controls, in percent. The weights that training started from, and what was gained over
-/// them, have a column where there are any.
+/// Table of top-1 scores beside their controls, in percent. If training started from given weights, it has a column for their
+/// score and one for the gain.
 pub fn scores(rows: &[(&str, Scores)]) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
@@ -104,7 +104,7 @@ pub fn scores(rows: &[(&str, Scores)]) -> String {
     table.trim_fmt()
 }
 
-/// Says on stderr that a run has no results, where it has none.
+/// Says on stderr that a run has no results, if so.
 pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()> {
     if record.unfinished.is_none() {
         return Ok(());
@@ -112,7 +112,7 @@ pub fn note_unfinished(store: &Store, record: &RunRecord) -> std::io::Result<()>
     writeln!(stderr(), "note: {} has no results: {}", record.run, report::state(store, record))
 }
 
-/// Prints the text on stdout; or the JSON there, and the text on stderr.
+/// Prints the text on stdout; with JSON, prints the JSON on stdout and the text on stderr.
 pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::Result<()> {
     match json {
         None => write!(stdout(), "{text}")?,
@@ -126,13 +126,13 @@ pub fn print(text: &str, json: Option<Value>, verbosity: Verbosity) -> anyhow::R
     Ok(())
 }
 
-/// The shared cache and what went wrong with it so far, if anything did.
+/// The shared cache, and its first problem if there was one.
 pub fn cache(cache: &Cache) -> Value {
     let options = cache.options();
     json!({ "address": options.address.to_string(), "mode": options.mode.name(), "problem": cache.problem() })
 }
 
-/// Stages with their keys and what became of them.
+/// Stages with their keys and whether they ran.
 pub fn stages(stages: &[StageOutcome]) -> Value {
     let stage = |stage: &StageOutcome| {
         json!({
@@ -145,8 +145,8 @@ pub fn stages(stages: &[StageOutcome]) -> Value {
     stages.iter().map(stage).collect()
 }
 
-/// Notes of the stages, and warnings that are not among them. What is said of the images themselves and of the training is a
-/// warning: it concerns every score.
+/// Notes of the stages, then the warnings that are not among them, a line each. Findings about the images and about the training
+/// are warnings, since they concern every score.
 pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
     let of_note = |note: &String| match note.split_once(": ") {
         Some(("data" | "pretrain", _)) => "warning",

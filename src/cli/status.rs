@@ -1,4 +1,4 @@
-//! `snclr status`: how far the work of specs is, on whichever machines.
+//! `snclr status`: shows the progress of specs on all machines.
 
 use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
@@ -16,9 +16,9 @@ use crate::{
     stage::Stage,
 };
 
-/// Show how far specs are: which stages are done, running and where, waiting, or failed and why
+/// Show the progress of specs: which stages are done, running and where, waiting, or failed and why
 ///
-/// A stage that several points share counts once. All of it is read from the runs folder: it is the same on every machine.
+/// A stage that several points share counts once. Everything is read from the runs folder, so every machine shows the same.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What a state is called.
+/// The name of a state.
 fn name(state: &State) -> String {
     match state {
         State::Done => "done".to_owned(),

@@ -1,4 +1,4 @@
-//! `snclr submit`: hands the work of specs to a scheduler, each piece once.
+//! `snclr submit`: submits the missing stages of specs to a scheduler, each once.
 
 use std::{
     collections::BTreeSet,
@@ -19,22 +19,22 @@ use crate::cluster::{
     slurm,
 };
 
-/// Submit the missing stages of specs to a scheduler; what points share is submitted once
+/// Submit the missing stages of specs to a scheduler, each once however many points share it
 ///
-/// Each stage becomes a job array behind those of the stages that it reads. What is there is not submitted again: after a failure, or
-/// a crash of the scheduler, the same command submits what is missing, and says so when nothing is. `snclr status` shows how far it is.
-/// For Kubernetes the manifests are printed, for `kubectl apply -f -`.
+/// Each stage becomes a job array, which waits for the arrays of the stages that it reads. Stages that are done are not
+/// submitted again. So after a failure, or a crash of the scheduler, the same command submits what is missing. `snclr status`
+/// shows the progress. For Kubernetes the manifests are printed, for `kubectl apply -f -`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub specs: Specs,
-    /// What takes the work
+    /// Scheduler to submit to
     #[arg(long, value_enum, default_value_t = Executor::Slurm)]
     pub executor: Executor,
-    /// YAML file of what stages ask for: partition, time, gpus, cpus, memory
+    /// YAML file with the resources of each stage: partition, time, gpus, cpus, memory
     #[arg(long, value_name = "FILE")]
     pub cluster: Option<PathBuf>,
-    /// Print the scripts or manifests; submit and write nothing
+    /// Print the scripts or manifests, without submitting or writing anything
     #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object
@@ -42,7 +42,7 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What takes the work.
+/// A scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Executor {
     /// Job arrays, by sbatch
@@ -87,7 +87,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is submitted.
+/// The work to submit.
 struct Submission<'a> {
     work: &'a Work,
     arrays: &'a [Array<'a>],
@@ -96,7 +96,7 @@ struct Submission<'a> {
 }
 
 impl Submission<'_> {
-    /// Hands the arrays to sbatch, each behind those of its inputs.
+    /// Submits the arrays by sbatch, each to wait for the arrays of its inputs.
     fn to_slurm(&self, site: &Site, dry_run: bool, json: bool) -> anyhow::Result<()> {
         let mut text = String::new();
         let mut submitted: Vec<(&Array, String)> = Vec::new();
@@ -127,9 +127,9 @@ impl Submission<'_> {
         Ok(write!(std::io::stdout(), "{text}")?)
     }
 
-    /// Prints the manifests of the arrays, and on stderr what they are.
+    /// Prints the manifests of the arrays, and a summary on stderr.
     fn to_kubernetes(&self, cluster: &Kubernetes, site: Site, dry_run: bool, json: bool) -> anyhow::Result<()> {
-        // That of the image.
+        // The program in the image.
         let site = Site { program: "snclr".into(), ..site };
         let number = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let mut text = String::new();
@@ -153,7 +153,7 @@ impl Submission<'_> {
         Ok(())
     }
 
-    /// Writes the spec of each point that a task runs with.
+    /// Writes the spec of each point, for the tasks to read.
     fn write_points(&self) -> anyhow::Result<()> {
         let points: BTreeSet<usize> =
             self.arrays.iter().flat_map(|array| &array.tasks).map(|task| task.point).collect();
@@ -171,7 +171,7 @@ impl Submission<'_> {
             (work.count(|state| *state == State::Done), work.count(|state| matches!(state, State::Running(_))));
         let hopeless = work.tasks.tasks.iter().filter(|task| work.tasks.is_hopeless(task)).count();
         let some = |number: usize, what: &str| if number > 0 { format!(", {number} {what}") } else { String::new() };
-        let beside = some(running, "running") + &some(hopeless, "not to be had: their training diverged");
+        let beside = some(running, "running") + &some(hopeless, "impossible: their training diverged");
         match tasks {
             0 => format!("nothing to do: {} of {points} done{beside}\n", count(done, "stage")),
             _ => {
@@ -181,7 +181,7 @@ impl Submission<'_> {
         }
     }
 
-    /// `list` under its `name`, with how much there is.
+    /// `list` under the heading `name`, with its length.
     fn to_json(&self, name: &str, list: Vec<Value>, dry_run: bool) -> Value {
         let folder = (!dry_run && !list.is_empty()).then(|| self.folder.dir().display().to_string());
         json!({

@@ -1,4 +1,4 @@
-//! `snclr run` of a sweep: its points in order or several at once, and what each came to.
+//! Runs the points of a sweep for `snclr run`, in order or several at once, and prints their results.
 
 use std::{io::Write, process::ExitCode, sync::Arc};
 
@@ -14,10 +14,10 @@ use crate::{
     stage::{Progress, Stopped},
 };
 
-/// What a point came to; None when it was not begun.
+/// The outcome of a point; None if it did not start.
 type Ending = Option<anyhow::Result<Finished>>;
 
-/// Runs the points and prints what they came to; the exit code is that of the first failure.
+/// Runs the points and prints their outcomes. The exit code is that of the first failure.
 ///
 /// # Errors
 /// When the user interrupts, or threads cannot be started.
@@ -47,11 +47,11 @@ pub fn run(
     let mut text = format!("{}\n", table(points, &endings));
     let mut told = Vec::new();
     for (finished, reporter) in endings.iter().zip(&reporters).filter_map(|(ending, reporter)| {
-        // What a point that failed had to say stands beside its error.
+        // The notes of a failed point are printed with its error.
         Some((ending.as_ref()?.as_ref().ok()?, reporter))
     }) {
         for line in show::remarks(&finished.outcome.record.notes, &reporter.warnings()) {
-            // What concerns many points is said once.
+            // A note that several points share is printed once.
             if !told.contains(&line) {
                 text += &line;
                 told.push(line);
@@ -96,7 +96,7 @@ fn to_json(points: &[Point], endings: &[Ending], cache: Option<&Cache>) -> Value
     json!({ "points": points.iter().zip(endings).map(point).collect::<Vec<_>>(), "cache": cache.map(show::cache) })
 }
 
-/// A row per point: its values, what became of it, its scores in percent and its run.
+/// A table with a row per point: its values, its status, its scores in percent and its run.
 fn table(points: &[Point], endings: &[Ending]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);

@@ -1,4 +1,4 @@
-//! `snclr tensorboard`: the curves and scores of runs as TensorBoard event files.
+//! `snclr tensorboard`: writes the curves and scores of runs as TensorBoard event files.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -10,13 +10,14 @@ use crate::{
 
 /// Write the curves and scores of runs as TensorBoard event files
 ///
-/// Of a run without results, the curves so far. Look at them with `tensorboard --logdir DIR`; MLflow and Weights & Biases read the same files.
+/// A run without results has the curves so far. `tensorboard --logdir DIR` shows them; MLflow and Weights & Biases read the
+/// same files.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Runs: a run's name or its beginning, its folder, or a spec's name or path (its newest run)
+    /// Runs: the name of a run or its beginning, its folder, or the name or path of a spec (its newest run)
     #[arg(required = true, value_name = "RUN_OR_SPEC")]
     pub runs_or_specs: Vec<String>,
-    /// Folder that gets a folder for each run
+    /// Folder to write to, with a subfolder for each run
     #[arg(short, long, value_name = "DIR", default_value = "logs")]
     pub output: PathBuf,
 }

@@ -20,7 +20,7 @@ const INVALID: u8 = 2;
 pub struct Args {
     #[command(flatten)]
     pub specs: Specs,
-    /// Print every value, defaults included, and where it comes from
+    /// Print every value with its source, including defaults
     #[arg(long)]
     pub resolved: bool,
     /// Print one JSON object per spec on stdout
@@ -69,7 +69,7 @@ fn resolved(points: &Points) -> String {
     all.iter().enumerate().map(|(i, point)| head(i) + &spec::resolved_text(&point.loaded)).collect()
 }
 
-/// Adds `resolved`, a list of key, value and source; of a sweep `points`, each with its values and such a list.
+/// Adds `resolved`, a list of key, value and source; for a sweep it adds `points`, each with its values and such a list.
 fn add_resolved(report: &mut Value, points: &Points) {
     let list = |loaded: &Loaded| -> Value {
         let leaves = spec::leaves(loaded).into_iter();
@@ -90,7 +90,7 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
     json!({"spec": path.display().to_string(), "valid": errors.is_none(), "errors": list})
 }
 
-/// `line` and `column` are null, and `override` is the text given to `--set`, `--method` or `--sweep`, where that is at fault.
+/// An error in `--set`, `--method` or `--sweep` has their text in `override`; its `line` and `column` are null.
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
         Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),

@@ -1,4 +1,4 @@
-//! Names and help on the command line of types that know no command line.
+//! Names and help texts for types of lower layers, which do not depend on clap.
 
 use std::path::Path;
 
@@ -19,9 +19,9 @@ pub fn whole(text: &str, most: usize) -> Result<usize, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
 }
 
-/// Refuses a file to write whose name does not end in the one format that there is.
+/// Refuses an output file whose name does not end in `.extension`, the only format.
 pub fn ensure_ends_in(extension: &str, path: &Path) -> anyhow::Result<()> {
-    let why = || format!("{}: the name must end in .{extension}, the only format there is", path.display());
+    let why = || format!("{}: the name must end in .{extension}, the only format", path.display());
     anyhow::ensure!(path.extension().is_some_and(|found| found == extension), why());
     Ok(())
 }
@@ -50,14 +50,14 @@ impl Choice for Case {
 
     fn describe(self) -> (&'static str, &'static str) {
         let help = match self {
-            Case::Small => "Pretraining step: ResNet-18 of a quarter of the width, 32x32, batch 128",
+            Case::Small => "Pretraining step: ResNet-18 at a quarter of its width, 32x32, batch 128",
             Case::Resnet18 => "Pretraining step: ResNet-18, 32x32, batch 128",
             Case::Resnet50 => "Pretraining step: ResNet-50, 224x224, batch 8, queue 65536",
             Case::VitTiny => "Pretraining step: ViT-Tiny with patches of 4, 32x32, batch 128",
             Case::VitSmall => "Pretraining step: ViT-S/16, 224x224, batch 8",
-            Case::Epoch => "Images from shards, augmented, and the step of `small`: a training as it runs",
+            Case::Epoch => "Training as it runs: images from shards, augmentation, and the step of `small`",
             Case::EpochImagenet => {
-                "JPEG images from shards, augmented by ImageNet's recipe, and the step of `resnet50`"
+                "Training as it runs: JPEG images from shards, ImageNet's augmentation, and the step of `resnet50`"
             }
             Case::Queue => "The exact K nearest rows of the queue to 256 queries",
             Case::AugmentCifar => "Both views of CIFAR-10's recipe from PNG bytes, one thread",
@@ -100,8 +100,8 @@ impl ValueEnum for Branch {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let (name, help) = match self {
-            Branch::Online => ("online", "The trained encoder, that of the run's scores"),
-            Branch::Momentum => ("momentum", "Its moving average, where the method keeps one"),
+            Branch::Online => ("online", "The trained encoder, which the scores of the run are from"),
+            Branch::Momentum => ("momentum", "The moving average of the encoder, if the method keeps one"),
         };
         Some(PossibleValue::new(name).help(help))
     }
@@ -114,12 +114,8 @@ impl ValueEnum for Head {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         let (name, help) = match self {
-            Head::Auto => {
-                ("auto", "The linear probe's, which classifies the features as they are; zeros when the run has none")
-            }
-            Head::Zeros => {
-                ("zeros", "Zeros for 1000 classes, as many as torchvision's and timm's networks have by default")
-            }
+            Head::Auto => ("auto", "The linear probe, folded to classify raw features; zeros if the run has none"),
+            Head::Zeros => ("zeros", "Zeros for 1000 classes, the default of torchvision and timm"),
             Head::None => ("none", "None: only the encoder"),
         };
         Some(PossibleValue::new(name).help(help))

@@ -1,4 +1,4 @@
-//! `snclr views`: a contact sheet of what training would see.
+//! `snclr views`: writes a contact sheet of the views that training would see.
 
 use std::{
     io::{Cursor, Write},
@@ -21,9 +21,9 @@ use crate::{
     tables,
 };
 
-/// Write a contact sheet of the views that training would make: a row for each image, itself and then its crops
+/// Write a contact sheet of the views that training would see: a row per image, the image first, then its crops
 ///
-/// By the augmentations, the seed and the order of the spec: the same pixels that the network would see.
+/// Augmentations, seed and order are those of the spec, so these are the very pixels that the network would see.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment
@@ -36,7 +36,7 @@ pub struct Args {
     /// Images to show
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub images: u16,
-    /// Epoch whose views are made, from 0
+    /// Epoch whose views to show, from 0
     #[arg(long, value_name = "EPOCH", default_value = "0")]
     pub epoch: u64,
 }
@@ -49,12 +49,15 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let path = &args.output;
     ensure!(
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")),
-        "{}: the name must end in .png, the only format there is",
+        "{}: the name must end in .png, the only format",
         path.display()
     );
     let points = args.changes.load(&args.spec)?;
     let [point] = &points.points[..] else {
-        anyhow::bail!("a sweep of {} points has no views of its own; fix its keys with --set", points.points.len());
+        anyhow::bail!(
+            "the spec is a sweep of {} points; choose one by fixing its keys with --set",
+            points.points.len()
+        );
     };
     let experiment = &point.loaded.experiment;
     let (store, interrupt) = (Store::open(&global.runs), Interrupt::default());

@@ -1,4 +1,4 @@
-//! What commands about many points look at: the points of specs, and the work that they are.
+//! The points of specs and their tasks, for `snclr submit` and `snclr status`.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -11,17 +11,17 @@ use crate::{
     stage::Interrupt,
 };
 
-/// The points of specs, and the work that they are.
+/// The points of specs and their tasks.
 pub struct Work {
-    /// Of the first spec.
+    /// Name of the first spec.
     pub name: String,
     pub points: Vec<Point>,
     pub tasks: Tasks,
 }
 
 impl Work {
-    /// Reads the specs and looks into the store. Points that have all their artifacts and no results get them: where each stage was
-    /// made by a task of its own, nobody else may have seen the last one.
+    /// Reads the specs and looks into the store. Writes the results of points that have all their artifacts and no results yet:
+    /// if each stage ran as a task of its own, no task may have seen that it was the last.
     ///
     /// # Errors
     /// When a spec is invalid, source files cannot be read, or results cannot be written.
@@ -55,7 +55,7 @@ impl Work {
         Ok(Work { name, points, tasks })
     }
 
-    /// Number of tasks that `is` true of.
+    /// Number of tasks for which `is` holds.
     pub fn count(&self, is: impl Fn(&State) -> bool) -> usize {
         self.tasks.tasks.iter().filter(|task| is(&task.state)).count()
     }

@@ -1,4 +1,4 @@
-//! Missing tasks as arrays, and what starts one of them: the same for every scheduler that starts many like tasks by number.
+//! Groups missing tasks into arrays, for every scheduler that starts similar tasks by number, and gives the command of a task.
 
 use std::path::{Path, PathBuf};
 

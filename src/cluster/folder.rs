@@ -1,4 +1,5 @@
-//! `cluster/<name>-<id>/` under the runs root: what was submitted, as files that its tasks read. It may be removed once they have ended.
+//! The folder of a submission, `cluster/<name>-<id>/` in the runs folder, whose files its tasks read. It may be removed once they
+//! have ended.
 //!
 //! | file | what it holds |
 //! |---|---|

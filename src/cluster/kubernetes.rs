@@ -1,6 +1,6 @@
-//! Tasks as Indexed Jobs of Kubernetes (1.29 and later), a manifest per stage. Jobs know no order: a task whose input is not there
-//! yet ends at once and is started again later, each time after twice the pause (ten minutes at most), so that it holds nothing
-//! while it waits. Which exit codes are started again, and which count as failures, the manifest says.
+//! Writes tasks as Indexed Jobs of Kubernetes (1.29 and later), with a manifest per stage. Jobs have no order. So a task whose input
+//! is missing ends at once, and Kubernetes starts it again after a pause, which doubles each time up to ten minutes. The manifest
+//! says which exit codes lead to another start, and which are failures.
 
 use std::path::{Path, PathBuf};
 

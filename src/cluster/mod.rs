@@ -1,5 +1,5 @@
-//! Experiments on many machines: which work there is, each piece once however many points share it, and how a scheduler is told of
-//! it. The schedulers exist; nothing of theirs is done here, and all that is known of the work is what the store holds.
+//! Runs experiments on many machines: lists the missing tasks, each once however many points share it, and writes them for a
+//! scheduler. Scheduling itself is left to Slurm or Kubernetes. The state of the work is what the store holds.
 
 mod array;
 mod folder;

@@ -1,4 +1,4 @@
-//! The `cluster:` file: what each stage asks of a cluster. Operational: nothing of it is part of a key.
+//! The file of `--cluster`: the resources that each stage needs. Nothing in it is part of a key.
 
 use std::{
     collections::BTreeMap,

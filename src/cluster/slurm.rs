@@ -1,5 +1,5 @@
-//! Tasks as job arrays of Slurm: one per stage, split where a site allows no longer ones, each behind those of the stages that it
-//! reads. What is told to Slurm is nothing but what to start: the state of the work is the store's.
+//! Submits tasks as job arrays of Slurm: one per stage, or several where a site limits their length. Each array waits for those of
+//! its input stages. Slurm only starts tasks; the state of the work is in the store.
 
 use std::{
     fmt::Write,

@@ -1,4 +1,4 @@
-//! Work of many points: a task per stage, and one for all points that share it.
+//! The tasks of many points: one per stage, which all points that share the stage also share.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,6 +1,6 @@
-//! What a forward pass costs: multiplications with an addition each, in convolutions, linear layers and attention's products.
+//! Counts the multiply-adds of a forward pass, in convolutions, linear layers and the products of attention.
 //!
-//! Norms, activations and pooling are left out, as in the figures that torchvision and timm publish.
+//! Norms, activations and pooling do not count, as in the figures of torchvision and timm.
 
 use super::Encoder;
 use crate::ops::conv2d::{Conv2d, Size};

@@ -1,4 +1,4 @@
-//! Encoders: images in, features out, gradients by hand. Unaware of methods and data sets.
+//! Encoders: networks from images to features, with hand-written gradients. They know neither methods nor data sets.
 //!
 //! An encoder is one coarse operation: it owns the structure, its weights and gradients live in flat buffers of the caller
 //! (see [`crate::ops::arena`]), on the device that computes.

@@ -1,4 +1,4 @@
-//! What holds for every encoder.
+//! Tests that every encoder must pass.
 
 use super::*;
 use crate::{

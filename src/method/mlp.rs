@@ -1,4 +1,4 @@
-//! Projector and predictor: linear layers, batch norm and ReLU.
+//! Projector and predictor: perceptrons of linear layers, batch norm and ReLU.
 
 use rand::RngExt;
 
@@ -18,11 +18,11 @@ use crate::{
 /// A multi-layer perceptron.
 #[derive(Clone, Debug)]
 pub struct Mlp {
-    /// Each layer with the number of its weight among the parameters.
+    /// Each layer, with the index of its weight in the parameters.
     layers: Vec<(usize, Dense)>,
 }
 
-/// What the backward pass needs of a forward pass: each layer's input, and what it kept.
+/// What the backward pass needs: input and saved values of each layer.
 pub struct SavedMlp<B: Backend>(Vec<(B::Buffer, B::KeptDense)>);
 
 impl Mlp {
@@ -59,12 +59,12 @@ impl Mlp {
         Self { layers }
     }
 
-    /// Elements of a row of the output.
+    /// Width of the output.
     pub fn output(&self) -> usize {
         self.layers.last().expect("there are layers").1.output
     }
 
-    /// Multiply-adds of one row; norms are left out.
+    /// Multiply-adds per row, without norms.
     pub fn multiply_adds(&self) -> u64 {
         self.layers.iter().map(|(_, layer)| layer.weight.len() as u64).sum()
     }
@@ -83,7 +83,7 @@ impl Mlp {
         }
     }
 
-    /// Output [n, output] of x [n, input] in training mode, and what the backward pass needs; running statistics move.
+    /// Output [n, output] of x [n, input] in training mode, and what the backward pass needs. Updates the running statistics.
     ///
     /// # Errors
     /// When the device fails.
@@ -101,7 +101,7 @@ impl Mlp {
         Ok((x, SavedMlp(saved)))
     }
 
-    /// The gradient of x from that of the output, added to `onto` where there is one. Adds to the gradients of the parameters.
+    /// The gradient of x from that of the output, added to `onto` if given. Adds to the gradients of the parameters.
     ///
     /// # Errors
     /// When the device fails.

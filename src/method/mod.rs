@@ -1,4 +1,5 @@
-//! Self-supervised methods: heads, neighbour queue and loss, on encoder outputs. Unaware of encoders and data sets.
+//! The self-supervised methods: heads, queue of neighbours, and loss. They see the outputs of encoders, and know neither
+//! encoders nor data sets.
 
 mod config;
 mod infonce;
@@ -33,17 +34,17 @@ use queue::Queue;
 /// Rows [N, D] on the losses' device.
 pub use crate::backend::RowsOf as Rows;
 
-/// The same on a tape.
+/// Rows on a tape.
 type TracedRows<B> = tensor::TracedRows<<B as Memory>::Real, <B as Memory>::Tensors>;
-/// A matrix on its tape, for operations of dfdx's.
+/// A matrix on its tape, for operations of dfdx.
 type TracedMatrix<B> = Traced<<B as Memory>::Real, <B as Memory>::Tensors>;
 /// A loss on its tape.
 type Loss<B> = TracedScalar<<B as Memory>::Real, <B as Memory>::Tensors>;
-/// What the losses' device may fail with.
+/// The error of the losses' device.
 type TensorError<B> = <<B as Memory>::Tensors as dfdx::prelude::HasErr>::Err;
 
-/// What a method gets of one training step: N samples, D the projector's output width. Crops are the two full views, then
-/// the small ones.
+/// The inputs of a training step. N is the number of samples, D the output width of the projector. Crops are the two full
+/// views, then the small ones.
 pub struct StepInput<'a, B: Backend> {
     /// Number of the step.
     pub step: u64,
@@ -51,34 +52,34 @@ pub struct StepInput<'a, B: Backend> {
     pub epoch: f64,
     /// Online projections y [N, D] of each crop.
     pub y: Vec<Rows<B>>,
-    /// Online predictions z = q(y) [N, D] of each crop; y itself where there is no predictor.
+    /// Online predictions z = q(y) [N, D] of each crop; y itself without a predictor.
     pub z: Vec<Rows<B>>,
-    /// Projections [N, D] of both full views from the momentum branch, where there is one.
+    /// Projections [N, D] of both full views from the momentum branch, if there is one.
     pub momentum: Option<[Rows<B>; 2]>,
     /// Index of each sample in the data set.
     pub samples: &'a [i64],
-    /// Label of each sample, -1 where there is none; for diagnostics only.
+    /// Label of each sample, -1 if it has none; for diagnostics only.
     pub labels: &'a [i64],
-    /// Whether the positives are wanted in full.
+    /// Whether to return the positives in full.
     pub diagnose: bool,
 }
 
-/// What comes out of a training step.
+/// The outputs of a training step.
 pub struct StepOutput<B: Backend> {
-    /// On a tape that leads back to the tensors y and z of the input and to the method's own parameters.
+    /// The loss, on a tape that leads back to y and z of the input and to the method's own parameters.
     pub loss: Loss<B>,
     pub positives: Later<Positives<B::Real>>,
 }
 
-/// The method's own parameters as tensors, whose gradients the losses' tape gives.
+/// The method's own parameters as tensors on the losses' tape.
 pub struct OwnParams<B: Backend> {
-    /// Number of the first among all parameters.
+    /// Index of the first one in all parameters.
     first: usize,
     tensors: Vec<Rows<B>>,
 }
 
 impl<B: Backend> OwnParams<B> {
-    /// The entries `entries` of `params`, which have two axes.
+    /// Makes tensors of `entries` of `params`, which must have two axes.
     ///
     /// # Errors
     /// When memory runs out.
@@ -101,7 +102,7 @@ impl<B: Backend> OwnParams<B> {
         self.values(entry).clone().traced()
     }
 
-    /// A tape that adds to their gradients in `totals`, which are those of all parameters.
+    /// A tape on which their gradients start from those in `totals`, the gradients of all parameters.
     ///
     /// # Errors
     /// When memory runs out.
@@ -116,7 +117,7 @@ impl<B: Backend> OwnParams<B> {
         })
     }
 
-    /// Puts the gradients that such a tape gave back into `totals`.
+    /// Copies the gradients from such a tape back into `totals`.
     ///
     /// # Errors
     /// When memory runs out.
@@ -163,8 +164,8 @@ pub enum Method<B: Backend> {
 }
 
 impl<B: Backend> Method<B> {
-    /// Lays out the method's own parameters behind those already in `params`; `dim` is D. Searches of queues read factors as
-    /// `products` says.
+    /// Makes the method, and appends its own parameters to `params`; `dim` is D. `products` is the precision of searches in
+    /// queues.
     ///
     /// # Errors
     /// When memory runs out.
@@ -204,7 +205,7 @@ impl<B: Backend> Method<B> {
         }
     }
 
-    /// The method's queues.
+    /// The method's queues, mutable.
     pub fn queues_mut(&mut self) -> &mut [Queue<B>] {
         match self {
             Method::Infonce(_) | Method::Simclr(_) => &mut [],
@@ -223,7 +224,7 @@ impl<B: Backend> Method<B> {
         }
     }
 
-    /// The entry of the parameters whose rows have unit length at the start of each step, where there is one.
+    /// The entry of the parameters whose rows are scaled to unit length at the start of each step, if there is one.
     pub fn unit_rows(&self) -> Option<usize> {
         match self {
             Method::Swav(method) => Some(method.prototypes),
@@ -231,7 +232,7 @@ impl<B: Backend> Method<B> {
         }
     }
 
-    /// Whether the optimiser moves an entry of the parameters at this time.
+    /// Whether the optimiser updates an entry of the parameters in this epoch.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
         match self {
             Method::Swav(method) => method.trains(entry, epoch),

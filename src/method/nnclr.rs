@@ -28,8 +28,8 @@ pub struct Nnclr<B: Backend> {
 }
 
 impl<B: Backend> Nnclr<B> {
-    /// One training step: both look-ups, then the enqueueing of one view, then the symmetrised loss; small crops predict
-    /// the neighbours of both full views.
+    /// One training step. It looks up the neighbours of both views, enqueues one view, and computes the symmetrised loss. Small
+    /// crops predict the neighbours of both full views.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.

@@ -1,34 +1,34 @@
-//! The positives that a step used, in one form for all methods, so that methods can be compared.
+//! The positives of a step, in one form for all methods, so that methods can be compared.
 
 use crate::{backend::Origins, ops::Real};
 
 /// The positives of a step. Rows are the samples of the first direction (view 1 predicts view 2), then those of the second.
 #[derive(Clone, Debug)]
 pub struct Positives<E> {
-    /// Positives of each row beside the other view of its own image.
+    /// Number of positives of each row, without the other view of the same image.
     pub k: usize,
-    /// Weight of the other view of the own image [2N].
+    /// Weight of the other view of the same image [2N].
     pub own: Vec<E>,
     /// Weights of the other positives [2N, K].
     pub w: Vec<E>,
-    /// Labels of the other positives [2N, K], -1 where there is none.
+    /// Labels of the other positives [2N, K], -1 if there is none.
     pub labels: Vec<i64>,
-    /// Steps since each of the other positives entered the queue [2N, K], -1 for what was there from the start; empty where
-    /// positives come from no queue.
+    /// Steps since each of the other positives entered the queue [2N, K], -1 for a random vector from its start; empty without
+    /// a queue.
     pub ages: Vec<i64>,
-    /// Cosine with the row of the queue [2N, K]; empty where positives come from no queue.
+    /// Cosine with the row of the queue [2N, K]; empty without a queue.
     pub similarities: Vec<E>,
-    /// What identifies the choice of each row of the first direction [N, C], C may be 0: samples, or a prototype.
+    /// The choices of each row of the first direction [N, C]: samples, or a prototype. C may be 0.
     pub choices: Vec<i64>,
 }
 
 impl<E: Real> Positives<E> {
-    /// The other view of the own image alone (InfoNCE).
+    /// Only the other view of the same image (InfoNCE).
     pub fn own_view(samples: usize) -> Self {
         Self { own: vec![E::one(); 2 * samples], ..Self::empty() }
     }
 
-    /// The own image with weight `own`, and rows of a queue with weights `w` [2N, K]; `near` of both directions.
+    /// The other view with weight `own`, and rows of a queue with weights `w` [2N, K]; `near` are the rows of both directions.
     pub fn from_queue(own: E, w: Vec<E>, near: [Origins<E>; 2], step: u64) -> Self {
         let [first, second] = near;
         let rows = w.len() / first.k;
@@ -45,7 +45,7 @@ impl<E: Real> Positives<E> {
     }
 
     /// Images whose codes q [N, P] share prototypes: the weight of image j for image i is the probability of going from i
-    /// to a prototype and from there to j, sum_p q_ip q_jp / sum_j' q_j'p. Left out unless `in_full`: it costs N^2 P.
+    /// to a prototype and from there to j, sum_p q_ip q_jp / sum_j' q_j'p. Computed only `in_full`, since it costs N^2 P.
     pub fn from_codes(codes: [Vec<E>; 2], prototypes: usize, labels: &[i64], in_full: bool) -> Self {
         let n = labels.len();
         let nearest =

@@ -27,19 +27,19 @@ use crate::{
 /// A matrix off any tape.
 type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
 
-/// A loss, and the positiveness [N, K] that went into it, where there are neighbours.
+/// A loss, and its positiveness [N, K] if there are neighbours.
 type Loss<B> = (Scalar<B>, Option<Later<Vec<<B as Memory>::Real>>>);
 
-/// The method's settings, its queue, and where f1 and f2 lie among the parameters.
+/// The settings of the method, its queue, and the places of f1 and f2 in the parameters.
 pub struct Snclr<B: Backend> {
     config: SnclrConfig,
     pub queue: Queue<B>,
-    /// Entries of f1 and f2 [attention width, D], when the attention is learned.
+    /// Entries of f1 and f2 [attention width, D], if the attention is learned.
     attention: Option<(usize, usize)>,
 }
 
 impl<B: Backend> Snclr<B> {
-    /// Lays out the attention's parameters. `dim` is D.
+    /// Makes the method, and appends the parameters of the attention. `dim` is D.
     pub fn new(config: &SnclrConfig, dim: usize, queue: Queue<B>, params: &mut Layout) -> Self {
         let learned = config.attention == Attention::Learned && config.k > 0;
         let attention = learned.then(|| {
@@ -57,8 +57,8 @@ impl<B: Backend> Snclr<B> {
         }
     }
 
-    /// One training step: both look-ups, then the enqueueing of view 2, then the symmetrised loss; small crops predict the
-    /// candidates of both full views.
+    /// One training step. It looks up the neighbours of both views, enqueues view 2, and computes the symmetrised loss. Small
+    /// crops predict the candidates of both full views.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
@@ -90,13 +90,13 @@ impl<B: Backend> Snclr<B> {
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
-    /// NN(y2)_1..K of `queries` [N, D], y2 at unit length; none where K is 0.
+    /// NN(y2)_1..K of `queries` [N, D], which are y2 at unit length; None if K is 0.
     fn look_up(&self, on: &B, queries: &Rows<B>, samples: &[i64]) -> anyhow::Result<Option<Nearest<B>>> {
         let exclude = self.config.exclude_self.then_some(samples);
         (self.config.k > 0).then(|| self.queue.search(on, queries, self.config.k, exclude)).transpose()
     }
 
-    /// The loss of one direction, and the positiveness that went into it.
+    /// The loss of one direction, and its positiveness.
     ///
     /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
     fn direction(
@@ -171,7 +171,7 @@ impl<B: Backend> Snclr<B> {
             return traced(uniform).try_sub(B::Real::of(libm::log(k as f64)) + log_gamma);
         }
         let y1 = match self.config.detach_w {
-            // Rows of their own, whose gradient leads nowhere.
+            // A copy off the tape, so that no gradient flows back.
             Detach::Projection => Rows::<B>::of(y1.into_tensor().try_mul(B::Real::of(1.0))?)?,
             Detach::None | Detach::All => y1,
         };

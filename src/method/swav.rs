@@ -22,16 +22,16 @@ use crate::{
     },
 };
 
-/// Codes, for operations of dfdx's.
+/// Codes, for operations of dfdx.
 type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
 
 /// A loss, and the codes q [N, P] of both full views.
 type Loss<B> = (Scalar<B>, [MatrixOf<B>; 2]);
 
-/// Rows [M, D] of each full view's queue, where it has a part in the codes.
+/// Rows [M, D] of the queue of each full view, if it takes part in the codes.
 type Queued<B> = [Option<Rows<B>>; 2];
 
-/// The method's settings, where C lies among the parameters, and the queue of each full view, if there are any.
+/// The settings of the method, the place of C in the parameters, and the queue of each full view, if there are queues.
 pub struct Swav<B: Backend> {
     config: SwavConfig,
     dim: usize,
@@ -40,13 +40,13 @@ pub struct Swav<B: Backend> {
 }
 
 impl<B: Backend> Swav<B> {
-    /// Lays out the prototypes. `dim` is D.
+    /// Makes the method, and appends the prototypes to the parameters. `dim` is D.
     pub fn new(config: &SwavConfig, dim: usize, queues: Vec<Queue<B>>, params: &mut Layout) -> Self {
         let prototypes = params.push("prototypes.weight", &[config.prototypes, dim]);
         Self { config: config.clone(), dim, prototypes, queues }
     }
 
-    /// Prototypes that are spread uniformly over the sphere.
+    /// Initial prototypes, spread uniformly over the sphere.
     pub fn init(&self, seed: u64, layout: &Layout, params: &mut [B::Real]) {
         let prototypes = &mut params[layout.entries[self.prototypes].range()];
         let mut normals = Normals::of(stream(seed, Purpose::Init, self.prototypes as u64, 2, 0));
@@ -54,12 +54,13 @@ impl<B: Backend> Swav<B> {
         normalize_rows(prototypes, self.dim);
     }
 
-    /// Whether the optimiser moves an entry of the parameters at this time.
+    /// Whether the optimiser updates an entry of the parameters in this epoch.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
         entry != self.prototypes || epoch >= self.config.freeze_prototypes_epochs
     }
 
-    /// One training step: the codes of both full views, then the swapped prediction, then the queues take the batch.
+    /// One training step. It computes the codes of both full views and the swapped prediction, then adds the batch to the
+    /// queues.
     ///
     /// L = -(1/2) sum over full views i of the mean over the other crops v of (1/N) sum_n q_i . log p_v.
     ///
@@ -82,7 +83,7 @@ impl<B: Backend> Swav<B> {
         Ok(StepOutput { loss, positives: Later::new(positives) })
     }
 
-    /// The rows of the queues; a queue takes part once it is full.
+    /// The rows of the queues. A queue takes part once it is full.
     fn queued(&self, on: &B) -> anyhow::Result<Queued<B>> {
         let rows = |view: usize| {
             let full = self.queues.get(view).filter(|queue| queue.is_full());

@@ -1,4 +1,4 @@
-//! The sum over pairs of views that contrastive methods share.
+//! Sums a loss over pairs of views, for all contrastive methods.
 
 use dfdx::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The leaves in which two sets of components differ.
+//! Finds the leaves in which two sets of components differ.
 
 use std::{collections::BTreeSet, fmt};
 

@@ -1,4 +1,4 @@
-//! How long a stage will take and how much disk its artifact needs, judged by an earlier artifact of the same kind of work.
+//! Estimates the time of a stage and the size of its artifact, from an earlier artifact of the same kind of work.
 
 use serde_json::Value;
 

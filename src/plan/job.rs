@@ -1,4 +1,4 @@
-//! From an experiment to its stages: the configuration that each reads, from which its key is made and from which it runs.
+//! Derives the configuration of each stage from an experiment. The key is made from it, and the stage runs with it.
 
 use std::{collections::BTreeMap, path::Path};
 

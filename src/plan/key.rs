@@ -1,4 +1,4 @@
-//! What a stage's key is made of. Explanations read the same leaves, so that the two cannot drift apart.
+//! Builds the key of a stage from its leaves. Explanations read the same leaves, so that the two cannot drift apart.
 
 use std::collections::BTreeMap;
 

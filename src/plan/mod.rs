@@ -1,4 +1,4 @@
-//! An experiment becomes a stage graph with keys and explanations.
+//! Plans an experiment: its stages with their keys, and why each would run.
 
 mod difference;
 pub mod estimate;

@@ -1,4 +1,4 @@
-//! The artifact that a stage is compared with where nobody names one.
+//! Finds the artifact that is most similar to a stage, to explain the stage by what differs.
 
 use super::difference::differences;
 use crate::artifact::{Components, Manifest};

@@ -1,5 +1,5 @@
-//! One walk over the stages: which would run, and every leaf that makes the difference, also of stages whose inputs are not
-//! there yet. `plan` and `explain` print it, and the driver takes each step of it.
+//! Walks over the stages, and says which would run and which leaves make the difference, even if inputs are still missing. `plan`
+//! and `explain` print the result, and the driver follows it.
 
 use std::collections::BTreeMap;
 

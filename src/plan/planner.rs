@@ -1,4 +1,4 @@
-//! Keys of the stages of one experiment.
+//! Computes the keys of the stages of an experiment.
 
 use std::{collections::BTreeMap, path::Path};
 

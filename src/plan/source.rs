@@ -1,4 +1,4 @@
-//! Hashes of source files: what keys hold of files that lie outside the store.
+//! Hashes of source files, by which keys depend on files outside the store.
 
 use std::{
     collections::BTreeMap,

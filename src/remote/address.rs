@@ -1,4 +1,4 @@
-//! Where a shared cache is: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `file:///FOLDER`.
+//! The address of a shared cache: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `file:///FOLDER`.
 
 use std::{fmt, str::FromStr};
 

@@ -1,4 +1,4 @@
-//! Objects in a bucket, or in a folder, by the crate `object_store`.
+//! Reads and writes objects in a bucket or a folder, by the crate `object_store`.
 
 use std::{
     fs::{self, File},

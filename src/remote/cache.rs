@@ -1,4 +1,4 @@
-//! The cache as a run uses it: artifacts out of it, and into it.
+//! Fetches artifacts from the shared cache, and uploads new ones.
 
 use std::{
     path::Path,

@@ -1,4 +1,4 @@
-//! Checkpoints of stages at work, so that a run whose machine is taken away goes on elsewhere.
+//! Shares the checkpoints of running stages, so that another machine can resume a run whose machine was taken away.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -1,4 +1,4 @@
-//! What in a cache nobody has used for long, and its removal. Nobody knows all runs of all machines: age decides.
+//! Removes objects from the shared cache that have not been used for long. No machine knows the runs of all others, so age decides.
 
 use std::{
     collections::BTreeSet,

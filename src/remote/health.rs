@@ -1,4 +1,4 @@
-//! What still works of a cache, and the one warning about what does not.
+//! Tracks whether reading and writing the cache still work, and warns once if not.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,7 +1,6 @@
-//! A cache in object storage that many machines share: what one has made is a hit on the others.
+//! The shared cache: artifacts in object storage, so that a result of one machine is a hit on the others.
 //!
-//! The store stays the truth and the place where work is done. The cache is a mirror of it: nothing is read from it but into the
-//! store, and checked on the way. Layout:
+//! The cache only mirrors the store. An artifact from the cache is checked, and put into the store before it is used. Layout:
 //!
 //! | object | what it holds |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! Objects by name, wherever they are kept.
+//! The interface to stored objects, by name.
 
 use std::{path::Path, time::SystemTime};
 

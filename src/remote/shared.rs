@@ -1,4 +1,4 @@
-//! What all parts of a cache know: which it is, what still works, and the way to it.
+//! The state that all parts of a cache share: its address, its health, and the connection.
 
 use std::{
     path::{Path, PathBuf},

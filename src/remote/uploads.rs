@@ -1,5 +1,5 @@
-//! Uploads beside the work: a thread takes them one after the other. A file per artifact under `uploads/` says that it is yet to
-//! come, so that a later run makes up for one that was killed.
+//! Uploads artifacts on a thread of its own, one after the other. A file per artifact in `uploads/` marks a pending upload, so that
+//! a later run finishes what a killed one left.
 
 use std::{
     collections::HashSet,

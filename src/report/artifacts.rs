@@ -1,4 +1,4 @@
-//! The artifacts of a run, and what a training that has not come to its end has written so far.
+//! Reads the artifacts of a run, and the metrics that an unfinished training has written so far.
 
 use anyhow::bail;
 use arrow::{
@@ -18,21 +18,21 @@ use crate::{
 
 const TRAINING: &str = pretrain::DESCRIPTOR.name;
 
-/// Largest artifact that is hashed before a report reads a few rows of it.
+/// The largest artifact that is hashed before a report reads a few of its rows.
 const HASHED: u64 = 1 << 30;
 
 /// The artifact of a stage of `run`, verified.
 ///
 /// # Errors
-/// When the run has no such stage, or its artifact is gone or damaged.
+/// When the run has no such stage, or its artifact is missing or damaged.
 pub fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
     let artifact = as_found(store, run, name)?;
     store.verify(&artifact, &mut |_| ()).map_err(|what| damaged(run, name, &what))?;
     Ok(artifact)
 }
 
-/// Like [`stage`], but images and features of large data sets are not hashed: a report reads a few of their rows, and the
-/// sizes and stamps of their files have been looked at.
+/// Like [`stage`], but does not hash the images and features of large data sets, of which a report reads a few rows. Sizes and
+/// modification times of their files are checked all the same.
 ///
 /// # Errors
 /// As [`stage`].
@@ -43,12 +43,12 @@ pub fn stage_in_part(store: &Store, run: &Run, name: &str) -> anyhow::Result<Art
     }
 }
 
-/// The artifact of a stage of `run`, if it has one that is there and whole.
+/// The artifact of a stage of `run`, if the run has it and it is whole.
 pub fn find(store: &Store, run: &Run, name: &str) -> Option<Artifact> {
     as_found(store, run, name).ok()
 }
 
-/// The artifact of a stage of `run`, as far as it is looked at when it is found.
+/// The artifact of a stage of `run`, with no more checks than finding it makes.
 ///
 /// # Errors
 /// As [`stage`].
@@ -59,7 +59,7 @@ pub(super) fn as_found(store: &Store, run: &Run, name: &str) -> anyhow::Result<A
     };
     match store.find(name, &record.key) {
         Found::Hit(artifact) => Ok(artifact),
-        Found::Missing => bail!("the {name} artifact of run {named} is gone; {}", again(run)),
+        Found::Missing => bail!("the {name} artifact of run {named} is missing; {}", again(run)),
         Found::Damaged { what } => Err(damaged(run, name, &what)),
     }
 }
@@ -72,13 +72,13 @@ fn again(run: &Run) -> String {
     format!("run its spec again (results/{}/spec.yaml)", run.record.run)
 }
 
-/// The rows that tell of a run's training, step by step.
+/// The metrics of the training of a run, step by step.
 pub enum Training<'a> {
-    /// Those of its artifact.
+    /// From its artifact.
     Whole(Artifact),
-    /// Those so far, of a training that runs or that ended before its time.
+    /// From the segments of a training that is running or was cut short.
     SoFar(&'a Store, &'a Unfinished),
-    /// The run ended before its training began.
+    /// The run ended before its training started.
     None,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Training<'a> {
     /// The training of `run`.
     ///
     /// # Errors
-    /// When its artifact is gone or damaged.
+    /// When its artifact is missing or damaged.
     pub fn of(store: &'a Store, run: &'a Run) -> anyhow::Result<Self> {
         let has_it = run.record.stages.iter().any(|stage| stage.stage == TRAINING);
         match &run.record.unfinished {
@@ -96,7 +96,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// One of its tables; without rows where there are none.
+    /// One of its tables; empty if it has no such table.
     ///
     /// # Errors
     /// When a file cannot be read or is damaged.
@@ -111,7 +111,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// Steps that it has written so far.
+    /// The number of steps written so far.
     ///
     /// # Errors
     /// As [`Training::table`].
@@ -121,14 +121,14 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Steps that a training has written which has not come to its end; None of a run that has not begun one, or is past it.
+/// The number of steps that an unfinished training has written; None for a run before or after its training.
 pub fn steps(store: &Store, unfinished: &Unfinished) -> Option<u64> {
-    // What cannot be read has no steps to tell; whoever wants its curves hears why.
+    // An unreadable training has no steps to count. A command that draws its curves reports the error.
     let steps = || Training::SoFar(store, unfinished).steps().ok().filter(|steps| *steps > 0);
     (unfinished.stage == TRAINING).then(steps)?
 }
 
-/// Where a run is that has no results, or that it is finished.
+/// The state of a run: `finished`, or where a run without results is or ended.
 pub fn state(store: &Store, record: &RunRecord) -> String {
     match &record.unfinished {
         None => "finished".to_owned(),
@@ -143,13 +143,13 @@ pub fn state(store: &Store, record: &RunRecord) -> String {
 /// A table in memory, by columns.
 pub struct Table {
     table: tables::Table,
-    /// None where the artifact has no such table.
+    /// None if the artifact has no such table.
     schema: Option<SchemaRef>,
     batches: Vec<RecordBatch>,
 }
 
 impl Table {
-    /// Reads a table of `artifact`; without rows when there is none of this name.
+    /// Reads a table of `artifact`; empty if there is none of this name.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -166,7 +166,7 @@ impl Table {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// Values of a float64 column, None for null; none of a table that is not there.
+    /// Values of a float64 column, None for null; empty if the table is missing.
     ///
     /// # Errors
     /// When the table has no such column.
@@ -174,7 +174,7 @@ impl Table {
         self.column(column, |values| values.as_primitive::<Float64Type>().iter().collect())
     }
 
-    /// Values of an int64 column, None for null; none of a table that is not there.
+    /// Values of an int64 column, None for null; empty if the table is missing.
     ///
     /// # Errors
     /// When the table has no such column.
@@ -182,7 +182,7 @@ impl Table {
         self.column(column, |values| values.as_primitive::<Int64Type>().iter().collect())
     }
 
-    /// Values of a text column; none of a table that is not there.
+    /// Values of a text column; empty if the table is missing.
     ///
     /// # Errors
     /// When the table has no such column.
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_unknown_column_is_an_error_and_a_table_that_is_not_there_is_empty() {
-        // As an older program might have called it.
+        // A name that an older version might have used.
         let column = Arc::new(Float64Array::from(vec![Some(0.5), None])) as ArrayRef;
         let batch = RecordBatch::try_from_iter_with_nullable([("spread", column, true)]).unwrap();
         for batches in [vec![batch.clone()], Vec::new()] {

@@ -1,4 +1,4 @@
-//! Whether an evaluation can be believed: the encoder stayed as it was, and the controls score as controls should.
+//! Checks whether an evaluation can be trusted: the encoder did not change, and the controls score as controls should.
 
 use super::{
     Run, artifacts,
@@ -14,14 +14,14 @@ use crate::{
 /// The audit of one run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Audit {
-    /// What each embed stage wrote down: stage, then key and value.
+    /// The audit table of each embed stage: the stage, then keys and values.
     pub encoders: Vec<(String, Vec<(String, String)>)>,
-    /// Score and its controls, as fractions, by evaluation.
+    /// Score and controls of each evaluation, as fractions.
     pub scores: Vec<(&'static str, Scores)>,
     pub checks: Vec<Check>,
-    /// What the data stage noted of the images.
+    /// Notes of the data stage about the images.
     pub notes: Vec<String>,
-    /// Images that are there twice in a way that matters, by their names.
+    /// Duplicate images that cast doubt on scores, by name.
     pub duplicates: Vec<Twice>,
 }
 
@@ -29,19 +29,19 @@ pub struct Audit {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     pub trained: f64,
-    /// With the weights that training started from; None where it started from random ones.
+    /// Score with the weights of `encoder.init`; None if training started from random weights.
     pub initial: Option<f64>,
     pub untrained: Option<f64>,
     pub shuffled: Option<f64>,
-    /// How much more often the trained encoder is right than those weights, on the same test samples.
+    /// Gain of the trained encoder over those weights, on the same test samples.
     pub gain: Option<Paired>,
 }
 
-/// Something that must hold.
+/// A condition that must hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Check {
     pub what: String,
-    /// What speaks against it; None where it holds.
+    /// Why it does not hold; None if it holds.
     pub problem: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Audit {
     /// Audits a run whose artifacts are in `store`.
     ///
     /// # Errors
-    /// When an artifact cannot be read; one that is gone fails its check instead.
+    /// When an artifact cannot be read. A missing artifact fails its check instead.
     pub fn new(store: &Store, run: &Run) -> anyhow::Result<Audit> {
         let mut audit = Audit::default();
         for stage in run.record.stages.iter().filter(|stage| stage.stage.starts_with("embed")) {
@@ -75,7 +75,7 @@ impl Audit {
                 audit.checks.push(Check { what, problem: below(scores.gain.as_ref()) });
             }
         }
-        // Data that are gone are no reason to doubt what was made of them.
+        // Missing data is no reason to doubt the results made from it.
         if let Some(data) = artifacts::find(store, run, "data") {
             audit.notes = data.texts(&NOTES)?.into_iter().map(|(_, text)| text).collect();
             audit.duplicates = duplicates(&data)?;
@@ -83,7 +83,7 @@ impl Audit {
         Ok(audit)
     }
 
-    /// Whether every check holds.
+    /// Whether all checks hold.
     pub fn holds(&self) -> bool {
         self.checks.iter().all(|check| check.problem.is_none())
     }
@@ -94,7 +94,7 @@ impl Audit {
             self.checks.push(Check { what: format!("{stage}: {what}"), problem });
         };
         if rows.is_empty() {
-            return check("there is an audit", Some("the artifact is no longer there".to_owned()));
+            return check("there is an audit", Some("the artifact is missing".to_owned()));
         }
         let digests = value("encoder_sha256_before").zip(value("encoder_sha256_after"));
         check(
@@ -102,7 +102,7 @@ impl Audit {
             match digests {
                 Some((before, after)) if before == after => None,
                 Some(_) => Some("its digests differ".to_owned()),
-                None => Some("its digests were not written down".to_owned()),
+                None => Some("its digests were not recorded".to_owned()),
             },
         );
         let mode = value("mode").unwrap_or("not written down");
@@ -114,10 +114,10 @@ impl Audit {
     }
 }
 
-/// The top-1 scores of a run by evaluation, each beside its controls; none of an evaluation that was skipped.
+/// The top-1 score of each evaluation of a run, with its controls. Skipped evaluations have no entry.
 ///
 /// # Errors
-/// When an artifact is there and cannot be read.
+/// When an artifact exists and cannot be read.
 pub fn scores(store: &Store, run: &Run) -> anyhow::Result<Vec<(&'static str, Scores)>> {
     let mut rows = Vec::new();
     for (label, metric) in [("linear probe", "linear/top1"), ("kNN", "knn/top1")] {
@@ -130,10 +130,10 @@ pub fn scores(store: &Store, run: &Run) -> anyhow::Result<Vec<(&'static str, Sco
     Ok(rows)
 }
 
-/// What speaks against a training that gained so much over the weights it started from: an interval that lies below 0 as a whole.
+/// The problem with a gain over the weights that training started from: its whole interval lies below 0.
 fn below(gain: Option<&Paired>) -> Option<String> {
     match gain {
-        None => Some("their predictions are no longer there".to_owned()),
+        None => Some("their predictions are missing".to_owned()),
         Some(gain) if gain.high < 0.0 => Some(format!("in points, the difference to them is {}", difference(gain))),
         Some(_) => None,
     }
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(problems(&rows(Some(("encoder_sha256_after", "ab")))), ["its digests differ"]);
         assert_eq!(problems(&rows(Some(("mode", "train")))), ["train"]);
         assert_eq!(problems(&rows(Some(("key_coverage", "121 tensors of 122, x")))), ["121 tensors of 122, x"]);
-        assert_eq!(problems(&[]), ["the artifact is no longer there"]);
+        assert_eq!(problems(&[]), ["the artifact is missing"]);
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
         let audit = Audit::new(&Store::open(std::path::Path::new("nowhere")), &run).unwrap();
         let last = audit.checks.last().unwrap();
         assert_eq!(last.what, "kNN: not below the weights that training started from");
-        assert_eq!(last.problem.as_deref(), Some("their predictions are no longer there"));
+        assert_eq!(last.problem.as_deref(), Some("their predictions are missing"));
     }
 
     #[test]

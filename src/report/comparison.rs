@@ -1,4 +1,4 @@
-//! What differs between runs: the leaves of their specs, and their scores. Unaware of how it is shown.
+//! Compares runs: the leaves in which their specs differ, and their scores. Other files draw the result.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -13,23 +13,23 @@ use super::{
 };
 use crate::artifact::Store;
 
-/// Runs, or groups of runs, side by side; every row has one value per column, in the order of the columns.
+/// Runs, or groups of runs, side by side. Every row has one value per column, in the order of the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Comparison {
-    /// What the columns are called: names of runs, or labels of groups.
+    /// Headings of the columns: names of runs, or labels of groups.
     pub runs: Vec<String>,
     /// The runs of each column, and their seeds.
     pub members: Vec<(Vec<String>, Value)>,
-    /// Leaves of the specs that are not the same in all runs.
+    /// Leaves of the specs that differ between runs.
     pub spec: Vec<SpecRow>,
-    /// Scores and other figures.
+    /// Scores and other metrics.
     pub scores: Vec<ScoreRow>,
-    /// How the columns differ from one of them on the same test samples.
+    /// Differences of the columns from one of them, on the same test samples.
     pub differences: Vec<DifferenceRow>,
-    /// How each column differs from the weights that its training started from, on the same test samples; None where it started
-    /// from random ones.
+    /// Gains of each column over the weights of `encoder.init`, on the same test samples; None if training started from random
+    /// weights.
     pub gains: Vec<(String, Vec<Option<Paired>>)>,
-    /// What stands in the way of a comparison: other test images, other devices or precisions.
+    /// Obstacles to a comparison: other test images, other devices or precisions.
     pub notes: Vec<String>,
 }
 
@@ -37,9 +37,9 @@ pub struct Comparison {
 #[derive(Clone, Debug, PartialEq)]
 pub struct DifferenceRow {
     pub metric: String,
-    /// Index of the column that the others are compared with.
+    /// Index of the baseline column.
     pub baseline: usize,
-    /// None for the baseline, and where the samples are others or not known.
+    /// None for the baseline, and where the samples differ or are unknown.
     pub values: Vec<Option<Paired>>,
 }
 
@@ -48,26 +48,26 @@ pub struct DifferenceRow {
 pub struct SpecRow {
     /// Dotted key.
     pub key: String,
-    /// None where a spec does not have it.
+    /// None if a spec lacks it.
     pub values: Vec<Option<Value>>,
 }
 
-/// A figure.
+/// A metric.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreRow {
     pub metric: String,
-    /// None where a run does not have it; of a group the mean.
+    /// None if a run lacks it. For a group, the mean.
     pub values: Vec<Option<f64>>,
-    /// Sample standard deviation of a group.
+    /// Sample standard deviation, for a group.
     pub deviations: Vec<Option<f64>>,
     /// The value of each run of each column.
     pub members: Vec<Vec<Option<f64>>>,
-    /// Whether it is the best; of metrics that know no better, and of a single value, none is.
+    /// Whether it is the best value. Never for a single value, or for metrics without a better direction.
     pub best: Vec<bool>,
 }
 
 impl Comparison {
-    /// Compares runs; one that is given twice counts once.
+    /// Compares runs. A run that is given twice counts once.
     pub fn new(runs: &[Run]) -> Self {
         Self::of(&group::single(runs))
     }
@@ -86,8 +86,8 @@ impl Comparison {
         }
     }
 
-    /// Looks at the artifacts of the `groups` that are compared. Where the test images are others, no score is the best; where
-    /// stages were made on different devices or in different precisions, that is noted.
+    /// Checks the artifacts of the compared `groups`. If their test images differ, no score is marked as best. Notes stages
+    /// that ran on different devices or in different precisions.
     pub fn look_at_artifacts(&mut self, store: &Store, groups: &[Group]) {
         let splits: Vec<Vec<String>> = groups.iter().map(|group| test_splits(store, group)).collect();
         let first = splits.iter().flatten().next().cloned();
@@ -112,7 +112,7 @@ impl Comparison {
         self.notes.extend(provenance::notes(store, &self.runs, groups));
     }
 
-    /// Adds how the `groups` that are compared differ from the one at `baseline`, sample by sample.
+    /// Adds the differences of the compared `groups` from the one at `baseline`, sample by sample.
     ///
     /// # Errors
     /// When an artifact cannot be read.
@@ -133,7 +133,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds how the `groups` that are compared differ from the weights that their trainings started from, sample by sample.
+    /// Adds the gains of the compared `groups` over the weights that their trainings started from, sample by sample.
     ///
     /// # Errors
     /// When an artifact cannot be read.
@@ -148,12 +148,12 @@ impl Comparison {
         Ok(())
     }
 
-    /// Whether a column is more than one run.
+    /// Whether any column holds more than one run.
     pub fn is_grouped(&self) -> bool {
         self.members.iter().any(|(runs, _)| runs.len() > 1)
     }
 
-    /// What has to be said below a table.
+    /// The notes below a table.
     pub fn footnotes(&self) -> String {
         let mut text: String = self.notes.iter().map(|note| format!("{note}\n")).collect();
         if self.is_grouped() {
@@ -208,7 +208,7 @@ fn spec_rows(groups: &[Group]) -> Vec<SpecRow> {
         .collect()
 }
 
-/// The leaves below `value`. A list without maps in it is one leaf.
+/// All leaves of `value`. A list without maps is one leaf.
 pub(super) fn flatten(key: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     let dotted = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
@@ -243,19 +243,20 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
     metrics.into_iter().map(row).collect()
 }
 
-/// Accuracies, but not those of controls, and speed. Losses of different methods do not compare.
+/// Whether higher values are better: accuracies except those of controls, and speed. Losses of different methods do not
+/// compare.
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let control = ["_random_init", "_initial", "_shuffled_labels"].iter().any(|end| name.ends_with(end));
     (is_of_test_images(metric) && !control) || name == "images_per_second"
 }
 
-/// Accuracies, those of controls too.
+/// Whether this is an accuracy, of a control or not.
 fn is_of_test_images(metric: &str) -> bool {
     metric.rsplit('/').next().is_some_and(|name| name.starts_with("top"))
 }
 
-/// What the scores of a group were measured on, each once; nothing of runs without scores or data.
+/// The contents of the test splits that a group was scored on, each once. Runs without scores or data have none.
 fn test_splits(store: &Store, group: &Group) -> Vec<String> {
     let has_scores = |run: &&&Run| run.record.metrics.keys().any(|metric| is_of_test_images(metric));
     let splits = group.runs.iter().filter(has_scores).filter_map(|run| predictions::test_split(store, run));

@@ -1,13 +1,13 @@
-//! A comparison as CSV: one row per leaf or score, one column per run or group, figures unrounded.
+//! Writes a comparison as CSV: one row per leaf or score, one column per run or group, numbers unrounded.
 
 use super::{Comparison, grid::text, paired::Paired};
 
-/// The rows `kind, key, <run>...`; what a run does not have is empty. The score of a group is the mean; `deviation` and `n`
-/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training started
-/// from `gain`, `gain_low` and `gain_high`.
+/// The rows `kind, key, <run>...`; empty where a run has no value. The score of a group is the mean; `deviation` and `n`
+/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training
+/// started from `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
-/// Never in memory; the writer's signature has them.
+/// None in memory; only the signature of the writer has them.
 pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["kind", "key"].into_iter().chain(comparison.runs.iter().map(String::as_str)))?;

@@ -1,4 +1,4 @@
-//! What differs between two runs: leaves of their specs, where they were made, metrics, and predictions on the same images.
+//! Compares two runs: leaves of their specs, environments, metrics, and predictions on the same images.
 
 use std::collections::BTreeMap;
 
@@ -28,12 +28,12 @@ pub struct Diff {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leaf {
     pub key: String,
-    /// None where a spec does not have it.
+    /// None if a spec lacks it.
     pub a: Option<Value>,
     pub b: Option<Value>,
 }
 
-/// A field of the environment that differs, and the stages in which it does; None where it was not recorded.
+/// A field of the environment that differs, and the stages in which it differs; None if it was not recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Environs {
     pub field: &'static str,
@@ -51,7 +51,7 @@ pub struct Metric {
 }
 
 impl Metric {
-    /// b - a, where both are known.
+    /// b - a, if both are known.
     pub fn difference(&self) -> Option<f64> {
         Some(self.b? - self.a?)
     }
@@ -62,14 +62,14 @@ impl Metric {
 pub struct Paired {
     /// `kNN, k = 20` or `linear probe`.
     pub what: String,
-    /// Stage that made them.
+    /// The stage that made the predictions.
     pub stage: &'static str,
-    /// Or why they cannot be paired.
+    /// The pairs, or why the predictions cannot be paired.
     pub flips: Result<Flips, String>,
 }
 
 impl Diff {
-    /// Compares two runs whose artifacts are in `store`. A spec that has not been run is a run without stages.
+    /// Compares two runs whose artifacts are in `store`. A spec without a run counts as a run without stages.
     pub fn new(store: &Store, a: &Run, b: &Run) -> Diff {
         Diff {
             a: a.record.run.clone(),
@@ -96,7 +96,7 @@ fn leaves(a: &Value, b: &Value) -> Vec<Leaf> {
     rows.filter(|leaf| leaf.a != leaf.b).collect()
 }
 
-/// Whether two specs differ in nothing but names.
+/// Whether two specs differ in names only.
 pub fn same_but_for_names(a: &Value, b: &Value) -> bool {
     leaves(a, b).is_empty()
 }
@@ -155,10 +155,10 @@ fn paired(store: &Store, a: &Run, b: &Run) -> Vec<Paired> {
 /// The first classifier of `a` that `b` has too, in both: the linear probe, or kNN with the same number of neighbours.
 fn common(a: Vec<Classifier>, mut b: Vec<Classifier>) -> Result<(Classifier, Classifier), String> {
     if a.is_empty() || b.is_empty() {
-        return Err("there are no predictions: the evaluation was skipped".to_owned());
+        return Err("the evaluation was skipped".to_owned());
     }
     let ks = |all: &[Classifier]| all.iter().filter_map(|classifier| classifier.k).collect::<Vec<_>>();
-    let none = format!("no number of neighbours in common: {:?} and {:?}", ks(&a), ks(&b));
+    let none = format!("they share no number of neighbours: {:?} and {:?}", ks(&a), ks(&b));
     let pair = a.into_iter().find_map(|of_a| {
         let at = b.iter().position(|of_b| of_b.k == of_a.k)?;
         Some((of_a, b.swap_remove(at)))
@@ -166,10 +166,10 @@ fn common(a: Vec<Classifier>, mut b: Vec<Classifier>) -> Result<(Classifier, Cla
     pair.ok_or(none)
 }
 
-/// Sample numbers mean the same image in both runs only where the images of the test split are the same.
+/// Checks that both runs have the same test images, since otherwise sample numbers mean different images.
 fn same_test_images(store: &Store, a: &Run, b: &Run) -> Result<(), String> {
     let (Some(of_a), Some(of_b)) = (stage(a, "data"), stage(b, "data")) else {
-        return Err("a run has no record of its data".to_owned());
+        return Err("a run has not recorded its data".to_owned());
     };
     let split = |run| predictions::test_split(store, run);
     match of_a.content == of_b.content || split(a).is_some_and(|of_a| Some(of_a) == split(b)) {

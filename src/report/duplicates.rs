@@ -1,4 +1,4 @@
-//! Images that are in a run's data twice, by their names.
+//! Names the duplicate images in the data of a run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,25 +16,25 @@ use crate::{
     tables::column::*,
 };
 
-/// An image that is there twice, or nearly so.
+/// A pair of duplicates or near duplicates, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twice {
-    /// Where: its numbers and labels.
+    /// Numbers and labels of both.
     pub duplicate: Duplicate,
-    /// The one that came later, and the one that was first.
+    /// The later image, and the first one.
     pub places: [Image; 2],
 }
 
-/// An image by its names.
+/// Split, class and path of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub split: SplitName,
-    /// Its path in the data, or its number.
+    /// Path in the data, or else the number.
     pub name: String,
     pub class: Option<String>,
 }
 
-/// Those of a data artifact that matter.
+/// The duplicates of a data artifact that cast doubt on scores.
 ///
 /// # Errors
 /// When its tables cannot be read.
@@ -42,7 +42,7 @@ pub fn duplicates(data: &Artifact) -> anyhow::Result<Vec<Twice>> {
     named(data, read(data)?.into_iter().filter(Duplicate::matters).collect())
 }
 
-/// Pairs of images of a data artifact, by their names.
+/// The names of pairs of images in a data artifact.
 ///
 /// # Errors
 /// When its tables cannot be read.
@@ -66,7 +66,7 @@ pub fn named(data: &Artifact, found: Vec<Duplicate>) -> anyhow::Result<Vec<Twice
     Ok(found.into_iter().map(twice).collect())
 }
 
-/// Paths of some images of a split, where they have any; the images themselves are not read.
+/// Paths of some images of a split, if they have any. Does not read the images themselves.
 fn paths_of(data: &Artifact, split: SplitName, ids: &BTreeSet<i64>) -> anyhow::Result<BTreeMap<i64, String>> {
     let (mut found, table) = (BTreeMap::new(), shard::table(split));
     if ids.is_empty() {

@@ -1,4 +1,4 @@
-//! Files for users: written beside their place, then renamed, so that nobody sees half of one.
+//! Writes output files: under a temporary name first, then renamed, so that a reader never sees half a file.
 
 use std::{fs, path::Path};
 
@@ -6,10 +6,10 @@ use anyhow::Context;
 
 use crate::artifact::atomic;
 
-/// Puts `bytes` at `path`, creating folders as needed. Two commands may write one path at once: the later rename wins.
+/// Writes `bytes` to `path`, and creates folders as needed. If two commands write one path, the later rename wins.
 ///
 /// # Errors
-/// When the disk does not take them; the path is named.
+/// When writing fails; the error names the path.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let named = || format!("writing {}", path.display());
     path.file_name().with_context(|| format!("{} names no file", path.display()))?;

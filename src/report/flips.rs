@@ -1,20 +1,20 @@
-//! Predictions of two runs on the same images, sample by sample: which flipped, and whether chance would do that.
+//! Flips: test images that two runs predict differently, and whether chance could explain their numbers.
 
 use anyhow::ensure;
 
 use super::{mcnemar::mcnemar, predictions::Prediction};
 
-/// What changed from one set of predictions to another.
+/// The changes from one set of predictions to another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flips {
-    /// Samples that were right and are wrong.
+    /// Samples that were right before and are wrong now.
     pub lost: Vec<i64>,
-    /// Samples that were wrong and are right.
+    /// Samples that were wrong before and are right now.
     pub won: Vec<i64>,
     pub right_in_both: u64,
     pub wrong_in_both: u64,
-    /// McNemar's exact test, two-sided: how likely a split of the flips as uneven as this one, or more, would be if each went
-    /// either way like a coin.
+    /// p of McNemar's exact test, two-sided: the probability of a split of the flips at least as uneven as this, if each were a
+    /// coin toss.
     pub p: f64,
 }
 
@@ -22,12 +22,12 @@ impl Flips {
     /// Pairs predictions.
     ///
     /// # Errors
-    /// When they are not of the same samples with the same labels, in the same order.
+    /// When samples or labels differ, or their order.
     pub fn between(before: &[Prediction], after: &[Prediction]) -> anyhow::Result<Flips> {
         let same = |(a, b): (&Prediction, &Prediction)| (a.sample, a.label) == (b.sample, b.label);
         ensure!(
             before.len() == after.len() && before.iter().zip(after).all(same),
-            "the predictions are of different test samples"
+            "the predictions are for different test samples"
         );
         let mut flips = Flips::default();
         for (a, b) in before.iter().zip(after) {

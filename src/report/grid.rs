@@ -1,13 +1,13 @@
-//! A comparison as rows of text for people; the terminal table and the Markdown table draw it.
+//! A comparison as a grid of text cells, which the terminal table and the Markdown table draw.
 
 use serde_json::Value;
 
 use super::{Comparison, paired::Paired};
 
-/// Most runs that stand side by side; more are listed one below the other.
+/// The most runs to show side by side. More are listed one below the other.
 const SIDE_BY_SIDE: usize = 4;
 
-/// Rows of cells, the first one being the header; all are of one length.
+/// Rows of cells of equal length; the first row is the header.
 pub type Grid = Vec<Vec<String>>;
 
 /// The grid of `comparison`; `mark` marks a best value.
@@ -46,7 +46,7 @@ fn transpose(rows: &Grid) -> Grid {
     (0..columns).map(|column| rows.iter().map(|row| row[column].clone()).collect()).collect()
 }
 
-/// A leaf of a spec; text without quotes.
+/// A leaf of a spec as text, without quotes.
 pub fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -54,7 +54,7 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-/// A figure to the digits that matter, with its deviation if it is a mean; accuracies in per cent.
+/// A metric with its significant digits, and its deviation if it is a mean; accuracies in per cent.
 pub fn figure(metric: &str, value: f64, deviation: Option<f64>) -> String {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let (factor, digits, unit) = match () {

@@ -1,4 +1,4 @@
-//! Runs that differ in their seed alone become one group, with mean and spread.
+//! Groups runs that differ only by seed, with mean and deviation.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,18 +6,18 @@ use serde_json::Value;
 
 use super::Run;
 
-/// Leaves that say what a run is called, not what it did.
+/// Leaves that name a run without changing its results.
 pub const NAMES: [&str; 2] = ["name", "description"];
 
 const SEED: &str = "seed";
 
-/// A run, or several that differ in their seed alone.
+/// One run, or several that differ only by seed.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
     pub runs: Vec<&'a Run>,
 }
 
-/// Every run as a group of its own; one that is given twice counts once.
+/// Each run as a group of its own. A run that is given twice counts once.
 pub fn single(runs: &[Run]) -> Vec<Group<'_>> {
     let mut seen = HashSet::new();
     runs.iter().filter(|run| seen.insert(&run.record.run)).map(|run| Group { runs: vec![run] }).collect()
@@ -53,7 +53,7 @@ fn without_seed(spec: &Value) -> String {
 }
 
 impl Group<'_> {
-    /// The run's name; of a group that of its first run and the number of runs.
+    /// The name of the run; for several runs the name of the first one and their number.
     pub fn label(&self) -> String {
         let first = &self.runs[0].record.run;
         match self.runs.len() {
@@ -79,7 +79,7 @@ impl Group<'_> {
     }
 }
 
-/// Mean and sample standard deviation of the values that there are; the latter needs two.
+/// Mean and sample standard deviation of the known values; the latter needs two.
 pub fn mean_and_deviation(values: &[Option<f64>]) -> (Option<f64>, Option<f64>) {
     let known: Vec<f64> = values.iter().copied().flatten().collect();
     let n = known.len() as f64;

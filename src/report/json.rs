@@ -1,13 +1,13 @@
-//! A comparison as one JSON object.
+//! Writes a comparison as one JSON object.
 
 use serde_json::{Map, Value, json};
 
 use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 
 /// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
-/// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null is what a run does not have. `run` is the label of a column,
-/// whose runs and seeds are in `groups`, and its value there the mean. A difference is one of a metric between two columns, a gain one
-/// over the weights that a column's training started from.
+/// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null where a run has no value.
+/// `run` is the label of a column. `groups` has its runs, their seeds and their mean. A difference compares two columns by a
+/// metric; a gain compares a column with the weights that its training started from.
 ///
 /// # Errors
 /// Never for finite figures.

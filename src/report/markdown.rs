@@ -1,4 +1,4 @@
-//! A comparison as a Markdown table; the best of a row is bold.
+//! Writes a comparison as a Markdown table; the best value of a row is bold.
 
 use super::{Comparison, grid::grid};
 

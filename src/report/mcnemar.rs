@@ -1,7 +1,7 @@
-//! McNemar's exact test: whether two classifiers that differ on some samples differ by more than chance.
+//! McNemar's exact test: whether two classifiers differ by more than chance.
 
-/// Two-sided p of McNemar's exact test: of the samples on which two differ, `won` went to one and `lost` to the other;
-/// were both equally good, each would be the toss of a coin.
+/// Two-sided p of McNemar's exact test. Of the samples on which two classifiers differ, the second is right on `won` and the
+/// first on `lost`. If both were equally good, each sample would be a coin toss.
 pub fn mcnemar(won: usize, lost: usize) -> f64 {
     let tosses = won + lost;
     // ln of (tosses over i) / 2^tosses, from one i to the next.

@@ -1,4 +1,4 @@
-//! Runs become comparisons and exports; one file per output format.
+//! Compares and exports runs; one file per output format.
 
 mod artifacts;
 pub mod audit;
@@ -31,7 +31,7 @@ pub use artifacts::{state, steps};
 pub use comparison::Comparison;
 pub use runs::{FindError, Found, Run, Runs, find};
 
-/// How a comparison is printed.
+/// The format in which a comparison is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Table for a terminal.

@@ -9,34 +9,34 @@ use rand_chacha::ChaCha8Rng;
 use super::{Run, artifacts, mcnemar::mcnemar, predictions};
 use crate::artifact::{Artifact, Store};
 
-/// Scores with predictions per sample, and the stages that keep them.
+/// Scores with predictions per sample, and their stages.
 pub const PREDICTED: [(&str, &str); 2] = [("knn/top1", "knn"), ("linear/top1", "linear_probe")];
 
-/// Resamplings of the test samples; the ends of a 95 % interval are then good to a few hundredths of its width.
+/// Number of bootstrap resamplings: the ends of a 95 % interval are then accurate to a few hundredths of its width.
 const RESAMPLINGS: usize = 10_000;
 
-/// Which samples of a test split the classifier behind a top-1 score got right.
+/// For each test sample, whether the classifier behind a top-1 score is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correctness {
-    /// Content of the test split: equal for equal samples in equal order.
+    /// Content hash of the test split: the same for the same samples in the same order.
     pub split: String,
-    /// Whether each sample was right, by its number in the split.
+    /// Whether each sample is right, by its number in the split.
     pub right: BTreeMap<i64, bool>,
 }
 
 impl Correctness {
-    /// That of `stage` (`knn` or `linear_probe`) in `run`; None when the run has no predictions, or an artifact is gone.
+    /// Reads it from `stage` (`knn` or `linear_probe`) of `run`; None if the run has no predictions, or an artifact is missing.
     ///
     /// # Errors
-    /// When an artifact is there and cannot be read.
+    /// When an artifact exists and cannot be read.
     pub fn read(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
         Self::of(store, run, stage, predictions::read)
     }
 
-    /// Like [`Correctness::read`], of the weights that training started from; None too where it started from random ones.
+    /// Like [`Correctness::read`], for the weights that training started from; also None if these were random.
     ///
     /// # Errors
-    /// As there.
+    /// As of that function.
     pub fn read_initial(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
         Self::of(store, run, stage, predictions::read_initial)
     }
@@ -58,30 +58,30 @@ impl Correctness {
     }
 }
 
-/// How much more often the second of two is right.
+/// The difference between two classifiers: how much more often the second is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Paired {
-    /// Test samples that both have.
+    /// Number of test samples.
     pub samples: usize,
-    /// Difference of the shares of right samples, from -1 to 1.
+    /// Difference of the accuracies, from -1 to 1.
     pub difference: f64,
-    /// Ends of the 95 % bootstrap interval over test samples. It covers the choice of samples, not that of seeds.
+    /// Ends of the 95 % bootstrap interval over test samples. It covers the choice of samples, not of seeds.
     pub low: f64,
     pub high: f64,
-    /// Two-sided p of McNemar's exact test; None when one of the two is an average over seeds.
+    /// Two-sided p of McNemar's exact test; None if one of the two is an average over seeds.
     pub p: Option<f64>,
 }
 
-/// How the score `metric` of a run, or of several, differs from that of the weights that training started from. None where it
-/// started from random ones, or predictions are gone.
+/// The gain in `metric` of a run, or of several, over the weights that training started from. None if these were random, or
+/// predictions are missing.
 ///
 /// # Errors
-/// When an artifact is there and cannot be read.
+/// When an artifact exists and cannot be read.
 pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option<Paired>> {
     let Some((_, stage)) = PREDICTED.into_iter().find(|(predicted, _)| *predicted == metric) else { return Ok(None) };
     let (mut initial, mut trained) = (Vec::new(), Vec::new());
     for run in runs {
-        // Without a look at the artifacts: most runs start from random weights.
+        // Most runs start from random weights: return before reading artifacts.
         if !run.record.metrics.contains_key(&format!("{metric}_initial")) {
             return Ok(None);
         }
@@ -91,8 +91,8 @@ pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option
     Ok(if initial.len() == runs.len() && trained.len() == runs.len() { compare(&initial, &trained) } else { None })
 }
 
-/// Compares `second` with `first`, each the correctness of one run or of several, which are averaged sample by sample.
-/// None when they are not of the same samples.
+/// Compares `second` with `first`. Each is the correctness of one run, or of several, which are averaged sample by sample. None
+/// if their samples differ.
 pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> {
     let one = first.first()?;
     let is_same = |other: &Correctness| other.split == one.split && other.right.keys().eq(one.right.keys());

@@ -1,4 +1,4 @@
-//! A comparison as Parquet in long form, for notebooks and later comparisons.
+//! Writes a comparison as Parquet in long form, for notebooks.
 
 use serde_json::Value;
 
@@ -16,13 +16,13 @@ struct Row<'a> {
     number: Option<f64>,
 }
 
-/// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null where the run does not have it), `number`
-/// (null where the value is none). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
-/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training started
-/// from a file of weights `gain`, `gain_low` and `gain_high`.
+/// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null if the run has no value), `number`
+/// (null if the value is no number). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
+/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training
+/// started from a file of weights `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
-/// Never in memory; the writer's signature has them.
+/// None in memory; only the signature of the writer has them.
 pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
     let mut rows: Vec<Row> = Vec::new();
     for row in &comparison.spec {

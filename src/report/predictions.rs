@@ -1,4 +1,4 @@
-//! Predictions per sample, as evaluations keep them: the one reader behind comparison, diff and HTML page.
+//! Reads the predictions per sample that evaluations write, for comparisons, diffs and HTML pages.
 
 use anyhow::Context;
 
@@ -12,17 +12,17 @@ use crate::{
     tables::{self, INITIAL_VOTES, VOTES, column::*},
 };
 
-/// What a sample of the test split was taken for.
+/// The prediction for one test sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prediction {
-    /// Its number in the split.
+    /// Number of the sample in the split.
     pub sample: i64,
     pub label: i64,
     pub predicted: i64,
 }
 
 impl Prediction {
-    /// Whether it is right.
+    /// Whether the prediction is right.
     pub fn is_right(&self) -> bool {
         self.predicted == self.label
     }
@@ -31,29 +31,29 @@ impl Prediction {
 /// Predictions of one classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classifier {
-    /// Neighbours that vote; None for the linear probe.
+    /// Number of voting neighbours; None for the linear probe.
     pub k: Option<i64>,
     /// In the order of the table.
     pub predictions: Vec<Prediction>,
 }
 
-/// The classifiers of an evaluation, in the order of its table: the score is that of the first. None where it was skipped.
+/// The classifiers of an evaluation, in the order of its table. The score is that of the first. Empty if it was skipped.
 ///
 /// # Errors
-/// When the table cannot be read or does not have its columns.
+/// When the table cannot be read or lacks a column.
 pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
     read_table(evaluation, VOTES)
 }
 
-/// Like [`read`], of the weights that training started from. None where it started from random ones.
+/// Like [`read`], for the weights that training started from. Empty if these were random.
 ///
 /// # Errors
-/// As there.
+/// As of that function.
 pub fn read_initial(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
     read_table(evaluation, INITIAL_VOTES)
 }
 
-/// kNN has votes for every k; the linear probe's table is called alike and has no such column.
+/// Reads a table of predictions. That of kNN has a column with k; that of the linear probe does not.
 fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec<Classifier>> {
     let table = Table::read(evaluation, votes)?;
     let column = |column| {
@@ -68,7 +68,7 @@ fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec
             continue;
         };
         let k = ks.get(row).copied().flatten();
-        // Rows of a classifier lie together: it is the last one, or a new one.
+        // The rows of a classifier are together, so this row is of the last classifier or a new one.
         let at = found.iter().rposition(|classifier| classifier.k == k).unwrap_or_else(|| {
             found.push(Classifier { k, predictions: Vec::new() });
             found.len() - 1
@@ -78,8 +78,8 @@ fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec
     Ok(found)
 }
 
-/// Stands for the samples of the test split: equal for equal images and labels in equal order, whatever their files are called.
-/// None when the data are gone.
+/// A content hash of the test split: the same for the same images and labels in the same order, whatever the file names. None
+/// if the data is missing.
 pub fn test_split(store: &Store, run: &Run) -> Option<String> {
     let data = artifacts::find(store, run, data::DESCRIPTOR.name)?;
     let test = |input: &&Input| input.stage == Stage::Data && input.table == tables::TEST;

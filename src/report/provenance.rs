@@ -1,4 +1,4 @@
-//! On which devices and in which precisions the stages of runs were made.
+//! Notes stages that ran on different devices or in different precisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,15 +8,15 @@ use crate::{
     plan::UNIT,
 };
 
-/// A line for every way in which stages of the columns `labels` were made differently. Stages that came to the same content
-/// everywhere are passed over: there the difference made none.
+/// A line for every way in which stages of the columns `labels` ran differently. Stages with the same content everywhere are
+/// skipped: there the difference had no effect.
 pub fn notes(store: &Store, labels: &[String], groups: &[Group]) -> Vec<String> {
-    // What was different -> stages, in the order of the pipeline.
+    // Stages by difference, in the order of the pipeline.
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();
     let stages = groups.iter().flat_map(|group| &group.runs).map(|run| &run.record.stages).max_by_key(|s| s.len());
     for stage in stages.into_iter().flatten().map(|stage| stage.stage.as_str()) {
         let mut contents = BTreeSet::new();
-        // How it was made -> columns.
+        // Columns by device and precision.
         let mut ways: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (label, group) in labels.iter().zip(groups) {
             let records = group.runs.iter().flat_map(|run| run.record.stages.iter().filter(|s| s.stage == stage));
@@ -39,11 +39,11 @@ pub fn notes(store: &Store, labels: &[String], groups: &[Group]) -> Vec<String> 
             None => found.push((what, vec![stage])),
         }
     }
-    let line = |(what, stages): (String, Vec<&str>)| format!("{} made differently: {what}", stages.join(", "));
+    let line = |(what, stages): (String, Vec<&str>)| format!("{} ran differently: {what}", stages.join(", "));
     found.into_iter().map(line).collect()
 }
 
-/// Device and, where the stage has one, precision, e.g. `cpu in bf16 (AMX-BF16)`. None where the manifest does not say.
+/// Device and, where the stage has one, precision, e.g. `cpu in bf16 (AMX-BF16)`. None if the manifest does not say.
 fn way(manifest: &Manifest) -> Option<String> {
     let leaf = |name: &str| serde_json::from_str::<String>(manifest.components.0.get(name)?).ok();
     let device = &manifest.environment.as_ref()?.device;
@@ -101,10 +101,10 @@ mod tests {
         assert_eq!(
             found(&[a.clone(), b, c]),
             [
-                "pretrain made differently: cpu in f32: a, b; cuda:0 in f32: c",
-                "embed made differently: cpu: a, b; cuda:0: c",
+                "pretrain ran differently: cpu in f32: a, b; cuda:0 in f32: c",
+                "embed ran differently: cpu: a, b; cuda:0: c",
             ]
         );
-        assert_eq!(found(&[a, d]), ["pretrain made differently: cpu in bf16: d; cpu in f32: a"]);
+        assert_eq!(found(&[a, d]), ["pretrain ran differently: cpu in bf16: d; cpu in f32: a"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs: which one a command-line argument means, and what is in its folder.
+//! Finds the runs that a command-line argument names, and reads their folders.
 
 use std::{
     cell::OnceCell,
@@ -16,7 +16,7 @@ use crate::{
     spec::{self, Changes, Experiment, Point},
 };
 
-/// A run; finished, unless whoever looks asks for others too.
+/// A run. It is finished, unless the caller asked for others too.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub record: RunRecord,
@@ -24,39 +24,39 @@ pub struct Run {
     pub spec: Value,
 }
 
-/// An argument that names no run.
+/// Why an argument names no run.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FindError {
     #[error("no finished runs in {}; `snclr run SPEC` makes one", .0.display())]
     NoRuns(PathBuf),
     #[error(
-        "no run, beginning of a run, spec name or path is called {argument:?} (runs in {}){}",
+        "{argument:?} is not the name of a run or its beginning, the name of a spec, or a path (runs in {}){}",
         results.display(), nearest.as_ref().map(|nearest| format!("; did you mean {nearest:?}?")).unwrap_or_default()
     )]
     Unknown { argument: String, results: PathBuf, nearest: Option<String> },
-    #[error("{argument:?} is the beginning of several runs: {}; write more of it", runs.join(", "))]
+    #[error("{argument:?} is ambiguous, it matches {}; write more of the name", runs.join(", "))]
     Ambiguous { argument: String, runs: Vec<String> },
     #[error("spec {name:?} ({}) has no finished run in {}; `snclr run {}` makes one", spec.display(), results.display(), spec.display())]
     NotRun { spec: PathBuf, name: String, results: PathBuf },
     #[error("run {run} has no results: {state}; `snclr report {run}` shows its curves")]
     Unfinished { run: String, state: String },
-    #[error("{} is neither a run's folder (no run.json in it) nor a spec (no `name:` in it)", .0.display())]
+    #[error("{} is neither the folder of a run (it has no run.json) nor a spec (it has no `name:`)", .0.display())]
     NeitherRunNorSpec(PathBuf),
 }
 
-/// The runs under a runs root. Their folders are listed and read when something needs them, and once.
+/// The runs in a runs folder. Their folders are listed and read on demand, and only once.
 pub struct Runs<'a> {
     root: &'a Path,
-    /// Whether runs without results are among them.
+    /// Whether to include runs without results.
     with_unfinished: bool,
     list: OnceCell<Vec<Listed>>,
-    /// Places in the list by the names of the runs.
+    /// Index in the list by the name of the run.
     places: OnceCell<HashMap<String, usize>>,
-    /// The newest run of each name and semantic part of a spec, as text.
+    /// The newest run by name and semantic part of its spec, as text.
     known: OnceCell<HashMap<(String, String), Run>>,
 }
 
-/// A run, before its spec is read.
+/// A run whose spec has not been read yet.
 enum Listed {
     Finished(Catalogued),
     /// The folder and the record of a run without results.
@@ -79,7 +79,7 @@ impl Listed {
     }
 }
 
-/// Runs that an argument means, and what has to be said about those that are not there.
+/// The runs that an argument names, and notes about those that are missing.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     pub runs: Vec<Run>,
@@ -95,21 +95,21 @@ pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
 }
 
 impl<'a> Runs<'a> {
-    /// The finished runs under `root`; nothing is read yet.
+    /// The finished runs under `root`. Reads nothing yet.
     pub fn new(root: &'a Path) -> Self {
         Runs { root, with_unfinished: false, list: OnceCell::new(), places: OnceCell::new(), known: OnceCell::new() }
     }
 
-    /// Like [`Runs::new`], with the runs that have no results.
+    /// Like [`Runs::new`], including runs without results.
     pub fn with_unfinished(root: &'a Path) -> Self {
         Runs { with_unfinished: true, ..Runs::new(root) }
     }
 
-    /// The run that `argument` means: a run's folder, a spec (its newest run), a run's name, a spec's name (its newest run),
-    /// or the beginning of exactly one run's name.
+    /// The run that `argument` names: the folder of a run, a spec (its newest run), the name of a run, the name of a spec (its
+    /// newest run), or the beginning of exactly one name.
     ///
     /// # Errors
-    /// [`FindError`], or when a run's folder cannot be read.
+    /// [`FindError`], or when the folder of a run cannot be read.
     pub fn find(&self, argument: &str) -> anyhow::Result<Run> {
         let found = self.find_listed(argument);
         if self.with_unfinished {
@@ -118,7 +118,7 @@ impl<'a> Runs<'a> {
         let unfinished = match found {
             Ok(run) if run.record.unfinished.is_none() => return Ok(run),
             Ok(run) => run,
-            // Among those without results it may be another one.
+            // With runs without results included, the newest may be another run.
             Err(error) => match Runs::with_unfinished(self.root).find_listed(argument) {
                 Ok(run) => run,
                 Err(_) => return Err(error),
@@ -137,7 +137,7 @@ impl<'a> Runs<'a> {
         if let Some(run) = self.list.get().and_then(|list| list.get(*self.places(list).get(argument)?)) {
             return run.read();
         }
-        // A run's folder bears its name: no need to look at the others.
+        // The folder has the name of the run, so the others need not be read.
         let own = results.join(argument);
         if path.components().count() == 1 && own.join(RECORD).is_file() {
             return read(&own);
@@ -172,7 +172,7 @@ impl<'a> Runs<'a> {
         Err(error.into())
     }
 
-    /// Like [`Runs::find`]; a spec that sweeps, or that `changes` concern, means the newest run of each of its points.
+    /// Like [`Runs::find`], but a sweep, or a spec with `changes`, stands for the newest run of each of its points.
     ///
     /// # Errors
     /// As [`Runs::find`]; when such a spec is invalid, or no point has a run.
@@ -218,7 +218,7 @@ impl<'a> Runs<'a> {
     /// The newest run called `name` whose resolved spec `is_wanted`.
     ///
     /// # Errors
-    /// When a run's folder cannot be read.
+    /// When the folder of a run cannot be read.
     pub fn newest(&self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Option<Run>> {
         for run in self.list()?.iter().rev().filter(|run| run.record().name == name) {
             let run = run.read()?;
@@ -229,7 +229,7 @@ impl<'a> Runs<'a> {
         Ok(None)
     }
 
-    /// Looks at all runs now, for whoever asks for many of them.
+    /// Reads all runs now, which is faster if many are needed.
     ///
     /// # Errors
     /// As [`Runs::records`].
@@ -269,7 +269,7 @@ impl<'a> Runs<'a> {
             let run = run.read()?;
             Ok(((run.record.name.clone(), text(&spec::semantic(run.spec.clone()))), run))
         };
-        // The oldest first: the newest stays.
+        // The oldest comes first, so that the newest one stays in the map.
         filled(&self.known, || {
             let known: Vec<_> = self.list()?.par_iter().map(read).collect::<anyhow::Result<_>>()?;
             Ok(known.into_iter().collect())
@@ -277,14 +277,14 @@ impl<'a> Runs<'a> {
     }
 }
 
-/// A value as a text that does not depend on the order of its keys.
+/// A value as text that does not depend on the order of keys.
 fn text(value: &Value) -> String {
     let mut value = value.clone();
     value.sort_all_objects();
     value.to_string()
 }
 
-/// The value of `cell`, made by `make` if it has none.
+/// The value of `cell`, which `make` computes on the first call.
 fn filled<T>(cell: &OnceCell<T>, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
     match cell.get() {
         Some(value) => Ok(value),
@@ -296,27 +296,28 @@ fn filled<T>(cell: &OnceCell<T>, make: impl FnOnce() -> anyhow::Result<T>) -> an
 }
 
 impl Run {
-    /// A run as the catalogue has it.
+    /// A run from the catalogue.
     ///
     /// # Errors
-    /// When its spec is none.
+    /// When its spec is not valid YAML.
     pub(super) fn of_catalogue(run: &Catalogued) -> anyhow::Result<Run> {
         Ok(Run { record: run.record.clone(), spec: run.spec()? })
     }
 
-    /// The run's folder under a runs root.
+    /// The folder of the run under a runs folder.
     pub fn dir(&self, root: &Path) -> PathBuf {
         let folder = if self.record.unfinished.is_some() { UNFINISHED } else { "results" };
         root.join(folder).join(&self.record.run)
     }
 
-    /// What its spec describes.
+    /// The experiment of its spec.
     ///
     /// # Errors
-    /// When the spec is one of another version of this program.
+    /// When the spec is from another version of this program.
     pub fn experiment(&self) -> anyhow::Result<Experiment> {
         let experiment = serde_json::from_value(self.spec.clone());
-        experiment.with_context(|| format!("the spec of run {} is not one of this version", self.record.run))
+        experiment
+            .with_context(|| format!("the spec of run {} is from another version of this program", self.record.run))
     }
 }
 
@@ -327,7 +328,7 @@ fn read(dir: &Path) -> anyhow::Result<Run> {
     Ok(Run { record: RunRecord::read(dir)?, spec })
 }
 
-/// The `name` in a spec or its base; nothing else of it is looked at, since a run's own spec is in its folder.
+/// The `name` in a spec or its base. Nothing else is read, since the folder of a run has its own spec.
 fn spec_name(path: &Path) -> Option<String> {
     if let Some((name, _)) = spec::outline(path) {
         return Some(name);
@@ -336,7 +337,7 @@ fn spec_name(path: &Path) -> Option<String> {
     Some(spec.get("name")?.as_str()?.to_owned())
 }
 
-/// The name that is nearest to `argument`, if any is near.
+/// The name most similar to `argument`, if any is similar.
 fn nearest<'a>(argument: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
         .map(|name| (strsim::normalized_damerau_levenshtein(argument, name), name))
@@ -385,16 +386,18 @@ mod tests {
         assert_eq!(
             error(root, "quikc"),
             format!(
-                "no run, beginning of a run, spec name or path is called \"quikc\" (runs in {results}); did you mean \"quick\"?"
+                "\"quikc\" is not the name of a run or its beginning, the name of a spec, or a path (runs in {results}); did you mean \"quick\"?"
             )
         );
         assert_eq!(
             error(root, "zzz"),
-            format!("no run, beginning of a run, spec name or path is called \"zzz\" (runs in {results})")
+            format!(
+                "\"zzz\" is not the name of a run or its beginning, the name of a spec, or a path (runs in {results})"
+            )
         );
         assert_eq!(
             error(root, "cifar-11"),
-            "\"cifar-11\" is the beginning of several runs: cifar-11aa22bb, cifar-11cc44dd; write more of it"
+            "\"cifar-11\" is ambiguous, it matches cifar-11aa22bb, cifar-11cc44dd; write more of the name"
         );
         fs::write(root.join("new.yaml"), "name: new\n").unwrap();
         assert_eq!(
@@ -405,7 +408,7 @@ mod tests {
         );
         assert_eq!(
             error(root, root.join("results").to_str().unwrap()),
-            "ROOT/results is neither a run's folder (no run.json in it) nor a spec (no `name:` in it)"
+            "ROOT/results is neither the folder of a run (it has no run.json) nor a spec (it has no `name:`)"
         );
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(error(empty.path(), "x"), "no finished runs in ROOT/results; `snclr run SPEC` makes one");

@@ -1,5 +1,5 @@
-//! The trained encoder of a run as safetensors, with torchvision's or timm's names: `load_state_dict(..., strict=True)` takes
-//! it.
+//! Exports the trained encoder of a run as safetensors, with torchvision's or timm's names, so that
+//! `load_state_dict(..., strict=True)` loads it.
 
 use std::collections::HashMap;
 
@@ -14,22 +14,22 @@ use crate::{
     tables::{self, CLASSIFIER_CLASSES, column},
 };
 
-/// Classes of torchvision's and timm's own classifiers.
+/// Number of classes of torchvision's and timm's own classifiers.
 const CLASSES: usize = 1000;
 
-/// What stands in the classifier's place. torchvision's and timm's networks have one, so that strict loading asks for it.
+/// The classifier to write. torchvision's and timm's networks have one, so strict loading needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Head {
-    /// The linear probe's, which classifies the features as they are; zeros when the run has none
+    /// The linear probe, folded to classify raw features; zeros if the run has none
     #[default]
     Auto,
-    /// Zeros for 1000 classes, as many as torchvision's and timm's networks have by default
+    /// Zeros for 1000 classes, the default of torchvision and timm
     Zeros,
     /// None: only the encoder
     None,
 }
 
-/// An encoder ready to be written.
+/// An encoder in the form of a file.
 pub struct Exported {
     /// The file.
     pub bytes: Vec<u8>,
@@ -41,12 +41,13 @@ pub struct Exported {
 
 /// The encoder of `run`.
 ///
-/// Beside the weights there is `num_batches_tracked` (0, int64) for each batch norm: torch has it, and does not read it
-/// when the norm's momentum is fixed. The header's metadata (all text) holds `format` = `pt`, the run, the encoder's
-/// settings (`arch`, `width_multiplier`, `stem`, `patch_size`, `heads`, `image_size`), and how images have to be prepared (`size`, `mean`, `std`).
+/// Each batch norm also has `num_batches_tracked` (0, int64), as in torch, which does not read it
+/// if the momentum of the norm is fixed. The header's metadata (all text) holds `format` = `pt`, the run, the encoder's
+/// settings (`arch`, `width_multiplier`, `stem`, `patch_size`, `heads`, `image_size`), and how images have to be prepared
+/// (`size`, `mean`, `std`).
 ///
 /// # Errors
-/// When the run's artifacts are gone or damaged.
+/// When artifacts of the run are missing or damaged.
 pub fn export(store: &Store, run: &Run, head: Head) -> anyhow::Result<Exported> {
     let mut tensors = read_weights(stage(store, run, "pretrain")?.read(tables::WEIGHTS.name)?)?;
     let (mut fc, mut labels) = (None, Vec::new());
@@ -84,16 +85,16 @@ fn read_labels(probe: &Artifact) -> anyhow::Result<Vec<i64>> {
     Ok(labels)
 }
 
-/// What the classifier's tensors begin with beside these: torchvision's `fc`, or timm's `head` beside a last norm.
+/// Prefix of the tensors of the classifier: `fc` in torchvision, or `head` in timm, whose networks end with a norm.
 fn head_name(tensors: &[Tensor]) -> &'static str {
     if tensors.iter().any(|(name, ..)| name == "norm.weight") { "head." } else { "fc." }
 }
 
-/// A classifier that says nothing; its width is that of the encoder's last norm.
+/// A classifier of zeros. Its width is that of the last norm of the encoder.
 fn zeros(tensors: &[Tensor]) -> anyhow::Result<Vec<Tensor>> {
     let is_last = |name: &str| name.starts_with("layer4.") || name == "norm.weight";
     let last = tensors.iter().rfind(|(name, shape, _)| is_last(name) && shape.len() == 1);
-    let dim = last.context("the weights hold neither layer4 nor a last norm")?.2.len();
+    let dim = last.context("the weights have neither layer4 nor a last norm")?.2.len();
     Ok(vec![
         ("fc.weight".into(), vec![CLASSES, dim], vec![0.0; CLASSES * dim]),
         ("fc.bias".into(), vec![CLASSES], vec![0.0; CLASSES]),
@@ -137,7 +138,8 @@ fn serialize(tensors: &[Tensor], mut metadata: Map<String, Value>) -> anyhow::Re
         .collect::<anyhow::Result<Vec<_>>>()?;
     let bytes = safetensors::serialize(views, Some(HashMap::new()))?;
 
-    // The library takes metadata as a hash map, whose order changes from run to run; the header is written anew with ours.
+    // The library takes metadata as a hash map, whose order changes from run to run. So the header is rewritten in a fixed
+    // order.
     let header_length = u64::from_le_bytes(bytes[..8].try_into()?) as usize;
     let (header, values) = bytes[8..].split_at(header_length);
     let mut header: Map<String, Value> = serde_json::from_slice(header)?;

@@ -1,4 +1,4 @@
-//! Tables for a terminal, and a comparison as one; `*` marks the best of a row.
+//! Draws tables for a terminal, and comparisons as such; `*` marks the best value of a row.
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
@@ -17,7 +17,7 @@ pub fn render(comparison: &Comparison) -> String {
     text
 }
 
-/// The lines of a table whose first row is its header; all columns but the first are aligned to the right.
+/// The lines of a table. The first row is the header. All columns but the first are right-aligned.
 pub fn lines(rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut rows = rows.into_iter();
     let mut table = Table::new();

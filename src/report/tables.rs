@@ -1,5 +1,5 @@
-//! `tables/figures.parquet` and `tables/metrics.parquet`: the figures of all finished runs and the curves of their trainings, each in
-//! one file in the order of the runs, for databases. Derived: they may be deleted at any time.
+//! Writes `tables/figures.parquet` (the metrics of all finished runs) and `tables/metrics.parquet` (the curves of their
+//! trainings), for databases. Both are derived, and may be deleted at any time.
 
 use std::path::{Path, PathBuf};
 
@@ -19,20 +19,20 @@ use crate::{
     },
 };
 
-/// What was written.
+/// Summary of the written files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     pub path: PathBuf,
     pub rows: usize,
 }
 
-/// Writes both, and gives what was written. `note` hears of trainings that are gone or damaged: their curves are left out.
+/// Writes both files. Calls `note` for each training that is missing or damaged, and omits its curves.
 ///
 /// # Errors
-/// When a run's folder cannot be read, or the files cannot be written.
+/// When the folder of a run cannot be read, or the files cannot be written.
 pub fn write(store: &Store, note: &mut dyn FnMut(String)) -> anyhow::Result<[Written; 2]> {
     let mut runs = catalogue(store.root())?.iter().map(Run::of_catalogue).collect::<anyhow::Result<Vec<_>>>()?;
-    // Files are cut into parts that know their smallest and largest run: in order, a database skips all but those of one run.
+    // Row groups record their smallest and largest run. In order, a database can skip all groups but those of one run.
     runs.sort_by(|a, b| a.record.run.cmp(&b.record.run));
     let dir = store.root().join(TABLES);
     atomic::create_dir(&dir)?;
@@ -40,7 +40,7 @@ pub fn write(store: &Store, note: &mut dyn FnMut(String)) -> anyhow::Result<[Wri
     let curves = runs.iter().filter_map(|run| match curves(store, run) {
         Ok(rows) => rows.map(Ok),
         Err(error) => {
-            note(format!("{}: its curves are left out: {error:#}", run.record.run));
+            note(format!("{}: omitting its curves: {error:#}", run.record.run));
             None
         }
     });
@@ -77,9 +77,9 @@ fn figures(run: &Run) -> RecordBatch {
     ])
 }
 
-/// None of a training without steps.
+/// None for a training without steps.
 fn curves(store: &Store, run: &Run) -> anyhow::Result<Option<RecordBatch>> {
-    // Not hashed to the last byte: most of it is weights, of which nothing is read here.
+    // The artifact is not hashed, since most of it is weights, which are not read here.
     let training = artifacts::as_found(store, run, pretrain::DESCRIPTOR.name)?;
     let batches = training.rows_of(&METRICS)?.collect::<anyhow::Result<Vec<_>>>()?;
     let Some(first) = batches.first() else { return Ok(None) };

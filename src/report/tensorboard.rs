@@ -1,5 +1,5 @@
-//! A run's curves and scores as an event file of TensorBoard: records framed as in TFRecord, each one protobuf message
-//! `Event` of a wall time, a step and scalars. Of protobuf no more is written than these four fields need.
+//! Writes the curves and scores of a run as an event file of TensorBoard. Records are framed as in TFRecord. Each is a protobuf
+//! message `Event` with a wall time, a step and scalars; only the protobuf encoding of these fields is implemented.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use crate::{
 /// Tables of a pretrain artifact with one row per step or fewer.
 const TABLES: [Table; 3] = [METRICS, POSITIVENESS, TIMING];
 
-/// The file's bytes: every figure of every step as `train/NAME`, and the run's scores at the last step. Times count back from
-/// the end of the run by the seconds that its steps took; of a run without results, on from its beginning.
+/// The bytes of the file: every metric of every step as `train/NAME`, and the scores of the run at the last step. Times count
+/// back from the end of the run, by the durations of the steps; for a run without results, forward from its start.
 ///
 /// # Errors
-/// When the run's pretraining is gone, damaged or cannot be read.
+/// When the pretraining of the run is missing, damaged or unreadable.
 pub fn render(store: &Store, run: &Run) -> anyhow::Result<Vec<u8>> {
     let training = Training::of(store, run)?;
     // Scalars by step.
@@ -64,7 +64,7 @@ fn frame(message: &[u8], file: &mut Vec<u8>) {
     file.extend(masked_checksum(message).to_le_bytes());
 }
 
-/// TFRecord's checksum: CRC-32C, rotated and shifted by a constant so that a checksum of checksums is none.
+/// The checksum of TFRecord: CRC-32C, rotated and shifted by a constant.
 fn masked_checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }

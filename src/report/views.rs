@@ -1,4 +1,4 @@
-//! Training images beside the crops that training makes of them, and a sheet of them.
+//! Draws training images beside their crops, on a contact sheet.
 
 use image::{
     RgbImage,
@@ -11,9 +11,9 @@ use crate::{
     train::{Crop, Watch, augment},
 };
 
-/// Pixels between the pictures of a sheet.
+/// Pixels between pictures on a sheet.
 const GAP: u32 = 4;
-/// The paper of a sheet.
+/// The background of a sheet.
 const PAPER: image::Rgb<u8> = image::Rgb([255; 3]);
 
 /// An image and its crops: both views, then the small ones.
@@ -24,7 +24,8 @@ pub struct Row {
     pub crops: Vec<RgbImage>,
 }
 
-/// So many training images, or all, with the crops of an epoch: what training sees, pixel by pixel.
+/// This many training images (or all, if there are fewer) with their crops in an epoch, with the very pixels that training
+/// sees.
 ///
 /// # Errors
 /// When an image cannot be read.
@@ -40,7 +41,7 @@ pub fn rows(train: &Split, experiment: &Experiment, epoch: u64, images: usize) -
     samples.iter().enumerate().map(row).collect()
 }
 
-/// The images that training watches, then others all over the split.
+/// The images that training watches, then others, spread over the split.
 fn samples(all: usize, seed: u64, images: usize) -> Vec<u32> {
     let mut samples: Vec<u32> = Watch::new(all, seed).samples().iter().map(|sample| *sample as u32).collect();
     samples.truncate(images);
@@ -52,7 +53,7 @@ fn samples(all: usize, seed: u64, images: usize) -> Vec<u32> {
     samples
 }
 
-/// Image `i` of a crop with the normalisation taken back.
+/// Image `i` of a crop, without normalisation.
 fn picture(crop: &Crop<f32>, i: usize, config: &AugmentationsConfig) -> RgbImage {
     let (side, length) = (crop.size as u32, crop.size * crop.size * 3);
     let byte = |(at, value): (usize, &f32)| ((value * config.std[at % 3] + config.mean[at % 3]) * 255.0).round() as u8;
@@ -60,7 +61,7 @@ fn picture(crop: &Crop<f32>, i: usize, config: &AugmentationsConfig) -> RgbImage
     RgbImage::from_raw(side, side, pixels).expect("three bytes per pixel")
 }
 
-/// A contact sheet: a row for each image, itself first and then its crops, pixel by pixel.
+/// A contact sheet with a row per image: the image first, then its crops.
 pub fn sheet(rows: &[Row]) -> RgbImage {
     let side = rows.iter().flat_map(|row| &row.crops).map(RgbImage::width).max().unwrap_or(1);
     let columns = 1 + rows.iter().map(|row| row.crops.len()).max().unwrap_or(0) as u32;
@@ -69,7 +70,7 @@ pub fn sheet(rows: &[Row]) -> RgbImage {
     for (row, cells) in rows.iter().enumerate() {
         let whole = fitted(&cells.image, side);
         for (column, picture) in std::iter::once(&whole).chain(&cells.crops).enumerate() {
-            // Small ones lie in the middle of their cells.
+            // Small crops are centred in their cells.
             let place = |cell: usize, length: u32| (extent(cell as u32) + (side - length) / 2) as i64;
             imageops::replace(&mut sheet, picture, place(column, picture.width()), place(row, picture.height()));
         }
@@ -77,7 +78,7 @@ pub fn sheet(rows: &[Row]) -> RgbImage {
     sheet
 }
 
-/// The whole image, as large as a cell.
+/// The whole image, scaled to the size of a cell.
 fn fitted(image: &RgbImage, side: u32) -> RgbImage {
     let longest = image.width().max(image.height());
     let scaled = |length: u32| ((length as u64 * side as u64 / longest as u64) as u32).max(1);

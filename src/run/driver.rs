@@ -1,4 +1,5 @@
-//! The way through the stages: find, or wait, or run; verify what is read; rebuild what is damaged.
+//! Runs the stages of a plan in order. A cached artifact is used, a damaged one is made again, and a stage that another process
+//! runs is waited for.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +21,10 @@ use crate::{
     stage::{Interrupt, Progress, StageContext, Stopped},
 };
 
-/// Longest time between two attempts at a lock that somebody holds.
+/// The longest pause between two attempts at a lock that another process holds.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// The work of a stage: its inputs' artifacts by stage in, tables out.
+/// The work of a stage: reads the artifacts of its input stages, and writes tables.
 pub type Work<'a> =
     dyn Fn(Stage, &BTreeMap<Stage, Artifact>, &mut ArtifactWriter, &StageContext) -> anyhow::Result<()> + 'a;
 
@@ -35,34 +36,34 @@ pub struct Driver<'a> {
     pub reporter: Arc<Reporter>,
     pub interrupt: &'a Interrupt,
     pub checkpoint_interval: Duration,
-    /// Hears of every stage that runs; None where no run is recorded.
+    /// The record of the run, which notes every stage that runs; None where no run is recorded.
     pub attempt: Option<&'a RunAttempt<'a>>,
-    /// What other machines have made, if they share it.
+    /// The shared cache, if there is one.
     pub cache: Option<&'a Cache>,
 }
 
 /// How a stage came by its artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// It was there.
+    /// It was in the store.
     Cached,
-    /// The shared cache had it.
+    /// It was in the shared cache.
     Fetched,
     /// The stage ran.
     Ran,
 }
 
-/// A stage that has its artifact.
+/// The artifact of a stage, and how it was found or made.
 #[derive(Clone, Debug)]
 pub struct StageOutcome {
     pub stage: Stage,
     pub how: How,
-    /// Wall-clock seconds of the stage, waiting included; next to nothing when it was cached.
+    /// Wall-clock seconds of the stage, including waits; close to 0 if it was cached.
     pub seconds: f64,
     pub artifact: Artifact,
 }
 
-/// What the record of a run says of a stage that has its artifact.
+/// The entry of a stage in the record of a run.
 pub fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
     StageRecord {
         stage: stage.name().to_owned(),
@@ -73,7 +74,7 @@ pub fn stage_record(stage: Stage, artifact: &Artifact) -> StageRecord {
 }
 
 impl How {
-    /// For scripts and tables.
+    /// The name in JSON and tables.
     pub fn name(self) -> &'static str {
         match self {
             How::Cached => "cached",
@@ -84,12 +85,12 @@ impl How {
 }
 
 impl Driver<'_> {
-    /// Brings every stage to its artifact, in order.
+    /// Finds or makes the artifact of every stage, in order.
     pub fn run(&self) -> anyhow::Result<Vec<StageOutcome>> {
         self.run_of(self.planner.stages())
     }
 
-    /// Brings these stages to their artifacts; the inputs of each come before it.
+    /// Finds or makes the artifacts of these stages. The inputs of a stage come before it.
     pub fn run_of(&self, stages: &[Stage]) -> anyhow::Result<Vec<StageOutcome>> {
         let mut come_by = BTreeMap::new();
         'pass: loop {
@@ -98,7 +99,7 @@ impl Driver<'_> {
             for &stage in stages {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
-                    // An input that looked whole was not, and is out of the way now: from the start.
+                    // An input turned out to be damaged, and has been moved away: start again.
                     continue 'pass;
                 };
                 let passed = (how, begun.elapsed().as_secs_f64());
@@ -113,8 +114,8 @@ impl Driver<'_> {
         }
     }
 
-    /// One stage. None when one of its inputs is damaged and has been moved out of the way, or
-    /// when it was removed in this moment.
+    /// Finds or makes the artifact of one stage. None when an input was damaged and has been moved away, or when another
+    /// process removed the artifact just now.
     fn stage(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>) -> anyhow::Result<Option<(Artifact, How)>> {
         let planned = self.planner.resolve(stage, inputs, Against::Nearest);
         let reason = planned.reason();
@@ -122,7 +123,7 @@ impl Driver<'_> {
         self.store.count_on(stage.name(), &key)?;
         if let Verdict::Cached(artifact) = planned.verdict {
             if !artifact.dir().exists() {
-                // It was removed as one that nobody needed, just before somebody did.
+                // `snclr gc` removed the artifact between our look and our lease: look again.
                 return Ok(None);
             }
             self.store.tidy(&artifact)?;
@@ -147,7 +148,7 @@ impl Driver<'_> {
         let lock = self.lock(stage, &key)?;
         match self.store.find(stage.name(), &key) {
             Found::Hit(artifact) => {
-                // Whoever held the lock made it.
+                // The process that held the lock has made the artifact.
                 self.reporter.stage_cached(stage.name(), key.short());
                 if let Some(kept) = planned.kept {
                     self.reporter.log(&format!("{stage} was {kept}"));
@@ -170,7 +171,7 @@ impl Driver<'_> {
         Ok(Some((artifact, How::Ran)))
     }
 
-    /// The artifact of a stage that is not here, if the shared cache has it.
+    /// Fetches the missing artifact of a stage from the shared cache, if it is there.
     fn fetch(&self, stage: Stage, key: &Key) -> anyhow::Result<Option<Artifact>> {
         let Some(cache) = self.cache.filter(|cache| cache.reads()) else { return Ok(None) };
         let lock = self.lock(stage, key)?;
@@ -190,7 +191,7 @@ impl Driver<'_> {
         Ok(fetched)
     }
 
-    /// Takes those of these stages out of the shared cache that are not here, as far as it has them.
+    /// Fetches the missing artifacts of these stages from the shared cache, as far as they are there.
     pub fn fetch_of(&self, stages: &[Stage]) -> anyhow::Result<()> {
         let mut artifacts = BTreeMap::new();
         for &stage in stages {
@@ -216,7 +217,7 @@ impl Driver<'_> {
         components: Components,
         inputs: &BTreeMap<Stage, Artifact>,
     ) -> anyhow::Result<Artifact> {
-        // Put off until there is work: a run with nothing to do looks into no folders.
+        // Only now, so that a run with nothing to do reads no folders.
         self.store.sweep()?;
         let reporter = self.reporter.clone();
         if let Some(cache) = self.cache {
@@ -247,14 +248,15 @@ impl Driver<'_> {
         Ok(artifact)
     }
 
-    /// Where locks do not reach other machines, one that came to the stage's end first removes its checkpoints: what fails for want
-    /// of them has done no harm.
+    /// Uses the artifact of another machine if this one failed meanwhile. Where locks do not reach other machines, two may run
+    /// the same stage. The first to finish removes the checkpoints, which may make the other fail.
     fn made_elsewhere(&self, stage: Stage, key: &Key, error: anyhow::Error) -> anyhow::Result<Artifact> {
         match self.store.find(stage.name(), key) {
             Found::Hit(artifact) if error.downcast_ref::<Stopped>().is_none() => {
-                // Checkpoints of ours that came after it removed them.
+                // Remove the checkpoints that we wrote after the other machine had removed them.
                 self.store.remove_work(stage.name(), key)?;
-                self.reporter.log(&format!("{stage}: made by another process meanwhile; this one ended in: {error:#}"));
+                self.reporter
+                    .log(&format!("{stage}: another process has made it meanwhile; this one failed: {error:#}"));
                 Ok(artifact)
             }
             _ => Err(error),
@@ -265,7 +267,7 @@ impl Driver<'_> {
         if self.store.is_verified(artifact) {
             return Ok(());
         }
-        self.reporter.stage_begins(artifact.stage(), "checking it before it is read");
+        self.reporter.stage_begins(artifact.stage(), "checking its hashes before reading");
         self.reporter.start(Some(artifact.size() >> 20), "MiB");
         let mut done = 0;
         let result = self.store.verify(artifact, &mut |n| {
@@ -279,14 +281,14 @@ impl Driver<'_> {
     fn discard(&self, lock: &Lock, stage: Stage, key: &Key, what: &str) -> anyhow::Result<()> {
         let Some(moved) = self.store.set_aside(lock, stage.name(), key)? else { return Ok(()) };
         self.reporter.warn(&format!(
-            "damaged {stage} artifact {}: {what}; moved to {}, rebuilding it",
+            "damaged {stage} artifact {}: {what}; moved to {}, making it again",
             key.short(),
             moved.display()
         ));
         Ok(())
     }
 
-    /// Takes the lock of a stage, waiting for whoever has it.
+    /// Takes the lock of a stage, and waits while another process holds it.
     fn lock(&self, stage: Stage, key: &Key) -> anyhow::Result<Lock> {
         let (mut told, mut pause) = (None, Duration::from_millis(50));
         loop {
@@ -299,11 +301,11 @@ impl Driver<'_> {
                             Some(process) if process == Process::here() => "another point".to_owned(),
                             Some(process) => process.describe(),
                         };
-                        self.reporter.log(&format!("{stage}: waiting for {who}, which works on the same stage"));
+                        self.reporter.log(&format!("{stage}: waiting for {who}, which runs the same stage"));
                         told = Some(holder);
                     }
                     self.stop_if_asked(stage)?;
-                    // A file system of many machines need not be asked ten times a second for hours.
+                    // Pauses grow, so that a long wait does not load a network file system.
                     sleep(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

@@ -1,4 +1,4 @@
-//! One experiment from its plan to its results.
+//! Runs one experiment, from its plan to its results, or a single stage of it.
 
 use std::{
     collections::BTreeSet,
@@ -24,50 +24,50 @@ pub struct Setting<'a> {
     pub interrupt: &'a Interrupt,
     /// Longest time between two checkpoints.
     pub checkpoint_interval: Duration,
-    /// Worker threads; as many as there are processors when None.
+    /// Worker threads; one per processor if None.
     pub threads: Option<usize>,
-    /// Held while a plan is made: of two points that read the same source files, one hashes them.
+    /// Held while a plan is made, so that two points with the same source files hash them once.
     pub planning: Mutex<()>,
-    /// What other machines have made, if they share it.
+    /// The shared cache, if there is one.
     pub cache: Option<&'a Cache>,
 }
 
-/// An experiment that has its results.
+/// The results of an experiment.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub stages: Vec<StageOutcome>,
     pub outcome: Outcome,
 }
 
-/// A stage that has its artifact.
+/// The artifact of a stage.
 #[derive(Clone, Debug)]
 pub struct Alone {
     pub outcome: StageOutcome,
-    /// Set when all stages of the experiment have theirs.
+    /// The results, if this stage was the last one missing.
     pub results: Option<Outcome>,
 }
 
 /// Why a stage cannot run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotYet {
-    #[error("stage {stage} cannot run yet: its input {input} is not there; run that first (--only {input})")]
+    #[error("stage {stage} cannot run yet: its input {input} is missing; run that first (--only {input})")]
     Input { stage: Stage, input: Stage },
     #[error("stage {stage} will never run: its input {input} diverged")]
     Diverged { stage: Stage, input: Stage },
-    #[error("the experiment has no stage {stage}: it starts from no file of weights (encoder.init)")]
+    #[error("the experiment has no stage {stage}: it does not start from a file of weights (encoder.init)")]
     NoStage { stage: Stage },
-    #[error("a stage is run of one point, and the spec has {points}; choose one with --set")]
+    #[error("--only runs a stage of one point, and the spec has {points}; choose one with --set")]
     ManyPoints { points: usize },
 }
 
-/// All stages that `stage` reads, or that those read.
+/// All stages that `stage` reads, directly or through others.
 fn inputs(stage: Stage) -> BTreeSet<Stage> {
     let own = stage.inputs();
     own.iter().copied().flat_map(inputs).chain(own.iter().copied()).collect()
 }
 
 impl Setting<'_> {
-    /// Brings every stage of `experiment` to its artifact and writes its results.
+    /// Finds or makes all artifacts of `experiment`, and writes its results.
     ///
     /// # Errors
     /// When a stage fails or diverges, or the user interrupts.
@@ -90,7 +90,7 @@ impl Setting<'_> {
         finished
     }
 
-    /// Brings the data stage of `experiment` alone to its artifact, which a run then finds.
+    /// Finds or makes only the data artifact of `experiment`. A later run then finds it.
     ///
     /// # Errors
     /// When it fails, or the user interrupts.
@@ -105,8 +105,8 @@ impl Setting<'_> {
         Ok(outcome.artifact)
     }
 
-    /// Brings one stage of `experiment` to its artifact. Its inputs have to be there. Where it was the last one that the experiment
-    /// lacked, the results are written too.
+    /// Finds or makes the artifact of one stage of `experiment`, whose inputs must be in the store. If it was the last one
+    /// missing, the results are written too.
     ///
     /// # Errors
     /// [`NotYet`]; when the stage fails or diverges, or the user interrupts.
@@ -136,7 +136,7 @@ impl Setting<'_> {
                 },
             );
         }
-        // A record of its own: other stages of the experiment may be at work elsewhere.
+        // The stage gets its own record, since other stages of the experiment may be running elsewhere.
         let name = format!("{}-{stage}", experiment.name);
         let attempt = RunAttempt::new(self.store, &name, identity.short(), serde_yaml::to_string(experiment)?);
         let driver = self.driver(&planner, &*work, reporter, Some(&attempt));
@@ -157,7 +157,7 @@ impl Setting<'_> {
         ended
     }
 
-    /// Writes the results of an experiment that has its artifacts, given in the order of its stages.
+    /// Writes the results of an experiment from its artifacts, given in the order of its stages.
     ///
     /// # Errors
     /// When an artifact cannot be read, or the results cannot be written.
@@ -173,13 +173,13 @@ impl Setting<'_> {
         record(self.store, experiment, &outcomes)
     }
 
-    /// Notes how an attempt ended that came to no results.
+    /// Records how an attempt without results ended.
     fn tell<T>(&self, attempt: &RunAttempt, ended: &anyhow::Result<T>, reporter: &Reporter) {
         let Err(error) = ended else { return };
         let (state, why) = ending(error);
-        // The error itself is what the user has to hear of.
+        // The first error is the one to report.
         if let Err(second) = attempt.ended(state, why) {
-            reporter.warn(&format!("how the run ended is not in its record: {second:#}"));
+            reporter.warn(&format!("cannot record how the run ended: {second:#}"));
         }
     }
 
@@ -187,7 +187,7 @@ impl Setting<'_> {
         let root = self.store.root();
         let found = FileSystem::check(root)?;
         if found.is_shared() && !root.exists() {
-            // Said once, by whoever begins there.
+            // Print this once, where the attempt begins.
             reporter.log(&format!("runs folder {}: {found}", root.display()));
         }
         let planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,7 +217,7 @@ impl Setting<'_> {
     }
 }
 
-/// Refuses a file of weights that training cannot start from before anything runs, not after the data stage.
+/// Checks the file of `encoder.init` before anything runs, rather than after the data stage.
 fn check_init(experiment: &Experiment, planner: &Planner) -> anyhow::Result<()> {
     let Some(path) = experiment.encoder.init() else { return Ok(()) };
     let starts = |stage: &Planned| matches!(stage.stage, Stage::Pretrain | Stage::EmbedInitial) && !stage.is_cached();
@@ -227,7 +227,7 @@ fn check_init(experiment: &Experiment, planner: &Planner) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What becomes of a run that ends in `error`, and why where that is news.
+/// The state of a run that ends in `error`, and the reason if the state does not say it.
 fn ending(error: &anyhow::Error) -> (RunState, Option<String>) {
     match error.downcast_ref() {
         Some(Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. }) => (RunState::Interrupted, None),

@@ -1,6 +1,6 @@
-//! What ranks other than the first do: they wait for its orders, and take part in its trainings.
+//! Runs the ranks other than the first: they wait for its orders, and join its trainings.
 //!
-//! The first rank alone plans, keeps what stages make, and talks to the user.
+//! Only the first rank plans, writes artifacts, and talks to the user.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,26 +15,26 @@ use crate::{
     stage::{Interrupt, Stopped, pretrain},
 };
 
-/// What many ranks cannot do.
+/// Options that several ranks do not support.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnfitRun {
     #[error("ranks work on one point at a time\n  help: leave out --jobs, or start one process")]
     Jobs,
 }
 
-/// What the first rank tells the others.
+/// An order of the first rank to the others.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// To take part in the training of this experiment on the data of this key.
+    /// Join the training of this experiment on the data of this key.
     Train { experiment: String, data: Key },
-    /// To end with this exit code.
+    /// End with this exit code.
     End(u8),
 }
 
-/// Whether the others are in a training, in which they hear no orders.
+/// Whether the other ranks are in a training, during which they receive no orders.
 static TRAINING: AtomicBool = AtomicBool::new(false);
 
-/// Has the other ranks take part in `train`, a training of `experiment` on the data of the key `data`.
+/// Runs `train` on all ranks: a training of `experiment` on the data of the key `data`.
 ///
 /// # Errors
 /// As of `train`.
@@ -50,14 +50,15 @@ pub fn with_others(
     tell(&ranks, &Order::Train { experiment: serde_yaml::to_string(experiment)?, data: data.clone() })?;
     TRAINING.store(true, Ordering::SeqCst);
     let trained = train();
-    // All ranks stop a training, or come to its end, at the same step. What failed may have failed here alone.
+    // All ranks stop or finish a training at the same step. A failure may have happened on this rank only.
     if trained.as_ref().err().is_none_or(|error| error.downcast_ref::<Stopped>().is_some()) {
         TRAINING.store(false, Ordering::SeqCst);
     }
     trained
 }
 
-/// Lets the other ranks end with this exit code. False where they do not listen, as they are in a training that failed here.
+/// Orders the other ranks to end with this exit code. False if they cannot receive it, because a training failed on this rank
+/// only.
 ///
 /// # Errors
 /// When the order cannot be written.
@@ -73,10 +74,10 @@ fn tell(ranks: &Ranks, order: &Order) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does what the first rank says, until it says to end; gives the exit code.
+/// Follows the orders of the first rank until it orders the end, and returns the exit code.
 ///
 /// # Errors
-/// What fails on this rank alone.
+/// When something fails on this rank.
 pub fn follow(store: &Store, interrupt: &Interrupt) -> anyhow::Result<u8> {
     let ranks = Ranks::chosen();
     loop {
@@ -88,13 +89,13 @@ pub fn follow(store: &Store, interrupt: &Interrupt) -> anyhow::Result<u8> {
         let data = match store.find(Stage::Data.name(), &data) {
             Found::Hit(artifact) => Stage::Pretrain.readable(Stage::Data, &artifact),
             Found::Missing => bail!(
-                "{}: the data of the first rank is not here; all ranks need the same runs folder",
+                "{}: the data of the first rank is missing; all ranks need the same runs folder",
                 store.root().display()
             ),
-            Found::Damaged { what } => bail!("the data of the first rank is damaged here: {what}"),
+            Found::Damaged { what } => bail!("this rank finds the data of the first rank damaged: {what}"),
         };
         match pretrain::take_part(&experiment.pretrain(), &data, interrupt) {
-            // The first rank says what becomes of a training that stopped.
+            // The first rank reports a training that stopped.
             Err(error) if error.downcast_ref::<Stopped>().is_none() => return Err(error),
             _ => {}
         }

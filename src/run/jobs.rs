@@ -1,4 +1,4 @@
-//! Pieces of work one after the other or several at once, each with its share of the threads. Unaware of what they are.
+//! Runs jobs in order, one or several at a time, each on its share of the threads.
 
 use std::{
     sync::{
@@ -12,23 +12,24 @@ use anyhow::Context;
 
 use crate::stage::Stopped;
 
-/// Stack of a worker; as large as that of the main thread, which works when there is one job.
+/// Stack size of a worker: that of the main thread, which does the work if there is one job.
 const STACK: usize = 8 << 20;
 
-/// How work is shared out.
+/// How many jobs run at once, and on how many threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Jobs {
-    /// Pieces at once, at least 1.
+    /// Jobs at once, at least 1.
     pub count: usize,
-    /// Whether the other pieces begin after one has failed.
+    /// Whether to start further jobs after one has failed.
     pub keep_going: bool,
-    /// Threads in all; as many as there are processors when None.
+    /// Threads in total; one per processor if None.
     pub threads: Option<usize>,
 }
 
 impl Jobs {
-    /// Does the pieces `0..pieces`, begun in order; gives what each came to, None where it was not begun. After a failure
-    /// none begins, unless [`Jobs::keep_going`]; after an interruption none does. What has begun goes on to its end.
+    /// Runs the jobs `0..pieces`, started in order, and returns their outcomes; None for a job that did not start. After a
+    /// failure no job starts, unless [`Jobs::keep_going`]; after an interruption none does. Jobs that have started run to their
+    /// end.
     ///
     /// # Errors
     /// When threads cannot be started.

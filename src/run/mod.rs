@@ -1,4 +1,4 @@
-//! Drives a plan: what is cached stays, what is pending runs, what was killed resumes.
+//! Runs a plan: cached stages are kept, pending ones run, killed ones resume.
 
 mod driver;
 mod execute;

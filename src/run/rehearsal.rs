@@ -1,4 +1,4 @@
-//! A pretraining that stops after so many steps and leaves its whole state behind: what `verify resume` kills and compares.
+//! The rehearsal: a short pretraining that keeps its whole state, which `snclr verify resume` kills, resumes and compares.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,14 +23,14 @@ use crate::{
     tables::{METRICS, column},
 };
 
-/// Part of a state -> digest of its tensors.
+/// Digest of the tensors of each part of a state.
 pub type Digests = BTreeMap<&'static str, String>;
 
-/// Runs data and pretraining in `store`, with a checkpoint after every update, until at least `steps` steps are done between
-/// two updates, or goes on to there. Training must not end before.
+/// Runs or resumes data and pretraining in `store`, with a checkpoint after every update. Stops at the first update after
+/// `steps` steps. Training must be longer than that.
 ///
 /// # Errors
-/// When a stage fails, or the training has no more than `steps` steps.
+/// When a stage fails, or the training does not have more than `steps` steps.
 pub fn rehearse(store: &Store, experiment: &Experiment, steps: u64, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
     let interrupt = Interrupt::default();
     let planner = Planner::new(store, experiment, Path::new(""), &**reporter, &interrupt)?;
@@ -63,12 +63,12 @@ pub fn rehearse(store: &Store, experiment: &Experiment, steps: u64, reporter: &A
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted { .. })) => Ok(()),
         Err(error) => Err(error),
         Ok(_) => {
-            bail!("the training has no more than {steps} steps; use fewer (--steps) or more epochs (--set epochs=…)")
+            bail!("the training must have more than {steps} steps; use fewer (--steps) or more epochs (--set epochs=…)")
         }
     }
 }
 
-/// Progress that asks to stop after so many steps.
+/// Progress that interrupts training after a number of steps.
 struct Counting<'a> {
     inner: &'a dyn Progress,
     interrupt: &'a Interrupt,
@@ -109,7 +109,7 @@ impl Progress for Counting<'_> {
     }
 }
 
-/// Steps of the newest checkpoint of the rehearsal in `store`, or None.
+/// The step of the newest checkpoint of the rehearsal in `store`, if there is one.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -137,7 +137,7 @@ pub fn digests(store: &Store, experiment: &Experiment) -> anyhow::Result<Digests
     Ok(digests)
 }
 
-/// What a tensor of the state belongs to.
+/// The part of the state that a tensor belongs to.
 fn part(name: &str) -> &'static str {
     match name {
         "step" => "cursor",
@@ -147,14 +147,14 @@ fn part(name: &str) -> &'static str {
         "momentum.buffers" => "EMA running statistics",
         _ if name.starts_with("optimizer.") => "optimiser",
         _ if name.starts_with("churn.") => "neighbour counters",
-        // What a method keeps: queues, and what it counts.
+        // State of the method: queues and counters.
         _ => "queue",
     }
 }
 
 type State = (u64, Vec<NamedTensor<f32>>, String);
 
-/// Step, tensors and content hash of the metrics of the newest checkpoint.
+/// The newest checkpoint: its step, its tensors, and the content hash of its metrics.
 fn checkpoint(store: &Store, experiment: &Experiment) -> anyhow::Result<Option<State>> {
     let planner = Planner::new(store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
     let data = planner.resolve(Stage::Data, &BTreeMap::new(), Against::Nearest);

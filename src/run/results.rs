@@ -1,4 +1,4 @@
-//! The folder of a run: the resolved spec, what the stages came to, and the scores as Parquet.
+//! Writes the folder of a finished run: the resolved spec, the record of its stages, and the scores as Parquet.
 
 use std::{
     collections::BTreeMap,
@@ -16,32 +16,32 @@ use crate::{
     tables::{NOTES, REPORT, column::*},
 };
 
-/// What a run came to.
+/// A finished run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub record: RunRecord,
     pub dir: PathBuf,
 }
 
-/// A figure and the stage that it comes from.
+/// A metric and the stage that it comes from.
 struct Metric {
     name: String,
     value: Option<f64>,
     stage: Stage,
 }
 
-/// Name of the run of an experiment that has come to these artifacts, given in the order of its stages.
+/// The name of the run with these artifacts, given in the order of the stages.
 fn name<'a>(experiment: &Experiment, artifacts: impl Iterator<Item = &'a Artifact>) -> String {
     let keys: String = artifacts.map(Artifact::key).collect();
     format!("{}-{}", experiment.name, &hash::bytes(keys.as_bytes())[..8])
 }
 
-/// Whether the run of an experiment that has come to these artifacts has its results.
+/// Whether the results of the run with these artifacts have been written.
 pub fn is_recorded(store: &Store, experiment: &Experiment, artifacts: &[Artifact]) -> bool {
     store.root().join("results").join(name(experiment, artifacts.iter())).join(RECORD).exists()
 }
 
-/// Writes the folder of a run, or finds it as it should be.
+/// Writes the folder of a run, unless it is already complete.
 pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -> anyhow::Result<Outcome> {
     let run = name(experiment, stages.iter().map(|outcome| &outcome.artifact));
     let mut metrics = Vec::new();
@@ -66,7 +66,7 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     };
     let report = report(&run, experiment.seed, &metrics)?;
     atomic::create_dir(&dir)?;
-    // Of two runs of one spec that end together, one writes: both would write the same.
+    // If two runs of one spec end at the same time, one writes; both would write the same.
     let Attempt::Held(_lock) = Lock::attempt(&store.root().join("locks"), &format!("results-{run}"))? else {
         return Ok(Outcome { record, dir });
     };
@@ -86,7 +86,7 @@ fn same_but_for_the_time(a: &RunRecord, b: &RunRecord) -> bool {
         && a.metrics.keys().eq(b.metrics.keys())
 }
 
-/// `report.parquet`: one row per figure.
+/// Writes `report.parquet`, with one row per metric.
 fn report(run: &str, seed: u64, metrics: &[Metric]) -> anyhow::Result<Vec<u8>> {
     table::in_memory(&REPORT.rows([
         METRIC.of(metrics.iter().map(|metric| &metric.name)),

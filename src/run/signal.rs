@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks stages to stop at a safe point, the second ends the process.
+//! Handles Ctrl-C and SIGTERM: the first one asks stages to stop at a safe point, the second one ends the process.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use crate::stage::Interrupt;
 /// Exit code of an interrupted run.
 const INTERRUPTED: i32 = 130;
 
-/// Watches for signals from now on.
+/// Starts to handle signals.
 pub fn watch(interrupt: &Interrupt) -> anyhow::Result<()> {
     let interrupt = interrupt.clone();
     ctrlc::set_handler(move || {
@@ -17,7 +17,7 @@ pub fn watch(interrupt: &Interrupt) -> anyhow::Result<()> {
             std::process::exit(INTERRUPTED);
         }
         interrupt.request();
-        let _ = writeln!(std::io::stderr(), "stopping at the next safe point; once more to stop at once");
+        let _ = writeln!(std::io::stderr(), "stopping at the next safe point; press Ctrl-C again to stop now");
     })
     .context("watching for ctrl-C")
 }

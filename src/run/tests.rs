@@ -1,4 +1,4 @@
-//! The driver with stages that only note that they ran.
+//! Tests of the driver, with stages that only note that they ran.
 
 use std::{
     collections::BTreeMap,
@@ -151,7 +151,7 @@ fn what_fails_because_another_machine_came_to_the_end_first_is_a_hit() {
     let work = |stage, _: &BTreeMap<Stage, Artifact>, out: &mut ArtifactWriter, _: &StageContext| {
         fill(stage, out)?;
         if stage == Stage::Embed {
-            // Its locks do not reach us.
+            // The locks of the other machine do not reach this one.
             fs::remove_dir_all(scene.root.path().join("locks"))?;
             scene.run();
             anyhow::bail!("a segment is gone");
@@ -179,7 +179,7 @@ fn a_damaged_artifact_is_named_and_rebuilt_and_nothing_else_runs() {
     let [warning] = &reporter.warnings()[..] else { panic!("{:?}", reporter.warnings()) };
     let moved = scene.root.path().join(format!("damaged/data-{}-1", artifact.stage_key().short()));
     let expected = format!(
-        "damaged data artifact {}: rows.parquet: does not match its hash; moved to {}, rebuilding it",
+        "damaged data artifact {}: rows.parquet: does not match its hash; moved to {}, making it again",
         artifact.stage_key().short(),
         moved.display()
     );

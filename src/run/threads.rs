@@ -1,13 +1,13 @@
-//! Rayon's threads, which are the whole process's: they are started once, before any work, by every command alike.
+//! Starts the thread pool of rayon. The whole process shares it, so every command starts it once, before any work.
 
 use std::sync::OnceLock;
 
 use anyhow::anyhow;
 
-/// Starts so many threads, or as many as there are processors when they are first needed.
+/// Starts this many threads; with None, rayon starts one per processor when they are first needed.
 ///
 /// # Errors
-/// When they cannot be started: then for every caller, not for the first alone.
+/// When the threads cannot be started. Every later call then fails too.
 pub fn start_threads(threads: Option<usize>) -> anyhow::Result<()> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     let Some(threads) = threads else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! From a stage of the plan to the function that does its work.
+//! Maps each stage of the plan to the function that does its work.
 
 use super::{Work, follow};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     spec::Experiment,
 };
 
-/// What every stage of `experiment` does.
+/// The work of every stage of `experiment`.
 pub fn stage_work(experiment: &Experiment) -> Box<Work<'_>> {
     Box::new(move |stage, inputs, out, context| {
         let mut work = || Job::new(stage, experiment).run(inputs, out, context);

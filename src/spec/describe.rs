@@ -1,4 +1,4 @@
-//! Says in words what a part of the schema allows, and shows values as they are found.
+//! Describes in words what a part of the schema allows, and formats the values of a spec.
 
 use serde_json::Value;
 

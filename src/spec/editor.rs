@@ -1,6 +1,6 @@
-//! The schema that editors read: an experiment, or a spec that extends one and says only what it changes.
+//! The schema for editors. It allows a whole experiment, or a spec that extends one and has only the changes.
 //!
-//! Validation holds the merged document against the schema of an experiment; an editor sees one file alone.
+//! Validation checks the merged document against the schema of an experiment, but an editor sees a single file.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! YAML files beside specs, read with the same care: all errors at once, each with its place and what was probably meant.
+//! Reads other YAML files in the way specs are read: all errors at once, each with its place and a suggestion.
 
 use std::{marker::PhantomData, path::Path, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! From a spec's file and a command line to checked experiments: one, or one for each point of a sweep.
+//! Loads a spec and the changes of a command line, and returns checked experiments: one per point.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Where every key and value of a spec stands: in a file, or on the command line. Unaware of what the keys mean.
+//! Finds the place of every key and value of a spec, in a file or on the command line, without knowing what the keys mean.
 
 use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 

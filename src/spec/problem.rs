@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a spec, as data; how it is laid out for people is in `error.rs`.
+//! All problems that a spec can have, as data. `error.rs` formats them as text.
 
 use super::locate::Place;
 

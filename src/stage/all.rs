@@ -1,4 +1,4 @@
-//! All stages: which descriptor is whose.
+//! Lists all stages and their descriptors.
 
 use std::fmt;
 
@@ -21,12 +21,13 @@ impl Stage {
         Stage::Knn,
     ];
 
-    /// The stages of an experiment, which starts from a file of weights or not, inputs first.
+    /// The stages of an experiment, inputs first. `EmbedInitial` is one of them if the experiment starts from a file of
+    /// weights.
     pub fn of_experiment(starts_from_weights: bool) -> Vec<Stage> {
         Self::ALL.into_iter().filter(|stage| starts_from_weights || *stage != Stage::EmbedInitial).collect()
     }
 
-    /// What the stage is.
+    /// The descriptor of the stage.
     pub fn descriptor(self) -> &'static Descriptor {
         match self {
             Stage::Data => &data::DESCRIPTOR,
@@ -49,14 +50,14 @@ impl Stage {
         self.descriptor().version
     }
 
-    /// Stages whose artifacts it reads, each once; some experiments do not have all of them.
+    /// The stages whose artifacts it reads, without repetitions. Some experiments lack one of them.
     pub fn inputs(self) -> Vec<Stage> {
         let mut stages: Vec<_> = self.descriptor().inputs.iter().map(|input| input.stage).collect();
         stages.dedup();
         stages
     }
 
-    /// The part of an input's artifact that the stage can read: it has no other tables.
+    /// The part of an input's artifact that the stage may read. It hides all other tables.
     pub fn readable(self, input: Stage, artifact: &Artifact) -> Artifact {
         let of_it: Vec<_> = self.descriptor().inputs.iter().filter(|read| read.stage == input).collect();
         artifact.narrowed(|table| of_it.iter().any(|read| read.table.is(table)))

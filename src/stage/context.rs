@@ -1,4 +1,4 @@
-//! What a stage may ask of whoever runs it: progress, interruption, checkpoints, warnings.
+//! The services that a stage gets from its caller: progress, interruption, checkpoints, warnings.
 
 use std::{
     sync::{
@@ -10,25 +10,25 @@ use std::{
 
 use crate::artifact::Checkpoints;
 
-/// Where a stage reports how far it is. Implementations draw bars or print lines.
+/// Receives the progress of a stage. Implementations draw bars or print lines.
 pub trait Progress {
-    /// A piece of work begins: `total` units, when known, of `unit` (plural, e.g. "steps").
+    /// Work starts: `total` units, if known, of `unit` (plural, e.g. "steps").
     fn start(&self, total: Option<u64>, unit: &str);
-    /// `count` more units are done.
+    /// Adds `count` finished units.
     fn advance(&self, count: u64);
-    /// A short status beside the bar, e.g. "loss 5.21".
+    /// Shows a short status beside the bar, e.g. "loss 5.21".
     fn message(&self, text: &str);
-    /// The next value of a figure whose course is worth watching, e.g. "loss".
+    /// Adds a value to a figure whose history is shown, e.g. "loss".
     fn value(&self, name: &str, value: f64);
-    /// A line that stays.
+    /// Prints a permanent line.
     fn log(&self, text: &str);
-    /// A line that stays, for those who asked for details.
+    /// Prints a permanent line with `-v` only.
     fn detail(&self, text: &str);
-    /// A warning that stays and is repeated at the end of the run.
+    /// Prints a warning, which is repeated at the end of the run.
     fn warn(&self, text: &str);
 }
 
-/// Progress that nobody watches.
+/// Discards all progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -52,13 +52,13 @@ impl Interrupt {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether someone asked.
+    /// Whether the user has asked.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// What hears of samples that are found while a source is looked through: it tells how many, and stops where that is asked for.
+/// A callback for the samples found while a source is scanned. It reports their number, and stops the scan on an interruption.
 pub fn looking_through<'a>(
     progress: &'a dyn Progress,
     interrupt: &'a Interrupt,
@@ -77,25 +77,25 @@ pub fn looking_through<'a>(
     }
 }
 
-/// What a stage gets from its surroundings.
+/// The services for a running stage.
 pub struct StageContext<'a> {
     pub progress: &'a dyn Progress,
     pub interrupt: &'a Interrupt,
     pub checkpoints: &'a Checkpoints,
-    /// Longest time between two checkpoints.
+    /// The longest time between two checkpoints.
     pub checkpoint_interval: Duration,
 }
 
-/// Why a stage stopped before its end without having failed.
+/// Why a stage stopped early without a failure.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
-    /// The user asked, within a stage that keeps checkpoints.
+    /// The user interrupted a stage that keeps checkpoints.
     #[error("interrupted in {stage} after step {step}; run the same command again to go on from there")]
     Interrupted { stage: &'static str, step: u64 },
-    /// The user asked, before or within a stage that starts anew the next time.
+    /// The user interrupted before a stage, or in one that starts from the beginning next time.
     #[error("interrupted at {stage}; run the same command again to go on with it")]
     InterruptedAt { stage: &'static str },
-    /// Training went wrong: NaN or collapse.
+    /// Training diverged: NaN or collapse.
     #[error("{0}")]
     Diverged(String),
 }

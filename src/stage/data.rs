@@ -1,4 +1,4 @@
-//! Data stage: streams a source into Parquet shards with a content hash per row.
+//! The data stage: reads a source of images, and writes Parquet shards with a content hash per row.
 
 use std::{
     borrow::Borrow,
@@ -23,7 +23,7 @@ use crate::{
     tables::{self, column::*},
 };
 
-/// What the stage is.
+/// The descriptor of the stage.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "data",
     version: 6,
@@ -44,31 +44,31 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: None,
 };
 
-/// What it reads of a spec.
+/// The fields of a spec that it reads.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DataSection<'a> {
     pub data: &'a DataConfig,
 }
 
-/// Batches (of a few MB) that the reader may be ahead of the writer.
+/// How many batches (of a few MB) the reader may be ahead of the writer.
 const AHEAD: usize = 2;
-/// Skipped images that are named one by one; the table `skipped` lists all.
+/// The most skipped images that are listed; the table `skipped` has all.
 const NAMED: usize = 5;
 
-/// Sizes at which the stage does something.
+/// Sizes that trigger an action of the stage.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Bytes of a shard, about.
+    /// Approximate bytes in a shard.
     shard: u64,
-    /// Bytes of a split from which what came of it is kept for a later attempt.
+    /// The smallest split, in bytes, whose shards are kept for a later attempt.
     split: u64,
 }
 
-/// Ingests both splits of `config`. Finished shards are kept until the artifact is whole: an attempt that was killed is gone on
-/// with behind them, and comes to the same bits.
+/// Ingests both splits of `config`. Finished shards are kept until the artifact is whole. So after a kill, the next attempt
+/// continues behind them, and gives the same bits.
 ///
-/// Accounts of what was left out and notes are no part of the content: one more damaged file changes no image that training
-/// sees.
+/// Lists of omitted files and notes are not part of the content, since one more damaged file does not change the images of a
+/// training.
 pub fn run(config: &DataConfig, out: &mut ArtifactWriter, context: &StageContext) -> anyhow::Result<()> {
     run_within(Limits { shard: shard::SHARD_BYTES, split: shard::SHARD_BYTES / 8 }, config, out, context)
 }
@@ -119,12 +119,12 @@ fn run_within(
     out.whole(&tables::NOTES, Kind::Measurement, &tables::NOTES.texts_of(&notes))
 }
 
-/// Rows that follow each other, and how far the source was read for them.
+/// Consecutive rows, and how far the source was read for them.
 struct Piece {
     rows: RecordBatch,
-    /// Items of the split up to the last of the rows, skipped ones among them.
+    /// Items of the split up to the last row, including skipped ones.
     items: u64,
-    /// Images that were skipped on the way from the piece before.
+    /// Images that were skipped since the batch before.
     skipped: Vec<Skipped>,
 }
 
@@ -145,13 +145,13 @@ struct Ingest<'a, 'b> {
 }
 
 impl Ingest<'_, '_> {
-    /// Writes the shards of the split that are not there yet, reading ahead on a thread of its own.
+    /// Writes the missing shards of the split. Another thread reads ahead.
     fn run(&mut self, source: &Source) -> anyhow::Result<ReadSummary> {
         let (split, place, before) = (self.split, self.kept.place(self.split), self.kept.skipped(self.split));
         let mut summary = thread::scope(|scope| {
             let (sender, receiver) = sync_channel(AHEAD);
             let reader = scope.spawn(move || read(source, split, place, sender));
-            // The receiver ends with the writing: a reader that is still at work then stops.
+            // Dropping the receiver stops a reader that is still running.
             let outcome = self.write(receiver.into_iter().peekable());
             let summary = reader.join().map_err(|_| anyhow!("the reader of data.{split} panicked"))?;
             outcome?;
@@ -166,13 +166,13 @@ impl Ingest<'_, '_> {
         Ok(summary)
     }
 
-    /// The shard after those that are kept.
+    /// The shard after the kept ones.
     fn last(&self) -> Option<&FileEntry> {
         self.out.entry(&shard::table(self.split).numbered(self.kept.shards(self.split)))
     }
 
     fn write(&mut self, mut pieces: Peekable<impl Iterator<Item = Piece>>) -> anyhow::Result<()> {
-        // The pace counts from the first image that is read, and not from here, where those before it are to be passed over.
+        // Speed is measured from the first image that is read: before that, kept images are skipped over.
         if pieces.peek().is_some() && self.kept.rows(self.split) > 0 {
             self.context.progress.advance(self.kept.rows(self.split));
         }
@@ -196,7 +196,7 @@ impl Ingest<'_, '_> {
                 Ok(())
             })?;
             table.finish()?;
-            // The last one is kept with what there is to say of the split.
+            // The last shard is kept together with the summary of the split.
             if pieces.peek().is_some() {
                 self.kept.shard(self.split, &name, items, skipped, self.out, self.context)?;
             }
@@ -205,7 +205,7 @@ impl Ingest<'_, '_> {
     }
 }
 
-/// Reads the split on from `place` and sends its rows, batch by batch.
+/// Reads the split from `place` on, and sends its rows in batches.
 fn read(source: &Source, split: SplitName, place: Place, sender: SyncSender<Piece>) -> anyhow::Result<ReadSummary> {
     let mut batcher = shard::Batcher::after(place.rows);
     let (mut items, mut skipped) = (place.items, Vec::new());
@@ -245,7 +245,7 @@ fn warn(split: SplitName, summary: &ReadSummary, context: &StageContext) {
     }
 }
 
-/// The class names of both splits; where one knows more classes (numbers seen, say), it goes on from the other.
+/// The class names of both splits. One list may continue the other, e.g. if labels are numbers and one split has larger ones.
 fn same_classes(train: Vec<String>, test: Vec<String>) -> Result<Vec<String>, DataError> {
     if let Some(label) = train.iter().zip(&test).position(|(train, test)| train != test) {
         let (train, test) = (train[label].clone(), test[label].clone());
@@ -327,7 +327,7 @@ mod tests {
         components
     }
 
-    /// What a run does with the stage.
+    /// Runs the stage as a run would.
     fn stage(root: &Path, progress: &dyn Progress, interrupt: &Interrupt) -> anyhow::Result<Artifact> {
         let store = Store::open(&root.join("runs"));
         let key = components().key();
@@ -383,14 +383,14 @@ mod tests {
             let progress = StopsAfter(std::cell::Cell::new(images), Interrupt::default());
             let error = stage(stopped.path(), &progress, &progress.1.clone()).unwrap_err();
             assert_eq!(error.downcast_ref(), Some(&Stopped::InterruptedAt { stage: "data" }), "{error:#}");
-            // Whoever reads them again finds no image.
+            // Remove the images, so that reading them again would fail.
             let entries = read.iter().flat_map(|dir| fs::read_dir(stopped.path().join(dir)).unwrap());
             entries.for_each(|entry| fs::write(entry.unwrap().path(), "gone").unwrap());
         }
         let found = stage(stopped.path(), &Silent, &Interrupt::default()).unwrap();
         let unnamed = |artifact: &Artifact| {
             let mut tables = tables(artifact);
-            // It has the paths of the scratch folder.
+            // This table holds paths of the scratch folder.
             tables.retain(|(name, ..)| name != "skipped");
             tables
         };
@@ -399,7 +399,7 @@ mod tests {
         assert!(!stopped.path().join("runs/work").join(format!("data-{}", components().key())).exists());
     }
 
-    /// Runs in a process of its own, started by the test below.
+    /// The test below starts this one in its own process.
     #[test]
     fn child() {
         if let Some(root) = std::env::var_os(ROOT) {
@@ -430,7 +430,7 @@ mod tests {
                 sleep(lifetime.mul_f64(spread as f64 / 1000.0));
                 child.kill().unwrap();
                 match child.wait().unwrap().code() {
-                    Some(code) => assert_eq!(code, 0, "what was left cannot be gone on from"),
+                    Some(code) => assert_eq!(code, 0, "the next attempt cannot continue"),
                     None => kills += 1,
                 }
                 let store = Store::open(&root.path().join("runs"));

@@ -1,5 +1,5 @@
-//! What a stage is, said once in the stage's own file: name, version, what it reads of other artifacts, what its time and size
-//! go by, and its figures. What it reads of a spec is the struct that it runs from, whose serialisation is in its key.
+//! The descriptor of a stage: name, version, input tables, output tables, cost, metrics. Each stage declares its own in its
+//! file. The fields of a spec that a stage reads are the struct that it runs from, and the key holds that struct.
 
 use sha2::{Digest, Sha256};
 
@@ -8,33 +8,33 @@ use crate::{
     tables::{Table, column::Column},
 };
 
-/// A stage of the pipeline, in an order in which each comes after its inputs.
+/// A stage of the pipeline. The order puts each one after its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     Data,
     Pretrain,
     Embed,
-    /// Control: the encoder as random initialisation leaves it.
+    /// Control: the encoder with random weights.
     EmbedRandomInit,
-    /// Control: the encoder with the weights that training starts from, where a file gives them.
+    /// Control: the encoder with the weights of `encoder.init`, before training.
     EmbedInitial,
     LinearProbe,
     Knn,
 }
 
-/// What a stage is.
+/// The declaration of a stage.
 #[derive(Debug)]
 pub struct Descriptor {
     /// Name in the store, on the screen and in keys.
     pub name: &'static str,
-    /// Version of what the stage computes and writes; raised when either changes, so that older artifacts no longer count.
+    /// Version of its computation and its output. Raise it when either changes, so that older artifacts no longer count.
     pub version: u64,
-    /// All that it can read of other artifacts.
+    /// The tables of other artifacts that it may read.
     pub inputs: &'static [Input],
-    /// All that it writes; some artifacts do not have all of them.
+    /// The tables that it writes; some artifacts lack some of them.
     pub tables: &'static [Table],
     pub cost: Cost,
-    /// The table of its figures, and what their names begin with.
+    /// The table of its metrics, and the prefix of their names.
     pub figures: Option<(Table, &'static str)>,
 }
 
@@ -46,28 +46,29 @@ pub struct Input {
     pub depends: Depends,
 }
 
-/// What a result depends on in the tables that a stage reads.
+/// The part of an input table that a result depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depends {
-    /// Everything in them.
+    /// All of it.
     All,
-    /// One column, which stands for what else is read.
+    /// One column, which stands for the others.
     Column(Column),
-    /// Nothing: diagnostics alone read them.
+    /// Nothing: only diagnostics read the table.
     Nothing,
 }
 
-/// What a stage's time and size go by.
+/// What determines the time and size of a stage, for estimates.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
-    /// Leaves that must be equal for times to compare: the cost of one image. A section stands for all of its leaves.
+    /// Leaves that must be equal for times to be comparable: they set the cost of one image. A section stands for all its
+    /// leaves.
     pub of_an_image: &'static [&'static str],
-    /// Tables that grow with what goes through.
+    /// Tables that grow with the number of images.
     pub grows: &'static [Table],
 }
 
 impl Input {
-    /// The leaf of a key that holds what is read; None where no result depends on it.
+    /// The leaf of the key for this input; None if no result depends on it.
     pub fn leaf(&self) -> Option<String> {
         let tables = format!("inputs.{}.{}", self.stage, self.table.name.trim_end_matches(['*', '-']));
         match self.depends {
@@ -77,7 +78,7 @@ impl Input {
         }
     }
 
-    /// The value of the leaf: a hash of what is read in `artifact`.
+    /// The value of the leaf: a hash of the input in `artifact`.
     pub fn content(&self, artifact: &Artifact) -> String {
         let files = artifact.manifest().files.iter().filter(|file| self.table.is(&file.name));
         let mut contents = files.map(|file| match self.depends {
@@ -94,12 +95,12 @@ impl Input {
 }
 
 impl Cost {
-    /// Whether a leaf says what an image costs.
+    /// Whether a leaf affects the cost of an image.
     pub fn is_of_an_image(&self, leaf: &str) -> bool {
         self.of_an_image.iter().any(|section| is_inside(leaf, section))
     }
 
-    /// Whether a table grows with what goes through.
+    /// Whether a table grows with the number of images.
     pub fn grows(&self, table: &str) -> bool {
         self.grows.iter().any(|growing| growing.is(table))
     }

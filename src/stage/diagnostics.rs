@@ -1,4 +1,5 @@
-//! What a cached training has kept of its diagnostics, which are no part of its key: rows of health, and kNN during training.
+//! Compares the diagnostics in a cached training with those that a spec asks for. Diagnostics (health rows, kNN during
+//! training) are not part of the key, so the two may differ.
 
 use arrow::array::RecordBatch;
 
@@ -8,19 +9,19 @@ use crate::{
     train::HealthConfig,
 };
 
-/// The rows of diagnostics in the artifact of a training, and how far apart they are.
+/// The rows of diagnostics in the artifact of a training, and their distance in steps or epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Diagnostics {
     pub health_rows: usize,
-    /// Steps from one row of health to the next; None of fewer than two.
+    /// Steps from one row of health to the next; None with fewer than two rows.
     pub health_every: Option<i64>,
     pub knn_rows: usize,
-    /// Epochs up to the first row of kNN.
+    /// Epochs before the first row of kNN.
     pub knn_every: Option<usize>,
 }
 
 impl Diagnostics {
-    /// Those of the pretrain artifact.
+    /// Reads them from the pretrain artifact.
     ///
     /// # Errors
     /// When its table cannot be read.
@@ -54,7 +55,7 @@ impl Diagnostics {
         Ok(())
     }
 
-    /// What there is, where `asked` is for something else; None where it is what was asked for.
+    /// A note that says what was kept, if it is not what `asked` wants.
     pub fn unlike(&self, asked: &HealthConfig) -> Option<String> {
         let health = self.health_every.is_some_and(|every| every != asked.every as i64);
         let knn = self.knn_every.unwrap_or(0) != asked.knn_every_epochs;

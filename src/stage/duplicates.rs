@@ -1,4 +1,4 @@
-//! Images that are there twice: which of them matter, and the table that lists them.
+//! Duplicate images: which of them cast doubt on scores, and the table that lists them.
 
 use anyhow::Context;
 use arrow::array::RecordBatch;
@@ -17,7 +17,7 @@ pub struct Place {
     pub label: Option<i64>,
 }
 
-/// An image that was there before, byte for byte.
+/// An exact duplicate of an earlier image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Duplicate {
     pub again: Place,
@@ -25,7 +25,7 @@ pub struct Duplicate {
 }
 
 impl Duplicate {
-    /// Whether it is in both splits, so that scores count it as known.
+    /// Whether it is in both splits, so that the test image was seen in training.
     pub fn leaks(&self) -> bool {
         self.again.split != self.first.split
     }
@@ -35,13 +35,13 @@ impl Duplicate {
         self.again.label.zip(self.first.label).is_some_and(|(again, first)| again != first)
     }
 
-    /// Whether it casts doubt on scores; one that is there twice in one split and class does not.
+    /// Whether it casts doubt on scores. A duplicate within one split and class does not.
     pub fn matters(&self) -> bool {
         self.leaks() || self.conflicts()
     }
 }
 
-/// The rows of the table `duplicates`.
+/// Builds the rows of the table `duplicates`.
 pub fn rows(duplicates: &[Duplicate]) -> RecordBatch {
     let (again, first) = (|| duplicates.iter().map(|d| d.again), || duplicates.iter().map(|d| d.first));
     tables::DUPLICATES.rows([
@@ -54,7 +54,7 @@ pub fn rows(duplicates: &[Duplicate]) -> RecordBatch {
     ])
 }
 
-/// Those of a data artifact.
+/// Reads the duplicates of a data artifact.
 ///
 /// # Errors
 /// When the table cannot be read.

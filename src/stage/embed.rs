@@ -1,4 +1,4 @@
-//! Embed stage: features of both splits from a frozen encoder in eval mode.
+//! The embed stages: compute features of both splits by a frozen encoder in eval mode.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ use crate::{
 /// Pixels per forward pass: enough images to keep every core busy, few enough to keep activations small.
 const PIXELS: usize = 1 << 20;
 
-/// The embedding of the trained encoder.
+/// The stage that embeds by the trained encoder.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "embed",
     version: 8,
@@ -36,7 +36,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: None,
 };
 
-/// The embedding of the encoder as random initialisation leaves it.
+/// The stage that embeds by the encoder with random weights.
 pub const CONTROL: Descriptor = Descriptor {
     name: "embed_random_init",
     version: 8,
@@ -46,7 +46,7 @@ pub const CONTROL: Descriptor = Descriptor {
     figures: None,
 };
 
-/// The embedding of the encoder with the weights that training starts from.
+/// The stage that embeds by the encoder with the weights of `encoder.init`.
 pub const INITIAL: Descriptor = Descriptor { name: "embed_initial", version: 4, ..CONTROL };
 
 const TRAIN: Input = images(tables::TRAIN);
@@ -58,11 +58,11 @@ const fn images(table: Table) -> Input {
     Input { stage: Stage::Data, table, depends: Depends::Column(column::CONTENT_HASH) }
 }
 
-/// What features depend on in a spec; in f32, whatever training computes in.
+/// The fields of a spec that features depend on. Features are computed in f32, whatever the precision of training.
 #[derive(Clone, Debug, Serialize)]
 pub struct EmbedConfig {
     pub augmentations: EvalSection,
-    /// The network, without what only its training reads.
+    /// The network, without the fields that only training reads.
     pub encoder: EncoderConfig,
 }
 
@@ -79,7 +79,7 @@ impl EmbedConfig {
     }
 }
 
-/// What the control depends on in a spec.
+/// The fields of a spec that the random control depends on.
 #[derive(Clone, Debug, Serialize)]
 pub struct ControlConfig {
     pub seed: u64,
@@ -87,19 +87,19 @@ pub struct ControlConfig {
     pub embed: EmbedConfig,
 }
 
-/// Where the encoder's weights come from.
+/// The source of the encoder's weights.
 #[derive(Clone, Copy, Debug)]
 pub enum EncoderFrom<'a> {
     /// A pretrain artifact.
     Pretrained(&'a Artifact),
-    /// Random weights of this seed (control): what pretraining starts from unless `encoder.init` says otherwise.
+    /// Random weights of this seed (control), from which pretraining starts unless `encoder.init` is set.
     RandomInit { seed: u64 },
-    /// The weights in the file that `encoder.init` names (control): what pretraining starts from.
+    /// The weights in the file of `encoder.init` (control), from which pretraining starts.
     Initial(&'a Path),
 }
 
 impl EncoderFrom<'_> {
-    /// The stage that embeds with it.
+    /// The stage that embeds by these weights.
     fn stage(self) -> &'static str {
         match self {
             EncoderFrom::Pretrained(_) => DESCRIPTOR.name,
@@ -111,8 +111,8 @@ impl EncoderFrom<'_> {
 
 /// Writes the features of every sample of `data`.
 ///
-/// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and the same
-/// after the last image as before the first.
+/// Tables: `features`, and `audit` (key, value), which records that the encoder was complete, in eval mode, and did not change
+/// from the first image to the last.
 ///
 /// # Errors
 /// When the weights are not exactly the encoder's, an image cannot be read, a feature is not finite, the artifacts cannot
@@ -133,7 +133,7 @@ pub fn run(
         EncoderFrom::RandomInit { seed } => {
             (Frozen::random_init(&config.encoder, size, seed)?, format!("initial ones of seed {seed}"))
         }
-        // Without the path, which may be another one tomorrow: the key holds what is in the file.
+        // The audit omits the path, which may change; the key holds the content of the file.
         EncoderFrom::Initial(path) => {
             (initial::frozen(&config.encoder, size, path)?, "as encoder.init gives them".to_owned())
         }
@@ -182,7 +182,7 @@ pub fn run(
     out.whole(&tables::AUDIT, Kind::Content, &tables::AUDIT.texts_of(&audit))
 }
 
-/// Hands the features of a split to `sink`, batch by batch. `load(i, out)` puts sample i, normalised, into
+/// Computes the features of a split, and passes them to `sink` in batches. `load(i, out)` puts sample i, normalised, into
 /// `out` [size, size, 3].
 fn embed(
     frozen: &Frozen,

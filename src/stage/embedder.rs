@@ -1,4 +1,4 @@
-//! Features of any images from the frozen encoder of a run, computed as the embed stage computes them.
+//! Computes features of any images by the frozen encoder of a run, in the same way as the embed stage.
 
 use anyhow::anyhow;
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::dataset::{Sample, augment::EvalTransform};
 
-/// An encoder in eval mode behind its evaluation's view of an image.
+/// An encoder in eval mode, with the preprocessing of its evaluation.
 pub struct Embedder {
     frozen: Frozen,
     transform: EvalTransform,
@@ -17,10 +17,10 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// The encoder of `config` with `weights`, which must be exactly its own.
+    /// The encoder of `config` with `weights`, which must fit it exactly.
     ///
     /// # Errors
-    /// When they are not.
+    /// When they do not fit.
     pub fn new(config: &EmbedConfig, weights: &[Tensor]) -> anyhow::Result<Embedder> {
         let size = config.augmentations.size as usize;
         let frozen = Frozen::load(&config.encoder, size, weights)?;
@@ -37,12 +37,12 @@ impl Embedder {
         self.frozen.digest()
     }
 
-    /// How images are prepared.
+    /// The preprocessing of images.
     pub fn transform(&self) -> &EvalTransform {
         &self.transform
     }
 
-    /// Images that go through the encoder at once.
+    /// Images per forward pass.
     pub fn per_batch(&self) -> usize {
         per_batch(self.size)
     }

@@ -1,4 +1,4 @@
-//! What an evaluation stage writes: `scores`, `notes` and tables of its own.
+//! The inputs and outputs that both evaluation stages share: features in; `scores`, `notes` and further tables out.
 
 use anyhow::ensure;
 use arrow::array::RecordBatch;
@@ -13,24 +13,24 @@ use crate::{
     tables::{self, Table, column::*},
 };
 
-/// What an evaluation reads: the features of the trained encoder, and of the controls that there are.
+/// The features that an evaluation reads: those of the trained encoder and of its controls.
 pub const INPUTS: [Input; 3] =
     [features_of(Stage::Embed), features_of(Stage::EmbedRandomInit), features_of(Stage::EmbedInitial)];
 
-/// Features that are scored, each of the same samples.
+/// A value for each set of features to score. All sets are of the same samples.
 pub struct Scored<T> {
     pub trained: T,
-    /// Control: the encoder as random initialisation leaves it.
+    /// Control: the encoder with random weights.
     pub random_init: T,
-    /// Control: the weights that training started from; None where it started from random ones.
+    /// Control: the weights of `encoder.init`; None if training started from random weights.
     pub initial: Option<T>,
 }
 
 impl<T> Scored<T> {
-    /// `f` of each.
+    /// Applies `f` to each value.
     ///
     /// # Errors
-    /// The first one of `f`.
+    /// The first result of `f`.
     pub fn map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Scored<U>, E> {
         Ok(Scored {
             trained: f(self.trained)?,
@@ -49,7 +49,7 @@ impl<T> Scored<T> {
         [Some(&self.random_init), self.initial.as_ref()].into_iter().flatten()
     }
 
-    /// All of them, to be changed.
+    /// Mutable references to all values.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         [Some(&mut self.trained), Some(&mut self.random_init), self.initial.as_mut()].into_iter().flatten()
     }
@@ -66,10 +66,10 @@ impl Scored<&Artifact> {
 }
 
 impl Scored<SplitFeatures> {
-    /// The tasks that the features pose, or why they pose none.
+    /// The classification tasks on these features, or why there is none.
     ///
     /// # Errors
-    /// When they are of different samples.
+    /// When their samples differ.
     pub fn tasks(self) -> anyhow::Result<Result<Scored<Task>, String>> {
         let tasks = match self.map(Task::new) {
             Ok(tasks) => tasks,
@@ -78,7 +78,7 @@ impl Scored<SplitFeatures> {
         let ids = |task: &Task| (task.train.ids.clone(), task.test.ids.clone());
         ensure!(
             tasks.controls().all(|control| ids(control) == ids(&tasks.trained)),
-            "the features of the trained encoder and of a control are of different samples"
+            "the features of the trained encoder and of a control are for different samples"
         );
         Ok(Ok(tasks))
     }
@@ -88,19 +88,19 @@ const fn features_of(stage: Stage) -> Input {
     Input { stage, table: tables::FEATURES, depends: Depends::All }
 }
 
-/// Scores and what goes with them.
+/// Scores, notes and further tables.
 #[derive(Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Metric and value; accuracies are fractions.
     pub scores: Vec<(String, f64)>,
-    /// What a reader of the scores should know: key and text.
+    /// Notes for readers of the scores: key and text.
     pub notes: Vec<(String, String)>,
     /// Further tables.
     pub tables: Vec<(Table, RecordBatch)>,
 }
 
 impl Evaluation {
-    /// The tasks that the features pose, and the evaluation of them, yet without scores; where they pose none, what there is instead.
+    /// The tasks on these features, with an evaluation to fill; if there is no task, the evaluation to write instead.
     ///
     /// # Errors
     /// As [`Scored::tasks`].
@@ -118,12 +118,12 @@ impl Evaluation {
         };
         let (mut evaluation, unlabelled) = (Evaluation::default(), tasks.trained.unlabelled);
         if unlabelled > 0 {
-            evaluation.note("unlabelled", format!("{unlabelled} samples without a label were left out"));
+            evaluation.note("unlabelled", format!("{unlabelled} samples without a label were omitted"));
         }
         Ok(Ok((tasks, evaluation)))
     }
 
-    /// No scores, and why.
+    /// An evaluation without scores, and the reason.
     pub fn skipped(why: String) -> Self {
         Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }
     }
@@ -147,7 +147,7 @@ impl Evaluation {
     /// Writes every table.
     ///
     /// # Errors
-    /// When the disk does not take them.
+    /// When writing fails.
     pub fn write(&self, out: &mut ArtifactWriter) -> anyhow::Result<()> {
         out.whole(&tables::SCORES, Kind::Content, &scores_rows(&self.scores))?;
         out.whole(&tables::NOTES, Kind::Content, &tables::NOTES.texts_of(&self.notes))?;
@@ -155,13 +155,13 @@ impl Evaluation {
     }
 }
 
-/// Rows of a table of figures.
+/// Builds the rows of a table of metrics.
 pub fn scores_rows(scores: &[(String, f64)]) -> RecordBatch {
     tables::SCORES
         .rows([METRIC.of(scores.iter().map(|(metric, _)| metric)), VALUE.of(scores.iter().map(|(_, value)| *value))])
 }
 
-/// The rows of a table of predictions, one block per (k, predictions), where it has a column of k.
+/// Builds the rows of a table of predictions: a block per (k, predictions), if the table has a column for k.
 pub fn predictions_rows(table: Table, task: &Task, blocks: &[(Option<usize>, &Predictions)]) -> (Table, RecordBatch) {
     let flat = || blocks.iter().flat_map(|(_, predictions)| predictions.iter());
     let ks = blocks.iter().flat_map(|(k, _)| std::iter::repeat_n(k.unwrap_or(0) as i64, task.test.ids.len()));

@@ -1,4 +1,4 @@
-//! The `features` table: what the embed stage writes and the probes read.
+//! The `features` table, which the embed stages write and the probes read.
 
 use anyhow::ensure;
 use arrow::array::{Array, RecordBatch};
@@ -15,7 +15,7 @@ pub struct Features {
     pub dim: usize,
     /// Sample number within the split.
     pub ids: Vec<i64>,
-    /// Label, where there is one.
+    /// Label, if there is one.
     pub labels: Vec<Option<i64>>,
     /// Feature vectors, [samples, dim].
     pub rows: Vec<f32>,
@@ -27,7 +27,7 @@ impl Features {
         self.ids.len()
     }
 
-    /// Whether there is no sample.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
@@ -40,7 +40,7 @@ pub struct SplitFeatures {
     pub test: Features,
 }
 
-/// Rows of the samples from `first` on of a split.
+/// Builds rows for the samples of a split from `first` on.
 ///
 /// # Panics
 /// When `rows` is not [labels, dim].
@@ -54,10 +54,10 @@ pub fn batch(split: SplitName, first: usize, labels: &[Option<i64>], rows: Vec<f
     ])
 }
 
-/// All rows of a `features` table.
+/// Reads all rows of a `features` table.
 ///
 /// # Errors
-/// When a batch cannot be read or does not have the table's columns.
+/// When a batch cannot be read or lacks a column.
 pub fn read(batches: impl IntoIterator<Item = anyhow::Result<RecordBatch>>) -> anyhow::Result<SplitFeatures> {
     let mut splits = SplitFeatures::default();
     for batch in batches {

@@ -1,5 +1,5 @@
-//! What casts doubt on scores before anything is trained: images in both splits or in two classes, labels that training lacks,
-//! one class alone.
+//! Finds problems of the data that cast doubt on scores: images in both splits or in two classes, labels that training lacks, a
+//! single class.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,26 +15,26 @@ use crate::{
     tables::{self, column::*},
 };
 
-/// Names that a sentence spells out.
+/// The most names that a sentence lists.
 const NAMED: usize = 5;
-/// Where the rest is.
+/// Says where the rest is listed.
 const LISTED: &str = "the table `duplicates` of the data artifact lists them";
 
-/// Collects findings batch by batch. In memory it keeps 20 bytes of each image.
+/// Collects the facts in batches. It needs 20 bytes of memory per image.
 #[derive(Default)]
 pub struct Findings {
-    /// The first 8 bytes of the SHA-256 of each encoded image, and its number among all.
+    /// The first 8 bytes of the SHA-256 of each encoded image, and the number of the image.
     seen: Vec<(u64, u32)>,
-    /// By number: labels, [`NO_LABEL`] where there is none.
+    /// Labels by number of the image; [`NO_LABEL`] if it has none.
     labels: Vec<i32>,
-    /// How many of them are training images, which come first.
+    /// Number of training images, which come first.
     train: usize,
 }
 
-/// Stands for a label that is missing.
+/// Marks a missing label.
 const NO_LABEL: i32 = i32::MIN;
 
-/// What was found.
+/// The findings.
 pub struct Found {
     duplicates: Vec<Duplicate>,
     /// Number of images by split and label.
@@ -44,7 +44,7 @@ pub struct Found {
 }
 
 impl Findings {
-    /// Takes rows of a shard: those of a split follow each other, the training split's first.
+    /// Adds rows of a shard. Rows of a split must be consecutive, the training split first.
     pub fn add(&mut self, split: SplitName, batch: &RecordBatch) -> anyhow::Result<()> {
         let shards = shard::table(split);
         let labels = shards.integers(batch, LABEL)?;
@@ -64,7 +64,7 @@ impl Findings {
         Ok(())
     }
 
-    /// Looks through what was taken.
+    /// Examines the rows.
     pub fn finish(mut self) -> Found {
         self.seen.sort_unstable();
         let place = |&(_, number): &(u64, u32)| {
@@ -90,7 +90,7 @@ impl Findings {
 }
 
 impl Found {
-    /// What was found, as key and sentence. `classes` are the names by label.
+    /// The findings, each as key and sentence. `classes` are the names by label.
     pub fn notes(&self, classes: &[String]) -> Vec<(&'static str, String)> {
         let found =
             [self.leak(), self.conflict(classes), self.unknown(classes), self.one_class(classes), self.gaps(classes)];
@@ -148,7 +148,7 @@ impl Found {
         ))
     }
 
-    /// Numbers below the largest label that no training image has, where classes have no other names.
+    /// Finds numbers below the largest label without a training image, if classes have no names.
     fn gaps(&self, classes: &[String]) -> Option<(&'static str, String)> {
         let numbered = classes.iter().enumerate().all(|(label, name)| *name == label.to_string());
         let splits = SplitName::ALL.into_iter().flat_map(|split| self.of(split).into_keys());
@@ -168,7 +168,7 @@ impl Found {
         own.map(|((_, label), images)| (*label, *images)).collect()
     }
 
-    /// Writes `duplicates`.
+    /// Writes the table `duplicates`.
     pub fn write(&self, out: &mut ArtifactWriter) -> anyhow::Result<()> {
         out.whole(&tables::DUPLICATES, Kind::Measurement, &duplicates::rows(&self.duplicates))
     }
@@ -179,7 +179,7 @@ fn name(classes: &[String], label: i64) -> String {
     known.cloned().unwrap_or_else(|| label.to_string())
 }
 
-/// The first few, and that there are more.
+/// The first few items, and `…` if there are more.
 fn list(mut names: impl Iterator<Item = String>) -> String {
     let mut shown: Vec<_> = names.by_ref().take(NAMED).collect();
     if names.next().is_some() {
@@ -219,7 +219,7 @@ mod tests {
     fn images_in_both_splits_and_in_two_classes_are_counted() {
         let clean = [(1, Some(0)), (2, Some(1)), (3, None)];
         assert_eq!(notes(&clean, &[(4, Some(0)), (5, Some(1))], &["cat", "dog"]), NOTHING);
-        // One that is there twice within its class is neither.
+        // A duplicate within its class is neither.
         assert_eq!(notes(&[(1, Some(0)), (1, Some(0)), (2, Some(1))], &[], &["cat", "dog"]), NOTHING);
         let leak = "2 of the 3 test images are training images, byte for byte, so that scores count them as known; the table \
                     `duplicates` of the data artifact lists them";

@@ -1,4 +1,4 @@
-//! A frozen encoder: structure and weights, checked to fit each other completely.
+//! A frozen encoder: structure and weights, which are checked to fit each other exactly.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
@@ -18,23 +18,23 @@ use crate::{
     train::Device,
 };
 
-/// An encoder that is not trained any further and always runs in eval mode (batch norm uses its running statistics).
+/// An encoder that is no longer trained and always runs in eval mode (batch norm uses its running statistics).
 pub struct Frozen {
     encoder: Encoder,
     params: Vec<f32>,
     buffers: Buffer<f32>,
-    /// The same on the process's GPU, once that has been asked for; None on the CPU.
+    /// A copy on the GPU, made on first use; None on the CPU.
     on_gpu: OnceLock<Option<OnGpu>>,
 }
 
-/// Weights on a GPU. Nothing needs a tape there.
+/// The weights on a GPU.
 struct OnGpu {
     on: Gpu<Cpu>,
     params: gpu::Params,
     buffers: cuda::Buffer,
 }
 
-/// Weights that are not exactly those of the encoder.
+/// An error for weights that do not fit the encoder exactly.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the weights do not fit the encoder; nothing was computed\n  missing ({}): {}\n  unexpected ({}): {}\n  of another shape ({}): {}",
@@ -43,13 +43,13 @@ struct OnGpu {
 pub struct CoverageError {
     /// Tensors of the encoder that the weights lack.
     pub missing: Vec<String>,
-    /// Tensors of the weights that the encoder lacks, or has once but the weights twice.
+    /// Tensors of the weights that the encoder lacks, and repeated ones.
     pub unexpected: Vec<String>,
-    /// Tensors of a shape that the encoder does not have, with both shapes.
+    /// Tensors of another shape than in the encoder, with both shapes.
     pub reshaped: Vec<String>,
 }
 
-/// Names that are spelled out of each kind: a whole network of others would fill pages.
+/// The most names to list of each kind: those of a different network would fill pages.
 const LISTED: usize = 6;
 
 fn list(names: &[String]) -> String {
@@ -61,7 +61,8 @@ fn list(names: &[String]) -> String {
 }
 
 impl Frozen {
-    /// The encoder of `config` for images of `size` pixels with `weights`, which must name each of its tensors once and nothing else.
+    /// The encoder of `config` for images of `size` pixels with `weights`, which must hold each of its tensors once and no
+    /// others.
     ///
     /// # Errors
     /// [`CoverageError`], or when `config` describes no encoder.
@@ -71,7 +72,7 @@ impl Frozen {
         Ok(Frozen::of(encoder, params, buffers))
     }
 
-    /// The encoder of `config` for images of `size` pixels as random initialisation with `seed` leaves it.
+    /// The encoder of `config` for images of `size` pixels, with random weights of `seed`.
     ///
     /// # Errors
     /// When `config` describes no encoder.
@@ -81,7 +82,7 @@ impl Frozen {
         Ok(Frozen::of(encoder, params, buffers))
     }
 
-    /// `encoder` with these parameters and buffers, which are as many as it has.
+    /// `encoder` with these parameters and buffers, whose numbers must fit.
     pub(super) fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
         Frozen { encoder, params, buffers: buffers.into(), on_gpu: OnceLock::new() }
     }

@@ -1,4 +1,4 @@
-//! Weights that training starts from: a safetensors file of torch's names, checked to be exactly the encoder's.
+//! Reads the weights of `encoder.init`: a safetensors file with torch's names, which must fit the encoder exactly.
 
 use std::path::Path;
 
@@ -11,10 +11,11 @@ use super::{
 };
 use crate::encoder::{Encoder, EncoderConfig};
 
-/// Parameters and buffers of `encoder` from the file at `path`, and what was taken off its names ([`state_dict::read`]).
+/// Parameters and buffers of `encoder` from the file at `path`, and the prefix that was removed from its names
+/// ([`state_dict::read`]).
 ///
 /// # Errors
-/// When the file cannot be read ([`state_dict::read`]), or is not exactly the encoder ([`CoverageError`]).
+/// When the file cannot be read ([`state_dict::read`]), or does not fit the encoder exactly ([`CoverageError`]).
 pub fn load(encoder: &Encoder, path: &Path) -> anyhow::Result<([Vec<f32>; 2], Option<String>)> {
     let at = || format!("encoder.init: {}", path.display());
     let entries = encoder.params().entries.iter().chain(&encoder.buffers().entries);
@@ -42,7 +43,7 @@ pub fn frozen(config: &EncoderConfig, size: usize, path: &Path) -> anyhow::Resul
     Ok(Frozen::of(encoder, params, buffers))
 }
 
-/// Pixels of the images that a transformer's positions are for; None without positions of square images.
+/// The image size in pixels that a transformer's positions are for; None without positions of square images.
 fn size_of_positions(tensors: &[Tensor]) -> Option<usize> {
     let shape = |name: &str| tensors.iter().find(|(own, ..)| own == name).map(|(_, shape, _)| shape.as_slice());
     let ([_, positions, _], [_, _, patch, _]) = (shape("pos_embed")?, shape("patch_embed.proj.weight")?) else {

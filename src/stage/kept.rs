@@ -1,4 +1,5 @@
-//! Finished shards of a data stage under way: kept beside its checkpoints, so that an attempt after a kill goes on behind them.
+//! Keeps the finished shards of a running data stage beside its checkpoints, so that the next attempt after a kill continues
+//! behind them.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -15,9 +16,9 @@ use crate::{
 /// How far a split has been read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Items of the source, skipped ones among them.
+    /// Items of the source, including skipped ones.
     pub items: u64,
-    /// Rows of the shards.
+    /// Rows in the shards.
     pub rows: u64,
 }
 
@@ -28,7 +29,7 @@ struct Shard {
     entry: FileEntry,
     /// Items of the split up to its last row.
     items: u64,
-    /// Images that were skipped on the way from the shard before.
+    /// Images that were skipped since the shard before.
     skipped: Vec<Skipped>,
 }
 
@@ -39,12 +40,12 @@ struct Finished {
     summary: ReadSummary,
 }
 
-/// What has been finished, and kept where the file system can.
+/// The finished shards, which are kept if the file system supports links.
 pub struct Kept {
     dir: PathBuf,
     shards: Vec<Shard>,
     finished: Vec<Finished>,
-    /// Cleared when files cannot be linked: then nothing is kept.
+    /// False if files cannot be linked; then nothing is kept.
     can_link: bool,
 }
 
@@ -52,7 +53,7 @@ const SHARDS: &str = "shards";
 const FINISHED: &str = "finished";
 
 impl Kept {
-    /// Takes the tables that an earlier attempt has kept into `out`, as far as they are whole.
+    /// Moves the tables that an earlier attempt has kept into `out`, as far as they are whole.
     ///
     /// # Errors
     /// When the folder of the stage cannot be read.
@@ -65,9 +66,7 @@ impl Kept {
         let splits: Vec<String> = shards.iter().map(|shard| shard.split.clone()).collect();
         for shard in shards {
             if let Err(error) = out.adopt(shard.entry.clone(), &kept.dir) {
-                context
-                    .progress
-                    .warn(&format!("a finished shard is not used, and what follows is read again: {error:#}"));
+                context.progress.warn(&format!("ignoring a finished shard; reading again from there: {error:#}"));
                 break;
             }
             kept.shards.push(shard);
@@ -86,35 +85,35 @@ impl Kept {
         self.of(split).count()
     }
 
-    /// Rows in them.
+    /// Rows in these shards.
     pub fn rows(&self, split: SplitName) -> u64 {
         self.of(split).map(|shard| shard.entry.rows).sum()
     }
 
-    /// Length of them.
+    /// Bytes in these shards.
     pub fn bytes(&self, split: SplitName) -> u64 {
         self.of(split).map(|shard| shard.entry.size).sum()
     }
 
-    /// Where reading goes on.
+    /// Where to continue reading.
     pub fn place(&self, split: SplitName) -> Place {
         Place { items: self.of(split).last().map_or(0, |shard| shard.items), rows: self.rows(split) }
     }
 
-    /// Images that were skipped before that.
+    /// Images that were skipped before that place.
     pub fn skipped(&self, split: SplitName) -> Vec<Skipped> {
         self.of(split).flat_map(|shard| shard.skipped.iter().cloned()).collect()
     }
 
-    /// What there is to say of a split that has been read to its end.
+    /// The summary of a split that has been read completely.
     pub fn summary(&self, split: SplitName) -> Option<&ReadSummary> {
         self.finished.iter().find(|finished| finished.split == split.as_str()).map(|finished| &finished.summary)
     }
 
-    /// Hands on the rows of a split.
+    /// Passes on the rows of a split.
     ///
     /// # Errors
-    /// When a shard cannot be read; what `take` returns.
+    /// When a shard cannot be read, or `take` fails.
     pub fn each(
         &self,
         split: SplitName,
@@ -128,10 +127,10 @@ impl Kept {
         Ok(())
     }
 
-    /// Keeps a shard that is finished; more of its split follow.
+    /// Keeps a finished shard that is not the last of its split.
     ///
     /// # Errors
-    /// When what is kept cannot be written down.
+    /// When the list of kept shards cannot be written.
     pub fn shard(
         &mut self,
         split: SplitName,
@@ -146,10 +145,10 @@ impl Kept {
         self.save(name, out, context)
     }
 
-    /// Keeps a split that has been read to its end, with its last shard where that is not kept yet.
+    /// Keeps a split that has been read completely, and its last shard unless that is already kept.
     ///
     /// # Errors
-    /// When what is kept cannot be written down.
+    /// When the list of kept shards cannot be written.
     pub fn finished(
         &mut self,
         split: SplitName,
@@ -161,7 +160,7 @@ impl Kept {
         self.finished.push(Finished { split: split.to_string(), summary: summary.clone() });
         let Some(entry) = last else { return Ok(()) };
         let name = entry.name.clone();
-        // Nothing of the split is read on from here, so that neither place nor skipped images matter.
+        // Reading never continues from here, so place and skipped images do not matter.
         self.shards.push(Shard { split: split.to_string(), entry, items: u64::MAX, skipped: vec![] });
         self.save(&name, out, context)
     }
@@ -171,7 +170,7 @@ impl Kept {
             return Ok(());
         }
         if let Err(error) = out.keep(name, &self.dir) {
-            context.progress.detail(&format!("finished shards are not kept: {error:#}"));
+            context.progress.detail(&format!("cannot keep finished shards: {error:#}"));
             self.can_link = false;
             return Ok(());
         }
@@ -181,7 +180,7 @@ impl Kept {
     }
 }
 
-/// A row of JSON for each.
+/// Builds a row of JSON for each shard.
 fn to_table<T: Serialize>(all: &[T]) -> anyhow::Result<RecordBatch> {
     let rows = all.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     let column: ArrayRef = Arc::new(StringArray::from_iter_values(rows));

@@ -1,4 +1,4 @@
-//! kNN stage: a weighted nearest-neighbour classifier on frozen features.
+//! The kNN stage: scores frozen features by a weighted nearest-neighbour classifier.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use super::{
     evaluation::{Evaluation, INPUTS, Scored, predictions_rows},
     features::SplitFeatures,
     labelled::Task,
-    votes::Ballot,
+    votes::Vote,
 };
 use crate::{
     artifact::{Artifact, ArtifactWriter},
@@ -15,7 +15,7 @@ use crate::{
     tables,
 };
 
-/// What the stage is.
+/// The descriptor of the stage.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "knn",
     version: 4,
@@ -25,14 +25,14 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SCORES, "")),
 };
 
-/// What it reads of a spec; the seed shuffles the labels of the control.
+/// The fields of a spec that it reads. The seed shuffles the labels of the control.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct KnnSections<'a> {
     pub seed: u64,
     pub knn: &'a KnnConfig,
 }
 
-/// Scores the features of the trained encoder, beside the controls: other features, and shuffled labels.
+/// Scores the features of the trained encoder, and the controls: other features, and shuffled labels.
 ///
 /// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k), and where training started from a
 /// file of weights `initial_predictions` (on their features, for the first k). Without labels or a test split
@@ -79,34 +79,34 @@ fn evaluate(
 
     let passes = 2 + u64::from(initial.is_some());
     progress.start(Some(passes * trained.test.ids.len() as u64), "images");
-    let elect = |task: &Task, ks: &[usize], labellings: &[&[usize]]| {
-        let ballot = Ballot { ks, temperature: config.temperature, classes: task.classes.len() };
-        ballot
-            .elect(&task.train.rows, labellings, &task.test.rows, task.dim, |count| {
-                progress.advance(count as u64);
-                go_on()
-            })
-            .ok_or(Stopped::InterruptedAt { stage: "knn" })
+    let classify = |task: &Task, ks: &[usize], labellings: &[&[usize]]| {
+        let vote = Vote { ks, temperature: config.temperature, classes: task.classes.len() };
+        vote.classify(&task.train.rows, labellings, &task.test.rows, task.dim, |count| {
+            progress.advance(count as u64);
+            go_on()
+        })
+        .ok_or(Stopped::InterruptedAt { stage: "knn" })
     };
-    let top1 = |task: &Task, elected: &[(usize, f64)]| task.accuracy(|i, label| task.classes[elected[i].0] == label);
+    let top1 =
+        |task: &Task, predicted: &[(usize, f64)]| task.accuracy(|i, label| task.classes[predicted[i].0] == label);
 
     let shuffled = trained.shuffled_targets(seed);
-    let elected = elect(&trained, &clamped, &[&trained.targets, &shuffled])?;
-    let control = elect(&random_init, &clamped[..1], &[&random_init.targets])?;
-    result.score("knn/top1", top1(&trained, &elected[0][0]));
-    for (k, elected) in ks.iter().zip(&elected[0]) {
-        result.score(format!("knn/top1_k{k}"), top1(&trained, elected));
+    let predicted = classify(&trained, &clamped, &[&trained.targets, &shuffled])?;
+    let control = classify(&random_init, &clamped[..1], &[&random_init.targets])?;
+    result.score("knn/top1", top1(&trained, &predicted[0][0]));
+    for (k, predicted) in ks.iter().zip(&predicted[0]) {
+        result.score(format!("knn/top1_k{k}"), top1(&trained, predicted));
     }
     result.score("knn/top1_random_init", top1(&random_init, &control[0][0]));
     if let Some(initial) = &initial {
-        let control = elect(initial, &clamped[..1], &[&initial.targets])?;
+        let control = classify(initial, &clamped[..1], &[&initial.targets])?;
         result.score("knn/top1_initial", top1(initial, &control[0][0]));
         let blocks = [(ks.first().copied(), &control[0][0])];
         result.tables.push(predictions_rows(tables::INITIAL_VOTES, initial, &blocks));
     }
-    result.score("knn/top1_shuffled_labels", top1(&trained, &elected[1][0]));
+    result.score("knn/top1_shuffled_labels", top1(&trained, &predicted[1][0]));
 
-    let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&elected[0]).collect();
+    let blocks: Vec<_> = ks.iter().copied().map(Some).zip(&predicted[0]).collect();
     result.tables.push(predictions_rows(tables::VOTES, &trained, &blocks));
     Ok(result)
 }
@@ -178,7 +178,7 @@ mod tests {
         let progress = Heard::default();
         let result = evaluate(&[200, 20, 200], blobs(2, 20, 10), noise(2, 20, 10), &progress);
         let text = "knn.k 200 exceeds the 20 labelled training samples; all of them vote";
-        assert!(progress.lines().is_empty(), "it is said once, beside the scores");
+        assert!(progress.lines().is_empty(), "it is noted once, beside the scores");
         assert_eq!(result.notes, [("clamped".to_owned(), text.to_owned())]);
         assert_eq!(result.get("knn/top1_k200"), result.get("knn/top1_k20"));
     }

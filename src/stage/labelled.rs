@@ -1,4 +1,4 @@
-//! What a classifier needs: labelled features of both splits, and labels as class numbers.
+//! Prepares features for classifiers: labelled samples of both splits, with labels as class numbers.
 
 use rand::seq::SliceRandom;
 
@@ -21,18 +21,18 @@ pub struct Labelled {
 pub struct Task {
     /// Width of a feature vector.
     pub dim: usize,
-    /// The training split's labels, ascending; a class is an index into them.
+    /// The labels of the training split, ascending; a class is an index into them.
     pub classes: Vec<i64>,
     pub train: Labelled,
     pub test: Labelled,
     /// Class of each training sample.
     pub targets: Vec<usize>,
-    /// Samples that were left out because they have no label.
+    /// Number of samples that were omitted because they have no label.
     pub unlabelled: usize,
 }
 
 impl Task {
-    /// The task that `features` pose, or why they pose none.
+    /// The task on `features`, or why there is none.
     pub fn new(features: SplitFeatures) -> Result<Self, String> {
         let SplitFeatures { train, test } = features;
         for (name, split) in [("train", &train), ("test", &test)] {
@@ -53,7 +53,7 @@ impl Task {
         classes.sort_unstable();
         classes.dedup();
         if let [_] = classes[..] {
-            return Err("the train split has one class alone, which every image would be counted as".to_owned());
+            return Err("the train split has a single class, which every image would be assigned to".to_owned());
         }
         let targets = train.labels.iter().map(|label| classes.partition_point(|class| class < label)).collect();
         Ok(Task { dim, classes, train, test, targets, unlabelled })
@@ -65,7 +65,7 @@ impl Task {
         labels.iter().enumerate().filter(|&(i, &label)| right(i, label)).count() as f64 / labels.len() as f64
     }
 
-    /// The training samples' classes in random order (control: what is left to learn is chance).
+    /// The classes of the training samples in random order (a control: then only chance can be learned).
     pub fn shuffled_targets(&self, seed: u64) -> Vec<usize> {
         let mut targets = self.targets.clone();
         targets.shuffle(&mut stream(seed, Purpose::ShuffledLabels, 0, 0, 0));
@@ -73,7 +73,7 @@ impl Task {
     }
 }
 
-/// What was predicted for each of some samples: class and confidence in [0, 1].
+/// The predictions for some samples: class and confidence in [0, 1].
 pub type Predictions = Vec<(usize, f64)>;
 
 fn labelled(features: Features) -> Labelled {
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(task(&some, &[]).unwrap_err(), "the data has no test split");
         assert_eq!(task(&[None, None], &some).unwrap_err(), "the train split has no labels");
         assert_eq!(task(&some, &[None]).unwrap_err(), "the test split has no labels");
-        let one = "the train split has one class alone, which every image would be counted as";
+        let one = "the train split has a single class, which every image would be assigned to";
         assert_eq!(task(&[Some(4), None, Some(4)], &[Some(4), Some(5)]).unwrap_err(), one);
     }
 

@@ -1,4 +1,4 @@
-//! Linear-probe stage: a linear classifier on frozen features.
+//! The linear-probe stage: scores frozen features by a linear classifier.
 
 use std::f64::consts::PI;
 
@@ -22,7 +22,7 @@ use crate::{
     tables::{self, column::*},
 };
 
-/// What the stage is.
+/// The descriptor of the stage.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "linear_probe",
     version: 3,
@@ -40,24 +40,25 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SCORES, "")),
 };
 
-/// What it reads of a spec; of the seed come initial weights, order, and the shuffled labels of the control.
+/// The fields of a spec that it reads. The seed determines initial weights, order, and the shuffled labels of the control.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct LinearProbeSections<'a> {
     pub seed: u64,
     pub linear_probe: &'a LinearProbeConfig,
 }
 
-/// Fewest classes for which top-5 is reported.
+/// The smallest number of classes for which top-5 is reported.
 const TOP5_CLASSES: usize = 10;
 
-/// Scores the features of the trained encoder, beside the controls: other features, and shuffled labels.
+/// Scores the features of the trained encoder, and the controls: other features, and shuffled labels.
 ///
 /// SGD with momentum and a cosine schedule to 0 on softmax cross-entropy. The features are those of the evaluation
 /// transform, computed once; unlike in MoCo-v3's protocol, images are not augmented while the probe trains.
 ///
 /// Writes `scores`, `notes`, `predictions`, `curve` (of the trained features) and `classifier` (`fc.weight`, `fc.bias`:
 /// logits of the features as they are, standardisation folded in; class i is the i-th row of `classes`), and where training
-/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty and a note says why.
+/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty
+/// and a note says why.
 ///
 /// # Errors
 /// When the artifacts cannot be read or written, the loss diverges, or the user interrupts.
@@ -87,7 +88,7 @@ fn evaluate(
     Ok(result)
 }
 
-/// How classifiers are trained, and who hears of it.
+/// How to train classifiers, and where to report progress.
 pub struct Probe<'a> {
     pub config: &'a LinearProbeConfig,
     pub seed: u64,
@@ -136,7 +137,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Standardises the features of a task, where that is wanted, as its training split says.
+    /// Standardises the features of a task by its training split, if the spec asks for it.
     pub fn standardize(&self, task: &mut Task) -> Standardizer {
         let standardizer = match self.config.standardize {
             true => Standardizer::fit(&task.train.rows, task.dim),
@@ -147,10 +148,10 @@ impl Probe<'_> {
         standardizer
     }
 
-    /// Trains a classifier of `targets` on the training features; `what` names them in messages.
+    /// Trains a classifier for `targets` on the training features; `what` names the features in messages.
     ///
     /// # Errors
-    /// When the loss diverges, or `go_on` says no.
+    /// When the loss diverges, or `go_on` returns an error.
     pub fn fit(&self, what: &str, task: &Task, targets: &[usize]) -> anyhow::Result<(Classifier<f32>, Vec<Epoch>)> {
         let Self { config, seed, progress, go_on } = *self;
         let n = targets.len();
@@ -200,13 +201,13 @@ impl Probe<'_> {
     }
 }
 
-/// One pass over the training features: mean loss, and share of samples that were classified right before their step.
+/// Result of one pass over the training features: mean loss, and the share of samples classified correctly before their step.
 pub struct Epoch {
     loss: f64,
     top1: f64,
 }
 
-/// What a classifier says of the test split.
+/// The predictions of a classifier for the test split.
 pub fn predict(classifier: &Classifier<f32>, task: &Task) -> Vec<Prediction> {
     classifier.predict(&task.test.rows, |i| task.classes.binary_search(&task.test.labels[i]).ok())
 }
@@ -338,7 +339,7 @@ mod tests {
             evaluate(&config, blobs(2, 60, 20), noise(2, 60, 20))
         };
         assert_eq!(at(60), at(4096));
-        // With 59 the last batch of an epoch holds one sample; it counts.
+        // With 59 the last batch of an epoch has a single sample, which counts.
         assert_ne!(at(60).tables, at(59).tables);
     }
 

@@ -1,4 +1,4 @@
-//! Tables of a training run: one row of metrics and one of timing per step, one of its positives every few steps, and the
+//! Builds the tables of a training: a row of metrics and one of timing per step, a row of positives every few steps, and the
 //! neighbours of a few images.
 
 use arrow::array::{Array, Float64Array, RecordBatch};
@@ -11,7 +11,7 @@ use crate::{
 /// A column and its value in a row of health metrics or of positives.
 type Of<T> = (Column, fn(&T) -> f64);
 
-/// NaN (there are no neighbours, no labels) becomes null.
+/// NaN (without neighbours or labels) becomes null.
 const HEALTH: [Of<Health>; 7] = [
     (STD, |h| h.std),
     (EFFECTIVE_RANK, |h| h.effective_rank),
@@ -22,7 +22,7 @@ const HEALTH: [Of<Health>; 7] = [
     (NEIGHBOUR_AGREEMENT, |h| h.neighbour_agreement),
 ];
 
-/// The same for every method; NaN becomes null.
+/// The columns are the same for every method. NaN becomes null.
 const POSITIVENESS: [Of<Positiveness>; 8] = [
     (POSITIVES, |p| p.positives),
     (EFFECTIVE_POSITIVES, |p| p.effective_positives),
@@ -34,7 +34,7 @@ const POSITIVENESS: [Of<Positiveness>; 8] = [
     (CHURN, |p| p.churn),
 ];
 
-/// Rows of metrics.
+/// Builds rows of metrics.
 pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
     let mut columns = vec![
         STEP.of(rows.iter().map(|r| r.step as i64)),
@@ -78,7 +78,7 @@ fn known(value: f64) -> Option<f64> {
     (!value.is_nan()).then_some(value)
 }
 
-/// Rows of positives; steps without a diagnosis have none.
+/// Builds rows of positives. Steps without a diagnosis have none.
 pub fn positiveness_rows(rows: &[StepRow]) -> RecordBatch {
     let rows: Vec<_> = rows.iter().filter_map(|r| Some((r, &r.diagnosis.as_ref()?.1))).collect();
     let mut columns =
@@ -87,7 +87,7 @@ pub fn positiveness_rows(rows: &[StepRow]) -> RecordBatch {
     tables::POSITIVENESS.rows(columns)
 }
 
-/// Rows of neighbours; steps without a watched image have none.
+/// Builds rows of neighbours. Steps without a watched image have none.
 pub fn neighbours_rows(rows: &[StepRow]) -> RecordBatch {
     let rows: Vec<_> = rows.iter().flat_map(|r| r.neighbours.iter().map(move |neighbour| (r, neighbour))).collect();
     let known = |id: i64| (id >= 0).then_some(id);
@@ -104,18 +104,18 @@ pub fn neighbours_rows(rows: &[StepRow]) -> RecordBatch {
     ])
 }
 
-/// Wall-clock figures of one step.
+/// Timing of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     pub step: u64,
-    /// Of the whole step, waiting for the batch included.
+    /// Seconds of the whole step, including the wait for the batch.
     pub seconds: f64,
-    /// Spent waiting for the batch.
+    /// Seconds of waiting for the batch.
     pub waiting_seconds: f64,
     pub images_per_second: f64,
 }
 
-/// Rows of timing.
+/// Builds rows of timing.
 pub fn timing_rows(rows: &[Timing]) -> RecordBatch {
     TIMING.rows([
         STEP.of(rows.iter().map(|r| r.step as i64)),

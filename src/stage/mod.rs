@@ -1,4 +1,4 @@
-//! The work of each stage, unaware of the plan: configuration and input artifacts in, one artifact out.
+//! The work of each stage: it reads configuration and input artifacts, and writes one artifact. Stages do not know the plan.
 
 mod all;
 mod config;

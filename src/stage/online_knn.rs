@@ -1,10 +1,10 @@
-//! kNN during training: a fixed part of both splits, embedded by the encoder as it is. A diagnostic; training never sees it.
+//! Measures kNN accuracy during training, on a fixed part of both splits. It is a diagnostic, and does not affect training.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::votes::Ballot;
+use super::votes::Vote;
 use crate::{
     artifact::Artifact,
     dataset::{Split, augment::EvalTransform},
@@ -13,16 +13,16 @@ use crate::{
     train::{PretrainConfig, Trainer, Trains},
 };
 
-/// Images of the training and of the test split that take part, at most; spread evenly over the split.
+/// The most images of the training split and of the test split to use, spread evenly.
 const TRAIN: usize = 2048;
 const TEST: usize = 512;
-/// Neighbours that vote, and the temperature of their votes (DINO's protocol).
+/// Number of voting neighbours, and the temperature of their votes (DINO's protocol).
 const K: usize = 20;
 const TEMPERATURE: f64 = 0.07;
 /// Images per forward pass.
 const BATCH: usize = 64;
 
-/// The images that take part.
+/// The images to use.
 pub struct OnlineKnn {
     /// Steps between two scores.
     every: u64,
@@ -52,7 +52,7 @@ impl Part {
 }
 
 impl OnlineKnn {
-    /// What the spec asks for; None when it does not, or when there are no labelled images in both splits.
+    /// The measurement that the spec asks for; None if it asks for none, or a split has no labelled images.
     ///
     /// # Errors
     /// When the test split cannot be opened.
@@ -75,7 +75,7 @@ impl OnlineKnn {
         Ok(any.then_some(Self { every, train, test, transform, size }))
     }
 
-    /// Whether a score is due after so many steps.
+    /// Whether to measure after this many steps.
     pub fn is_due(&self, steps: u64) -> bool {
         steps.is_multiple_of(self.every)
     }
@@ -88,10 +88,10 @@ impl OnlineKnn {
         let (train, test) = (self.embed(&self.train, trainer)?, self.embed(&self.test, trainer)?);
         let labels = self.train.labels.iter().chain(&self.test.labels);
         let ks = [K.min(self.train.samples.len())];
-        let ballot = Ballot { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
+        let vote = Vote { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
         let dim = trainer.model().encoder.feature_dim();
-        let elected = ballot.elect(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
-        let right = elected[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
+        let predicted = vote.classify(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
+        let right = predicted[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
         Ok(right as f64 / self.test.labels.len() as f64)
     }
 

@@ -1,4 +1,4 @@
-//! Pretrain stage: images to a trained encoder, with checkpoints, metrics and a resume to the same bits.
+//! The pretrain stage: trains the encoder on images, with metrics and checkpoints. A resume gives the same bits.
 
 use std::{
     sync::Arc,
@@ -12,7 +12,7 @@ use super::{
     Cost, Depends, Descriptor, Input, Interrupt, Progress, Silent, Stage, StageContext, Stopped,
     evaluation::scores_rows,
     initial,
-    metrics::{Timing, metrics_rows, neighbours_rows, positiveness_rows, timing_rows},
+    metrics::{Timing, metrics_rows, neighbours_rows, positiveness_rows, timing_rows, watched},
     online_knn::OnlineKnn,
     tensors,
     weights::weights_batch,
@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// What the stage is. Images count by hash and label, whatever their paths and whichever others could not be read.
+/// The descriptor of the stage. Images count by hash and label: neither paths nor unreadable images affect the key.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "pretrain",
     version: 14,
@@ -65,11 +65,11 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SUMMARY, "train/")),
 };
 
-/// Trains the encoder on the training split of `data`. Where there are other ranks, they have to [take part](take_part).
+/// Trains the encoder on the training split of `data`. Other ranks, if any, must [take part](take_part).
 ///
 /// # Errors
-/// [`Stopped::Interrupted`] when asked to stop, [`Stopped::Diverged`] on NaN or collapse: then all ranks stop after the same step.
-/// Otherwise what failed, perhaps on this rank alone.
+/// [`Stopped::Interrupted`] on an interruption, [`Stopped::Diverged`] on NaN or collapse; then all ranks stop after the same
+/// step. Any other failure may be on this rank only.
 pub fn run(
     config: &PretrainConfig,
     data: &Artifact,
@@ -81,7 +81,7 @@ pub fn run(
     train(config, data, progress, interrupt, Some(keeper))
 }
 
-/// Takes part in a training of which another rank, the first one, keeps the results.
+/// Takes part in a training whose results the first rank writes.
 ///
 /// # Errors
 /// As of [`run`].
@@ -106,7 +106,7 @@ fn train(
     Device::chosen().run(config.precision, training)?
 }
 
-/// A run of pretraining, whichever device does it.
+/// A training in progress, on any device.
 struct Training<'a> {
     config: &'a PretrainConfig<'a>,
     split: Arc<Split>,
@@ -115,15 +115,15 @@ struct Training<'a> {
     total: u64,
     progress: &'a dyn Progress,
     interrupt: &'a Interrupt,
-    /// Only the first rank has one.
+    /// Where the first rank writes results; None on other ranks.
     keeper: Option<Keeper<'a>>,
 }
 
-/// What keeps the results of a training.
+/// Writes the results of a training.
 struct Keeper<'a> {
     out: &'a mut ArtifactWriter,
     checkpoints: &'a Checkpoints,
-    /// Longest time between two checkpoints.
+    /// The longest time between two checkpoints.
     interval: Duration,
     log: Log,
 }
@@ -170,10 +170,10 @@ impl OnDevice for Training<'_> {
             let waited = start.elapsed();
             let mut rows: Vec<StepRow> = trainer.step(&trainer.on().load(prepared)?)?.into_iter().collect();
             let elapsed = start.elapsed();
-            // A device may still be at work on the step. Its row comes with the next one, unless somebody wants to look now.
+            // A GPU may not have finished the step yet. Then its row arrives during the next one, unless it is needed now.
             let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
             let last = trainer.steps() == total;
-            // What one rank wants, all do: they stop after the same step.
+            // If one rank must stop, all stop after the same step.
             let due = keeper.as_ref().is_some_and(|keeper| keeper.log.saved.elapsed() >= keeper.interval);
             let [asked, due] = ranks.any([interrupt.requested(), due]);
             let saves = !last && trainer.between_updates() && (asked || due);
@@ -188,13 +188,13 @@ impl OnDevice for Training<'_> {
             }
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
             progress.advance(1);
-            let taken = rows.iter().try_for_each(|row| take_in(row, &mut watcher, progress));
+            let taken = rows.iter().try_for_each(|row| record_row(row, &mut watcher, progress));
             let state = if saves && taken.is_ok() { Some(agreed_state(&ranks, &trainer)?) } else { None };
             if let Some(keeper) = &mut keeper {
                 keeper.log.time(trainer.steps() - 1, elapsed, waited, batch);
                 keeper.log.rows.extend(rows);
                 if taken.is_err() {
-                    // The curves of a training that failed show how it did. No state is saved: it would lead to the same end.
+                    // Save the curves, which show how the training failed. Save no state: a resume would fail in the same way.
                     keeper.log.flush(keeper.checkpoints, trainer.steps())?;
                 } else if let Some(state) = &state {
                     keeper.log.save(trainer.steps(), state, keeper.checkpoints)?;
@@ -213,15 +213,15 @@ impl OnDevice for Training<'_> {
         }
         let Some(Keeper { out, checkpoints, mut log, .. }) = keeper else { return Ok(()) };
         log.flush(checkpoints, total)?;
-        // Where every rate is 0 the encoder stays as it was. Batch norm's running statistics follow the images at any rate, so
-        // that they have to be put back.
+        // With a learning rate of 0 throughout, the encoder must not change. Batch norm's running statistics follow the images
+        // at any rate, so they are restored.
         let (_, rate) = learning_rates(config.optimizer, batch * config.gradient_accumulation);
         let unmoved = if rate == 0.0 { Some(first_buffers(config, &trainer.model().encoder)?) } else { None };
         write(&trainer, unmoved.as_deref(), checkpoints, Watcher::new(config, steps_per_epoch), total, batch, out)
     }
 }
 
-/// The trainer's state, which all ranks have come to before the first one keeps it.
+/// The state of the trainer, after checking that all ranks agree on it.
 fn agreed_state<B: Trains>(ranks: &Ranks, trainer: &Trainer<B>) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     let state = trainer.state()?;
     if !ranks.is_alone() {
@@ -230,7 +230,7 @@ fn agreed_state<B: Trains>(ranks: &Ranks, trainer: &Trainer<B>) -> anyhow::Resul
     Ok(state)
 }
 
-/// The encoder's buffers as training begins with them.
+/// The buffers of the encoder before training.
 fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<Vec<f32>> {
     Ok(match config.encoder.init() {
         Some(path) => {
@@ -241,7 +241,7 @@ fn first_buffers(config: &PretrainConfig, encoder: &Encoder) -> anyhow::Result<V
     })
 }
 
-/// Says what is about to happen.
+/// Prints a summary of the training to come.
 fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u64, progress: &dyn Progress) {
     let (base, effective) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
     progress.log(&format!(
@@ -251,8 +251,8 @@ fn announce(config: &PretrainConfig, parameters: usize, images: usize, total: u6
     ));
 }
 
-/// Shows the row of a step and what is wrong with it, and stops when training has failed.
-fn take_in(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> anyhow::Result<()> {
+/// Shows the row of a step with its warnings, and stops if training has failed.
+fn record_row(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> anyhow::Result<()> {
     progress.message(&format!("loss {:.4}", row.loss));
     progress.value("loss", row.loss);
     if let Some((health, positiveness)) = row.diagnosis.filter(|_| row.loss.is_finite()) {
@@ -263,19 +263,21 @@ fn take_in(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> any
     if warning.stops() { Err(Stopped::Diverged(warning.to_string()).into()) } else { Ok(()) }
 }
 
-/// Shows a watcher the `steps` that were taken before a resume, so that it warns as if there had been no end. The first rank reads
-/// them for all: they stop after the same step.
+/// Shows a watcher the `steps` before a resume, so that it warns as in a training without a break. The first rank reads them for
+/// all ranks, which have to stop after the same step.
 fn look_back(watcher: &mut Watcher, ranks: &Ranks, keeper: Option<&Keeper>, steps: u64) -> anyhow::Result<()> {
     let rows = keeper.map(|keeper| keeper.checkpoints.segments(tables::METRICS.name, steps)).transpose()?.flatten();
     if let Some(rows) = rows {
-        watched(&rows)?.into_iter().for_each(|row| drop(watcher.look(row)));
+        for row in watched(&rows)? {
+            watcher.look(row);
+        }
     }
-    let told = ranks.broadcast(bytemuck::bytes_of(&watcher.state()).to_vec());
-    watcher.restore(bytemuck::pod_read_unaligned(&told));
+    let state = ranks.broadcast(bytemuck::bytes_of(&watcher.state()).to_vec());
+    watcher.restore(bytemuck::pod_read_unaligned(&state));
     Ok(())
 }
 
-/// A line on the state of the embeddings and of the positives.
+/// A line about the health of the embeddings and the positives.
 fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
     let Health { std, effective_rank, alignment, uniformity, .. } = health;
     let Positiveness { effective_positives, same_class_mass, .. } = positiveness;
@@ -285,7 +287,7 @@ fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
     )
 }
 
-/// The state to go on from, which the first rank reads for all.
+/// The state to resume from. The first rank reads it for all.
 fn load_checkpoint(ranks: &Ranks, keeper: Option<&Keeper>) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
     let found = keeper.map(|keeper| keeper.checkpoints.load()).transpose()?.flatten();
     let state = found.map(|(_, tables)| tensors::of_checkpoint(&tables)).transpose()?;
@@ -296,7 +298,7 @@ fn load_checkpoint(ranks: &Ranks, keeper: Option<&Keeper>) -> anyhow::Result<Opt
     if told.is_empty() { Ok(None) } else { tensors::from_bytes(&told).map(Some) }
 }
 
-/// Rows since the last checkpoint.
+/// The rows since the last checkpoint.
 struct Log {
     first_step: u64,
     rows: Vec<StepRow>,
@@ -314,13 +316,13 @@ impl Log {
         self.timing.push(Timing { step, seconds, waiting_seconds, images_per_second: batch as f64 / seconds });
     }
 
-    /// Metrics first, then the state: a state is never there without the metrics that led to it.
+    /// Saves metrics first, then the state, so that a state never lacks the metrics before it.
     fn save(&mut self, step: u64, state: &[NamedTensor<f32>], checkpoints: &Checkpoints) -> anyhow::Result<()> {
         self.flush(checkpoints, step)?;
         checkpoints.save(step, &[(tables::STATE.name, tensors::to_rows(state))])
     }
 
-    /// Appends the rows to the segments. `next_step` is the step that the next row will be of.
+    /// Appends the rows to the segments. `next_step` is the step of the next row.
     fn flush(&mut self, checkpoints: &Checkpoints, next_step: u64) -> anyhow::Result<()> {
         if !self.rows.is_empty() {
             for (table, rows) in [
@@ -337,7 +339,8 @@ impl Log {
     }
 }
 
-/// Writes the artifact: weights, heads, queue, metrics, timing, summary; the encoder's buffers are `unmoved` if there are any.
+/// Writes the artifact: weights, heads, queue, metrics, timing, summary. If `unmoved` is given, it replaces the encoder's
+/// buffers.
 fn write<B: Trains>(
     trainer: &Trainer<B>,
     unmoved: Option<&[f32]>,
@@ -348,7 +351,7 @@ fn write<B: Trains>(
     out: &mut ArtifactWriter,
 ) -> anyhow::Result<()> {
     let (model, online) = (trainer.model(), trainer.online()?);
-    // The encoder's come first.
+    // The entries of the encoder come first.
     let put_back = |buffers: &[f32]| {
         let unmoved = unmoved.unwrap_or(&[]);
         [unmoved, &buffers[unmoved.len()..]].concat()
@@ -401,14 +404,14 @@ fn write<B: Trains>(
     write_summary([&metrics, &positiveness], &timing, batch, out)
 }
 
-/// The warnings of a training, which nobody may have read when they were given, and which a resumed one does not give again.
+/// The warnings of a training. Nobody may have read them when they were given, and a resumed training does not repeat them.
 fn notes(mut watcher: Watcher, metrics: &RecordBatch) -> anyhow::Result<RecordBatch> {
     let warnings = watched(metrics)?.into_iter().filter_map(|row| watcher.look(row));
     let notes: Vec<_> = warnings.map(|warning| ("warning".to_owned(), warning.to_string())).collect();
     Ok(tables::NOTES.texts_of(&notes))
 }
 
-/// Writes what the report shows of the training.
+/// Writes the summary of the training for reports.
 fn write_summary(
     [metrics, positiveness]: [&RecordBatch; 2],
     timing: &RecordBatch,

@@ -1,4 +1,4 @@
-//! Made-up features and a progress that remembers, for the tests of the probes.
+//! Test helpers for the probes: synthetic features, and a recording [`Progress`].
 
 use std::cell::RefCell;
 
@@ -17,7 +17,7 @@ pub fn blobs(classes: usize, train: usize, test: usize) -> SplitFeatures {
     make(classes, train, test, 0.6)
 }
 
-/// Features that know nothing of the classes.
+/// Features without any relation to the classes.
 pub fn noise(classes: usize, train: usize, test: usize) -> SplitFeatures {
     make(classes, train, test, 0.0)
 }
@@ -41,7 +41,7 @@ fn make(classes: usize, train: usize, test: usize, signal: f32) -> SplitFeatures
     SplitFeatures { train: split(train, 1), test: split(test, 2) }
 }
 
-/// Remembers what was said.
+/// Records all messages.
 #[derive(Default)]
 pub struct Heard(RefCell<Vec<String>>);
 

@@ -1,5 +1,5 @@
 //! Softmax regression: logits = x W + b, mean cross-entropy, its gradient, and SGD with momentum.
-//! Unaware of schedules and data sets.
+//! It knows no schedules or data sets.
 //!
 //! Work is cut into blocks of fixed size and sums run in a fixed order, so that any number of threads gives the same bits.
 
@@ -29,13 +29,13 @@ pub struct Classifier<E> {
     pub params: Vec<E>,
 }
 
-/// Cross-entropy on a batch and what it follows from.
+/// Cross-entropy on a batch, with its gradient and the number of correct samples.
 pub struct Gradient<E> {
     /// Mean loss.
     pub loss: f64,
-    /// Samples whose largest logit is that of their class.
+    /// Number of samples whose largest logit is that of their class.
     pub correct: usize,
-    /// Laid out like the parameters.
+    /// The gradient, in the layout of the parameters.
     pub params: Vec<E>,
 }
 
@@ -102,7 +102,7 @@ impl<E: Real> Classifier<E> {
         }
     }
 
-    /// What the classifier says about each row of `x` [n, dim], whose class is `target(row)` if it is one of ours.
+    /// The prediction for each row of `x` [n, dim]. Its true class is `target(row)`, if training had that class.
     pub fn predict(&self, x: &[E], target: impl Fn(usize) -> Option<usize> + Sync) -> Vec<Prediction> {
         let blocks = x.par_chunks(SAMPLES * self.dim).enumerate().flat_map_iter(|(block, x)| {
             let mut logits = vec![E::zero(); x.len() / self.dim * self.classes];
@@ -120,14 +120,14 @@ impl<E: Real> Classifier<E> {
     }
 }
 
-/// What a classifier says about a sample.
+/// The prediction for a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     /// Most likely class.
     pub class: usize,
     /// Its probability.
     pub probability: f64,
-    /// How many classes are more likely than the sample's own; None when its own is none of ours.
+    /// The number of classes that are more likely than the true one; None if training did not have the true class.
     pub rank: Option<usize>,
 }
 
@@ -153,7 +153,7 @@ fn softmax<E: Real>(row: &mut [E], target: usize) -> f64 {
     libm::log(sum.as_f64()) - shifted
 }
 
-/// How many classes come before `class`: those of larger logit, and of equal logit and lower number.
+/// The number of classes before `class`: those of larger logit, or of equal logit and lower number.
 fn rank<E: Real>(row: &[E], class: usize) -> usize {
     let own = row[class];
     row.iter().enumerate().filter(|&(other, &v)| v > own || (v == own && other < class)).count()

@@ -1,9 +1,9 @@
-//! Standardisation of features by the training split's mean and standard deviation.
+//! Standardises features by mean and standard deviation of the training split.
 
 use super::softmax::Classifier;
 
-/// A feature whose standard deviation is below this share of the largest one does not vary; it is set to 0, since noise
-/// would be all that scaling it up could bring.
+/// A feature whose standard deviation is below this share of the largest one counts as constant. It is set to 0, since scaling
+/// it would only amplify noise.
 const CONSTANT: f64 = 1e-6;
 
 /// x -> (x - mean) * scale, per feature.
@@ -14,7 +14,7 @@ pub struct Standardizer {
 }
 
 impl Standardizer {
-    /// Leaves features of width `dim` as they are.
+    /// The identity on features of width `dim`.
     pub fn identity(dim: usize) -> Self {
         Standardizer { mean: vec![0.0; dim], scale: vec![1.0; dim] }
     }
@@ -49,7 +49,7 @@ impl Standardizer {
         }
     }
 
-    /// Weight [classes, dim] and bias [classes] that give `classifier`'s logits from features as they were before.
+    /// Weight [classes, dim] and bias [classes] that give the logits of `classifier` from raw features.
     pub fn fold(&self, classifier: &Classifier<f32>) -> (Vec<f32>, Vec<f32>) {
         let (dim, classes) = (classifier.dim, classifier.classes);
         let (weight, bias) = classifier.params.split_at(dim * classes);

@@ -1,4 +1,5 @@
-//! Files of weights as others write them: safetensors in any float format, the encoder perhaps within a larger model.
+//! Reads weights from the files of other programs: safetensors of any float type, possibly of a larger model that contains the
+//! encoder.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -8,24 +9,24 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::weights::Tensor;
 
-/// Names of the parts of a model that only follow another part, which is the one that was trained.
+/// Names of the parts of a model that are only moving averages of the trained part.
 const FOLLOWERS: [&str; 6] = ["encoder_k", "key_encoder", "momentum_encoder", "target", "teacher", "ema"];
 
 /// The tensors of an encoder.
 pub struct StateDict {
-    /// By name.
+    /// The tensors by name.
     pub tensors: Vec<Tensor>,
-    /// What was taken off the names.
+    /// The prefix that was removed from the names.
     pub prefix: Option<String>,
 }
 
-/// The tensors in the file at `path` that make an encoder, whose tensors are called `wanted`: if none of the names is among
-/// them, what stands before all of them is taken off (`module.`, `encoder_q.`), and other parts of the model are passed over.
-/// So are a classifier (`fc.*`, `head.*`) and batch norm's `num_batches_tracked`, which are no part of an encoder.
+/// The tensors of an encoder in the file at `path`; `wanted` are the names of its tensors. If the file has none of these names,
+/// their common prefix is removed (`module.`, `encoder_q.`), and other parts of the model are ignored. A classifier (`fc.*`,
+/// `head.*`) and batch norm's `num_batches_tracked` are ignored too, since they are not part of an encoder.
 ///
 /// # Errors
-/// When the file cannot be read, is of another format, damaged, or holds other numbers than finite floats; when two parts of a model
-/// are such an encoder.
+/// When the file cannot be read, has another format, is damaged, or holds numbers other than finite floats; when two parts of a
+/// model fit the encoder.
 pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes)
@@ -41,7 +42,7 @@ pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
         }
         tensors.push((own.to_owned(), view.shape().to_vec(), values));
     }
-    // The library's order changes from run to run, and messages name tensors in the order they come in.
+    // The order of the library changes from run to run, and messages list tensors in this order.
     tensors.sort_by(|a: &Tensor, b: &Tensor| a.0.cmp(&b.0));
     Ok(StateDict { tensors, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) })
 }
@@ -50,7 +51,7 @@ fn is_passed_over(name: &str) -> bool {
     name.starts_with("fc.") || name.starts_with("head.") || name.ends_with(".num_batches_tracked")
 }
 
-/// Values of a tensor as f32, which holds every value of the shorter formats.
+/// The values of a tensor as f32, which represents every value of the shorter formats exactly.
 fn floats(view: &TensorView) -> Option<Vec<f32>> {
     let pairs = || view.data().as_chunks::<2>().0.iter();
     match view.dtype() {
@@ -61,7 +62,7 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
     }
 }
 
-/// What stands before the names of the encoder's tensors; empty where they stand alone, or where no part is such an encoder.
+/// The prefix of the names of the encoder's tensors; empty if they have none, or if no part fits the encoder.
 fn prefix(names: &BTreeSet<&str>, wanted: &BTreeSet<&str>) -> anyhow::Result<String> {
     let Some(first) = wanted.first().filter(|_| names.is_disjoint(wanted)) else { return Ok(String::new()) };
     let mut fitting: Vec<&str> = names
@@ -79,11 +80,11 @@ fn prefix(names: &BTreeSet<&str>, wanted: &BTreeSet<&str>) -> anyhow::Result<Str
     match fitting[..] {
         [] => Ok(String::new()),
         [one] => Ok(one.to_owned()),
-        [a, b, ..] => bail!("both `{a}` and `{b}` are such an encoder; keep the one that is meant in the file"),
+        [a, b, ..] => bail!("both `{a}` and `{b}` fit the encoder; keep only one of them in the file"),
     }
 }
 
-/// What a file is that is not safetensors.
+/// Names the format of a file that is not safetensors.
 fn found_instead(bytes: &[u8], path: &Path) -> String {
     let to_convert = |load: &str| {
         let to = path.with_extension("safetensors");
@@ -137,12 +138,12 @@ mod tests {
             "m.encoder_q.conv1.weight",
         ];
         assert_eq!(found(&moco), "m.encoder_q.");
-        // A part alone, or a network of other names, is left for what compares the tensors.
+        // A part of the encoder, or a network with other names, is refused later, when tensors are compared.
         assert_eq!(found(&["module.bn1.weight"]), "");
         assert_eq!(found(&["bn1.weight", "module.conv1.weight"]), "");
         assert_eq!(found(&["xbn1.weight", "xconv1.weight"]), "");
         let two = prefix_of(&["a.bn1.weight", "a.conv1.weight", "b.bn1.weight", "b.conv1.weight"]);
-        assert_eq!(two.unwrap_err(), "both `a.` and `b.` are such an encoder; keep the one that is meant in the file");
+        assert_eq!(two.unwrap_err(), "both `a.` and `b.` fit the encoder; keep only one of them in the file");
         assert_eq!(found(&["teacher.bn1.weight", "teacher.conv1.weight"]), "teacher.");
     }
 

@@ -1,4 +1,4 @@
-//! Table rows of named tensors, as checkpoints hold them: `name`, `shape`, `dtype` (`f32` or `i64`), `bytes` (little-endian).
+//! Stores named tensors as table rows, as in checkpoints: `name`, `shape`, `dtype` (`f32` or `i64`), `bytes` (little-endian).
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     tables::{STATE, column::*},
 };
 
-/// One row per tensor, in their order.
+/// One row per tensor, in order.
 pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
     let mut shapes = ListBuilder::new(Int64Builder::new()).with_field(item(DataType::Int64));
     for tensor in tensors {
@@ -38,10 +38,10 @@ pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
     ])
 }
 
-/// The state that the tables of a checkpoint hold.
+/// Reads the state from the tables of a checkpoint.
 ///
 /// # Errors
-/// When it is not there, or as [`from_rows`].
+/// When it is missing, or as of [`from_rows`].
 pub fn of_checkpoint(tables: &BTreeMap<String, RecordBatch>) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     from_rows(tables.get(STATE.name).with_context(|| format!("the checkpoint has no table `{}`", STATE.name))?)
 }
@@ -49,7 +49,7 @@ pub fn of_checkpoint(tables: &BTreeMap<String, RecordBatch>) -> anyhow::Result<V
 /// The tensors of a table of rows.
 ///
 /// # Errors
-/// When it is no such table, or a tensor's bytes do not fit its shape.
+/// When the table is of another kind, or the bytes of a tensor do not fit its shape.
 pub fn from_rows(batch: &RecordBatch) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     // Every table of tensors has the same columns.
     let (names, dtypes) = (STATE.texts(batch, NAME)?, STATE.texts(batch, DTYPE)?);
@@ -74,7 +74,7 @@ pub fn from_rows(batch: &RecordBatch) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     Ok(tensors)
 }
 
-/// Tensors as bytes, for other ranks.
+/// Encodes tensors as bytes, for other ranks.
 ///
 /// # Errors
 /// When there are too many.
@@ -85,10 +85,10 @@ pub fn to_bytes(tensors: &[NamedTensor<f32>]) -> anyhow::Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// The tensors that [`to_bytes`] made bytes of.
+/// Decodes the bytes of [`to_bytes`].
 ///
 /// # Errors
-/// When it did not.
+/// When the bytes are not from there.
 pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     let mut rows = StreamReader::try_new(bytes, None)?;
     from_rows(&rows.next().context("no tensors")??)

@@ -1,16 +1,16 @@
-//! Weighted nearest-neighbour votes (DINO's protocol). Unaware of artifacts and splits.
+//! Classifies by weighted votes of nearest neighbours (DINO's protocol). It knows no artifacts or splits.
 
 use rayon::prelude::*;
 
 use super::labelled::Predictions;
 use crate::ops::{Real, product::Products, topk::top_k};
 
-/// Queries searched at a time, so that memory stays flat in their number.
+/// Queries per search, which bounds the memory.
 const CHUNK: usize = 4096;
 
 /// How neighbours vote.
 #[derive(Clone, Copy, Debug)]
-pub struct Ballot<'a> {
+pub struct Vote<'a> {
     /// Numbers of neighbours, each at most the number of training samples.
     pub ks: &'a [usize],
     /// A neighbour votes exp(cosine / temperature) for its class.
@@ -19,15 +19,15 @@ pub struct Ballot<'a> {
     pub classes: usize,
 }
 
-impl Ballot<'_> {
-    /// Elects a class for each query, for every labelling of the training samples and every k, from one search:
-    /// [labelling][k][query] of (class, its share of the votes). The lower class wins a draw.
+impl Vote<'_> {
+    /// Chooses a class for each query, for every labelling of the training samples and every k, from one search. The result is
+    /// [labelling][k][query] of (class, its share of the votes). On a draw the lower class wins.
     ///
-    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length; `done` hears of each query that is done and says
-    /// whether to go on.
+    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length; `done` is called after each query, and
+    /// returns whether to continue.
     ///
-    /// Returns None when `done` said to stop.
-    pub fn elect<E: Real>(
+    /// Returns None if `done` stops it.
+    pub fn classify<E: Real>(
         &self,
         train: &[E],
         labellings: &[&[usize]],
@@ -35,27 +35,27 @@ impl Ballot<'_> {
         dim: usize,
         mut done: impl FnMut(usize) -> bool,
     ) -> Option<Vec<Vec<Predictions>>> {
-        let mut elected = vec![vec![Vec::with_capacity(queries.len() / dim); self.ks.len()]; labellings.len()];
+        let mut predicted = vec![vec![Vec::with_capacity(queries.len() / dim); self.ks.len()]; labellings.len()];
         let most = self.ks.iter().copied().max().unwrap_or(0);
         for chunk in queries.chunks(CHUNK * dim) {
             let found = top_k(chunk, train, dim, most, Products::Full, |_, _| false);
             let neighbours = found.scores.par_chunks(found.k.max(1)).zip(found.indices.par_chunks(found.k.max(1)));
-            for (labels, elected) in labellings.iter().zip(&mut elected) {
+            for (labels, predicted) in labellings.iter().zip(&mut predicted) {
                 let votes: Vec<_> =
                     neighbours.clone().map(|(cosines, rows)| self.count(cosines, rows, labels)).collect();
-                for (i, elected) in elected.iter_mut().enumerate() {
-                    elected.extend(votes.iter().map(|votes| winner(&votes[i])));
+                for (i, predicted) in predicted.iter_mut().enumerate() {
+                    predicted.extend(votes.iter().map(|votes| winner(&votes[i])));
                 }
             }
             if !done(chunk.len() / dim) {
                 return None;
             }
         }
-        Some(elected)
+        Some(predicted)
     }
 
-    /// Votes per class [classes] for each k, given the neighbours of one query, nearest first. All are relative to the
-    /// nearest one's vote, so that no temperature overflows.
+    /// Votes per class [classes] for each k, from the neighbours of one query, nearest first. All votes are relative to the
+    /// nearest neighbour's, so that no temperature overflows.
     fn count<E: Real>(&self, cosines: &[E], rows: &[usize], labels: &[usize]) -> Vec<Vec<f64>> {
         let mut votes = vec![vec![0.0; self.classes]; self.ks.len()];
         for (rank, (cosine, &row)) in cosines.iter().zip(rows).enumerate() {
@@ -90,7 +90,7 @@ mod tests {
         normalize_rows(&mut train, 8);
         normalize_rows(&mut test, 8);
         let labels: Vec<usize> = golden.integers("in.labels").iter().map(|&l| l as usize).collect();
-        let ballot = Ballot { ks: &[5], temperature: 0.07, classes: 4 };
+        let voting = Vote { ks: &[5], temperature: 0.07, classes: 4 };
 
         let found = top_k(&test, &train, 8, 5, Products::Full, |_, _| false);
         assert_eq!(found.indices.iter().map(|&i| i as i64).collect::<Vec<_>>(), golden.integers("out.idx"));
@@ -101,13 +101,13 @@ mod tests {
             .zip(found.indices.chunks(5))
             .flat_map(|(cosines, rows)| {
                 let nearest = (cosines[0] / 0.07).exp();
-                ballot.count(cosines, rows, &labels).remove(0).into_iter().map(move |vote| vote * nearest)
+                voting.count(cosines, rows, &labels).remove(0).into_iter().map(move |vote| vote * nearest)
             })
             .collect();
         assert_close("votes", &votes, &golden.get::<f64>("out.scores"), 1e-12);
 
-        let elected = ballot.elect(&train, &[&labels], &test, 8, |_| true).unwrap();
-        let classes: Vec<i64> = elected[0][0].iter().map(|&(class, _)| class as i64).collect();
+        let predicted = voting.classify(&train, &[&labels], &test, 8, |_| true).unwrap();
+        let classes: Vec<i64> = predicted[0][0].iter().map(|&(class, _)| class as i64).collect();
         assert_eq!(classes, golden.integers("out.pred"));
     }
 
@@ -117,14 +117,14 @@ mod tests {
         let train: Vec<f64> = (0..40).flat_map(|i| unit(i as f64 * 0.37)).collect();
         let queries: Vec<f64> = (0..CHUNK + 5).flat_map(|i| unit(i as f64 * 0.011)).collect();
         let (a, b): (Vec<usize>, Vec<usize>) = ((0..40).map(|i| i % 3).collect(), (0..40).map(|i| i / 14).collect());
-        let elect = |ks: &[usize], labels: &[&[usize]]| {
-            let ballot = Ballot { ks, temperature: 0.1, classes: 3 };
-            ballot.elect(&train, labels, &queries, 2, |_| true).unwrap()
+        let classify = |ks: &[usize], labels: &[&[usize]]| {
+            let voting = Vote { ks, temperature: 0.1, classes: 3 };
+            voting.classify(&train, labels, &queries, 2, |_| true).unwrap()
         };
-        let all = elect(&[7, 1, 40], &[&a, &b]);
+        let all = classify(&[7, 1, 40], &[&a, &b]);
         for (l, labels) in [&a, &b].into_iter().enumerate() {
             for (i, k) in [7, 1, 40].into_iter().enumerate() {
-                assert_eq!(all[l][i], elect(&[k], &[labels])[0][0]);
+                assert_eq!(all[l][i], classify(&[k], &[labels])[0][0]);
                 assert_eq!(all[l][i].len(), CHUNK + 5);
             }
         }
@@ -135,14 +135,14 @@ mod tests {
     #[test]
     fn a_tiny_temperature_leaves_the_nearest_neighbour_alone() {
         let train = [1.0f32, 0.0, 0.8, 0.6, 0.6, 0.8];
-        let ballot = Ballot { ks: &[3], temperature: 1e-6, classes: 2 };
-        let elected = ballot.elect(&train, &[&[1, 0, 0]], &[1.0, 0.0], 2, |_| true).unwrap();
-        assert_eq!(elected[0][0], [(1, 1.0)]);
+        let voting = Vote { ks: &[3], temperature: 1e-6, classes: 2 };
+        let predicted = voting.classify(&train, &[&[1, 0, 0]], &[1.0, 0.0], 2, |_| true).unwrap();
+        assert_eq!(predicted[0][0], [(1, 1.0)]);
     }
 
     #[test]
     fn stopping_gives_nothing() {
-        let ballot = Ballot { ks: &[1], temperature: 1.0, classes: 1 };
-        assert!(ballot.elect(&[1.0f32], &[&[0]], &[1.0], 1, |_| false).is_none());
+        let voting = Vote { ks: &[1], temperature: 1.0, classes: 1 };
+        assert!(voting.classify(&[1.0f32], &[&[0]], &[1.0], 1, |_| false).is_none());
     }
 }

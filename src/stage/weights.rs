@@ -1,4 +1,5 @@
-//! The encoder's weights as table rows (see [`super::tensors`]): float tensors alone, in torch's names, shapes and order.
+//! Stores the weights of the encoder as table rows (see [`super::tensors`]): float tensors with torch's names, shapes and
+//! order.
 
 use anyhow::bail;
 use arrow::array::RecordBatch;
@@ -9,7 +10,7 @@ use crate::ops::named::{NamedTensor, Values};
 /// Name, shape and values of a tensor, in torch's conventions.
 pub type Tensor = (String, Vec<usize>, Vec<f32>);
 
-/// The rows of `entries`, in their order.
+/// One row per entry, in order.
 ///
 /// # Panics
 /// When a shape does not fit its values.
@@ -22,7 +23,7 @@ pub fn weights_batch(entries: &[Tensor]) -> RecordBatch {
 /// The tensors in `batches`, in the order of their rows.
 ///
 /// # Errors
-/// When a batch cannot be read, is no table of tensors, or a tensor holds integers or bytes that do not fit its shape.
+/// When a batch cannot be read or is of another kind, or a tensor holds integers, or bytes that do not fit its shape.
 pub fn read_weights(batches: impl IntoIterator<Item = anyhow::Result<RecordBatch>>) -> anyhow::Result<Vec<Tensor>> {
     let mut weights = Vec::new();
     for batch in batches {

@@ -1,4 +1,4 @@
-//! Columns of the program's own tables: name and type, said once for those who write and those who read them.
+//! The columns of the program's own tables: a name and a type each, which writers and readers share.
 
 use std::{fmt, sync::Arc};
 

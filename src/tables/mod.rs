@@ -1,5 +1,5 @@
-//! The program's own tables, each said once for those who write and those who read it: its name and its columns. Tables that
-//! others wrote have names of their own (`dataset::table`).
+//! The program's own tables: a name and the columns of each, which writers and readers share. For tables from other programs see
+//! `dataset::table`.
 
 pub mod column;
 

@@ -7,9 +7,9 @@ use crate::{backend::Backend, dataset::augment::cuda::Pieces, ops::conv2d::Size}
 pub struct Batch<E> {
     /// Index of each sample in the data set.
     pub samples: Vec<i64>,
-    /// Label of each sample, -1 where there is none.
+    /// Label of each sample, -1 if it has none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops; of this rank's share of the samples.
+    /// Both full views, then the small crops, for this rank's share of the samples.
     pub crops: Vec<Crop<E>>,
 }
 
@@ -22,29 +22,30 @@ pub struct Crop<E> {
     pub size: usize,
 }
 
-/// A batch of decoded images, their views drawn but not made.
+/// A batch of decoded images. Their views are drawn at random, but not computed yet.
 #[derive(Clone, Debug)]
 pub struct RawBatch {
     /// Index of each sample in the data set.
     pub samples: Vec<i64>,
-    /// Label of each sample, -1 where there is none.
+    /// Label of each sample, -1 if it has none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops; of this rank's share of the samples.
+    /// Both full views, then the small crops, for this rank's share of the samples.
     pub pieces: Pieces,
 }
 
-/// A batch where a device trains on it, as often as wanted.
+/// A batch in the memory of the device. Several steps may train on it.
 pub struct Loaded<B: Backend> {
     /// Index of each sample in the data set.
     pub samples: Vec<i64>,
-    /// Label of each sample, -1 where there is none.
+    /// Label of each sample, -1 if it has none.
     pub labels: Vec<i64>,
-    /// Both full views, then the small crops, of this rank's share of the samples: images [n, size, size, 3] as networks read them.
+    /// Both full views, then the small crops, for this rank's share of the samples: images [n, size, size, 3] as networks read
+    /// them.
     pub crops: Vec<(B::Buffer, Size)>,
 }
 
 impl<B: Backend> Loaded<B> {
-    /// `batch` on a device.
+    /// Copies `batch` to the device.
     ///
     /// # Errors
     /// When memory runs out.

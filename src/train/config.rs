@@ -125,10 +125,10 @@ pub struct ScheduleConfig {
     pub warmup_epochs: f64,
 }
 
-/// An epoch consists of whole updates, of `accumulation` batches each.
+/// Checks that the training images fill at least one update, which takes `accumulation` batches.
 ///
 /// # Errors
-/// When so many training images do not fill one.
+/// When they do not.
 pub fn fit_batches(batch: usize, accumulation: usize, images: usize) -> Result<(), Broken> {
     if batch > images {
         return Err(Broken {
@@ -156,7 +156,7 @@ pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// 32-bit floating point in memory, of which a GPU's tensor cores read 10 bits of mantissa in encoder and heads. Needs a GPU.
+    /// 32-bit floating point in memory; in encoder and heads, a GPU's tensor cores read 10 bits of its mantissa. Needs a GPU.
     Tf32,
     /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa); sums, parameters, statistics and
     /// everything else are f32. Faster on CPUs with AMX-BF16 or AVX512-BF16. Needs the CPU.
@@ -188,21 +188,21 @@ impl Precision {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchNormConfig {
-    /// Images that share their statistics: as many as a GPU of the recipe had, however many processes train here. Without it
-    /// all images of a batch do. A batch has to be 1, 2, 4, 8, ... groups.
+    /// Number of images that share batch norm's statistics: the batch of one GPU in a recipe, however many processes train here. By
+    /// default all images of a batch share them. A batch must be 1, 2, 4, 8, ... groups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2))]
     pub group: Option<usize>,
 }
 
 impl BatchNormConfig {
-    /// Whether nothing is asked for: such a spec has the same keys as one without the section.
+    /// Whether all values are defaults. Then keys are the same as without the section.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// A batch consists of whole groups, as many as a tree has leaves.
+/// Checks that a batch is a power of two of whole groups, as the tree of sums needs.
 ///
 /// # Errors
 /// When it does not.
@@ -224,11 +224,11 @@ pub fn fit_groups(group: usize, batch: usize) -> Result<(), Broken> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthConfig {
-    /// A row of health metrics is kept every so many steps, from step 0 on.
+    /// Number of steps from one row of health metrics to the next; the first is of step 0.
     #[serde(default = "ten")]
     #[schemars(range(min = 1), extend("x-operational" = true))]
     pub every: usize,
-    /// kNN top-1 of a fixed part of both splits is measured every so many epochs; 0 for never.
+    /// Number of epochs between two measurements of kNN top-1, on a fixed part of both splits; 0 for never.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(extend("x-operational" = true))]
     pub knn_every_epochs: usize,
@@ -256,7 +256,7 @@ fn yes() -> bool {
     true
 }
 
-/// The sections of a spec that pretraining depends on. Serialised they are what its key holds of the spec.
+/// The sections of a spec that pretraining depends on. Its key holds them in serialised form.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PretrainConfig<'a> {
     pub seed: u64,

@@ -1,4 +1,4 @@
-//! What a training step costs, in floating-point operations of the model.
+//! Counts the floating-point operations of a training step.
 
 use super::{Model, PretrainConfig};
 use crate::{backend::Backend, method::Mlp};
@@ -6,7 +6,7 @@ use crate::{backend::Backend, method::Mlp};
 impl<B: Backend> Model<B> {
     /// Floating-point operations that a step of `config` takes per image by the model's definition: two per multiply-add of
     /// encoder and heads, once forward and twice backward for each crop, and once forward for each full view in the momentum
-    /// branch. What a loss does with projections (searches, logits, prototypes), norms and optimiser are left out.
+    /// branch. The loss (searches, logits, prototypes), norms and optimiser do not count.
     pub fn flops_per_image(&self, config: &PretrainConfig) -> u64 {
         let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops);
         let projected = |size| self.encoder.multiply_adds(size) + self.projector.multiply_adds();

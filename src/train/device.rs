@@ -1,4 +1,4 @@
-//! The device that computes: chosen once, by the command line, for the whole process.
+//! The device of the process, which the command line chooses once.
 
 use std::{fmt, str::FromStr, sync::OnceLock};
 
@@ -9,21 +9,20 @@ use crate::{
     ranks::{Ranks, launcher},
 };
 
-/// A device that trains in f32, or less.
+/// A device that trains in f32 or a lower precision.
 pub trait Trains: Optimize<Real = f32> + Feed {}
 
 impl<B: Optimize<Real = f32> + Feed> Trains for B {}
 
-/// Work for a device, whichever it is.
+/// Work that runs on any device.
 pub trait OnDevice {
     type Output;
 
-    /// Has `on` do it.
+    /// Does the work on `on`.
     fn run<B: Trains>(self, on: B) -> Self::Output;
 }
 
-/// A device. It is no part of any key: the same spec gives the same artifacts up to rounding, which differs between
-/// devices as it does between kinds of CPU.
+/// A device. It is not part of any key: another device gives the same artifacts up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     #[default]
@@ -32,21 +31,21 @@ pub enum Device {
     Cuda(usize),
 }
 
-/// A device that cannot be used.
+/// An error for a device that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--device {device}: {why}\n  help: `snclr doctor` tells which devices are usable; --device cpu always is")]
+#[error("--device {device}: {why}\n  help: `snclr doctor` lists the usable devices; --device cpu always works")]
 pub struct DeviceError {
     pub device: Device,
     pub why: String,
 }
 
-/// Why a build without the feature has no GPU.
+/// The error of a build without the feature.
 pub const NOT_BUILT: &str = "this build has no CUDA support; build it with --features cuda (docs/cuda.md)";
 
 static CHOSEN: OnceLock<Device> = OnceLock::new();
 
 impl Device {
-    /// Makes it the process's device.
+    /// Makes this the device of the process.
     ///
     /// # Errors
     /// When it cannot be used.
@@ -56,15 +55,15 @@ impl Device {
         Ok(())
     }
 
-    /// The process's device.
+    /// The device of the process.
     pub fn chosen() -> Self {
         CHOSEN.get().copied().unwrap_or_default()
     }
 
-    /// Has the device do some work, its encoders computing in `precision`.
+    /// Does some work on the device, with its encoders in `precision`.
     ///
     /// # Errors
-    /// When the device cannot be used, or not in this precision.
+    /// When the device cannot be used, or lacks this precision.
     pub fn run<W: OnDevice>(self, precision: Precision, work: W) -> anyhow::Result<W::Output> {
         match self {
             Device::Cpu => {
@@ -82,7 +81,7 @@ impl Device {
         }
     }
 
-    /// The GPU that it is; None for the CPU.
+    /// The GPU; None for the CPU.
     ///
     /// # Errors
     /// When it cannot be used.
@@ -96,7 +95,7 @@ impl Device {
         }
     }
 
-    /// What the GPU calls itself, and the bytes of its memory that are in use, by any process; None on the CPU.
+    /// Name of the GPU, and the bytes of its memory that all processes use; None on the CPU.
     pub fn in_use(self) -> Option<(String, usize)> {
         match self {
             Device::Cpu => None,
@@ -104,7 +103,7 @@ impl Device {
         }
     }
 
-    /// What is known of it, for people: of a GPU its kind. The text is empty where it cannot be used.
+    /// A description: for a GPU its model. Empty if it cannot be used.
     pub fn describe(self) -> String {
         match self {
             Device::Cpu => "cpu".into(),
@@ -131,7 +130,7 @@ impl Device {
     }
 }
 
-/// A GPU's arithmetic in encoders.
+/// The arithmetic of encoders on a GPU.
 fn math(precision: Precision) -> anyhow::Result<Math> {
     match precision {
         Precision::F32 => Ok(Math::F32),
@@ -143,7 +142,7 @@ fn math(precision: Precision) -> anyhow::Result<Math> {
     }
 }
 
-/// What needs the CUDA driver.
+/// The part that needs the CUDA driver.
 #[cfg(feature = "cuda")]
 mod driver {
     #[cfg(feature = "nccl")]
@@ -168,14 +167,14 @@ mod driver {
         Ok(work.run(Gpu::new(tensors::gpu(&cuda)?, cuda, math).among(exchange)))
     }
 
-    /// How ranks reach the memory of each other's GPUs: through their hosts.
+    /// Connects the GPUs of all ranks through their hosts.
     #[cfg(not(feature = "nccl"))]
     fn exchange(_: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
         Ok(Exchange::through_hosts(ranks))
     }
 
-    /// By NCCL, which all ranks join at the first training. Its id goes from the first rank to the others as all that the hosts
-    /// tell each other.
+    /// Connects the GPUs of all ranks by NCCL, which they join at the first training. The first rank sends NCCL's id to the
+    /// others by way of the hosts.
     #[cfg(feature = "nccl")]
     fn exchange(cuda: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
         static JOINED: Mutex<Option<Arc<dyn cuda::Wire>>> = Mutex::new(None);
@@ -187,7 +186,10 @@ mod driver {
             Some(wire) => wire.clone(),
             None => {
                 let id = if ranks.is_first() { nvidia::nccl::id()?.to_vec() } else { Vec::new() };
-                let id = ranks.broadcast(id).try_into().map_err(|_| anyhow!("the first rank's NCCL is another one"))?;
+                let id = ranks
+                    .broadcast(id)
+                    .try_into()
+                    .map_err(|_| anyhow!("the first rank uses another version of NCCL"))?;
                 let wire = tensors::join_by_nccl(cuda, [ranks.rank(), ranks.size()], id)?;
                 joined.insert(wire).clone()
             }
@@ -213,7 +215,7 @@ mod driver {
     }
 }
 
-/// The same in a build that has none.
+/// The same in a build without CUDA.
 #[cfg(not(feature = "cuda"))]
 mod driver {
     use super::{Math, NOT_BUILT, OnDevice, Ranks};
@@ -236,10 +238,10 @@ mod driver {
     }
 }
 
-/// What is known of each GPU, for people; or why there is none.
+/// A description of each GPU, or why there is none.
 ///
 /// # Errors
-/// When there is no feature, no driver or no device.
+/// When the feature, the driver or a device is missing.
 pub fn found_cuda() -> Result<Vec<String>, String> {
     driver::found()
 }
@@ -260,7 +262,7 @@ impl FromStr for Device {
         let index = |number: &str| number.parse().ok().filter(|index| *index < 64);
         match text.strip_prefix("cuda") {
             None if text == "cpu" => Some(Device::Cpu),
-            // Of the ranks of a machine each has its own, as users of torchrun expect.
+            // Each rank of a machine has its own GPU, as with torchrun.
             Some("") => Some(Device::Cuda(launcher::local_rank_here())),
             Some(rest) => rest.strip_prefix(':').and_then(index).map(Device::Cuda),
             None => None,

@@ -1,4 +1,4 @@
-//! How images come to a device: the host augments, or a GPU does.
+//! Brings images to the device. Either the host or the GPU augments them.
 
 use super::{
     batch::{Batch, Loaded, RawBatch},
@@ -9,25 +9,25 @@ use crate::{
     ops::{conv2d::Size, tensor::GpuTensors},
 };
 
-/// A device that images are prepared for.
+/// A device that can receive batches.
 pub trait Feed: Backend {
-    /// What a loader makes of a batch ahead of its step.
+    /// The form in which a loader prepares a batch ahead of its step.
     type Prepared: Send + 'static;
 
-    /// Prepares the crops that are wanted.
+    /// Prepares the crops on the host.
     ///
     /// # Errors
     /// When an image cannot be read.
     fn prepare(wanted: Wanted) -> anyhow::Result<Self::Prepared>;
 
-    /// What was prepared, on the device.
+    /// Moves prepared crops to the device.
     ///
     /// # Errors
     /// When the device fails.
     fn load(&self, prepared: Self::Prepared) -> Result<Loaded<Self>, Self::Error>;
 }
 
-/// The host trains on what it augmented.
+/// The host augments, and trains on the result.
 impl Feed for Host<f32> {
     type Prepared = Batch<f32>;
 
@@ -40,7 +40,7 @@ impl Feed for Host<f32> {
     }
 }
 
-/// Decoded and drawn on the host: the device makes the views, and no augmented image passes through the host.
+/// The host decodes images and draws random numbers. The GPU computes the views, so no augmented image passes through the host.
 impl<D: GpuTensors> Feed for Gpu<D> {
     type Prepared = RawBatch;
 

@@ -1,4 +1,4 @@
-//! Training on the GPU at hand, or the emulation, against the host.
+//! Compares training on a GPU (or the emulation) with training on the host.
 
 use std::sync::Arc;
 
@@ -175,7 +175,7 @@ fn split(dir: &std::path::Path) -> Split {
     Split::open(&[path]).unwrap()
 }
 
-/// What the device augments has the bits of what the CPU does: so has all that training makes of it.
+/// Images augmented on the device have the same bits as those of the CPU, and so has the training on them.
 #[test]
 fn training_is_the_same_wherever_images_are_augmented() {
     let Some(gpu) = gpu(Precision::F32) else { return };
@@ -210,9 +210,9 @@ fn training_is_the_same_wherever_images_are_augmented() {
     assert!(here == there);
 }
 
-/// What is trained by many ranks with a GPU each: SNCLR, which has all that a method may have. First what the gate has time for: a
-/// ResNet in f32, whose batch norm looks at groups of the batch, and in f16, where it looks at the whole batch; and a vision
-/// transformer in f32. Then what the soak adds: the ResNet in f32 with the whole batch, and the transformer in f16.
+/// The trainings for several ranks with a GPU each. All are of SNCLR, which uses every feature of a method. The gate has time for
+/// three: a ResNet in f32 with batch norm over groups, a ResNet in f16 with batch norm over the whole batch, and a vision
+/// transformer in f32. The soak adds a ResNet in f32 with batch norm over the whole batch, and the transformer in f16.
 fn cases_of_ranks() -> [Sections; 5] {
     let of = |mut sections: Vec<Sections>, precision, group| {
         let mut snclr = sections.pop().expect("SNCLR is the last");
@@ -236,7 +236,7 @@ fn among(ranks: Ranks, precision: Precision) -> Option<Gpu<Cpu>> {
     gpu(precision).map(|gpu| gpu.among(Exchange::through_hosts(ranks)))
 }
 
-/// One rank and more come to the same bits.
+/// One rank and several give the same bits.
 fn bits_do_not_depend_on_ranks(of: &str, sections: &Sections, sizes: &[usize], batches: Batches) {
     if gpu(sections.precision).is_none() {
         return;
@@ -268,7 +268,7 @@ fn soak_more_ranks_with_a_gpu() {
     bits_do_not_depend_on_ranks("transformer in f16", &vit, &[2], (N, BATCHES.1, 2));
 }
 
-/// As NCCL is with one rank: what goes out comes back.
+/// A wire like NCCL with one rank: it returns what is sent.
 #[derive(Debug)]
 struct Back;
 
@@ -282,7 +282,7 @@ impl Wire for Back {
     }
 }
 
-/// One rank that exchanges everything comes to the bits of one that exchanges nothing.
+/// One rank that exchanges everything gives the bits of one that exchanges nothing.
 #[test]
 fn exchanging_with_nobody_changes_nothing() {
     let sections = &cases_of_ranks()[0];
@@ -296,7 +296,7 @@ fn exchanging_with_nobody_changes_nothing() {
 #[path = "../../tests/common/mpirun.rs"]
 mod mpirun;
 
-/// Ranks that are processes, over MPI.
+/// The same with ranks as processes, over MPI.
 #[cfg(feature = "mpi")]
 mod over_mpi {
     use std::time::Duration;
@@ -306,12 +306,12 @@ mod over_mpi {
     use super::*;
     use crate::ranks;
 
-    /// What a rank says it has come to.
+    /// The line in which a rank reports its bits.
     fn said(by: &str) -> String {
         format!("bits of the training: {:x?}", Sha256::digest(by.as_bytes()))
     }
 
-    /// Two processes with an emulated GPU each come to the bits of one.
+    /// Two processes with an emulated GPU each give the bits of one.
     #[test]
     fn a_gpu_trains_with_two_ranks_over_mpi() {
         let (sections, Some(mut command)) = (cases_of_ranks(), mpirun::launcher(2)) else { return };

@@ -1,4 +1,4 @@
-//! Batch norm over groups of a batch: each group goes through the networks by itself.
+//! Batch norm over groups of a batch: each group passes through the networks on its own.
 
 use crate::{
     backend::{Backend, Branch, Learned, Memory, Statistics},
@@ -7,17 +7,17 @@ use crate::{
     ops::{conv2d::Size, parts::tree},
 };
 
-/// How a batch is cut into groups, whose images share batch norm's statistics, and how ranks share them.
+/// How a batch is divided into groups, whose images share batch norm's statistics, and how ranks share the groups.
 pub struct Groups<B> {
-    /// The device among those ranks that share a group.
+    /// The device, connected to the ranks that share a group.
     on: B,
-    /// Groups of a batch, a power of two.
+    /// Number of groups in a batch, a power of two.
     count: usize,
-    /// Groups that this rank has a share of.
+    /// Number of groups that this rank has a share of.
     own: usize,
 }
 
-/// What a network gives for all images, and what each group's backward pass needs.
+/// The output of a network for all images, and what the backward pass of each group needs.
 type Passes<B, S> = Result<(<B as Memory>::Buffer, Vec<S>), <B as Memory>::Error>;
 
 impl<B: Backend> Groups<B> {
@@ -27,8 +27,8 @@ impl<B: Backend> Groups<B> {
         Self { on: on.with_ranks(on.ranks().in_groups(count)), count, own: (count / size).max(1) }
     }
 
-    /// The encoder's features of this rank's `images` in training mode and, with `keep`, what each group's backward pass needs.
-    /// Running statistics move to where all groups of the batch move them in the mean.
+    /// Features of this rank's `images` in training mode and, with `keep`, what the backward pass of each group needs. Running
+    /// statistics become the mean of those after each group of the batch.
     ///
     /// # Errors
     /// When the device fails.
@@ -61,7 +61,7 @@ impl<B: Backend> Groups<B> {
         Ok((self.whole(features)?, saved.into_iter().flatten().collect()))
     }
 
-    /// Adds to the encoder's gradients what this rank's images give, by `g`, the gradient of their features.
+    /// Adds the gradients from this rank's images to those of the encoder; `g` is the gradient of their features.
     ///
     /// # Errors
     /// When the device fails.
@@ -89,7 +89,7 @@ impl<B: Backend> Groups<B> {
         on.add(learned.gradients, 0..len, &tree(self.own, of_group, |left, right| self.added(left?, right?))?)
     }
 
-    /// A head's output of the rows of a batch, which every rank has, and what each group's backward pass needs.
+    /// Output of a head for the rows of a batch, which every rank has, and what the backward pass of each group needs.
     ///
     /// # Errors
     /// When the device fails.
@@ -130,7 +130,7 @@ impl<B: Backend> Groups<B> {
         self.whole(groups.collect::<Result<_, _>>()?)
     }
 
-    /// What `pass` gives for each of `groups`. Each starts from the same `buffers`, which become the mean of what it leaves.
+    /// Runs `pass` on each of `groups`. Each starts from the same `buffers`, which become the mean of those after each.
     fn each<T>(
         &self,
         groups: usize,
@@ -155,13 +155,13 @@ impl<B: Backend> Groups<B> {
         Ok(left)
     }
 
-    /// One of so many equal parts.
+    /// One of several equal parts.
     fn part(&self, all: &B::Buffer, parts: usize, part: usize) -> Result<B::Buffer, B::Error> {
         let len = self.on.len(all) / parts;
         self.on.part(all, part * len..(part + 1) * len)
     }
 
-    /// Parts of reals, one behind the other.
+    /// Concatenates parts.
     fn whole(&self, mut parts: Vec<B::Buffer>) -> Result<B::Buffer, B::Error> {
         if parts.len() == 1 {
             return Ok(parts.remove(0));
@@ -177,7 +177,7 @@ impl<B: Backend> Groups<B> {
     }
 }
 
-/// The buffers whose running statistics move.
+/// The buffers with the running statistics.
 fn of_batch<'a, B: Backend>(statistics: Statistics<'a, B>) -> &'a mut B::Buffer {
     match statistics {
         Statistics::Batch(buffers) => buffers,

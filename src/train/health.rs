@@ -1,4 +1,4 @@
-//! Health of a run, from one step's projections: spread, rank, alignment, uniformity, positiveness.
+//! Measures the health of a training from the projections of a step: spread, rank, alignment, uniformity, positiveness.
 
 use nalgebra::DMatrix;
 use rayon::prelude::*;
@@ -23,7 +23,7 @@ pub struct Health {
     pub mean_positiveness: f64,
     /// Largest positiveness; NaN without neighbours.
     pub max_positiveness: f64,
-    /// Share of neighbours with the image's own label; NaN without labels. A diagnostic: training never sees labels.
+    /// Share of neighbours with the label of the image; NaN without labels. Training never sees labels.
     pub neighbour_agreement: f64,
 }
 

@@ -1,32 +1,32 @@
-//! A step that was launched: its row can be made when what it is made of has come to the host.
+//! A step in flight: the device has been told to run it, and its metrics arrive on the host later.
 
 use super::{
     StepRow,
     recorder::{Projections, Recorder},
-    schedule::Due,
+    schedule::StepPlan,
 };
 use crate::{
     method::Positives,
     ops::{Real, later::Later},
 };
 
-/// What the row of a step will be made of.
+/// The pending values from which the row of a step is made.
 pub struct InFlight<E> {
-    pub due: Due,
+    pub due: StepPlan,
     pub samples: Vec<i64>,
     pub labels: Vec<i64>,
     pub loss: Later<Vec<E>>,
     pub positives: Later<Positives<E>>,
-    /// Projections of both full views, where the step is looked at closely, and their width.
+    /// Projections of both full views and their width, in steps with a diagnosis.
     pub y: Option<([Later<Vec<E>>; 2], usize)>,
 }
 
 impl<E: Real> InFlight<E> {
-    /// The row. Waits for what is still on its way.
+    /// The row. Waits for the values that have not arrived.
     ///
     /// # Errors
     /// When the device has failed.
-    pub fn land(self, recorder: &mut Recorder) -> anyhow::Result<StepRow> {
+    pub fn into_row(self, recorder: &mut Recorder) -> anyhow::Result<StepRow> {
         let (loss, positives) = (self.loss.wait()?[0].as_f64(), self.positives.wait()?);
         let projections = match self.y {
             Some(([y1, y2], dim)) => Some(Projections { y: [y1.wait()?, y2.wait()?], dim }),

@@ -1,4 +1,4 @@
-//! Batches of augmented views, made on rayon's workers ahead of the step that trains on them.
+//! Prepares batches of augmented views on rayon's threads, ahead of the step that trains on them.
 
 use std::{
     ops::Range,
@@ -22,16 +22,16 @@ use crate::{
     ranks::Ranks,
 };
 
-/// Batches made in advance.
+/// Number of batches to prepare in advance.
 const AHEAD: usize = 2;
 
-/// Yields the batches of a training run in order, from any step on.
+/// Yields the batches of a training in order, from any step on.
 pub struct Loader<B: Feed> {
     batches: Receiver<anyhow::Result<B::Prepared>>,
 }
 
 impl<B: Feed> Loader<B> {
-    /// Starts preparing this rank's share of the batches of `steps`. What a batch shows depends on `seed` and its step alone.
+    /// Starts preparing this rank's share of the batches of `steps`. A batch depends only on `seed` and its step.
     pub fn start(
         ranks: &Ranks,
         split: Arc<Split>,
@@ -53,7 +53,7 @@ impl<B: Feed> Loader<B> {
                 let samples = &order.1[position * batch_size..(position + 1) * batch_size];
                 let own = &samples[share.clone()];
                 let batch = B::prepare(Wanted { split: &split, crops: &crops, seed, epoch, samples, own });
-                // The receiver is gone when training has stopped.
+                // Sending fails once training has stopped.
                 if sender.send(batch).is_err() {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! Pretraining: one step, schedules, optimisers, EMA, batches and health metrics.
+//! Pretraining: the training step, schedules, optimisers, moving average, batches and health metrics.
 
 mod batch;
 mod config;

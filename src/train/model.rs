@@ -1,4 +1,4 @@
-//! Everything that is trained, in flat buffers: encoder, projector, predictor and the method's own parameters.
+//! The trained model: encoder, projector, predictor and the method's own parameters, in flat buffers.
 
 use std::ops::Range;
 
@@ -10,20 +10,20 @@ use crate::{
     ops::{Number, arena::Layout},
 };
 
-/// The parts and where their tensors lie.
+/// The parts of the model, and the places of their tensors.
 pub struct Model<B: Backend> {
     pub encoder: Encoder,
     pub projector: Mlp,
-    /// None where predictions are the projections themselves.
+    /// None if predictions are the projections themselves.
     pub predictor: Option<Mlp>,
     pub method: Method<B>,
     /// Trainable tensors: `encoder.*`, `projector.*`, `predictor.*`, then the method's.
     pub params: Layout,
     /// Running statistics, in the same order.
     pub buffers: Layout,
-    /// Entries of `params` and of `buffers` that the momentum branch has too: those of encoder and projector.
+    /// Number of entries of `params` and of `buffers` that the momentum branch shares: those of encoder and projector.
     shared: (usize, usize),
-    /// Entries of `params` before the method's own.
+    /// Number of entries of `params` before the method's own.
     networks: usize,
 }
 
@@ -67,7 +67,7 @@ impl<B: Backend> Model<B> {
         BranchValues { params, buffers }
     }
 
-    /// Those of the momentum branch, which starts as a copy of the online one.
+    /// Initial values of the momentum branch: a copy of the online one.
     pub fn momentum_values(&self, online: &BranchValues<B::Real>) -> BranchValues<B::Real> {
         let (params, buffers) = self.shared;
         BranchValues {
@@ -76,7 +76,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Whether the optimiser moves an entry of `params` at this time.
+    /// Whether the optimiser updates an entry of `params` in this epoch.
     pub fn trains(&self, entry: usize, epoch: f64) -> bool {
         match entry < self.encoder.params().entries.len() {
             true => self.encoder.trains(entry),
@@ -84,25 +84,25 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Where biases and norms of projector and predictor lie among the parameters.
+    /// The ranges of biases and norms of projector and predictor in the parameters.
     pub fn head_vectors(&self) -> impl Iterator<Item = Range<usize>> {
         let first = self.encoder.params().entries.len();
         let heads = &self.params.entries[first..self.networks];
         heads.iter().filter(|entry| entry.shape.len() == 1).map(|entry| entry.range())
     }
 
-    /// Entries of `params` that are the method's own.
+    /// The entries of `params` that are the method's own.
     pub fn method_entries(&self) -> Range<usize> {
         self.networks..self.params.entries.len()
     }
 
-    /// Elements of the encoder's parameters and of its buffers; they come first.
+    /// Number of elements in the parameters and in the buffers of the encoder, which come first.
     pub fn encoder_len(&self) -> (usize, usize) {
         (self.encoder.params().len(), self.encoder.buffers().len())
     }
 }
 
-/// Elements of the first `entries` tensors.
+/// Number of elements in the first `entries` tensors.
 fn end(layout: &Layout, entries: usize) -> usize {
     layout.entries[..entries].last().map_or(0, |entry| entry.range().end)
 }

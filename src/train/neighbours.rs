@@ -1,4 +1,4 @@
-//! The neighbours of a few images throughout training: what explains a method that learns from them.
+//! Records the neighbours of a few images throughout training, which reports show.
 
 use rand::seq::SliceRandom;
 
@@ -10,34 +10,34 @@ use crate::{
     },
 };
 
-/// Images that are watched; their neighbours are recorded whenever they are trained on.
+/// Number of watched images. Their neighbours are recorded whenever they are in a batch.
 const WATCHED: usize = 8;
 
 /// A neighbour in the queue of a watched image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbour {
-    /// The watched image, and its label, -1 where there is none.
+    /// The watched image and its label, -1 if it has none.
     pub query: i64,
     pub query_label: i64,
-    /// From 0, the most similar, on.
+    /// Rank among the neighbours; 0 is the most similar.
     pub rank: usize,
-    /// The image that the neighbour came from, -1 for a random vector that the queue began with; and its label.
+    /// The image of the neighbour and its label; -1 for a random vector from the start of the queue.
     pub sample: i64,
     pub label: i64,
     /// Its positiveness.
     pub weight: f64,
-    /// Cosine of it with the projection that looked it up.
+    /// Its cosine with the projection of the watched image.
     pub similarity: f64,
 }
 
-/// The images that are watched. Which ones depends on the seed and the size of the data set alone.
+/// The watched images. Their choice depends only on the seed and the size of the data set.
 #[derive(Clone, Debug)]
 pub struct Watch {
     samples: Vec<i64>,
 }
 
 impl Watch {
-    /// Chooses among so many images.
+    /// Chooses from this many images.
     pub fn new(images: usize, seed: u64) -> Self {
         let mut samples: Vec<i64> = (0..images as i64).collect();
         let mut random = stream(seed, Purpose::Watch, 0, 0, 0);
@@ -50,8 +50,7 @@ impl Watch {
         &self.samples
     }
 
-    /// Neighbours of the watched images among `samples`, those of their first direction; none for methods that have no
-    /// queue to look them up in.
+    /// Neighbours of the watched images among `samples`, in the first direction of the loss. Empty for methods without a queue.
     pub fn of<E: Real>(&self, positives: &Positives<E>, samples: &[i64], labels: &[i64]) -> Vec<Neighbour> {
         let k = positives.k;
         if positives.similarities.is_empty() {

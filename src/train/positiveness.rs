@@ -1,4 +1,4 @@
-//! The positives of a step as figures that compare methods: how many, of which class, how old, how much they change.
+//! Measures the positives of a step, in the same way for all methods: how many, of which class, how old, how much they change.
 
 use std::collections::HashSet;
 
@@ -10,30 +10,31 @@ use crate::{
     },
 };
 
-/// Figures of one step's positives; means over its rows, weights normalised per row. NaN where there is nothing to measure.
+/// Measurements of the positives of a step: means over its rows, with weights normalised per row. NaN if there is nothing to
+/// measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Positiveness {
-    /// Positives of a view with a weight above 0, the other view of its own image among them.
+    /// Number of positives of a view with a weight above 0, including the other view of the image.
     pub positives: f64,
-    /// Exponential of the entropy of their weights: how many positives of equal weight would be as spread out.
+    /// Exponential of the entropy of their weights: the number of positives of equal weight that would be as spread out.
     pub effective_positives: f64,
-    /// Weight on the other view of the own image.
+    /// Weight on the other view of the same image.
     pub own_share: f64,
-    /// Weight on positives of the image's own class, its own other view among them; of what carries a label.
+    /// Share of the weight on positives of the class of the image, including its other view; among labelled positives.
     pub same_class_mass: f64,
-    /// The same among other images alone.
+    /// The same among other images only.
     pub neighbour_same_class_mass: f64,
-    /// Share of the positives from other images that have the image's class, each counted alike.
+    /// Share of the positives from other images that have the class of the image, all counted equally.
     pub label_agreement: f64,
     /// Steps since the positives entered the queue, weighted.
     pub queue_age: f64,
-    /// Share of an image's neighbours (SwAV: of prototypes) that were not chosen when it was last seen; over tracked images
-    /// since the previous row.
+    /// Share of an image's neighbours (for SwAV, of prototypes) that were not chosen when it was last seen, over the tracked
+    /// images since the previous row.
     pub churn: f64,
 }
 
 impl Positiveness {
-    /// Figures of `positives`; `labels` are the samples', -1 where there is none.
+    /// Measures `positives`; `labels` are those of the samples, -1 if there is none.
     pub fn of<E: Real>(positives: &Positives<E>, labels: &[i64], churn: f64) -> Self {
         let k = positives.k;
         let mut means = [Mean::default(); 7];
@@ -77,7 +78,7 @@ impl Positiveness {
     }
 }
 
-/// A weighted mean under way.
+/// Accumulates a weighted mean.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mean {
     sum: f64,
@@ -102,34 +103,34 @@ impl Mean {
     }
 }
 
-/// Images whose choices are remembered from one epoch to the next.
+/// The most images whose choices are remembered from one epoch to the next.
 const TRACKED: usize = 1024;
 
 /// Marks an image that has not been seen.
 const UNSEEN: i64 = i64::MIN;
 
-/// Remembers what some images chose when they were last seen.
+/// Remembers the choices of some images when they were last seen.
 #[derive(Clone, Debug)]
 pub struct Churn {
-    /// Every so many samples one is tracked.
+    /// The distance between tracked samples.
     stride: i64,
     /// Choices per image.
     width: usize,
     /// [tracked, width]
     previous: Vec<i64>,
-    /// Choices that were new, and all that were compared, since the last row.
+    /// New choices, and all compared choices, since the last row.
     changed: i64,
     compared: i64,
 }
 
 impl Churn {
-    /// Nothing is remembered yet of a data set of so many images.
+    /// An empty memory for a data set of this many images.
     pub fn new(images: usize) -> Self {
         let stride = images.div_ceil(TRACKED).max(1);
         Self { stride: stride as i64, width: 0, previous: Vec::new(), changed: 0, compared: 0 }
     }
 
-    /// Takes in the choices [N, C] of a batch.
+    /// Adds the choices [N, C] of a batch.
     pub fn update(&mut self, samples: &[i64], choices: &[i64]) {
         let width = choices.len() / samples.len().max(1);
         if width == 0 {
@@ -149,14 +150,14 @@ impl Churn {
         }
     }
 
-    /// The share of new choices since the last call; NaN when no image was seen again.
+    /// The share of new choices since the last call; NaN if no image was seen again.
     pub fn take(&mut self) -> f64 {
         let share = self.changed as f64 / self.compared as f64;
         (self.changed, self.compared) = (0, 0);
         share
     }
 
-    /// What a checkpoint must hold.
+    /// The state for a checkpoint.
     pub fn state<E>(&self) -> Vec<NamedTensor<E>> {
         let counts = vec![self.width as i64, self.changed, self.compared];
         vec![
@@ -165,7 +166,7 @@ impl Churn {
         ]
     }
 
-    /// Takes over what [`Churn::state`] gave; tensors of other names are left alone.
+    /// Restores the state of [`Churn::state`]; ignores tensors of other names.
     pub fn restore<E>(&mut self, tensors: &[NamedTensor<E>]) {
         for tensor in tensors {
             match (tensor.name.as_str(), &tensor.values) {

@@ -1,12 +1,12 @@
-//! What is told of a step, on any device: its row, and health and positiveness where it is looked at closely.
+//! Builds the row of metrics of a step. In steps with a diagnosis, the row has health and positiveness too.
 
-use super::{Health, Positiveness, StepRow, Watch, positiveness::Churn, schedule::Due};
+use super::{Health, Positiveness, StepRow, Watch, positiveness::Churn, schedule::StepPlan};
 use crate::{
     method::Positives,
     ops::{Real, named::NamedTensor, normalize::normalize_rows},
 };
 
-/// What rows depend on beside their step: the images that are watched, and what others chose before.
+/// The state that rows depend on besides their step: the watched images, and earlier choices of positives.
 pub(super) struct Recorder {
     churn: Churn,
     watch: Watch,
@@ -19,16 +19,16 @@ pub(super) struct Projections<E> {
 }
 
 impl Recorder {
-    /// Nothing was recorded yet of a data set of so many images.
+    /// A recorder for a data set of this many images.
     pub(super) fn new(images: usize, seed: u64) -> Self {
         Self { churn: Churn::new(images), watch: Watch::new(images, seed) }
     }
 
-    /// The row of a step, which must come after those of the steps before. `samples` and `labels` are the batch's;
-    /// `projections` are there where the step is looked at closely.
+    /// The row of a step. Steps must be recorded in order. `samples` and `labels` are those of the batch; `projections` are
+    /// given in steps with a diagnosis.
     pub(super) fn row<E: Real>(
         &mut self,
-        due: Due,
+        due: StepPlan,
         loss: f64,
         positives: &Positives<E>,
         [samples, labels]: [&[i64]; 2],
@@ -44,16 +44,16 @@ impl Recorder {
             });
             (Health::of(&y1, &y2, dim, positives, figures.label_agreement), figures)
         });
-        let Due { step, epoch, learning_rate, momentum, .. } = due;
+        let StepPlan { step, epoch, learning_rate, momentum, .. } = due;
         StepRow { step, epoch, loss, learning_rate, momentum, diagnosis, knn_top1: None, neighbours }
     }
 
-    /// What a checkpoint must hold.
+    /// The state for a checkpoint.
     pub(super) fn state<E>(&self) -> Vec<NamedTensor<E>> {
         self.churn.state()
     }
 
-    /// Takes over what [`Recorder::state`] gave; tensors of other names are left alone.
+    /// Restores the state of [`Recorder::state`]; ignores tensors of other names.
     pub(super) fn restore<E>(&mut self, tensors: &[NamedTensor<E>]) {
         self.churn.restore(tensors);
     }

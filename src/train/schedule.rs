@@ -1,38 +1,38 @@
-//! Learning rate and EMA momentum over (fractional) epochs, and what that makes of each step.
+//! Schedules: learning rate and EMA momentum over (fractional) epochs, and the values for each step.
 
 use std::f64::consts::PI;
 
 use super::{LrScaling, OptimizerConfig, PretrainConfig};
 
-/// What is due in which step.
+/// The schedules of a training.
 #[derive(Clone, Copy, Debug)]
-pub struct Timetable {
+pub struct Schedules {
     lr: LrSchedule,
-    /// EMA momentum at the start, where there is a momentum branch.
+    /// EMA momentum at the start; None without a momentum branch.
     momentum: Option<f64>,
     steps_per_epoch: u64,
     accumulation: u64,
     health_every: u64,
 }
 
-/// What is due in a step.
+/// The values of all schedules in a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Due {
+pub struct StepPlan {
     pub step: u64,
-    /// Epochs before it, with fraction.
+    /// Epochs before the step, with fraction.
     pub epoch: f64,
     pub learning_rate: f64,
     /// EMA momentum; NaN without a momentum branch.
     pub momentum: f64,
-    /// Whether it is the first and the last step of those whose gradients the optimiser takes together.
+    /// Whether the step is the first, or the last, of those whose gradients are accumulated for one update.
     pub begins: bool,
     pub ends: bool,
-    /// Whether it is looked at closely.
+    /// Whether the step has a diagnosis: health and positives in full.
     pub diagnosis: bool,
 }
 
-impl Timetable {
-    /// The timetable of a run whose epochs have `steps_per_epoch` steps.
+impl Schedules {
+    /// The schedules of a training whose epochs have `steps_per_epoch` steps.
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> Self {
         let (_, peak) = learning_rates(config.optimizer, config.batch_size * config.gradient_accumulation);
         let (warmup_epochs, epochs) = (config.schedule.warmup_epochs, config.epochs as f64);
@@ -45,11 +45,11 @@ impl Timetable {
         }
     }
 
-    /// What is due in a step. Steps that the optimiser takes together share epoch, learning rate and momentum.
-    pub fn at(&self, step: u64) -> Due {
+    /// The values in a step. Steps whose gradients are accumulated share epoch, learning rate and momentum.
+    pub fn at(&self, step: u64) -> StepPlan {
         let first = step / self.accumulation * self.accumulation;
         let epoch = first as f64 / self.steps_per_epoch as f64;
-        Due {
+        StepPlan {
             step,
             epoch,
             learning_rate: self.lr.at(epoch),
@@ -60,12 +60,12 @@ impl Timetable {
         }
     }
 
-    /// Whether the optimiser has taken every gradient of the steps before `step`.
+    /// Whether no gradients are accumulated before `step`.
     pub fn is_between_updates(&self, step: u64) -> bool {
         step.is_multiple_of(self.accumulation)
     }
 
-    /// Steps whose gradients the optimiser takes together.
+    /// Number of steps whose gradients are accumulated for one update.
     pub fn accumulation(&self) -> u64 {
         self.accumulation
     }

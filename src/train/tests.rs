@@ -2,7 +2,7 @@ use dfdx::prelude::Cpu;
 use rand::RngExt;
 use serde_json::{Value, json};
 
-use super::{schedule::Due, *};
+use super::{schedule::StepPlan, *};
 use crate::{
     backend::Host,
     method::MethodConfig,
@@ -142,8 +142,8 @@ where
 const STEPS: [(f64, f64); 3] = [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)];
 
 /// The step at the start of an epoch, at a learning rate and momentum of its own.
-fn at_start(due: Due, learning_rate: f64, momentum: f64) -> Due {
-    Due { epoch: 0.0, learning_rate, momentum, ..due }
+fn at_start(due: StepPlan, learning_rate: f64, momentum: f64) -> StepPlan {
+    StepPlan { epoch: 0.0, learning_rate, momentum, ..due }
 }
 
 /// The row that a step on the host gives at once.
@@ -214,7 +214,7 @@ where
     batch
 }
 
-/// Taken out and put into a fresh trainer, the state must go on as if nothing had happened.
+/// A fresh trainer with the restored state must continue as if nothing had happened.
 fn restored<E: Real>(trainer: &Trainer<Host<E>>, sections: &Sections) -> Trainer<Host<E>>
 where
     Cpu: CpuTensors<E>,
@@ -328,8 +328,8 @@ fn every_method_goes_on_from_its_state_to_the_same_bits() {
     }
 }
 
-/// In bf16 a step goes the way that it goes in f32, less what the rounding of factors turns it; and it does so to the same
-/// bits after a restart and with any number of threads.
+/// A step in bf16 moves the parameters in nearly the same direction as in f32, with the same bits after a restart and with any
+/// number of threads.
 #[test]
 fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
     for (sections, rounded) in sweep_of_methods().into_iter().zip(sweep_of_methods()) {
@@ -482,7 +482,7 @@ pub(super) fn by_a_rank<B: Optimize<Real = f32>>(
     format!("{rows:?}\n{:?}", trainer.state().unwrap())
 }
 
-/// What each of `size` ranks comes to, which is the same; `on` gives the device of a rank.
+/// The result of `size` ranks, which must all agree; `on` gives the device of a rank.
 pub(super) fn on_ranks<B: Optimize<Real = f32>>(
     size: usize,
     sections: &Sections,
@@ -494,7 +494,7 @@ pub(super) fn on_ranks<B: Optimize<Real = f32>>(
     ended.into_iter().next().unwrap()
 }
 
-/// One rank, two and four come to the same bits: every method with a ResNet, whose batch norms look at all images; one with a
+/// One rank, two and four give the same bits: every method with a ResNet, whose batch norms look at all images; one with a
 /// transformer and one in bf16.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {

@@ -1,4 +1,4 @@
-//! One training step, top to bottom, and the state that it moves.
+//! The training step, from top to bottom, and the state that it updates.
 
 use dfdx::prelude::*;
 
@@ -11,7 +11,7 @@ use super::{
     optimizer::{Average, Optimize, Scaling, Update},
     positiveness::Positiveness,
     recorder::Recorder,
-    schedule::{Due, Timetable},
+    schedule::{Schedules, StepPlan},
 };
 use crate::{
     backend::{Backend, Branch, Learned, Statistics},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What a step leaves behind for the metrics.
+/// The metrics of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRow {
     pub step: u64,
@@ -34,11 +34,11 @@ pub struct StepRow {
     pub learning_rate: f64,
     /// EMA momentum; NaN without a momentum branch.
     pub momentum: f64,
-    /// Every `health.every` steps.
+    /// Health and positives, every `health.every` steps.
     pub diagnosis: Option<(Health, Positiveness)>,
-    /// Top-1 of a kNN classifier after the step, where somebody measured it.
+    /// Top-1 accuracy of kNN after the step, if it was measured.
     pub knn_top1: Option<f64>,
-    /// Those of the watched images in the batch.
+    /// Neighbours of the watched images in the batch.
     pub neighbours: Vec<Neighbour>,
 }
 
@@ -47,26 +47,26 @@ pub struct Trainer<B: Optimize> {
     on: B,
     model: Model<B>,
     online: Weights<B>,
-    /// The momentum branch, where the method has one.
+    /// The momentum branch, if the method has one.
     momentum: Option<Weights<B>>,
     gradients: B::Buffer,
-    /// The encoder's gradients of one crop, as far as they come from this rank's share of the batch; none where it has all.
+    /// Gradients of the encoder from one crop and this rank's share of the batch; None if there are no other ranks.
     branch: Option<B::Buffer>,
-    /// Images that share batch norm's statistics; None where all of a batch do.
+    /// Number of images that share batch norm's statistics; None for the whole batch.
     group: Option<usize>,
     optimizer: B::Optimizer,
-    /// The update that the gradients are for, until it is taken: by [`Trainer::settle`], or with the next step, whose average
-    /// goes along in one pass.
-    update: Option<Due>,
-    /// The last step, as long as what it reports may be on its way to the host.
+    /// The update that is due but not applied. It waits for the next step, so that one pass applies it and updates the average;
+    /// or for [`Trainer::settle`].
+    update: Option<StepPlan>,
+    /// The last step, while its metrics may not have arrived on the host.
     in_flight: Option<InFlight<B::Real>>,
     recorder: Recorder,
-    timetable: Timetable,
-    /// Steps taken.
+    schedules: Schedules,
+    /// Number of steps so far.
     step: u64,
 }
 
-/// One branch's values, where the device computes.
+/// The values of a branch, on the device.
 struct Weights<B: Backend> {
     params: B::Params,
     /// Running statistics and fixed positions.
@@ -78,7 +78,7 @@ impl<B: Backend> Weights<B> {
         Ok(Self { params: on.params(values.params, encoder)?, buffers: on.buffer(values.buffers)? })
     }
 
-    /// As layers read them in training.
+    /// The values in the form that layers read in training.
     fn in_training(&mut self) -> Branch<'_, B> {
         Branch { params: &self.params, statistics: Statistics::Batch(&mut self.buffers) }
     }
@@ -88,7 +88,7 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// What the online branch makes of a crop, and what backward passes need of each group of images.
+/// The outputs of the online branch for a crop, and what the backward passes need for each group of images.
 struct Online<B: Backend> {
     encoder: Vec<Saved<B>>,
     projector: Vec<SavedMlp<B>>,
@@ -117,14 +117,14 @@ impl<B: Optimize> Trainer<B> {
             update: None,
             in_flight: None,
             recorder: Recorder::new(images, config.seed),
-            timetable: Timetable::new(config, steps_per_epoch),
+            schedules: Schedules::new(config, steps_per_epoch),
             step: 0,
             model,
             on,
         })
     }
 
-    /// Puts other values in the encoder's place, in both branches: those that training starts from.
+    /// Replaces the initial weights of the encoder, in both branches.
     ///
     /// # Errors
     /// When the device fails.
@@ -141,17 +141,17 @@ impl<B: Optimize> Trainer<B> {
         &self.on
     }
 
-    /// Steps taken.
+    /// Number of steps so far.
     pub fn steps(&self) -> u64 {
         self.step
     }
 
-    /// The model's structure.
+    /// The structure of the model.
     pub fn model(&self) -> &Model<B> {
         &self.model
     }
 
-    /// The online branch's values; [settled](Trainer::settle). Waits for the device.
+    /// The values of the online branch. Must be [settled](Trainer::settle). Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -160,7 +160,7 @@ impl<B: Optimize> Trainer<B> {
         self.online.read(&self.on)
     }
 
-    /// The momentum branch's values, where there is one. Waits for the device.
+    /// The values of the momentum branch, if there is one. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -168,7 +168,8 @@ impl<B: Optimize> Trainer<B> {
         self.momentum.as_ref().map(|branch| branch.read(&self.on)).transpose()
     }
 
-    /// Features [n, dim] of normalised images [n, size, size, 3] by the online encoder in eval mode; [settled](Trainer::settle).
+    /// Features [n, dim] of normalised images [n, size, size, 3] by the online encoder in eval mode. Must be
+    /// [settled](Trainer::settle).
     ///
     /// # Errors
     /// When the device fails.
@@ -181,7 +182,7 @@ impl<B: Optimize> Trainer<B> {
         self.on.read(&features)
     }
 
-    /// How loss scaling went; None where there is none. [Settled](Trainer::settle); waits for the device.
+    /// Statistics of loss scaling; None without it. Must be [settled](Trainer::settle). Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -190,18 +191,18 @@ impl<B: Optimize> Trainer<B> {
         self.on.scaling(&self.optimizer)
     }
 
-    /// Whether the optimiser has been given every gradient: only then is [`Trainer::state`] complete.
+    /// Whether no gradients are accumulated. Only then is [`Trainer::state`] complete.
     pub fn between_updates(&self) -> bool {
-        self.timetable.is_between_updates(self.step)
+        self.schedules.is_between_updates(self.step)
     }
 
-    /// What is due in the next step.
-    pub(super) fn due(&self) -> Due {
-        self.timetable.at(self.step)
+    /// The scheduled values of the next step.
+    pub(super) fn due(&self) -> StepPlan {
+        self.schedules.at(self.step)
     }
 
-    /// Trains on one batch as the timetable says. Gives the row of the step that has ended: this one, or the one before where
-    /// the device is still at work; then that of the last step comes from [`Trainer::settle`].
+    /// Trains on one batch, and returns the row of the newest finished step: this one, or the one before if the device still
+    /// works on this one. [`Trainer::settle`] returns the row of the last step.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
@@ -210,28 +211,28 @@ impl<B: Optimize> Trainer<B> {
         B::step(self, batch, due)
     }
 
-    /// The same on this thread, for a step of one's own.
+    /// The same on this thread, with scheduled values of the caller.
     ///
     /// # Errors
     /// As of [`Trainer::step`].
-    pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<Option<StepRow>> {
+    pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         let launched = self.launch(batch, due).map_err(|error| self.on.explain(error))?;
         self.step += 1;
         let before = self.in_flight.replace(launched);
         if !B::ASYNCHRONOUS {
             return self.settle();
         }
-        before.map(|step| step.land(&mut self.recorder)).transpose()
+        before.map(|step| step.into_row(&mut self.recorder)).transpose()
     }
 
-    /// Takes the update that waits for the next step, so that values and state are those after the last one, and gives that
-    /// step's row, if it was not given yet. Training goes on to the same bits with or without. Waits for the device.
+    /// Applies the waiting update, so that values and state are those after the last step. Returns the row of that step, unless
+    /// it was returned before. Does not change the bits of the training. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn settle(&mut self) -> anyhow::Result<Option<StepRow>> {
-        self.catch_up(None)?;
-        self.in_flight.take().map(|step| step.land(&mut self.recorder)).transpose()
+        self.apply_update(None)?;
+        self.in_flight.take().map(|step| step.into_row(&mut self.recorder)).transpose()
     }
 
     fn assert_settled(&self) {
@@ -239,17 +240,17 @@ impl<B: Optimize> Trainer<B> {
         assert!(settled, "a step is under way: settle the trainer first");
     }
 
-    /// Takes the update that waits, and moves the average by the momentum of the step that begins: one pass for both.
-    fn catch_up(&mut self, begins: Option<Due>) -> Result<(), B::Error> {
-        let Self { on, model, online, momentum, gradients, optimizer, update, timetable, .. } = self;
+    /// Applies the waiting update, and updates the average by the momentum of the step that begins, in one pass.
+    fn apply_update(&mut self, begins: Option<StepPlan>) -> Result<(), B::Error> {
+        let Self { on, model, online, momentum, gradients, optimizer, update, schedules, .. } = self;
         let average = match (momentum, begins) {
             (Some(target), Some(due)) => Some(Average { target: &mut target.params, momentum: due.momentum }),
             _ => None,
         };
         match (update.take(), average) {
-            (Some(Due { learning_rate, epoch, .. }), average) => {
+            (Some(StepPlan { learning_rate, epoch, .. }), average) => {
                 let trains = (0..model.params.entries.len()).map(|entry| model.trains(entry, epoch)).collect();
-                let (params, batches) = (&mut online.params, timetable.accumulation());
+                let (params, batches) = (&mut online.params, schedules.accumulation());
                 on.update(optimizer, Update { params, gradients, batches, learning_rate, trains, average })
             }
             (None, Some(average)) => on.average(&online.params, average),
@@ -257,11 +258,11 @@ impl<B: Optimize> Trainer<B> {
         }
     }
 
-    /// Has the device do a step.
-    fn launch(&mut self, batch: &Loaded<B>, due: Due) -> anyhow::Result<InFlight<B::Real>> {
+    /// Launches a step on the device.
+    fn launch(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<InFlight<B::Real>> {
         if due.begins {
-            // The last update, and the momentum branch moves towards the online one; then gradients begin at zero.
-            self.catch_up(Some(due))?;
+            // Apply the last update, update the average, and clear the gradients.
+            self.apply_update(Some(due))?;
             if let Some(entry) = self.model.method.unit_rows().map(|entry| &self.model.params.entries[entry]) {
                 self.on.normalize_rows(&mut self.online.params, entry.range(), entry.shape[1])?;
             }
@@ -271,8 +272,8 @@ impl<B: Optimize> Trainer<B> {
         let (n, dim) = (batch.samples.len(), model.projector.output());
         let groups = Groups::new(on, n, self.group);
 
-        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics. Each
-        // rank computes the features of its share of the images; all that follows is the same on all ranks.
+        // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics. A
+        // rank computes the features of its share of the images. Everything after that is the same on all ranks.
         let mut crops: Vec<Online<B>> = Vec::with_capacity(batch.crops.len());
         for (images, size) in &batch.crops {
             let (h, saved) = groups.encode(&model.encoder, online.in_training(), images, *size, true)?;
@@ -318,9 +319,10 @@ impl<B: Optimize> Trainer<B> {
         let tape = tape.merge(own.tape(on, &model.params, gradients)?);
         let mut of_loss = loss.put_tape(tape).try_backward().map_err(device_error)?;
 
-        // Backward through heads and encoder; the optimiser's turn comes when the trainer catches up.
+        // Backward through heads and encoder. The optimiser runs later, in `apply_update`.
         own.put_gradients(on, &model.params, &mut of_loss, gradients)?;
-        // What earlier batches of this update gave to the heads' vectors waits until the crops of this one have added up.
+        // Set aside the gradients of the heads' vectors from earlier batches of this update, until the crops of this batch are
+        // summed.
         let mut earlier = Vec::new();
         for range in model.head_vectors().filter(|_| !due.begins) {
             earlier.push((range.clone(), on.take_out(gradients, range)?));
@@ -357,8 +359,8 @@ impl<B: Optimize> Trainer<B> {
         Ok(InFlight { due, samples, labels, loss: loss_later, positives, y })
     }
 
-    /// Everything that training depends on from here on, [between updates](Trainer::between_updates) and
-    /// [settled](Trainer::settle); any device goes on from it. Waits for the device.
+    /// The complete state of the training, from which any device can continue. Must be [between
+    /// updates](Trainer::between_updates) and [settled](Trainer::settle). Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -379,7 +381,7 @@ impl<B: Optimize> Trainer<B> {
         Ok(state)
     }
 
-    /// Goes on from what [`Trainer::state`] gave.
+    /// Restores the state of [`Trainer::state`].
     ///
     /// # Errors
     /// When the device fails.

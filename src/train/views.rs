@@ -1,4 +1,4 @@
-//! The crops that a network sees of images in an epoch of training.
+//! Computes the crops of images in an epoch of training.
 
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -26,21 +26,21 @@ pub(super) fn crops(config: &TrainingSection) -> Vec<(Pipeline, usize)> {
     crops
 }
 
-/// The crops of some samples in an epoch.
+/// A request for the crops of some samples in an epoch.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
     pub split: &'a Split,
-    /// As [`crops`] gives them.
+    /// The result of [`crops`].
     pub crops: &'a [(Pipeline, usize)],
     pub seed: u64,
     pub epoch: u64,
     /// The samples of a batch.
     pub samples: &'a [u32],
-    /// Those of them whose crops are made: a rank's share.
+    /// The samples whose crops to compute: a rank's share.
     pub own: &'a [u32],
 }
 
-/// The crops that `samples` have in an epoch of training, in full: what the network sees of them.
+/// All crops of `samples` in an epoch of training, as the network sees them.
 ///
 /// # Errors
 /// When an image cannot be read.
@@ -71,11 +71,11 @@ pub(super) fn make(wanted: Wanted) -> anyhow::Result<Batch<f32>> {
         anyhow::Ok(())
     })?;
     let crops = images.into_iter().zip(crops).map(|(images, (_, size))| Crop { images, size: *size }).collect();
-    let (samples, labels) = numbers(split, samples);
+    let (samples, labels) = indices_and_labels(split, samples);
     Ok(Batch { samples, labels, crops })
 }
 
-/// Decodes the samples and draws every crop of them.
+/// Decodes the samples, and draws all their crops at random.
 pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
     let Wanted { split, crops, samples, .. } = wanted;
     let pipelines: Vec<Pipeline> = crops.iter().map(|(pipeline, _)| pipeline.clone()).collect();
@@ -84,11 +84,11 @@ pub(super) fn draw(wanted: Wanted) -> anyhow::Result<RawBatch> {
         anyhow::Ok(Piece::new(&image, views, around))
     };
     let pieces: Vec<Piece> = wanted.own.par_iter().map(piece).collect::<anyhow::Result<_>>()?;
-    let (samples, labels) = numbers(split, samples);
+    let (samples, labels) = indices_and_labels(split, samples);
     Ok(RawBatch { samples, labels, pieces: Pieces::new(&pipelines, &pieces) })
 }
 
-/// The crops that are drawn of a sample, the box around what they show, and that much of its image.
+/// The crops drawn for a sample, the box around them, and the part of the image in that box.
 fn drawn(wanted: Wanted, sample: u32) -> anyhow::Result<(Part, Vec<Drawn>, CropBox)> {
     let Wanted { split, crops, seed, epoch, .. } = wanted;
     let pipelines = crops.iter().map(|(pipeline, _)| pipeline);
@@ -100,13 +100,13 @@ fn drawn(wanted: Wanted, sample: u32) -> anyhow::Result<(Part, Vec<Drawn>, CropB
     Ok((image, views, around))
 }
 
-/// What is random of one view of a sample in an epoch.
+/// The random numbers for one view of a sample in an epoch.
 fn view_stream(seed: u64, epoch: u64, sample: u32, view: usize) -> ChaCha8Rng {
     stream(seed, Purpose::Augment, epoch, sample as u64, view as u32)
 }
 
-/// Index and label of each sample; -1 where there is none.
-fn numbers(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
+/// Index and label of each sample; -1 if it has no label.
+fn indices_and_labels(split: &Split, samples: &[u32]) -> (Vec<i64>, Vec<i64>) {
     let label = |sample: &u32| split.label(*sample as usize).unwrap_or(-1);
     (samples.iter().map(|s| *s as i64).collect(), samples.iter().map(label).collect())
 }

@@ -1,22 +1,22 @@
-//! What can go wrong in training: what was seen, why it matters, what to try.
+//! The warnings of a training. Each says what was seen, why it matters, and what to try.
 
 use std::fmt;
 
-/// Something wrong with a training.
+/// A problem of a training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Warning {
     /// The loss is no longer a number.
     NonFiniteLoss { step: u64, loss: f64, learning_rate: f64 },
     /// All images are mapped to nearly one point.
     Collapse { step: u64, std: f64, effective_rank: f64 },
-    /// One neighbour has nearly all of some image's weight.
+    /// For some image, one neighbour has nearly all the weight.
     Saturated { step: u64, largest: f64 },
-    /// The loss is that of embeddings which tell nothing, and has been for so many steps.
+    /// For `steps` steps the loss has been that of embeddings without information.
     Uninformative { step: u64, loss: f64, expected: f64, steps: u64 },
 }
 
 impl Warning {
-    /// Whether training cannot come to anything.
+    /// Whether training must stop.
     pub fn stops(&self) -> bool {
         matches!(self, Warning::NonFiniteLoss { .. } | Warning::Collapse { .. })
     }
@@ -37,7 +37,7 @@ impl fmt::Display for Warning {
                  rank {effective_rank:.2}\n  \
                  why it matters: all images look the same to the encoder, so no probe can tell them apart\n  \
                  what to try: a lower optimizer.base_lr, stronger augmentations, a larger batch_size, a lower method.tau; \
-                 or health.stop_on_collapse: false to go on regardless"
+                 or health.stop_on_collapse: false to continue anyway"
             ),
             Warning::Saturated { step, largest } => write!(
                 f,

@@ -1,27 +1,27 @@
-//! Sees in the rows of a training what is wrong with it.
+//! Watches the rows of a training for problems, and gives warnings.
 
 use super::{Health, PretrainConfig, StepRow, Warning, health::is_collapsed};
 
-/// Health rows in a row that must show a collapse, or attention that saturates.
+/// The number of consecutive health rows that must show a collapse, or saturated attention.
 const ROWS: u64 = 3;
-/// Largest share of the neighbours' weight on one of them.
+/// Attention counts as saturated if one neighbour has this share of the weight.
 const SATURATED: f64 = 0.99;
-/// How close a loss is to what it is without information, as a share of it, and for how many steps at least.
+/// A loss counts as flat within this share of its value without information, for at least this many steps.
 const FLAT: f64 = 0.01;
 const FLAT_STEPS: u64 = 50;
 
-/// What of a step is watched.
+/// The values of a step that the watcher examines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Watched {
     pub step: u64,
     pub epoch: f64,
     pub loss: f64,
     pub learning_rate: f64,
-    /// Where they were measured.
+    /// None at steps without a diagnosis.
     pub health: Option<WatchedHealth>,
 }
 
-/// The measures of [`Health`] that are watched.
+/// The values of [`Health`] that the watcher examines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WatchedHealth {
     pub std: f64,
@@ -42,15 +42,15 @@ impl Watched {
     }
 }
 
-/// What was seen so far. Of what does not stop a training, it warns once.
+/// The state of the watch. It gives a warning that does not stop training only once.
 pub struct Watcher {
     stops_on_collapse: bool,
-    /// Largest positiveness of attention that saturates; None where there is no attention over several neighbours.
+    /// The positiveness from which attention counts as saturated; None without attention over several neighbours.
     saturated: Option<f64>,
-    /// The loss of embeddings that tell nothing.
+    /// The loss of embeddings without information.
     uninformative: Option<f64>,
     warmup: f64,
-    /// Steps that a loss must be flat for: an epoch at least.
+    /// The number of steps that a loss must be flat for: at least an epoch.
     flat_steps: u64,
     collapsed_rows: u64,
     saturated_rows: u64,
@@ -58,7 +58,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Of a training whose epochs have `steps_per_epoch` steps.
+    /// A watcher for a training whose epochs have `steps_per_epoch` steps.
     pub fn new(config: &PretrainConfig, steps_per_epoch: u64) -> Self {
         Self {
             stops_on_collapse: config.health.stop_on_collapse,
@@ -72,7 +72,7 @@ impl Watcher {
         }
     }
 
-    /// What the next step shows.
+    /// Examines the next step.
     pub fn look(&mut self, watched: Watched) -> Option<Warning> {
         let Watched { step, epoch, loss, learning_rate, health } = watched;
         if !loss.is_finite() {
@@ -114,7 +114,7 @@ impl Watcher {
     }
 }
 
-/// How often something has held without a break.
+/// The number of consecutive times that something has held.
 fn counts(so_far: &mut u64, holds: bool) -> u64 {
     *so_far = if holds { *so_far + 1 } else { 0 };
     *so_far

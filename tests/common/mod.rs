@@ -49,10 +49,11 @@ pub const METHODS: [(&str, &str, bool, &str); 6] = [
     ("simclr", "{name: simclr, tau: 0.2}", false, ""),
     ("nnclr", "{name: nnclr, queue_length: 32, tau: 0.2}", true, ""),
     ("swav", "{name: swav, prototypes: 24, queue_length: 16}", false, ""),
-    ("snclr-release", SNCLR_RELEASE, true, "gradient_accumulation: 3"),
+    ("snclr-release", AS_RELEASED, true, "gradient_accumulation: 3"),
 ];
 
-const SNCLR_RELEASE: &str =
+/// SNCLR as its authors released it.
+const AS_RELEASED: &str =
     "{name: snclr, k: 3, queue_length: 64, tau: 0.2, objective: soft_ce, attention: cosine, queue_overflow: truncate}";
 
 /// [`TINY`] with another method; `small_crops` adds two small crops where the method allows it.

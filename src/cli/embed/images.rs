@@ -1,4 +1,4 @@
-//! What `--data` means: files and folders, the data of a spec, or a data artifact.
+//! Resolves `--data` to images: files and folders, the data of a spec, or a data artifact.
 
 use std::path::Path;
 
@@ -13,18 +13,21 @@ use crate::{
     tables::column,
 };
 
-/// Fewest digits of a key that stand for it.
+/// The fewest digits by which a key may be abbreviated.
 const FEWEST_DIGITS: usize = 6;
 
-/// The images that the arguments mean.
+/// The images that the arguments name.
 ///
 /// # Errors
-/// When they mean none, or more than one thing.
+/// When the arguments name no images, or are ambiguous.
 pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
     let of_files = args.format.is_some() || args.labels.is_some() || args.on_error.is_some();
     let of_one = |what: &str| {
-        ensure!(args.data.len() == 1, "{what} is read alone; give each a command and a file of its own");
-        ensure!(!of_files, "--format, --labels and --on-error go with files and folders, not with {what}");
+        ensure!(
+            args.data.len() == 1,
+            "{what} cannot be combined with other data: run the command once for each, with its own output file"
+        );
+        ensure!(!of_files, "--format, --labels and --on-error apply to files and folders, not to {what}");
         Ok(())
     };
     for argument in &args.data {
@@ -43,10 +46,10 @@ pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
     let paths = match (format.splits(&args.data)?, args.split) {
         (None, None) => args.data.clone(),
         (None, Some(_)) => bail!(
-            "--split goes with a spec, a data artifact, or a folder of tables or archives whose names say `train` and `test`"
+            "--split applies to a spec, a data artifact, or a folder of tables or archives whose names contain `train` and `test`"
         ),
         (Some((folder, names)), None) => bail!(
-            "`{}` holds several splits by the names in it: {}; --split train or --split test names one of them",
+            "the file names in `{}` are of several splits: {}; choose one by --split train or --split test",
             folder.display(),
             names.join(", ")
         ),
@@ -56,7 +59,7 @@ pub fn images(args: &Args, store: &Store) -> anyhow::Result<Images> {
     Ok(Images { data, splits: None, classes: vec![] })
 }
 
-/// The data artifact whose key `argument` is, or begins; None when it is a path, or no artifact has such a key.
+/// The data artifact whose key is `argument` or begins with it; None for a path, or where no artifact has such a key.
 fn by_key(store: &Store, argument: &Path) -> anyhow::Result<Option<Manifest>> {
     let Some(text) = argument.to_str() else { return Ok(None) };
     let is_key = text.len() >= FEWEST_DIGITS && text.chars().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase());
@@ -66,9 +69,9 @@ fn by_key(store: &Store, argument: &Path) -> anyhow::Result<Option<Manifest>> {
     let mut found = store.manifests("data");
     found.retain(|manifest| manifest.key.as_str().starts_with(text));
     match found.len() {
-        0 => bail!("no file, folder or data artifact is called `{text}`"),
+        0 => bail!("there is no file, folder or data artifact `{text}`"),
         1 => Ok(found.pop()),
-        n => bail!("`{text}` is the beginning of the keys of {n} data artifacts; write more of it"),
+        n => bail!("`{text}` is ambiguous: the keys of {n} data artifacts begin with it; write more digits"),
     }
 }
 
@@ -77,16 +80,16 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
     let short = manifest.key.short();
     let artifact = match store.find("data", &manifest.key) {
         Found::Hit(artifact) => artifact,
-        Found::Missing => bail!("the data artifact {short} is gone"),
+        Found::Missing => bail!("the data artifact {short} no longer exists"),
         Found::Damaged { what } => {
-            bail!("the data artifact {short} is damaged ({what}); run a spec with these data again")
+            bail!("the data artifact {short} is damaged ({what}); run a spec with this data again")
         }
     };
     let shards = |split: SplitName| artifact.files_of(&shard::table(split));
     let splits = splits(split, |split| !shards(split).is_empty())?;
     let paths = |split: SplitName| Some(Paths::Many(shards(split))).filter(|paths| !paths.as_slice().is_empty());
     let config = TableConfig {
-        train: paths(SplitName::Train).context("a data artifact without a training split")?,
+        train: paths(SplitName::Train).context("the data artifact has no training split")?,
         test: paths(SplitName::Test),
         image_column: Some(column::IMAGE.name.to_owned()),
         label_column: Some(column::LABEL.name.to_owned()),
@@ -95,7 +98,7 @@ fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> 
     Ok(Images { data: DataConfig::Parquet(config), splits: Some(splits), classes: class_names(&artifact)? })
 }
 
-/// The split that is asked for, or all that there are.
+/// The requested split, or all splits.
 fn splits(wanted: Option<SplitName>, has: impl Fn(SplitName) -> bool) -> anyhow::Result<Vec<SplitName>> {
     let mut found = Vec::new();
     for split in SplitName::ALL {
@@ -104,7 +107,7 @@ fn splits(wanted: Option<SplitName>, has: impl Fn(SplitName) -> bool) -> anyhow:
         }
     }
     if let (Some(wanted), true) = (wanted, found.is_empty()) {
-        bail!("the data have no {wanted} split");
+        bail!("the data has no {wanted} split");
     }
     Ok(found)
 }

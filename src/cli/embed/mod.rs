@@ -1,4 +1,4 @@
-//! `snclr embed`: embeddings of any images by the encoder of a run, as Parquet.
+//! `snclr embed`: computes embeddings of any images by the encoder of a run.
 
 mod images;
 
@@ -19,41 +19,41 @@ use crate::{
     stage::Interrupt,
 };
 
-/// Write the embeddings of any images by the encoder of a run, as Parquet
+/// Compute embeddings of any images by the encoder of a run, and write them as Parquet
 ///
-/// Images are prepared as the run's own evaluation prepares them; embeddings are the encoder's features, before the projector.
-/// The file has one row per image: sample_id, split, path, label, image_sha256 (of the encoded image), embedding. Its metadata
-/// name the run, the weights, the preprocessing and the classes.
+/// Images are prepared as in the evaluation of the run. Embeddings are the features of the encoder, before the projector. The
+/// file has one row per image: sample_id, split, path, label, image_sha256 (of the encoded image), embedding. Its metadata
+/// names the run, the weights, the preprocessing and the classes.
 ///
-/// If the file is there already, rows of the same images are kept and only new images are computed. A file that other weights
-/// made is refused unless --overwrite says so.
+/// If the file exists, rows of the same images are kept, and only new images are computed. A file from other weights is refused
+/// unless --overwrite is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A run's name or its beginning, its folder, or a spec's name or path (its newest run)
     #[arg(value_name = "RUN")]
     pub run: String,
-    /// Files or folders of images; or a spec (.yaml), which means its data; or the key of a data artifact, or its beginning
+    /// Files or folders of images; or a spec (.yaml), for its data; or the key of a data artifact or its beginning
     #[arg(long, required = true, num_args = 1.., value_name = "PATH_OR_KEY")]
     pub data: Vec<PathBuf>,
     /// File to write
     #[arg(short, long, value_name = "FILE.parquet")]
     pub output: PathBuf,
-    /// Format of files and folders [default: by their names and beginnings]
+    /// Format of files and folders [default: recognised by names and first bytes]
     #[arg(long, value_parser = values::choice::<FileFormat>())]
     pub format: Option<FileFormat>,
-    /// Labels of an IDX file of images
+    /// File with the labels of an IDX file of images
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
-    /// Split of a spec's data or a data artifact [default: all that there are], or of a folder of tables whose names say splits
+    /// Split to embed, of a spec, a data artifact, or a folder of tables whose names contain splits [default: all]
     #[arg(long, value_parser = split, value_name = "train|test")]
     pub split: Option<SplitName>,
-    /// What to do with a file's image that cannot be read [default: fail]
+    /// What to do with an image that cannot be read [default: fail]
     #[arg(long, value_parser = on_error, value_name = "fail|skip")]
     pub on_error: Option<OnError>,
-    /// Which encoder of the run
+    /// Which encoder of the run to use
     #[arg(long, value_enum, default_value_t)]
     pub branch: Branch,
-    /// Compute everything anew and replace the file, whatever it holds
+    /// Compute all embeddings again, and replace the file whatever it holds
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object, last and alone on stdout
@@ -80,7 +80,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     values::ensure_ends_in("parquet", path)?;
     let place = path.canonicalize().ok();
     let is_data = args.data.iter().any(|data| place.is_some() && data.canonicalize().ok() == place);
-    ensure!(!is_data, "{}: the images are in it; name another file to write", path.display());
+    ensure!(!is_data, "{}: this file holds the images; choose another output file", path.display());
     let store = Store::open(&global.runs);
     let run = report::find(&global.runs, &args.run)?;
     let images = images::images(&args, &store)?;

@@ -18,7 +18,7 @@ use crate::{
 
 /// Re-hash everything in the store: bytes, values, checkpoints, run records
 ///
-/// Ends with exit code 1 when something is damaged or missing. Nothing is changed.
+/// Ends with exit code 1 if something is damaged or missing. Changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -31,7 +31,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum What {
-    /// Prove that a spec's pretraining, killed and resumed, comes to the same bits as without kills
+    /// Prove that pretraining gives the same bits after kills and resumes as without
     Resume(resume::Args),
 }
 
@@ -77,7 +77,7 @@ fn to_text(inspected: &Inspected) -> String {
         text += &format!("damaged: {}\n    {}\n    {}\n", damage.path.display(), damage.problem, damage.help);
     }
     for stage in &inspected.busy {
-        text += &format!("not checked: checkpoints of {stage}: somebody is writing them\n");
+        text += &format!("not checked: checkpoints of {stage}: in use\n");
     }
     let looked = format!(
         "{}, {}, {}, {} hashed",
@@ -111,7 +111,7 @@ damaged: x
 damaged: y
     gone
     run it
-not checked: checkpoints of pretrain 01234567: somebody is writing them
+not checked: checkpoints of pretrain 01234567: in use
 2 damages in 6 artifacts, 0 checkpoint files, 1 run, 3.0 MB hashed
 ";
         assert_eq!(to_text(&inspected), expected);

@@ -1,4 +1,4 @@
-//! `snclr verify resume`: trains a few steps without and with kills, and compares the states bit by bit.
+//! `snclr verify resume`: trains a few steps without kills and with them, and compares the states bit by bit.
 
 use std::{
     fs,
@@ -28,38 +28,38 @@ use crate::{
     stage::{Interrupt, Silent, Stopped},
 };
 
-/// Checkpoints that the fewest steps by default lead to.
+/// Checkpoints that the default number of steps leads to, at least.
 const CHECKPOINTS: u64 = 3;
-/// Fewest steps by default: enough time to be killed in.
+/// The smallest default number of steps: enough time to kill in.
 const STEPS: u64 = 12;
-/// Rounds that may end before they are killed.
+/// How many rounds may end before they can be killed.
 const ATTEMPTS: usize = 5;
 
-/// Prove that a spec's pretraining, killed and resumed, comes to the same bits as without kills
+/// Prove that pretraining gives the same bits after kills and resumes as without
 ///
-/// Works in a scratch folder (see TMPDIR) and leaves the runs folder alone. Training saves a checkpoint after every update, is
-/// killed with SIGKILL at random moments, and goes on; then weights, optimiser, momentum branch, running statistics, queue and
-/// cursor are compared with those of a training that nobody disturbed. Ends with exit code 1 when they differ.
+/// Works in a scratch folder (see TMPDIR), and does not touch the runs folder. Training saves a checkpoint after every update,
+/// is killed with SIGKILL at random moments, and resumes. Then its weights, optimiser, momentum branch, running statistics,
+/// queue and cursor are compared with those of an undisturbed training. Ends with exit code 1 if they differ.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Spec of the experiment
     pub spec: PathBuf,
-    /// Override a field of the spec; may be repeated
+    /// Override a key of the spec, e.g. `method.tau=0.1`; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Steps to train [default: 12, or those of 3 updates if they are more]
+    /// Steps to train [default: 12, or the steps of 3 updates if that is more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
-    /// Kills at random moments
+    /// Number of kills, at random moments
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     pub kills: u64,
-    /// Seed of the moments [default: the clock]
+    /// Seed of the random moments [default: from the clock]
     #[arg(long, value_name = "SEED")]
     pub kill_seed: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Be the training that is killed
+    /// Internal: be the training that is killed
     #[arg(long, hide = true)]
     pub rehearse: bool,
 }
@@ -73,7 +73,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // A training that is interrupted ends at once; this process stays to clear up.
+    // On Ctrl-C the training ends by itself; this process stays to remove its folder.
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let scratch = tempfile::tempdir().context("creating a scratch folder (TMPDIR says where)")?;
@@ -93,7 +93,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(if verdict.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Both trainings, one after the other in one runs root, so that images are read in once.
+/// Runs both trainings one after the other in one runs folder, so that images are read once.
 struct Trial<'a> {
     args: &'a Args,
     global: &'a Global,
@@ -104,10 +104,10 @@ struct Trial<'a> {
     random: ChaCha8Rng,
 }
 
-/// What the trial came to.
+/// The result of the comparison.
 struct Verdict {
     steps: u64,
-    /// Steps that were saved when each kill struck.
+    /// For each kill, the steps saved by then.
     kills: Vec<u64>,
     whole: Digests,
     resumed: Digests,
@@ -131,14 +131,14 @@ impl Trial<'_> {
             }
         }
         bail!(
-            "{} steps are over in {} and could not be killed in time; train more of them (--steps {})",
+            "{} steps end in {}, too fast to kill them in time; train more (--steps {})",
             self.steps,
             duration(took),
             10 * self.steps
         )
     }
 
-    /// Trains with kills; gives the steps saved at each.
+    /// Trains with kills, and returns the steps saved at each.
     fn disturb(&mut self, took: Duration) -> anyhow::Result<Vec<u64>> {
         let mut kills = Vec::new();
         let longest = took.mul_f64(2.0 / (self.args.kills + 1) as f64);
@@ -147,7 +147,7 @@ impl Trial<'_> {
             let mut child = self.start()?;
             sleep(moment);
             if child.try_wait().context("watching the training")?.is_some() {
-                // It was faster: the rest of the kills would find nothing to do.
+                // The training finished first: nothing is left to kill.
                 self.end(child)?;
                 return Ok(kills);
             }
@@ -177,11 +177,11 @@ impl Trial<'_> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting the training")
     }
 
-    /// Waits for a training that is not to be killed.
+    /// Waits for a training to finish.
     fn end(&self, mut child: Child) -> anyhow::Result<()> {
         let status = child.wait().context("waiting for the training")?;
         self.stop_if_asked()?;
-        // What went wrong it has said itself.
+        // The training has printed its error.
         ensure!(status.success(), "the training ended with {status}; nothing was compared");
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Trial<'_> {
         Ok(rehearsal::progress_of(&self.store(), self.experiment)?.unwrap_or(0))
     }
 
-    /// Removes the training, but not the images.
+    /// Removes the training, and keeps the images.
     fn forget(&self) -> anyhow::Result<()> {
         for entry in fs::read_dir(self.root.join("work")).context("listing checkpoints")?.flatten() {
             crate::artifact::atomic::remove_dir(&entry.path())?;
@@ -216,7 +216,7 @@ impl Trial<'_> {
     }
 }
 
-/// Lets the scratch root see the images of the runs root, if they are there and whole, and the hashes of source files.
+/// Links the images of the runs folder into the scratch folder, if they are whole, and the hashes of source files.
 fn lend_data(from: &Path, to: &Path, experiment: &Experiment) -> anyhow::Result<()> {
     let named = || format!("preparing {}", to.display());
     let cache = to.join("cache");
@@ -229,7 +229,7 @@ fn lend_data(from: &Path, to: &Path, experiment: &Experiment) -> anyhow::Result<
     let store = Store::open(to);
     let planner = Planner::new(&store, experiment, Path::new(""), &Silent, &Interrupt::default())?;
     let Some(key) = planner.resolve(Stage::Data, &Default::default(), Against::Nearest).key else { return Ok(()) };
-    // Looked at without hashing, which would write down what it found: the scratch root hashes it.
+    // Looks without hashing, since hashing would write into the runs folder. The scratch folder hashes the images.
     if let Some(artifact) = Store::open(from).artifact(Stage::Data.name(), &key) {
         let stage = to.join("store").join(Stage::Data.name());
         fs::create_dir_all(&stage).with_context(named)?;
@@ -240,7 +240,7 @@ fn lend_data(from: &Path, to: &Path, experiment: &Experiment) -> anyhow::Result<
 }
 
 impl Verdict {
-    /// Part, digests of both, in the order of the parts.
+    /// Each part with its digests in both states, in order.
     fn rows(&self) -> Vec<(&'static str, Option<&String>, Option<&String>)> {
         let mut parts: Vec<_> = self.whole.keys().chain(self.resumed.keys()).copied().collect();
         parts.sort_unstable();
@@ -274,8 +274,8 @@ impl Verdict {
         let steps = self.kills.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let kills = super::count(self.kills.len(), "kill");
         let verdict = match self.is_equal() {
-            true => "the state is the same to the last bit",
-            false => "the states differ: please report this with the spec; runs of it are not resumed exactly",
+            true => "both states are the same, bit by bit",
+            false => "the states differ: this spec does not resume exactly; please report it with the spec",
         };
         format!("{table}\n{} steps, {kills} (at step {steps}): {verdict}\n", self.steps)
     }
@@ -292,7 +292,7 @@ mod tests {
         let whole = digests(&[("cursor", "a"), ("queue", "b")]);
         let mut verdict = Verdict { steps: 12, kills: vec![0, 7], whole: whole.clone(), resumed: whole };
         assert!(verdict.is_equal());
-        assert!(verdict.text().ends_with("12 steps, 2 kills (at step 0, 7): the state is the same to the last bit\n"));
+        assert!(verdict.text().ends_with("12 steps, 2 kills (at step 0, 7): both states are the same, bit by bit\n"));
         verdict.resumed = digests(&[("cursor", "a")]);
         let text = verdict.text();
         assert!(text.contains("│ queue  ┆ bbbbbbbbbbbbbbbb ┆ -                  ┆ different │"), "{text}");

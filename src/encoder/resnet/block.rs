@@ -1,4 +1,4 @@
-//! The building blocks of a residual network, and how their tensors are named and laid out.
+//! The blocks of a residual network, with names and layout of their tensors.
 
 use crate::{
     backend::layers::{BatchNorm, ConvNorm},

@@ -1,4 +1,4 @@
-//! How a vision transformer's tensors are named and laid out.
+//! Names and layout of the tensors of a vision transformer.
 
 use std::ops::Range;
 

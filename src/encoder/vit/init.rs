@@ -1,4 +1,4 @@
-//! Initial weights: MoCo-v3's.
+//! Initial weights of a vision transformer, as in MoCo-v3.
 
 use rand::RngExt;
 

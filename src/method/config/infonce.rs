@@ -23,7 +23,7 @@ pub struct InfonceConfig {
 }
 
 impl InfonceConfig {
-    /// Of both directions: N candidates, of which one is the own.
+    /// The loss of both directions, each with N candidates.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         2.0 * self.loss_scale * libm::log(n as f64)
     }
@@ -39,7 +39,7 @@ pub struct SimclrConfig {
 }
 
 impl SimclrConfig {
-    /// The other view is one of the 2N - 1 other projections.
+    /// The loss with 2N - 1 candidates.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         libm::log((2 * n - 1) as f64)
     }

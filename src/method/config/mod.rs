@@ -32,8 +32,8 @@ pub enum MethodConfig {
 }
 
 impl MethodConfig {
-    /// Sections that the method of this name has no use for: SimCLR and SwAV compare projections themselves, and SimCLR's loss is of
-    /// two views.
+    /// Sections that a method does not take, by its name. SimCLR and SwAV compare projections, so they have no predictor. SimCLR's
+    /// loss takes exactly two views.
     pub fn not_taken(name: &str) -> &'static [&'static str] {
         match name {
             "simclr" => &["predictor", "augmentations.local_crops"],
@@ -52,8 +52,8 @@ impl MethodConfig {
         }
     }
 
-    /// The loss of a batch of `n` images where all candidates (of SwAV, all prototypes) are equally likely; None where there is
-    /// no one value.
+    /// The loss of a batch of `n` images if all candidates (for SwAV, all prototypes) are equally likely; None if it is not a single
+    /// value.
     pub fn uninformative_loss(&self, n: usize) -> Option<f64> {
         match self {
             MethodConfig::Infonce(config) => Some(config.uninformative_loss(n)),
@@ -64,7 +64,7 @@ impl MethodConfig {
         }
     }
 
-    /// The positiveness of a neighbour that has a `share` of all neighbours' weight; None where no attention shares it out.
+    /// The positiveness of a neighbour with a `share` of the weight of all neighbours; None without attention.
     pub fn share_of_positiveness(&self, share: f64) -> Option<f64> {
         match self {
             MethodConfig::Snclr(config) if config.k > 1 && config.attention != Attention::Uniform => {

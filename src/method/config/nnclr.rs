@@ -38,7 +38,7 @@ pub struct NnclrConfig {
 }
 
 impl NnclrConfig {
-    /// Of both directions: N candidates, of which one is the own.
+    /// The loss of both directions, each with N candidates.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         2.0 * self.loss_scale * libm::log(n as f64)
     }

@@ -36,8 +36,8 @@ pub struct SnclrConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub attention_dim: Option<usize>,
-    /// Where the gradient of the positiveness stops: `none` lets it through to f1, f2 and y1, `projection` stops it at y1, so that it
-    /// reaches f1 and f2 alone, `all` stops it altogether. `false` and `true` are older words for `none` and `all`.
+    /// Where the gradient of the positiveness stops. `none`: nowhere, it reaches f1, f2 and y1. `projection`: at y1, it reaches only f1
+    /// and f2. `all`: at once, it reaches nothing. `false` and `true` are older words for `none` and `all`.
     #[serde(default)]
     #[schemars(extend("default" = "none"))]
     pub detach_w: Detach,
@@ -61,8 +61,8 @@ pub struct SnclrConfig {
 }
 
 impl SnclrConfig {
-    /// Of both directions: N (K + 1) candidates, of which K + 1 are the own, whose weights sum to 1 + 1 / gamma. None with a
-    /// threshold, which takes some of that away.
+    /// The loss of both directions, each with N (K + 1) candidates. K + 1 of them are positives, whose weights sum to 1 + 1 / gamma.
+    /// None with a threshold, which changes that sum.
     pub(super) fn uninformative_loss(&self, n: usize) -> Option<f64> {
         let (all, weights) = (libm::log((n * (self.k + 1)) as f64), 1.0 + 1.0 / self.gamma);
         let direction = match self.objective {
@@ -112,7 +112,7 @@ pub enum Detach {
     All,
 }
 
-/// What a spec may say for [`Detach`].
+/// The values of [`Detach`] in a spec.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum DetachWords {

@@ -30,14 +30,14 @@ pub struct SwavConfig {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub queue_start_epoch: f64,
-    /// The prototypes keep their initial values for so many epochs.
+    /// Number of epochs for which the prototypes keep their initial values.
     #[serde(default = "one")]
     #[schemars(range(min = 0.0))]
     pub freeze_prototypes_epochs: f64,
 }
 
 impl SwavConfig {
-    /// All prototypes are predicted alike.
+    /// The loss if all prototypes have the same probability.
     pub(super) fn uninformative_loss(&self) -> f64 {
         libm::log(self.prototypes as f64)
     }

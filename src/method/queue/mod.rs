@@ -1,4 +1,4 @@
-//! FIFO queue C of the momentum branch's projections: the candidate neighbours.
+//! The queue C: a FIFO of projections of earlier batches, in which neighbours are looked up.
 
 #[cfg(test)]
 mod tests;
@@ -17,25 +17,25 @@ use crate::{
     },
 };
 
-/// Marks a row that came from no sample, or a sample without label.
+/// Marks a row without a sample, or a sample without a label.
 const NONE: i64 = -1;
 
-/// The queue. Rows are kept at unit length, as the search needs them, with the lengths beside them.
+/// The queue. It stores rows at unit length, as the search needs them, and their lengths apart.
 pub struct Queue<B: Backend> {
-    /// What its tensors are called in a checkpoint.
+    /// Prefix of its tensors in a checkpoint.
     name: &'static str,
     dim: usize,
-    /// How the search reads factors. Rows themselves stay as they are.
+    /// Precision of the search. The rows themselves are stored in full.
     products: Products,
     bank: B::Bank,
     marks: Marks,
-    /// How many rows each sample has.
+    /// Number of rows of each sample.
     copies: BTreeMap<i64, usize>,
-    /// Where the next row goes.
+    /// Place of the next row.
     next: usize,
 }
 
-/// Where the rows of a batch come from.
+/// The origin of the rows of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
     pub samples: &'a [i64],
@@ -47,7 +47,7 @@ pub struct Origin<'a> {
 /// The queue holds too few rows of other images.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the queue of {length} rows holds only {available} of other images for some image, but {k} are needed: \
+    "the queue is too short: of its {length} rows, only {available} are of other images than one of the batch, and {k} are needed; \
      use a longer method.queue_length, fewer neighbours, or method.exclude_self: false"
 )]
 pub struct TooFewNeighbours {
@@ -56,7 +56,7 @@ pub struct TooFewNeighbours {
     k: usize,
 }
 
-/// Rows of a batch and the rows of the queue that they are written over.
+/// Rows of a batch, and the rows of the queue that they replace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     from: usize,
@@ -64,7 +64,7 @@ struct Run {
 }
 
 impl<B: Backend> Queue<B> {
-    /// A queue of random unit vectors [length, dim], called `name` in checkpoints. Its search reads factors as `products` says.
+    /// A queue of random unit vectors [length, dim], called `name` in checkpoints. `products` is the precision of its search.
     ///
     /// # Errors
     /// When memory runs out.
@@ -97,7 +97,7 @@ impl<B: Backend> Queue<B> {
     }
 
     /// The K rows nearest to each of `queries` [n, dim] (unit length) by cosine; with `exclude`, rows that came from
-    /// the query's own sample are left out. `k` is at least 1.
+    /// the query's own sample are excluded. `k` is at least 1.
     ///
     /// # Errors
     /// [`TooFewNeighbours`] when fewer than K rows are left; or when the device fails.
@@ -111,7 +111,7 @@ impl<B: Backend> Queue<B> {
         on.nearest(&self.bank, queries, k, exclude, &self.marks)
     }
 
-    /// Writes `rows` [n, dim] of any length over the oldest ones.
+    /// Replaces the oldest rows by `rows` [n, dim], which may have any length.
     ///
     /// # Errors
     /// When the device fails.
@@ -139,7 +139,7 @@ impl<B: Backend> Queue<B> {
         Ok(())
     }
 
-    /// Everything that a checkpoint must hold.
+    /// The state for a checkpoint.
     ///
     /// # Errors
     /// When the device fails.
@@ -157,7 +157,7 @@ impl<B: Backend> Queue<B> {
         ])
     }
 
-    /// Takes over what [`Queue::state`] gave; tensors of other names are left alone.
+    /// Restores the state of [`Queue::state`]; ignores tensors of other names.
     ///
     /// # Errors
     /// When the device fails.
@@ -182,7 +182,7 @@ impl<B: Backend> Queue<B> {
     }
 }
 
-/// Where `n` rows of a batch go in a queue of `length`, from `next` on. Of more than fit, the last ones stay.
+/// The places of `n` rows of a batch in a queue of `length`, from `next` on. If there are more than fit, the last ones stay.
 fn runs(n: usize, length: usize, next: usize, overflow: Overflow) -> Vec<Run> {
     let (skipped, taken) = match overflow {
         Overflow::Truncate => (0, n.min(length - next)),

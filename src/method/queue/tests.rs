@@ -87,7 +87,7 @@ fn own_rows<B: Backend<Real = f32>>(on: &B) {
     assert_close("similarities", &others.similarities, &[0.8, 0.0], 1e-6);
     assert_eq!((others.samples, others.labels, others.steps), (vec![8, 9], vec![1, 2], vec![4, 4]));
     let error = search(3, Some(&[7])).err().expect("a row is the image's own").to_string();
-    assert!(error.contains("holds only 2 of other images") && error.contains("3 are needed"), "{error}");
+    assert!(error.contains("only 2 are of other images") && error.contains("3 are needed"), "{error}");
 }
 
 #[test]

@@ -1,23 +1,24 @@
-//! Hashes of 64 bits by their distance: each is filed under four of its parts, so that a search looks at few of them.
+//! Finds 64-bit hashes within a small Hamming distance. Each hash is filed under four of its parts, so that a search compares
+//! few.
 
-/// Bits of a part.
+/// Bits in a part.
 const BITS: usize = 16;
 const PARTS: usize = 64 / BITS;
-/// Bits that a part of a hash may differ in: of [`RADIUS`] + 1 bits at least so many fall into each of the parts.
+/// Bits by which a part may differ: if every part differs by more, the hashes differ by more than [`RADIUS`].
 const RADIUS_OF_PART: u32 = 2;
-/// Bits that hashes may differ in: of as many, one of the four parts has 2 at most.
+/// Bits by which near hashes may differ. Then one of their four parts differs by 2 at most.
 pub const RADIUS: u32 = (RADIUS_OF_PART + 1) * PARTS as u32 - 1;
 
-/// Hashes that are searched for near ones.
+/// The index.
 pub struct Index {
     parts: [Filed; PARTS],
-    /// What changes a part by few bits.
+    /// All changes of a part by few bits.
     changes: Vec<u16>,
 }
 
 /// Hashes and their numbers, in the order of one part.
 struct Filed {
-    /// Where each value of the part begins.
+    /// Where the hashes of each value of the part begin.
     begins: Vec<u32>,
     hashes: Vec<u64>,
     numbers: Vec<u32>,
@@ -49,13 +50,13 @@ impl Filed {
 }
 
 impl Index {
-    /// Files hashes with their numbers.
+    /// An index of hashes and their numbers.
     pub fn new(all: &[(u64, u32)]) -> Index {
         let changes = (0..=u16::MAX).filter(|change| change.count_ones() <= RADIUS_OF_PART).collect();
         Index { parts: std::array::from_fn(|at| Filed::new(all, at)), changes }
     }
 
-    /// Hands on the number and the distance of every hash within [`RADIUS`] bits, some more than once.
+    /// Calls back with number and distance of every hash within [`RADIUS`] bits; for some more than once.
     pub fn near(&self, hash: u64, mut found: impl FnMut(u32, u32)) {
         for (at, filed) in self.parts.iter().enumerate() {
             for change in &self.changes {

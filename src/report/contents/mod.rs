@@ -1,4 +1,4 @@
-//! What a data artifact holds: counts, sizes, formats, classes, and images that are there twice or nearly so.
+//! Examines a data artifact for `snclr data`: counts, sizes, formats, classes, duplicates and near duplicates.
 
 mod index;
 mod near;
@@ -27,54 +27,54 @@ use crate::{
 use near::{Pair, Records};
 use thumbnail::{BYTES, Thumbnail, Window};
 
-/// Images that are in memory at once, decoded.
+/// Decoded images in memory at once.
 const AT_ONCE: usize = 256;
 
-/// What there is to say of a data set before training.
+/// Findings about a data set, before training.
 pub struct Contents {
     pub splits: Vec<SplitContents>,
-    /// Images that were there before byte for byte, and where they were first.
+    /// Exact duplicates, and their first occurrence.
     pub exact: Vec<Twice>,
     pub near: Vec<Near>,
-    /// By the embeddings of an encoder, where one is given.
+    /// Near duplicates by the embeddings of an encoder, if one is given.
     pub embedded: Option<Vec<Near>>,
-    /// Images without anything in them that near duplicates could be found by.
+    /// Number of images with too little contrast to find near duplicates of.
     pub plain: u64,
-    /// What a reader of scores should know.
+    /// Notes for readers of scores.
     pub notes: Vec<String>,
 }
 
-/// Two images that are nearly the same.
+/// A pair of near duplicates.
 #[derive(Clone, Debug)]
 pub struct Near {
     pub twice: Twice,
-    /// 1 for equal ones.
+    /// 1 for equal images.
     pub likeness: f32,
 }
 
-/// A split.
+/// Findings about a split.
 pub struct SplitContents {
     pub split: SplitName,
     pub images: u64,
-    /// Images that cannot be read, by what they are.
+    /// Unreadable images, by kind.
     pub unreadable: BTreeMap<String, u64>,
-    /// Files that are no images, by their endings.
+    /// Other files, by extension.
     pub left_out: BTreeMap<String, u64>,
-    /// How many images are stored how.
+    /// Number of images of each storage format.
     pub stored: BTreeMap<Stored, u64>,
-    /// How many images have which width and height, as they are seen.
+    /// Number of images of each width and height, after EXIF rotation.
     pub sizes: BTreeMap<(u32, u32), u64>,
-    /// Name and number of images of each class, by label; of those without images too.
+    /// Name and number of images of each class, by label, including empty classes.
     pub classes: Vec<(String, u64)>,
-    /// Images without a label.
+    /// Number of images without a label.
     pub unlabelled: u64,
 }
 
-/// Images that are there twice, and how alike they are where that is not beyond doubt.
+/// A pair of duplicates, with its likeness for near duplicates.
 pub type Pairs<'a> = Vec<(&'a Twice, Option<f32>)>;
 
 impl Contents {
-    /// Its lists of images that are there twice: what they are called, and their pairs.
+    /// The lists of duplicates: heading and pairs.
     pub fn lists(&self) -> Vec<(&'static str, Pairs<'_>)> {
         fn near(list: &[Near]) -> Pairs<'_> {
             list.iter().map(|near| (&near.twice, Some(near.likeness))).collect()
@@ -87,7 +87,7 @@ impl Contents {
 }
 
 impl SplitContents {
-    /// Smallest, middle and largest of a length of the images.
+    /// Minimum, median and maximum of a length of the images.
     pub fn spread(&self, length: impl Fn(&(u32, u32)) -> u32) -> [u32; 3] {
         let mut counts = BTreeMap::<u32, u64>::new();
         for (size, images) in &self.sizes {
@@ -103,13 +103,13 @@ impl SplitContents {
     }
 }
 
-/// An encoder that near duplicates are looked for by, and the cosine from which images count as such.
+/// An encoder to find near duplicates by, and the cosine from which images count as such.
 pub struct Encoder<'a> {
     pub embedder: &'a Embedder,
     pub from: f32,
 }
 
-/// Orders pairs for people: first those that cast doubt on scores, of these the most alike.
+/// Sorts pairs: those that cast doubt on scores first, and the most alike of these first.
 pub fn worst_first(pairs: &mut [(&Twice, Option<f32>)]) {
     let alike = |likeness: &Option<f32>| likeness.unwrap_or(1.0);
     pairs.sort_by(|a, b| {
@@ -117,7 +117,7 @@ pub fn worst_first(pairs: &mut [(&Twice, Option<f32>)]) {
     });
 }
 
-/// Looks a data artifact through, image by image.
+/// Examines a data artifact, image by image.
 ///
 /// # Errors
 /// When its tables cannot be read, or there is no room for scratch files; when the user interrupts.
@@ -178,7 +178,7 @@ pub fn look(
     Ok(Contents { splits: contents, exact, near, embedded, plain, notes })
 }
 
-/// By split and kind, the number of rows of a table, or the sum of a column of it.
+/// The number of rows of a table, or the sum of one of its columns, by split and kind.
 fn counts(
     data: &Artifact,
     table: tables::Table,
@@ -194,14 +194,14 @@ fn counts(
     Ok(found)
 }
 
-/// What is kept of the images that have been looked at.
+/// What is kept of the images seen so far.
 struct Looked<'a> {
     thumbnails: Records,
-    /// Hashes of the images that can be compared, with their numbers across the splits.
+    /// Hashes of the images that can be compared, with numbers that run through both splits.
     hashes: Vec<(u64, u32)>,
     plain: u64,
     embeddings: Option<Embeddings<'a>>,
-    /// Images that were there before byte for byte: they are not compared again.
+    /// Exact duplicates, which are not compared again.
     known: BTreeSet<(usize, i64)>,
     next: u32,
 }

@@ -1,7 +1,7 @@
-//! Images that are nearly the same: filed by hashes of 64 bits, so that few are compared with each other, and then compared.
+//! Finds near duplicates: 64-bit hashes give candidates, and thumbnails or embeddings confirm them.
 //!
-//! In memory are a hash and its places in the index, about 60 bytes of an image; what images are compared by lies in a file that
-//! has no name, and vanishes with the process.
+//! Memory holds a hash and its places in the index, about 60 bytes per image. Thumbnails or embeddings are in a file without a
+//! name, which disappears with the process.
 
 use std::{
     collections::HashMap,
@@ -25,16 +25,16 @@ use crate::{
     stage::{Interrupt, Progress, Stopped},
 };
 
-/// Images that one is compared with; of more, the nearest by their hashes.
+/// The most images to compare one with: the nearest by hash.
 const MOST: usize = 32;
-/// Images that are looked up between two looks at the clock.
+/// Images to look up between two checks for an interruption.
 const AT_ONCE: usize = 1024;
-/// Likeness of thumbnails from which images are nearly the same.
+/// Likeness of thumbnails from which two images count as near duplicates.
 const ALIKE: f32 = 0.8;
-/// Files of hashes of embeddings: a pair that one of them misses, the other finds.
+/// Number of independent hashes of embeddings: a pair that one misses, another may find.
 const ROUNDS: u64 = 2;
 
-/// Two images by their numbers, the one that came later first, and how alike they are: 1 for equal ones.
+/// The numbers of two images, the later one first, and their likeness: 1 for equal images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     pub again: u32,
@@ -42,26 +42,26 @@ pub struct Pair {
     pub likeness: f32,
 }
 
-/// Records of one size in a file without a name.
+/// Records of a fixed size, in a file without a name.
 pub struct Records {
     file: BufWriter<File>,
     size: usize,
 }
 
 impl Records {
-    /// No records of `size` bytes yet, in `dir`.
+    /// An empty file in `dir` for records of `size` bytes.
     pub fn new(dir: &Path, size: usize) -> anyhow::Result<Records> {
         let file = tempfile::tempfile_in(dir).with_context(|| format!("a scratch file in {}", dir.display()))?;
         Ok(Records { file: BufWriter::with_capacity(1 << 20, file), size })
     }
 
-    /// Adds the next one.
+    /// Appends a record.
     pub fn push(&mut self, record: &[u8]) -> anyhow::Result<()> {
         debug_assert_eq!(record.len(), self.size);
         self.file.write_all(record).context("writing a scratch file")
     }
 
-    /// Must be called before the first record is read.
+    /// Flushes the file; must be called before the first record is read.
     pub fn complete(&mut self) -> anyhow::Result<()> {
         self.file.flush().context("writing a scratch file")
     }
@@ -74,12 +74,12 @@ impl Records {
     }
 }
 
-/// What images are compared by.
+/// A way to compare images.
 trait Compared: Sync {
     type Item: Send + Sync;
-    /// How an image is looked at to find another.
+    /// The image in the form in which it is compared.
     type Way: Copy + Send;
-    /// Likeness from which images are nearly the same.
+    /// Likeness from which two images count as near duplicates.
     fn from(&self) -> f32;
 
     fn item(&self, number: u32) -> anyhow::Result<Self::Item>;
@@ -87,7 +87,7 @@ trait Compared: Sync {
     fn likeness(&self, item: &Self::Item, way: Self::Way, other: &Self::Item) -> f32;
 }
 
-/// Looks every image up in `index`, and compares it with what is there.
+/// Looks up every image in `index`, and compares it with the candidates.
 fn search<C: Compared>(
     compared: &C,
     index: &Index,
@@ -129,7 +129,7 @@ fn search<C: Compared>(
     Ok(found)
 }
 
-/// Each pair once, as alike as either of the two found it; in the order of the images.
+/// Each pair once, with the larger of both likenesses, in the order of the images.
 fn distinct(mut pairs: Vec<Pair>) -> Vec<Pair> {
     pairs.sort_by(|a, b| (a.again, a.first).cmp(&(b.again, b.first)).then(b.likeness.total_cmp(&a.likeness)));
     pairs.dedup_by_key(|pair| (pair.again, pair.first));
@@ -159,7 +159,7 @@ impl Compared for Thumbnails<'_> {
     }
 }
 
-/// The pairs of nearly the same images by their `thumbnails`; `hashes` are those of the images that count, with their numbers.
+/// The near duplicates by `thumbnails`; `hashes` are those of the images to compare, with their numbers.
 ///
 /// # Errors
 /// When the records cannot be read; when the user interrupts.
@@ -178,13 +178,13 @@ pub fn by_thumbnails(
 struct Embeddings<'a> {
     records: &'a Records,
     mean: &'a [f32],
-    /// 64 of them, as wide as an embedding.
+    /// 64 directions, as wide as an embedding.
     directions: Vec<f32>,
     from: f32,
 }
 
 impl Embeddings<'_> {
-    /// The signs of an embedding along the directions.
+    /// The signs of an embedding along 64 directions, as bits.
     fn hash(&self, item: &[f32]) -> u64 {
         let sides = self.directions.chunks_exact(item.len()).map(|direction| dot(direction, item) > 0.0);
         sides.fold(0, |hash, side| hash << 1 | side as u64)
@@ -202,7 +202,7 @@ impl Compared for Embeddings<'_> {
         self.from
     }
 
-    /// Of length 1 about the mean: what all images have in common says nothing.
+    /// The embedding less the mean, scaled to length 1: what all images share does not distinguish them.
     fn item(&self, number: u32) -> anyhow::Result<Vec<f32>> {
         let record = self.records.read(number)?;
         let values = record.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
@@ -221,7 +221,7 @@ impl Compared for Embeddings<'_> {
     }
 }
 
-/// The pairs of images whose embeddings about their `mean` have a cosine of at least `from`; `numbers` are those that count.
+/// The pairs whose embeddings less their `mean` have a cosine of at least `from`; `numbers` are those of the images to compare.
 ///
 /// # Errors
 /// When the records cannot be read; when the user interrupts.

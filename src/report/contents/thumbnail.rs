@@ -1,24 +1,24 @@
-//! Small copies of images: what near duplicates are found by, their grey values, and what they are compared by, these and colours.
+//! Thumbnails: small copies of images. Hashes of their grey values find near duplicates; grey values and colours confirm them.
 
 use std::{f32::consts::PI, sync::LazyLock};
 
 use crate::dataset::{Part, augment::shrink};
 
-/// Height and width of the grey values, and of each of the two planes of colours behind them.
+/// Height and width of the grey plane, and of each of the two colour planes behind it.
 const SIDE: usize = 32;
 const COLOUR_SIDE: usize = SIDE / 2;
-/// Bytes of a thumbnail.
+/// Bytes in a thumbnail.
 pub const BYTES: usize = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE;
-/// Samples per side that a hash is computed from, and frequencies per side of it.
+/// Samples per side from which a hash is computed, and frequencies per side that it keeps.
 const SAMPLES: usize = 16;
 const FREQUENCIES: usize = 8;
-/// Samples per side that colours are compared by.
+/// Samples per side for comparing colours.
 const COLOURS: usize = 8;
-/// Colours (differences of channels, of 255) that say nothing, as weak as JPEG makes them.
+/// Colours weaker than this (difference of channels, out of 255) are ignored: JPEG alone may cause them.
 const FAINT: f32 = 16.0;
-/// Images whose grey values differ by less (standard deviation, of 255) have nothing to be compared by.
+/// Images with a smaller standard deviation of grey values (out of 255) have too little contrast to compare.
 const PLAIN: f32 = 2.0;
-/// Parts per side of an image, and moves of it, that make up a small crop.
+/// The divisions of a side, and the shifts in them, that make up the small crops.
 const PARTS: [f32; 2] = [0.95, 0.89];
 
 /// A part of a thumbnail: left, top, width and height as shares of its sides.
@@ -28,7 +28,7 @@ pub struct Window([f32; 4]);
 impl Window {
     pub const WHOLE: Window = Window([0.0, 0.0, 1.0, 1.0]);
 
-    /// The whole, and the small crops that stand for all others.
+    /// The whole image, and the small crops to try.
     pub fn all() -> impl Iterator<Item = Window> {
         let crops = PARTS.into_iter().flat_map(|part| {
             let (rest, centre) = (1.0 - part, (1.0 - part) / 2.0);
@@ -39,7 +39,7 @@ impl Window {
         std::iter::once(Window::WHOLE).chain(crops)
     }
 
-    /// Windows that differ from it by a small step.
+    /// The windows that are a small step away from this one.
     fn around(self, step: f32) -> impl Iterator<Item = Window> {
         let moves = (0..4).flat_map(move |at| [-step, step].map(|by| (at, by)));
         moves.filter_map(move |(at, by)| {
@@ -61,7 +61,7 @@ pub struct Thumbnail(Box<[u8; BYTES]>);
 struct Plane<'a>(&'a [u8], usize);
 
 impl Thumbnail {
-    /// That of an image, whatever its shape.
+    /// The thumbnail of an image of any shape.
     pub fn of(image: &Part) -> Thumbnail {
         let shrunk = |side: usize| shrink(image, side as u32, side as u32);
         let (small, colours) = (shrunk(SIDE), shrunk(COLOUR_SIDE));
@@ -74,7 +74,7 @@ impl Thumbnail {
         Thumbnail(thumbnail)
     }
 
-    /// That of bytes as [`Thumbnail::bytes`] gives them.
+    /// The thumbnail from the bytes of [`Thumbnail::bytes`].
     pub fn from_bytes(bytes: &[u8; BYTES]) -> Thumbnail {
         Thumbnail(Box::new(*bytes))
     }
@@ -87,14 +87,14 @@ impl Thumbnail {
         Plane(&self.0[..SIDE * SIDE], SIDE)
     }
 
-    /// Differences of channels within a window, both kinds behind each other.
+    /// The samples of both colour planes within a window.
     fn colours(&self, window: Window) -> impl Iterator<Item = f32> {
         let planes = self.0[SIDE * SIDE..].chunks_exact(COLOUR_SIDE * COLOUR_SIDE);
         let samples = planes.flat_map(move |plane| Plane(plane, COLOUR_SIDE).sample::<COLOURS>(window));
         samples.flatten().map(|value| 2.0 * (value - 128.0))
     }
 
-    /// Whether there is nothing to see.
+    /// Whether the image has too little contrast to compare.
     pub fn is_plain(&self) -> bool {
         let Plane(values, _) = self.grey();
         let sum: u32 = values.iter().map(|v| *v as u32).sum();
@@ -103,8 +103,8 @@ impl Thumbnail {
         squares as f32 / values.len() as f32 - mean * mean < PLAIN * PLAIN
     }
 
-    /// The perceptual hash of a window: the signs of its lowest frequencies but the mean, which brightness and contrast leave as
-    /// they are.
+    /// The perceptual hash of a window: the signs of its lowest frequencies without the mean. Brightness and contrast do not
+    /// change them.
     pub fn hash(&self, window: Window) -> u64 {
         static COSINES: LazyLock<[[f32; SAMPLES]; FREQUENCIES]> = LazyLock::new(|| {
             let cosine = |k: usize, i: usize| libm::cosf(PI * k as f32 * (i as f32 + 0.5) / SAMPLES as f32);
@@ -123,8 +123,8 @@ impl Thumbnail {
         hash
     }
 
-    /// How alike a window of this one, or one near by it, is to the whole of another: correlations of the grey values and of
-    /// their details, and the cosine of their colours, of which the smallest counts; 1 for equal ones.
+    /// The likeness of a window, or a nearby one, to the whole of another image: the smallest of the correlations of grey
+    /// values and of details, and the cosine of colours. 1 for equal images.
     pub fn likeness(&self, window: Window, other: &Thumbnail) -> f32 {
         let whole = other.grey().sample::<SAMPLES>(Window::WHOLE);
         let score = |window: Window| correlation(&self.grey().sample::<SAMPLES>(window), &whole);
@@ -168,7 +168,7 @@ impl Plane<'_> {
     }
 }
 
-/// Cosine of two images' colours; near 1 where both are faint.
+/// Cosine of the colours of two images; close to 1 if both are faint.
 fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
     for (a, b) in a.zip(b) {
@@ -178,7 +178,7 @@ fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
     ab / (aa * bb).sqrt()
 }
 
-/// What differs from the surroundings of each sample.
+/// Each sample less the mean of its surroundings.
 fn details<const N: usize>(samples: &[[f32; N]; N]) -> [[f32; N]; N] {
     std::array::from_fn(|y| {
         std::array::from_fn(|x| {
@@ -190,7 +190,7 @@ fn details<const N: usize>(samples: &[[f32; N]; N]) -> [[f32; N]; N] {
     })
 }
 
-/// Pearson's correlation; 0 where one side is the same everywhere.
+/// Pearson's correlation; 0 if one side is constant.
 fn correlation<const N: usize>(a: &[[f32; N]; N], b: &[[f32; N]; N]) -> f32 {
     let mean = |values: &[[f32; N]; N]| values.iter().flatten().sum::<f32>() / (N * N) as f32;
     let (mean_a, mean_b) = (mean(a), mean(b));

@@ -1,4 +1,4 @@
-//! Embeddings that are in a file already: found by the hash of their image, read row by row.
+//! Embeddings that a file already holds. The hash of an image finds its row.
 
 use std::{collections::HashMap, fs::File, path::Path, path::PathBuf};
 
@@ -17,7 +17,7 @@ use crate::tables::{
     column::{Column, EMBEDDING, IMAGE_SHA256},
 };
 
-/// A file of embeddings: hashes and places of its rows in memory, embeddings on disk.
+/// A file of embeddings. Hashes and places of the rows are in memory; embeddings stay on disk.
 pub struct Known {
     path: PathBuf,
     file: File,
@@ -28,7 +28,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Opens a file; None when it is not one of `snclr embed`, whole.
+    /// Opens a file; None if it is not a whole file of `snclr embed`.
     pub fn open(path: &Path) -> Option<Known> {
         let file = File::open(path).ok()?;
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
@@ -58,7 +58,7 @@ impl Known {
         Ok(rows)
     }
 
-    /// What the file says of its encoder.
+    /// The encoder that made the embeddings.
     pub fn footer(&self) -> &Footer {
         &self.footer
     }
@@ -68,7 +68,7 @@ impl Known {
         self.len
     }
 
-    /// Row of an image.
+    /// The row of an image.
     pub fn row(&self, hash: &Hash) -> Option<u64> {
         self.rows.get(hash).copied()
     }

@@ -1,6 +1,7 @@
-//! Embeddings of any images by the encoder of a run, as a Parquet file; what such a file holds already is not computed again.
+//! Computes embeddings of any images by the encoder of a run, and writes them as Parquet. Rows that the file already holds are
+//! kept.
 //!
-//! Images stream through: in memory are a few batches of them, and hash and place of each row that was there before.
+//! Images are streamed: memory holds a few batches, and hash and place of each row that is kept.
 
 mod known;
 mod table;
@@ -32,20 +33,20 @@ use crate::{
 use known::Known;
 use table::{About, Footer, Hash};
 
-/// Batches that the reader may be ahead.
+/// How many batches the reader may be ahead.
 const AHEAD: usize = 2;
-/// Encoded bytes at which a batch ends, however few its images.
+/// A batch ends at this many encoded bytes, even if it holds few images.
 const BATCH_BYTES: usize = 16 << 20;
-/// Skipped images that are named one by one.
+/// The most skipped images that are listed.
 const NAMED: usize = 5;
 
 /// Which encoder of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Branch {
-    /// The trained encoder, that of the run's scores
+    /// The trained encoder, which the scores of the run are from
     #[default]
     Online,
-    /// Its moving average, where the method keeps one
+    /// The moving average of the encoder, if the method keeps one
     Momentum,
 }
 
@@ -53,27 +54,27 @@ pub enum Branch {
 #[derive(Clone, Debug)]
 pub struct Images {
     pub data: DataConfig,
-    /// Splits in their order; none where the data are files on a command line, which are read as the training split.
+    /// The splits in order; None for files on the command line, which are read as the training split.
     pub splits: Option<Vec<SplitName>>,
-    /// Class names by label, where they are known better than the data know them.
+    /// Class names by label, if they are better known here than in the data.
     pub classes: Vec<String>,
 }
 
-/// What is to be written.
+/// The embeddings to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub images: &'a Images,
     pub branch: Branch,
     pub path: &'a Path,
-    /// Compute everything anew, whatever the file holds.
+    /// Compute everything again, whatever the file holds.
     pub overwrite: bool,
 }
 
-/// What was written.
+/// Summary of the written file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     pub rows: u64,
-    /// Rows whose embedding was computed now; the others were known.
+    /// Rows whose embedding was computed now; the others were kept.
     pub computed: u64,
     /// Images that could not be read and were left out.
     pub skipped: u64,
@@ -81,28 +82,28 @@ pub struct Written {
     pub dim: usize,
 }
 
-/// A file that is in the way.
+/// Why an existing file cannot be written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InTheWay {
-    #[error("{} is there and holds no embeddings of `snclr embed`; {WHAT_TO_DO}", .0.display())]
+    #[error("{} already exists and was not written by `snclr embed`; {WHAT_TO_DO}", .0.display())]
     Foreign(PathBuf),
     #[error(
-        "{} holds embeddings by other weights: {theirs}, and this is {ours}; {WHAT_TO_DO}", path.display()
+        "{} holds embeddings from other weights: {theirs}, not {ours}; {WHAT_TO_DO}", path.display()
     )]
     Weights { path: PathBuf, theirs: String, ours: String },
-    #[error("{} holds embeddings of images prepared otherwise: {theirs}, and this run has {ours}; {WHAT_TO_DO}", path.display())]
+    #[error("{} holds embeddings of images that were prepared differently: {theirs}, not {ours}; {WHAT_TO_DO}", path.display())]
     Preprocessing { path: PathBuf, theirs: String, ours: String },
     #[error("{} is being written by {}", path.display(), holder.as_ref().map_or("another process".to_owned(), Process::describe))]
     Busy { path: PathBuf, holder: Option<Process> },
 }
 
-const WHAT_TO_DO: &str = "name another file, or replace it with --overwrite";
+const WHAT_TO_DO: &str = "choose another file, or replace this one with --overwrite";
 
-/// Writes the embeddings that are asked for. The file appears whole or stays as it was. Interrupted, or stopped by an image
-/// that cannot be read, what was computed is kept beside it (`.NAME.partial`), and the next call goes on from there.
+/// Writes the requested embeddings. The file appears whole, or stays as it was. After an interruption or an unreadable image,
+/// the finished rows are kept beside it (`.NAME.partial`), and the next call continues from there.
 ///
 /// # Errors
-/// [`InTheWay`]; [`Stopped`]; when the run's artifacts are gone or damaged, the data cannot be read, or the disk is full.
+/// [`InTheWay`]; [`Stopped`]; when artifacts of the run are missing or damaged, the data cannot be read, or the disk is full.
 pub fn write(
     store: &Store,
     run: &Run,
@@ -117,7 +118,8 @@ pub fn write(
     let path = std::path::absolute(request.path)?;
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_string_lossy();
     let (dir, partial) = (path.parent().unwrap_or(Path::new("/")), path.with_file_name(format!(".{name}.partial")));
-    // Not beside the file, where that of the lock would stay for good. A lock saves work: who may not write among the runs has none.
+    // The lock is not beside the file, where its own file would stay. A lock only saves work: a user without write access to
+    // the runs folder goes without.
     let lock = format!("embed-{}", &hash::bytes(path.as_os_str().as_encoded_bytes())[..16]);
     let _lock = match Lock::attempt(&store.root().join("locks"), &lock) {
         Ok(Attempt::Busy(holder)) => return Err(InTheWay::Busy { path: request.path.to_owned(), holder }.into()),
@@ -152,7 +154,7 @@ pub fn write(
         Err(error) => {
             let farther = known.iter().all(|known| (known.len() as u64) < written.rows);
             if farther && written.computed > 0 {
-                // Nothing depends on it: that it cannot be kept is no news beside the error.
+                // Keeping the partial file is optional: the first error is the one to report.
                 let _ =
                     file.finish(|_| footer.pairs(embedder.dim())).and_then(|_| atomic::rename(&temporary, &partial));
             }
@@ -165,10 +167,10 @@ pub fn write(
     result.map(|()| written)
 }
 
-/// An encoder of a run, behind its evaluation's view of an image.
+/// An encoder of a run, with the preprocessing of its evaluation.
 ///
 /// # Errors
-/// When its artifacts are gone or damaged, or it has no such branch.
+/// When its artifacts are missing or damaged, or it has no such branch.
 pub fn embedder(store: &Store, run: &Run, branch: Branch) -> anyhow::Result<Embedder> {
     let experiment = run.experiment()?;
     let config = EmbedConfig::new(&experiment.augmentations, &experiment.encoder);
@@ -182,7 +184,7 @@ fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
     match branch {
         Branch::Online => read_weights(pretrain.read(WEIGHTS.name)?),
         Branch::Momentum if !pretrain.has_table(MOMENTUM_BRANCH.name) => {
-            Err(anyhow!("its method keeps no momentum branch; without --branch momentum the trained encoder is taken"))
+            Err(anyhow!("its method has no momentum branch; omit --branch momentum to use the trained encoder"))
         }
         Branch::Momentum => {
             let all = read_weights(pretrain.read(MOMENTUM_BRANCH.name)?)?.into_iter();
@@ -192,7 +194,7 @@ fn weights(pretrain: &Artifact, branch: Branch) -> anyhow::Result<Vec<Tensor>> {
     }
 }
 
-/// Names of the classes of a data artifact, by label.
+/// Class names of a data artifact, by label.
 ///
 /// # Errors
 /// When its table of classes cannot be read.
@@ -203,7 +205,7 @@ pub fn class_names(data: &Artifact) -> anyhow::Result<Vec<String>> {
 fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {
     let mut encoder = run.spec["encoder"].clone();
     if let Some(section) = encoder.as_object_mut() {
-        // Where weights came from before training.
+        // The source of the initial weights does not matter after training.
         section.shift_remove("init");
     }
     let augmentations = &run.spec["augmentations"];
@@ -226,7 +228,7 @@ fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {
     }
 }
 
-/// Files whose rows can be used: the one that is to be replaced (called `shown`), and what an interrupted call left.
+/// Files whose rows can be kept: the old file (called `shown`), and the partial file of an interrupted call.
 fn known(path: &Path, shown: &Path, partial: &Path, footer: &Footer) -> anyhow::Result<Vec<Known>> {
     let mut all = Vec::new();
     if path.symlink_metadata().is_ok() {
@@ -239,7 +241,7 @@ fn known(path: &Path, shown: &Path, partial: &Path, footer: &Footer) -> anyhow::
     Ok(all)
 }
 
-/// Refuses embeddings that are others even of equal images.
+/// Refuses a file whose embeddings would differ for equal images.
 fn in_the_way(path: &Path, theirs: &Footer, ours: &Footer) -> Result<(), InTheWay> {
     let path = path.to_owned();
     if (&theirs.encoder_sha256, &theirs.encoder) != (&ours.encoder_sha256, &ours.encoder) {
@@ -258,10 +260,10 @@ fn in_the_way(path: &Path, theirs: &Footer, ours: &Footer) -> Result<(), InTheWa
     }
 }
 
-/// Samples of one split that follow each other.
+/// Consecutive samples of one split.
 struct Batch {
     split: SplitName,
-    /// Number of the first within its split.
+    /// Number of the first sample within its split.
     first: usize,
     samples: Vec<Sample>,
 }
@@ -269,12 +271,12 @@ struct Batch {
 struct Embedding<'a> {
     embedder: &'a Embedder,
     known: &'a [Known],
-    /// Whether rows name their split.
+    /// Whether rows hold the name of their split.
     splits: bool,
 }
 
 impl Embedding<'_> {
-    /// Writes a row for each image, reading ahead on a thread of its own.
+    /// Writes a row for each image. Another thread reads ahead.
     fn stream(
         &self,
         images: &Images,
@@ -287,14 +289,14 @@ impl Embedding<'_> {
         let source = Source::open(&images.data, &mut looking_through(progress, interrupt, "embed"))?;
         let mut total = 0;
         for split in &splits {
-            total += source.count(*split)?.with_context(|| format!("the data have no {split} split"))?;
+            total += source.count(*split)?.with_context(|| format!("the data has no {split} split"))?;
         }
         progress.start(Some(total), "images");
         let per_batch = self.embedder.per_batch();
         let summary = thread::scope(|scope| {
             let (sender, receiver) = sync_channel(AHEAD);
             let reader = scope.spawn(move || read(&source, &splits, per_batch, &sender));
-            // The receiver ends with the writing: a reader that is still at work then stops.
+            // Dropping the receiver stops a reader that is still running.
             let outcome = self.embed(receiver, file, written, progress, interrupt);
             let summary = reader.join().map_err(|_| anyhow!("the reader of the images panicked"))?;
             outcome?;
@@ -348,7 +350,7 @@ impl Embedding<'_> {
         Ok(())
     }
 
-    /// Embeddings of a batch, and how many of them were computed.
+    /// The embeddings of a batch, and how many of them were computed.
     fn embeddings(&self, batch: &Batch, hashes: &[Hash]) -> anyhow::Result<(Vec<f32>, usize)> {
         let dim = self.embedder.dim();
         let mut embeddings = vec![0.0; hashes.len() * dim];
@@ -377,7 +379,7 @@ impl Embedding<'_> {
     }
 }
 
-/// Reads the splits and sends their samples, batch by batch.
+/// Reads the splits and sends their samples in batches.
 fn read(
     source: &Source,
     splits: &[SplitName],
@@ -414,7 +416,7 @@ fn read(
     Ok(all)
 }
 
-/// What a spec's key decides elsewhere, an option decides here.
+/// Rewords an error of the data, which names a key of a spec, to name the option of this command.
 fn said_for_a_command_line(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<DataError>() {
         Ok(DataError::Image { name, reason }) => {
@@ -447,13 +449,13 @@ mod tests {
         assert_eq!(in_the_way(Path::new("x.parquet"), &renamed, &ours), Ok(()));
         assert_eq!(
             refused(Footer { encoder_sha256: "b".repeat(64), run: "b-2".into(), ..ours.clone() }),
-            "x.parquet holds embeddings by other weights: run b-2 (online encoder bbbbbbbb), and this is run a-1 \
-             (online encoder aaaaaaaa); name another file, or replace it with --overwrite"
+            "x.parquet holds embeddings from other weights: run b-2 (online encoder bbbbbbbb), not run a-1 \
+             (online encoder aaaaaaaa); choose another file, or replace this one with --overwrite"
         );
         assert_eq!(
             refused(Footer { preprocessing: "{\"size\":32}".into(), ..ours.clone() }),
-            "x.parquet holds embeddings of images prepared otherwise: {\"size\":32}, and this run has {\"size\":16}; \
-             name another file, or replace it with --overwrite"
+            "x.parquet holds embeddings of images that were prepared differently: {\"size\":32}, not {\"size\":16}; \
+             choose another file, or replace this one with --overwrite"
         );
     }
 }

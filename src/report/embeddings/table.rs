@@ -1,4 +1,4 @@
-//! The table of `snclr embed`: its columns, and what its footer says of the encoder.
+//! The table of `snclr embed`: its columns, and its footer, which identifies the encoder.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,19 +20,19 @@ use crate::{
 /// SHA-256 of an encoded image.
 pub type Hash = [u8; 32];
 
-/// What is known of an image besides its embedding.
+/// The fields of a row besides the embedding.
 #[derive(Clone, Debug)]
 pub struct About {
     /// Number within its split.
     pub sample_id: i64,
-    /// None where the data are files on a command line.
+    /// None for files on the command line.
     pub split: Option<&'static str>,
     pub path: Option<String>,
     pub label: Option<i64>,
     pub hash: Hash,
 }
 
-/// Rows of the table.
+/// Builds rows of the table.
 ///
 /// # Panics
 /// When `embeddings` is not [rows, dim].
@@ -47,7 +47,7 @@ pub fn batch(rows: &[About], embeddings: Vec<f32>, dim: usize) -> RecordBatch {
     ])
 }
 
-/// Parquet settings: embeddings neither repeat, order nor compress.
+/// Parquet settings without dictionary, statistics or compression for embeddings, which gain nothing by them.
 pub fn properties() -> WriterProperties {
     let embedding = ColumnPath::new([EMBEDDING.name, "list", "item"].map(str::to_owned).to_vec());
     WriterProperties::builder()
@@ -60,7 +60,7 @@ pub fn properties() -> WriterProperties {
         .build()
 }
 
-/// Reads what [`hex`] wrote.
+/// The inverse of [`hex`].
 pub fn parse_hash(text: &str) -> Option<Hash> {
     let mut hash = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
@@ -72,7 +72,7 @@ pub fn parse_hash(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// The schema for a file: its metadata are what is known before the first row, so that any reader of the schema sees them.
+/// The schema of a file. Its metadata holds the footer's values, so that any reader of the schema sees them.
 pub fn schema_with(footer: &Footer, dim: usize) -> SchemaRef {
     let known = footer.pairs(dim).into_iter().filter(|(key, _)| key != "snclr.classes");
     Arc::new(Schema::new_with_metadata(
@@ -81,19 +81,20 @@ pub fn schema_with(footer: &Footer, dim: usize) -> SchemaRef {
     ))
 }
 
-/// What the footer says, under keys that begin with `snclr.`. Embeddings of equal images are equal where the first three are.
+/// The values of the footer, under keys that begin with `snclr.`. If the first three are equal, equal images have equal
+/// embeddings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footer {
     /// SHA-256 of the encoder's weights.
     pub encoder_sha256: String,
     /// The encoder's section of the spec, as JSON.
     pub encoder: String,
-    /// How images are prepared, as JSON: `resize` (of the shorter side), `size` (of the centre), `mean`, `std`.
+    /// Preprocessing of images, as JSON: `resize` (of the shorter side), `size` (of the centre), `mean`, `std`.
     pub preprocessing: String,
     pub run: String,
     /// `online` or `momentum`.
     pub branch: String,
-    /// Class names by label, as a JSON list; empty where there are none.
+    /// Class names by label, as a JSON list; empty if there are none.
     pub classes: String,
 }
 
@@ -108,7 +109,7 @@ impl Footer {
         own.chain(more).map(|(key, value)| (format!("snclr.{key}"), value)).collect()
     }
 
-    /// Finds the values by their keys; None when one is missing.
+    /// Reads the values by their keys; None if one is missing.
     pub fn read(value: impl Fn(&str) -> Option<String>) -> Option<Footer> {
         let of = |i: usize| value(&format!("snclr.{}", KEYS[i]));
         Some(Footer {

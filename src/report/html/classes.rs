@@ -9,9 +9,9 @@ use crate::{
     report::{Run, artifacts, predictions},
 };
 
-/// Classes up to which the whole matrix is shown; of more, the pairs that are confused most.
+/// Up to this many classes the whole matrix is shown; beyond it, only the most confused pairs.
 const MATRIX: usize = 30;
-/// Confused pairs that are listed.
+/// The number of confused pairs to list.
 const PAIRS: usize = 20;
 
 /// Predictions of one classifier on the test split.
@@ -22,10 +22,10 @@ pub struct Evaluation {
     pub predictions: BTreeMap<i64, (i64, i64)>,
 }
 
-/// The classifiers of a run: the linear probe, then kNN for each k. None where there are no labels.
+/// The classifiers of a run: the linear probe, then kNN for each k. Empty if there are no labels.
 ///
 /// # Errors
-/// When an evaluation is gone or damaged.
+/// When an evaluation is missing or damaged.
 pub fn read(store: &Store, run: &Run) -> anyhow::Result<Vec<Evaluation>> {
     let mut found: Vec<Evaluation> = Vec::new();
     for (stage, title) in [("linear_probe", "Linear probe"), ("knn", "kNN")] {
@@ -42,7 +42,7 @@ pub fn read(store: &Store, run: &Run) -> anyhow::Result<Vec<Evaluation>> {
 }
 
 impl Evaluation {
-    /// Labels that occur, ascending, and how often each (label, predicted) occurs.
+    /// The labels that occur, ascending, and the count of each pair (label, predicted).
     fn counts(&self) -> (Vec<i64>, HashMap<(i64, i64), usize>) {
         let mut labels: Vec<i64> = self.predictions.values().flat_map(|(label, guess)| [*label, *guess]).collect();
         labels.sort_unstable();

@@ -1,4 +1,4 @@
-//! The page of a data set: what it holds, pictures of its classes, and images that are there twice.
+//! The HTML page of a data set: facts, pictures of its classes, and duplicates.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use crate::{
     stage::duplicates::Place,
 };
 
-/// Pairs of a kind that are shown.
+/// The most pairs of each kind to show.
 const PAIRS: usize = 60;
-/// Classes that are shown, and pictures of each.
+/// The most classes to show, and pictures per class.
 const CLASSES: usize = 24;
 const EXAMPLES: usize = 6;
-/// Side of a picture.
+/// Side of a picture in pixels.
 const SIDE: u32 = 96;
 
-/// The page of `contents`, which were read from `data`; `facts` are rows of what, then a value for each split.
+/// The page of `contents`, which were read from `data`. A row of `facts` is a label and a value per split.
 ///
 /// # Errors
 /// When an image cannot be read.
@@ -64,7 +64,7 @@ pub fn render(title: &str, contents: &Contents, data: &Artifact, facts: &[Vec<St
     page::fill(&format!("{title} · snclr data"), &data)
 }
 
-/// A few images of each of the first classes, from all over the split; of all where there are no classes.
+/// A few images of each of the first classes, spread over the split; of the whole split if there are no classes.
 fn examples(contents: &SplitContents, pictures: &mut Pictures) -> anyhow::Result<Vec<Value>> {
     let name = contents.split.as_str();
     let Some(split) = pictures.splits.get(name) else { return Ok(Vec::new()) };
@@ -93,7 +93,7 @@ fn examples(contents: &SplitContents, pictures: &mut Pictures) -> anyhow::Result
     Ok(rows)
 }
 
-/// The pictures of the page, each once.
+/// The pictures of the page, without repetitions.
 struct Pictures {
     sheet: Sheet,
     splits: BTreeMap<String, Split>,

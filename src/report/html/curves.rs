@@ -1,4 +1,4 @@
-//! Curves over training: what is drawn, and how a long run becomes a few hundred points.
+//! Curves over training: which columns are drawn, and how a long run is reduced to a few hundred points.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,16 @@ use crate::{
     },
 };
 
-/// Most points of a curve.
+/// The most points in a curve.
 const POINTS: usize = 240;
 
-/// A chart: group, table, column, title, and what it tells.
+/// A chart: group, table, column, title, explanation.
 type Chart = (&'static str, tables::Table, Column, &'static str, &'static str);
 
 const CHARTS: [Chart; 17] = [
-    ("Training", METRICS, column::LOSS, "Loss", "What training lowers. Losses of different methods do not compare."),
+    ("Training", METRICS, column::LOSS, "Loss", "Training lowers it. Losses of different methods cannot be compared."),
     ("Training", METRICS, column::LEARNING_RATE, "Learning rate", "Warm-up, then a cosine to 0."),
-    ("Training", METRICS, column::MOMENTUM, "Momentum", "How much of the momentum branch stays in each step."),
+    ("Training", METRICS, column::MOMENTUM, "Momentum", "Share of the momentum branch that each step keeps."),
     ("Training", TIMING, column::IMAGES_PER_SECOND, "Images per second", "Speed of training on this machine."),
     (
         "Health",
@@ -39,9 +39,9 @@ const CHARTS: [Chart; 17] = [
         METRICS,
         column::KNN_TOP1,
         "kNN top-1 during training",
-        "Of a part of both splits; see health.knn_every_epochs.",
+        "Measured on a part of both splits; see health.knn_every_epochs.",
     ),
-    ("Health", METRICS, column::EFFECTIVE_RANK, "Effective rank", "How many directions the projections use."),
+    ("Health", METRICS, column::EFFECTIVE_RANK, "Effective rank", "Number of directions that the projections use."),
     ("Health", METRICS, column::ALIGNMENT, "Alignment", "Squared distance of an image's two views; lower is closer."),
     (
         "Health",
@@ -55,35 +55,35 @@ const CHARTS: [Chart; 17] = [
         POSITIVENESS,
         column::EFFECTIVE_POSITIVES,
         "Effective positives",
-        "How many positives of equal weight would be as spread out; 1 is the own other view alone.",
+        "Number of positives of equal weight that would be as spread out; 1 means the other view of the image only.",
     ),
     (
         "Positives",
         POSITIVENESS,
         column::OWN_SHARE,
         "Share of the own view",
-        "Weight on the other view of the own image.",
+        "Weight on the other view of the same image.",
     ),
     (
         "Positives",
         POSITIVENESS,
         column::SAME_CLASS_MASS,
         "Weight on the own class",
-        "Of the weight on all positives, the own view among them; labels are not used in training.",
+        "Share of the weight on all positives, including the other view; training does not use labels.",
     ),
     (
         "Positives",
         POSITIVENESS,
         column::NEIGHBOUR_SAME_CLASS_MASS,
-        "Weight on the own class, neighbours alone",
-        "The same without the own view.",
+        "Weight on the own class, neighbours only",
+        "The same without the other view.",
     ),
     (
         "Positives",
         POSITIVENESS,
         column::LABEL_AGREEMENT,
         "Neighbours of the own class",
-        "Share of the neighbours, each counted alike.",
+        "Share of the neighbours, all counted equally.",
     ),
     (
         "Positives",
@@ -102,10 +102,10 @@ const CHARTS: [Chart; 17] = [
     ),
 ];
 
-/// All charts of which some run has a point, with one series per run that has any.
+/// All charts for which a run has points, with one series per such run.
 ///
 /// # Errors
-/// When a run's pretraining is gone or damaged, or has no column of a chart.
+/// When the pretraining of a run is missing or damaged, or lacks the column of a chart.
 pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     let mut tables = Vec::with_capacity(runs.len());
     for run in runs {
@@ -132,7 +132,7 @@ pub fn charts(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<Value>> {
     Ok(charts)
 }
 
-/// Epoch and value of each row that has one. Timing knows no epochs; `metrics` says which one a step is of.
+/// Epoch and value of each row that has a value. The timing table has no epochs; `metrics` maps its steps to epochs.
 fn points(table: &Table, column: Column, metrics: &Table) -> anyhow::Result<Vec<[f64; 2]>> {
     let epochs: HashMap<Option<i64>, Option<f64>> =
         metrics.integers(column::STEP)?.into_iter().zip(metrics.reals(column::EPOCH)?).collect();
@@ -142,14 +142,14 @@ fn points(table: &Table, column: Column, metrics: &Table) -> anyhow::Result<Vec<
     Ok(table.integers(column::STEP)?.into_iter().zip(table.reals(column)?).filter_map(point).collect())
 }
 
-/// Means of runs of neighbouring points, so that at most [`POINTS`] are left.
+/// Averages neighbouring points, so that at most [`POINTS`] remain.
 fn thin(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
     let width = points.len().div_ceil(POINTS).max(1);
     let mean = |points: &[[f64; 2]]| [0, 1].map(|i| points.iter().map(|p| p[i]).sum::<f64>() / points.len() as f64);
     points.chunks(width).map(mean).collect()
 }
 
-/// A number to the digits that a picture shows.
+/// A number rounded to the digits that a chart can show.
 pub fn short(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }

@@ -1,4 +1,4 @@
-//! The augmentation gallery: a few training images with every crop that the first epoch trained on.
+//! The augmentation gallery: a few training images with all their crops in the first epoch.
 
 use serde_json::{Value, json};
 
@@ -9,9 +9,9 @@ use crate::{
     spec::Experiment,
 };
 
-/// Images that are shown.
+/// Number of images to show.
 const IMAGES: usize = 6;
-/// Longest side of a picture.
+/// The longest side of a picture in pixels.
 const SIDE: u32 = 96;
 
 /// The gallery of `train` with the augmentations and the seed of the run: what training saw, pixel by pixel.

@@ -1,4 +1,4 @@
-//! The map of the test images by their embeddings: PCA and t-SNE in the plane, labels, predictions, pictures.
+//! The map of the test images: their embeddings in the plane by PCA and t-SNE, with labels, predictions and pictures.
 
 use arrow::compute::filter_record_batch;
 use serde_json::{Value, json};
@@ -12,14 +12,14 @@ use crate::{
     tables::{FEATURES, column::SPLIT},
 };
 
-/// Most images on the map.
+/// The most images on the map.
 const POINTS: usize = 1000;
-/// Coordinates go from 0 to this.
+/// Coordinates range from 0 to this.
 const EXTENT: f64 = 1000.0;
-/// Longest side of a picture.
+/// The longest side of a picture in pixels.
 const SIDE: u32 = 48;
 
-/// The map; null when there are no embeddings of test images.
+/// The map; null if there are no embeddings of test images.
 ///
 /// # Errors
 /// When embeddings or images cannot be read.
@@ -54,7 +54,7 @@ pub fn draw(embed: &Artifact, test: &Split, evaluations: &[Evaluation]) -> anyho
     }))
 }
 
-/// Features of the test split alone; those of the training split need not fit in memory.
+/// Features of the test split only; those of the training split may not fit in memory.
 fn test_features(embed: &Artifact) -> anyhow::Result<Features> {
     let of_test = embed.read(FEATURES.name)?.map(|batch| {
         let batch = batch?;
@@ -80,7 +80,7 @@ fn subsample(features: Features) -> Features {
     }
 }
 
-/// Whole-numbered coordinates with one scale for both axes, in the middle of the square.
+/// Rounds coordinates to whole numbers, centred in the square, with one scale for both axes.
 fn place(points: &[[f64; 2]]) -> Vec<[i64; 2]> {
     let range = [0, 1].map(|axis| {
         let values = || points.iter().map(|point| point[axis]);

@@ -1,4 +1,4 @@
-//! The HTML report: one self-contained page per run or per comparison, drawn by its own script from data within it.
+//! The HTML report: one self-contained page per run or comparison, which its own script draws from data in the page.
 
 #![allow(clippy::disallowed_methods, reason = "a page is no result")]
 
@@ -27,14 +27,14 @@ use crate::{
     tables::{self, column},
 };
 
-/// Stands before the best value of a row of scores.
+/// Marks the best value in a row of scores.
 const BEST: &str = "★ ";
 
 /// The page of `runs`: the report of one, or the comparison of several. The same runs give the same bytes.
 ///
 /// # Errors
-/// When a run's artifacts are gone, damaged, or of an earlier version of this program. A run without results has its curves so
-/// far, and no more.
+/// When artifacts of a run are missing, damaged, or from an older version of this program. A run without results has only its
+/// curves so far.
 pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     let mut distinct: Vec<Run> = Vec::new();
     for run in runs {
@@ -47,7 +47,7 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     let groups = group::single(&distinct);
     comparison.look_at_artifacts(store, &groups);
     comparison.add_gains(store, &groups)?;
-    // The grid has them.
+    // The grid shows these already.
     let gains = |i: usize| -> serde_json::Map<String, Value> {
         let of_run = |(metric, gains): &(String, Vec<Option<Paired>>)| {
             Some((metric.clone(), Value::from(grid::difference(gains[i].as_ref()?))))
@@ -74,7 +74,7 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     page::fill(&title, &data)
 }
 
-/// What there is to say of a run in any report.
+/// The data about a run that every report has.
 fn about(store: &Store, run: &Run) -> anyhow::Result<Value> {
     let record = &run.record;
     let why = record.unfinished.iter().flat_map(|unfinished| &unfinished.why).flat_map(|why| why.lines());
@@ -98,7 +98,7 @@ fn about(store: &Store, run: &Run) -> anyhow::Result<Value> {
     }))
 }
 
-/// What only the report of one run has: classes, map, gallery, neighbours.
+/// The data that only the report of a single run has: classes, map, gallery, neighbours.
 fn details(store: &Store, run: &Run) -> anyhow::Result<Value> {
     let experiment = run.experiment()?;
     let data = artifacts::stage_in_part(store, run, "data")?;

@@ -1,4 +1,4 @@
-//! The picture that explains SNCLR: an image, its neighbours in the queue and their positiveness, early against late.
+//! The neighbours of a few images in the queue, with their positiveness, early and late in training.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::{curves::short, pictures::Sheet};
 use crate::{dataset::Split, report::artifacts::Table, tables::column};
 
-/// Neighbours that are shown of an image, those of the largest weight.
+/// The number of neighbours to show per image: those of the largest weight.
 const SHOWN: usize = 12;
-/// Longest side of a picture.
+/// The longest side of a picture in pixels.
 const SIDE: u32 = 64;
 
 /// One look-up of an image.
@@ -17,23 +17,23 @@ const SIDE: u32 = 64;
 struct Moment {
     step: i64,
     epoch: f64,
-    /// From the most similar on.
+    /// Neighbours, the most similar first.
     neighbours: Vec<Neighbour>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct Neighbour {
-    /// None for a random vector that the queue began with.
+    /// None for a random vector from the start of the queue.
     sample: Option<i64>,
     label: Option<i64>,
     weight: f64,
     similarity: f64,
 }
 
-/// The watched images with their neighbours, from the table that pretraining wrote; no images when it is empty.
+/// The watched images with their neighbours, from the table of pretraining; no images if it is empty.
 ///
 /// # Errors
-/// When an image cannot be read, or the table has not its columns.
+/// When an image cannot be read, or the table lacks a column.
 pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
     let mut sheet: Option<Sheet> = None;
     let mut tiles = BTreeMap::new();
@@ -72,7 +72,7 @@ pub fn draw(table: &Table, train: &Split) -> anyhow::Result<Value> {
     Ok(json!({ "queries": queries, "sheet": sheet.map(|sheet| sheet.to_json()).transpose()? }))
 }
 
-/// Look-ups of each image, in their order.
+/// The look-ups of each image, in order.
 fn by_query(table: &Table) -> anyhow::Result<BTreeMap<i64, Vec<Moment>>> {
     let (steps, epochs) = (table.integers(column::STEP)?, table.reals(column::EPOCH)?);
     let queries = table.integers(column::QUERY_SAMPLE)?;
@@ -92,7 +92,7 @@ fn by_query(table: &Table) -> anyhow::Result<BTreeMap<i64, Vec<Moment>>> {
     Ok(found)
 }
 
-/// The first look-up that found images alone (the first of all, when none did), and the last one.
+/// The first look-up that found only images (or else the very first), and the last one.
 fn early_and_late(moments: &[Moment]) -> Vec<&Moment> {
     let only_images = |moment: &&Moment| moment.neighbours.iter().all(|neighbour| neighbour.sample.is_some());
     let early = moments.iter().find(only_images).or(moments.first());

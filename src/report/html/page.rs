@@ -1,9 +1,9 @@
-//! The page's text: template, style, script and data in one file that needs nothing else.
+//! Assembles the page: template, style, script and data in one file.
 
 use anyhow::ensure;
 use serde_json::Value;
 
-/// A page may be mailed around.
+/// The largest page: small enough to send by mail.
 const LARGEST: usize = 5 << 20;
 
 const PAGE: &str = include_str!("page.html");
@@ -20,14 +20,14 @@ const SCRIPT: &str = concat!(
     include_str!("script/selftest.js"),
 );
 
-/// Puts title and data into the page.
+/// Inserts title and data into the template.
 ///
 /// # Errors
-/// When the page would be too large.
+/// When the page is too large.
 pub fn fill(title: &str, data: &Value) -> anyhow::Result<String> {
     let mut page = String::new();
     let mut rest = PAGE;
-    // One pass: what is put in is not looked at again.
+    // One pass, so that inserted text is never taken for a slot.
     while let Some((before, after)) = rest.split_once("{{") {
         let (slot, after) = after.split_once("}}").expect("the template closes its slots");
         page += before;

@@ -2,8 +2,8 @@
 
 use nalgebra::DMatrix;
 
-/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points to where its farthest vector lies, so that
-/// no sign is left to chance.
+/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points towards its farthest vector, so that its sign
+/// is defined.
 pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
     if rows.is_empty() {
         return Vec::new();
@@ -14,7 +14,7 @@ pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
         let mean = column.mean();
         column.add_scalar_mut(-mean);
     }
-    // The smaller of both Gram matrices has the same eigenvalues.
+    // Both Gram matrices have the same eigenvalues: take the smaller one.
     let columns = if dim <= n {
         let eigen = (x.transpose() * &x).symmetric_eigen();
         largest(&eigen.eigenvalues).map(|axis| axis.map(|i| &x * eigen.eigenvectors.column(i)))
@@ -32,7 +32,7 @@ pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
     (0..n).map(|i| [columns[0][i], columns[1][i]]).collect()
 }
 
-/// Places of the two largest values.
+/// Indices of the two largest values.
 fn largest(values: &nalgebra::DVector<f64>) -> [Option<usize>; 2] {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));

@@ -1,4 +1,4 @@
-//! Small pictures in one sheet, as a data URI: the page holds its images itself.
+//! Packs small pictures into one sheet as a data URI, so that the page contains its images.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{
@@ -24,7 +24,7 @@ impl Sheet {
         Sheet { side: (size.min(largest) / BLOCK * BLOCK).max(2 * BLOCK), tiles: Vec::new() }
     }
 
-    /// Adds the centre of a picture; returns the tile's number.
+    /// Adds the centre of a picture, and returns the number of its tile.
     pub fn add(&mut self, image: &RgbImage) -> usize {
         let side = image.width().min(image.height());
         let (x, y) = ((image.width() - side) / 2, (image.height() - side) / 2);

@@ -1,4 +1,4 @@
-//! t-SNE (van der Maaten and Hinton 2008), exact, from a given start; the same bits whatever the number of threads.
+//! Exact t-SNE (van der Maaten and Hinton 2008) from a given start, with the same bits for any number of threads.
 //!
 //! p_ij are similarities of the vectors, q_ij those of the points; gradient descent moves the points so that q follows p.
 
@@ -6,13 +6,13 @@ use rayon::prelude::*;
 
 const PERPLEXITY: f64 = 30.0;
 const STEPS: usize = 500;
-/// Steps in which p is exaggerated, so that groups can pass each other; and by how much.
+/// The number of first steps in which p is exaggerated, so that groups can pass each other, and the factor.
 const EXAGGERATED: usize = 150;
 const EXAGGERATION: f64 = 12.0;
-/// Fewer vectors have no groups to show.
+/// With fewer vectors there are no groups to show.
 const FEWEST: usize = 12;
 
-/// Points of `rows` [n, dim]; `start` [n] are the points to begin with, of any scale. None for few vectors.
+/// Places `rows` [n, dim] in the plane; `start` [n] are the initial points, of any scale. None for few vectors.
 pub fn project(rows: &[f32], dim: usize, start: &[[f64; 2]]) -> Option<Vec<[f64; 2]>> {
     let n = start.len();
     if n < FEWEST {
@@ -28,7 +28,7 @@ pub fn project(rows: &[f32], dim: usize, start: &[[f64; 2]]) -> Option<Vec<[f64;
         for (i, g) in gradient(&p, &y, exaggeration).into_iter().enumerate() {
             for axis in 0..2 {
                 let (v, gain) = (&mut velocity[i][axis], &mut gains[i][axis]);
-                // A step that goes on in its direction grows, one that turns back shrinks.
+                // A step in the same direction as before grows; one that turns back shrinks.
                 *gain = if (g[axis] > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
                 *v = momentum * *v - rate * *gain * g[axis];
                 y[i][axis] += *v;

@@ -1,7 +1,7 @@
-//! The live view on a terminal: the stages and their states, a bar with the time left, and the course of the figures.
+//! The live view on a terminal: the state of each stage, a progress bar with the time left, and sparklines of the figures.
 //!
-//! Everything is drawn by indicatif below the lines that stay, and is gone when the view is dropped: also when the program
-//! panics or is interrupted, nothing is left behind and no setting of the terminal has been changed.
+//! indicatif draws it below the permanent lines. It disappears when the view is dropped. It changes no settings of the
+//! terminal, so nothing is left behind after a panic or an interruption.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::sparkline::Series;
 
-/// Blocks of a figure's course.
+/// The width of a sparkline in blocks.
 const WIDTH: usize = 24;
 
 /// State of a stage in the view.
@@ -33,7 +33,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// A view of `stages`, none of which has begun.
+    /// A view of `stages` before the first one starts.
     pub fn new(stages: &[&'static str], target: ProgressDrawTarget, colour: bool) -> Self {
         let all = MultiProgress::with_draw_target(target);
         let text = || ProgressBar::new_spinner().with_style(style("{msg}"));
@@ -44,7 +44,7 @@ impl Live {
         view
     }
 
-    /// A stage has come to a state.
+    /// Sets the state of a stage.
     pub fn stage(&mut self, name: &str, state: StageState) {
         self.stages.iter_mut().filter(|(stage, _)| *stage == name).for_each(|stage| stage.1 = state);
         self.draw_graph();
@@ -55,7 +55,7 @@ impl Live {
         self.graph.set_message(line);
     }
 
-    /// A piece of work begins.
+    /// Starts the progress bar of a stage.
     pub fn begin(&mut self, stage: &str, total: Option<u64>, unit: &str) {
         let template = match total {
             Some(_) => format!("{{prefix:<18}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{eta}} left"),
@@ -68,7 +68,7 @@ impl Live {
         self.work = Some(bar);
     }
 
-    /// More of it is done, `done` in all; `first` starts the clock that the time left is reckoned by.
+    /// Moves the bar to `done`. `first` starts the clock from which the time left is estimated.
     pub fn advance(&self, done: u64, first: bool) {
         if let Some(bar) = &self.work {
             bar.set_position(done);
@@ -78,7 +78,7 @@ impl Live {
         }
     }
 
-    /// The work has ended.
+    /// Removes the progress bar.
     pub fn end(&mut self) {
         if let Some(bar) = self.work.take() {
             bar.finish_and_clear();
@@ -86,12 +86,12 @@ impl Live {
         self.figures.set_message("");
     }
 
-    /// Shows the figures and what the process uses.
+    /// Shows the figures, and the CPU and memory in use.
     pub fn figures(&self, series: &[(String, Series)], usage: &str) {
         self.figures.set_message(line(series, usage));
     }
 
-    /// Prints above the view.
+    /// Prints a permanent line above the view.
     pub fn suspend(&self, print: impl FnOnce()) {
         self.all.suspend(print);
     }
@@ -109,7 +109,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// The stages in a line, each behind a sign of its state.
+/// The stages in one line, each after a sign of its state.
 fn graph(stages: &[(&'static str, StageState)], colour: bool) -> String {
     let stage = |(name, state): &(&str, StageState)| {
         let (sign, code) = match state {
@@ -123,13 +123,13 @@ fn graph(stages: &[(&'static str, StageState)], colour: bool) -> String {
     stages.iter().map(stage).collect::<Vec<_>>().join("  ")
 }
 
-/// The figures in a line, each with its course, and behind them what the process uses.
+/// The figures in one line, each with its sparkline, then the CPU and memory in use.
 fn line(series: &[(String, Series)], usage: &str) -> String {
     let shown = series.iter().map(|(name, series)| format!("{name} {} {}", short(series.last()), series.blocks(WIDTH)));
     shown.chain((!usage.is_empty()).then(|| usage.to_owned())).collect::<Vec<_>>().join("  ")
 }
 
-/// A figure in about four digits.
+/// A number in about four digits.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => format!("{value:.0}"),

@@ -1,4 +1,4 @@
-//! Progress on stderr: a live view on a terminal, a line every ten seconds elsewhere, nothing with `-q`, more with `-v`.
+//! Shows progress on stderr: a live view on a terminal, else a line every ten seconds; nothing with `-q`, more with `-v`.
 
 mod live;
 mod sparkline;
@@ -21,10 +21,10 @@ use work::Work;
 
 pub use work::duration;
 
-/// Longest silence of a working stage when lines are printed.
+/// The longest time without a line while a stage runs.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// The live view's figures are drawn at most this often.
+/// The shortest time between two updates of the figures in the live view.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
 
 /// How progress is shown.
@@ -38,7 +38,7 @@ pub enum Mode {
     Quiet,
 }
 
-/// How much is told.
+/// How much is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verbosity {
     /// Warnings and results.
@@ -50,7 +50,7 @@ pub enum Verbosity {
 }
 
 impl Mode {
-    /// What suits stderr.
+    /// The mode for the stderr at hand.
     fn detect(quiet: bool) -> Mode {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         match () {
@@ -61,11 +61,11 @@ impl Mode {
     }
 }
 
-/// Shows what goes on, and keeps the warnings.
+/// Shows progress, and collects the warnings.
 pub struct Reporter {
     mode: Mode,
     details: bool,
-    /// In front of every line.
+    /// Printed at the start of every line.
     prefix: String,
     state: Mutex<State>,
 }
@@ -75,7 +75,7 @@ struct State {
     stage: String,
     work: Option<Work>,
     live: Option<Live>,
-    /// The course of the figures that the stage has told, in the order of their first values.
+    /// The figures that the stage has reported so far, in the order of their first values.
     series: Vec<(String, Series)>,
     usage: Usage,
     drawn: Option<Instant>,
@@ -83,20 +83,20 @@ struct State {
 }
 
 impl Reporter {
-    /// A reporter that has nothing to show yet, on stderr.
+    /// A reporter on stderr.
     pub fn new(verbosity: Verbosity) -> Self {
         let mode = Mode::detect(verbosity == Verbosity::Quiet);
         Reporter { mode, details: verbosity == Verbosity::Verbose, prefix: String::new(), state: Mutex::default() }
     }
 
-    /// One of several reporters that print at once: plain lines instead of the live view, each with `prefix` in front.
+    /// A reporter among several that print at the same time: plain lines instead of the live view, each starting with `prefix`.
     pub fn beside_others(verbosity: Verbosity, prefix: String) -> Self {
         let reporter = Reporter::new(verbosity);
         let mode = if reporter.mode == Mode::Live { Mode::Lines } else { reporter.mode };
         Reporter { mode, prefix, ..reporter }
     }
 
-    /// What is about to be gone through.
+    /// Announces the stages, in order.
     pub fn stages(&self, stages: &[&'static str]) {
         if self.mode == Mode::Live {
             let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -105,7 +105,7 @@ impl Reporter {
         }
     }
 
-    /// There is nothing left to go through: the live view disappears.
+    /// Says that all stages are done, which removes the live view.
     pub fn done(&self) {
         self.stage_ends();
         self.state().live = None;
@@ -116,32 +116,32 @@ impl Reporter {
         self.state().warnings.clone()
     }
 
-    /// A stage whose artifact was there.
+    /// Reports a stage whose artifact was in the store.
     pub fn stage_cached(&self, stage: &str, key: &str) {
         self.line(&format!("{stage:<18} cached  {key}"));
         self.show(stage, StageState::Cached);
     }
 
-    /// The shared cache is asked for a stage's artifact.
+    /// Reports that the artifact of a stage is looked for in the shared cache.
     pub fn stage_fetches(&self, stage: &str) {
         self.state().stage = stage.to_owned();
         self.show(stage, StageState::Running);
     }
 
-    /// A stage whose artifact came out of the shared cache; `made` says where it was made.
+    /// Reports a stage whose artifact was fetched from the shared cache; `made` says where it was made.
     pub fn stage_fetched(&self, stage: &str, key: &str, made: &str) {
         self.line(&format!("{stage:<18} fetched {key}  made on {made}"));
         self.show(stage, StageState::Cached);
     }
 
-    /// A stage begins to work.
+    /// Reports that a stage starts.
     pub fn stage_begins(&self, stage: &str, reason: &str) {
         self.line(&format!("{stage:<18} runs    {reason}"));
         self.state().stage = stage.to_owned();
         self.show(stage, StageState::Running);
     }
 
-    /// The stage stopped working, well or not.
+    /// Reports that the stage has stopped, finished or not.
     pub fn stage_ends(&self) {
         let mut state = self.state();
         state.work = None;
@@ -151,7 +151,7 @@ impl Reporter {
         }
     }
 
-    /// A stage ran and has its artifact.
+    /// Reports that a stage ran to its end.
     pub fn stage_ran(&self, stage: &str, key: &str, time: Duration) {
         self.line(&format!("{stage:<18} ran     {key}  in {}", duration(time)));
         self.show(stage, StageState::Ran);
@@ -173,7 +173,7 @@ impl Reporter {
         }
     }
 
-    /// A line on stderr, above the live view if there is one. Nobody may be listening: that is no error.
+    /// Prints a line on stderr, above the live view if there is one. A closed stderr is no error.
     fn print(&self, text: &str) {
         let state = self.state();
         let print = || drop(writeln!(std::io::stderr(), "{}{text}", self.prefix));

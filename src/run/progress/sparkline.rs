@@ -1,23 +1,23 @@
-//! The course of a figure as a row of block characters.
+//! Sparklines: the history of a figure as a row of block characters.
 
-/// Points that are kept; when there are more, neighbours are averaged.
+/// The number of points to keep. When there are more, neighbours are averaged.
 const POINTS: usize = 256;
 
 const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// What a figure was so far, in at most [`POINTS`] averages over equal stretches.
+/// The history of a figure, as at most [`POINTS`] averages over equal numbers of values.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     means: Vec<f64>,
     /// Values per mean.
     stretch: usize,
-    /// Sum and number of the values of the stretch under way.
+    /// Sum and number of the values that are not averaged yet.
     open: (f64, usize),
     last: f64,
 }
 
 impl Series {
-    /// Adds a value; what is not finite is left out.
+    /// Adds a value, unless it is infinite or NaN.
     pub fn push(&mut self, value: f64) {
         if !value.is_finite() {
             return;

@@ -1,13 +1,13 @@
-//! What the process uses of the machine, for the live view.
+//! CPU and memory in use by this process, for the live view.
 
 use std::time::{Duration, Instant};
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-/// The system is asked at most this often.
+/// The shortest time between two questions to the system.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// Processors and memory of this process, as they were a moment ago.
+/// CPU and memory in use by this process, as of at most a second ago.
 #[derive(Debug, Default)]
 pub struct Usage {
     system: Option<System>,
@@ -16,7 +16,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// `cpu 195 %  memory 410 MB`; empty where the system does not tell.
+    /// `cpu 195 %  memory 410 MB`; empty if the system does not say.
     pub fn text(&mut self) -> String {
         if self.asked.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
             self.asked = Some(Instant::now());

@@ -1,27 +1,27 @@
-//! How far a stage is, how fast it goes, and how long it will take.
+//! Progress, speed and remaining time of a running stage.
 
 use std::time::{Duration, Instant};
 
-/// The work of a stage under way.
+/// The progress of a running stage.
 #[derive(Debug)]
 pub struct Work {
     pub total: Option<u64>,
     pub unit: String,
     pub done: u64,
-    /// Where the pace is measured from: the first report, which on resuming holds what an earlier run did.
+    /// Time and progress of the first report, from which speed is measured. After a resume it includes earlier work.
     pub pace: Option<(Instant, u64)>,
     pub message: String,
     pub last_line: Instant,
 }
 
 impl Work {
-    /// Nothing is done yet.
+    /// The start of a stage.
     pub fn new(total: Option<u64>, unit: &str) -> Self {
         let (unit, message, last_line) = (unit.to_owned(), String::new(), Instant::now());
         Work { total, unit, done: 0, pace: None, message, last_line }
     }
 
-    /// More is done; whether it was the first report.
+    /// Notes more progress, and says whether this was the first report.
     pub fn advance(&mut self, count: u64) -> bool {
         self.done += count;
         let first = self.pace.is_none();
@@ -31,7 +31,7 @@ impl Work {
         first
     }
 
-    /// One line about it.
+    /// The progress as one line.
     pub fn line(&self, stage: &str) -> String {
         let mut line = self.done.to_string();
         if let Some(total) = self.total {
@@ -48,12 +48,12 @@ impl Work {
         if !self.message.is_empty() {
             line += &format!(", {}", self.message);
         }
-        // What is looked at before the first stage is of none.
+        // Work before the first stage belongs to no stage.
         if stage.is_empty() { line } else { format!("{stage}: {line}") }
     }
 }
 
-/// A length of time for people: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 7 min`.
+/// A duration as text: `0.4 s`, `12 s`, `3 min 5 s`, `2 h 7 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {

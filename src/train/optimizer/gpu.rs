@@ -1,5 +1,5 @@
-//! Optimisers on a GPU, with loss scaling for f16, and what follows the parameters in the same pass: the moving average and
-//! copies in half precision. Nothing here waits for the device.
+//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in half precision.
+//! Nothing here waits for the device.
 
 use std::ops::Range;
 
@@ -37,35 +37,35 @@ pub static SOURCE: Source = Source {
 
 /// Elements per block of an update.
 const CHUNK: usize = 4096;
-/// Most blocks of a pass over a whole buffer.
+/// The most blocks in a pass over a whole buffer.
 const BLOCKS: usize = 2048;
-/// Loss scale to begin with, and steps without overflow after which it doubles (torch's defaults).
+/// Initial loss scale, and the number of steps without overflow after which it doubles (torch's defaults).
 pub(super) const FIRST_SCALE: f32 = 65536.0;
 const GROWTH_INTERVAL: i32 = 2000;
-/// Floats of the state that a checkpoint holds.
+/// Number of floats of the state in a checkpoint.
 const KEPT: usize = 5;
 
-/// What follows the parameters in the pass that moves them, as the kernels take it: the average, and the encoders' copies in
-/// half precision.
+/// The buffers that the pass over the parameters also updates, as arguments of the kernels: the average, and the encoders'
+/// copies in half precision.
 fn followers<D: GpuTensors>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
     let (len, encoder, m) = (params.all().len(), params.encoder(), average.map_or(0.0, |average| average.momentum));
-    assert!(averaged <= len && encoder <= len, "what follows is part of the parameters");
+    assert!(averaged <= len && encoder <= len, "the buffers to update are no longer than the parameters");
     let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
     let half = [params.half(), target.and_then(Params::half)].map(|half| Arg::optional(half, Kind::F16, encoder));
     let target = Arg::optional(target.map(Params::all), Kind::F32, averaged);
     [target, Arg::count(averaged), keep, take, half[0], half[1], Arg::count(encoder)]
 }
 
-/// How loss scaling went.
+/// Statistics of loss scaling.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaling {
     /// Factor on the gradients of the features.
     pub scale: f32,
     /// Updates that were skipped because a gradient overflowed.
     pub skipped: u64,
-    /// Updates that were taken.
+    /// Updates that were applied.
     pub taken: u64,
 }
 
@@ -82,14 +82,14 @@ pub struct OptimizerGpu {
     config: OptimizerConfig,
     gpu: Gpu,
     layout: Layout,
-    /// Which tensors are moved, and the chunks of all on the device.
+    /// Which tensors are updated, and the chunks of all tensors on the device.
     chunks: Option<(Vec<bool>, Buffer, usize)>,
-    /// One or two buffers, laid out like the parameters.
+    /// One or two moments, in the layout of the parameters.
     moments: Vec<Buffer>,
-    /// [`KEPT`] floats: loss scale, steps since it changed, whether this update is skipped, skipped updates, updates taken;
-    /// and what this update multiplies gradients by.
+    /// [`KEPT`] floats (loss scale, steps since it changed, whether this update is skipped, skipped updates, applied updates),
+    /// then the factor on the gradients of this update.
     state: Buffer,
-    /// Whether gradients of the first so many parameters are scaled; 0 for f32.
+    /// Number of parameters, from the first, whose gradients are scaled; 0 for f32.
     scaled: usize,
 }
 
@@ -106,8 +106,8 @@ impl OptimizerGpu {
         Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
     }
 
-    /// Moves the parameters, and what follows them, by one step. An update whose f16 gradients overflowed is skipped, and
-    /// counted; what follows does so all the same.
+    /// Updates the parameters, the average and the copies by one step. An update whose f16 gradients overflowed is skipped and
+    /// counted; average and copies are updated all the same.
     fn step<D: GpuTensors>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
         let Update { params, gradients, batches, learning_rate, trains, average } = update;
         let len = self.layout.len();
@@ -163,7 +163,7 @@ impl OptimizerGpu {
         }
     }
 
-    /// Lays out the chunks of all tensors, unless the same ones are moved as the last time.
+    /// Lays out the chunks of all tensors, unless the same tensors are updated as last time.
     fn find_chunks(&mut self, moved: Vec<bool>) -> Result<(), GpuError> {
         if self.chunks.as_ref().is_some_and(|(known, ..)| *known == moved) {
             return Ok(());
@@ -198,7 +198,7 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         let len = average.target.all().len();
         let from = params.all().part(0..len).arg(Kind::F32, len);
         let args = [&[from, Arg::count(len)][..], &followers(params, Some(&average))].concat();
-        // SAFETY: there are `len` parameters, and what follows is no longer.
+        // SAFETY: there are `len` parameters, and the buffers to update are no longer.
         unsafe { self.device().launch(&SOURCE, "follow_all", strided(len), &args) }
     }
 
@@ -226,7 +226,7 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
     }
 
-    /// As on the host, and the loss scaling's state in f16.
+    /// As on the host, with the state of loss scaling in f16.
     fn kept(&self, optimizer: &OptimizerGpu) -> Result<Kept<f32>, GpuError> {
         let moment = |i: usize| optimizer.moments.get(i).map(Buffer::read).transpose();
         let state: Vec<f32> = self.device().read(optimizer.state.view().part(0..KEPT))?;

@@ -9,7 +9,7 @@ use super::{Average, Kept, Optimize, Scaling, Update, adamw, ema::ema, lars, mom
 use crate::{
     backend::Host,
     ops::{Real, arena::Layout, buffers::Buffer, normalize, tensor::CpuTensors},
-    train::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due},
+    train::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::StepPlan},
 };
 
 /// An optimiser with its state.
@@ -17,9 +17,9 @@ use crate::{
 pub struct Optimizer<E> {
     config: OptimizerConfig,
     layout: Layout,
-    /// One or two buffers, laid out like the parameters.
+    /// One or two moments, in the layout of the parameters.
     moments: Vec<Vec<E>>,
-    /// Steps taken.
+    /// Number of steps so far.
     steps: i64,
 }
 
@@ -30,8 +30,8 @@ impl<E: Real> Optimizer<E> {
         Self { config: config.clone(), layout: layout.clone(), moments, steps: 0 }
     }
 
-    /// Moves the parameters by one step at learning rate `lr`. Tensors that `trains` refuses are left alone: neither decay nor
-    /// momentum moves them.
+    /// Updates the parameters by one step at learning rate `lr`. Tensors for which `trains` is false do not change at all, by
+    /// decay or momentum either.
     pub fn step(&mut self, params: &mut [E], gradients: &[E], lr: f64, trains: &[bool]) {
         self.steps += 1;
         let steps = self.steps as i32;
@@ -104,8 +104,8 @@ where
         Ok(())
     }
 
-    /// On one of rayon's own threads: from outside, every parallel loop would have to wake one and wait for it.
-    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: Due) -> anyhow::Result<Option<StepRow>> {
+    /// Runs the step on a thread of rayon. From another thread, every parallel loop would have to wake one and wait for it.
+    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         rayon::scope(|_| trainer.step_here(batch, due))
     }
 }

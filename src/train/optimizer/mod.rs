@@ -1,4 +1,4 @@
-//! Optimisers over flat buffers, and what follows the parameters: the momentum branch's average of them.
+//! Optimisers over flat buffers, and the moving average for the momentum branch.
 
 mod adamw;
 mod ema;
@@ -15,7 +15,7 @@ use std::ops::Range;
 
 pub use gpu::Scaling;
 
-use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::Due};
+use super::{Loaded, OptimizerConfig, StepRow, Trainer, schedule::StepPlan};
 use crate::{
     backend::Backend,
     ops::{
@@ -24,27 +24,27 @@ use crate::{
     },
 };
 
-/// What an update is given.
+/// The inputs of an update.
 pub struct Update<'a, B: Backend> {
     pub params: &'a mut B::Params,
     /// Sum over the gradients of `batches` batches.
     pub gradients: &'a mut B::Buffer,
     pub batches: u64,
     pub learning_rate: f64,
-    /// Whether each tensor is moved; neither decay nor momentum moves the others.
+    /// Whether to update each tensor. The others do not change at all, by decay or momentum either.
     pub trains: Vec<bool>,
-    /// What follows in the same pass.
+    /// The average to update in the same pass.
     pub average: Option<Average<'a, B>>,
 }
 
-/// The momentum branch's parameters, which move towards the first ones of the online branch: target <- m target + (1 - m) p.
+/// The parameters of the momentum branch, which average the first ones of the online branch: target <- m target + (1 - m) p.
 /// Running statistics are not averaged: the momentum branch keeps its own.
 pub struct Average<'a, B: Backend> {
     pub target: &'a mut B::Params,
     pub momentum: f64,
 }
 
-/// A device that moves parameters.
+/// A device with optimisers.
 pub trait Optimize: Backend {
     /// An optimiser with its state.
     type Optimizer;
@@ -57,29 +57,29 @@ pub trait Optimize: Backend {
         encoder: usize,
     ) -> Result<Self::Optimizer, Self::Error>;
 
-    /// Moves the parameters by one step, and what follows them.
+    /// Updates the parameters by one step, and the average.
     fn update(&self, optimizer: &mut Self::Optimizer, update: Update<Self>) -> Result<(), Self::Error>;
 
-    /// Moves an average of parameters that have not moved.
+    /// Updates only the average, when the parameters have not changed.
     fn average(&self, params: &Self::Params, average: Average<Self>) -> Result<(), Self::Error>;
 
-    /// Brings rows of `columns` parameters to unit length.
+    /// Scales rows of `columns` parameters to unit length.
     fn normalize_rows(&self, params: &mut Self::Params, range: Range<usize>, columns: usize)
     -> Result<(), Self::Error>;
 
-    /// Multiplies the gradient of an encoder's features by the loss scale, where there is one.
+    /// Multiplies the gradient of an encoder's features by the loss scale, if there is one.
     fn scale_features(&self, optimizer: &Self::Optimizer, g: &mut Self::Buffer) -> Result<(), Self::Error>;
 
-    /// How loss scaling went; None where there is none. Waits for the device.
+    /// Statistics of loss scaling; None without it. Waits for the device.
     fn scaling(&self, optimizer: &Self::Optimizer) -> Result<Option<Scaling>, Self::Error>;
 
-    /// What an optimiser goes on from. Waits for the device.
+    /// The state of an optimiser. Waits for the device.
     fn kept(&self, optimizer: &Self::Optimizer) -> Result<Kept<Self::Real>, Self::Error>;
 
-    /// Goes on from it; what is not there stays as it is.
+    /// Restores the state; missing parts stay as they are.
     fn go_on_from(&self, optimizer: &mut Self::Optimizer, kept: Kept<Self::Real>) -> Result<(), Self::Error>;
 
-    /// What a checkpoint must hold; either device goes on from it. Waits for the device.
+    /// The state for a checkpoint, which any device can restore. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -87,7 +87,7 @@ pub trait Optimize: Backend {
         Ok(self.kept(optimizer)?.into_tensors())
     }
 
-    /// Takes over what [`Optimize::optimizer_state`] gave; tensors of other names are left alone.
+    /// Restores the state of [`Optimize::optimizer_state`]; ignores tensors of other names.
     ///
     /// # Errors
     /// When the device fails.
@@ -103,18 +103,18 @@ pub trait Optimize: Backend {
     ///
     /// # Errors
     /// As of [`Trainer::step`].
-    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: Due) -> anyhow::Result<Option<StepRow>> {
+    fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         trainer.step_here(batch, due)
     }
 }
 
 /// The state of an optimiser.
 pub struct Kept<E> {
-    /// One or two buffers, laid out like the parameters; None where a checkpoint has none.
+    /// One or two moments, in the layout of the parameters; None if a checkpoint lacks them.
     moments: [Option<Vec<E>>; 2],
-    /// Updates taken.
+    /// Number of updates so far.
     steps: Option<i64>,
-    /// Of f16 alone.
+    /// For f16 only.
     loss_scaling: Option<Vec<E>>,
 }
 

@@ -1,4 +1,4 @@
-//! Tensors of flat buffers, as optimisers on the host move them.
+//! Divides flat buffers into tensors, for the optimisers on the host.
 
 use crate::ops::{
     Real,
@@ -20,7 +20,7 @@ impl<E> TensorStep<'_, E> {
     }
 }
 
-/// Cuts the flat buffers into tensors.
+/// Divides the flat buffers into tensors.
 pub fn by_tensor<'a, E: Real>(
     layout: &'a Layout,
     mut params: &'a mut [E],

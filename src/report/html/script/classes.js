@@ -43,5 +43,5 @@ function classes() {
   }
   const views = html("div", { class: "two" });
   const pick = choice("Classifier", evaluations.map((e) => e.name), (i) => views.replaceChildren(perClass(evaluations[i]), confusion(evaluations[i])));
-  section("classes", "Classes", html("p", {}, "Of the test images, on frozen features. Recall is the share of a class's images that were recognised, precision the share of those taken for it that are of it."), pick, views);
+  section("classes", "Classes", html("p", {}, "On test images and frozen features. Recall is the share of a class's images that were predicted as this class, precision the share of the images predicted as this class that belong to it."), pick, views);
 }

@@ -31,7 +31,7 @@ function neighbours() {
       m.rest.count ? html("p", {}, `and ${m.rest.count} more with a weight of ${figure(m.rest.weight)} together`) : null);
   };
   section("neighbours", title,
-    html("p", {}, "Training takes the nearest images in the queue for supporters of an image, each with its positiveness w; the image's own other view counts 1. ✓ marks the image's class. Labels are shown here and never used in training."),
+    html("p", {}, "Training uses the nearest images in the queue as positives of an image, each with its positiveness w; the other view of the image counts 1. ✓ marks the class of the image. Training never uses labels."),
     html("div", { class: "queries" }, queries.map((query) => html("article", { class: "card query" },
       html("div", { class: "asked" }, tile(query.tile, `training image ${query.sample}, ${className(query.label)}`),
         html("h3", {}, className(query.label)), html("small", {}, `image ${query.sample}`)),
