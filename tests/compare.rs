@@ -122,7 +122,7 @@ fn runs_that_differ_in_their_seed_alone_are_one_column() {
     let other = compare(root.path(), &["r0", "r1", "--baseline", "r2"]);
     assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is not among the compared runs\n");
     let changed = compare(root.path(), &["r0", "--sweep", "seed=1,2"]);
-    let told = "error: --method, --set and --sweep change a spec, and none is given by its path\n";
+    let told = "error: --method, --set and --sweep change a spec: give the path of one\n";
     assert_eq!(String::from_utf8_lossy(&changed.stderr), told);
 }
 

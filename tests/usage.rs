@@ -29,7 +29,7 @@ fn a_device_that_is_not_there_is_refused() {
     let finished = scratch.run("run tiny.yaml --device cuda:63");
     assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{}", finished.stderr);
     assert!(finished.stderr.starts_with("error: --device cuda:63: "), "{}", finished.stderr);
-    assert!(finished.stderr.ends_with("--device cpu always is\n"), "{}", finished.stderr);
+    assert!(finished.stderr.ends_with("--device cpu always works\n"), "{}", finished.stderr);
     assert!(!scratch.path("runs").exists(), "a refused device leaves nothing behind");
     let finished = scratch.run("run tiny.yaml --device tpu");
     assert_eq!(finished.code, 2);
@@ -89,7 +89,7 @@ fn help_is_a_command_too() {
     let scratch = Scratch::new();
     let (command, option) = (scratch.run("help"), scratch.run("--help"));
     assert_eq!((command.code, &command.stdout), (0, &option.stdout));
-    assert!(scratch.run("help run").stdout.starts_with("Run what a spec describes"));
+    assert!(scratch.run("help run").stdout.starts_with("Run a spec: reuse cached stages"));
 }
 
 #[test]
