@@ -244,7 +244,7 @@ fn the_command_of_a_manifest_runs_its_stage() {
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (code, why) = run(&manifests[5], 3);
-    assert_eq!((code, why.contains("its input data is not there")), (3, true), "{why}");
+    assert_eq!((code, why.contains("its input data is missing")), (3, true), "{why}");
     for manifest in manifests {
         for index in 0..spec(manifest)["completions"].as_u64().expect("a number") {
             let (code, why) = run(manifest, index);

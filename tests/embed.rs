@@ -220,8 +220,11 @@ fn what_cannot_be_read_is_named_or_left_out() {
         ("--data abcdef01 -o x.parquet", "there is no file, folder or data artifact `abcdef01`"),
         ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format"),
         ("--data out.parquet -o out.parquet --overwrite", "this file holds the images; choose another output file"),
-        ("--data photos --split test -o x.parquet", "--split goes with a spec, a data artifact, or a folder of tables"),
-        ("--data tiny.yaml --on-error skip -o x.parquet", "go with files and folders, not with a spec"),
+        (
+            "--data photos --split test -o x.parquet",
+            "--split applies to a spec, a data artifact, or a folder of tables",
+        ),
+        ("--data tiny.yaml --on-error skip -o x.parquet", "apply to files and folders, not to a spec"),
     ] {
         let said = scratch.run(&format!("embed tiny {args}"));
         assert!(said.code == 1 && said.stderr.contains(expected), "{args}: {}", said.stderr);
