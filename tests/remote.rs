@@ -351,7 +351,7 @@ fn addresses_and_modes_that_make_no_sense_are_refused_before_anything_runs() {
     }
     assert!(!scratch.path("runs").exists());
     let refused = scratch.command("gc --cache").env_remove("SNCLR_CACHE").output().expect("the program");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("which cache is to be cleaned?"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no cache to clean: name it by --cache URL"));
     // Not the one of a file instead: another would be cleaned.
     scratch.write(".snclr.yaml", format!("cache: {{url: \"{}\"}}\n", folder(&scratch, "cache")));
     let refused =

@@ -23,6 +23,7 @@ pub mod named;
 pub mod normalize;
 mod number;
 pub mod parts;
+pub mod pca;
 pub mod pool;
 pub mod product;
 pub mod random;
@@ -34,6 +35,7 @@ pub mod softmax;
 pub mod tensor;
 pub mod tokens;
 pub mod topk;
+pub mod tsne;
 
 pub use elementary::Elementary;
 pub use number::Number;

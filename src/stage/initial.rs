@@ -86,7 +86,7 @@ mod tests {
         let error = load(&encoder(0.125, Stem::Imagenet), Path::new(STATE)).unwrap_err();
         assert_eq!(
             format!("{error:#}"),
-            "encoder.init: tests/golden/resnet18_w8_cifar_state.safetensors: the weights do not fit the encoder; nothing was \
+            "encoder.init: ../tests/golden/resnet18_w8_cifar_state.safetensors: the weights do not fit the encoder; nothing was \
              computed\n  missing (0): none\n  unexpected (0): none\n  of another shape (1): conv1.weight [8, 3, 3, 3] instead \
              of [8, 3, 7, 7]"
         );

@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(with.tables[0].1, with.tables[1].1.slice(0, 100), "those of the first k");
         let of_others = Scored { initial: Some(blobs(4, 400, 90)), ..scored(blobs(4, 400, 100), noise(4, 400, 100)) };
         let error = super::evaluate(&config(&[5]), 3, of_others, &Heard::default(), &|| true).unwrap_err();
-        assert!(error.to_string().ends_with("are of different samples"), "{error}");
+        assert!(error.to_string().ends_with("are for different samples"), "{error}");
     }
 
     fn evaluate(k: &[usize], trained: SplitFeatures, control: SplitFeatures, progress: &Heard) -> Evaluation {

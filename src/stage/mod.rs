@@ -19,6 +19,7 @@ pub mod knn;
 pub mod labelled;
 pub mod linear_probe;
 mod metrics;
+pub mod near;
 mod online_knn;
 pub mod pretrain;
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use arrow::compute::filter_record_batch;
 use serde_json::{Value, json};
 
-use super::{classes::Evaluation, pca, pictures::Sheet, tsne};
+use super::{classes::Evaluation, pictures::Sheet};
 use crate::{
     artifact::Artifact,
     dataset::{Split, SplitName},
-    ops::normalize::normalize_rows,
+    ops::{normalize::normalize_rows, pca, tsne},
     stage::features::{self, Features},
     tables::{FEATURES, column::SPLIT},
 };

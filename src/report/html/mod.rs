@@ -9,9 +9,7 @@ mod gallery;
 mod map;
 mod neighbours;
 mod page;
-mod pca;
 mod pictures;
-mod tsne;
 
 use serde_json::{Value, json};
 

@@ -116,7 +116,7 @@ fn neighbourhood(distances: &[f64], own: usize, perplexity: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::html::pca;
+    use crate::ops::pca;
 
     /// Three groups far from each other, 20 vectors each.
     fn groups() -> Vec<f32> {

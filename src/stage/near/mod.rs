@@ -3,6 +3,9 @@
 //! Memory holds a hash and its places in the index, about 60 bytes per image. Thumbnails or embeddings are in a file without a
 //! name, which disappears with the process.
 
+mod index;
+pub mod thumbnail;
+
 use std::{
     collections::HashMap,
     fs::File,
@@ -16,14 +19,11 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{
-    index::Index,
-    thumbnail::{BYTES, Thumbnail, Window},
-};
-use crate::{
-    ops::random::Normals,
-    stage::{Interrupt, Progress, Stopped},
-};
+use index::Index;
+use thumbnail::{BYTES, Thumbnail, Window};
+
+use super::{Interrupt, Progress, Stopped};
+use crate::ops::random::Normals;
 
 /// The most images to compare one with: the nearest by hash.
 const MOST: usize = 32;

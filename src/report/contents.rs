@@ -1,9 +1,5 @@
 //! Examines a data artifact for `snclr data`: counts, sizes, formats, classes, duplicates and near duplicates.
 
-mod index;
-mod near;
-mod thumbnail;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
@@ -21,11 +17,13 @@ use crate::{
         Interrupt, Progress, Stopped,
         duplicates::{self, Duplicate, Place},
         embedder::Embedder,
+        near::{
+            self, Pair, Records,
+            thumbnail::{BYTES, Thumbnail, Window},
+        },
     },
     tables::{self, column::*},
 };
-use near::{Pair, Records};
-use thumbnail::{BYTES, Thumbnail, Window};
 
 /// Decoded images in memory at once.
 const AT_ONCE: usize = 256;
