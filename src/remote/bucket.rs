@@ -59,7 +59,7 @@ pub fn open(address: &Address) -> Result<Box<dyn Objects>, Failure> {
     // Fails where it is chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let bucket = address.bucket();
-    let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE / 3, ..RetryConfig::default() };
+    let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE, ..RetryConfig::default() };
     let mut prefix = Name::from(address.prefix());
     let store: Arc<dyn ObjectStore> = match address.scheme() {
         Scheme::S3 => {
