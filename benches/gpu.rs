@@ -43,9 +43,8 @@ use snclr_engine::{
         sinkhorn::Sinkhorn,
         tensor::{GpuTensors, Matrix, Rows, TensorDevice, cuda, linear, normalize},
     },
-    spec::Experiment,
     stage::Silent,
-    train::{Batch, Crop, Device, Loaded, Precision, StepRow, Trainer, Trains},
+    train::{Batch, Crop, Device, Loaded, Precision, Sections, StepRow, Trainer, Trains},
 };
 
 /// A GPU with the losses' tensors beside the encoder.
@@ -235,11 +234,9 @@ struct Case {
 }
 
 impl Case {
-    fn spec(&self, precision: &str) -> Experiment {
+    fn sections(&self, precision: &str) -> Sections {
         let view = json!({"random_resized_crop": {}});
         serde_json::from_value(json!({
-            "name": self.name,
-            "data": {"format": "synthetic", "classes": 2, "train_images": 1, "test_images": 1, "image_size": self.size},
             "augmentations": {"size": self.size, "view1": view, "view2": view},
             "encoder": self.encoder,
             "projector": {"layers": 3, "hidden": self.hidden, "output": self.dim},
@@ -251,11 +248,11 @@ impl Case {
             "precision": precision,
             "health": {"every": 1000},
         }))
-        .expect("the case is a spec")
+        .expect("the case is one that a spec may ask for")
     }
 
     fn trainer<B: Trains>(&self, precision: &str, on: &B) -> anyhow::Result<Trainer<B>> {
-        Trainer::new(on.clone(), &self.spec(precision).pretrain(), 100, 200_000)
+        Trainer::new(on.clone(), &self.sections(precision).config(), 100, 200_000)
     }
 
     fn batch<B: Trains>(&self, step: usize, on: &B) -> Result<Loaded<B>, B::Error> {

@@ -2,6 +2,8 @@
 //!
 //! p_ij are similarities of the vectors, q_ij those of the points; gradient descent moves the points so that q follows p.
 
+#![allow(clippy::disallowed_methods, reason = "a map is for a page, which is no result")]
+
 use rayon::prelude::*;
 
 const PERPLEXITY: f64 = 30.0;

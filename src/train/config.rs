@@ -280,6 +280,7 @@ pub struct PretrainConfig<'a> {
 
 /// The same sections, owned, for trainings that no spec asks for: those of benchmarks and tests.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sections {
     #[serde(default)]
     pub seed: u64,
