@@ -26,15 +26,15 @@ pub fn ensure_ends_in(extension: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A type of another package, of which the command line takes one of a few values.
+/// A type of the engine with a few values, one of which the command line takes by name.
 pub trait Choice: Copy + Send + Sync + 'static {
     const ALL: &'static [Self];
 
-    /// Its name, and what help says of it.
+    /// The name on the command line, and its help.
     fn describe(self) -> (&'static str, &'static str);
 }
 
-/// Takes one of the values by its name.
+/// A parser that takes a value by its name.
 pub fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
     let named = T::ALL.iter().map(|value| {
         let (name, help) = value.describe();

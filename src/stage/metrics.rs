@@ -50,10 +50,10 @@ pub fn metrics_rows(rows: &[StepRow]) -> RecordBatch {
     METRICS.rows(columns)
 }
 
-/// What of the rows is watched. The same steps as they came from the trainer and from [`metrics_rows`] are watched alike.
+/// The values that the watcher examines, from rows of metrics. They equal those of [`Watched::of`] for the trainer's rows.
 ///
 /// # Errors
-/// When they are no rows of metrics.
+/// If a column of the metrics is missing.
 pub fn watched(metrics: &RecordBatch) -> anyhow::Result<Vec<Watched>> {
     let steps = METRICS.integers(metrics, STEP)?;
     let [epochs, losses, rates] = [EPOCH, LOSS, LEARNING_RATE].map(|column| METRICS.reals(metrics, column));

@@ -278,7 +278,7 @@ pub struct PretrainConfig<'a> {
     pub health: &'a HealthConfig,
 }
 
-/// The same sections, owned, for trainings that no spec asks for: those of benchmarks and tests.
+/// The same sections, owned, for benchmarks and tests, which train without a spec.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sections {

@@ -98,13 +98,13 @@ impl Watcher {
         None
     }
 
-    /// What it has seen, for ranks that have not seen it.
+    /// The counters and pending warnings, to hand over to the watcher of another rank.
     pub fn state(&self) -> [u64; 5] {
         let pending = [self.saturated, self.uninformative].map(|still| u64::from(still.is_some()));
         [self.collapsed_rows, self.saturated_rows, self.flat, pending[0], pending[1]]
     }
 
-    /// Goes on from the [state](Self::state) of a watcher of the same training.
+    /// Continues from the [state](Self::state) of another watcher of the same training.
     pub fn restore(&mut self, state: [u64; 5]) {
         let [collapsed_rows, saturated_rows, flat, pending @ ..] = state;
         (self.collapsed_rows, self.saturated_rows, self.flat) = (collapsed_rows, saturated_rows, flat);

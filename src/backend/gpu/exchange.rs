@@ -83,7 +83,7 @@ impl Exchange {
     pub fn sum(&self, gpu: &Gpu, values: View) -> Result<(), GpuError> {
         let Some(wire) = &self.wire else { return Ok(()) };
         let (size, len) = (self.ranks.size(), values.len());
-        // What every rank can add up a piece of; the rest is added up by all.
+        // Each rank adds up a piece of the even part. All ranks add up the rest.
         let (even, at_once) = (len / size * size, AT_ONCE / size * size);
         for first in (0..even).step_by(at_once) {
             let values = values.part(first..even.min(first + at_once));
@@ -128,7 +128,7 @@ mod tests {
         ranks::threads,
     };
 
-    /// Numbers of values that the ranks divide, do not divide, and that are summed in several goes.
+    /// Covers lengths that the ranks divide, lengths that they do not divide, and one that takes several rounds.
     #[test]
     fn sums_have_the_bits_of_the_tree_whatever_the_number_of_ranks() {
         if one_gpu().is_none() {
