@@ -93,12 +93,14 @@ fn damage_anywhere_is_found_and_named() {
 fn killed_training_is_proved_to_resume_exactly() {
     let scratch = Scratch::new();
     scratch.write("accumulating.yaml", format!("{}gradient_accumulation: 3\n", common::TINY));
-    for spec in ["tiny.yaml", "accumulating.yaml"] {
+    for (spec, steps) in [("tiny.yaml", 40), ("accumulating.yaml", 42)] {
         let args = format!("verify resume {spec} --set epochs=60 --steps 40 --kill-seed 1 --json");
         let finished = scratch.run(&args);
         assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
         let verdict: Value = serde_json::from_str(&finished.stdout).expect("JSON");
         assert_eq!(verdict["equal"], true);
+        // Wherever a kill falls, even behind the last update: all trainings end with the first update that has the steps.
+        assert_eq!(verdict["steps"], steps);
         assert!(!verdict["saved_steps_at_kills"].as_array().expect("kills").is_empty());
         let parts: Vec<_> = verdict["parts"].as_array().expect("parts").iter().map(|row| text(&row["part"])).collect();
         for part in ["weights", "optimiser", "EMA branch", "running statistics", "queue", "cursor"] {

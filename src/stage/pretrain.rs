@@ -170,6 +170,7 @@ impl OnDevice for Training<'_> {
             let waited = start.elapsed();
             let mut rows: Vec<StepRow> = trainer.step(&trainer.on().load(prepared)?)?.into_iter().collect();
             let elapsed = start.elapsed();
+            progress.advance(1);
             // A GPU may not have finished the step yet. Then its row arrives during the next one, unless it is needed now.
             let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
             let last = trainer.steps() == total;
@@ -187,7 +188,6 @@ impl OnDevice for Training<'_> {
                 progress.detail(&format!("after {} steps: kNN top-1 {:.1} %", trainer.steps(), 100.0 * top1));
             }
             progress.value("images/s", batch as f64 / elapsed.as_secs_f64());
-            progress.advance(1);
             let taken = rows.iter().try_for_each(|row| record_row(row, &mut watcher, progress));
             let state = if saves && taken.is_ok() { Some(agreed_state(&ranks, &trainer)?) } else { None };
             if let Some(keeper) = &mut keeper {
