@@ -69,6 +69,11 @@ def timed_on_gpu(once, steps):
     return [before.elapsed_time(after) for before, after in zip(ends, ends[1:])]
 
 
+def with_index(name):
+    """The device of a name. `torch.cuda` takes no device without an index: `cuda` is the first GPU."""
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
 def gpu(device):
     """Name of the GPU, and what is held of its memory: allocators give nothing back, so that it is the peak."""
     if device.type != "cuda":
@@ -84,7 +89,7 @@ def row(args, case, library, what, took, images=None, precision="f32"):
         "case": case,
         "what": what,
         "precision": precision,
-        "device": "cpu" if args.device.type == "cpu" else f"cuda:{args.device.index or 0}",
+        "device": str(args.device),
         "threads": torch.get_num_threads(),
         "steps": len(took),
         "milliseconds": {"median": median, "minimum": least},
@@ -448,7 +453,7 @@ def main():
     parser.add_argument("-k", type=int)
     parser.add_argument("--queries", type=int, help="of the queue")
     parser.add_argument("--batch", type=int, help="images of a step")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, cuda or cuda:N, for steps and the queue")
+    parser.add_argument("--device", type=with_index, default="cpu", help="cpu, cuda or cuda:N, for steps and the queue")
     parser.add_argument("--precision", choices=("f32", "tf32", "f16", "bf16"), default="f32", help="f16, bf16: of a step by autocast")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images to augment")
     parser.add_argument("--compile", action="store_true", help="torch.compile both branches of a step")
