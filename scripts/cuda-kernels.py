@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Compiles every CUDA kernel of ours with NVIDIA's compiler, as the program does at run time. Needs no GPU.
 
-usage: cuda-kernels.py LIBNVRTC ARCHITECTURE...      e.g. libnvrtc.so.13 sm_80 sm_90
+usage: cuda-kernels.py LIBNVRTC ARCHITECTURE...      e.g. libnvrtc.so.13 sm_80 sm_90a
 
 Sources and their definitions are read from the `Source { … }` values in src/, so that none can be forgotten.
 """
+import concurrent.futures
 import ctypes
+import os
 import pathlib
 import re
 import sys
@@ -31,7 +33,8 @@ def check(nvrtc, result, what):
 def compile_source(nvrtc, name, text, architecture):
     program = ctypes.c_void_p()
     check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None), name)
-    options = [f"--gpu-architecture={architecture}".encode(), b"--diag-suppress=177"]  # not every source uses all of device.cuh
+    # As the program does; and not every source uses all of device.cuh.
+    options = [f"--gpu-architecture={architecture}".encode(), b"--device-as-default-execution-space", b"--diag-suppress=177"]
     result = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -54,10 +57,14 @@ def main():
     forgotten = set((ROOT / "src").rglob("*.cu")) - files
     if forgotten or not found:
         sys.exit(f"error: no Source names {sorted(map(str, forgotten)) or 'anything'}")
-    for name, defines, paths in found:
-        text = "\n".join([device, defines, *(path.read_text() for path in paths)])
-        sizes = [compile_source(nvrtc, name, text, a) for a in architectures]
-        print(f"{name:16} " + "  ".join(f"{a} {size:>8} bytes" for a, size in zip(architectures, sizes)))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC may be used by several threads
+        jobs = []
+        for name, defines, paths in found:
+            text = "\n".join([device, defines, *(path.read_text() for path in paths)])
+            jobs.append((name, [pool.submit(compile_source, nvrtc, name, text, a) for a in architectures]))
+        for name, of_source in jobs:
+            sizes = [job.result() for job in of_source]
+            print(f"{name:16} " + "  ".join(f"{a} {size:>8} bytes" for a, size in zip(architectures, sizes)))
     print(f"{len(found)} sources compile for {', '.join(architectures)}")
 
 

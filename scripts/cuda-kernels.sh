@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles every CUDA kernel of ours for sm_80 and sm_90 with NVIDIA's run-time compiler, from PyPI. Needs no GPU.
+# Compiles every CUDA kernel of ours for sm_80 and sm_90a with NVIDIA's run-time compiler, from PyPI. Needs no GPU.
 # usage: scripts/cuda-kernels.sh [FOLDER]     FOLDER keeps the compiler (default target/cuda-toolkit); ends with 3 where
 # it cannot be had.
 set -euo pipefail
@@ -11,4 +11,4 @@ if [ ! -e "$library" ]; then
   PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --no-deps --only-binary=:all: --target "$folder/nvrtc" nvidia-cuda-nvrtc==13.0.88 || exit 3
 fi
 export LD_LIBRARY_PATH=$(dirname "$library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} # its own parts lie beside it
-python3 scripts/cuda-kernels.py "$library" sm_80 sm_90
+python3 scripts/cuda-kernels.py "$library" sm_80 sm_90a

@@ -21,10 +21,9 @@ pub(super) fn dense_peak(name: &str, precision: Precision) -> Option<f64> {
         _ => return None,
     };
     match precision {
-        Precision::F16 => Some(f16),
+        Precision::F16 | Precision::Bf16 => Some(f16),
         Precision::Tf32 => Some(tf32),
         Precision::F32 => Some(f32),
-        Precision::Bf16 => None, // runs on the CPU
     }
 }
 
@@ -34,13 +33,14 @@ mod tests {
 
     #[test]
     fn a_gpu_is_known_by_its_name() {
-        let peaks = |name| [Precision::F16, Precision::Tf32, Precision::F32].map(|p| dense_peak(name, p));
+        let peaks =
+            |name| [Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32].map(|p| dense_peak(name, p));
         for name in ["NVIDIA H200", "NVIDIA H100 80GB HBM3"] {
-            assert_eq!(peaks(name), [Some(989.4), Some(494.7), Some(66.9)], "{name}");
+            assert_eq!(peaks(name), [Some(989.4), Some(989.4), Some(494.7), Some(66.9)], "{name}");
         }
-        assert_eq!(peaks("NVIDIA A100-SXM4-80GB"), [Some(312.0), Some(156.0), Some(19.5)]);
+        assert_eq!(peaks("NVIDIA A100-SXM4-80GB"), [Some(312.0), Some(312.0), Some(156.0), Some(19.5)]);
         for name in ["NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA L4", "emulation"] {
-            assert_eq!(peaks(name), [None; 3], "{name}");
+            assert_eq!(peaks(name), [None; 4], "{name}");
         }
     }
 }

@@ -9,7 +9,6 @@ use super::{
 };
 use crate::{
     artifact::{Store, hash},
-    ops::product,
     ranks::{self, Ranks},
     run::{
         follow::{self, UnfitRun},
@@ -85,7 +84,7 @@ fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
         |points: &Points| points.points.iter().map(|point| serde_yaml::to_string(&point.loaded.experiment)).collect();
     let described: Result<String, _> = points.as_ref().map_or_else(|error| Ok(error.to_string()), text);
     let in_bf16 = |points: &Points| points.points.iter().any(|p| p.loaded.experiment.precision == Precision::Bf16);
-    let unit = points.as_ref().is_ok_and(in_bf16).then(product::bf16_unit).flatten();
+    let unit = points.as_ref().is_ok_and(in_bf16).then(|| device.bf16_unit()).flatten();
     let chosen = device.choose();
     // Ranks may use different GPUs, but all must use the same kind of device. A rank without its GPU says why.
     let kind = chosen.as_ref().map_or_else(|error| error.why.clone(), |()| device.describe());

@@ -5,10 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use super::{key::Leaves, source::Sources};
 use crate::{
     artifact::{Key, Store, hash},
-    ops::product::bf16_unit,
     spec::Experiment,
     stage::{Input, Interrupt, Progress, Stage},
-    train::HealthConfig,
+    train::{Device, HealthConfig},
 };
 
 /// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on
@@ -41,7 +40,7 @@ impl<'a> Planner<'a> {
         let mut leaves = Leaves::of(experiment)?;
         leaves.add_sources(sources.data.clone());
         leaves.add_init(sources.init.clone());
-        leaves.add_unit(experiment.precision, bf16_unit());
+        leaves.add_unit(experiment.precision, Device::chosen().bf16_unit());
         let stages = Stage::of_experiment(experiment.encoder.init().is_some());
         Ok(Planner { store, leaves, stages, health: experiment.health.clone() })
     }

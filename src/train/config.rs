@@ -158,8 +158,8 @@ pub enum Precision {
     F32,
     /// 32-bit floating point in memory; in encoder and heads, a GPU's tensor cores read 10 bits of its mantissa. Needs a GPU.
     Tf32,
-    /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa); sums, parameters, statistics and
-    /// everything else are f32. Faster on CPUs with AMX-BF16 or AVX512-BF16. Needs the CPU.
+    /// The factors of the encoder's products are rounded to bf16 (8 bits of mantissa), on a GPU all its activations; sums, parameters,
+    /// statistics and everything else are f32. Faster on GPUs, and on CPUs with AMX-BF16 or AVX512-BF16.
     Bf16,
     /// 16-bit floating point in the encoder, with f32 sums, parameters and statistics, and loss scaling. Needs a GPU.
     F16,

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::OnceLock};
 use super::{Feed, Optimize, Precision};
 use crate::{
     backend::Host,
-    ops::{conv2d::cuda::Math, cuda},
+    ops::{conv2d::cuda::Math, cuda, product},
     ranks::{Ranks, launcher},
 };
 
@@ -76,8 +76,16 @@ impl Device {
             }
             Device::Cuda(index) => {
                 self.check()?;
-                driver::run(index, math(precision)?, Ranks::chosen(), work)
+                driver::run(index, math(precision), Ranks::chosen(), work)
             }
+        }
+    }
+
+    /// What multiplies bf16 on it: each kind rounds its sums in an order of its own. None where f32 is multiplied instead.
+    pub fn bf16_unit(self) -> Option<&'static str> {
+        match self {
+            Device::Cpu => product::bf16_unit(),
+            Device::Cuda(_) => Some("GPU"),
         }
     }
 
@@ -131,14 +139,12 @@ impl Device {
 }
 
 /// The arithmetic of encoders on a GPU.
-fn math(precision: Precision) -> anyhow::Result<Math> {
+fn math(precision: Precision) -> Math {
     match precision {
-        Precision::F32 => Ok(Math::F32),
-        Precision::Tf32 => Ok(Math::Tf32),
-        Precision::F16 => Ok(Math::F16),
-        Precision::Bf16 => {
-            anyhow::bail!("precision: bf16 needs the CPU; use precision: f16 (--set precision=f16), or --device cpu")
-        }
+        Precision::F32 => Math::F32,
+        Precision::Tf32 => Math::Tf32,
+        Precision::F16 => Math::F16,
+        Precision::Bf16 => Math::Bf16,
     }
 }
 

@@ -47,7 +47,11 @@ fn gpu(precision: Precision) -> Option<Gpu<Cpu>> {
 }
 
 fn math(precision: Precision) -> Math {
-    if precision == Precision::F16 { Math::F16 } else { Math::F32 }
+    match precision {
+        Precision::F16 => Math::F16,
+        Precision::Bf16 => Math::Bf16,
+        _ => Math::F32,
+    }
 }
 
 fn trainer<B: Optimize>(on: &B, config: &PretrainConfig) -> Trainer<B> {
@@ -95,12 +99,12 @@ fn every_method_trains_as_on_the_cpu() {
 }
 
 /// A trainer that goes on, its rows a step behind, against one that settles after every step and is put together anew from
-/// its state after every update: the same rows and the same bits, in f32 with updates from two batches, and in f16.
+/// its state after every update: the same rows and the same bits, in f32 with updates from two batches, in f16, and in bf16.
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
     let [resnet, vit] =
         [sweep_of_methods(), sweep_of_methods_with_vit()].map(|mut all| all.pop().expect("SNCLR is the last"));
-    let cases = [(&resnet, Precision::F32, 2, 4), (&resnet, Precision::F16, 1, 2), (&vit, Precision::F32, 1, 2)];
+    let cases = [(&resnet, Precision::F32, 2, 4), (&resnet, Precision::F16, 1, 2), (&vit, Precision::Bf16, 1, 2)];
     for (sections, precision, gradient_accumulation, steps) in cases {
         let Some(gpu) = gpu(precision) else { return };
         let config = PretrainConfig { precision, gradient_accumulation, ..sections.config() };

@@ -8,7 +8,7 @@ use crate::{
     },
     ops::{
         batch_norm::cuda::{MomentsGpu, Normalised, Params as Affine, ResidualGpu, Rows},
-        conv2d::Size,
+        conv2d::{Size, cuda::MOMENT_ROWS},
         cuda::{Buffer, GpuError, Kind, View},
         parts::parts,
         pool::{self, cuda::Images},
@@ -126,13 +126,21 @@ impl<D: GpuTensors> Convolutions for Gpu<D> {
     ) -> Result<Normed, GpuError> {
         let ConvNorm { conv, kernel, norm } = layer;
         let raw = self.take(conv.output_size(size).pixels() * conv.output)?;
-        conv.forward_gpu(self.over(size), read(&x), branch.params.factors(kernel), raw.view(), false)?;
+        let (on, weight) = (self.over(size), branch.params.factors(kernel));
+        let known = match &branch.statistics {
+            Statistics::Batch(_) => conv.forward_moments_gpu(on, read(&x), weight, raw.view())?,
+            Statistics::Running(_) => {
+                conv.forward_gpu(on, read(&x), weight, raw.view(), false)?;
+                None
+            }
+        };
         let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
         let (parts, params) = (parts(size.n), affine_of(norm, branch.params));
         let rows = self.rows(raw.view().len(), conv.output, parts);
         let by = match &branch.statistics {
             Statistics::Batch(_) => {
-                By::Batch(rows.moments(raw.view(), params, Some(running), &|own| self.gather_branches(own))?)
+                let known = known.map(|pieces| (pieces, MOMENT_ROWS));
+                By::Batch(rows.moments(raw.view(), known, params, Some(running), &|own| self.gather_branches(own))?)
             }
             Statistics::Running(_) => By::Running(rows.eval(params, running)?),
         };

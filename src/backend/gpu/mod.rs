@@ -43,7 +43,7 @@ pub struct Gpu<D> {
 pub struct Params {
     /// All, f32.
     all: Buffer,
-    /// The encoder's, which come first, in half precision, where that is what it computes in.
+    /// The encoder's, which come first, in 16 bits, where that is what it computes in.
     half: Option<Buffer>,
     encoder: usize,
 }
@@ -64,7 +64,7 @@ impl Params {
         self.all.view()
     }
 
-    /// The encoder's in half precision, where that is what it computes in.
+    /// The encoder's in 16 bits, where that is what it computes in.
     pub fn half(&self) -> Option<View<'_>> {
         self.half.as_ref().map(Buffer::view)
     }
@@ -121,9 +121,9 @@ impl<D> Gpu<D> {
     fn stored(&self, values: Buffer) -> Result<Buffer, GpuError> {
         match self.scalar() {
             Scalar::F32 => Ok(values),
-            Scalar::F16 => {
+            scalar => {
                 let half = self.take(values.view().len())?;
-                Batch::narrow(&self.device, Scalar::F16, values.view(), half.view())?;
+                Batch::narrow(&self.device, scalar, values.view(), half.view())?;
                 Ok(half)
             }
         }
@@ -198,7 +198,7 @@ impl<D: GpuTensors> Memory for Gpu<D> {
     fn params(&self, values: Vec<f32>, encoder: usize) -> Result<Params, GpuError> {
         let half = match self.scalar() {
             Scalar::F32 => None,
-            Scalar::F16 => Some(self.take(encoder)?),
+            Scalar::F16 | Scalar::Bf16 => Some(self.take(encoder)?),
         };
         let mut params = Params { all: self.device.upload(&values)?, half, encoder };
         self.write_params(&mut params, &[])?;
@@ -212,7 +212,7 @@ impl<D: GpuTensors> Memory for Gpu<D> {
     fn write_params(&self, params: &mut Params, values: &[f32]) -> Result<(), GpuError> {
         self.device.write(params.all.view().part(0..values.len()), values)?;
         match &params.half {
-            Some(half) => Batch::narrow(&self.device, Scalar::F16, params.all.view(), half.view()),
+            Some(half) => Batch::narrow(&self.device, self.scalar(), params.all.view(), half.view()),
             None => Ok(()),
         }
     }

@@ -37,7 +37,7 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
             return Ok((raw, None));
         };
         let running = norm.running.clone().map(|range| branch.statistics.all().view().part(range));
-        let moments = rows.moments(raw.view(), affine_of(norm, params), Some(running), ALL_HERE)?;
+        let moments = rows.moments(raw.view(), None, affine_of(norm, params), Some(running), ALL_HERE)?;
         let y = raw.take_alike()?;
         rows.apply(raw.view(), moments.affine.view(), ResidualGpu::None, layer.relu, y.view())?;
         Ok((y, Some((raw, moments))))

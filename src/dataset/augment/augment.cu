@@ -1,13 +1,8 @@
 // Views of decoded images, byte for byte those of the CPU: 8-bit steps that round where Pillow rounds. Compiled once per
-// storage of the result: HALF 0 is f32, 1 is f16.
+// storage of the result, behind `storage.cuh`.
 //
 // Products that are added to something are rounded first, as on the CPU.
 
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
 typedef unsigned char byte;
 
 // What one view makes of one image; `View` in cuda.rs fills it.

@@ -16,12 +16,13 @@ use crate::{
 };
 
 const KERNELS: &[&str] = &["resize_first", "augment"];
-const TEXT: &str = include_str!("augment.cu");
+const TEXT: &str = concat!(include_str!("../../ops/cuda/storage.cuh"), include_str!("augment.cu"));
 
 /// The kernels, once per storage of the views.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "augment_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "augment_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "augment_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "augment_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "augment_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
 /// Bytes of the device's memory that the images of one pass take up, if they are more than one.

@@ -134,7 +134,7 @@ fn resnet50_on_a_gpu_agrees_with_the_host() {
     let expected = step(&Host::default(), &net, values, size, false, |_| cot.clone());
     // Cosine with the host's: ReLUs and maxima near their edge change sides, so single values may differ, directions not.
     for (math, features_off, least_cosine) in
-        [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97)]
+        [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97), (Math::Bf16, 0.8, 0.5)]
     {
         let found = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, false, |_| cot.clone());
         assert_close(&format!("{math:?} features"), &found.features, &expected.features, features_off);

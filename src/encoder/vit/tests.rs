@@ -180,7 +180,7 @@ fn every_arithmetic_of_a_gpu_agrees_with_the_host() {
     let [features, gradients] = step(&Host::default(), &net, values, size, &cot);
     // f32 sums in another order; tensor cores read 11 bits of each operand, through three blocks.
     for (math, features_off, least_cosine) in
-        [(Math::F32, 1e-5, 0.999_999), (Math::Tf32, 1e-2, 0.9999), (Math::F16, 1e-2, 0.9999)]
+        [(Math::F32, 1e-5, 0.999_999), (Math::Tf32, 1e-2, 0.9999), (Math::F16, 1e-2, 0.9999), (Math::Bf16, 8e-2, 0.99)]
     {
         let [found, g] = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, &cot);
         assert_close(&format!("{math:?} features"), &found, &features, features_off);

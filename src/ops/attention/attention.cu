@@ -5,7 +5,7 @@
 // block goes through all columns for the weights. Sums run in an order that the shapes alone determine.
 
 // Keys at a time, and queries at a time in the backward pass: what shared memory has room for.
-const int TILE = MATH == 2 ? 64 : 32;
+const int TILE = WIDE == 8 ? 64 : 32;
 // Queries of a block in the forward pass.
 const int ROWS = 64;
 

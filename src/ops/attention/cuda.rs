@@ -16,17 +16,36 @@ const KERNELS: &[&str] = &[
     "attention_keys_64",
 ];
 
-const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("attention.cu"));
-
-/// The kernels, once per arithmetic.
-pub static SOURCES: [Source; 3] = [
-    Source { name: "attention_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
-    Source { name: "attention_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
-    Source { name: "attention_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS },
+/// Those of 16 bits also have these.
+const KERNELS_OF_WARPS: &[&str] = &[
+    "attention_forward_32",
+    "attention_forward_64",
+    "attention_along",
+    "attention_queries_32",
+    "attention_queries_64",
+    "attention_keys_32",
+    "attention_keys_64",
+    "attention_warps_forward_32",
+    "attention_warps_forward_64",
+    "attention_warps_queries_32",
+    "attention_warps_queries_64",
+    "attention_warps_keys_32",
+    "attention_warps_keys_64",
 ];
 
-/// Queries of a block in the forward pass.
+const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("attention.cu"), include_str!("warps.cu"));
+
+/// The kernels, once per arithmetic.
+pub static SOURCES: [Source; 4] = [
+    Source { name: "attention_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
+    Source { name: "attention_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
+    Source { name: "attention_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS_OF_WARPS },
+    Source { name: "attention_bf16", defines: "#define MATH 3", text: TEXT, kernels: KERNELS_OF_WARPS },
+];
+
+/// Queries of a block in the forward pass, and queries or keys of a block whose warps have rows of their own.
 const ROWS: usize = 64;
+const ROWS_OF_WARPS: usize = 128;
 /// Weights that a block of the summing kernel has: one per warp.
 const WARPS: usize = 8;
 
@@ -64,7 +83,7 @@ impl Attention {
     pub fn forward_gpu(&self, on: Samples, qkv: View, y: View, logs: Option<View>) -> Result<(), GpuError> {
         let logs = Arg::optional(logs, Kind::F32, self.queries(on));
         // SAFETY: all have the elements of their shape.
-        unsafe { self.run(on, "forward", ROWS, &[self.parts(on, qkv, 3), self.parts(on, y, 1), logs]) }
+        unsafe { self.run(on, "forward", ROWS, &[qkv, y], &[self.parts(on, qkv, 3), self.parts(on, y, 1), logs]) }
     }
 
     /// Queries of all samples and heads.
@@ -84,29 +103,41 @@ impl Attention {
     pub fn backward_gpu(&self, on: Samples, of: Attended, gy: View, g_qkv: View) -> Result<(), GpuError> {
         let (along, count) = (self.take_logs(on)?, self.queries(on));
         let [tokens, heads, dim] = self.sizes();
+        let views = [of.qkv, gy, g_qkv];
         let [qkv, g_qkv] = [of.qkv, g_qkv].map(|view| self.parts(on, view, 3));
         let [y, gy] = [of.y, gy].map(|view| self.parts(on, view, 1));
         let args = [tokens, heads, dim, Arg::count(count), y, gy, along.arg()];
         let grid = [count.div_ceil(WARPS), 1, 1];
         // SAFETY: all have the elements of their shape.
         unsafe { on.gpu.launch(on.math.source(&SOURCES), "attention_along", grid, &args) }?;
-        let tile = if on.math == Math::F16 { 64 } else { 32 }; // the kernels' TILE
+        let tile = if on.math.scalar().bytes() == 2 { 64 } else { 32 }; // the kernels' TILE
         for kernel in ["queries", "keys"] {
+            let args = [qkv, gy, of.logs.arg(Kind::F32, count), along.arg(), g_qkv];
             // SAFETY: all have the elements of their shape.
-            unsafe { self.run(on, kernel, tile, &[qkv, gy, of.logs.arg(Kind::F32, count), along.arg(), g_qkv]) }?;
+            unsafe { self.run(on, kernel, tile, &views, &args) }?;
         }
         Ok(())
     }
 
+    /// Runs a pass over `views` by the kernel that knows such heads.
+    ///
     /// # Safety
     /// As for [`Gpu::launch`].
-    unsafe fn run(&self, on: Samples, kernel: &str, tile: usize, memory: &[Arg]) -> Result<(), GpuError> {
+    unsafe fn run(&self, on: Samples, pass: &str, tile: usize, views: &[View], memory: &[Arg]) -> Result<(), GpuError> {
         let columns = if self.head_width() <= 32 { 32 } else { 64 };
+        let of_warps = on.math.scalar().bytes() == 2
+            && self.head_width() <= columns
+            && self.head_width().is_multiple_of(8)
+            && views.iter().all(|view| view.is_aligned(16));
+        let (kernel, tile) = match of_warps {
+            true => (format!("attention_warps_{pass}_{columns}"), ROWS_OF_WARPS),
+            false => (format!("attention_{pass}_{columns}"), tile),
+        };
         let grid = [on.samples * self.heads, self.tokens.div_ceil(tile), self.head_width().div_ceil(columns)];
         let [tokens, heads, dim] = self.sizes();
         let args = [&[tokens, heads, dim, Arg::Float(self.scale())], memory].concat();
         // SAFETY: as the caller promises.
-        unsafe { on.gpu.launch(on.math.source(&SOURCES), &format!("attention_{kernel}_{columns}"), grid, &args) }
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), &kernel, grid, &args) }
     }
 
     fn sizes(&self) -> [Arg; 3] {
@@ -116,7 +147,7 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
+    use half::bf16;
 
     use super::*;
     use crate::ops::{
@@ -125,9 +156,11 @@ mod tests {
         golden::assert_close,
     };
 
-    /// Narrow and wide heads, and one that is gone through in two steps of which the second is ragged; fewer tokens than a
-    /// tile has, and several tiles with a ragged last one.
-    const SHAPES: [(Attention, usize); 4] = [
+    /// Narrow and wide heads, some that no load of 16 bytes divides, and one that is gone through in two steps of which the second is
+    /// ragged; fewer tokens than a tile has, and several tiles and blocks with a ragged last one.
+    const SHAPES: [(Attention, usize); 6] = [
+        (Attention { tokens: 20, heads: 2, width: 20 }, 1),
+        (Attention { tokens: 150, heads: 1, width: 40 }, 1),
         (Attention { tokens: 5, heads: 3, width: 24 }, 2),
         (Attention { tokens: 70, heads: 2, width: 64 }, 1),
         (Attention { tokens: 67, heads: 1, width: 64 }, 2),
@@ -136,14 +169,14 @@ mod tests {
 
     /// Of values around 1: f32 sums in another order; operands of 11 bits each, weights and gradients of the logits among
     /// them; f16 results are rounded once more.
-    const MATHS: [(Math, f64); 3] = [(Math::F32, 5e-6), (Math::Tf32, 2e-3), (Math::F16, 3e-3)];
+    const MATHS: [(Math, f64); 4] = [(Math::F32, 5e-6), (Math::Tf32, 2e-3), (Math::F16, 3e-3), (Math::Bf16, 2.4e-2)];
 
     #[test]
     fn values_and_gradients_agree_with_the_cpus() {
         for (shape, samples) in SHAPES {
             let len = samples * shape.tokens * shape.width;
             let ramp = |n: usize, step: f32| {
-                (0..n).map(|i| f16::to_f32(f16::from_f32((i as f32 * step).sin() * 1.5))).collect::<Vec<_>>()
+                (0..n).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * step).sin() * 1.5))).collect::<Vec<_>>()
             };
             let (qkv, gy) = (ramp(3 * len, 0.7), ramp(len, 0.37));
             let (mut y, mut g_qkv) = (vec![0.0; len], vec![0.0; 3 * len]);
@@ -174,19 +207,21 @@ mod tests {
     fn large_logits_do_not_overflow_and_a_nan_is_not_lost() {
         let shape = Attention { tokens: 40, heads: 1, width: 8 };
         let values = vec![100.0f32; 40 * 3 * 8];
-        on_every_gpu(|gpu| {
-            let y = gpu.take(Kind::F32, 40 * 8).unwrap();
-            let on = Samples { gpu, math: Math::F32, samples: 1 };
-            let run = |values: &[f32]| -> Vec<f32> {
-                let qkv = gpu.upload(values).unwrap();
-                shape.forward_gpu(on, qkv.view(), y.view(), None).unwrap();
-                y.read().unwrap()
-            };
-            let found = run(&values);
-            assert!(found.iter().all(|y| (y - 100.0).abs() < 1e-4), "{found:?}");
-            let mut broken = values.clone();
-            broken[8] = f32::NAN; // of the first token's key
-            assert!(run(&broken).iter().all(|y| y.is_nan()));
-        });
+        for math in [Math::F32, Math::F16] {
+            on_every_gpu(|gpu| {
+                let y = gpu.take(math.scalar(), 40 * 8).unwrap();
+                let on = Samples { gpu, math, samples: 1 };
+                let run = |values: &[f32]| -> Vec<f32> {
+                    let qkv = upload(gpu, math.scalar(), values);
+                    shape.forward_gpu(on, qkv.view(), y.view(), None).unwrap();
+                    read(&y)
+                };
+                let found = run(&values);
+                assert!(found.iter().all(|y| (y - 100.0).abs() < 1e-4), "{found:?}");
+                let mut broken = values.clone();
+                broken[8] = f32::NAN; // of the first token's key
+                assert!(run(&broken).iter().all(|y| y.is_nan()));
+            });
+        }
     }
 }

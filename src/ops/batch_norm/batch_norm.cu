@@ -1,53 +1,72 @@
 // Batch normalisation over rows of channels [rows, channels], fused with ReLU and residual.
 //
-// Statistics are taken per piece of the rows and combined in f64, in order within a part of the batch and as a tree over its
+// Statistics are taken per piece of the rows and combined in f64, in a fixed order within a part of the batch and as a tree over its
 // parts: results repeat bit by bit, and a large mean costs no precision. Where several ranks have parts, each has a branch of the
-// tree. Compiled once per storage: HALF 0 is f32, 1 is f16; statistics and coefficients are f32 either way.
+// tree. Compiled once per storage; statistics and coefficients are f32 either way.
 //
-// Behind `parts.cuh`.
+// Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
+// Per piece: mean and summed squared deviation, [pieces, 2, channels].
+KERNEL(bn_moments)(const scalar *x, int channels, Shares shares, int part, int piece, float *pieces) {
+    Piece rows = piece_of(blockIdx.y, part, piece);
+    float *out = pieces + (size_t)blockIdx.y * 2 * channels;
+    // Deviations are from the piece's first row: it is near the mean, as far as the spread goes.
+    const scalar *origin = x + (size_t)rows.begin * channels;
+    sum_piece<2>(shares, rows, channels,
+        [&](auto pack, int row, int c, auto &sums) {
+            typedef decltype(pack) Values;
+            Values values = Values::at(x + (size_t)row * channels + c), from = Values::at(origin + c);
+            for (int e = 0; e < Values::COUNT; e++) {
+                float d = values[e] - from[e];
+                sums[0][e] += d;
+                sums[1][e] += d * d;
+            }
+        },
+        [&](int c, const float (&sums)[2]) {
+            float n = (float)(rows.end - rows.begin);
+            out[c] = to_float(origin[c]) + sums[0] / n;
+            out[channels + c] = sums[1] - sums[0] * (sums[0] / n);
+        });
+}
 
-// A block has 32 channels and 8 of its piece's rows at a time.
+// Channel of a thread where a block has 32 channels, and 8 threads for each.
 DEVICE int channel_of() { return blockIdx.x * 32 + threadIdx.x % 32; }
 
-// The sum of the block's 8 values per channel, in order.
-DEVICE float sum_of_lines(float value, float (*shared)[32]) {
-    int line = threadIdx.x / 32, c = threadIdx.x % 32;
+// The sum of what `term` gives for 0 .. count, of each of the block's 32 channels: each of its 8 threads has every eighth, and theirs
+// are added in order.
+template <class Term> DEVICE double sum_of_block(int count, bool there, const Term &term) {
+    SHARED double shared[8][32];
+    int line = threadIdx.x / 32, lane = threadIdx.x % 32;
+    double sum = 0.0;
+    for (int i = line; there && i < count; i += 8) sum += term(i);
     __syncthreads();
-    shared[line][c] = value;
+    shared[line][lane] = sum;
     __syncthreads();
-    float sum = 0.0f;
-    for (int i = 0; i < 8; i++) sum += shared[i][c];
+    sum = 0.0;
+    for (int i = 0; i < 8; i++) sum += shared[i][lane];
     return sum;
 }
 
-// Per piece: mean and summed squared deviation, [pieces, 2, channels].
-KERNEL(bn_moments)(const scalar *x, int channels, int part, int piece, float *pieces) {
-    SHARED float shared[8][32];
-    int c = channel_of(), line = threadIdx.x / 32;
-    Piece rows = piece_of(blockIdx.y, part, piece);
+// Per part of the batch, from its pieces: mean and summed squared deviation, [parts, 2, channels].
+KERNEL(bn_parts)(const float *values, int channels, int part, int piece, double *parts) {
+    int c = channel_of(), pieces = (part + piece - 1) / piece;
     bool there = c < channels;
-    // Deviations are from the piece's first row: it is near the mean, as far as the spread goes.
-    float origin = there ? to_float(x[(size_t)rows.begin * channels + c]) : 0.0f;
-    float sum = 0.0f, squares = 0.0f;
-    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
-        float d = to_float(x[(size_t)row * channels + c]) - origin;
-        sum += d;
-        squares += d * d;
-    }
-    sum = sum_of_lines(sum, shared);
-    squares = sum_of_lines(squares, shared);
-    if (there && line == 0) {
-        float *out = pieces + (size_t)blockIdx.y * 2 * channels;
-        float n = (float)(rows.end - rows.begin);
-        out[c] = origin + sum / n;
-        out[channels + c] = squares - sum * (sum / n);
-    }
+    values += (size_t)blockIdx.y * pieces * 2 * channels;
+    auto rows = [&](int i) {
+        Piece rows = piece_of(i, part, piece);
+        return (double)(rows.end - rows.begin);
+    };
+    double mean = sum_of_block(pieces, there, [&](int i) { return rows(i) * (double)values[(size_t)i * 2 * channels + c]; });
+    mean /= (double)part;
+    double deviation = sum_of_block(pieces, there, [&](int i) {
+        const float *value = values + (size_t)i * 2 * channels + c;
+        double delta = (double)value[0] - mean;
+        return (double)value[channels] + rows(i) * delta * delta;
+    });
+    if (!there || threadIdx.x >= 32) return;
+    parts += (size_t)blockIdx.y * 2 * channels;
+    parts[c] = mean;
+    parts[channels + c] = deviation;
 }
 
 // Statistics of some rows: how many, mean, summed squared deviation from it.
@@ -60,19 +79,15 @@ DEVICE Spread joined(Spread left, Spread right) {
     return Spread{total, mean, left.deviation + (right.deviation + delta * delta * left.rows * right.rows / total)};
 }
 
-// The branch of the tree that the parts here are: mean and summed squared deviation [2, channels]. A block has 32 channels.
-KERNEL(bn_branch)(const float *values, int parts, int channels, int part, int piece, double *branch) {
+// The branch of the tree that the parts here, of `rows` rows each, are: mean and summed squared deviation [2, channels]. A block has
+// 32 channels.
+KERNEL(bn_branch)(const double *values, int parts, int channels, int rows, double *branch) {
     SHARED Spread shared[8][32];
-    int c = channel_of(), pieces = (part + piece - 1) / piece;
+    int c = channel_of();
     bool there = c < channels;
     Spread all = tree_of_block<Spread>(parts, there, [&](int i) {
-        Spread sum = {0.0, 0.0, 0.0};
-        for (int at = i * pieces; at < (i + 1) * pieces; at++) {
-            Piece rows = piece_of(at, part, piece);
-            const float *value = values + (size_t)at * 2 * channels + c;
-            sum = joined(sum, Spread{(double)(rows.end - rows.begin), (double)value[0], (double)value[channels]});
-        }
-        return sum;
+        const double *value = values + (size_t)i * 2 * channels + c;
+        return Spread{(double)rows, value[0], value[channels]};
     }, shared);
     if (!there || threadIdx.x >= 32) return;
     branch[c] = all.mean;
@@ -117,42 +132,56 @@ KERNEL(bn_eval)(int channels, const float *mean, const float *var, const float *
 
 // out = x * scale + shift, plus a residual (as it is, or with an affine map of its own), through a ReLU or not.
 KERNEL(bn_apply)(const scalar *x, const float *affine, const scalar *residual, const float *residual_affine, int relu,
-                 int channels, int length, scalar *out) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
-        int c = i % channels;
-        float value = to_float(x[i]) * affine[c] + affine[channels + c];
-        if (residual) {
-            float r = to_float(residual[i]);
-            value += residual_affine ? r * residual_affine[c] + residual_affine[channels + c] : r;
+                 int channels, Shares shares, int count, int piece, scalar *out) {
+    Piece rows = piece_of(blockIdx.y, count, piece);
+    share_rows(shares, rows.begin, channels, [&](auto pack, int c, int i, int step) {
+        typedef decltype(pack) Values;
+        float scale[Values::COUNT], shift[Values::COUNT], r_scale[Values::COUNT], r_shift[Values::COUNT];
+        read_channels(scale, affine + c);
+        read_channels(shift, affine + channels + c);
+        if (residual_affine) {
+            read_channels(r_scale, residual_affine + c);
+            read_channels(r_shift, residual_affine + channels + c);
         }
-        // Keeps a NaN, so that it is noticed.
-        from_float(out[i], relu && value < 0.0f ? 0.0f : value);
-    }
+#pragma unroll 2
+        for (; i < rows.end; i += step) {
+            size_t at = (size_t)i * channels + c;
+            Values values = Values::at(x + at), others = values, results;
+            if (residual) others = Values::at(residual + at);
+            for (int e = 0; e < Values::COUNT; e++) {
+                float value = values[e] * scale[e] + shift[e];
+                if (residual) value += residual_affine ? others[e] * r_scale[e] + r_shift[e] : others[e];
+                // Keeps a NaN, so that it is noticed.
+                results.set(e, relu && value < 0.0f ? 0.0f : value);
+            }
+            results.store(out + at);
+        }
+    });
 }
 
 // Per piece: sums of the gradient g and of g (x - mean), [pieces, 2, channels]. Where `output` is given, g counts only where
 // that is positive: the gradient before the ReLU behind the normalisation.
-KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output, const float *moments, int channels,
+KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output, const float *moments, int channels, Shares shares,
                          int part, int piece, float *pieces) {
-    SHARED float shared[8][32];
-    int c = channel_of(), line = threadIdx.x / 32;
-    Piece rows = piece_of(blockIdx.y, part, piece);
-    bool there = c < channels;
-    float mean = there ? moments[c] : 0.0f, sum = 0.0f, product = 0.0f;
-    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
-        size_t i = (size_t)row * channels + c;
-        float value = to_float(g[i]);
-        if (output && !(to_float(output[i]) > 0.0f)) value = 0.0f;
-        sum += value;
-        product += value * (to_float(x[i]) - mean);
-    }
-    sum = sum_of_lines(sum, shared);
-    product = sum_of_lines(product, shared);
-    if (there && line == 0) {
-        float *out = pieces + (size_t)blockIdx.y * 2 * channels;
-        out[c] = sum;
-        out[channels + c] = product;
-    }
+    float *out = pieces + (size_t)blockIdx.y * 2 * channels;
+    sum_piece<2>(shares, piece_of(blockIdx.y, part, piece), channels,
+        [&](auto pack, int row, int c, auto &sums) {
+            typedef decltype(pack) Values;
+            size_t at = (size_t)row * channels + c;
+            Values values = Values::at(x + at), slopes = Values::at(g + at), outputs = values;
+            if (output) outputs = Values::at(output + at);
+            float mean[Values::COUNT];
+            read_channels(mean, moments + c);
+            for (int e = 0; e < Values::COUNT; e++) {
+                float slope = output && !(outputs[e] > 0.0f) ? 0.0f : slopes[e];
+                sums[0][e] += slope;
+                sums[1][e] += slope * (values[e] - mean[e]);
+            }
+        },
+        [&](int c, const float (&sums)[2]) {
+            out[c] = sums[0];
+            out[channels + c] = sums[1];
+        });
 }
 
 // What the backward pass sums over rows: g, and g (x - mean).
@@ -163,18 +192,28 @@ DEVICE Slopes joined(Slopes left, Slopes right) {
     return Slopes{left.g + right.g, left.product + right.product};
 }
 
+// Per part of the batch, from its pieces: both sums, [parts, 2, channels].
+KERNEL(bn_backward_parts)(const float *values, int channels, int pieces, double *parts) {
+    int c = channel_of();
+    bool there = c < channels;
+    values += (size_t)blockIdx.y * pieces * 2 * channels;
+    double sums[2];
+    for (int which = 0; which < 2; which++)
+        sums[which] = sum_of_block(pieces, there, [&](int i) { return (double)values[(size_t)(2 * i + which) * channels + c]; });
+    if (!there || threadIdx.x >= 32) return;
+    parts += (size_t)blockIdx.y * 2 * channels;
+    parts[c] = sums[0];
+    parts[channels + c] = sums[1];
+}
+
 // The branch of the tree that the parts here are: both sums [2, channels]. A block has 32 channels.
-KERNEL(bn_backward_branch)(const float *values, int parts, int channels, int pieces, double *branch) {
+KERNEL(bn_backward_branch)(const double *values, int parts, int channels, double *branch) {
     SHARED Slopes shared[8][32];
     int c = channel_of();
     bool there = c < channels;
     Slopes all = tree_of_block<Slopes>(parts, there, [&](int i) {
-        Slopes sum = {0.0, 0.0};
-        for (int at = i * pieces; at < (i + 1) * pieces; at++) {
-            const float *value = values + (size_t)at * 2 * channels + c;
-            sum = joined(sum, Slopes{(double)value[0], (double)value[channels]});
-        }
-        return sum;
+        const double *value = values + (size_t)i * 2 * channels + c;
+        return Slopes{value[0], value[channels]};
     }, shared);
     if (!there || threadIdx.x >= 32) return;
     branch[c] = all.g;
@@ -205,22 +244,44 @@ KERNEL(bn_backward_combine)(const double *branches, int count, int rows, int cha
 
 // gx = a g + b x + d, or added to gx; g is masked by `output` as in bn_backward_sums, and the masked g is kept in `masked`,
 // where it is given. `gx` or `masked` may be `g` itself.
-KERNEL(bn_backward_input)(const scalar *x, const scalar *g, const scalar *output, const float *coefficients,
-                          int channels, int length, scalar *masked, scalar *gx, int accumulate) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
-        int c = i % channels;
-        float value = to_float(g[i]);
-        if (output && !(to_float(output[i]) > 0.0f)) value = 0.0f;
-        float result = coefficients[c] * value + coefficients[channels + c] * to_float(x[i]) + coefficients[2 * channels + c];
-        if (masked) from_float(masked[i], value);
-        from_float(gx[i], accumulate ? to_float(gx[i]) + result : result);
-    }
+KERNEL(bn_backward_input)(const scalar *x, const scalar *g, const scalar *output, const float *coefficients, int channels,
+                          Shares shares, int count, int piece, scalar *masked, scalar *gx, int accumulate) {
+    Piece rows = piece_of(blockIdx.y, count, piece);
+    share_rows(shares, rows.begin, channels, [&](auto pack, int c, int i, int step) {
+        typedef decltype(pack) Values;
+        float a[Values::COUNT], b[Values::COUNT], d[Values::COUNT];
+        read_channels(a, coefficients + c);
+        read_channels(b, coefficients + channels + c);
+        read_channels(d, coefficients + 2 * channels + c);
+#pragma unroll 2
+        for (; i < rows.end; i += step) {
+            size_t at = (size_t)i * channels + c;
+            Values values = Values::at(x + at), slopes = Values::at(g + at), others = values, results;
+            if (output) {
+                others = Values::at(output + at);
+                for (int e = 0; e < Values::COUNT; e++)
+                    if (!(others[e] > 0.0f)) slopes.set(e, 0.0f);
+            }
+            if (accumulate) others = Values::at(gx + at);
+            for (int e = 0; e < Values::COUNT; e++) {
+                float result = a[e] * slopes[e] + b[e] * values[e] + d[e];
+                results.set(e, accumulate ? others[e] + result : result);
+            }
+            if (masked) slopes.store(masked + at);
+            results.store(gx + at);
+        }
+    });
 }
 
 // g goes from the gradient of a ReLU's output to that of its input.
 KERNEL(relu_backward)(const scalar *output, int length, scalar *g) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256)
-        if (!(to_float(output[i]) > 0.0f)) from_float(g[i], 0.0f);
+    in_packs(length, length % WIDE == 0 && begin_wide(output, g), [&](auto pack, int at) {
+        typedef decltype(pack) Values;
+        Values outputs = Values::at(output + at), slopes = Values::at(g + at);
+        for (int e = 0; e < Values::COUNT; e++)
+            if (!(outputs[e] > 0.0f)) slopes.set(e, 0.0f);
+        slopes.store(g + at);
+    });
 }
 
 // to = from, in the other storage or the same.
@@ -232,6 +293,10 @@ KERNEL(widen)(const scalar *from, int length, float *to) {
 }
 // to += from.
 KERNEL(add)(const scalar *from, int length, scalar *to) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256)
-        from_float(to[i], to_float(to[i]) + to_float(from[i]));
+    in_packs(length, length % WIDE == 0 && begin_wide(from, to), [&](auto pack, int at) {
+        typedef decltype(pack) Values;
+        Values values = Values::at(from + at), sums = Values::at(to + at);
+        for (int e = 0; e < Values::COUNT; e++) sums.set(e, sums[e] + values[e]);
+        sums.store(to + at);
+    });
 }

@@ -1,17 +1,20 @@
 //! Batch normalisation on a GPU, fused with ReLU and residual. Statistics and parameters are f32.
 
 use crate::ops::{
-    columns::cuda::{across, pieces},
-    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
+    columns::cuda::{across, pieces, shares},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View, in_strides, one_each},
+    parts::Tiles,
 };
 
 const KERNELS: &[&str] = &[
     "bn_moments",
+    "bn_parts",
     "bn_branch",
     "bn_combine",
     "bn_eval",
     "bn_apply",
     "bn_backward_sums",
+    "bn_backward_parts",
     "bn_backward_branch",
     "bn_backward_combine",
     "bn_backward_input",
@@ -21,16 +24,23 @@ const KERNELS: &[&str] = &[
     "add",
 ];
 
-const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("batch_norm.cu"));
+const TEXT: &str = concat!(
+    include_str!("../cuda/storage.cuh"),
+    include_str!("../cuda/parts.cuh"),
+    include_str!("../cuda/rows.cuh"),
+    include_str!("batch_norm.cu")
+);
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "batch_norm_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "batch_norm_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "batch_norm_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "batch_norm_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "batch_norm_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Most blocks of an element-wise pass; their threads go on in strides.
+/// Blocks of a pass over all rows, at most, and fewest rows of each.
 const BLOCKS: usize = 4096;
+const PIECE_ROWS: usize = 32;
 
 /// Rows of channels on a GPU.
 #[derive(Clone, Copy, Debug)]
@@ -114,12 +124,30 @@ impl Rows<'_> {
         self.gpu.take(Kind::F32, values * self.channels)
     }
 
+    /// Two values per part and channel.
+    fn take_of_parts(&self) -> Result<Buffer, GpuError> {
+        self.gpu.take(Kind::F64, self.parts * 2 * self.channels)
+    }
+
+    /// A grid of blocks that have 32 channels of a part each.
+    fn across_parts(&self) -> [usize; 3] {
+        let [across, ..] = across(self.channels);
+        [across, self.parts, 1]
+    }
+
+    /// A pass over all rows, in pieces that keep a GPU busy: the grid, the shares, and the rows of a piece.
+    fn over_rows(&self, views: &[View]) -> ([usize; 3], [Arg; 3]) {
+        let (shares, across) = shares(self.scalar, self.channels, views);
+        let piece = self.rows.div_ceil((BLOCKS / across).clamp(1, self.rows.div_ceil(PIECE_ROWS)));
+        ([across, self.rows.div_ceil(piece), 1], [shares, Arg::count(self.rows), Arg::count(piece)])
+    }
+
     fn len(&self) -> usize {
         self.rows * self.channels
     }
 
     fn strided(&self) -> [usize; 3] {
-        [self.len().div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
+        in_strides(self.len())
     }
 
     /// The branches of all ranks, from the `take` of the one of these rows, [2, channels] each; and how many they are.
@@ -136,7 +164,8 @@ impl Rows<'_> {
         Ok((all, count))
     }
 
-    /// Statistics of x, and the affine map by them and `params`. Running statistics, mean and variance, move. Where other ranks
+    /// Statistics of x, and the affine map by them and `params`. `known` are the moments of pieces of x, [pieces, 2, channels], and the
+    /// rows of a piece, which divide those of a part, where something has taken them already. Running statistics, mean and variance, move. Where other ranks
     /// have as many rows of the batch, the statistics are of all.
     ///
     /// # Errors
@@ -144,20 +173,36 @@ impl Rows<'_> {
     pub fn moments(
         &self,
         x: View,
+        known: Option<(Buffer, usize)>,
         params: Option<Params>,
         running: Option<[View; 2]>,
         gather: Gather,
     ) -> Result<MomentsGpu, GpuError> {
-        let (tiles, grid) = pieces([self.rows, self.channels], self.parts);
+        let tiles = match &known {
+            Some((_, rows)) => Tiles::new(self.rows, self.parts, *rows),
+            None => pieces([self.rows, self.channels], self.parts),
+        };
         let [rows, channels, parts, part, piece] =
             [self.rows, self.channels, self.parts, tiles.part, tiles.tile].map(Arg::count);
-        let values = self.take_per_channel(tiles.count() * 2)?;
-        let args = [self.of_rows(x), channels, part, piece, values.arg()];
-        // SAFETY: x has its rows, and `values` two rows for each piece.
-        unsafe { self.launch("bn_moments", grid, &args) }?;
+        let values = match known {
+            Some((values, _)) => values,
+            None => {
+                let values = self.take_per_channel(tiles.count() * 2)?;
+                let (shares, blocks) = shares(self.scalar, self.channels, &[x]);
+                let args = [self.of_rows(x), channels, shares, part, piece, values.arg()];
+                // SAFETY: x has its rows, and `values` two rows for each piece.
+                unsafe { self.launch("bn_moments", [blocks, tiles.count(), 1], &args) }?;
+                values
+            }
+        };
+        let values = values.view().arg(Kind::F32, tiles.count() * 2 * self.channels);
         let (branches, count) = self.branches(gather, |own| {
-            let args = [values.arg(), parts, channels, part, piece, own.arg()];
-            // SAFETY: there are as many pieces of each part, and the branch has two rows.
+            let of_parts = self.take_of_parts()?;
+            let args = [values, channels, part, piece, of_parts.arg()];
+            // SAFETY: there are as many pieces of each part, and two rows for each part.
+            unsafe { self.launch("bn_parts", self.across_parts(), &args) }?;
+            let args = [of_parts.arg(), parts, channels, part, own.arg()];
+            // SAFETY: there are as many parts, and the branch has two rows.
             unsafe { self.launch("bn_branch", across(self.channels), &args) }
         })?;
         let found = MomentsGpu { moments: self.take_per_channel(3)?, affine: self.take_per_channel(2)? };
@@ -193,12 +238,13 @@ impl Rows<'_> {
             ResidualGpu::Plain(r) => (Some(r), None),
             ResidualGpu::Normalised(r, affine) => (Some(r), Some(affine)),
         };
+        let (grid, over) = self.over_rows(&[x, r.unwrap_or(x), out]);
         let (x, affine, out) = (self.of_rows(x), self.affine(affine), self.of_rows(out));
         let (r, r_affine) = (self.of_rows_if(r), Arg::optional(r_affine, Kind::F32, 2 * self.channels));
         let args =
-            [x, affine, r, r_affine, Arg::Int(relu.into()), Arg::count(self.channels), Arg::count(self.len()), out];
+            [&[x, affine, r, r_affine, Arg::Int(relu.into()), Arg::count(self.channels)], &over[..], &[out]].concat();
         // SAFETY: x, the residual and `out` have these rows, and the maps two values per channel.
-        unsafe { self.launch("bn_apply", self.strided(), &args) }
+        unsafe { self.launch("bn_apply", grid, &args) }
     }
 
     /// From the gradient `g` of the output (behind the ReLU, where there is one) to that of x in `gx`, added where
@@ -218,17 +264,23 @@ impl Rows<'_> {
         (gx, accumulate): (View, bool),
         gather: Gather,
     ) -> Result<(), GpuError> {
-        let (tiles, grid) = pieces([self.rows, self.channels], self.parts);
+        let tiles = pieces([self.rows, self.channels], self.parts);
         let [channels, parts, part, piece] = [self.channels, self.parts, tiles.part, tiles.tile].map(Arg::count);
         let values = self.take_per_channel(tiles.count() * 2)?;
+        let views = [of.x, g, of.output.unwrap_or(g), masked.unwrap_or(g), gx];
+        let (shares, blocks) = shares(self.scalar, self.channels, &views);
         let (x, g, output) = (self.of_rows(of.x), self.of_rows(g), self.of_rows_if(of.output));
         let moments = of.moments.moments.view().arg(Kind::F32, 3 * self.channels);
-        let args = [x, g, output, moments, channels, part, piece, values.arg()];
+        let args = [x, g, output, moments, channels, shares, part, piece, values.arg()];
         // SAFETY: x, g and the output have these rows, and `values` two rows for each piece.
-        unsafe { self.launch("bn_backward_sums", grid, &args) }?;
+        unsafe { self.launch("bn_backward_sums", [blocks, tiles.count(), 1], &args) }?;
         let (branches, count) = self.branches(gather, |own| {
-            let args = [values.arg(), parts, channels, Arg::count(tiles.per_part()), own.arg()];
-            // SAFETY: there are as many pieces of each part, and the branch has two rows.
+            let of_parts = self.take_of_parts()?;
+            let args = [values.arg(), channels, Arg::count(tiles.per_part()), of_parts.arg()];
+            // SAFETY: there are as many pieces of each part, and two rows for each part.
+            unsafe { self.launch("bn_backward_parts", self.across_parts(), &args) }?;
+            let args = [of_parts.arg(), parts, channels, own.arg()];
+            // SAFETY: there are as many parts, and the branch has two rows.
             unsafe { self.launch("bn_backward_branch", across(self.channels), &args) }
         })?;
         let coefficients = self.take_per_channel(3)?;
@@ -238,9 +290,10 @@ impl Rows<'_> {
         // SAFETY: all have as many values per channel as the kernel's source says, and the branches two for each rank.
         unsafe { self.launch("bn_backward_combine", one_each(self.channels), &args) }?;
         let (masked, gx, accumulate) = (self.of_rows_if(masked), self.of_rows(gx), Arg::Int(accumulate.into()));
-        let args = [x, g, output, coefficients.arg(), channels, Arg::count(self.len()), masked, gx, accumulate];
+        let (grid, over) = self.over_rows(&views);
+        let args = [&[x, g, output, coefficients.arg(), channels], &over[..], &[masked, gx, accumulate]].concat();
         // SAFETY: all but the coefficients, three per channel, have these rows.
-        unsafe { self.launch("bn_backward_input", self.strided(), &args) }
+        unsafe { self.launch("bn_backward_input", grid, &args) }
     }
 
     /// `g` goes from the gradient of a ReLU's output to that of its input.
@@ -313,13 +366,13 @@ mod tests {
             let y = x_gpu.take_alike().unwrap();
             let close = |what: &str, actual: &[f32], expected: Vec<f32>| assert_close(what, actual, &expected, F32);
 
-            let moments = rows.moments(x_gpu.view(), all_params, moving, ALL_HERE).unwrap();
+            let moments = rows.moments(x_gpu.view(), None, all_params, moving, ALL_HERE).unwrap();
             rows.apply(x_gpu.view(), moments.affine.view(), ResidualGpu::None, false, y.view()).unwrap();
             close("y", &parts(&y), golden.channels_last("out.y"));
             close("rmean1", &parts(&mean), golden.get("out.rmean1"));
             close("rvar1", &parts(&var), golden.get("out.rvar1"));
             let second = gpu.upload(&x2).unwrap();
-            Rows { rows: x2.len() / 3, ..rows }.moments(second.view(), all_params, moving, ALL_HERE).unwrap();
+            Rows { rows: x2.len() / 3, ..rows }.moments(second.view(), None, all_params, moving, ALL_HERE).unwrap();
             close("rmean2", &parts(&mean), golden.get("out.rmean2"));
             close("rvar2", &parts(&var), golden.get("out.rvar2"));
             let affine = rows.eval(all_params, running).unwrap();
@@ -363,7 +416,7 @@ mod tests {
             let up = |values: &[f32]| gpu.upload(values).unwrap();
             let (x, shortcut, g, weight, bias) = (up(&x), up(&shortcut), up(&g), up(&weight), up(&bias));
             let params = Some(Params { weight: weight.view(), bias: bias.view() });
-            let found = rows.moments(x.view(), params, None, ALL_HERE).unwrap();
+            let found = rows.moments(x.view(), None, params, None, ALL_HERE).unwrap();
             let s_affine = up(&[&shortcut_affine.scale[..], &shortcut_affine.shift].concat());
             let y = x.take_alike().unwrap();
             let residual = ResidualGpu::Normalised(shortcut.view(), s_affine.view());

@@ -1,27 +1,18 @@
 // Sums over the rows of matrices [rows, columns], by pieces of the rows that are added in order within a part of the batch and
-// as a tree over its parts: results repeat bit by bit. Compiled once per storage: HALF 0 is f32, 1 is f16; sums are f32 either way.
+// as a tree over its parts: results repeat bit by bit. Compiled once per storage; sums are f32 either way.
 //
-// Behind `parts.cuh`.
+// Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
-
-// Per piece the sums of its rows, [pieces, columns]. A block has 32 columns and 8 rows at a time.
-KERNEL(column_sums)(const scalar *x, int columns, int part, int piece, float *sums) {
-    SHARED float shared[8][32];
-    int lane = threadIdx.x % 32, line = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    Piece rows = piece_of(blockIdx.y, part, piece);
-    float sum = 0.0f;
-    for (int row = rows.begin + line; c < columns && row < rows.end; row += 8)
-        sum += to_float(x[(size_t)row * columns + c]);
-    shared[line][lane] = sum;
-    __syncthreads();
-    if (c >= columns || line > 0) return;
-    for (int i = 1; i < 8; i++) sum += shared[i][lane];
-    sums[(size_t)blockIdx.y * columns + c] = sum;
+// Per piece the sums of its rows, [pieces, columns].
+KERNEL(column_sums)(const scalar *x, int columns, Shares shares, int part, int piece, float *sums) {
+    float *out = sums + (size_t)blockIdx.y * columns;
+    sum_piece<1>(shares, piece_of(blockIdx.y, part, piece), columns,
+        [&](auto pack, int row, int c, auto &sums) {
+            typedef decltype(pack) Values;
+            Values values = Values::at(x + (size_t)row * columns + c);
+            for (int e = 0; e < Values::COUNT; e++) sums[0][e] += values[e];
+        },
+        [&](int c, const float (&sums)[1]) { out[c] = sums[0]; });
 }
 
 // sums += the tree over `parts` parts of the batch, each of which has `pieces` pieces of `values`, which lie `stride` apart.

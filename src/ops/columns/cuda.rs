@@ -6,15 +6,21 @@ use crate::ops::{
 };
 
 const KERNELS: &[&str] = &["column_sums", "add_parts"];
-const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("columns.cu"));
+const TEXT: &str = concat!(
+    include_str!("../cuda/storage.cuh"),
+    include_str!("../cuda/parts.cuh"),
+    include_str!("../cuda/rows.cuh"),
+    include_str!("columns.cu")
+);
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "columns_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "columns_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "columns_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "columns_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "columns_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Columns of a block.
+/// Columns of a block whose threads have one each, and most threads that have a row together.
 const WIDTH: usize = 32;
 /// Blocks of a part of the batch, at most. Fixed, since sums are taken per block.
 const BLOCKS: usize = 1024;
@@ -23,13 +29,24 @@ const PIECES: usize = 64;
 /// Fewest rows of a piece.
 const PIECE_ROWS: usize = 64;
 
-/// How the rows of a batch of `parts` parts are cut into pieces, and the grid of blocks that have 32 columns of a piece each.
-/// The pieces of a part depend on its rows alone, never on how many parts are here.
-pub fn pieces([rows, columns]: [usize; 2], parts: usize) -> (Tiles, [usize; 3]) {
+/// How the rows of a batch of `parts` parts are cut into pieces. The pieces of a part depend on its rows alone, never on how many
+/// parts are here.
+pub fn pieces([rows, columns]: [usize; 2], parts: usize) -> Tiles {
     let (across, part) = (columns.div_ceil(WIDTH), rows / parts);
     let wanted = (BLOCKS / across).clamp(1, PIECES).min(part.div_ceil(PIECE_ROWS)).max(1);
-    let tiles = Tiles::new(rows, parts, part.div_ceil(wanted));
-    (tiles, [across, tiles.count(), 1])
+    Tiles::new(rows, parts, part.div_ceil(wanted))
+}
+
+/// How many of a block's threads have a row together and how many columns each of them has, and how many blocks it takes for all
+/// columns. A thread has 16 bytes, where they divide the columns and `views` begin at as many.
+pub fn shares(scalar: Scalar, columns: usize, views: &[View]) -> (Arg, usize) {
+    let width = 16 / scalar.bytes();
+    if !columns.is_multiple_of(width) || !views.iter().all(|view| view.is_aligned(16)) {
+        return (Arg::ints(&[1, WIDTH]), columns.div_ceil(WIDTH));
+    }
+    let packs = columns / width;
+    let lanes = 1 << packs.trailing_zeros().min(WIDTH.trailing_zeros());
+    (Arg::ints(&[width, lanes]), packs / lanes)
 }
 
 /// A grid of blocks that have 32 columns each.
@@ -49,12 +66,12 @@ pub fn add_column_sums(
     parts: usize,
     sums: View,
 ) -> Result<(), GpuError> {
-    let (tiles, grid) = pieces([rows, columns], parts);
+    let (tiles, (shares, across)) = (pieces([rows, columns], parts), shares(scalar, columns, &[x]));
     let values = gpu.take(Kind::F32, tiles.count() * columns)?;
     let x = x.arg(scalar, rows * columns);
-    let args = [x, Arg::count(columns), Arg::count(tiles.part), Arg::count(tiles.tile), values.arg()];
+    let args = [x, Arg::count(columns), shares, Arg::count(tiles.part), Arg::count(tiles.tile), values.arg()];
     // SAFETY: x has as many rows, and `values` a row for each piece.
-    unsafe { gpu.launch(scalar.source(&SOURCES), "column_sums", grid, &args) }?;
+    unsafe { gpu.launch(scalar.source(&SOURCES), "column_sums", [across, tiles.count(), 1], &args) }?;
     add_parts(gpu, values.view(), [parts, tiles.per_part()], columns, sums.part(0..columns))
 }
 
@@ -81,7 +98,7 @@ pub fn add_parts(
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
+    use half::bf16;
 
     use super::*;
     use crate::ops::{
@@ -94,11 +111,11 @@ mod tests {
     fn sums_agree_with_the_cpus() {
         // Several parts, the last of them short, and columns that fill no block.
         let (rows, width) = (701, 37);
-        let x: Vec<f32> = (0..rows * width).map(|i| f16::to_f32(f16::from_f32((i as f32 * 0.37).sin()))).collect();
+        let x: Vec<f32> = (0..rows * width).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
         columns::add_column_sums(&x, 1, &mut expected);
         on_every_gpu(|gpu| {
-            [Scalar::F32, Scalar::F16].map(|scalar| {
+            [Scalar::F32, Scalar::F16, Scalar::Bf16].map(|scalar| {
                 let x = upload(gpu, scalar, &x);
                 let sums = gpu.upload(&vec![0.5f32; width]).unwrap();
                 add_column_sums(gpu, scalar, x.view(), [rows, width], 1, sums.view()).unwrap();

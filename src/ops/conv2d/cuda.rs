@@ -3,7 +3,7 @@
 use super::{Conv2d, Size};
 use crate::ops::{
     batch_norm::cuda::Rows,
-    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, in_strides, one_each},
     parts::{Tiles, tree},
 };
 
@@ -16,6 +16,8 @@ pub enum Math {
     Tf32,
     /// f16 in memory; tensor cores sum in f32.
     F16,
+    /// bf16 in memory; tensor cores sum in f32.
+    Bf16,
 }
 
 impl Math {
@@ -24,15 +26,17 @@ impl Math {
         match self {
             Math::F32 | Math::Tf32 => Scalar::F32,
             Math::F16 => Scalar::F16,
+            Math::Bf16 => Scalar::Bf16,
         }
     }
 
     /// Of sources that are compiled once per arithmetic, its own.
-    pub fn source(self, sources: &'static [Source; 3]) -> &'static Source {
+    pub fn source(self, sources: &'static [Source; 4]) -> &'static Source {
         match self {
             Math::F32 => &sources[0],
             Math::Tf32 => &sources[1],
             Math::F16 => &sources[2],
+            Math::Bf16 => &sources[3],
         }
     }
 }
@@ -48,16 +52,45 @@ const KERNELS: &[&str] = &[
     "conv_weight_64",
     "conv_weight_any",
     "conv_weight_sum",
+    "conv_pad",
+    "conv_unpad",
 ];
 
-const TEXT: &str =
-    concat!(include_str!("../cuda/product.cuh"), include_str!("../cuda/parts.cuh"), include_str!("conv2d.cu"));
+/// Those of 16 bits also have these, on GPUs with groups of warps.
+const KERNELS_OF_GROUPS: &[&str] = &[
+    "conv_forward_128",
+    "conv_forward_64",
+    "conv_forward_any",
+    "conv_forward_groups_128",
+    "conv_forward_groups_64",
+    "conv_data_128",
+    "conv_data_64",
+    "conv_data_any",
+    "conv_data_groups_128",
+    "conv_data_groups_64",
+    "conv_weight_128",
+    "conv_weight_64",
+    "conv_weight_any",
+    "conv_weight_groups_128",
+    "conv_weight_groups_64",
+    "conv_weight_sum",
+    "conv_pad",
+    "conv_unpad",
+];
+
+const TEXT: &str = concat!(
+    include_str!("../cuda/product.cuh"),
+    include_str!("../cuda/pipeline.cuh"),
+    include_str!("../cuda/parts.cuh"),
+    include_str!("conv2d.cu")
+);
 
 /// The kernels, once per arithmetic.
-pub static SOURCES: [Source; 3] = [
+pub static SOURCES: [Source; 4] = [
     Source { name: "conv2d_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
     Source { name: "conv2d_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
-    Source { name: "conv2d_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS },
+    Source { name: "conv2d_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS_OF_GROUPS },
+    Source { name: "conv2d_bf16", defines: "#define MATH 3", text: TEXT, kernels: KERNELS_OF_GROUPS },
 ];
 
 /// A pass over images of one size on a GPU.
@@ -71,11 +104,13 @@ pub struct OnGpu<'a> {
     pub parts: usize,
 }
 
+/// Rows of a block's tile, of which it can give the moments.
+pub const MOMENT_ROWS: usize = 128;
 /// Blocks that keep a GPU busy; the weight pass cuts the pixels of a part of the batch into so many pieces. Fixed, since sums are
 /// taken per piece.
 const BUSY: usize = 512;
-/// Fewest pixels in a piece.
-const PIECE: usize = 512;
+/// Fewest pixels in a piece: each takes memory for all weights, once written and once read.
+const PIECE: usize = 2048;
 /// Most pieces of a part.
 const PIECES: usize = 64;
 
@@ -94,6 +129,12 @@ struct Variant {
     tile: [usize; 2],
 }
 
+impl Variant {
+    fn kernel(&self, pass: &str) -> String {
+        format!("conv_{pass}_{}", self.suffix)
+    }
+}
+
 impl Conv2d {
     /// y = conv(x, weight), or added to y.
     ///
@@ -108,11 +149,47 @@ impl Conv2d {
     /// # Errors
     /// When the device fails.
     pub fn forward_added_gpu(&self, on: OnGpu, x: View, weight: View, added: Added, y: View) -> Result<(), GpuError> {
+        self.run_forward(on, x, weight, added, y, false).map(drop)
+    }
+
+    /// y = conv(x, weight), with what batch norm needs of it on the way: mean and summed squared deviation of each of its columns, of
+    /// each [`MOMENT_ROWS`] rows, [pieces, 2, output]. None where these do not divide the rows of a part of the batch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward_moments_gpu(&self, on: OnGpu, x: View, weight: View, y: View) -> Result<Option<Buffer>, GpuError> {
+        self.run_forward(on, x, weight, Added::default(), y, true)
+    }
+
+    fn run_forward(
+        &self,
+        on: OnGpu,
+        x: View,
+        weight: View,
+        added: Added,
+        y: View,
+        moments: bool,
+    ) -> Result<Option<Buffer>, GpuError> {
+        if let Some(wide) = self.padded(on.math) {
+            let (x, weight) = (self.pad(on, x, on.size.pixels())?, self.pad(on, weight, self.weight_rows())?);
+            return wide.run_forward(on, x.view(), weight.view(), added, y, moments);
+        }
         let rows = self.output_size(on.size).pixels();
-        let variant = self.variant(on.math, self.input, self.output, [x, weight]);
+        let variant = self.variant(on, self.input, [rows, self.output], [x, weight]);
+        let grid = [rows.div_ceil(variant.tile[0]), self.output.div_ceil(variant.tile[1]), 1];
+        let fits = variant.tile[0] == MOMENT_ROWS && (rows / on.parts).is_multiple_of(MOMENT_ROWS);
+        let pieces = match moments && fits {
+            true => Some(on.gpu.take(Kind::F32, rows / MOMENT_ROWS * 2 * self.output)?),
+            false => None,
+        };
         let x = x.arg(on.math.scalar(), on.size.pixels() * self.input);
-        // SAFETY: both have the elements of their shape.
-        unsafe { self.whole(on, "forward", variant, [rows, self.output], [x, self.weight(on, weight)], added, y) }
+        let factors = [x, self.weight(on, weight)];
+        let moments = Arg::optional(pieces.as_ref().map(Buffer::view), Kind::F32, 0);
+        // SAFETY: both have the elements of their shape, and the blocks go through the pixels of the output, each with its moments.
+        unsafe {
+            self.whole(on, &variant.kernel("forward"), grid, [rows, self.output], factors, added, y, &[moments])
+        }?;
+        Ok(pieces)
     }
 
     /// gx = conv^T(gy, weight), or added to gx.
@@ -129,11 +206,19 @@ impl Conv2d {
     ) -> Result<(), GpuError> {
         let added = Added { bias: None, tensor: accumulate.then_some(gx) };
         let both = gcd(self.input, self.output);
-        let variant = self.variant(on.math, both, self.input, [gy, weight]);
+        let variant = self.variant(on, both, [on.size.pixels(), self.input], [gy, weight]);
         let gy = gy.arg(on.math.scalar(), self.output_size(on.size).pixels() * self.output);
         let factors = [gy, self.weight(on, weight)];
-        // SAFETY: both have the elements of their shape.
-        unsafe { self.whole(on, "data", variant, [on.size.pixels(), self.input], factors, added, gx) }
+        // Blocks of each class of pixels: the first class is the largest.
+        let (class, classes) = (
+            Size { h: on.size.h.div_ceil(self.stride), w: on.size.w.div_ceil(self.stride), ..on.size },
+            self.stride * self.stride,
+        );
+        let grid = [class.pixels().div_ceil(variant.tile[0]), self.input.div_ceil(variant.tile[1]), classes];
+        // SAFETY: both have the elements of their shape, and the blocks go through the pixels of the input.
+        unsafe {
+            self.whole(on, &variant.kernel("data"), grid, [on.size.pixels(), self.input], factors, added, gx, &[])
+        }
     }
 
     /// gw += the weight gradient, in f32 whatever the arithmetic.
@@ -141,8 +226,17 @@ impl Conv2d {
     /// # Errors
     /// When the device fails.
     pub fn backward_weight_gpu(&self, on: OnGpu, x: View, gy: View, gw: View) -> Result<(), GpuError> {
+        if let Some(wide) = self.padded(on.math) {
+            let (x, padded) = (self.pad(on, x, on.size.pixels())?, on.gpu.zeros(Kind::F32, wide.weights())?);
+            wide.backward_weight_gpu(on, x.view(), gy, padded.view())?;
+            let counts = [self.weights(), self.input, wide.input].map(Arg::count);
+            let args = [&counts[..], &[padded.arg(), gw.arg(Kind::F32, self.weights())]].concat();
+            // SAFETY: both have the weights' rows, of as many channels.
+            return unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_unpad", one_each(self.weights()), &args) };
+        }
         let depth = self.output_size(on.size).pixels();
-        let Variant { suffix, tile } = self.variant(on.math, gcd(self.input, self.output), self.patch(), [x, gy]);
+        let variant = self.variant_of(on, gcd(self.input, self.output), self.patch() > 64, [x, gy]);
+        let tile = variant.tile;
         let tiles = [self.output.div_ceil(tile[0]), self.patch().div_ceil(tile[1])];
         let part = depth / on.parts;
         let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, PIECES).min(part.div_ceil(PIECE));
@@ -151,7 +245,7 @@ impl Conv2d {
         let at_a_time = (BUSY.div_ceil(tiles[0] * tiles[1] * cut.per_part())).next_power_of_two().min(on.parts);
         let (x, gy) =
             (x.arg(on.math.scalar(), on.size.pixels() * self.input), gy.arg(on.math.scalar(), depth * self.output));
-        let (kernel, count) = (format!("conv_weight_{suffix}"), at_a_time * cut.per_part());
+        let (kernel, count) = (variant.kernel("weight"), at_a_time * cut.per_part());
         let (source, total) = (on.math.source(&SOURCES), gw.arg(Kind::F32, self.weights()));
         // The sum of the parts of a launch, in `to` or added to it.
         let sum = |launch: usize, to: Arg, accumulate: bool| -> Result<(), GpuError> {
@@ -186,45 +280,75 @@ impl Conv2d {
         weight.arg(on.math.scalar(), self.weights())
     }
 
-    /// A product whose result is `out` [rows, columns].
+    /// A product whose result is `out` [rows, columns], by the blocks of `grid`.
     ///
     /// # Safety
-    /// `a` and `b` must have the elements of the images and weights that the pass reads.
+    /// `a` and `b` must have the elements of the images and weights that the pass reads, and blocks write within `out`.
     #[allow(clippy::too_many_arguments, reason = "a product has as many")]
     unsafe fn whole(
         &self,
         on: OnGpu,
-        pass: &str,
-        Variant { suffix, tile }: Variant,
+        kernel: &str,
+        grid: [usize; 3],
         [rows, columns]: [usize; 2],
         [a, b]: [Arg; 2],
         added: Added,
         out: View,
+        more: &[Arg],
     ) -> Result<(), GpuError> {
-        let grid = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1]), 1];
         let (scalar, len) = (on.math.scalar(), rows * columns);
         let (bias, tensor) = (Arg::optional(added.bias, Kind::F32, columns), Arg::optional(added.tensor, scalar, len));
-        let args = [self.geometry(on.size), a, b, bias, tensor, out.arg(scalar, len)];
+        let args = [&[self.geometry(on.size), a, b, bias, tensor, out.arg(scalar, len)], more].concat();
         // SAFETY: images and weights have the sizes that the geometry says, as the caller promises; the result was checked.
-        unsafe { on.gpu.launch(on.math.source(&SOURCES), &format!("conv_{pass}_{suffix}"), grid, &args) }
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), kernel, grid, &args) }
     }
 
-    /// Tiles for a product with `columns` columns whose operands are read along axes of a multiple of `contiguous`.
-    fn variant(&self, math: Math, contiguous: usize, columns: usize, operands: [View; 2]) -> Variant {
-        let wide = contiguous.is_multiple_of(16 / math.scalar().bytes());
-        match wide && operands.iter().all(|operand| operand.is_aligned(16)) {
-            false => Variant { suffix: "any", tile: [64, 64] },
-            true if columns > 64 => Variant { suffix: "128", tile: [128, 128] },
-            true => Variant { suffix: "64", tile: [128, 64] },
+    /// The same convolution of images with more channels, which 16-byte loads divide, where patches are read of images whose
+    /// channels they do not divide: then a copy with zeros costs less than loads of single elements.
+    fn padded(&self, math: Math) -> Option<Conv2d> {
+        let wide = self.input.next_multiple_of(16 / math.scalar().bytes());
+        (self.kernel > 1 && wide != self.input).then_some(Conv2d { input: wide, ..*self })
+    }
+
+    /// `rows` rows of the input's channels, each with as many zeros behind as [`Self::padded`] has channels more.
+    fn pad(&self, on: OnGpu, from: View, rows: usize) -> Result<Buffer, GpuError> {
+        let (scalar, wide) = (on.math.scalar(), self.input.next_multiple_of(16 / on.math.scalar().bytes()));
+        let to = on.gpu.take(scalar, rows * wide)?;
+        let counts = [rows * wide, self.input, wide].map(Arg::count);
+        let args = [&counts[..], &[from.arg(scalar, rows * self.input), to.arg()]].concat();
+        // SAFETY: both have as many rows, of as many channels.
+        unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_pad", in_strides(rows * wide), &args) }?;
+        Ok(to)
+    }
+
+    /// Rows of channels that the weights are.
+    fn weight_rows(&self) -> usize {
+        self.weights() / self.input
+    }
+
+    /// Tiles for a product [rows, columns] whose operands are read along axes of a multiple of `contiguous`. They change no result:
+    /// those of 128 columns multiply faster, those of 64 are more where there would be too few.
+    fn variant(&self, on: OnGpu, contiguous: usize, [rows, columns]: [usize; 2], operands: [View; 2]) -> Variant {
+        let many = rows.div_ceil(128) * columns.div_ceil(128) >= on.gpu.traits().multiprocessors;
+        self.variant_of(on, contiguous, columns > 64 && many, operands)
+    }
+
+    /// Tiles of 128 or 64 columns by the fastest way that the device and the operands allow.
+    fn variant_of(&self, on: OnGpu, contiguous: usize, large: bool, operands: [View; 2]) -> Variant {
+        let bytes = on.math.scalar().bytes();
+        let wide = contiguous.is_multiple_of(16 / bytes) && operands.iter().all(|operand| operand.is_aligned(16));
+        let groups = bytes == 2 && on.gpu.traits().groups;
+        match (wide, large) {
+            (false, _) => Variant { suffix: "any", tile: [64, 64] },
+            (true, true) => Variant { suffix: if groups { "groups_128" } else { "128" }, tile: [128, 128] },
+            (true, false) => Variant { suffix: if groups { "groups_64" } else { "64" }, tile: [128, 64] },
         }
     }
 
     fn geometry(&self, size: Size) -> Arg {
         let out = self.output_size(size);
-        Arg::Ints(
-            [size.n, size.h, size.w, self.input, out.h, out.w, self.output, self.kernel, self.stride, self.padding]
-                .map(|n| i32::try_from(n).expect("sizes fit an int")),
-        )
+        let taps = [self.kernel, self.stride, self.padding];
+        Arg::ints(&[&[size.n, size.h, size.w, self.input, out.h, out.w, self.output], &taps[..]].concat())
     }
 }
 
@@ -260,8 +384,8 @@ mod tests {
     }
 
     /// f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a sum of
-    /// such products is off by up to 2^-10 of its terms' magnitude, and f16 results are rounded once more.
-    const MATHS: [(Math, f64); 3] = [(Math::F32, 2e-6), (Math::Tf32, 1e-3), (Math::F16, 2e-3)];
+    /// such products is off by up to 2^-10 of its terms' magnitude, and f16 results are rounded once more. bf16 has three bits less.
+    const MATHS: [(Math, f64); 4] = [(Math::F32, 2e-6), (Math::Tf32, 1e-3), (Math::F16, 2e-3), (Math::Bf16, 1.6e-2)];
 
     #[test]
     fn agrees_with_the_reference() {
@@ -309,7 +433,7 @@ mod tests {
         ),
         (
             Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40, products: Products::Full },
-            Size { n: 3, h: 17, w: 20 },
+            Size { n: 7, h: 17, w: 20 },
         ),
         (
             Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16, products: Products::Full },
@@ -348,6 +472,42 @@ mod tests {
                     bits(&results)
                 });
             }
+        }
+    }
+
+    /// Two parts of two pieces each, and channels that fill no tile; rows that the pieces do not divide give none.
+    #[test]
+    fn moments_of_what_is_convolved_are_those_of_a_pass_over_it() {
+        let conv = Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 72, products: Products::Full };
+        let (parts, size) = (2, Size { n: 2, h: 16, w: 16 });
+        let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32 + 0.5).collect::<Vec<_>>();
+        let (x, weight) = (ramp(size.pixels() * 8, 0.37), ramp(conv.weights(), 0.11));
+        for (math, _) in MATHS {
+            on_every_gpu(|gpu| {
+                let on = OnGpu { gpu, math, size, parts };
+                let [x, weight] = [&x, &weight].map(|values| upload(gpu, math.scalar(), values));
+                let y = gpu.take(math.scalar(), size.pixels() * conv.output).unwrap();
+                let pieces =
+                    conv.forward_moments_gpu(on, x.view(), weight.view(), y.view()).unwrap().expect("they fit");
+                let (found, y) = (pieces.read::<f32>().unwrap(), read(&y));
+                assert_eq!(found.len(), size.pixels() / MOMENT_ROWS * 2 * conv.output);
+                for (piece, rows) in y.chunks(MOMENT_ROWS * conv.output).enumerate() {
+                    for c in 0..conv.output {
+                        let column = || rows.iter().skip(c).step_by(conv.output).map(|v| f64::from(*v));
+                        let mean = column().sum::<f64>() / MOMENT_ROWS as f64;
+                        let deviation: f64 = column().map(|v| (v - mean) * (v - mean)).sum();
+                        let at = piece * 2 * conv.output + c;
+                        let close = |a: f32, b: f64| (f64::from(a) - b).abs() <= 1e-4 * (1.0 + b.abs());
+                        assert!(close(found[at], mean), "{math:?} mean: {} and {mean}", found[at]);
+                        let spread = found[at + conv.output];
+                        assert!(close(spread, deviation), "{math:?} deviation: {spread} and {deviation}");
+                    }
+                }
+                let ragged = OnGpu { size: Size { n: 2, h: 16, w: 15 }, ..on };
+                let y = gpu.take(math.scalar(), ragged.size.pixels() * conv.output).unwrap();
+                assert!(conv.forward_moments_gpu(ragged, x.view(), weight.view(), y.view()).unwrap().is_none());
+                found
+            });
         }
     }
 

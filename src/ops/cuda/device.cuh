@@ -3,12 +3,19 @@
 
 // Every kernel runs with 256 threads per block.
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(256) name
+// The same where a multiprocessor has to have room for two blocks: one multiplies while the other waits for memory.
+#define KERNEL_OF_TWO(name) extern "C" __global__ void __launch_bounds__(256, 2) name
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define SHARED __shared__ __align__(16)
 
 // IEEE half precision, for storage alone: arithmetic is in f32.
 struct half_t {
+    unsigned short bits;
+};
+
+// The upper half of a float.
+struct bf16_t {
     unsigned short bits;
 };
 
@@ -22,10 +29,14 @@ DEVICE float to_float(half_t value) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
     return result;
 }
+DEVICE float to_float(bf16_t value) { return __uint_as_float((unsigned int)value.bits << 16); }
 DEVICE void from_float(float &to, float value) { to = value; }
 DEVICE void from_float(half_t &to, float value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(value)); }
 
+DEVICE void from_float(bf16_t &to, float value) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(value)); }
+
 DEVICE unsigned int float_bits(float value) { return __float_as_uint(value); }
+DEVICE float bits_float(unsigned int bits) { return __uint_as_float(bits); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 // A product that is rounded before anything is added to it.
@@ -37,6 +48,14 @@ DEVICE float warp_sum(float value) {
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
     return value;
 }
+
+// The value that a thread of the warp has, by its lane; all 32 take part.
+template <class T> DEVICE T warp_value(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// A bit for each thread of the warp: whether its answer is yes.
+DEVICE unsigned int warp_votes(bool yes) { return __ballot_sync(0xffffffffu, yes); }
+// Number of ones, and the place of the lowest of some.
+DEVICE int count_ones(unsigned int bits) { return __popc(bits); }
+DEVICE int lowest_one(unsigned int bits) { return __ffs(bits) - 1; }
 
 // Rounds to the 10 bits of mantissa that tensor cores read of a tf32 operand.
 DEVICE unsigned int to_tf32(float value) {
@@ -52,9 +71,112 @@ DEVICE void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const un
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d [16, 8] += a [16, 16] b [16, 8]; a and b in half precision, two to a word.
+// d [16, 8] += a [16, 16] b [16, 8]; a and b in f16 or bf16, two to a word.
 DEVICE void mma_m16n8k16_f16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+DEVICE void mma_m16n8k16_bf16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+DEVICE unsigned int shared_address(const void *at) { return (unsigned int)__cvta_generic_to_shared(at); }
+
+// Loads matrices of 8 lines of 16 bytes from shared memory, a word of each per thread: thread t gets word t % 4 of line t / 4.
+// Thread t says where line t % 8 of matrix t / 8 lies.
+DEVICE void load_matrices(unsigned int (&to)[4], const void *line) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(line))
+                 : "memory");
+}
+DEVICE void load_matrices(unsigned int (&to)[2], const void *line) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(shared_address(line))
+                 : "memory");
+}
+// The same of halves, turned: thread t gets half t / 4 of lines t % 4 * 2 and t % 4 * 2 + 1.
+DEVICE void load_turned_matrices(unsigned int (&to)[4], const void *line) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(line))
+                 : "memory");
+}
+DEVICE void load_turned_matrices(unsigned int (&to)[2], const void *line) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(shared_address(line))
+                 : "memory");
+}
+
+// Has 16 bytes copied to shared memory while the thread goes on; zeros where they come from nowhere.
+DEVICE void copy_later(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(from ? from : to), "r"(from ? 16 : 0)
+                 : "memory");
+}
+// Ends a group of such copies.
+DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for the thread's copies but those of the last groups.
+template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory"); }
+
+// Shared memory of a size that the driver is told: `NAME_memory` says how many bytes kernel NAME takes.
+#define DYNAMIC(type, name)                                                                                            \
+    extern __shared__ __align__(1024) unsigned char dynamic_memory[];                                                  \
+    type &name = *(type *)dynamic_memory
+#define TAKES(kernel, type) extern "C" { __device__ int kernel##_memory = sizeof(type); }
+
+// Tensor cores that four warps use together, from shared memory (wgmma). Only compute capability 9.0 has them.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GROUPS 1
+#else
+#define GROUPS 0
+#endif
+#if GROUPS
+
+// Where an operand of a group's product lies: lines of 128 bytes whose pieces of 16 are turned by the line, 8 lines to a block. In a
+// plain operand a line is a row or column, and blocks follow each other by `stride` bytes. In a turned one a line is a depth with 64 of
+// them; blocks follow along the depth by `stride`, and the next 64 by `panel`.
+typedef unsigned long long Described;
+DEVICE Described describe(const void *at, int panel, int stride) {
+    const unsigned long long TURNED_BY_LINES = 1ull << 62;
+    return (shared_address(at) & 0x3ffff) >> 4 | (unsigned long long)(panel >> 4) << 16 | (unsigned long long)(stride >> 4) << 32 |
+           TURNED_BY_LINES;
+}
+
+// What copies have brought to shared memory is for groups, too; all threads say so for their own.
+DEVICE void copies_are_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void end_of_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits for the group's products but the last ones.
+template <int LAST> DEVICE void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LAST) : "memory"); }
+
+// d [64, 8 N] += a [64, 16] b [16, 8 N], shared out among the 128 threads of a group as PTX lays down, later.
+#define OF_FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define OF_SIXTEEN(i) OF_FOUR(i), OF_FOUR(i + 1), OF_FOUR(i + 2), OF_FOUR(i + 3)
+#define GROUP_PRODUCT(name, type)                                                                                      \
+    template <bool A_TURNED, bool B_TURNED> DEVICE void name(float (&d)[8][4], Described a, Described b) {             \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {"                                  \
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                          \
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, %34, %35;"  \
+                     : OF_SIXTEEN(0), OF_SIXTEEN(4)                                                                    \
+                     : "l"(a), "l"(b), "n"(A_TURNED), "n"(B_TURNED));                                                  \
+    }                                                                                                                  \
+    template <bool A_TURNED, bool B_TURNED> DEVICE void name(float (&d)[16][4], Described a, Described b) {            \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                                 \
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                          \
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                                \
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                                \
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, %66, %67;"  \
+                     : OF_SIXTEEN(0), OF_SIXTEEN(4), OF_SIXTEEN(8), OF_SIXTEEN(12)                                     \
+                     : "l"(a), "l"(b), "n"(A_TURNED), "n"(B_TURNED));                                                  \
+    }
+GROUP_PRODUCT(group_product_f16, "f16")
+GROUP_PRODUCT(group_product_bf16, "bf16")
+
+#endif

@@ -30,6 +30,7 @@ pub enum GpuError {
 pub enum Kind {
     U8,
     F16,
+    Bf16,
     I32,
     U32,
     F32,
@@ -43,7 +44,7 @@ impl Kind {
     pub fn bytes(self) -> usize {
         match self {
             Kind::U8 => 1,
-            Kind::F16 => 2,
+            Kind::F16 | Kind::Bf16 => 2,
             Kind::I32 | Kind::U32 | Kind::F32 => 4,
             Kind::I64 | Kind::U64 | Kind::F64 => 8,
         }
@@ -62,7 +63,7 @@ macro_rules! elements {
         }
     )*};
 }
-elements!(u8: U8, half::f16: F16, i32: I32, u32: U32, f32: F32, i64: I64, u64: U64, f64: F64);
+elements!(u8: U8, half::f16: F16, half::bf16: Bf16, i32: I32, u32: U32, f32: F32, i64: I64, u64: U64, f64: F64);
 
 /// A kernel's argument.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +73,7 @@ pub enum Arg {
     Int(i32),
     Float(f32),
     Double(f64),
-    /// A struct of ints.
+    /// A struct of ints, of which it has the first.
     Ints([i32; 10]),
 }
 
@@ -81,6 +82,18 @@ pub enum Arg {
 pub struct Address(u64);
 
 impl Arg {
+    /// A struct of as many ints, ten at most.
+    ///
+    /// # Panics
+    /// When there are more, or one of them is too large for an int.
+    pub fn ints(values: &[usize]) -> Self {
+        let mut ints = [0; 10];
+        for (int, value) in ints[..values.len()].iter_mut().zip(values) {
+            *int = i32::try_from(*value).expect("sizes fit an int");
+        }
+        Arg::Ints(ints)
+    }
+
     /// A count.
     ///
     /// # Panics
@@ -109,11 +122,23 @@ impl Arg {
     }
 }
 
+/// What kernels are chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Whether tensor cores can work for groups of four warps.
+    pub groups: bool,
+    /// Fewer blocks than these leave some of the device idle.
+    pub multiprocessors: usize,
+}
+
 /// What a [`Gpu`] stands on. Work is done in the order of the calls; only `download` waits for it, and memory of the host
 /// may be used again as soon as a call returns.
 pub trait Driver: Debug + Send + Sync {
     /// What the device calls itself.
     fn name(&self) -> String;
+
+    /// What kernels are chosen by.
+    fn traits(&self) -> Traits;
 
     /// Memory that nobody else has.
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError>;
@@ -192,6 +217,11 @@ impl Gpu {
     /// What the device calls itself.
     pub fn name(&self) -> String {
         self.0.driver.name()
+    }
+
+    /// What kernels are chosen by.
+    pub fn traits(&self) -> Traits {
+        self.0.driver.traits()
     }
 
     /// Notes what failed, where no error of ours can be told; the first failure is the cause of others.

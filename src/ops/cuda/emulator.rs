@@ -12,7 +12,7 @@ use std::{
 
 use libloading::Library;
 
-use super::{Arg, Arriving, Driver, Gpu, GpuError, Source};
+use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, Traits};
 
 /// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads; gives a complaint or null.
 type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
@@ -94,6 +94,11 @@ impl Arriving for Copied {
 impl Driver for Emulator {
     fn name(&self) -> String {
         "emulation".into()
+    }
+
+    fn traits(&self) -> Traits {
+        // One order goes without groups, so that both ways are tried, and have to give the same bits.
+        Traits { groups: !matches!(self.0, ThreadOrder::Descending), multiprocessors: 1 }
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {

@@ -10,8 +10,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #define KERNEL(name) extern "C" void name
+#define KERNEL_OF_TWO KERNEL
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define SHARED alignas(16) static
@@ -84,6 +86,15 @@ static void fiber() {
     abort();
 }
 
+// Copies of each thread that have not been waited for, and the number of groups that it has ended.
+struct Copy {
+    void *to;
+    const void *from;
+    unsigned int group;
+};
+static std::vector<Copy> copies[THREADS];
+static unsigned int groups[THREADS];
+
 static unsigned int nth_thread(unsigned int i) {
     switch (order) {
     case 0: return i;
@@ -97,6 +108,8 @@ static void run_block() {
         if (!stacks[t]) stacks[t] = aligned_alloc(64, STACK);
         contexts[t] = fresh_context(stacks[t], fiber);
         states[t] = READY;
+        copies[t].clear();
+        groups[t] = 0;
     }
     for (;;) {
         bool any = false;
@@ -167,6 +180,9 @@ extern "C" const char *emulate(const char *name, const unsigned int *grid, void 
 struct half_t {
     unsigned short bits;
 };
+struct bf16_t {
+    unsigned short bits;
+};
 struct alignas(16) Bits16 {
     unsigned int words[4];
 };
@@ -192,6 +208,12 @@ DEVICE float bits_float(unsigned int bits) {
     memcpy(&value, &bits, 4);
     return value;
 }
+DEVICE float to_float(bf16_t value) { return bits_float((unsigned int)value.bits << 16); }
+// To nearest, ties to even; a NaN stays one.
+DEVICE void from_float(bf16_t &to, float value) {
+    unsigned int bits = float_bits(value);
+    to.bits = std::isnan(value) ? 0x7fff : (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 DEVICE float infinity() { return INFINITY; }
 DEVICE float product(float a, float b) { return a * b; }
 DEVICE double product(double a, double b) { return a * b; }
@@ -208,6 +230,26 @@ static float warp_sum(float value) {
     }
     return value;
 }
+
+template <class T> static T warp_value(T value, int lane) {
+    static T given[THREADS];
+    given[running] = value;
+    wait_for_warp();
+    value = given[running / 32 * 32 + lane % 32];
+    wait_for_warp();
+    return value;
+}
+static unsigned int warp_votes(bool yes) {
+    static bool given[THREADS];
+    given[running] = yes;
+    wait_for_warp();
+    unsigned int votes = 0, first = running / 32 * 32;
+    for (unsigned int lane = 0; lane < 32; lane++) votes |= (unsigned int)given[first + lane] << lane;
+    wait_for_warp();
+    return votes;
+}
+DEVICE int count_ones(unsigned int bits) { return __builtin_popcount(bits); }
+DEVICE int lowest_one(unsigned int bits) { return __builtin_ctz(bits); }
 
 // To nearest, ties away from zero, as the GPU's conversion does.
 DEVICE unsigned int to_tf32(float value) {
@@ -236,16 +278,97 @@ static void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const un
     add_product<8>(d);
 }
 
-DEVICE float half_of(unsigned int word, unsigned int which) {
-    half_t half = {(unsigned short)(word >> (16 * which))};
-    return to_float(half);
+template <class T> static float part_of(unsigned int word, unsigned int which) {
+    T part = {(unsigned short)(word >> (16 * which))};
+    return to_float(part);
 }
 
-static void mma_m16n8k16_f16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
+template <class T> static void mma_m16n8k16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
     unsigned int warp = running / 32, line = running % 32 / 4, k = running % 4 * 2;
     for (int which = 0; which < 2; which++) {
-        for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 8 + which] = half_of(a[i], which);
-        for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 8 + which] = half_of(b[i], which);
+        for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 8 + which] = part_of<T>(a[i], which);
+        for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 8 + which] = part_of<T>(b[i], which);
     }
     add_product<16>(d);
+}
+#define mma_m16n8k16_f16 mma_m16n8k16<half_t>
+#define mma_m16n8k16_bf16 mma_m16n8k16<bf16_t>
+
+// Where each thread says that a line of a matrix lies.
+static const char *given_lines[THREADS];
+
+template <int WORDS> static void load_matrices(unsigned int (&to)[WORDS], const void *line) {
+    given_lines[running] = (const char *)line;
+    wait_for_warp();
+    unsigned int first = running / 32 * 32, lane = running % 32;
+    for (int i = 0; i < WORDS; i++) memcpy(&to[i], given_lines[first + i * 8 + lane / 4] + lane % 4 * 4, 4);
+    wait_for_warp();
+}
+template <int WORDS> static void load_turned_matrices(unsigned int (&to)[WORDS], const void *line) {
+    given_lines[running] = (const char *)line;
+    wait_for_warp();
+    unsigned int first = running / 32 * 32, lane = running % 32;
+    for (int i = 0; i < WORDS; i++)
+        for (int half = 0; half < 2; half++)
+            memcpy((char *)&to[i] + half * 2, given_lines[first + i * 8 + lane % 4 * 2 + half] + lane / 4 * 2, 2);
+    wait_for_warp();
+}
+
+// A copy is made as late as may be: when it is waited for.
+DEVICE void copy_later(void *to, const void *from) { copies[running].push_back({to, from, groups[running]}); }
+DEVICE void end_of_copies() { groups[running]++; }
+template <unsigned int LAST> static void wait_for_copies() {
+    std::vector<Copy> later;
+    for (const Copy &copy : copies[running]) {
+        if (copy.group + LAST >= groups[running])
+            later.push_back(copy);
+        else if (copy.from)
+            memcpy(copy.to, copy.from, 16);
+        else
+            memset(copy.to, 0, 16);
+    }
+    copies[running] = later;
+}
+
+// As large as a block's memory may be.
+alignas(1024) static unsigned char dynamic_memory[224 * 1024];
+#define DYNAMIC(type, name)                                                                                            \
+    static_assert(sizeof(type) <= sizeof dynamic_memory, "a block has no more");                                       \
+    type &name = *(type *)dynamic_memory
+#define TAKES(kernel, type)
+
+#define GROUPS 1
+struct Described {
+    const void *at;
+    size_t panel, stride;
+    // The element of a row or column and a depth, of two bytes.
+    template <bool TURNED> const void *element(size_t row, size_t k) const {
+        size_t place = (size_t)at;
+        place += TURNED ? row / 64 * panel + k / 8 * stride + k % 8 * 128 + row % 64 * 2 : row / 8 * stride + row % 8 * 128 + k * 2;
+        return (const void *)(place ^ (place >> 7 & 7) << 4);
+    }
+};
+DEVICE Described describe(const void *at, int panel, int stride) { return {at, (size_t)panel, (size_t)stride}; }
+DEVICE void copies_are_for_groups() {}
+DEVICE void begin_products() {}
+DEVICE void end_of_products() {}
+template <int LAST> static void wait_for_products() {}
+
+template <class T, bool A_TURNED, bool B_TURNED, int N> static void group_product(float (&d)[N][4], Described a, Described b) {
+    size_t line = running % 128 / 32 * 16 + running % 32 / 4, column = running % 4 * 2;
+    float left[2][16], right[2][16];
+    for (int h = 0; h < 2; h++)
+        for (int k = 0; k < 16; k++) left[h][k] = to_float(*(const T *)a.element<A_TURNED>(line + h * 8, k));
+    for (int n = 0; n < N; n++) {
+        for (int c = 0; c < 2; c++)
+            for (int k = 0; k < 16; k++) right[c][k] = to_float(*(const T *)b.element<B_TURNED>(n * 8 + column + c, k));
+        for (int e = 0; e < 4; e++)
+            for (int k = 0; k < 16; k++) d[n][e] += left[e / 2][k] * right[e % 2][k];
+    }
+}
+template <bool A_TURNED, bool B_TURNED, int N> static void group_product_f16(float (&d)[N][4], Described a, Described b) {
+    group_product<half_t, A_TURNED, B_TURNED>(d, a, b);
+}
+template <bool A_TURNED, bool B_TURNED, int N> static void group_product_bf16(float (&d)[N][4], Described a, Described b) {
+    group_product<bf16_t, A_TURNED, B_TURNED>(d, a, b);
 }

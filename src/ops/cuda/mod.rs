@@ -4,6 +4,8 @@
 //! first used. What launches kernels sees a [`Gpu`], behind which is the CUDA driver or, in tests, an emulation that
 //! compiles the very same sources as C++ and runs them on the CPU.
 
+#[cfg(any(test, feature = "cuda"))]
+mod compiled;
 mod driver;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub mod emulator;
@@ -14,7 +16,7 @@ mod source;
 pub mod testing;
 mod wire;
 
-pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, View};
+pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, Traits, View};
 pub use source::{Scalar, Source};
 pub use wire::Wire;
 
@@ -24,4 +26,12 @@ pub const THREADS: usize = 256;
 /// A grid that gives each of `n` elements a thread.
 pub fn one_each(n: usize) -> [usize; 3] {
     [n.div_ceil(THREADS).max(1), 1, 1]
+}
+
+/// Most blocks of a pass over elements.
+const BLOCKS: usize = 4096;
+
+/// A grid whose threads go through `n` elements in strides.
+pub fn in_strides(n: usize) -> [usize; 3] {
+    [n.div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
 }

@@ -25,6 +25,27 @@ template <class T, class Leaf> DEVICE T tree(int first, int count, const Leaf &l
     return waiting[0];
 }
 
+// The same of a number that is known when this is compiled: nothing waits in memory.
+template <class T, int COUNT, class Leaf> DEVICE T tree_of(int first, const Leaf &leaf) {
+    if constexpr (COUNT == 1)
+        return leaf(first);
+    else
+        return joined(tree_of<T, COUNT / 2>(first, leaf), tree_of<T, COUNT / 2>(first + COUNT / 2, leaf));
+}
+
+// The same of any power of two, which all threads have alike.
+template <class T, class Leaf> DEVICE T tree_of_any(int count, const Leaf &leaf) {
+    switch (count) {
+    case 1: return tree_of<T, 1>(0, leaf);
+    case 2: return tree_of<T, 2>(0, leaf);
+    case 4: return tree_of<T, 4>(0, leaf);
+    case 8: return tree_of<T, 8>(0, leaf);
+    case 16: return tree_of<T, 16>(0, leaf);
+    case 32: return tree_of<T, 32>(0, leaf);
+    default: return tree<T>(0, count, leaf);
+    }
+}
+
 // The same for each of a block's 32 lanes that is `there`: of its 8 threads each has a branch of the tree, as far as there are
 // leaves. The first has the result. All threads of the block have to call it.
 template <class T, class Leaf> DEVICE T tree_of_block(int count, bool there, const Leaf &leaf, T (*shared)[32]) {

@@ -1,8 +1,10 @@
 // Products of matrices whose tiles lie in shared memory. Prepended to the sources that multiply, once per arithmetic: MATH 0
-// is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 in memory and f32 sums.
+// is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 and 3 is bf16 in memory, both with f32 sums.
 
 #if MATH == 2
 typedef half_t scalar;
+#elif MATH == 3
+typedef bf16_t scalar;
 #else
 typedef float scalar;
 #endif
@@ -11,16 +13,34 @@ typedef float scalar;
 const int WIDE = 16 / sizeof(scalar);
 
 // Where the elements of an operand lie in shared memory. DEEP: neighbours follow the depth k, [size][PITCH]; else they follow
-// the row or column, [depth][PITCH].
-template <int PITCH, bool DEEP> struct Layout {
+// the row or column, [depth][PITCH]. Pitches are odd multiples of 16 bytes, so that eight lines lie in different banks.
+template <int PITCH, bool IS_DEEP> struct Layout {
+    static constexpr bool DEEP = IS_DEEP;
+
     DEVICE_MEMBER static const scalar &at(const scalar *shared, int i, int k) {
         return shared[DEEP ? i * PITCH + k : k * PITCH + i];
     }
+};
 
-    // Two halves of neighbouring depth in one word.
-    DEVICE_MEMBER static unsigned int pair(const half_t *shared, int i, int k) {
-        if (DEEP) return *(const unsigned int *)&shared[i * PITCH + k];
-        return (unsigned int)shared[k * PITCH + i].bits | (unsigned int)shared[(k + 1) * PITCH + i].bits << 16;
+// The same without unused places: pieces of 16 bytes change places within their line, so that what a warp reads at a time lies in
+// different banks. Flat tiles are panels of 128 bytes side by side. Tensor cores that read shared memory themselves know lines of
+// 128 bytes that are turned in this way.
+template <int SIZE, int DEPTH, bool IS_DEEP> struct Swizzled {
+    static constexpr bool DEEP = IS_DEEP;
+    static constexpr int PANEL = 8 * WIDE;
+
+    DEVICE_MEMBER static int place(int line, int along) {
+        if (DEEP) {
+            // Of lines of 64 bytes, two lie in the same banks.
+            int turn = DEPTH == 4 * WIDE ? line / 2 % 4 : line % 8;
+            return line * DEPTH + (along / WIDE ^ turn) * WIDE + along % WIDE;
+        }
+        // Of floats a warp reads 4 lines at a time, else 8.
+        int turn = WIDE == 4 ? line % 4 * 2 : line % 8;
+        return along / PANEL * (DEPTH * PANEL) + line * PANEL + (along % PANEL / WIDE ^ turn) * WIDE + along % WIDE;
+    }
+    DEVICE_MEMBER static const scalar &at(const scalar *shared, int i, int k) {
+        return shared[DEEP ? place(i, k) : place(k, i)];
     }
 };
 
@@ -60,57 +80,121 @@ template <int BM, int BN> struct Accumulator {
     // Adds the product of the tiles in shared memory, whose layouts are A and B and which are DEPTH deep.
     template <class A, class B, int DEPTH> DEVICE_MEMBER void add(const scalar *a, const scalar *b) {
 #if MATH == 0
+        // Four depths at a time: where they follow each other, one load brings them.
 #pragma unroll
-        for (int k = 0; k < DEPTH; k++) {
-            float left[TM], right[TN];
+        for (int k = 0; k < DEPTH; k += WIDE) {
+            float right[TN][WIDE];
 #pragma unroll
-            for (int i = 0; i < TM; i++) left[i] = A::at(a, row(i, 0), k);
+            for (int j = 0; j < TN; j++) load_depths<B>(right[j], b, column(j, 0), k);
 #pragma unroll
-            for (int j = 0; j < TN; j++) right[j] = B::at(b, column(j, 0), k);
+            for (int i = 0; i < TM; i++) {
+                float left[WIDE];
+                load_depths<A>(left, a, row(i, 0), k);
 #pragma unroll
-            for (int i = 0; i < TM; i++)
+                for (int e = 0; e < WIDE; e++)
 #pragma unroll
-                for (int j = 0; j < TN; j++) sums[i][j][0] += left[i] * right[j];
+                    for (int j = 0; j < TN; j++) sums[i][j][0] += left[e] * right[j][e];
+            }
         }
 #else
         const int STEP = MATH == 1 ? 8 : 16;
-        int group = threadIdx.x % 32 / 4, place = threadIdx.x % 4;
-        int m = threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + group;
-        int n = threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + group;
+        int m = threadIdx.x / 32 / WARPS_N * (BM / WARPS_M), n = threadIdx.x / 32 % WARPS_N * (BN / WARPS_N);
 #pragma unroll
         for (int k = 0; k < DEPTH; k += STEP) {
             unsigned int left[TM][4], right[TN][2];
 #pragma unroll
-            for (int i = 0; i < TM; i++)
+            for (int i = 0; i < TM; i++) load_left<A>(left[i], a, m + i * 16, k);
 #pragma unroll
-                for (int r = 0; r < 4; r++) {
-#if MATH == 1
-                    left[i][r] = to_tf32(A::at(a, m + i * 16 + r % 2 * 8, k + place + r / 2 * 4));
-#else
-                    left[i][r] = A::pair(a, m + i * 16 + r % 2 * 8, k + place * 2 + r / 2 * 8);
-#endif
-                }
-#pragma unroll
-            for (int j = 0; j < TN; j++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-#if MATH == 1
-                    right[j][r] = to_tf32(B::at(b, n + j * 8, k + place + r * 4));
-#else
-                    right[j][r] = B::pair(b, n + j * 8, k + place * 2 + r * 8);
-#endif
-                }
+            for (int j = 0; j + 1 < TN; j += 2) {
+                unsigned int both[4];
+                load_right<B>(both, b, n + j * 8, k);
+                right[j][0] = both[0], right[j][1] = both[1], right[j + 1][0] = both[2], right[j + 1][1] = both[3];
+            }
+            if (TN % 2) load_right<B>(right[TN - 1], b, n + (TN - 1) * 8, k);
 #pragma unroll
             for (int i = 0; i < TM; i++)
 #pragma unroll
                 for (int j = 0; j < TN; j++) {
 #if MATH == 1
                     mma_m16n8k8_tf32(sums[i][j], left[i], right[j]);
-#else
+#elif MATH == 2
                     mma_m16n8k16_f16(sums[i][j], left[i], right[j]);
+#else
+                    mma_m16n8k16_bf16(sums[i][j], left[i], right[j]);
 #endif
                 }
         }
 #endif
     }
+
+#if MATH == 0
+    template <class L> DEVICE_MEMBER static void load_depths(float (&to)[WIDE], const scalar *shared, int i, int k) {
+        if (L::DEEP) {
+            Bits16 bits = *(const Bits16 *)&L::at(shared, i, k);
+#pragma unroll
+            for (int e = 0; e < WIDE; e++) to[e] = bits_float(bits.words[e]);
+        } else {
+#pragma unroll
+            for (int e = 0; e < WIDE; e++) to[e] = L::at(shared, i, k + e);
+        }
+    }
+#else
+    // What the tensor cores read of a [16, STEP] from row m and depth k on: 8 x 8 halves or 8 x 4 floats at a time.
+    template <class A> DEVICE_MEMBER static void load_left(unsigned int (&to)[4], const scalar *a, int m, int k) {
+        int lane = threadIdx.x % 32;
+        if (A::DEEP) {
+            load_matrices(to, &A::at(a, m + lane % 16, k + lane / 16 * WIDE));
+        } else {
+#if MATH == 1
+            for (int r = 0; r < 4; r++) to[r] = float_bits(A::at(a, m + lane / 4 + r % 2 * 8, k + lane % 4 + r / 2 * 4));
+#else
+            load_turned_matrices(to, &A::at(a, m + lane / 8 % 2 * 8, k + lane / 16 * 8 + lane % 8));
+#endif
+        }
+        round(to);
+    }
+
+    // Likewise of b [STEP, 8] for each two words, from column n on.
+    template <class B, int WORDS> DEVICE_MEMBER static void load_right(unsigned int (&to)[WORDS], const scalar *b, int n, int k) {
+        int lane = threadIdx.x % (8 * WORDS);
+        if (B::DEEP) {
+            load_matrices(to, &B::at(b, n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * WIDE));
+        } else {
+#if MATH == 1
+            lane = threadIdx.x % 32;
+            for (int r = 0; r < WORDS; r++) to[r] = float_bits(B::at(b, n + lane / 4 + r / 2 * 8, k + lane % 4 + r % 2 * 4));
+#else
+            load_turned_matrices(to, &B::at(b, n + lane / 16 * 8, k + lane / 8 % 2 * 8 + lane % 8));
+#endif
+        }
+        round(to);
+    }
+
+    template <int WORDS> DEVICE_MEMBER static void round(unsigned int (&words)[WORDS]) {
+#if MATH == 1
+        for (int r = 0; r < WORDS; r++) words[r] = to_tf32(bits_float(words[r]));
+#endif
+    }
+#endif
 };
+
+// Sums that a thread has side by side.
+template <int N> struct alignas(4 * N) Run {
+    static constexpr int COUNT = N;
+    float values[N];
+};
+
+// Gives `body` row, column and values of each run of the thread's sums.
+template <class Sums, class Body> DEVICE void each_run(const Sums &sums, const Body &body) {
+    const int N = Sums::EACH == 1 ? 1 : 2;
+#pragma unroll
+    for (int i = 0; i < Sums::TM; i++)
+#pragma unroll
+        for (int j = 0; j < Sums::TN; j++)
+#pragma unroll
+            for (int e = 0; e < Sums::EACH; e += N) {
+                Run<N> run;
+                for (int which = 0; which < N; which++) run.values[which] = sums.sums[i][j][e + which];
+                body(Sums::row(i, e), Sums::column(j, e), run);
+            }
+}

@@ -27,6 +27,7 @@ impl Source {
 pub enum Scalar {
     F32,
     F16,
+    Bf16,
 }
 
 impl From<Scalar> for Kind {
@@ -34,6 +35,7 @@ impl From<Scalar> for Kind {
         match scalar {
             Scalar::F32 => Kind::F32,
             Scalar::F16 => Kind::F16,
+            Scalar::Bf16 => Kind::Bf16,
         }
     }
 }
@@ -45,10 +47,11 @@ impl Scalar {
     }
 
     /// Of sources that are compiled once per storage, its own.
-    pub fn source(self, sources: &'static [Source; 2]) -> &'static Source {
+    pub fn source(self, sources: &'static [Source; 3]) -> &'static Source {
         match self {
             Scalar::F32 => &sources[0],
             Scalar::F16 => &sources[1],
+            Scalar::Bf16 => &sources[2],
         }
     }
 }

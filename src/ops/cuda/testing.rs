@@ -1,6 +1,6 @@
 //! The GPUs that tests of kernels run on: the emulation, and `cuda:0` where there is one.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Buffer, Gpu, Kind, Scalar};
 
@@ -30,6 +30,7 @@ pub fn upload(gpu: &Gpu, scalar: Scalar, values: &[f32]) -> Buffer {
     match scalar {
         Scalar::F32 => gpu.upload(values),
         Scalar::F16 => gpu.upload(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>()),
+        Scalar::Bf16 => gpu.upload(&values.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>()),
     }
     .expect("a device that works")
 }
@@ -38,6 +39,7 @@ pub fn upload(gpu: &Gpu, scalar: Scalar, values: &[f32]) -> Buffer {
 pub fn read(buffer: &Buffer) -> Vec<f32> {
     match buffer.view().kind() {
         Kind::F16 => buffer.read::<f16>().expect("a device that works").into_iter().map(f16::to_f32).collect(),
+        Kind::Bf16 => buffer.read::<bf16>().expect("a device that works").into_iter().map(bf16::to_f32).collect(),
         _ => buffer.read().expect("a device that works"),
     }
 }

@@ -1,14 +1,15 @@
 //! GELU on a GPU. Addresses are of the device.
 
-use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, THREADS, View};
+use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, View, in_strides};
 
 const KERNELS: &[&str] = &["gelu", "gelu_backward"];
-const TEXT: &str = include_str!("gelu.cu");
+const TEXT: &str = concat!(include_str!("../cuda/storage.cuh"), include_str!("gelu.cu"));
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "gelu_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "gelu_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "gelu_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "gelu_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "gelu_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
 /// y = x Phi(x).
@@ -19,7 +20,7 @@ pub fn gelu(gpu: &Gpu, scalar: Scalar, x: View, y: View) -> Result<(), GpuError>
     let len = x.len();
     let args = [x.arg(scalar, len), Arg::count(len), y.arg(scalar, len)];
     // SAFETY: x and y have `len` values.
-    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu", strided(len), &args) }
+    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu", in_strides(len), &args) }
 }
 
 /// `g` goes from the gradient of y to that of x; y itself is computed again into `y`.
@@ -30,16 +31,12 @@ pub fn gelu_backward(gpu: &Gpu, scalar: Scalar, x: View, g: View, y: View) -> Re
     let len = x.len();
     let args = [x.arg(scalar, len), Arg::count(len), g.arg(scalar, len), y.arg(scalar, len)];
     // SAFETY: x, g and y have `len` values.
-    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu_backward", strided(len), &args) }
-}
-
-fn strided(len: usize) -> [usize; 3] {
-    [len.div_ceil(THREADS).clamp(1, 8192), 1, 1]
+    unsafe { gpu.launch(scalar.source(&SOURCES), "gelu_backward", in_strides(len), &args) }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
+    use half::bf16;
 
     use super::*;
     use crate::ops::{
@@ -50,7 +47,7 @@ mod tests {
 
     #[test]
     fn values_and_gradients_agree_with_the_cpus() {
-        let x: Vec<f32> = (-1500..1501).map(|i| f16::to_f32(f16::from_f32(i as f32 * 0.004))).collect();
+        let x: Vec<f32> = (-1500..1501).map(|i| bf16::to_f32(bf16::from_f32(i as f32 * 0.004))).collect();
         let (mut expected, mut g_expected) = (vec![0.0; x.len()], vec![0.5; x.len()]);
         gelu::gelu(&x, &mut expected);
         let mut again = vec![0.0; x.len()];
@@ -66,8 +63,8 @@ mod tests {
                 assert!(read(&y) == read(&again));
                 [read(&y), read(&g)]
             };
-            // Relative to the largest value, 6: f32's rounding; f16 has 11 bits.
-            [check(Scalar::F32, 2e-7), check(Scalar::F16, 3e-4)]
+            // Relative to the largest value, 6: f32's rounding; f16 has 11 bits, bf16 8.
+            [check(Scalar::F32, 2e-7), check(Scalar::F16, 3e-4), check(Scalar::Bf16, 4e-3)]
         });
     }
 }

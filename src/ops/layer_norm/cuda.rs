@@ -1,17 +1,23 @@
 //! Layer norm on a GPU. Addresses are of the device; statistics, parameters and their gradients are f32.
 
 use crate::ops::{
-    columns::cuda::{add_parts, pieces},
+    columns::cuda::{add_parts, pieces, shares},
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
 };
 
 const KERNELS: &[&str] = &["ln_forward", "ln_backward", "ln_backward_params"];
-const TEXT: &str = concat!(include_str!("../cuda/parts.cuh"), include_str!("layer_norm.cu"));
+const TEXT: &str = concat!(
+    include_str!("../cuda/storage.cuh"),
+    include_str!("../cuda/parts.cuh"),
+    include_str!("../cuda/rows.cuh"),
+    include_str!("layer_norm.cu")
+);
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "layer_norm_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "layer_norm_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "layer_norm_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "layer_norm_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "layer_norm_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
 /// Rows that a block has: one per warp.
@@ -90,13 +96,14 @@ impl NormRows<'_> {
         g_params: [View; 2],
     ) -> Result<(), GpuError> {
         let source = self.scalar.source(&SOURCES);
-        let (tiles, grid) = pieces([self.rows, self.dim], parts);
+        let tiles = pieces([self.rows, self.dim], parts);
+        let (shares, across) = shares(self.scalar, self.dim, &[x, gy]);
         let sums = self.gpu.take(Kind::F32, tiles.count() * 2 * self.dim)?;
         let (x, statistics, gy) = (self.of_rows(x), self.statistics(statistics), self.of_rows(gy));
         let [rows, dim] = [self.rows, self.dim].map(Arg::count);
-        let args = [x, statistics, gy, dim, Arg::count(tiles.part), Arg::count(tiles.tile), sums.arg()];
+        let args = [x, statistics, gy, dim, shares, Arg::count(tiles.part), Arg::count(tiles.tile), sums.arg()];
         // SAFETY: all have the elements of their shape, and `sums` two rows for each piece.
-        unsafe { self.gpu.launch(source, "ln_backward_params", grid, &args) }?;
+        unsafe { self.gpu.launch(source, "ln_backward_params", [across, tiles.count(), 1], &args) }?;
         for (i, to) in g_params.into_iter().enumerate() {
             let from = sums.view().part(i * self.dim..sums.view().len());
             add_parts(self.gpu, from, [parts, tiles.per_part()], 2 * self.dim, to.part(0..self.dim))?;
@@ -114,7 +121,7 @@ impl NormRows<'_> {
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
+    use half::bf16;
 
     use super::*;
     use crate::ops::{
@@ -130,10 +137,10 @@ mod tests {
     #[test]
     fn values_and_gradients_agree_with_the_cpus() {
         let ramp = |n: usize, step: f32| {
-            (0..n).map(|i| f16::to_f32(f16::from_f32((i as f32 * step).sin()))).collect::<Vec<_>>()
+            (0..n).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * step).sin()))).collect::<Vec<_>>()
         };
         // A mean beside the spread, as a residual stream may have.
-        let x: Vec<f32> = ramp(ROWS * DIM, 0.7).iter().map(|v| f16::to_f32(f16::from_f32(v * 2.0 + 3.0))).collect();
+        let x: Vec<f32> = ramp(ROWS * DIM, 0.7).iter().map(|v| bf16::to_f32(bf16::from_f32(v * 2.0 + 3.0))).collect();
         let (gy, before, weight, bias) =
             (ramp(ROWS * DIM, 0.37), ramp(ROWS * DIM, 0.11), ramp(DIM, 1.3), ramp(DIM, 0.2));
         let of_row = |row: &[f32]| {
@@ -147,8 +154,8 @@ mod tests {
         layer_norm::forward(&x, Affine { weight: &weight, bias: &bias }, &mut y);
         layer_norm::backward(&x, &weight, &gy, &mut gx, [&mut gw, &mut gb]);
         [&mut gw, &mut gb].into_iter().flatten().for_each(|g| *g += 0.25);
-        // f32: sums of 75 and 261 values in another order; f16: y and gx have 11 bits.
-        for (scalar, tolerance) in [(Scalar::F32, 2e-6), (Scalar::F16, 6e-4)] {
+        // f32: sums of 75 and 261 values in another order; f16: y and gx have 11 bits, in bf16 8.
+        for (scalar, tolerance) in [(Scalar::F32, 2e-6), (Scalar::F16, 6e-4), (Scalar::Bf16, 5e-3)] {
             on_every_gpu(|gpu| {
                 let up = |values: &[f32]| upload(gpu, scalar, values);
                 let (weight, bias) = (gpu.upload(&weight).unwrap(), gpu.upload(&bias).unwrap());

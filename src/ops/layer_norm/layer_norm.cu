@@ -1,17 +1,23 @@
-// Layer norm of rows [rows, dim]. A warp has a row; sums within it are in f32, in a fixed order. Compiled once per storage:
-// HALF 0 is f32, 1 is f16; statistics and parameters are f32 either way. Behind `parts.cuh`.
+// Layer norm of rows [rows, dim]. A warp has a row; sums within it are in f32, in a fixed order. Compiled once per storage;
+// statistics and parameters are f32 either way. Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
+// Goes through the `dim` elements of a warp's row, by 16 bytes where they are `wide`. `body` gets a pack of the size, for its type,
+// and its place.
+template <class Body> DEVICE void in_row(int dim, bool wide, const Body &body) {
+    int lane = threadIdx.x % 32;
+    if (wide) {
+        for (int c = lane * WIDE; c < dim; c += 32 * WIDE) body(Pack<WIDE>(), c);
+    } else {
+        for (int c = lane; c < dim; c += 32) body(Pack<1>(), c);
+    }
+}
 
 // y = the normalised rows of x. Mean and 1 / sqrt(var + eps) of each row are written, or read where they are `given`.
 KERNEL(ln_forward)(const scalar *x, int rows, int dim, const float *weight, const float *bias, int given,
                    float *statistics, scalar *y) {
-    int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    int row = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows) return;
+    bool wide = dim % WIDE == 0 && begin_wide(x, y);
     x += (size_t)row * dim;
     y += (size_t)row * dim;
     statistics += (size_t)row * 2;
@@ -21,64 +27,79 @@ KERNEL(ln_forward)(const scalar *x, int rows, int dim, const float *weight, cons
         inv_std = statistics[1];
     } else {
         float sum = 0.0f, squares = 0.0f;
-        for (int c = lane; c < dim; c += 32) sum += to_float(x[c]);
+        in_row(dim, wide, [&](auto pack, int c) {
+            auto values = pack.at(x + c);
+            for (int e = 0; e < pack.COUNT; e++) sum += values[e];
+        });
         mean = warp_sum(sum) / (float)dim;
-        for (int c = lane; c < dim; c += 32) {
-            float d = to_float(x[c]) - mean;
-            squares += d * d;
-        }
+        in_row(dim, wide, [&](auto pack, int c) {
+            auto values = pack.at(x + c);
+            for (int e = 0; e < pack.COUNT; e++) {
+                float d = values[e] - mean;
+                squares += d * d;
+            }
+        });
         inv_std = 1.0f / sqrtf(warp_sum(squares) / (float)dim + 1e-6f);
-        if (lane == 0) {
+        if (threadIdx.x % 32 == 0) {
             statistics[0] = mean;
             statistics[1] = inv_std;
         }
     }
-    for (int c = lane; c < dim; c += 32) from_float(y[c], (to_float(x[c]) - mean) * inv_std * weight[c] + bias[c]);
+    in_row(dim, wide, [&](auto pack, int c) {
+        auto values = pack.at(x + c);
+        for (int e = 0; e < pack.COUNT; e++) values.set(e, (values[e] - mean) * inv_std * weight[c + e] + bias[c + e]);
+        values.store(y + c);
+    });
 }
 
 // gx = inv_std (g - mean(g) - xhat mean(g xhat)) with g = gy weight, or added to gx.
 KERNEL(ln_backward)(const scalar *x, const float *statistics, int rows, int dim, const float *weight, const scalar *gy,
                     int accumulate, scalar *gx) {
-    int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    int row = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows) return;
+    bool wide = dim % WIDE == 0 && begin_wide(x, gy, gx);
     x += (size_t)row * dim;
     gy += (size_t)row * dim;
     gx += (size_t)row * dim;
     float mean = statistics[(size_t)row * 2], inv_std = statistics[(size_t)row * 2 + 1], sum = 0.0f, along = 0.0f;
-    for (int c = lane; c < dim; c += 32) {
-        float g = to_float(gy[c]) * weight[c];
-        sum += g;
-        along += g * ((to_float(x[c]) - mean) * inv_std);
-    }
+    in_row(dim, wide, [&](auto pack, int c) {
+        auto values = pack.at(x + c), slopes = pack.at(gy + c);
+        for (int e = 0; e < pack.COUNT; e++) {
+            float g = slopes[e] * weight[c + e];
+            sum += g;
+            along += g * ((values[e] - mean) * inv_std);
+        }
+    });
     sum = warp_sum(sum) / (float)dim;
     along = warp_sum(along) / (float)dim;
-    for (int c = lane; c < dim; c += 32) {
-        float normalised = (to_float(x[c]) - mean) * inv_std;
-        float result = inv_std * (to_float(gy[c]) * weight[c] - sum - normalised * along);
-        from_float(gx[c], accumulate ? to_float(gx[c]) + result : result);
-    }
+    in_row(dim, wide, [&](auto pack, int c) {
+        auto values = pack.at(x + c), slopes = pack.at(gy + c), results = values;
+        if (accumulate) results = pack.at(gx + c);
+        for (int e = 0; e < pack.COUNT; e++) {
+            float normalised = (values[e] - mean) * inv_std;
+            float result = inv_std * (slopes[e] * weight[c + e] - sum - normalised * along);
+            results.set(e, accumulate ? results[e] + result : result);
+        }
+        results.store(gx + c);
+    });
 }
 
-// Per piece of the rows the sums that the gradients of weight and bias consist of, [pieces, 2, dim]. A block has 32 columns and
-// 8 of its piece's rows at a time.
-KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scalar *gy, int dim, int part, int piece,
+// Per piece of the rows the sums that the gradients of weight and bias consist of, [pieces, 2, dim].
+KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scalar *gy, int dim, Shares shares, int part, int piece,
                            float *sums) {
-    SHARED float shared[2][8][32];
-    int lane = threadIdx.x % 32, line = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    Piece rows = piece_of(blockIdx.y, part, piece);
-    bool there = c < dim;
-    float weight = 0.0f, bias = 0.0f;
-    for (int row = rows.begin + line; there && row < rows.end; row += 8) {
-        size_t i = (size_t)row * dim + c;
-        float g = to_float(gy[i]);
-        weight += g * ((to_float(x[i]) - statistics[(size_t)row * 2]) * statistics[(size_t)row * 2 + 1]);
-        bias += g;
-    }
-    shared[0][line][lane] = weight;
-    shared[1][line][lane] = bias;
-    __syncthreads();
-    if (!there || line > 1) return;
-    float sum = 0.0f;
-    for (int i = 0; i < 8; i++) sum += shared[line][i][lane];
-    sums[((size_t)blockIdx.y * 2 + line) * dim + c] = sum;
+    float *out = sums + (size_t)blockIdx.y * 2 * dim;
+    sum_piece<2>(shares, piece_of(blockIdx.y, part, piece), dim,
+        [&](auto pack, int row, int c, auto &sums) {
+            size_t at = (size_t)row * dim + c;
+            float mean = statistics[(size_t)row * 2], inv_std = statistics[(size_t)row * 2 + 1];
+            auto values = pack.at(x + at), slopes = pack.at(gy + at);
+            for (int e = 0; e < pack.COUNT; e++) {
+                sums[0][e] += slopes[e] * ((values[e] - mean) * inv_std);
+                sums[1][e] += slopes[e];
+            }
+        },
+        [&](int c, const float (&sums)[2]) {
+            out[c] = sums[0];
+            out[dim + c] = sums[1];
+        });
 }

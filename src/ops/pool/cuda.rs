@@ -3,16 +3,17 @@
 use super::pooled;
 use crate::ops::{
     conv2d::Size,
-    cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each},
+    cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, View, in_strides, one_each},
 };
 
 const KERNELS: &[&str] = &["max_pool", "max_pool_backward", "average_pool", "average_pool_backward"];
-const TEXT: &str = include_str!("pool.cu");
+const TEXT: &str = concat!(include_str!("../cuda/storage.cuh"), include_str!("pool.cu"));
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "pool_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "pool_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "pool_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "pool_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "pool_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
 /// Images on a GPU.
@@ -91,9 +92,8 @@ impl Images<'_> {
     /// # Safety
     /// As for [`Gpu::launch`].
     unsafe fn strided(&self, kernel: &str, len: usize, args: &[Arg]) -> Result<(), GpuError> {
-        let grid = [len.div_ceil(THREADS).clamp(1, 8192), 1, 1];
         // SAFETY: as the caller promises.
-        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), kernel, grid, args) }
+        unsafe { self.gpu.launch(self.scalar.source(&SOURCES), kernel, in_strides(len), args) }
     }
 }
 

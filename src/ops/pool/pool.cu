@@ -1,46 +1,56 @@
 // Pooling of channels-last images: 3x3 maximum of stride 2 with padding 1, and the global average.
-// Compiled once per storage: HALF 0 is f32, 1 is f16; features and sums are f32 either way.
+// Compiled once per storage; features and sums are f32 either way. Behind `storage.cuh`.
 
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
+// Which of their windows' pixels V elements are.
+template <int V> struct alignas(V) Winners {
+    unsigned char taps[V];
+};
 
 // y = max over 3x3 windows; `taps` keeps which of its nine pixels won (the first of equals). A NaN wins over everything.
 KERNEL(max_pool)(const scalar *x, int h, int w, int channels, int oh, int ow, int length, scalar *y, unsigned char *taps) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
-        int c = i % channels, ox = i / channels % ow, oy = i / channels / ow % oh, n = i / channels / ow / oh;
-        float best = 0.0f;
-        int winner = -1;
+    in_packs(length, channels % WIDE == 0 && begin_wide(x, y, taps), [&](auto pack, int at) {
+        typedef decltype(pack) Values;
+        int pixel = at / channels, c = at - pixel * channels, line = pixel / ow, n = line / oh;
+        int oy = line - n * oh, ox = pixel - line * ow;
+        Values best;
+        Winners<Values::COUNT> winners;
+        bool none = true;
         for (int tap = 0; tap < 9; tap++) {
             int iy = oy * 2 + tap / 3 - 1, ix = ox * 2 + tap % 3 - 1;
             if (iy < 0 || ix < 0 || iy >= h || ix >= w) continue;
-            float value = to_float(x[((size_t)(n * h + iy) * w + ix) * channels + c]);
-            if (winner < 0 || value > best || value != value) {
-                best = value;
-                winner = tap;
-            }
+            Values values = Values::at(x + ((size_t)(n * h + iy) * w + ix) * channels + c);
+            for (int e = 0; e < Values::COUNT; e++)
+                if (none || values[e] > best[e] || values[e] != values[e])
+                    best.elements[e] = values.elements[e], winners.taps[e] = (unsigned char)tap;
+            none = false;
         }
-        from_float(y[i], best);
-        taps[i] = (unsigned char)winner;
-    }
+        best.store(y + at);
+        *(Winners<Values::COUNT> *)(taps + at) = winners;
+    });
 }
 
 // gx: every pixel gathers from the windows that it won.
 KERNEL(max_pool_backward)(const scalar *gy, const unsigned char *taps, int h, int w, int channels, int oh, int ow,
                           int length, scalar *gx) {
-    for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
-        int c = i % channels, ix = i / channels % w, iy = i / channels / w % h, n = i / channels / w / h;
-        float sum = 0.0f;
+    in_packs(length, channels % WIDE == 0 && begin_wide(gy, taps, gx), [&](auto pack, int at) {
+        typedef decltype(pack) Values;
+        int pixel = at / channels, c = at - pixel * channels, line = pixel / w, n = line / h;
+        int iy = line - n * h, ix = pixel - line * w;
+        float sums[Values::COUNT];
+        for (int e = 0; e < Values::COUNT; e++) sums[e] = 0.0f;
         for (int tap = 0; tap < 9; tap++) {
             int y = iy + 1 - tap / 3, x = ix + 1 - tap % 3;
             if (y < 0 || x < 0 || y % 2 || x % 2 || y / 2 >= oh || x / 2 >= ow) continue;
-            size_t at = ((size_t)(n * oh + y / 2) * ow + x / 2) * channels + c;
-            if (taps[at] == tap) sum += to_float(gy[at]);
+            size_t from = ((size_t)(n * oh + y / 2) * ow + x / 2) * channels + c;
+            Values slopes = Values::at(gy + from);
+            Winners<Values::COUNT> winners = *(const Winners<Values::COUNT> *)(taps + from);
+            for (int e = 0; e < Values::COUNT; e++)
+                if (winners.taps[e] == tap) sums[e] += slopes[e];
         }
-        from_float(gx[i], sum);
-    }
+        Values results;
+        for (int e = 0; e < Values::COUNT; e++) results.set(e, sums[e]);
+        results.store(gx + at);
+    });
 }
 
 // features [n, channels] = mean over each image's pixels.

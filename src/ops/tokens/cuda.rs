@@ -4,12 +4,13 @@ use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS
 
 const KERNELS: &[&str] =
     &["embed_tokens", "class_tokens", "spread_class_tokens", "patch_tokens", "interpolate_positions"];
-const TEXT: &str = include_str!("tokens.cu");
+const TEXT: &str = concat!(include_str!("../cuda/storage.cuh"), include_str!("tokens.cu"));
 
 /// The kernels, once per storage.
-pub static SOURCES: [Source; 2] = [
-    Source { name: "tokens_f32", defines: "#define HALF 0", text: TEXT, kernels: KERNELS },
-    Source { name: "tokens_f16", defines: "#define HALF 1", text: TEXT, kernels: KERNELS },
+pub static SOURCES: [Source; 3] = [
+    Source { name: "tokens_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "tokens_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "tokens_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
 /// Tokens [samples, tokens, width] on a GPU, each sample's class token first.

@@ -1,11 +1,5 @@
-// What lies between images and tokens [n, tokens, width], of which the first is the class token. Compiled once per storage:
-// HALF 0 is f32, 1 is f16; parameters, positions and features are f32 either way.
-
-#if HALF
-typedef half_t scalar;
-#else
-typedef float scalar;
-#endif
+// What lies between images and tokens [n, tokens, width], of which the first is the class token. Compiled once per storage;
+// parameters, positions and features are f32 either way. Behind `storage.cuh`.
 
 // Tokens of embedded patches [n, tokens - 1, width] (without their bias): positions and class token or bias are added.
 KERNEL(embed_tokens)(const scalar *embedded, const float *positions, const float *cls, const float *bias, int tokens,

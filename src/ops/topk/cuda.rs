@@ -2,21 +2,32 @@
 
 use super::TopK;
 use crate::ops::{
-    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View},
     normalize,
 };
 
-/// The kernels.
-pub static SOURCE: Source =
-    Source { name: "topk", defines: "", text: include_str!("topk.cu"), kernels: &["top_k", "top_k_merge", "gather"] };
+const KERNELS: &[&str] = &["top_k_1", "top_k_4", "top_k_32", "top_k_merge", "gather"];
 
-/// Queries per block.
-const TILE: usize = 64;
+/// The kernels.
+pub static SOURCE: Source = Source {
+    name: "topk",
+    defines: "#define MATH 0",
+    text: concat!(include_str!("../cuda/product.cuh"), include_str!("../cuda/pipeline.cuh"), include_str!("topk.cu")),
+    kernels: KERNELS,
+};
+
+/// Queries of a block, and rows of the bank that it has at a time.
+const QUERIES: usize = 128;
+const ROWS: usize = 64;
 /// Blocks that keep a GPU busy.
-const BUSY: usize = 528;
+const BUSY: usize = 264;
 /// Most slices of the bank, and fewest rows in one. Slices change no result.
-const SLICES: usize = 64;
-const SLICE_ROWS: usize = 256;
+const SLICES: usize = 128;
+const SLICE_ROWS: usize = 512;
+/// Warps of a block: in the merge each has a query.
+const WARPS: usize = THREADS / 32;
+/// Most rows that a search finds: as many as a warp has room for.
+const MOST: usize = 1024;
 
 /// What is known of each row: its sample, and two integers more.
 pub const MARKS: usize = 3;
@@ -106,9 +117,13 @@ impl BankGpu {
     pub fn search(&self, queries: View, n: usize, k: usize, exclude: Option<&[i64]>) -> Result<FoundGpu, GpuError> {
         let k = k.min(self.length);
         assert!(k > 0 && n > 0, "there is something to look for");
-        let blocks = n.div_ceil(TILE);
+        if k > MOST {
+            let why = format!("{k} neighbours are wanted; a GPU finds at most {MOST}");
+            return Err(GpuError::Failed { what: "the search".into(), why });
+        }
+        let blocks = n.div_ceil(QUERIES);
         let wanted = (BUSY / blocks).clamp(1, SLICES).min(self.length.div_ceil(SLICE_ROWS));
-        let slice_rows = self.length.div_ceil(wanted).next_multiple_of(TILE);
+        let slice_rows = self.length.div_ceil(wanted).next_multiple_of(ROWS);
         let slices = self.length.div_ceil(slice_rows);
         let gpu = &self.gpu;
         let take = |slices: usize| -> Result<[Buffer; 3], GpuError> {
@@ -122,13 +137,18 @@ impl BankGpu {
         let (queries, samples) = (queries.arg(Kind::F32, n * self.dim), self.marks.arg());
         let list_args = lists.each_ref().map(Buffer::arg);
         let problem = [queries, self.rows.arg(), n_arg, m, dim, k_arg, slice_rows, query_samples, samples];
+        let kernel = match k {
+            0..=32 => "top_k_1",
+            33..=128 => "top_k_4",
+            _ => "top_k_32",
+        };
         // SAFETY: the bank has m rows, and every slice its lists for every query.
-        unsafe { gpu.launch(&SOURCE, "top_k", [blocks, slices, 1], &[&problem[..], &list_args].concat()) }?;
+        unsafe { gpu.launch(&SOURCE, kernel, [blocks, slices, 1], &[&problem[..], &list_args].concat()) }?;
         let [scores, rows, counts] = take(1)?;
         let results = [scores.arg(), rows.arg(), counts.arg()];
         let args = [&[n_arg, k_arg, Arg::count(slices)][..], &list_args, &results].concat();
         // SAFETY: the same, and a result for every query.
-        unsafe { gpu.launch(&SOURCE, "top_k_merge", one_each(n), &args) }?;
+        unsafe { gpu.launch(&SOURCE, "top_k_merge", [n.div_ceil(WARPS), 1, 1], &args) }?;
         Ok(FoundGpu { n, k, scores, rows, counts })
     }
 

@@ -1,112 +1,184 @@
-// The k largest dot products of each query with the rows of a bank. A block has 64 queries and a slice of the bank; it
-// multiplies 64 rows at a time and keeps what exceeds a query's k-th best so far. No matrix of all scores exists.
+// The k largest dot products of each query with the rows of a bank. A block has 128 queries and a slice of the bank; it multiplies
+// 64 rows at a time, of which its warps take what exceeds a query's k-th best so far. No matrix of all scores exists.
 //
 // Scores are f32 sums in one order, whatever the slices, and of equal ones the lower row comes first: results repeat.
+//
+// Behind `product.cuh` (in f32) and `pipeline.cuh`.
 
-const int TILE = 64, DEPTH = 16, PITCH = TILE + 4;
+const int QUERIES = 128, ROWS = 64;
+// Slices, at most.
+const int SLICES = 128;
 
-DEVICE void stage(const float *from, int rows, int dim, int first, int d, float *shared) {
-    for (int i = threadIdx.x; i < TILE * DEPTH; i += 256) {
-        int row = i / DEPTH, k = i % DEPTH;
-        bool there = first + row < rows && d + k < dim;
-        shared[k * PITCH + row] = there ? from[(size_t)(first + row) * dim + d + k] : 0.0f;
+// The best scores of a query and their rows, descending, shared out among a warp: entry e * 32 + lane is the thread's e-th. There is
+// room for 32 E.
+template <int E> struct Best {
+    float scores[E];
+    int rows[E];
+    int count;
+
+    DEVICE_MEMBER static int entry(int e) { return e * 32 + threadIdx.x % 32; }
+
+    DEVICE_MEMBER void load(const float *from_scores, const int *from_rows, int count_) {
+        count = count_;
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            bool there = entry(e) < count;
+            scores[e] = there ? from_scores[entry(e)] : 0.0f;
+            rows[e] = there ? from_rows[entry(e)] : 0;
+        }
     }
-}
 
-// Puts a score into its place among `count` descending ones, of which at most k stay.
-DEVICE int insert(float *scores, int *rows, int count, int k, float score, int row) {
-    int at = count < k ? count : k - 1;
-    while (at > 0 && scores[at - 1] < score) {
-        scores[at] = scores[at - 1];
-        rows[at] = rows[at - 1];
-        at--;
+    DEVICE_MEMBER void store(float *to_scores, int *to_rows) const {
+#pragma unroll
+        for (int e = 0; e < E; e++)
+            if (entry(e) < count) to_scores[entry(e)] = scores[e], to_rows[entry(e)] = rows[e];
     }
-    scores[at] = score;
-    rows[at] = row;
-    return count < k ? count + 1 : k;
-}
+
+    // Puts a score behind those that are no lower. At most k stay.
+    DEVICE_MEMBER void insert(float score, int row, int k) {
+        int lane = threadIdx.x % 32, place = 0;
+#pragma unroll
+        for (int e = 0; e < E; e++) place += count_ones(warp_votes(entry(e) < count && scores[e] >= score));
+#pragma unroll
+        for (int e = E - 1; e >= 0; e--) {
+            float before = warp_value(scores[e], lane + 31);
+            int row_before = warp_value(rows[e], lane + 31);
+            if (e > 0) {
+                // The entry before a line's first is the last of the line above.
+                float last = warp_value(scores[e > 0 ? e - 1 : 0], 31);
+                int last_row = warp_value(rows[e > 0 ? e - 1 : 0], 31);
+                if (lane == 0) before = last, row_before = last_row;
+            }
+            if (entry(e) > place) scores[e] = before, rows[e] = row_before;
+            if (entry(e) == place) scores[e] = score, rows[e] = row;
+        }
+        if (count < k) count++;
+    }
+
+    // The lowest score.
+    DEVICE_MEMBER float lowest() const {
+        float value = 0.0f;
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            float found = warp_value(scores[e], (count - 1) % 32);
+            if ((count - 1) / 32 == e) value = found;
+        }
+        return value;
+    }
+};
 
 // Best scores and rows per slice, [slices, queries, k], and how many there are, [slices, queries]. A row is left out for
 // the query whose sample it came from, where samples are given.
-KERNEL(top_k)(const float *queries, const float *bank, int n, int m, int dim, int k, int slice_rows,
-              const long long *query_samples, const long long *bank_samples, float *scores, int *rows, int *counts) {
-    SHARED float q[DEPTH * PITCH];
-    SHARED float r[DEPTH * PITCH];
-    SHARED float products[TILE][TILE + 1];
-    int first_query = blockIdx.x * TILE;
+template <int E, int V>
+DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const float *bank, int n, int m, int dim, int k,
+                  int slice_rows, const long long *query_samples, const long long *bank_samples, float *scores, int *rows,
+                  int *counts) {
+    typedef Accumulator<QUERIES, ROWS> Sums;
+    int lane = threadIdx.x % 32, first_query = blockIdx.x * QUERIES;
     int begin = blockIdx.y * slice_rows, end = begin + slice_rows < m ? begin + slice_rows : m;
-    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    int query = first_query + threadIdx.x;
-    bool keeps = threadIdx.x < TILE && query < n;
-    size_t list = (size_t)blockIdx.y * n + (keeps ? query : 0);
-    int count = 0;
-    float floor = 0.0f;
-    for (int first = begin; first < end; first += TILE) {
-        float sums[4][4];
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
-        for (int d = 0; d < dim; d += DEPTH) {
-            stage(queries, n, dim, first_query, d, q);
-            stage(bank, end, dim, first, d, r);
-            __syncthreads();
+    size_t lists = (size_t)blockIdx.y * n;
+    // A warp has every eighth query from its first one on. Nobody else reads or writes what belongs to them.
+    int own = first_query + threadIdx.x / 32, last = first_query + QUERIES < n ? first_query + QUERIES : n;
+    for (int query = own; query < last; query += 8)
+        if (lane == 0) counts[lists + query] = 0;
+    for (int first = begin; first < end; first += ROWS) {
+        Lines<QUERIES> a;
+        Lines<ROWS> b;
+        a.begin(queries, n, dim, first_query);
+        b.begin(bank, end, dim, first);
+        Sums sums;
+        multiply<V>(a, b, (dim + BK - 1) / BK, memory, sums);
+        __syncthreads();
 #pragma unroll
-            for (int e = 0; e < DEPTH; e++) {
-                float left[4], right[4];
+        for (int i = 0; i < Sums::TM; i++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) left[i] = q[e * PITCH + ty * 4 + i];
-#pragma unroll
-                for (int j = 0; j < 4; j++) right[j] = r[e * PITCH + tx * 4 + j];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++) sums[i][j] += left[i] * right[j];
+            for (int j = 0; j < Sums::TN; j++) memory.out[sums.row(i, 0)][sums.column(j, 0)] = sums.sums[i][j][0];
+        __syncthreads();
+        for (int query = own; query < last; query += 8) {
+            int count = warp_value(lane == 0 ? counts[lists + query] : 0, 0);
+            float *best_scores = scores + (lists + query) * k;
+            int *best_rows = rows + (lists + query) * k;
+            // What the next one has to exceed, once there are k.
+            float floor = warp_value(lane == (k - 1) % 32 && count == k ? best_scores[k - 1] : 0.0f, (k - 1) % 32);
+            Best<E> best;
+            bool changed = false;
+            for (int c = lane; c < ROWS; c += 32) {
+                int row = first + c;
+                float score = memory.out[query - first_query][c];
+                if (score != score) score = -infinity(); // NaN comes last
+                bool left_out = row >= end || (query_samples && query_samples[query] == bank_samples[row]);
+                unsigned int votes = warp_votes(!left_out && (count < k || score > floor));
+                if (votes && !changed) {
+                    best.load(best_scores, best_rows, count);
+                    changed = true;
+                }
+                for (; votes; votes &= votes - 1) {
+                    int from = lowest_one(votes);
+                    float value = warp_value(score, from);
+                    if (count == k && !(value > floor)) continue;
+                    best.insert(value, row - lane + from, k);
+                    count = best.count;
+                    floor = best.lowest();
+                }
             }
-            __syncthreads();
+            if (!changed) continue;
+            best.store(best_scores, best_rows);
+            if (lane == 0) counts[lists + query] = count;
         }
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++) products[ty * 4 + i][tx * 4 + j] = sums[i][j];
-        __syncthreads();
-        int rows_here = end - first < TILE ? end - first : TILE;
-        for (int j = 0; keeps && j < rows_here; j++) {
-            float score = products[threadIdx.x][j];
-            if (score != score) score = -infinity(); // NaN comes last
-            if (count == k && !(score > floor)) continue;
-            if (query_samples && query_samples[query] == bank_samples[first + j]) continue;
-            count = insert(scores + list * k, rows + list * k, count, k, score, first + j);
-            floor = scores[list * k + count - 1];
-        }
-        __syncthreads();
+        __syncthreads(); // shared memory is free for the next rows
     }
-    if (keeps) counts[list] = count;
 }
 
-// The best of all slices, which are in the order of their rows.
+// By how many entries a thread has of a list of k, and whether 16-byte loads divide the width.
+#define TOP_K(E)                                                                                                               \
+    KERNEL_OF_TWO(top_k_##E)(const float *queries, const float *bank, int n, int m, int dim, int k, int slice_rows,            \
+                             const long long *query_samples, const long long *bank_samples, float *scores, int *rows,          \
+                             int *counts) {                                                                                    \
+        SHARED Memory<QUERIES, ROWS> memory;                                                                                   \
+        if (dim % WIDE == 0)                                                                                                   \
+            top_k<E, WIDE>(memory, queries, bank, n, m, dim, k, slice_rows, query_samples, bank_samples, scores, rows, counts);\
+        else                                                                                                                   \
+            top_k<E, 1>(memory, queries, bank, n, m, dim, k, slice_rows, query_samples, bank_samples, scores, rows, counts);   \
+    }
+TOP_K(1)
+TOP_K(4)
+TOP_K(32)
+
+// The best of all slices, which are in the order of their rows; of equal scores those of the first slice come first. A warp has a
+// query, and a thread every 32nd slice: as far as it has gone through each, and the best of their next ones.
 KERNEL(top_k_merge)(int n, int k, int slices, const float *scores, const int *rows, const int *counts,
                     float *best_scores, int *best_rows, int *best_counts) {
-    int query = blockIdx.x * 256 + threadIdx.x;
+    int query = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (query >= n) return;
-    int heads[64];
-    for (int s = 0; s < slices; s++) heads[s] = 0;
+    int heads[SLICES / 32];
+    for (int i = 0; i < SLICES / 32; i++) heads[i] = 0;
     int found = 0;
-    while (found < k) {
-        int winner = -1;
+    for (; found < k; found++) {
+        // Best among the thread's own, then among the warp's; -1 is none.
         float best = 0.0f;
-        for (int s = 0; s < slices; s++) {
-            size_t list = (size_t)s * n + query;
-            if (heads[s] == counts[list]) continue;
-            float score = scores[list * k + heads[s]];
-            if (winner < 0 || score > best) {
-                winner = s;
-                best = score;
-            }
+        int winner = -1;
+        for (int i = 0; i < SLICES / 32; i++) {
+            int slice = i * 32 + lane;
+            size_t list = (size_t)slice * n + query;
+            if (slice >= slices || heads[i] == counts[list]) continue;
+            float score = scores[list * k + heads[i]];
+            if (winner < 0 || score > best) best = score, winner = slice;
+        }
+        for (int step = 16; step > 0; step /= 2) {
+            float other = warp_value(best, lane ^ step);
+            int other_winner = warp_value(winner, lane ^ step);
+            bool better = other > best || (other == best && other_winner < winner);
+            if (other_winner >= 0 && (winner < 0 || better)) best = other, winner = other_winner;
         }
         if (winner < 0) break;
-        best_scores[(size_t)query * k + found] = best;
-        best_rows[(size_t)query * k + found] = rows[((size_t)winner * n + query) * k + heads[winner]];
-        heads[winner]++;
-        found++;
+        if (lane == winner % 32) {
+            int i = winner / 32;
+            best_scores[(size_t)query * k + found] = best;
+            best_rows[(size_t)query * k + found] = rows[((size_t)winner * n + query) * k + heads[i]];
+            heads[i]++;
+        }
     }
-    best_counts[query] = found;
+    if (lane == 0) best_counts[query] = found;
 }
 
 // The rows that were found, a block each: vector, length, and what else is known, [kinds, found] of [kinds, length].

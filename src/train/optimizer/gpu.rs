@@ -1,4 +1,4 @@
-//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in half precision.
+//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in 16 bits.
 //! Nothing here waits for the device.
 
 use std::ops::Range;
@@ -9,35 +9,37 @@ use crate::{
     ops::{
         arena::Layout,
         conv2d::cuda::Math,
-        cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, one_each},
+        cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, in_strides},
         normalize,
         tensor::GpuTensors,
     },
     train::OptimizerConfig,
 };
 
+const KERNELS: &[&str] = &[
+    "sgd_step",
+    "adamw_prepare",
+    "adamw_step",
+    "lars_norms",
+    "lars_trust",
+    "lars_step",
+    "follow_all",
+    "scale",
+    "find_non_finite",
+    "begin_update",
+];
+const TEXT: &str = concat!(include_str!("../../ops/cuda/storage.cuh"), include_str!("optimizer.cu"));
+
 /// The kernels.
-pub static SOURCE: Source = Source {
-    name: "optimizer",
-    defines: "",
-    text: include_str!("optimizer.cu"),
-    kernels: &[
-        "sgd_step",
-        "adamw_prepare",
-        "adamw_step",
-        "lars_norms",
-        "lars_trust",
-        "lars_step",
-        "follow_all",
-        "scale",
-        "find_non_finite",
-        "begin_update",
-    ],
-};
+pub static SOURCES: [Source; 3] = [
+    Source { name: "optimizer_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
+    Source { name: "optimizer_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
+    Source { name: "optimizer_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
+];
 
 /// Elements per block of an update.
 const CHUNK: usize = 4096;
-/// The most blocks in a pass over a whole buffer.
+/// The most blocks that look for what is not finite: each has a flag.
 const BLOCKS: usize = 2048;
 /// Initial loss scale, and the number of steps without overflow after which it doubles (torch's defaults).
 pub(super) const FIRST_SCALE: f32 = 65536.0;
@@ -46,14 +48,14 @@ const GROWTH_INTERVAL: i32 = 2000;
 const KEPT: usize = 5;
 
 /// The buffers that the pass over the parameters also updates, as arguments of the kernels: the average, and the encoders'
-/// copies in half precision.
-fn followers<D: GpuTensors>(params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
+/// copies in 16 bits.
+fn followers<D: GpuTensors>(storage: Scalar, params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
     let (len, encoder, m) = (params.all().len(), params.encoder(), average.map_or(0.0, |average| average.momentum));
     assert!(averaged <= len && encoder <= len, "the buffers to update are no longer than the parameters");
     let (keep, take) = (Arg::Float(m as f32), Arg::Float((1.0 - m) as f32));
-    let half = [params.half(), target.and_then(Params::half)].map(|half| Arg::optional(half, Kind::F16, encoder));
+    let half = [params.half(), target.and_then(Params::half)].map(|half| Arg::optional(half, storage, encoder));
     let target = Arg::optional(target.map(Params::all), Kind::F32, averaged);
     [target, Arg::count(averaged), keep, take, half[0], half[1], Arg::count(encoder)]
 }
@@ -89,21 +91,35 @@ pub struct OptimizerGpu {
     /// [`KEPT`] floats (loss scale, steps since it changed, whether this update is skipped, skipped updates, applied updates),
     /// then the factor on the gradients of this update.
     state: Buffer,
-    /// Number of parameters, from the first, whose gradients are scaled; 0 for f32.
+    /// How the encoder's copies are stored.
+    storage: Scalar,
+    /// Number of parameters, from the first, whose gradients are scaled; 0 but for f16.
     scaled: usize,
 }
 
 impl OptimizerGpu {
-    /// A fresh optimiser for the parameters of `layout`. The gradients of the first `scaled` are computed in f16.
+    /// A fresh optimiser for the parameters of `layout`, whose first `encoder` are an encoder's that computes in `math`.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn new(gpu: &Gpu, config: &OptimizerConfig, layout: &Layout, scaled: usize) -> Result<Self, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        config: &OptimizerConfig,
+        layout: &Layout,
+        math: Math,
+        encoder: usize,
+    ) -> Result<Self, GpuError> {
+        // Gradients in f16 may leave its range; those in bf16 have that of f32.
+        let (storage, scaled) = (math.scalar(), if math == Math::F16 { encoder } else { 0 });
         let moments: Result<Vec<_>, _> = (0..moments(config)).map(|_| gpu.zeros(Kind::F32, layout.len())).collect();
         let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
         let state = gpu.upload(&[first, 0.0, 0.0, 0.0, 0.0, 1.0])?;
         let (config, gpu, layout) = (config.clone(), gpu.clone(), layout.clone());
-        Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, scaled })
+        Ok(Self { config, gpu, layout, chunks: None, moments: moments?, state, storage, scaled })
+    }
+
+    fn source(&self) -> &'static Source {
+        self.storage.source(&SOURCES)
     }
 
     /// Updates the parameters, the average and the copies by one step. An update whose f16 gradients overflowed is skipped and
@@ -118,14 +134,14 @@ impl OptimizerGpu {
             let found = self.gpu.take(Kind::I32, blocks)?;
             let args = [gradients, Arg::count(self.scaled), found.arg()];
             // SAFETY: as many gradients are scaled, and every block has its flag.
-            unsafe { self.gpu.launch(&SOURCE, "find_non_finite", [blocks, 1, 1], &args) }?;
+            unsafe { self.gpu.launch(self.source(), "find_non_finite", [blocks, 1, 1], &args) }?;
             flags = Some(found);
         }
         let blocks = flags.as_ref().map_or(0, |flags| flags.view().len());
         let flags = Arg::optional(flags.as_ref().map(Buffer::view), Kind::I32, blocks);
         let args = [flags, Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
         // SAFETY: there are as many flags.
-        unsafe { self.gpu.launch(&SOURCE, "begin_update", [1, 1, 1], &args) }?;
+        unsafe { self.gpu.launch(self.source(), "begin_update", [1, 1, 1], &args) }?;
 
         self.find_chunks(trains)?;
         let (_, chunks, count) = self.chunks.as_ref().expect("found just now");
@@ -133,10 +149,12 @@ impl OptimizerGpu {
         let tensors = [chunks.arg(), self.state.arg(), params.all().arg(Kind::F32, len)];
         let share = Arg::Float((1.0 / batches as f64) as f32);
         let gradients = [gradients, Arg::count(self.scaled), share];
-        let moved = [&tensors[..], &gradients, &[self.moments[0].arg()], &followers(params, average.as_ref())].concat();
+        let moved =
+            [&tensors[..], &gradients, &[self.moments[0].arg()], &followers(self.storage, params, average.as_ref())]
+                .concat();
         // SAFETY: of every launch below: chunks lie within parameters, gradients and moments, of which the layout says how many
         // there are, and the others have what their kernels say of each chunk or tensor.
-        let launch = |kernel: &str, grid, args: &[Arg]| unsafe { self.gpu.launch(&SOURCE, kernel, grid, args) };
+        let launch = |kernel: &str, grid, args: &[Arg]| unsafe { self.gpu.launch(self.source(), kernel, grid, args) };
         let run = |kernel: &str, more: &[Arg]| launch(kernel, grid, &[&moved[..], more].concat());
         let lr = learning_rate;
         match &self.config {
@@ -157,7 +175,7 @@ impl OptimizerGpu {
                 let args = [&tensors[..], &gradients, &[decay, norms.arg()]].concat();
                 launch("lars_norms", grid, &args)?;
                 let args = [chunks.arg(), Arg::count(*count), norms.arg(), Arg::Double(c.eta), trust.arg()];
-                launch("lars_trust", one_each(*count), &args)?;
+                launch("lars_trust", [count.div_ceil(THREADS / 32), 1, 1], &args)?;
                 run("lars_step", &[trust.arg(), Arg::Float(lr as f32), Arg::Float(c.momentum as f32), decay])
             }
         }
@@ -186,8 +204,7 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
     type Optimizer = OptimizerGpu;
 
     fn optimizer(&self, config: &OptimizerConfig, layout: &Layout, encoder: usize) -> Result<OptimizerGpu, GpuError> {
-        let scaled = if self.math() == Math::F16 { encoder } else { 0 };
-        OptimizerGpu::new(self.device(), config, layout, scaled)
+        OptimizerGpu::new(self.device(), config, layout, self.math(), encoder)
     }
 
     fn update(&self, optimizer: &mut OptimizerGpu, update: Update<Self>) -> Result<(), GpuError> {
@@ -197,9 +214,9 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
     fn average(&self, params: &Params, average: Average<Self>) -> Result<(), GpuError> {
         let len = average.target.all().len();
         let from = params.all().part(0..len).arg(Kind::F32, len);
-        let args = [&[from, Arg::count(len)][..], &followers(params, Some(&average))].concat();
+        let args = [&[from, Arg::count(len)][..], &followers(self.math().scalar(), params, Some(&average))].concat();
         // SAFETY: there are `len` parameters, and the buffers to update are no longer.
-        unsafe { self.device().launch(&SOURCE, "follow_all", strided(len), &args) }
+        unsafe { self.device().launch(self.math().scalar().source(&SOURCES), "follow_all", in_strides(len), &args) }
     }
 
     fn normalize_rows(&self, params: &mut Params, range: Range<usize>, columns: usize) -> Result<(), GpuError> {
@@ -214,10 +231,10 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         let len = g.view().len();
         let args = [g.view().arg(Kind::F32, len), Arg::count(len), optimizer.state.arg()];
         // SAFETY: the gradient has `len` values.
-        unsafe { self.device().launch(&SOURCE, "scale", strided(len), &args) }
+        unsafe { self.device().launch(optimizer.source(), "scale", in_strides(len), &args) }
     }
 
-    /// None in f32.
+    /// None but in f16.
     fn scaling(&self, optimizer: &OptimizerGpu) -> Result<Option<Scaling>, GpuError> {
         if optimizer.scaled == 0 {
             return Ok(None);
@@ -249,8 +266,4 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         }
         Ok(())
     }
-}
-
-fn strided(len: usize) -> [usize; 3] {
-    [len.div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
 }

@@ -15,8 +15,8 @@ DEVICE float gradient(int i, const float *state, GRADIENTS) {
 }
 
 // What follows the parameters in the same pass, where it is given: the average of the first `shared` of them,
-// target <- keep target + take p, and both in half precision as far as the first `encoder`.
-#define FOLLOWERS float *target, int shared, float keep, float take, half_t *narrow, half_t *narrow_target, int encoder
+// target <- keep target + take p, and both in the encoder's storage as far as the first `encoder`.
+#define FOLLOWERS float *target, int shared, float keep, float take, scalar *narrow, scalar *narrow_target, int encoder
 DEVICE void follow(int i, float p, FOLLOWERS) {
     if (narrow && i < encoder) from_float(narrow[i], p);
     if (!target || i >= shared) return;
@@ -92,13 +92,19 @@ KERNEL(lars_norms)(const Chunk *chunks, const float *state, const float *p, GRAD
 
 // Per tensor: eta |p| / |d|, or 1 where either is zero and for tensors of one axis. A tensor's chunks are neighbours.
 KERNEL(lars_trust)(const Chunk *chunks, int count, const double *norms, double eta, float *trust) {
-    int first = blockIdx.x * 256 + threadIdx.x;
+    // A warp per chunk, of which those of a tensor's first chunk go through all of its chunks.
+    int first = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (first >= count || (first > 0 && chunks[first - 1].tensor == chunks[first].tensor)) return;
     double p_norm = 0.0, d_norm = 0.0;
-    for (int i = first; i < count && chunks[i].tensor == chunks[first].tensor; i++) {
+    for (int i = first + lane; i < count && chunks[i].tensor == chunks[first].tensor; i += 32) {
         p_norm += norms[2 * i];
         d_norm += norms[2 * i + 1];
     }
+    for (int step = 16; step > 0; step /= 2) {
+        p_norm += warp_value(p_norm, lane ^ step);
+        d_norm += warp_value(d_norm, lane ^ step);
+    }
+    if (lane > 0) return;
     bool scales = chunks[first].weight && p_norm > 0.0 && d_norm > 0.0;
     trust[chunks[first].tensor] = scales ? (float)(eta * sqrt(p_norm) / sqrt(d_norm)) : 1.0f;
 }

@@ -7,20 +7,21 @@ mod pinned;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    ffi::{CString, c_int},
+    ffi::{CString, c_char, c_int},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::{
     driver::{CudaDevice, DriverError, result, sys},
-    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+    nvrtc::{self, result::NvrtcError},
 };
 
 use self::{
     failure::{explain, failed},
     pinned::Pinned,
 };
-use super::{Arg, Arriving, Driver, GpuError, Source, THREADS};
+use super::{Arg, Arriving, Driver, GpuError, Source, THREADS, Traits, compiled::kept};
 
 /// A usable GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,17 +95,21 @@ pub fn check(index: usize) -> Result<(), GpuError> {
 pub struct Nvidia {
     device: Arc<CudaDevice>,
     name: String,
-    /// Architecture in NVRTC's terms, e.g. `compute_90`.
+    /// Architecture in NVRTC's terms, e.g. `compute_90a`.
     architecture: &'static str,
+    traits: Traits,
     /// What copies from and to the host go through.
     pinned: Arc<Pinned>,
     /// Kernels of the sources that are compiled and loaded.
     loaded: Mutex<HashMap<&'static str, HashMap<&'static str, Function>>>,
 }
 
-/// A kernel's handle.
+/// A kernel's handle, and the bytes of shared memory that the driver has to be told of.
 #[derive(Clone, Copy, Debug)]
-struct Function(sys::CUfunction);
+struct Function {
+    handle: sys::CUfunction,
+    memory: u32,
+}
 
 // SAFETY: the driver's handles may be used from any thread of the process.
 unsafe impl Send for Function {}
@@ -118,10 +123,18 @@ impl Nvidia {
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
         let _ = keep_memory(&device); // a device without it does the same, more slowly
-        let architecture = if found.capability >= 90 { "compute_90" } else { "compute_80" };
+        // What 9.0 alone has, later ones do not understand.
+        let (architecture, groups) = match found.capability {
+            90 => ("compute_90a", true),
+            91.. => ("compute_90", false),
+            _ => ("compute_80", false),
+        };
         let name = found.name.clone();
         let pinned = Arc::new(Pinned::new(device.clone()));
-        Ok(Self { device, name, architecture, pinned, loaded: Mutex::default() })
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = device.attribute(count).map_err(failed("asking for the number of multiprocessors"))?;
+        let traits = Traits { groups, multiprocessors: multiprocessors as usize };
+        Ok(Self { device, name, architecture, traits, pinned, loaded: Mutex::default() })
     }
 
     fn stream(&self) -> sys::CUstream {
@@ -146,28 +159,80 @@ impl Nvidia {
     }
 
     fn compile(&self, source: &'static Source) -> Result<HashMap<&'static str, Function>, GpuError> {
-        let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
-        let ptx = compile_ptx_with_opts(source.for_gpu(), options).map_err(|error| GpuError::Compile {
-            name: source.name.into(),
-            log: match error {
-                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
-                other => format!("{other:?}"),
-            },
-        })?;
-        let image = CString::new(ptx.to_src()).map_err(|_| GpuError::Compile {
-            name: source.name.into(),
-            log: "the compiler gave something else than text".into(),
-        })?;
+        let image = translate(source, self.architecture)?;
         self.bind()?;
         // SAFETY: the image is a text that ends with NUL; the module stays loaded as long as the process lives.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(failed("loading kernels"))?;
         let function = |name: &&'static str| {
             let symbol = CString::new(*name).expect("names of kernels have no NUL");
             // SAFETY: the module was loaded just now.
-            let function = unsafe { result::module::get_function(module, symbol) }.map_err(failed(name))?;
-            Ok((*name, Function(function)))
+            let handle = unsafe { result::module::get_function(module, symbol) }.map_err(failed(name))?;
+            let memory = dynamic_memory(module, handle, name).map_err(failed(name))?;
+            Ok((*name, Function { handle, memory }))
         };
-        source.kernels.iter().map(function).collect()
+        source.kernels.iter().filter(|name| self.traits.groups || !name.contains("_groups_")).map(function).collect()
+    }
+}
+
+/// Bytes of shared memory that a kernel takes beyond what its code declares: its module has the number, `device.cuh` says how. The
+/// driver is told that the kernel may have them.
+fn dynamic_memory(module: sys::CUmodule, kernel: sys::CUfunction, name: &str) -> Result<u32, DriverError> {
+    let symbol = CString::new(format!("{name}_memory")).expect("names of kernels have no NUL");
+    let (mut at, mut size, mut bytes) = (0, 0, 0i32);
+    // SAFETY: the module is loaded, and the kernel one of its; what has this name is an int.
+    unsafe {
+        let found = sys::cuModuleGetGlobal_v2(&mut at, &mut size, module, symbol.as_ptr());
+        if found == sys::CUresult::CUDA_ERROR_NOT_FOUND {
+            return Ok(0);
+        }
+        found.result()?;
+        assert_eq!(size, size_of::<i32>(), "{name}_memory is an int");
+        result::memcpy_dtoh_sync(std::slice::from_mut(&mut bytes), at)?;
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        sys::cuFuncSetAttribute(kernel, most, bytes).result()?;
+    }
+    Ok(bytes as u32)
+}
+
+/// The folder of compiled kernels, `snclr/kernels` where the user keeps what can be made again; None where no variable says where that is.
+fn folder_of_kernels() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(caches.join("snclr").join("kernels"))
+}
+
+/// A source in the language of the driver's compiler, PTX. It is kept for the next process, as the driver keeps what it makes of it.
+fn translate(source: &Source, architecture: &str) -> Result<CString, GpuError> {
+    let failed = |log: String| GpuError::Compile { name: source.name.into(), log };
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both are places for an int.
+    let _ = unsafe { nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
+    let text = source.for_gpu();
+    let all = format!("NVRTC {major}.{minor}, {architecture}\n{text}");
+    let ptx = kept(folder_of_kernels().as_deref(), &all, || compile_ptx(&text, architecture).map_err(failed))?;
+    CString::new(ptx).map_err(|_| failed("the compiler gave something else than text".into()))
+}
+
+/// What NVRTC makes of a text, or what it says against it.
+fn compile_ptx(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
+    // Both of NVRTC's texts end with NUL.
+    let bytes =
+        |text: Vec<c_char>| text.into_iter().map(|c| c as u8).take_while(|byte| *byte != 0).collect::<Vec<u8>>();
+    let code = |error: NvrtcError| format!("{error:?}");
+    let program = nvrtc::result::create_program(text).map_err(code)?;
+    // Without the second one, generic lambdas would be functions of the host.
+    let options = [format!("--gpu-architecture={architecture}"), "--device-as-default-execution-space".to_owned()];
+    // SAFETY: the program was made just now, and is destroyed once at the end.
+    unsafe {
+        let result = match nvrtc::result::compile_program(program, &options) {
+            Ok(()) => nvrtc::result::get_ptx(program).map(bytes).map_err(code),
+            Err(error) => Err(match nvrtc::result::get_program_log(program) {
+                Ok(log) => String::from_utf8_lossy(&bytes(log)).into_owned(),
+                Err(_) => code(error),
+            }),
+        };
+        let _ = nvrtc::result::destroy_program(program);
+        result
     }
 }
 
@@ -186,6 +251,10 @@ fn keep_memory(device: &CudaDevice) -> Result<(), DriverError> {
 impl Driver for Nvidia {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn traits(&self) -> Traits {
+        self.traits
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
@@ -239,12 +308,13 @@ impl Driver for Nvidia {
         grid: [usize; 3],
         args: &[Arg],
     ) -> Result<(), GpuError> {
-        let Function(function) = self.function(source, kernel)?;
+        let Function { handle, memory } = self.function(source, kernel)?;
         self.bind()?;
         let [x, y, z] = grid.map(|n| n as u32);
         let (grid, block) = ((x, y, z), (THREADS as u32, 1, 1));
         let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
         // SAFETY: the arguments are those of the kernel, as the caller promises, and outlive the call, which copies them.
-        unsafe { result::launch_kernel(function, grid, block, 0, self.stream(), &mut pointers) }.map_err(failed(kernel))
+        unsafe { result::launch_kernel(handle, grid, block, memory, self.stream(), &mut pointers) }
+            .map_err(failed(kernel))
     }
 }

@@ -1,0 +1,37 @@
+// How a tensor is stored: STORAGE 0 is f32, 1 is f16, 2 is bf16. In front of the sources that go through elements, which are compiled
+// once for each.
+
+#if STORAGE == 0
+typedef float scalar;
+#elif STORAGE == 1
+typedef half_t scalar;
+#else
+typedef bf16_t scalar;
+#endif
+
+// Elements of 16 bytes.
+const int WIDE = 16 / sizeof(scalar);
+
+// V elements that follow each other, moved at a time. They begin at a multiple of their size.
+template <int V> struct alignas(V * sizeof(scalar)) Pack {
+    static constexpr int COUNT = V;
+    scalar elements[V];
+
+    DEVICE_MEMBER static Pack at(const scalar *from) { return *(const Pack *)from; }
+    DEVICE_MEMBER void store(scalar *to) const { *(Pack *)to = *this; }
+    DEVICE_MEMBER float operator[](int e) const { return to_float(elements[e]); }
+    DEVICE_MEMBER void set(int e, float value) { from_float(elements[e], value); }
+};
+
+// Whether tensors begin where packs of 16 bytes may. One that is not there does.
+template <class... T> DEVICE bool begin_wide(const T *...tensors) { return (((size_t)tensors % 16 == 0) && ...); }
+
+// Goes through `length` elements, by 16 bytes where they are `wide`. `body` gets a pack of the size, for its type, and its place.
+template <class Body> DEVICE void in_packs(int length, bool wide, const Body &body) {
+    int first = blockIdx.x * 256 + threadIdx.x, threads = gridDim.x * 256;
+    if (wide) {
+        for (int i = first; i < length / WIDE; i += threads) body(Pack<WIDE>(), i * WIDE);
+    } else {
+        for (int i = first; i < length; i += threads) body(Pack<1>(), i);
+    }
+}
