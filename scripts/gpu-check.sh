@@ -94,6 +94,7 @@ if [ -n "$rehearse" ]; then
   ours=(target/release/snclr --quiet)
   device=cpu precision=f32
   large=(small --batch 16 --queue-length 512) small=(small --batch 32 --queue-length 512)
+  vit=(vit_tiny --batch 16 --queue-length 512)
   search=(--queries 64 --queue-length 8192) epoch=(--batch 4 --images 16 --queue-length 64 -k 5) steps=2 resumed=4
 else
   [ -d "$pack" ] || tar -C target -xzf "$pack.tar.gz" || exit 2
@@ -107,7 +108,7 @@ else
   on_gpu=(env "LD_LIBRARY_PATH=$libraries")
   ours=("${on_gpu[@]}" "$pack/snclr" --quiet --device cuda:0)
   device=cuda precision=f16
-  large=(resnet50 --batch 256) small=(resnet18 --batch 512)
+  large=(resnet50 --batch 256) small=(resnet18 --batch 512) vit=(vit_small --batch 256)
   search=(--queries 1024) epoch=(--batch 256 --images 1024) steps=12 resumed=6
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
@@ -118,6 +119,13 @@ if ! "$python" -c 'import torch, torchvision, sys; sys.exit(sys.argv[1] == "cuda
 fi
 beside() { # the same of PyTorch: name, seconds at most, arguments
   if [ -n "$no_torch" ]; then left_out "$1" "$no_torch"; else figures "$1" "$2" "${reference[@]}" "${@:3}"; fi
+}
+beside_vit() { # name, seconds at most, more arguments: PyTorch's vision transformers are timm's
+  if [ -z "$no_torch" ] && ! "$python" -c 'import timm' 2>/dev/null; then
+    left_out "$1" "$python has no timm; $python -m pip install timm"
+  else
+    beside "$1" "$2" "${vit[@]}" --precision "$precision" "${@:3}"
+  fi
 }
 needs_gpu() { # name, seconds at most, command...
   if [ -n "$rehearse" ]; then left_out "$1" "needs a GPU"; else part "$@"; fi
@@ -138,6 +146,8 @@ figures large 60 "${ours[@]}" bench --json --steps "$steps" --precision "$precis
 beside large-torch 60 "${large[@]}" --precision "$precision"
 figures small 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${small[@]}"
 beside small-torch 45 "${small[@]}" --precision "$precision"
+figures vit 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${vit[@]}"
+beside_vit vit-torch 45
 figures queue 30 "${ours[@]}" bench --json --steps 20 --case queue "${search[@]}"
 beside queue-torch 40 queue "${search[@]}" --steps 20
 # From JPEG in Parquet to the step, with every core that there is.
@@ -151,8 +161,10 @@ part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.ya
 if [ -n "$rehearse" ]; then
   left_out large-compiled "takes minutes on a CPU"
   left_out small-compiled "takes minutes on a CPU"
+  left_out vit-compiled "takes minutes on a CPU"
 else
   beside large-compiled 140 "${large[@]}" --precision "$precision" --compile
+  beside_vit vit-compiled 100 --compile
   beside small-compiled 100 "${small[@]}" --precision "$precision" --compile
 fi
 # For orientation, as far as there is time: other precisions, the vision transformer, augmentation.
@@ -161,7 +173,7 @@ needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
 [ -e "$out/times.log" ] && cat "$out/times.log"
 
 files=()
-for name in checks nccl large large-torch large-compiled small small-torch small-compiled queue queue-torch queue-f16 epoch times; do
+for name in checks nccl large large-torch large-compiled small small-torch small-compiled vit vit-torch vit-compiled queue queue-torch queue-f16 epoch times; do
   [ -e "$out/$name.json" ] && files+=("$out/$name.json")
 done
 echo

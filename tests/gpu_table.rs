@@ -142,3 +142,17 @@ fn what_failed_or_was_cut_off_is_told() {
         "{printed}"
     );
 }
+
+/// What ran on a GPU is kept as it was written there, and the documentation's table is made from it.
+#[test]
+fn the_documentation_has_the_figures_that_were_kept() {
+    let Some(python) = python(&["json"]) else { return };
+    let root = |path: &str| format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(python);
+    command.args([root("scripts/gpu_table.py"), "--markdown".into(), root("docs/gpu-check.json")]);
+    let output = command.output().expect("Python starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = String::from_utf8(output.stdout).expect("UTF-8");
+    let page = std::fs::read_to_string(root("docs/benchmarks.md")).expect("the page");
+    assert!(made.lines().count() > 5 && page.contains(&made), "docs/benchmarks.md needs this table:\n{made}");
+}
