@@ -3,10 +3,10 @@
 use super::Attention;
 use crate::ops::{
     conv2d::cuda::Math,
-    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, View},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, View, joined},
 };
 
-const KERNELS: &[&str] = &[
+const KERNELS: [&str; 7] = [
     "attention_forward_32",
     "attention_forward_64",
     "attention_along",
@@ -17,14 +17,7 @@ const KERNELS: &[&str] = &[
 ];
 
 /// Those of 16 bits also have these.
-const KERNELS_OF_WARPS: &[&str] = &[
-    "attention_forward_32",
-    "attention_forward_64",
-    "attention_along",
-    "attention_queries_32",
-    "attention_queries_64",
-    "attention_keys_32",
-    "attention_keys_64",
+const BY_WARPS: [&str; 6] = [
     "attention_warps_forward_32",
     "attention_warps_forward_64",
     "attention_warps_queries_32",
@@ -32,15 +25,16 @@ const KERNELS_OF_WARPS: &[&str] = &[
     "attention_warps_keys_32",
     "attention_warps_keys_64",
 ];
+const KERNELS_OF_WARPS: [&str; 13] = joined(&KERNELS, &BY_WARPS);
 
 const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("attention.cu"), include_str!("warps.cu"));
 
 /// The kernels, once per arithmetic.
 pub static SOURCES: [Source; 4] = [
-    Source { name: "attention_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
-    Source { name: "attention_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
-    Source { name: "attention_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS_OF_WARPS },
-    Source { name: "attention_bf16", defines: "#define MATH 3", text: TEXT, kernels: KERNELS_OF_WARPS },
+    Source { name: "attention_f32", defines: "#define MATH 0", text: TEXT, kernels: &KERNELS },
+    Source { name: "attention_tf32", defines: "#define MATH 1", text: TEXT, kernels: &KERNELS },
+    Source { name: "attention_f16", defines: "#define MATH 2", text: TEXT, kernels: &KERNELS_OF_WARPS },
+    Source { name: "attention_bf16", defines: "#define MATH 3", text: TEXT, kernels: &KERNELS_OF_WARPS },
 ];
 
 /// Queries of a block in the forward pass, and queries or keys of a block whose warps have rows of their own.

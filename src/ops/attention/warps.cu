@@ -151,17 +151,15 @@ DEVICE void each_step(const Head &head, const scalar *a, int stride_a, const sca
     }
 }
 
-// The block's own rows of two tensors.
-template <int D>
-DEVICE void load_own(const Head &head, const scalar *a, int stride_a, Own<D> &own_a, const scalar *b, int stride_b, Own<D> &own_b, Stages<D> &stages) {
-    int first = blockIdx.y * BLOCK_ROWS;
-    bring<BLOCK_ROWS, D>(head, a, stride_a, first, stages.tiles[0][0]);
-    bring<BLOCK_ROWS, D>(head, b, stride_b, first, stages.tiles[1][0]);
+// Has the block's own rows of a tensor brought, in the place of two tiles.
+template <int D> DEVICE void bring_own(const Head &head, const scalar *from, int stride, scalar (&tiles)[2][OTHERS * D]) {
+    bring<BLOCK_ROWS, D>(head, from, stride, blockIdx.y * BLOCK_ROWS, tiles[0]);
+}
+
+// Waits until all threads have what they have had brought.
+DEVICE void wait_for_all_copies() {
     end_of_copies();
     wait_for_copies<0>();
-    __syncthreads();
-    own_a.load(stages.tiles[0][0]);
-    own_b.load(stages.tiles[1][0]);
     __syncthreads();
 }
 
@@ -173,8 +171,11 @@ DEVICE void forward_of_warps(int tokens, int heads, int dim, float scale, const 
     Head head;
     head.set(qkv, tokens, heads, dim, D);
     int lane = threadIdx.x % 32, stride = 3 * head.width, m = blockIdx.y * BLOCK_ROWS + threadIdx.x / 32 * WARP_ROWS;
-    Own<D> q, unused;
-    load_own<D>(head, head.q, stride, q, head.q, stride, unused, stages);
+    Own<D> q;
+    bring_own<D>(head, head.q, stride, stages.tiles[0]);
+    wait_for_all_copies();
+    q.load(stages.tiles[0][0]);
+    __syncthreads(); // the tiles are free
     Result<D> sums;
     sums.clear();
     float largest[2] = {-infinity(), -infinity()}, total[2] = {0.0f, 0.0f}, by = scale * LOG2_E;
@@ -223,7 +224,12 @@ DEVICE void queries_of_warps(int tokens, int heads, int dim, float scale, const 
     head.set(qkv, tokens, heads, dim, D);
     int lane = threadIdx.x % 32, stride = 3 * head.width, m = blockIdx.y * BLOCK_ROWS + threadIdx.x / 32 * WARP_ROWS;
     Own<D> q, g;
-    load_own<D>(head, head.q, stride, q, gy + head.place(heads, 1), head.width, g, stages);
+    bring_own<D>(head, head.q, stride, stages.tiles[0]);
+    bring_own<D>(head, gy + head.place(heads, 1), head.width, stages.tiles[1]);
+    wait_for_all_copies();
+    q.load(stages.tiles[0][0]);
+    g.load(stages.tiles[1][0]);
+    __syncthreads(); // the tiles are free
     float log[2], mean[2];
     for (int h = 0; h < 2; h++) {
         int row = m + lane / 4 + h * 8;
@@ -259,7 +265,12 @@ DEVICE void keys_of_warps(int tokens, int heads, int dim, float scale, const sca
     head.set(qkv, tokens, heads, dim, D);
     int lane = threadIdx.x % 32, stride = 3 * head.width, n = blockIdx.y * BLOCK_ROWS + threadIdx.x / 32 * WARP_ROWS;
     Own<D> k, v;
-    load_own<D>(head, head.k, stride, k, head.v, stride, v, stages);
+    bring_own<D>(head, head.k, stride, stages.tiles[0]);
+    bring_own<D>(head, head.v, stride, stages.tiles[1]);
+    wait_for_all_copies();
+    k.load(stages.tiles[0][0]);
+    v.load(stages.tiles[1][0]);
+    __syncthreads(); // the tiles are free
     logs += (size_t)blockIdx.x * tokens;
     along += (size_t)blockIdx.x * tokens;
     Result<D> keys, values;

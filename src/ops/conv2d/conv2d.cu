@@ -14,6 +14,7 @@
 // Compiled once per arithmetic, behind `product.cuh`, `pipeline.cuh` and `parts.cuh`.
 
 const int FORWARD = 0, DATA = 1, WEIGHT = 2;
+
 struct Geometry {
     int n, h, w, input;
     int oh, ow, output;

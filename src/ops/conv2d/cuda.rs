@@ -3,7 +3,7 @@
 use super::{Conv2d, Size};
 use crate::ops::{
     batch_norm::cuda::Rows,
-    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, in_strides, one_each},
+    cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, in_strides, joined, one_each},
     parts::{Tiles, tree},
 };
 
@@ -41,7 +41,7 @@ impl Math {
     }
 }
 
-const KERNELS: &[&str] = &[
+const KERNELS: [&str; 12] = [
     "conv_forward_128",
     "conv_forward_64",
     "conv_forward_any",
@@ -57,26 +57,15 @@ const KERNELS: &[&str] = &[
 ];
 
 /// Those of 16 bits also have these, on GPUs with groups of warps.
-const KERNELS_OF_GROUPS: &[&str] = &[
-    "conv_forward_128",
-    "conv_forward_64",
-    "conv_forward_any",
+const BY_GROUPS: [&str; 6] = [
     "conv_forward_groups_128",
     "conv_forward_groups_64",
-    "conv_data_128",
-    "conv_data_64",
-    "conv_data_any",
     "conv_data_groups_128",
     "conv_data_groups_64",
-    "conv_weight_128",
-    "conv_weight_64",
-    "conv_weight_any",
     "conv_weight_groups_128",
     "conv_weight_groups_64",
-    "conv_weight_sum",
-    "conv_pad",
-    "conv_unpad",
 ];
+const KERNELS_OF_GROUPS: [&str; 18] = joined(&KERNELS, &BY_GROUPS);
 
 const TEXT: &str = concat!(
     include_str!("../cuda/product.cuh"),
@@ -87,10 +76,10 @@ const TEXT: &str = concat!(
 
 /// The kernels, once per arithmetic.
 pub static SOURCES: [Source; 4] = [
-    Source { name: "conv2d_f32", defines: "#define MATH 0", text: TEXT, kernels: KERNELS },
-    Source { name: "conv2d_tf32", defines: "#define MATH 1", text: TEXT, kernels: KERNELS },
-    Source { name: "conv2d_f16", defines: "#define MATH 2", text: TEXT, kernels: KERNELS_OF_GROUPS },
-    Source { name: "conv2d_bf16", defines: "#define MATH 3", text: TEXT, kernels: KERNELS_OF_GROUPS },
+    Source { name: "conv2d_f32", defines: "#define MATH 0", text: TEXT, kernels: &KERNELS },
+    Source { name: "conv2d_tf32", defines: "#define MATH 1", text: TEXT, kernels: &KERNELS },
+    Source { name: "conv2d_f16", defines: "#define MATH 2", text: TEXT, kernels: &KERNELS_OF_GROUPS },
+    Source { name: "conv2d_bf16", defines: "#define MATH 3", text: TEXT, kernels: &KERNELS_OF_GROUPS },
 ];
 
 /// A pass over images of one size on a GPU.

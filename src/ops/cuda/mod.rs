@@ -17,7 +17,7 @@ pub mod testing;
 mod wire;
 
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, Traits, View};
-pub use source::{Scalar, Source};
+pub use source::{Scalar, Source, joined};
 pub use wire::Wire;
 
 /// Threads per block of every kernel.

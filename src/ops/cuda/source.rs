@@ -15,6 +15,20 @@ pub struct Source {
     pub kernels: &'static [&'static str],
 }
 
+/// The names of both lists, of which there are N.
+pub const fn joined<const A: usize, const B: usize, const N: usize>(
+    first: &[&'static str; A],
+    second: &[&'static str; B],
+) -> [&'static str; N] {
+    assert!(A + B == N);
+    let (mut all, mut i) = ([""; N], 0);
+    while i < N {
+        all[i] = if i < A { first[i] } else { second[i - A] };
+        i += 1;
+    }
+    all
+}
+
 impl Source {
     /// The whole text for the compiler of a GPU.
     pub fn for_gpu(&self) -> String {

@@ -26,12 +26,17 @@ template <int V> struct alignas(V * sizeof(scalar)) Pack {
 // Whether tensors begin where packs of 16 bytes may. One that is not there does.
 template <class... T> DEVICE bool begin_wide(const T *...tensors) { return (((size_t)tensors % 16 == 0) && ...); }
 
-// Goes through `length` elements, by 16 bytes where they are `wide`. `body` gets a pack of the size, for its type, and its place.
-template <class Body> DEVICE void in_packs(int length, bool wide, const Body &body) {
-    int first = blockIdx.x * 256 + threadIdx.x, threads = gridDim.x * 256;
+// Goes through the packs of `length` elements from number `first` on, `step` apart: of 16 bytes where they are `wide`, else of one
+// element. `body` gets a pack of the size, for its type, and its place.
+template <class Body> DEVICE void each_pack(int first, int step, int length, bool wide, const Body &body) {
     if (wide) {
-        for (int i = first; i < length / WIDE; i += threads) body(Pack<WIDE>(), i * WIDE);
+        for (int i = first; i < length / WIDE; i += step) body(Pack<WIDE>(), i * WIDE);
     } else {
-        for (int i = first; i < length; i += threads) body(Pack<1>(), i);
+        for (int i = first; i < length; i += step) body(Pack<1>(), i);
     }
+}
+
+// The same shared out among all threads of all blocks.
+template <class Body> DEVICE void in_packs(int length, bool wide, const Body &body) {
+    each_pack(blockIdx.x * 256 + threadIdx.x, gridDim.x * 256, length, wide, body);
 }

@@ -1,15 +1,9 @@
 // Layer norm of rows [rows, dim]. A warp has a row; sums within it are in f32, in a fixed order. Compiled once per storage;
 // statistics and parameters are f32 either way. Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
-// Goes through the `dim` elements of a warp's row, by 16 bytes where they are `wide`. `body` gets a pack of the size, for its type,
-// and its place.
+// Goes through the `dim` elements of a warp's row as `each_pack` does.
 template <class Body> DEVICE void in_row(int dim, bool wide, const Body &body) {
-    int lane = threadIdx.x % 32;
-    if (wide) {
-        for (int c = lane * WIDE; c < dim; c += 32 * WIDE) body(Pack<WIDE>(), c);
-    } else {
-        for (int c = lane; c < dim; c += 32) body(Pack<1>(), c);
-    }
+    each_pack(threadIdx.x % 32, 32, dim, wide, body);
 }
 
 // y = the normalised rows of x. Mean and 1 / sqrt(var + eps) of each row are written, or read where they are `given`.

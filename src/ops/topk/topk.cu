@@ -73,7 +73,6 @@ template <int E, int V>
 DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const float *bank, int n, int m, int dim, int k,
                   int slice_rows, const long long *query_samples, const long long *bank_samples, float *scores, int *rows,
                   int *counts) {
-    typedef Accumulator<QUERIES, ROWS> Sums;
     int lane = threadIdx.x % 32, first_query = blockIdx.x * QUERIES;
     int begin = blockIdx.y * slice_rows, end = begin + slice_rows < m ? begin + slice_rows : m;
     size_t lists = (size_t)blockIdx.y * n;
@@ -86,13 +85,10 @@ DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const flo
         Lines<ROWS> b;
         a.begin(queries, n, dim, first_query);
         b.begin(bank, end, dim, first);
-        Sums sums;
+        Accumulator<QUERIES, ROWS> sums;
         multiply<V>(a, b, (dim + BK - 1) / BK, memory, sums);
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < Sums::TM; i++)
-#pragma unroll
-            for (int j = 0; j < Sums::TN; j++) memory.out[sums.row(i, 0)][sums.column(j, 0)] = sums.sums[i][j][0];
+        each_run(sums, [&](int row, int column, auto run) { memory.out[row][column] = run.values[0]; });
         __syncthreads();
         for (int query = own; query < last; query += 8) {
             int count = warp_value(lane == 0 ? counts[lists + query] : 0, 0);
