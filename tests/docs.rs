@@ -46,13 +46,14 @@ use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
 /// First words of lines that build this program, open another one, or need a GPU's tools or PyTorch.
-const NOT_RUN: [&str; 9] = [
+const NOT_RUN: [&str; 10] = [
     "cargo",
     ".ci/run",
     "scripts/soak.sh",
     "python3",
     "target/torch/bin/python",
     "tensorboard",
+    "torchrun",
     "scripts/cuda-setup.sh",
     "scripts/gpu-check.sh",
     "LD_LIBRARY_PATH=target/cuda-toolkit/lib64/stubs",

@@ -4,7 +4,7 @@
 mod common;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, mpirun::launcher, slurm::Slurm, tiny_with};
+use common::{Finished, METHODS, Scratch, checkpoints, mpirun::launcher, signal, slurm::Slurm, tiny_with};
 use rand::{RngExt, SeedableRng};
 
 /// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
@@ -237,18 +237,6 @@ fn descends(mut id: u32, from: u32) -> bool {
         id = parent.unwrap_or(0);
     }
     id == from
-}
-
-fn signal(id: u32, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().expect("kill").success());
-}
-
-/// Names of the checkpoints in a runs folder.
-fn checkpoints(runs: &Path) -> BTreeSet<String> {
-    let stages = std::fs::read_dir(runs.join("work")).into_iter().flatten().flatten();
-    let entries = stages.flat_map(|stage| std::fs::read_dir(stage.path()).into_iter().flatten().flatten());
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("checkpoint-")).collect()
 }
 
 /// A long training, as soon as it has written a checkpoint.

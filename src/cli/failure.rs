@@ -22,7 +22,8 @@ pub struct Told(pub u8);
 
 /// Prints `error: …` with its causes to stderr, and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if error.downcast_ref::<Told>().is_some() || is_launch_error(error) && launcher::is_other() {
+    let shared = error.downcast_ref().is_some_and(LaunchError::is_shared);
+    if error.downcast_ref::<Told>().is_some() || shared && launcher::is_other() {
         return ExitCode::from(code(error));
     }
     if is_broken_pipe(error) {
@@ -52,7 +53,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
         None if error.downcast_ref::<Unfit>().is_some() => 2,
         None if error.downcast_ref::<CacheError>().is_some() => 2,
         None if error.downcast_ref::<UnfitFolder>().is_some() => 2,
-        None if is_launch_error(error) || error.downcast_ref::<Mismatch>().is_some() => 2,
+        None if error.downcast_ref::<LaunchError>().is_some() => 2,
+        None if error.downcast_ref::<Mismatch>().is_some() => 2,
         None if error.downcast_ref::<UnfitRun>().is_some() => 2,
         None => 1,
     }
@@ -78,10 +80,6 @@ pub fn text(error: &anyhow::Error) -> String {
         last = cause;
     }
     text
-}
-
-fn is_launch_error(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<LaunchError>().is_some()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

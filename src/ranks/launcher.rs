@@ -1,4 +1,4 @@
-//! Which of how many ranks this process is, as its launcher says in the environment.
+//! Which of how many ranks this process is, and where the first one listens, as its launcher says in the environment.
 
 /// Variables by which a launcher tells.
 struct Launcher {
@@ -12,6 +12,9 @@ struct Launcher {
     /// Whether `rank` may stand alone, and then says nothing.
     lone_rank: bool,
 }
+
+/// What sets PyTorch's variables, be it torchrun or another program. Its processes always talk by TCP.
+pub const TORCHRUN: &str = "torchrun";
 
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
@@ -40,7 +43,7 @@ const LAUNCHERS: [Launcher; 4] = [
         lone_rank: true,
     },
     Launcher {
-        name: "torchrun",
+        name: TORCHRUN,
         rank: "RANK",
         size: "WORLD_SIZE",
         local: "LOCAL_WORLD_SIZE",
@@ -64,6 +67,26 @@ pub struct Place {
     pub local_rank: Option<usize>,
 }
 
+/// Where the first rank listens, for ranks that talk by TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Master {
+    /// A name or an address.
+    pub host: String,
+    pub port: u16,
+}
+
+impl Master {
+    /// `host:port`
+    pub fn text(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+const HOST: &str = "MASTER_ADDR";
+const PORT: &str = "MASTER_PORT";
+/// `True` where torchrun itself listens at that port. Then the first rank takes the next one.
+const PORT_IN_USE: &str = "TORCHELASTIC_USE_AGENT_STORE";
+
 /// Why this process cannot be one of several ranks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
@@ -75,17 +98,49 @@ pub enum LaunchError {
     #[error("{name}={value:?} is no number of {launcher}'s processes\n  help: {name} has to be {allowed}")]
     Number { launcher: &'static str, name: &'static str, value: String, allowed: String },
     #[error(
+        "{launcher} has started {size} processes, and {missing} is not set: it says where the first one listens\n  \
+         help: MASTER_ADDR is the first one's machine, MASTER_PORT a free port there (docs/how-to/many-ranks.md)"
+    )]
+    NoMaster { launcher: &'static str, size: usize, missing: &'static str },
+    #[error(
         "{launcher} has started {size} processes, and this build has no MPI: each would do the whole work\n  \
-         help: build with --features mpi (docs/how-to/many-ranks.md), or start one process"
+         help: build with --features mpi, or set MASTER_ADDR and MASTER_PORT, with which ranks talk by TCP \
+         (docs/how-to/many-ranks.md)"
     )]
     NoMpi { launcher: &'static str, size: usize },
-    #[error(
-        "{launcher} has started {size} processes, which find each other by MPI alone\n  \
-         help: start them by mpirun or srun instead (docs/how-to/many-ranks.md)"
-    )]
-    NoTransport { launcher: &'static str, size: usize },
+    #[error("MPI cannot be started for the {size} processes of {launcher}: it wants all calls from one thread")]
+    OneThread { launcher: &'static str, size: usize },
     #[error("{launcher} has started {size} processes, and MPI knows of {found}: the program was built for another MPI")]
     OtherMpi { launcher: &'static str, size: usize, found: usize },
+    #[error(
+        "the first rank cannot listen on port {port}: {why}\n  help: MASTER_PORT has to be a free port of this machine"
+    )]
+    Listen { port: u16, why: String },
+    #[error(
+        "rank {rank} of {size} cannot reach rank {other} at {at}: {why}\n  \
+         help: MASTER_ADDR and MASTER_PORT have to name a port of the first rank's machine that no firewall closes"
+    )]
+    Unreached { rank: usize, size: usize, other: usize, at: String, why: String },
+    #[error(
+        "rank {rank} of {size} has waited for ranks that have not come: {missing}\n  \
+         help: start all ranks with the same MASTER_ADDR and MASTER_PORT; --collective-timeout SECONDS allows for more time"
+    )]
+    Missing { rank: usize, size: usize, missing: String },
+    #[error("two processes say that they are rank {rank}\n  help: RANK has to differ")]
+    Twice { rank: usize },
+    #[error(
+        "rank {rank} says that there are {size} ranks, and there are {own}\n  help: WORLD_SIZE has to be the same for all"
+    )]
+    OtherSize { rank: usize, size: usize, own: usize },
+    #[error("the first rank has ended")]
+    FirstGone,
+}
+
+impl LaunchError {
+    /// Whether the first rank fails alike, and says why.
+    pub fn is_shared(&self) -> bool {
+        !matches!(self, Self::Unreached { .. } | Self::Missing { rank: 1.., .. })
+    }
 }
 
 /// The place of this process among several ranks, by the environment that `variable` reads; None where it is alone.
@@ -118,6 +173,37 @@ pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>,
         }
     }
     Ok(None)
+}
+
+/// Where the first rank listens, by the environment that `variable` reads; None where it does not say.
+///
+/// # Errors
+/// When half of it is set, or the port is no number.
+pub fn master(place: &Place, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Master>, LaunchError> {
+    let Place { launcher, size, .. } = *place;
+    let no_master = |missing| LaunchError::NoMaster { launcher, size, missing };
+    match (variable(HOST), variable(PORT)) {
+        (Some(host), Some(text)) => {
+            let next = u16::from(variable(PORT_IN_USE).as_deref() == Some("True"));
+            let Some(port) = text.parse().ok().filter(|port| *port > 0).and_then(|port: u16| port.checked_add(next))
+            else {
+                let allowed = "a port, from 1 to 65535".to_owned();
+                return Err(LaunchError::Number { launcher, name: PORT, value: text, allowed });
+            };
+            Ok(Some(Master { host, port }))
+        }
+        (Some(_), None) => Err(no_master(PORT)),
+        (None, _) if launcher == TORCHRUN => Err(no_master(HOST)),
+        (None, _) => Ok(None),
+    }
+}
+
+/// The same by this process's environment.
+///
+/// # Errors
+/// As of [`master`].
+pub fn master_here(place: &Place) -> Result<Option<Master>, LaunchError> {
+    master(place, |name| std::env::var(name).ok())
 }
 
 /// The place by this process's environment.
@@ -174,6 +260,30 @@ mod tests {
         assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "2")]), place("torchrun", 0, 2, None));
         let torchrun = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "4")];
         assert_eq!(of(&torchrun), place("torchrun", 5, 8, Some([1, 4])));
+    }
+
+    #[test]
+    fn the_first_rank_is_where_pytorch_looks_for_it() {
+        let variables = |set: &'static [(&str, &str)]| {
+            move |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        let torchrun = Place { launcher: TORCHRUN, rank: 1, size: 2, local: None, local_rank: None };
+        let at = |host: &str, port| Ok(Some(Master { host: host.to_owned(), port }));
+        assert_eq!(master(&torchrun, variables(&[("MASTER_ADDR", "a"), ("MASTER_PORT", "29500")])), at("a", 29500));
+        let shared =
+            variables(&[("MASTER_ADDR", "a"), ("MASTER_PORT", "29500"), ("TORCHELASTIC_USE_AGENT_STORE", "True")]);
+        assert_eq!(master(&torchrun, shared), at("a", 29501));
+        let text = |set: &'static [(&str, &str)]| master(&torchrun, variables(set)).unwrap_err().to_string();
+        let half = "torchrun has started 2 processes, and MASTER_PORT is not set: it says where the first one listens";
+        assert_eq!(text(&[("MASTER_ADDR", "a")]).lines().next(), Some(half));
+        assert!(text(&[]).contains("MASTER_ADDR is not set"));
+        assert!(
+            text(&[("MASTER_ADDR", "a"), ("MASTER_PORT", "0")])
+                .contains("MASTER_PORT has to be a port, from 1 to 65535")
+        );
+        let mpirun = Place { launcher: "mpirun", ..torchrun.clone() };
+        assert_eq!(master(&mpirun, variables(&[("MASTER_PORT", "29500")])), Ok(None));
+        assert!(master(&mpirun, variables(&[("MASTER_ADDR", "a")])).is_err());
     }
 
     #[test]

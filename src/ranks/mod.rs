@@ -7,10 +7,13 @@
 pub mod launcher;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod tcp;
 #[cfg(test)]
 pub mod threads;
 mod watched;
 
+#[cfg(feature = "mpi")]
+use launcher::TORCHRUN;
 pub use launcher::{LaunchError, Place};
 pub use watched::Watched;
 
@@ -76,24 +79,33 @@ pub enum Mismatch {
 /// When the environment is incomplete, or this build has no way to talk to the others.
 pub fn open(limit: Duration) -> Result<Option<Ranks>, LaunchError> {
     let Some(place) = launcher::place_here()? else { return Ok(None) };
-    connect(place, limit).map(Some)
+    connect(&place, limit).map(Some)
 }
 
-#[cfg(feature = "mpi")]
-fn connect(place: Place, limit: Duration) -> Result<Ranks, LaunchError> {
-    let Place { launcher, size, .. } = place;
-    let found = if launcher == "torchrun" { None } else { mpi::Mpi::start() };
-    match found {
-        Some(mpi) if mpi.size() == size => Ok(Ranks::over(Watched::new(mpi, limit))),
-        Some(mpi) => Err(LaunchError::OtherMpi { launcher, size, found: mpi.size() }),
-        None => Err(LaunchError::NoTransport { launcher, size }),
+/// Over MPI where a launcher of MPI has started the ranks and this build has it; else by TCP.
+fn connect(place: &Place, limit: Duration) -> Result<Ranks, LaunchError> {
+    let Place { launcher, size, .. } = *place;
+    #[cfg(feature = "mpi")]
+    if launcher != TORCHRUN {
+        return match mpi::Mpi::start() {
+            Some(mpi) if mpi.size() == size => Ok(Ranks::over(Watched::new(mpi, limit))),
+            Some(mpi) => Err(LaunchError::OtherMpi { launcher, size, found: mpi.size() }),
+            None => Err(LaunchError::OneThread { launcher, size }),
+        };
+    }
+    match launcher::master_here(place)? {
+        Some(master) => Ok(Ranks::over(Watched::new(tcp::Tcp::start(place, &master, limit)?, limit))),
+        None => Err(LaunchError::NoMpi { launcher, size }),
     }
 }
 
-#[cfg(not(feature = "mpi"))]
-fn connect(place: Place, _: Duration) -> Result<Ranks, LaunchError> {
-    let Place { launcher, size, .. } = place;
-    Err(LaunchError::NoMpi { launcher, size })
+/// What helps where another rank is missing.
+const GO_ON: &str = "the same command, with any number of ranks, goes on from the last checkpoint";
+
+/// Ends this process now, without what else would run at its end: that may wait for other ranks.
+fn leave(code: u8) -> ! {
+    // SAFETY: the call has no conditions.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// The ranks that train together; by default this process alone.

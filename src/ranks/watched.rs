@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Transport;
+use super::{GO_ON, Transport, leave};
 
 /// Time between two looks at the clock, at most.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -32,13 +32,10 @@ impl<T: Transport> Watched<T> {
                     let _ = writeln!(
                         std::io::stderr(),
                         "error: rank {rank} of {size} has waited {:.0} s for another rank, which has stopped or is far behind\n  \
-                         help: the same command, with any number of ranks, goes on from the last checkpoint; \
-                         --collective-timeout SECONDS allows for more",
+                         help: {GO_ON}; --collective-timeout SECONDS allows for more",
                         limit.as_secs_f64()
                     );
-                    // SAFETY: the call has no conditions. What else would run at the end of the process, MPI's own part of
-                    // it, waits for the same rank.
-                    unsafe { libc::_exit(1) }
+                    leave(1)
                 }
             }
         });

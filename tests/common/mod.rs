@@ -6,7 +6,7 @@ pub mod mpirun;
 pub mod slurm;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -193,4 +193,17 @@ pub fn copy_tree(from: &Path, to: &Path) {
             std::fs::copy(entry.path(), target).expect("a copy");
         }
     }
+}
+
+/// Sends a signal to a process.
+pub fn signal(id: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().expect("kill").success());
+}
+
+/// Names of the checkpoints in a runs folder.
+pub fn checkpoints(runs: &Path) -> BTreeSet<String> {
+    let stages = std::fs::read_dir(runs.join("work")).into_iter().flatten().flatten();
+    let entries = stages.flat_map(|stage| std::fs::read_dir(stage.path()).into_iter().flatten().flatten());
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("checkpoint-")).collect()
 }
