@@ -71,12 +71,20 @@ static void *fresh_context(void *stack, void (*entry)()) {
 #error "the emulation of kernels knows x86-64 alone"
 #endif
 
+// How often each thread has met those of its warp to bring them something. What it brings lies in the place of that number, even
+// or odd: a thread brings the next but one only after all have read this one, since all have met once more in between.
+static unsigned int meetings[THREADS];
+
 static void yield(State state) {
     states[running] = state;
     switch_stack(&contexts[running], scheduler);
 }
 static void wait_for_block() { yield(WAITS_FOR_BLOCK); }
-static void wait_for_warp() { yield(WAITS_FOR_WARP); }
+static unsigned int place_to_bring() { return meetings[running] % 2; }
+static void wait_for_warp() {
+    meetings[running]++;
+    yield(WAITS_FOR_WARP);
+}
 
 static void (*body)(void **);
 static void **arguments;
@@ -110,6 +118,7 @@ static void run_block() {
         states[t] = READY;
         copies[t].clear();
         groups[t] = 0;
+        meetings[t] = 0;
     }
     for (;;) {
         bool any = false;
@@ -218,34 +227,25 @@ DEVICE float infinity() { return INFINITY; }
 DEVICE float product(float a, float b) { return a * b; }
 DEVICE double product(double a, double b) { return a * b; }
 
-// What the threads of each warp brought to a sum.
-static float given[THREADS];
+// What each thread brings to those of its warp.
+template <class T> static T *bring(T value) {
+    static T given[2][THREADS];
+    T *all = given[place_to_bring()];
+    all[running] = value;
+    wait_for_warp();
+    return all;
+}
 
 static float warp_sum(float value) {
-    for (unsigned int step = 16; step > 0; step /= 2) {
-        given[running] = value;
-        wait_for_warp();
-        value += given[running ^ step];
-        wait_for_warp();
-    }
+    for (unsigned int step = 16; step > 0; step /= 2) value += bring(value)[running ^ step];
     return value;
 }
 
-template <class T> static T warp_value(T value, int lane) {
-    static T given[THREADS];
-    given[running] = value;
-    wait_for_warp();
-    value = given[running / 32 * 32 + lane % 32];
-    wait_for_warp();
-    return value;
-}
+template <class T> static T warp_value(T value, int lane) { return bring(value)[running / 32 * 32 + lane % 32]; }
 static unsigned int warp_votes(bool yes) {
-    static bool given[THREADS];
-    given[running] = yes;
-    wait_for_warp();
-    unsigned int votes = 0, first = running / 32 * 32;
-    for (unsigned int lane = 0; lane < 32; lane++) votes |= (unsigned int)given[first + lane] << lane;
-    wait_for_warp();
+    const bool *given = bring(yes) + running / 32 * 32;
+    unsigned int votes = 0;
+    for (unsigned int lane = 0; lane < 32; lane++) votes |= (unsigned int)given[lane] << lane;
     return votes;
 }
 DEVICE int count_ones(unsigned int bits) { return __builtin_popcount(bits); }
@@ -257,25 +257,31 @@ DEVICE unsigned int to_tf32(float value) {
     return (float_bits(value) + 0x1000u) & ~0x1fffu;
 }
 
-// What the threads of each warp brought to a product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
-static float given_a[THREADS / 32][16][16], given_b[THREADS / 32][8][16];
+// What the threads of a warp bring to a product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
+struct Factors {
+    float a[16][16], b[8][16];
+};
+static Factors given_factors[2][THREADS / 32];
+static Factors &factors() { return given_factors[place_to_bring()][running / 32]; }
 
 // d [16, 8] += a b, of which the thread has four values; `DEPTH` is k.
-template <int DEPTH> static void add_product(float (&d)[4]) {
+template <int DEPTH> static void add_product(float (&d)[4], const Factors &given) {
     wait_for_warp();
-    unsigned int warp = running / 32, lane = running % 32;
-    for (int i = 0; i < 4; i++) {
-        const float *a = given_a[warp][lane / 4 + i / 2 * 8], *b = given_b[warp][lane % 4 * 2 + i % 2];
-        for (int k = 0; k < DEPTH; k++) d[i] += a[k] * b[k];
+    unsigned int lane = running % 32;
+    const float *above = given.a[lane / 4], *below = given.a[lane / 4 + 8];
+    const float *left = given.b[lane % 4 * 2], *right = given.b[lane % 4 * 2 + 1];
+    for (int k = 0; k < DEPTH; k++) {
+        d[0] += above[k] * left[k], d[1] += above[k] * right[k];
+        d[2] += below[k] * left[k], d[3] += below[k] * right[k];
     }
-    wait_for_warp();
 }
 
 static void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    unsigned int warp = running / 32, line = running % 32 / 4, k = running % 4;
-    for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 4] = bits_float(a[i] & ~0x1fffu);
-    for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 4] = bits_float(b[i] & ~0x1fffu);
-    add_product<8>(d);
+    Factors &given = factors();
+    unsigned int line = running % 32 / 4, k = running % 4;
+    for (int i = 0; i < 4; i++) given.a[line + i % 2 * 8][k + i / 2 * 4] = bits_float(a[i] & ~0x1fffu);
+    for (int i = 0; i < 2; i++) given.b[line][k + i * 4] = bits_float(b[i] & ~0x1fffu);
+    add_product<8>(d, given);
 }
 
 template <class T> static float part_of(unsigned int word, unsigned int which) {
@@ -284,33 +290,30 @@ template <class T> static float part_of(unsigned int word, unsigned int which) {
 }
 
 template <class T> static void mma_m16n8k16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    unsigned int warp = running / 32, line = running % 32 / 4, k = running % 4 * 2;
+    Factors &given = factors();
+    unsigned int line = running % 32 / 4, k = running % 4 * 2;
     for (int which = 0; which < 2; which++) {
-        for (int i = 0; i < 4; i++) given_a[warp][line + i % 2 * 8][k + i / 2 * 8 + which] = part_of<T>(a[i], which);
-        for (int i = 0; i < 2; i++) given_b[warp][line][k + i * 8 + which] = part_of<T>(b[i], which);
+        for (int i = 0; i < 4; i++) given.a[line + i % 2 * 8][k + i / 2 * 8 + which] = part_of<T>(a[i], which);
+        for (int i = 0; i < 2; i++) given.b[line][k + i * 8 + which] = part_of<T>(b[i], which);
     }
-    add_product<16>(d);
+    add_product<16>(d, given);
 }
 #define mma_m16n8k16_f16 mma_m16n8k16<half_t>
 #define mma_m16n8k16_bf16 mma_m16n8k16<bf16_t>
 
-// Where each thread says that a line of a matrix lies.
-static const char *given_lines[THREADS];
-
+// Each thread says where a line of a matrix lies. All have read before one goes on and writes there.
 template <int WORDS> static void load_matrices(unsigned int (&to)[WORDS], const void *line) {
-    given_lines[running] = (const char *)line;
-    wait_for_warp();
-    unsigned int first = running / 32 * 32, lane = running % 32;
-    for (int i = 0; i < WORDS; i++) memcpy(&to[i], given_lines[first + i * 8 + lane / 4] + lane % 4 * 4, 4);
+    const char *const *lines = bring((const char *)line) + running / 32 * 32;
+    unsigned int lane = running % 32;
+    for (int i = 0; i < WORDS; i++) memcpy(&to[i], lines[i * 8 + lane / 4] + lane % 4 * 4, 4);
     wait_for_warp();
 }
 template <int WORDS> static void load_turned_matrices(unsigned int (&to)[WORDS], const void *line) {
-    given_lines[running] = (const char *)line;
-    wait_for_warp();
-    unsigned int first = running / 32 * 32, lane = running % 32;
+    const char *const *lines = bring((const char *)line) + running / 32 * 32;
+    unsigned int lane = running % 32;
     for (int i = 0; i < WORDS; i++)
         for (int half = 0; half < 2; half++)
-            memcpy((char *)&to[i] + half * 2, given_lines[first + i * 8 + lane % 4 * 2 + half] + lane / 4 * 2, 2);
+            memcpy((char *)&to[i] + half * 2, lines[i * 8 + lane % 4 * 2 + half] + lane / 4 * 2, 2);
     wait_for_warp();
 }
 
@@ -318,16 +321,17 @@ template <int WORDS> static void load_turned_matrices(unsigned int (&to)[WORDS],
 DEVICE void copy_later(void *to, const void *from) { copies[running].push_back({to, from, groups[running]}); }
 DEVICE void end_of_copies() { groups[running]++; }
 template <unsigned int LAST> static void wait_for_copies() {
-    std::vector<Copy> later;
-    for (const Copy &copy : copies[running]) {
+    std::vector<Copy> &own = copies[running];
+    size_t later = 0;
+    for (const Copy &copy : own) {
         if (copy.group + LAST >= groups[running])
-            later.push_back(copy);
+            own[later++] = copy;
         else if (copy.from)
             memcpy(copy.to, copy.from, 16);
         else
             memset(copy.to, 0, 16);
     }
-    copies[running] = later;
+    own.resize(later);
 }
 
 // As large as a block's memory may be.
@@ -362,8 +366,8 @@ template <class T, bool A_TURNED, bool B_TURNED, int N> static void group_produc
     for (int n = 0; n < N; n++) {
         for (int c = 0; c < 2; c++)
             for (int k = 0; k < 16; k++) right[c][k] = to_float(*(const T *)b.element<B_TURNED>(n * 8 + column + c, k));
-        for (int e = 0; e < 4; e++)
-            for (int k = 0; k < 16; k++) d[n][e] += left[e / 2][k] * right[e % 2][k];
+        for (int k = 0; k < 16; k++)
+            for (int e = 0; e < 4; e++) d[n][e] += left[e / 2][k] * right[e % 2][k];
     }
 }
 template <bool A_TURNED, bool B_TURNED, int N> static void group_product_f16(float (&d)[N][4], Described a, Described b) {

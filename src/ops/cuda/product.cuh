@@ -83,9 +83,14 @@ template <int BM, int BN> struct Accumulator {
         // Four depths at a time: where they follow each other, one load brings them.
 #pragma unroll
         for (int k = 0; k < DEPTH; k += WIDE) {
-            float right[TN][WIDE];
+            float right[WIDE][TN];
 #pragma unroll
-            for (int j = 0; j < TN; j++) load_depths<B>(right[j], b, column(j, 0), k);
+            for (int j = 0; j < TN; j++) {
+                float depths[WIDE];
+                load_depths<B>(depths, b, column(j, 0), k);
+#pragma unroll
+                for (int e = 0; e < WIDE; e++) right[e][j] = depths[e];
+            }
 #pragma unroll
             for (int i = 0; i < TM; i++) {
                 float left[WIDE];
@@ -93,7 +98,7 @@ template <int BM, int BN> struct Accumulator {
 #pragma unroll
                 for (int e = 0; e < WIDE; e++)
 #pragma unroll
-                    for (int j = 0; j < TN; j++) sums[i][j][0] += left[e] * right[j][e];
+                    for (int j = 0; j < TN; j++) sums[i][j][0] += left[e] * right[e][j];
             }
         }
 #else
