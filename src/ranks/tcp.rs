@@ -135,10 +135,8 @@ impl Tcp {
 
     /// Puts what each rank has sent in its place; this one's is `own`.
     fn receive(&self, own: &[u8], places: &mut [u8]) {
-        if own.is_empty() {
-            return;
-        }
-        for (peer, place) in self.peers.iter().zip(places.chunks_exact_mut(own.len())) {
+        for (rank, peer) in self.peers.iter().enumerate() {
+            let place = &mut places[rank * own.len()..][..own.len()];
             match peer {
                 Some(peer) => place.copy_from_slice(&peer.next()),
                 None => place.copy_from_slice(own),
@@ -432,6 +430,11 @@ mod tests {
                     assert!(ranks.gather(&own) == gathered);
                     let told = ranks.broadcast(if rank == 0 { own } else { Vec::new() });
                     assert!(told.len() == len && told.iter().enumerate().all(|(i, byte)| *byte == value(0, 0, i)));
+                    assert_eq!(
+                        ranks.gather(&[rank as u8]),
+                        (0..size as u8).collect::<Vec<_>>(),
+                        "nothing is left over"
+                    );
                     ranks.end();
                     rank
                 });
