@@ -8,14 +8,14 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use arrow::{
     array::{Array, AsArray},
     datatypes::{Float32Type, Int64Type},
 };
-use common::{Scratch, text};
+use common::{Scratch, signal, text};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -291,7 +291,7 @@ fn a_killed_call_leaves_the_old_file_and_an_interrupted_one_what_it_computed() {
     while !partial.exists() {
         let (mut child, lines) = begin();
         std::thread::sleep(at_work);
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+        signal(child.id(), "INT");
         let last = lines.map_while(Result::ok).last().expect("a last line");
         assert_eq!(child.wait().expect("an end").code(), Some(130), "{last}");
         assert_eq!(last, "interrupted at embed; run the same command again to go on with it");

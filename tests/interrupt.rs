@@ -6,10 +6,10 @@ mod common;
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
-use common::{Scratch, text};
+use common::{Scratch, signal, text};
 use serde_json::{Value, json};
 
 /// The only run that `snclr runs` lists.
@@ -32,8 +32,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
         .find(|line| line.as_ref().is_ok_and(|l| l.contains("learning rate")))
         .expect("training")
         .expect("a line");
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(killed.success());
+    signal(child.id(), "INT");
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
     assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
     let last = rest.last().expect("a last line");
@@ -155,8 +154,7 @@ fn a_training_that_learns_nothing_is_warned_of_once_and_its_run_keeps_the_warnin
     let mut child = scratch.command(args).stderr(Stdio::piped()).spawn().expect("the program");
     let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines().map_while(Result::ok);
     lines.find(|line| line.contains(WARNING)).expect("a warning");
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
-    assert!(killed.success());
+    signal(child.id(), "INT");
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
 

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, checkpoints, mpirun::launcher, signal, slurm::Slurm, tiny_with};
+use common::{
+    Finished, METHODS, Scratch, checkpoints, mpirun::launcher, signal, slurm::Slurm, tiny_with,
+    wait_for_another_checkpoint,
+};
 use rand::{RngExt, SeedableRng};
 
 /// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
@@ -245,11 +248,8 @@ fn long_training(scratch: &Scratch, ranks: usize, runs: &str, more: &str) -> Opt
     let mut command = on_ranks(scratch, ranks, &args)?;
     let before = checkpoints(&scratch.path(runs));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the launcher starts");
-    let (ids, begun) = (ranks_of(&child, ranks), Instant::now());
-    while checkpoints(&scratch.path(runs)).is_subset(&before) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
-        sleep(Duration::from_millis(20));
-    }
+    let ids = ranks_of(&child, ranks);
+    wait_for_another_checkpoint(&scratch.path(runs), &before);
     Some((child, ids))
 }
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, Scratch, copy_tree, statuses};
+use common::{Finished, Scratch, copy_tree, signal, statuses};
 use serde_json::Value;
 use snclr::{
     artifact::{Artifact, Attempt, Components, Kind, Store},
@@ -254,8 +254,7 @@ fn terminated(mut child: Child) -> String {
     let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines().map_while(Result::ok);
     let before: Vec<String> = lines.by_ref().take_while(|line| !line.contains("learning rate")).collect();
     thread::sleep(Duration::from_millis(700));
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
-    assert!(killed.success());
+    signal(child.id(), "TERM");
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
     [before, rest].concat().join("\n")

@@ -5,10 +5,10 @@ mod common;
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
-use common::{Finished, Scratch, TINY, statuses, text};
+use common::{Finished, Scratch, TINY, signal, statuses, text};
 use serde_json::{Value, json};
 
 /// A quicker spec than the tiny one, for many points.
@@ -206,7 +206,7 @@ fn an_interrupted_sweep_goes_on_where_it_stopped() {
         let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
         let trains = |line: &Result<String, _>| line.as_ref().is_ok_and(|line| line.contains("learning rate"));
         lines.by_ref().find(trains).expect("training").expect("a line");
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+        signal(child.id(), "INT");
         let rest: Vec<String> = lines.map_while(Result::ok).collect();
         assert_eq!(child.wait().expect("an end").code(), Some(130), "{rest:?}");
         let last = rest.last().expect("a last line");

@@ -1,5 +1,5 @@
-//! Many ranks over TCP, started as torchrun and PyTorch's other launchers start processes: by variables alone. What ranks compute is
-//! tested with MPI too (tests/mpi.rs).
+//! Many ranks over TCP, started by PyTorch's variables alone, as torchrun does. What ranks compute is tested over MPI too
+//! (tests/mpi.rs).
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, checkpoints, signal, tiny_with};
+use common::{Finished, METHODS, Scratch, checkpoints, signal, tiny_with, wait_for_another_checkpoint};
 
 /// Starts the program with `args` on so many ranks of a thread each.
 fn on_ranks(scratch: &Scratch, size: usize, args: &str) -> Vec<Child> {
@@ -87,11 +87,8 @@ fn long_training(scratch: &Scratch, size: usize, more: &str) -> Vec<Child> {
     let runs = scratch.path("runs");
     let before = checkpoints(&runs);
     let args = format!("run tiny.yaml --checkpoint-every 0 --set batch_size=32 --set epochs=60 {more}");
-    let (ranks, begun) = (on_ranks(scratch, size, &args), Instant::now());
-    while checkpoints(&runs).is_subset(&before) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let ranks = on_ranks(scratch, size, &args);
+    wait_for_another_checkpoint(&runs, &before);
     ranks
 }
 

@@ -13,7 +13,7 @@ struct Launcher {
     lone_rank: bool,
 }
 
-/// What sets PyTorch's variables, be it torchrun or another program. Its processes always talk by TCP.
+/// Name for whatever sets PyTorch's variables. Its ranks always talk by TCP.
 pub const TORCHRUN: &str = "torchrun";
 
 const LAUNCHERS: [Launcher; 4] = [
@@ -116,6 +116,8 @@ pub enum LaunchError {
         "the first rank cannot listen on port {port}: {why}\n  help: MASTER_PORT has to be a free port of this machine"
     )]
     Listen { port: u16, why: String },
+    #[error("rank {rank} of {size} cannot listen for the other ranks: {why}")]
+    NoPort { rank: usize, size: usize, why: String },
     #[error(
         "rank {rank} of {size} cannot reach rank {other} at {at}: {why}\n  \
          help: MASTER_ADDR and MASTER_PORT have to name a port of the first rank's machine that no firewall closes"
@@ -137,9 +139,9 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// Whether the first rank fails alike, and says why.
+    /// Whether the first rank fails too, and prints why.
     pub fn is_shared(&self) -> bool {
-        !matches!(self, Self::Unreached { .. } | Self::Missing { rank: 1.., .. })
+        !matches!(self, Self::Unreached { .. } | Self::NoPort { .. } | Self::Missing { rank: 1.., .. })
     }
 }
 

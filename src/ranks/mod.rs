@@ -12,8 +12,6 @@ mod tcp;
 pub mod threads;
 mod watched;
 
-#[cfg(feature = "mpi")]
-use launcher::TORCHRUN;
 pub use launcher::{LaunchError, Place};
 pub use watched::Watched;
 
@@ -86,7 +84,7 @@ pub fn open(limit: Duration) -> Result<Option<Ranks>, LaunchError> {
 fn connect(place: &Place, limit: Duration) -> Result<Ranks, LaunchError> {
     let Place { launcher, size, .. } = *place;
     #[cfg(feature = "mpi")]
-    if launcher != TORCHRUN {
+    if launcher != launcher::TORCHRUN {
         return match mpi::Mpi::start() {
             Some(mpi) if mpi.size() == size => Ok(Ranks::over(Watched::new(mpi, limit))),
             Some(mpi) => Err(LaunchError::OtherMpi { launcher, size, found: mpi.size() }),
@@ -99,10 +97,10 @@ fn connect(place: &Place, limit: Duration) -> Result<Ranks, LaunchError> {
     }
 }
 
-/// What helps where another rank is missing.
+/// The help in errors about a rank that is gone.
 const GO_ON: &str = "the same command, with any number of ranks, goes on from the last checkpoint";
 
-/// Ends this process now, without what else would run at its end: that may wait for other ranks.
+/// Ends this process at once, without handlers of its exit: MPI's would wait for other ranks.
 fn leave(code: u8) -> ! {
     // SAFETY: the call has no conditions.
     unsafe { libc::_exit(code.into()) }

@@ -1,7 +1,7 @@
-//! Ranks that talk by TCP, with a connection between each two of them. The first one listens at `MASTER_ADDR` and `MASTER_PORT`, as
-//! PyTorch's launchers set them, and tells the others where each of them listens.
+//! Ranks that talk by TCP: every two of them have a connection. Rank 0 listens at `MASTER_ADDR` and `MASTER_PORT`, which PyTorch's
+//! launchers set, and sends the others the addresses of all.
 //!
-//! Who connects is believed, and nothing is encrypted: this is for networks whose machines trust each other.
+//! Connections are neither authenticated nor encrypted: use them in trusted networks.
 
 use std::{
     io::{self, BufWriter, Read, Write},
@@ -18,17 +18,17 @@ use rustix::net::sockopt;
 
 use super::{GO_ON, LaunchError, Place, Transport, launcher::Master, leave};
 
-/// First word of what a rank says when it connects. Another protocol gets another number.
+/// First word of a greeting, which a rank sends when it connects. Its number is the protocol's version.
 const GREETING: &str = "snclr-ranks-1";
 /// Bytes of a greeting or of the list of addresses, at most.
 const LONGEST_TEXT: usize = 1 << 20;
-/// How long someone who connects may take to greet: it may be anybody.
+/// Longest time from a connection to its greeting. Programs other than ranks may connect too.
 const TO_GREET: Duration = Duration::from_secs(5);
-/// Time between two tries to connect, or to see who has connected.
+/// Time between two attempts to connect, or to accept a connection.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long an unexpected end of another rank is held back: a third one may be about to tell the reason.
+/// Time from the end of another rank to the end of this one. A third rank may send [`Message::Abort`] meanwhile.
 const TO_EXPLAIN: Duration = Duration::from_millis(500);
-/// A silent connection is tried after this time, so that a machine that has vanished is noticed.
+/// After so long without traffic, keep-alive checks whether the other machine still answers.
 const SILENT: Duration = Duration::from_secs(60);
 
 /// One of several processes, connected to all others.
@@ -45,10 +45,10 @@ struct Peer {
     received: Mutex<Receiver<Vec<u8>>>,
 }
 
-/// What ranks send: a kind, a number and, with the first kind, as many bytes.
+/// What ranks send: a byte for the kind, a number of 8 bytes (a length or an exit code), and the bytes of the first kind.
 enum Message {
     Bytes(Vec<u8>),
-    /// The sender has taken leave.
+    /// The sender sends nothing more.
     End,
     /// All ranks have to end with this code.
     Abort(u8),
@@ -76,7 +76,7 @@ impl Message {
         }
     }
 
-    /// Writes a message of a kind; small ones in one go.
+    /// Writes a message of a kind. A small one is a single packet.
     fn write(to: &mut TcpStream, kind: u8, number: u64, bytes: &[u8]) -> io::Result<()> {
         let mut to = BufWriter::with_capacity(1 << 12, to);
         to.write_all(&[kind])?;
@@ -98,10 +98,10 @@ impl Message {
 }
 
 impl Tcp {
-    /// Connects all ranks; each may wait for the others as long as `limit`.
+    /// Connects all ranks; each waits for the others as long as `limit`.
     ///
     /// # Errors
-    /// When one of them cannot be reached, or they do not agree who is who.
+    /// When a rank cannot be reached, or two ranks have the same number or different numbers of ranks.
     pub fn start(place: &Place, master: &Master, limit: Duration) -> Result<Self, LaunchError> {
         let meeting = Meeting { rank: place.rank, size: place.size, until: Instant::now() + limit };
         let streams = if place.rank == 0 { meeting.host(master)? } else { meeting.join(master)? };
@@ -109,31 +109,32 @@ impl Tcp {
             .into_iter()
             .enumerate()
             .map(|(other, stream)| stream.map(|stream| Peer::new(stream, place.rank, other, place.size)).transpose());
-        let peers = peers.collect::<io::Result<_>>().map_err(|error| meeting.unreached(0, &master.text(), &error))?;
+        let peers = peers.collect::<io::Result<_>>().map_err(|error| meeting.unreached(0, &master.text(), error))?;
         Ok(Self { rank: place.rank, peers })
     }
 
-    /// All other ranks, first the one behind this one.
+    /// All other ranks, beginning with the next higher one, so that not all send to the same rank at once.
     fn others(&self) -> impl Iterator<Item = (usize, &Peer)> {
         let ranks = (1..self.peers.len()).map(|step| (self.rank + step) % self.peers.len());
         ranks.filter_map(|rank| Some((rank, self.peers[rank].as_ref()?)))
     }
 
-    /// Sends each other rank its part of `bytes`, or tells it something else.
+    /// Sends each other rank a message of this kind, whose number and bytes `part` gives.
     fn tell<'b>(&self, kind: u8, part: impl Fn(usize) -> (u64, &'b [u8])) {
         for (rank, peer) in self.others() {
             let (number, bytes) = part(rank);
-            // When it is gone, the thread that reads from it ends this process.
+            // If the rank is gone, the thread that reads from it ends this process.
             let _ =
                 Message::write(&mut peer.stream.lock().unwrap_or_else(PoisonError::into_inner), kind, number, bytes);
         }
     }
 
+    /// Sends each other rank the bytes that `part` gives.
     fn send<'b>(&self, part: impl Fn(usize) -> &'b [u8]) {
         self.tell(Message::BYTES, |rank| (part(rank).len() as u64, part(rank)));
     }
 
-    /// Puts what each rank has sent in its place; this one's is `own`.
+    /// Receives a piece of `own`'s length from each rank and writes them one behind the other; this rank's is `own`.
     fn receive(&self, own: &[u8], places: &mut [u8]) {
         for (rank, peer) in self.peers.iter().enumerate() {
             let place = &mut places[rank * own.len()..][..own.len()];
@@ -146,7 +147,7 @@ impl Tcp {
 }
 
 impl Peer {
-    /// The rank `other` behind a connection, which a new thread reads.
+    /// Rank `other` of `size`. A new thread reads its connection. Rank `own` is this one.
     fn new(stream: TcpStream, own: usize, other: usize, size: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(None)?;
@@ -158,7 +159,7 @@ impl Peer {
         thread::Builder::new().name(format!("from rank {other}")).spawn(move || {
             if read_all(&mut reader, &sender).is_err() {
                 thread::sleep(TO_EXPLAIN);
-                // One rank tells it: the first that is left.
+                // Only the lowest rank that is left prints the error.
                 if own == usize::from(other == 0) {
                     let _ = writeln!(io::stderr(), "error: rank {other} of {size} is gone\n  help: {GO_ON}");
                 }
@@ -168,18 +169,23 @@ impl Peer {
         Ok(Self { stream: Mutex::new(stream), received: Mutex::new(received) })
     }
 
-    /// What it sends next.
+    /// Its next bytes; None after its end.
+    fn receive(&self) -> Option<Vec<u8>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+    }
+
+    /// Its next bytes.
     fn next(&self) -> Vec<u8> {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner).recv().expect("the rank has not taken leave")
+        self.receive().expect("all ranks exchange the same before they end")
     }
 }
 
-/// Hands on what a rank sends, until it takes leave. An order to end is obeyed.
+/// Passes on the bytes that a rank sends, until its end. An abort ends this process.
 fn read_all(from: &mut TcpStream, to: &Sender<Vec<u8>>) -> io::Result<()> {
     loop {
         match Message::read(from, usize::MAX)? {
             Message::Bytes(bytes) => {
-                // The receiver is gone once this rank has taken leave.
+                // It fails when this rank has dropped its receiver: nobody wants the bytes.
                 let _ = to.send(bytes);
             }
             Message::End => return Ok(()),
@@ -222,14 +228,13 @@ impl Transport for Tcp {
     fn end(&self) {
         self.tell(Message::END, |_| (0, &[]));
         for (_, peer) in self.others() {
-            // It fails once the other one has taken leave too.
-            while peer.received.lock().unwrap_or_else(PoisonError::into_inner).recv().is_ok() {}
+            while peer.receive().is_some() {}
         }
     }
 
     fn abort(&self, code: u8) -> ! {
         self.tell(Message::ABORT, |_| (code.into(), &[]));
-        // What has not been read yet is lost with the connection.
+        // The others read it before the connections close.
         thread::sleep(Duration::from_millis(100));
         leave(code)
     }
@@ -243,11 +248,11 @@ struct Meeting {
 }
 
 impl Meeting {
-    /// The first rank: waits for the others, and tells them of each other. Connections by rank.
+    /// What rank 0 does: it waits for the others and sends them the addresses of all. Gives its connections by rank.
     fn host(&self, master: &Master) -> Result<Vec<Option<TcpStream>>, LaunchError> {
         let listener = match loopback(&master.host) {
             Some(address) => TcpListener::bind((address, master.port)),
-            // Its name may be that of a gateway in front of it.
+            // The host may be a name or a gateway with an address that is none of this machine's.
             None => everywhere(master.port),
         };
         let listener = listener.map_err(|error| LaunchError::Listen { port: master.port, why: error.to_string() })?;
@@ -255,39 +260,39 @@ impl Meeting {
         let addresses: Vec<_> =
             met.iter().map(|met| met.as_ref().map_or(String::new(), |met| met.1.to_string())).collect();
         for (stream, _) in met.iter_mut().flatten() {
-            // One that is gone is noticed by the first exchange.
+            // If the rank is gone, the first exchange notices.
             let _ = Message::write_text(stream, &addresses.join("\n"));
         }
         Ok(met.into_iter().map(|met| Some(met?.0)).collect())
     }
 
-    /// Any other rank: goes to the first one, then to those before it, and waits for those behind it. Connections by rank.
+    /// What any other rank does: it connects to rank 0 and to all lower ranks, and waits for the higher ones. Gives its connections
+    /// by rank.
     fn join(&self, master: &Master) -> Result<Vec<Option<TcpStream>>, LaunchError> {
-        let lost = |error: &io::Error| self.unreached(0, &master.text(), error);
+        let lost = |error| self.unreached(0, &master.text(), error);
         let mut first = self.connect(0, &master.text(), || TcpStream::connect((&*master.host, master.port)))?;
-        let host = first.peer_addr().map_err(|error| lost(&error))?.ip();
+        let host = first.peer_addr().map_err(lost)?.ip();
         let listener = if loopback(&master.host).is_some() { TcpListener::bind((host, 0)) } else { everywhere(0) };
-        let listener = listener.map_err(|error| LaunchError::Listen { port: 0, why: error.to_string() })?;
-        let port = listener.local_addr().map_err(|error| lost(&error))?.port();
-        self.greet(&mut first, port).map_err(|error| lost(&error))?;
-        first.set_read_timeout(Some(self.left())).map_err(|error| lost(&error))?;
+        let listener = listener.map_err(|error| self.no_port(&error))?;
+        let port = listener.local_addr().map_err(lost)?.port();
+        self.greet(&mut first, port).map_err(lost)?;
+        first.set_read_timeout(Some(self.left())).map_err(lost)?;
         let addresses = match Message::read_text(&mut first) {
             Ok(addresses) => addresses,
-            // The first rank has ended, and said why.
+            // Rank 0 has ended and printed why.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(LaunchError::FirstGone),
-            Err(error) => return Err(lost(&error)),
+            Err(error) => return Err(lost(error)),
         };
         let mut streams: Vec<Option<TcpStream>> = (0..self.size).map(|_| None).collect();
         streams[0] = Some(first);
         for (other, address) in addresses.lines().enumerate().take(self.rank).skip(1) {
-            let invalid = |_| lost(&io::ErrorKind::InvalidData.into());
-            let mut address: SocketAddr = address.parse().map_err(invalid)?;
+            let mut address: SocketAddr = address.parse().map_err(|_| lost(io::ErrorKind::InvalidData.into()))?;
             if address.ip().is_loopback() {
-                // It reached the first rank within a machine, which this one knows by another name.
+                // That rank is on rank 0's machine, and has connected to it by a loopback address.
                 address.set_ip(host);
             }
             let mut stream = self.connect(other, &address.to_string(), || TcpStream::connect(address))?;
-            self.greet(&mut stream, 0).map_err(|error| self.unreached(other, &address.to_string(), &error))?;
+            self.greet(&mut stream, 0).map_err(|error| self.unreached(other, &address.to_string(), error))?;
             streams[other] = Some(stream);
         }
         let met = self.expect(&listener, self.rank + 1..self.size)?;
@@ -297,12 +302,12 @@ impl Meeting {
         Ok(streams)
     }
 
-    /// Says who this is, and where it listens.
+    /// Sends this rank, the number of ranks, and the port where it listens.
     fn greet(&self, stream: &mut TcpStream, port: u16) -> io::Result<()> {
         Message::write_text(stream, &format!("{GREETING} {} {} {port}", self.rank, self.size))
     }
 
-    /// Tries to reach a rank until it answers.
+    /// Connects to a rank; tries again until it answers or the time is over.
     fn connect(
         &self,
         other: usize,
@@ -312,21 +317,20 @@ impl Meeting {
         loop {
             match try_it() {
                 Ok(stream) => return Ok(stream),
-                Err(error) if Instant::now() > self.until => return Err(self.unreached(other, at, &error)),
+                Err(error) if Instant::now() > self.until => return Err(self.unreached(other, at, error)),
                 Err(_) => thread::sleep(PAUSE),
             }
         }
     }
 
-    /// Waits until each of these ranks has greeted; by rank, its connection and where it listens.
+    /// Waits until each of these ranks has connected. Gives the connection and the listening address of each, by rank.
     fn expect(
         &self,
         listener: &TcpListener,
         ranks: std::ops::Range<usize>,
     ) -> Result<Vec<Option<(TcpStream, SocketAddr)>>, LaunchError> {
         let mut met: Vec<Option<(TcpStream, SocketAddr)>> = (0..self.size).map(|_| None).collect();
-        let failed = |error: io::Error| LaunchError::Listen { port: 0, why: error.to_string() };
-        listener.set_nonblocking(true).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(|error| self.no_port(&error))?;
         while ranks.clone().any(|rank| met[rank].is_none()) {
             let (mut stream, from) = match listener.accept() {
                 Ok(connected) => connected,
@@ -340,7 +344,7 @@ impl Meeting {
                     continue;
                 }
             };
-            // Anybody may connect: who does not greet is none of the ranks.
+            // Without a greeting it is not a rank.
             let Ok((rank, size, port)) = greeting(&mut stream) else { continue };
             if size != self.size || !ranks.contains(&rank) {
                 return Err(LaunchError::OtherSize { rank, size, own: self.size });
@@ -352,17 +356,22 @@ impl Meeting {
         Ok(met)
     }
 
+    /// The time that is left, never zero.
     fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now()).max(PAUSE)
     }
 
-    fn unreached(&self, other: usize, at: &str, why: &io::Error) -> LaunchError {
+    fn unreached(&self, other: usize, at: &str, why: io::Error) -> LaunchError {
         let (at, why) = (at.to_owned(), why.to_string());
         LaunchError::Unreached { rank: self.rank, size: self.size, other, at, why }
     }
+
+    fn no_port(&self, why: &io::Error) -> LaunchError {
+        LaunchError::NoPort { rank: self.rank, size: self.size, why: why.to_string() }
+    }
 }
 
-/// The rank, the number of ranks and the port that someone who has connected says.
+/// Reads a greeting: a rank, its number of ranks and the port where it listens.
 fn greeting(stream: &mut TcpStream) -> io::Result<(usize, usize, u16)> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(TO_GREET))?;
@@ -373,7 +382,7 @@ fn greeting(stream: &mut TcpStream) -> io::Result<(usize, usize, u16)> {
     Ok((rank.parse().map_err(invalid)?, size.parse().map_err(invalid)?, port.parse().map_err(invalid)?))
 }
 
-/// The address, where only processes of this machine can be meant.
+/// The loopback address that `host` names; None for other hosts.
 fn loopback(host: &str) -> Option<IpAddr> {
     let address = if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse().ok() };
     address.filter(IpAddr::is_loopback)
@@ -444,14 +453,14 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_listened_to() {
+    fn connections_of_other_programs_are_ignored() {
         let (master, limit) = (at("localhost", free_port()), Duration::from_secs(20));
         thread::scope(|scope| {
             let first = scope.spawn(|| Tcp::start(&place(0, 2), &master, limit).unwrap());
             let meeting = Meeting { rank: 1, size: 2, until: Instant::now() + limit };
             for words in ["GET / HTTP/1.1\r\n\r\n", "", "\0\u{c}\0\0\0\0\0\0\0snclr-ranks-1"] {
-                let mut stranger = meeting.connect(0, "", || TcpStream::connect((&*master.host, master.port))).unwrap();
-                stranger.write_all(words.as_bytes()).unwrap();
+                let mut other = meeting.connect(0, "", || TcpStream::connect((&*master.host, master.port))).unwrap();
+                other.write_all(words.as_bytes()).unwrap();
             }
             let second = Tcp::start(&place(1, 2), &master, limit).unwrap();
             let ended = scope.spawn(move || second.end());

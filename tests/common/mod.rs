@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -206,4 +207,13 @@ pub fn checkpoints(runs: &Path) -> BTreeSet<String> {
     let entries = stages.flat_map(|stage| std::fs::read_dir(stage.path()).into_iter().flatten().flatten());
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with("checkpoint-")).collect()
+}
+
+/// Waits until a runs folder has a checkpoint that was not there before.
+pub fn wait_for_another_checkpoint(runs: &Path, before: &BTreeSet<String>) {
+    let begun = Instant::now();
+    while checkpoints(runs).is_subset(before) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

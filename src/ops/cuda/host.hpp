@@ -71,18 +71,18 @@ static void *fresh_context(void *stack, void (*entry)()) {
 #error "the emulation of kernels knows x86-64 alone"
 #endif
 
-// How often each thread has met those of its warp to bring them something. What it brings lies in the place of that number, even
-// or odd: a thread brings the next but one only after all have read this one, since all have met once more in between.
-static unsigned int meetings[THREADS];
+// How often each thread has waited for its warp. Exchanges within a warp use two buffers in turn, by whether this number is even.
+// A thread writes to the same buffer again only after it has waited once more, and by then all have read it.
+static unsigned int waits[THREADS];
 
 static void yield(State state) {
     states[running] = state;
     switch_stack(&contexts[running], scheduler);
 }
 static void wait_for_block() { yield(WAITS_FOR_BLOCK); }
-static unsigned int place_to_bring() { return meetings[running] % 2; }
+static unsigned int buffer_in_turn() { return waits[running] % 2; }
 static void wait_for_warp() {
-    meetings[running]++;
+    waits[running]++;
     yield(WAITS_FOR_WARP);
 }
 
@@ -118,7 +118,7 @@ static void run_block() {
         states[t] = READY;
         copies[t].clear();
         groups[t] = 0;
-        meetings[t] = 0;
+        waits[t] = 0;
     }
     for (;;) {
         bool any = false;
@@ -227,23 +227,23 @@ DEVICE float infinity() { return INFINITY; }
 DEVICE float product(float a, float b) { return a * b; }
 DEVICE double product(double a, double b) { return a * b; }
 
-// What each thread brings to those of its warp.
-template <class T> static T *bring(T value) {
+// Gives `value` to the other threads of the warp. Returns the values of all threads, of which those of the warp are up to date.
+template <class T> static T *exchange(T value) {
     static T given[2][THREADS];
-    T *all = given[place_to_bring()];
+    T *all = given[buffer_in_turn()];
     all[running] = value;
     wait_for_warp();
     return all;
 }
 
 static float warp_sum(float value) {
-    for (unsigned int step = 16; step > 0; step /= 2) value += bring(value)[running ^ step];
+    for (unsigned int step = 16; step > 0; step /= 2) value += exchange(value)[running ^ step];
     return value;
 }
 
-template <class T> static T warp_value(T value, int lane) { return bring(value)[running / 32 * 32 + lane % 32]; }
+template <class T> static T warp_value(T value, int lane) { return exchange(value)[running / 32 * 32 + lane % 32]; }
 static unsigned int warp_votes(bool yes) {
-    const bool *given = bring(yes) + running / 32 * 32;
+    const bool *given = exchange(yes) + running / 32 * 32;
     unsigned int votes = 0;
     for (unsigned int lane = 0; lane < 32; lane++) votes |= (unsigned int)given[lane] << lane;
     return votes;
@@ -257,12 +257,12 @@ DEVICE unsigned int to_tf32(float value) {
     return (float_bits(value) + 0x1000u) & ~0x1fffu;
 }
 
-// What the threads of a warp bring to a product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
+// The factors of a warp's product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
 struct Factors {
     float a[16][16], b[8][16];
 };
 static Factors given_factors[2][THREADS / 32];
-static Factors &factors() { return given_factors[place_to_bring()][running / 32]; }
+static Factors &factors() { return given_factors[buffer_in_turn()][running / 32]; }
 
 // d [16, 8] += a b, of which the thread has four values; `DEPTH` is k.
 template <int DEPTH> static void add_product(float (&d)[4], const Factors &given) {
@@ -301,15 +301,15 @@ template <class T> static void mma_m16n8k16(float (&d)[4], const unsigned int (&
 #define mma_m16n8k16_f16 mma_m16n8k16<half_t>
 #define mma_m16n8k16_bf16 mma_m16n8k16<bf16_t>
 
-// Each thread says where a line of a matrix lies. All have read before one goes on and writes there.
+// Each thread gives the address of a row of a matrix. The second wait lets all read before one of them writes there again.
 template <int WORDS> static void load_matrices(unsigned int (&to)[WORDS], const void *line) {
-    const char *const *lines = bring((const char *)line) + running / 32 * 32;
+    const char *const *lines = exchange((const char *)line) + running / 32 * 32;
     unsigned int lane = running % 32;
     for (int i = 0; i < WORDS; i++) memcpy(&to[i], lines[i * 8 + lane / 4] + lane % 4 * 4, 4);
     wait_for_warp();
 }
 template <int WORDS> static void load_turned_matrices(unsigned int (&to)[WORDS], const void *line) {
-    const char *const *lines = bring((const char *)line) + running / 32 * 32;
+    const char *const *lines = exchange((const char *)line) + running / 32 * 32;
     unsigned int lane = running % 32;
     for (int i = 0; i < WORDS; i++)
         for (int half = 0; half < 2; half++)
