@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use snclr_engine::ops::{
     batch_norm::{Affine, Moments, Relu, Residual, apply, backward_input, backward_sums},
     conv2d::{Conv2d, Size, Source},
-    product::Products,
+    matmul::MatmulPrecision,
     simd::dispatch,
 };
 
@@ -99,15 +99,15 @@ fn median_seconds(mut run: impl FnMut()) -> f64 {
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let products = if asked.iter().any(|a| a == "bf16") { Products::Bf16 } else { Products::Full };
+    let matmul = if asked.iter().any(|a| a == "bf16") { MatmulPrecision::Bf16 } else { MatmulPrecision::Full };
     let threads = rayon::current_num_threads();
     let peak: f64 = (0..threads).into_par_iter().map(|_| dispatch(Peak)).sum();
-    println!("{threads} threads, {peak:.0} GFLOP/s of fused multiply-adds in f32; factors: {products:?}");
+    println!("{threads} threads, {peak:.0} GFLOP/s of fused multiply-adds in f32; factors: {matmul:?}");
     let cases: Vec<&str> = asked.iter().map(String::as_str).filter(|a| *a != "bf16").collect();
     for case in if cases.is_empty() { vec!["small", "resnet18", "resnet50"] } else { cases } {
         println!("\n{case}\n{:44} {:>24} {:>24} {:>24}", "GFLOP/s (ms times occurrences)", "forward", "data", "weight");
         for Layer(kind, times, size, [kernel, stride, input, output]) in layers(case) {
-            let conv = Conv2d { kernel, stride, padding: kernel / 2, input, output, products };
+            let conv = Conv2d { kernel, stride, padding: kernel / 2, input, output, matmul };
             let out = conv.output_size(size);
             let ramp = |n: usize, step: f32| (0..n).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
             let (mut x, weight) = (ramp(size.pixels() * input, 0.37), ramp(conv.weights(), 0.11));

@@ -7,7 +7,7 @@
 #   scripts/gpu-check.sh --pack            on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
 #   scripts/gpu-check.sh [OUT]             on the GPU machine, in a copy of the repository with that file: prints the table,
 #                                          writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
-#   scripts/gpu-check.sh --rehearse [OUT]  without a GPU, with target/release/snclr: the same parts as far as a CPU has them, small
+#   scripts/gpu-check.sh --without-gpu [OUT]  without a GPU, with target/release/snclr: the same parts as far as a CPU has them, small
 #
 # PYTHON names the Python that has PyTorch (python3); SECONDS_IN_ALL is the time after which nothing goes on (460).
 set -uo pipefail
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 pack=target/gpu-check
 python=${PYTHON:-python3}
 deadline=${SECONDS_IN_ALL:-460} # the table and the last part's end fit into what is left of 8 minutes
-rehearse=
+without_gpu=
 
 if [ "${1:-}" = --pack ]; then
   set -e
@@ -42,8 +42,8 @@ if [ "${1:-}" = --pack ]; then
   du -h "$pack.tar.gz"
   exit
 fi
-if [ "${1:-}" = --rehearse ]; then
-  rehearse=yes
+if [ "${1:-}" = --without-gpu ]; then
+  without_gpu=yes
   shift
 fi
 
@@ -90,7 +90,7 @@ left_out() { # name, why
 
 # --- what is measured with, and how much
 
-if [ -n "$rehearse" ]; then
+if [ -n "$without_gpu" ]; then
   ours=(target/release/snclr --quiet)
   device=cpu precision=f32
   large=(small --batch 16 --queue-length 512) small=(small --batch 32 --queue-length 512)
@@ -128,7 +128,7 @@ beside_vit() { # name, seconds at most, more arguments: PyTorch's vision transfo
   fi
 }
 needs_gpu() { # name, seconds at most, command...
-  if [ -n "$rehearse" ]; then left_out "$1" "needs a GPU"; else part "$@"; fi
+  if [ -n "$without_gpu" ]; then left_out "$1" "needs a GPU"; else part "$@"; fi
 }
 
 # --- the parts, the most important ones first
@@ -158,7 +158,7 @@ needs_gpu kernels 90 "${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD/src" SNCLR_ONLY_C
 part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.yaml --steps "$resumed"
 [ -e "$out/resume.log" ] && tail -n 3 "$out/resume.log"
 # Compiling takes one to two minutes, of which the figures above know nothing: the better of both counts.
-if [ -n "$rehearse" ]; then
+if [ -n "$without_gpu" ]; then
   left_out large-compiled "takes minutes on a CPU"
   left_out small-compiled "takes minutes on a CPU"
   left_out vit-compiled "takes minutes on a CPU"

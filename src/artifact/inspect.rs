@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Attempt, Key, Manifest, RunRecord, Store, content::TableHasher, garbage::names, hash, manifest, table};
+use super::{Attempt, Key, Manifest, RunRecord, Store, content::TableHasher, gc::names, hash, manifest, table};
 
 /// Something that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Memory, RowsOf};
-use crate::ops::{later::Later, product::Products};
+use crate::ops::{matmul::MatmulPrecision, pending::Pending};
 
 /// What is known of each row of a bank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Nearest<B: Memory> {
     /// Length of each vector as it came, [n k, 1].
     pub norms: RowsOf<B>,
     /// Where they came from, and how near they are.
-    pub origins: Later<Origins<B::Real>>,
+    pub origins: Pending<Origins<B::Real>>,
 }
 
 /// What is known of the K nearest rows of each query.
@@ -59,7 +59,7 @@ pub trait Banks: Memory {
         rows: Vec<Self::Real>,
         norms: Vec<Self::Real>,
         marks: &Marks,
-        products: Products,
+        matmul: MatmulPrecision,
     ) -> Result<Self::Bank, Self::Error>;
 
     /// Its rows and lengths. Waits for the device.

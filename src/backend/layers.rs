@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::ops::{
     attention::Attention,
     conv2d::{Conv2d, Size},
-    product::Products,
+    matmul::MatmulPrecision,
 };
 
 /// A convolution and the batch norm behind it.
@@ -44,14 +44,14 @@ pub struct Linear {
     pub bias: Range<usize>,
     pub input: usize,
     pub output: usize,
-    pub products: Products,
+    pub matmul: MatmulPrecision,
 }
 
 impl Linear {
     /// The same layer as a convolution: tokens as pixels.
     pub fn pointwise(&self) -> Conv2d {
-        let Self { input, output, products, .. } = *self;
-        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products }
+        let Self { input, output, matmul, .. } = *self;
+        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, matmul }
     }
 }
 

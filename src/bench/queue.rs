@@ -26,10 +26,10 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
         rows
     };
     let (queries, bank) = (unit(count, 0), unit(length, 1));
-    let products = options.precision.products();
+    let matmul = options.precision.matmul();
     let what = format!("the {k} nearest of {length} rows to each of {count} queries, width {DIM}");
     let Some(gpu) = Device::chosen().gpu()? else {
-        let bank = Bank::new(bank, DIM, products);
+        let bank = Bank::new(bank, DIM, matmul);
         return Ok(Workload::new(what, None, move || {
             std::hint::black_box(bank.top_k(&queries, k, |_, _| false));
             Ok(())

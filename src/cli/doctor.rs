@@ -13,7 +13,7 @@ use sysinfo::System;
 use super::{Global, cache::CacheArgs, show};
 use crate::{
     artifact::{Attempt, FileSystem, Lock, Reach, cpu_model},
-    ops::{product::bf16_unit, simd},
+    ops::{matmul::bf16_unit, simd},
     remote::Cache,
     train::found_cuda,
 };

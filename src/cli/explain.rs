@@ -42,7 +42,7 @@ pub struct Args {
 }
 
 /// The explanation.
-struct Told {
+struct Explanation {
     /// The run to compare with.
     against: Option<String>,
     stages: Vec<Planned>,
@@ -63,7 +63,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         here.threads = threads as u64;
     }
     let estimates = estimate::estimates(&store, &stages, &here);
-    let told = Told { against: against.map(|run| run.record.run), stages, estimates };
+    let told = Explanation { against: against.map(|run| run.record.run), stages, estimates };
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", told.json())?,
@@ -72,7 +72,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-impl Told {
+impl Explanation {
     fn pending(&self) -> usize {
         self.stages.iter().filter(|stage| !stage.is_cached()).count()
     }

@@ -18,12 +18,12 @@ use crate::{
 /// An error that this rank or the first one has already printed. Holds the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("the error has been printed")]
-pub struct Told(pub u8);
+pub struct AlreadyReported(pub u8);
 
 /// Prints `error: …` with its causes to stderr, and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let shared = error.downcast_ref().is_some_and(LaunchError::is_shared);
-    if error.downcast_ref::<Told>().is_some() || shared && launcher::is_other() {
+    if error.downcast_ref::<AlreadyReported>().is_some() || shared && launcher::is_other() {
         return ExitCode::from(code(error));
     }
     if is_broken_pipe(error) {
@@ -36,7 +36,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// The exit code for `error`.
 pub fn code(error: &anyhow::Error) -> u8 {
-    if let Some(Told(code)) = error.downcast_ref() {
+    if let Some(AlreadyReported(code)) = error.downcast_ref() {
         return *code;
     }
     match error.downcast_ref::<Stopped>() {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{
     Global,
-    failure::{self, Told},
+    failure::{self, AlreadyReported},
     run::Args,
 };
 use crate::{
@@ -43,7 +43,7 @@ fn among(ranks: Ranks, args: &Args, interrupt: &Interrupt, global: &Global) -> a
         Err(error) => {
             let code = if ranks.is_first() { tell(&error) } else { failure::code(&error) };
             ranks.end();
-            return Err(Told(code).into());
+            return Err(AlreadyReported(code).into());
         }
     };
     ranks.clone().choose();

@@ -14,7 +14,7 @@ pub use config::*;
 
 use crate::{
     backend::{Backend, Branch, Features, Learned},
-    ops::{Real, arena::Layout, conv2d::Size, product::Products},
+    ops::{Real, arena::Layout, conv2d::Size, matmul::MatmulPrecision},
     rule::Broken,
 };
 
@@ -55,11 +55,11 @@ impl Encoder {
         }
     }
 
-    /// The same network, the factors of whose products (convolutions, linear layers) are read as `products` says.
-    pub fn with_products(mut self, products: Products) -> Self {
+    /// The same network, the factors of whose matrix products (convolutions, linear layers) are read as `matmul` says.
+    pub fn with_matmul_precision(mut self, matmul: MatmulPrecision) -> Self {
         match &mut self {
-            Encoder::Resnet(net) => net.set_products(products),
-            Encoder::Vit(net) => net.set_products(products),
+            Encoder::Resnet(net) => net.set_matmul_precision(matmul),
+            Encoder::Vit(net) => net.set_matmul_precision(matmul),
         }
         self
     }

@@ -28,8 +28,8 @@ fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
         let (n, size) = (32, 32);
         let (params, buffers) = encoder.init::<f32>(3);
         let images = ramp(n * size * size * 3, 0.713);
-        for products in [Products::Full, Products::Bf16] {
-            let encoder = encoder.clone().with_products(products);
+        for matmul in [MatmulPrecision::Full, MatmulPrecision::Bf16] {
+            let encoder = encoder.clone().with_matmul_precision(matmul);
             let (on, buffers) = (Host::default(), buffers.clone().into());
             let features = |images: &[f32], n: usize| {
                 let mut branch = Branch { params: &params, statistics: Statistics::Running(&buffers) };
@@ -39,7 +39,7 @@ fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
             };
             let (first, second) = images.split_at(images.len() / 2);
             let halves = [features(first, n / 2), features(second, n / 2)].concat();
-            assert!(features(&images, n) == halves, "{products:?} {:?}", encoder.feature_dim());
+            assert!(features(&images, n) == halves, "{matmul:?} {:?}", encoder.feature_dim());
         }
     }
 }
@@ -54,8 +54,8 @@ fn a_transformers_gradient_is_the_sum_of_its_halves_to_the_bit() {
     let (on, mut buffers) = (Host::default(), buffers.into());
     let images = ramp(n * size.h * size.w * 3, 0.713);
     let g = ramp(n * encoder.feature_dim(), 0.37);
-    for products in [Products::Full, Products::Bf16] {
-        let encoder = encoder.clone().with_products(products);
+    for matmul in [MatmulPrecision::Full, MatmulPrecision::Bf16] {
+        let encoder = encoder.clone().with_matmul_precision(matmul);
         let mut gradient = |images: &[f32], g: &[f32], n: usize| {
             let (images, g) = (images.to_vec().into(), g.to_vec().into());
             let mut branch = Branch { params: &params, statistics: Statistics::Batch(&mut buffers) };
@@ -69,7 +69,7 @@ fn a_transformers_gradient_is_the_sum_of_its_halves_to_the_bit() {
         let ((x1, x2), (g1, g2)) = (images.split_at(images.len() / 2), g.split_at(g.len() / 2));
         let halves = [gradient(x1, g1, n / 2), gradient(x2, g2, n / 2)];
         for (i, whole) in whole.iter().enumerate() {
-            assert_eq!(*whole, halves[0][i] + halves[1][i], "{products:?} {i}");
+            assert_eq!(*whole, halves[0][i] + halves[1][i], "{matmul:?} {i}");
         }
     }
 }

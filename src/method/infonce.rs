@@ -15,7 +15,7 @@ use crate::{
     ops::{
         Number, Real,
         contrast::Pairs,
-        later::Later,
+        pending::Pending,
         tensor::{Rows, TensorDevice, Traced, TracedScalar, normalize},
     },
 };
@@ -31,7 +31,7 @@ pub fn step<B: Backend>(on: &B, config: &InfonceConfig, input: &StepInput<B>) ->
     let loss = each_view_predicted(input.z.len(), |source, target| {
         direction(on, config, input.z[source].clone(), targets[target].clone())
     });
-    let positives = Later::now(Positives::own_view(input.samples.len()));
+    let positives = Pending::now(Positives::own_view(input.samples.len()));
     Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
 }
 
@@ -54,7 +54,7 @@ fn direction<B: Backend>(
 /// When the device fails.
 pub fn simclr_step<B: Backend>(config: &SimclrConfig, input: &StepInput<B>) -> anyhow::Result<StepOutput<B>> {
     let loss = simclr_loss(config, input.z[0].clone(), input.z[1].clone()).map_err(device_error)?;
-    Ok(StepOutput { loss, positives: Later::now(Positives::own_view(input.samples.len())) })
+    Ok(StepOutput { loss, positives: Pending::now(Positives::own_view(input.samples.len())) })
 }
 
 fn simclr_loss<E: Real, D: TensorDevice<E>>(

@@ -24,8 +24,8 @@ use crate::{
     backend::{Backend, Memory},
     ops::{
         arena::Layout,
-        later::Later,
-        product::Products,
+        matmul::MatmulPrecision,
+        pending::Pending,
         tensor::{self, Traced, TracedScalar, device_error},
     },
 };
@@ -68,7 +68,7 @@ pub struct StepInput<'a, B: Backend> {
 pub struct StepOutput<B: Backend> {
     /// The loss, on a tape that leads back to y and z of the input and to the method's own parameters.
     pub loss: Loss<B>,
-    pub positives: Later<Positives<B::Real>>,
+    pub positives: Pending<Positives<B::Real>>,
 }
 
 /// The method's own parameters as tensors on the losses' tape.
@@ -164,7 +164,7 @@ pub enum Method<B: Backend> {
 }
 
 impl<B: Backend> Method<B> {
-    /// Makes the method, and appends its own parameters to `params`; `dim` is D. `products` is the precision of searches in
+    /// Makes the method, and appends its own parameters to `params`; `dim` is D. `matmul` is the precision of searches in
     /// queues.
     ///
     /// # Errors
@@ -174,10 +174,10 @@ impl<B: Backend> Method<B> {
         config: &MethodConfig,
         dim: usize,
         seed: u64,
-        products: Products,
+        matmul: MatmulPrecision,
         params: &mut Layout,
     ) -> Result<Self, B::Error> {
-        let queue = |name, length| Queue::new(on, name, [length, dim], seed, products);
+        let queue = |name, length| Queue::new(on, name, [length, dim], seed, matmul);
         Ok(match config {
             MethodConfig::Infonce(config) => Method::Infonce(config.clone()),
             MethodConfig::Simclr(config) => Method::Simclr(config.clone()),
@@ -285,7 +285,7 @@ mod tests {
         for case in cases {
             let config: MethodConfig = serde_json::from_value(case.clone()).unwrap();
             let (on, mut layout) = (Host::<f64>::default(), Layout::default());
-            let Ok(mut method) = Method::new(&on, &config, 4, 0, Products::Full, &mut layout);
+            let Ok(mut method) = Method::new(&on, &config, 4, 0, MatmulPrecision::Full, &mut layout);
             let mut params = vec![0.0; layout.len()];
             method.init(0, &layout, &mut params);
             let own = OwnParams::all(&layout, &params);

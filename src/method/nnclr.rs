@@ -16,7 +16,7 @@ use crate::{
     ops::{
         Number,
         contrast::Pairs,
-        later::Later,
+        pending::Pending,
         tensor::{TensorDevice, normalize},
     },
 };
@@ -50,7 +50,7 @@ impl<B: Backend> Nnclr<B> {
         });
         let (n, step) = (input.samples.len(), input.step);
         let [near1, near2] = near.map(|near| near.origins);
-        let positives = Later::new(move || {
+        let positives = Pending::new(move || {
             Ok(Positives::from_queue(
                 B::Real::of(0.0),
                 vec![B::Real::of(1.0); 2 * n],
@@ -83,8 +83,8 @@ mod tests {
         method::Overflow,
         ops::{
             golden::{Golden, assert_close},
+            matmul::MatmulPrecision,
             normalize::normalize_rows,
-            product::Products,
             tensor::Rows as Of,
         },
     };
@@ -105,7 +105,7 @@ mod tests {
             momentum: 0.99,
         };
         let on = Host::default();
-        let Ok(queue) = Queue::new(&on, "queue", [32, 8], 0, Products::Full);
+        let Ok(queue) = Queue::new(&on, "queue", [32, 8], 0, MatmulPrecision::Full);
         let mut method = Nnclr { config, queue };
         let origin = Origin { samples: &[-1; 32], labels: &[-1; 32], step: 0 };
         let bank = rows(bank.to_vec(), 32);

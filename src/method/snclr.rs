@@ -16,10 +16,10 @@ use super::{
 use crate::{
     backend::{Backend, Memory, Nearest},
     ops::{
-        Elementary, Number,
+        MathFunctions, Number,
         arena::Layout,
         contrast::Pairs,
-        later::Later,
+        pending::Pending,
         tensor::{Matrix, TensorDevice, linear, normalize, traced},
     },
 };
@@ -28,7 +28,7 @@ use crate::{
 type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
 
 /// A loss, and its positiveness [N, K] if there are neighbours.
-type Loss<B> = (Scalar<B>, Option<Later<Vec<<B as Memory>::Real>>>);
+type Loss<B> = (Scalar<B>, Option<Pending<Vec<<B as Memory>::Real>>>);
 
 /// The settings of the method, its queue, and the places of f1 and f2 in the parameters.
 pub struct Snclr<B: Backend> {
@@ -81,11 +81,11 @@ impl<B: Backend> Snclr<B> {
         });
         let (n, step) = (input.samples.len(), input.step);
         let positives = match (near, w) {
-            ([Some(near1), Some(near2)], [Some(w1), Some(w2)]) => Later::new(move || {
+            ([Some(near1), Some(near2)], [Some(w1), Some(w2)]) => Pending::new(move || {
                 let w = [w1.wait()?, w2.wait()?].concat();
                 Ok(Positives::from_queue(B::Real::of(1.0), w, [near2.origins.wait()?, near1.origins.wait()?], step))
             }),
-            _ => Later::now(Positives::own_view(n)),
+            _ => Pending::now(Positives::own_view(n)),
         };
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
@@ -207,8 +207,8 @@ mod tests {
         ops::{
             Real,
             golden::{Golden, assert_close, tolerance},
+            matmul::MatmulPrecision,
             normalize::normalize_rows,
-            product::Products,
             tensor::{CpuTensors, Rows as Of},
         },
     };
@@ -251,7 +251,7 @@ mod tests {
     where
         Cpu: CpuTensors<E>,
     {
-        let Ok(queue) = Queue::new(&Host::default(), "queue", [length, 8], 0, Products::Full);
+        let Ok(queue) = Queue::new(&Host::default(), "queue", [length, 8], 0, MatmulPrecision::Full);
         queue
     }
 

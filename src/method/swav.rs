@@ -14,8 +14,8 @@ use crate::{
     ops::{
         Number,
         arena::Layout,
-        later::Later,
         normalize::normalize_rows,
+        pending::Pending,
         random::{Normals, Purpose, stream},
         sinkhorn::Sinkhorn,
         tensor::{Matrix, TensorDevice, linear, normalize},
@@ -80,7 +80,7 @@ impl<B: Backend> Swav<B> {
         let (prototypes, labels, diagnose) = (self.config.prototypes, input.labels.to_vec(), input.diagnose);
         let positives =
             move || Ok(Positives::from_codes([code2.wait()?, code1.wait()?], prototypes, &labels, diagnose));
-        Ok(StepOutput { loss, positives: Later::new(positives) })
+        Ok(StepOutput { loss, positives: Pending::new(positives) })
     }
 
     /// The rows of the queues. A queue takes part once it is full.
@@ -147,7 +147,7 @@ mod tests {
             conv2d::cuda::Math,
             cuda::testing::on_every_gpu,
             golden::{Golden, assert_close, tolerance},
-            product::Products,
+            matmul::MatmulPrecision,
         },
     };
 
@@ -169,7 +169,8 @@ mod tests {
         };
         let mut layout = Layout::default();
         let names = if queue_length > 0 { &["queue1", "queue2"][..] } else { &[] };
-        let queues = names.iter().map(|name| Queue::new(on, name, [queue_length, 8], 0, Products::Full).unwrap());
+        let queues =
+            names.iter().map(|name| Queue::new(on, name, [queue_length, 8], 0, MatmulPrecision::Full).unwrap());
         let mut method = Swav::new(&config, 8, queues.collect(), &mut layout);
         for queue in &mut method.queues {
             let origin = Origin { samples: &[1; 32], labels: &[-1; 32], step: 0 };

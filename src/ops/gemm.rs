@@ -8,10 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
+    matmul::{Full, Left, PANEL, Panels, Start, Strided, multiply_leaves},
     matrix::Matrix,
     number::Number,
     parts::Threads,
-    product::{Full, Left, PANEL, Panels, Start, Strided, multiply_leaves},
 };
 
 /// Rows of the result per task.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Real, columns::sum, simd::vectorized};
+use super::{Real, reductions::sum, simd::vectorized};
 
 /// y [n, k]: the dot products of row i of a [n, width] with the rows i k .. (i + 1) k of b [n k, width].
 pub fn forward<E: Real>(a: &[E], b: &[E], width: usize) -> Vec<E> {

@@ -2,13 +2,13 @@
 
 use dfdx::prelude::Dtype;
 
-use super::{elementary::Elementary, lanes::Lanes, scratch::Scratch};
+use super::{math::MathFunctions, scratch::Scratch, vector::VectorElement};
 
 /// A real scalar that dfdx tensors can hold.
 pub trait Number:
     Dtype
-    + Elementary
-    + Lanes
+    + MathFunctions
+    + VectorElement
     + Scratch
     + bytemuck::Pod
     + num_traits::Float

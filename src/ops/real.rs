@@ -1,6 +1,6 @@
 //! What networks and losses are generic over.
 
-use super::{number::Number, product::Factor};
+use super::{matmul::Factor, number::Number};
 
 /// A number with all of our operations.
 pub trait Real: Number + Factor {}

@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::{Real, columns::sum, simd::vectorized};
+use super::{Real, reductions::sum, simd::vectorized};
 
 /// What the softmax of a row takes from all of it: its largest element, and the log of the sum of exp of the others' distances
 /// to that one, times `scale`. To be called within [`vectorized`].

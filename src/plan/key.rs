@@ -20,9 +20,9 @@ pub const INIT: &str = "encoder.init_file";
 pub const UNIT: &str = "precision.unit";
 
 /// Of each stage the leaves that do not come of its inputs: what it is, what it reads of the spec, and of files that the spec names.
-pub struct Leaves(BTreeMap<Stage, Components>);
+pub struct KeyFields(BTreeMap<Stage, Components>);
 
-impl Leaves {
+impl KeyFields {
     /// What the stages of `experiment` read of it, without what cannot change a result.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Leaves {
             flatten(&mut String::new(), &semantic, &mut |name, value| leaves.insert(name, value));
             Ok((stage, leaves))
         };
-        Ok(Leaves(Stage::ALL.into_iter().map(of_stage).collect::<anyhow::Result<_>>()?))
+        Ok(KeyFields(Stage::ALL.into_iter().map(of_stage).collect::<anyhow::Result<_>>()?))
     }
 
     fn add(&mut self, stage: Stage, leaf: impl Into<String>, value: impl Into<Value>) {
@@ -114,7 +114,7 @@ mod tests {
     fn a_training_in_bf16_depends_on_what_multiplies_and_nothing_else_does() {
         let components = |precision: &str, unit| {
             let experiment = experiment(&[("precision", precision.into())]);
-            let mut leaves = Leaves::of(&experiment).unwrap();
+            let mut leaves = KeyFields::of(&experiment).unwrap();
             leaves.add_unit(experiment.precision, unit);
             Stage::ALL.map(|stage| leaves.components(stage, |_| Some("content".to_owned())))
         };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{key::Leaves, source::Sources};
+use super::{key::KeyFields, source::Sources};
 use crate::{
     artifact::{Key, Store, hash},
     spec::Experiment,
@@ -14,7 +14,7 @@ use crate::{
 /// the content of its inputs, which may not be there yet.
 pub struct Planner<'a> {
     pub(super) store: &'a Store,
-    pub(super) leaves: Leaves,
+    pub(super) leaves: KeyFields,
     pub(super) stages: Vec<Stage>,
     pub(super) health: HealthConfig,
 }
@@ -37,7 +37,7 @@ impl<'a> Planner<'a> {
     /// # Errors
     /// When a field of the experiment has no place in JSON.
     pub fn with(store: &'a Store, experiment: &Experiment, sources: &Sources) -> anyhow::Result<Self> {
-        let mut leaves = Leaves::of(experiment)?;
+        let mut leaves = KeyFields::of(experiment)?;
         leaves.add_sources(sources.data.clone());
         leaves.add_init(sources.init.clone());
         leaves.add_unit(experiment.precision, Device::chosen().bf16_unit());

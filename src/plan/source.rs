@@ -283,9 +283,9 @@ mod tests {
     use super::*;
 
     /// Keeps how much was told at a time, and stops at once where that is asked for.
-    struct Told<'a>(RefCell<Vec<u64>>, Option<&'a Interrupt>);
+    struct Reported<'a>(RefCell<Vec<u64>>, Option<&'a Interrupt>);
 
-    impl Progress for Told<'_> {
+    impl Progress for Reported<'_> {
         fn advance(&self, count: u64) {
             self.0.borrow_mut().push(count);
             self.1.inspect(|interrupt| interrupt.request());
@@ -309,16 +309,16 @@ mod tests {
                 })
             };
             (0..files).for_each(|file| fs::write(dir.path().join(format!("{file}")), &bytes).unwrap());
-            let look = |progress: &Told, interrupt| {
+            let look = |progress: &Reported, interrupt| {
                 hash_files(each, dir.path().join(format!("cache{files}")), progress, interrupt)
             };
             let interrupt = Interrupt::default();
-            let stopped = Told(RefCell::default(), Some(&interrupt));
+            let stopped = Reported(RefCell::default(), Some(&interrupt));
             let error = look(&stopped, &interrupt).unwrap_err();
             assert_eq!(error.downcast_ref(), Some(&Stopped::InterruptedAt { stage: "data" }));
             // Of two, the other may be through before the first is heard of.
             assert!(files > 1 || stopped.0.borrow().iter().sum::<u64>() < 5);
-            let whole = Told(RefCell::default(), None);
+            let whole = Reported(RefCell::default(), None);
             let hashes = look(&whole, &Interrupt::default()).unwrap();
             let expected = (0..files).map(|file| (format!("{file}"), hash::bytes(&bytes))).collect();
             assert_eq!(hashes, FileHashes::Named(expected), "nothing is kept of what was cut short");

@@ -210,7 +210,7 @@ fn every_field_that_matters_is_in_some_key() {
     let mut all = BTreeMap::new();
     let semantic = crate::spec::semantic(serde_json::to_value(&experiment).unwrap());
     key::flatten(&mut String::new(), &semantic, &mut |leaf, value| drop(all.insert(leaf.to_owned(), value.clone())));
-    let leaves = key::Leaves::of(&experiment).unwrap();
+    let leaves = key::KeyFields::of(&experiment).unwrap();
     let mut read: BTreeMap<String, String> = BTreeMap::new();
     for stage in Stage::ALL {
         read.extend(leaves.components(stage, |_| None).0);

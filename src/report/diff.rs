@@ -18,7 +18,7 @@ use crate::artifact::{Manifest, StageRecord, Store};
 pub struct Diff {
     pub a: String,
     pub b: String,
-    pub spec: Vec<Leaf>,
+    pub spec: Vec<Difference>,
     pub environment: Vec<Environs>,
     pub metrics: Vec<Metric>,
     pub predictions: Vec<Paired>,
@@ -26,7 +26,7 @@ pub struct Diff {
 
 /// A leaf in which the specs differ.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Leaf {
+pub struct Difference {
     pub key: String,
     /// None if a spec lacks it.
     pub a: Option<Value>,
@@ -82,7 +82,7 @@ impl Diff {
     }
 }
 
-fn leaves(a: &Value, b: &Value) -> Vec<Leaf> {
+fn leaves(a: &Value, b: &Value) -> Vec<Difference> {
     let of = |value: &Value| {
         let mut leaves = Vec::new();
         flatten("", value, &mut leaves);
@@ -92,7 +92,8 @@ fn leaves(a: &Value, b: &Value) -> Vec<Leaf> {
     let (a, b) = (of(a), of(b));
     let value = |leaves: &[(String, Value)], key: &str| leaves.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
     let added = b.iter().filter(|(key, _)| value(&a, key).is_none());
-    let rows = a.iter().chain(added).map(|(key, _)| Leaf { key: key.clone(), a: value(&a, key), b: value(&b, key) });
+    let rows =
+        a.iter().chain(added).map(|(key, _)| Difference { key: key.clone(), a: value(&a, key), b: value(&b, key) });
     rows.filter(|leaf| leaf.a != leaf.b).collect()
 }
 

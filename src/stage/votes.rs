@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::labelled::Predictions;
-use crate::ops::{Real, product::Products, topk::top_k};
+use crate::ops::{Real, matmul::MatmulPrecision, topk::top_k};
 
 /// Queries per search, which bounds the memory.
 const CHUNK: usize = 4096;
@@ -38,7 +38,7 @@ impl Vote<'_> {
         let mut predicted = vec![vec![Vec::with_capacity(queries.len() / dim); self.ks.len()]; labellings.len()];
         let most = self.ks.iter().copied().max().unwrap_or(0);
         for chunk in queries.chunks(CHUNK * dim) {
-            let found = top_k(chunk, train, dim, most, Products::Full, |_, _| false);
+            let found = top_k(chunk, train, dim, most, MatmulPrecision::Full, |_, _| false);
             let neighbours = found.scores.par_chunks(found.k.max(1)).zip(found.indices.par_chunks(found.k.max(1)));
             for (labels, predicted) in labellings.iter().zip(&mut predicted) {
                 let votes: Vec<_> =
@@ -92,7 +92,7 @@ mod tests {
         let labels: Vec<usize> = golden.integers("in.labels").iter().map(|&l| l as usize).collect();
         let voting = Vote { ks: &[5], temperature: 0.07, classes: 4 };
 
-        let found = top_k(&test, &train, 8, 5, Products::Full, |_, _| false);
+        let found = top_k(&test, &train, 8, 5, MatmulPrecision::Full, |_, _| false);
         assert_eq!(found.indices.iter().map(|&i| i as i64).collect::<Vec<_>>(), golden.integers("out.idx"));
         // The golden's votes are not relative to the nearest neighbour's.
         let votes: Vec<f64> = found

@@ -7,7 +7,7 @@ use crate::{
     dataset::augment::{AugmentationsConfig, TrainingSection},
     encoder::EncoderConfig,
     method::{MethodConfig, MlpConfig},
-    ops::product::Products,
+    ops::matmul::MatmulPrecision,
     rule::Broken,
 };
 
@@ -175,11 +175,11 @@ impl Precision {
         }
     }
 
-    /// How the CPU reads the factors of the encoder's products and of the queue's search.
-    pub fn products(self) -> Products {
+    /// How the CPU reads the factors of the encoder's matrix products and of the queue's search.
+    pub fn matmul(self) -> MatmulPrecision {
         match self {
-            Precision::Bf16 => Products::Bf16,
-            Precision::F32 | Precision::Tf32 | Precision::F16 => Products::Full,
+            Precision::Bf16 => MatmulPrecision::Bf16,
+            Precision::F32 | Precision::Tf32 | Precision::F16 => MatmulPrecision::Full,
         }
     }
 }

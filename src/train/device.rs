@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::OnceLock};
 use super::{Feed, Optimize, Precision};
 use crate::{
     backend::Host,
-    ops::{conv2d::cuda::Math, cuda, product},
+    ops::{conv2d::cuda::Math, cuda, matmul},
     ranks::{Ranks, launcher},
 };
 
@@ -84,7 +84,7 @@ impl Device {
     /// What multiplies bf16 on it: each kind rounds its sums in an order of its own. None where f32 is multiplied instead.
     pub fn bf16_unit(self) -> Option<&'static str> {
         match self {
-            Device::Cpu => product::bf16_unit(),
+            Device::Cpu => matmul::bf16_unit(),
             Device::Cuda(_) => Some("GPU"),
         }
     }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::{
     method::Positives,
-    ops::{Real, columns::sum, simd::vectorized},
+    ops::{Real, reductions::sum, simd::vectorized},
 };
 
 /// Health metrics of one step. y are the online projections at unit length.

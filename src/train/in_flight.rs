@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     method::Positives,
-    ops::{Real, later::Later},
+    ops::{Real, pending::Pending},
 };
 
 /// The pending values from which the row of a step is made.
@@ -15,10 +15,10 @@ pub struct InFlight<E> {
     pub due: StepPlan,
     pub samples: Vec<i64>,
     pub labels: Vec<i64>,
-    pub loss: Later<Vec<E>>,
-    pub positives: Later<Positives<E>>,
+    pub loss: Pending<Vec<E>>,
+    pub positives: Pending<Positives<E>>,
     /// Projections of both full views and their width, in steps with a diagnosis.
-    pub y: Option<([Later<Vec<E>>; 2], usize)>,
+    pub y: Option<([Pending<Vec<E>>; 2], usize)>,
 }
 
 impl<E: Real> InFlight<E> {

@@ -40,8 +40,8 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// When the encoder's configuration names no network, or memory runs out.
     pub fn new(on: &B, config: &PretrainConfig) -> anyhow::Result<Self> {
-        let products = config.precision.products();
-        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?.with_products(products);
+        let matmul = config.precision.matmul();
+        let encoder = Encoder::new(config.encoder, config.augmentations.size as usize)?.with_matmul_precision(matmul);
         let (mut params, mut buffers) = (Layout::default(), Layout::default());
         params.extend("encoder.", encoder.params());
         buffers.extend("encoder.", encoder.buffers());
@@ -51,7 +51,7 @@ impl<B: Backend> Model<B> {
         let dim = config.projector.output;
         let predictor = config.predictor.map(|config| Mlp::new("predictor.", dim, config, &mut params, &mut buffers));
         let networks = params.entries.len();
-        let method = Method::new(on, config.method, dim, config.seed, products, &mut params)?;
+        let method = Method::new(on, config.method, dim, config.seed, matmul, &mut params)?;
         Ok(Self { encoder, projector, predictor, method, params, buffers, shared, networks })
     }
 

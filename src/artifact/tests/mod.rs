@@ -1,7 +1,7 @@
 //! The store as its users see it, and what happens to it when files or processes are harmed.
 
 mod checkpoints;
-mod garbage;
+mod gc;
 mod store;
 
 use std::{path::Path, sync::Arc};

@@ -7,8 +7,8 @@ use crate::{
     backend::{Banks, Contrasts, Marks, Nearest, Origins},
     ops::{
         cuda::GpuError,
-        later::Later,
-        product::Products,
+        matmul::MatmulPrecision,
+        pending::Pending,
         tensor::{GpuTensors, Rows},
         topk::cuda::BankGpu,
     },
@@ -20,7 +20,7 @@ impl<D: GpuTensors> Banks for Gpu<D> {
     type Bank = BankGpu;
 
     /// The search reads factors as they are.
-    fn bank(&self, rows: Vec<f32>, norms: Vec<f32>, marks: &Marks, _: Products) -> Result<BankGpu, GpuError> {
+    fn bank(&self, rows: Vec<f32>, norms: Vec<f32>, marks: &Marks, _: MatmulPrecision) -> Result<BankGpu, GpuError> {
         let dim = rows.len() / norms.len();
         BankGpu::new(self.device(), dim, &rows, &norms, marks.of(0..norms.len()))
     }
@@ -63,7 +63,7 @@ impl<D: GpuTensors> Banks for Gpu<D> {
         let vectors = self.tensors.rows_at(gpu, near.vectors.view(), (n * k, dim))?;
         let norms = self.tensors.rows_at(gpu, near.norms.view(), (n * k, 1))?;
         let (marks, scores) = (near.marks.read_later::<i64>()?, found.scores.read_later::<f32>()?);
-        let origins = Later::new(move || {
+        let origins = Pending::new(move || {
             let (marks, similarities) = (marks.wait()?, scores.wait()?);
             let mark = |i: usize| marks[i * n * k..][..n * k].to_vec();
             Ok(Origins { k, samples: mark(0), labels: mark(1), steps: mark(2), similarities })

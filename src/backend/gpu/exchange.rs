@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     ops::{
-        columns::cuda::add_parts,
         cuda::{Buffer, Gpu, GpuError, Kind, View, Wire},
+        reductions::cuda::add_parts,
     },
     ranks::Ranks,
 };

@@ -279,6 +279,6 @@ impl<D: GpuTensors> Memory for Gpu<D> {
 fn head<'a, D>(gpu: &'a Gpu<D>, rows: usize, [input, output]: [usize; 2]) -> (Conv2d, OnGpu<'a>) {
     let math = if gpu.math == Math::F32 { Math::F32 } else { Math::Tf32 };
     let conv =
-        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: crate::ops::product::Products::Full };
+        Conv2d { kernel: 1, stride: 1, padding: 0, input, output, matmul: crate::ops::matmul::MatmulPrecision::Full };
     (conv, OnGpu { gpu: &gpu.device, math, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
 }

@@ -9,9 +9,9 @@ use crate::{
     backend::{Branch, Learned, Passed, Perceptrons, layers::Dense},
     ops::{
         batch_norm::cuda::{ALL_HERE, MomentsGpu, Normalised, ResidualGpu, Rows},
-        columns::cuda::add_column_sums,
         conv2d::cuda::Added,
         cuda::{Buffer, GpuError, Scalar},
+        reductions::cuda::add_column_sums,
         tensor::GpuTensors,
     },
 };

@@ -14,7 +14,6 @@ use crate::{
             Attention,
             cuda::{Attended, Samples},
         },
-        columns::cuda::add_column_sums,
         conv2d::{
             Size,
             cuda::{Added, OnGpu as Pass},
@@ -23,6 +22,7 @@ use crate::{
         gelu::cuda::{gelu, gelu_backward},
         layer_norm::cuda::NormRows,
         parts::parts,
+        reductions::cuda::add_column_sums,
         tensor::GpuTensors,
         tokens::cuda::{Tokens, interpolate},
     },

@@ -10,9 +10,9 @@ use crate::{
     backend::{Banks, Marks, Memory, Nearest, Origins},
     ops::{
         Real,
-        later::Later,
+        matmul::MatmulPrecision,
         normalize::{norm, normalize_rows},
-        product::Products,
+        pending::Pending,
         tensor::{CpuTensors, Rows, to_vec},
         topk,
     },
@@ -30,9 +30,9 @@ where
 {
     type Bank = Bank<E>;
 
-    fn bank(&self, rows: Vec<E>, norms: Vec<E>, _: &Marks, products: Products) -> Result<Bank<E>, Infallible> {
+    fn bank(&self, rows: Vec<E>, norms: Vec<E>, _: &Marks, matmul: MatmulPrecision) -> Result<Bank<E>, Infallible> {
         let dim = rows.len() / norms.len();
-        Ok(Bank { rows: topk::Bank::new(rows, dim, products), norms })
+        Ok(Bank { rows: topk::Bank::new(rows, dim, matmul), norms })
     }
 
     fn read_bank(&self, bank: &Bank<E>) -> Result<[Vec<E>; 2], Infallible> {
@@ -85,6 +85,6 @@ where
         let of_each = |values: &[i64]| indices.iter().map(|i| values[*i]).collect();
         let (samples, labels, steps) = (of_each(&marks.samples), of_each(&marks.labels), of_each(&marks.steps));
         let origins = Origins { k, samples, labels, steps, similarities };
-        Ok(Nearest { k, vectors, norms, origins: Later::now(origins) })
+        Ok(Nearest { k, vectors, norms, origins: Pending::now(origins) })
     }
 }

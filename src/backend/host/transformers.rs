@@ -17,13 +17,13 @@ use crate::{
         Real,
         attention::{Attention, Tokens},
         buffers::{Buffer, Buffers},
-        columns::{add_column_sums, column_sums},
         conv2d::{Size, Source},
         gelu::{gelu, gelu_backward},
         layer_norm::{self, Affine},
+        matmul::{Left, Operand, Panels, Start, WithOperand, multiply},
         matrix::Matrix,
         parts::{self, Threads, Work, leaf_rows, leaves, parts, write_tree_of},
-        product::{Left, Operand, Panels, Start, WithOperand, multiply},
+        reductions::{add_column_sums, column_sums},
         tensor::CpuTensors,
         tokens::positions,
     },
@@ -129,7 +129,7 @@ where
         keep: bool,
     ) -> Result<(Vec<Buffer<E>>, Option<Vec<Kept<OnHost<E>>>>), Infallible> {
         let keep = keep.then_some(&self.pool);
-        Ok(layer.fc1.products.run(ForwardPass { layer, params, shape, x, pool: &self.pool, keep }))
+        Ok(layer.fc1.matmul.run(ForwardPass { layer, params, shape, x, pool: &self.pool, keep }))
     }
 
     fn block_backward(
@@ -141,7 +141,7 @@ where
         g: Vec<Buffer<E>>,
     ) -> Result<Vec<Buffer<E>>, Infallible> {
         let (params, gradients) = (learned.params.as_slice(), &mut learned.gradients[layer.params()]);
-        Ok(layer.fc1.products.run(BackwardPass { layer, params, gradients, shape, kept, g, pool: &self.pool }))
+        Ok(layer.fc1.matmul.run(BackwardPass { layer, params, gradients, shape, kept, g, pool: &self.pool }))
     }
 
     /// They are all that the last block gives.

@@ -22,7 +22,7 @@ use crate::{
     plan::{Against, Planner, Stage},
     run::{
         self, Reporter, duration,
-        rehearsal::{self, Digests},
+        resume_check::{self, Digests},
     },
     spec::{self, Experiment},
     stage::{Interrupt, Silent, Stopped},
@@ -61,16 +61,16 @@ pub struct Args {
     pub json: bool,
     /// Internal: be the training that is killed
     #[arg(long, hide = true)]
-    pub rehearse: bool,
+    pub child: bool,
 }
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let experiment = spec::load(&args.spec, &args.set)?.experiment;
     let steps = args.steps.unwrap_or(STEPS.max(CHECKPOINTS * experiment.gradient_accumulation as u64));
-    if args.rehearse {
+    if args.child {
         let reporter = Arc::new(Reporter::new(global.verbosity()));
-        rehearsal::rehearse(&Store::open(&global.runs), &experiment, steps, &reporter)?;
+        resume_check::train(&Store::open(&global.runs), &experiment, steps, &reporter)?;
         return Ok(ExitCode::SUCCESS);
     }
     // On Ctrl-C the training ends by itself; this process stays to remove its folder.
@@ -120,13 +120,13 @@ impl Trial<'_> {
         let begun = Instant::now();
         self.end(self.start()?)?;
         let took = begun.elapsed();
-        let whole = rehearsal::digests(&self.store(), self.experiment)?;
+        let whole = resume_check::digests(&self.store(), self.experiment)?;
         let steps = self.saved()?;
         for _ in 0..ATTEMPTS {
             self.forget()?;
             let kills = self.disturb(took)?;
             if !kills.is_empty() {
-                let resumed = rehearsal::digests(&self.store(), self.experiment)?;
+                let resumed = resume_check::digests(&self.store(), self.experiment)?;
                 return Ok(Verdict { steps, kills, whole, resumed });
             }
         }
@@ -169,7 +169,7 @@ impl Trial<'_> {
         if let Some(threads) = self.global.threads {
             command.args(["--threads", &threads.to_string()]);
         }
-        command.args(["verify", "resume", "--rehearse", "--steps", &self.steps.to_string()]);
+        command.args(["verify", "resume", "--child", "--steps", &self.steps.to_string()]);
         for set in &self.args.set {
             command.args(["--set", set]);
         }
@@ -198,7 +198,7 @@ impl Trial<'_> {
     }
 
     fn saved(&self) -> anyhow::Result<u64> {
-        Ok(rehearsal::progress_of(&self.store(), self.experiment)?.unwrap_or(0))
+        Ok(resume_check::progress_of(&self.store(), self.experiment)?.unwrap_or(0))
     }
 
     /// Removes the training, and keeps the images.

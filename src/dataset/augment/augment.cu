@@ -23,7 +23,7 @@ struct View {
 const int BRIGHTNESS = 1, CONTRAST = 2, SATURATION = 3, HUE = 4;
 const int BITS = 22; // of a weight's fraction
 
-// Weighted sum of bytes `step` apart, by entry i of a table of weights (`Taps` in taps.rs).
+// Weighted sum of bytes `step` apart, by entry i of a table of weights (`Filters` in filters.rs).
 DEVICE byte weigh(const int *table, int window, int i, const byte *from, int step) {
     const int *entry = table + i * (2 + window);
     int count = entry[1], sum = 1 << (BITS - 1);

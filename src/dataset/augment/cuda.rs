@@ -5,10 +5,10 @@ use rayon::prelude::*;
 
 use super::{
     blur::BoxBlur,
+    filters::{Filters, columns_first},
     hue,
     jitter::Change,
     pipeline::{Drawn, Pipeline},
-    taps::{Taps, columns_first},
 };
 use crate::{
     dataset::{CropBox, Part},
@@ -172,7 +172,7 @@ impl Views {
     /// Adds the view of an image whose piece, `around`, begins at `start`.
     fn push(&mut self, view: &Drawn, around: CropBox, start: u64, side: u32) {
         let part = view.part;
-        let (down, along) = (Taps::new(part.height, side), Taps::new(part.width, side));
+        let (down, along) = (Filters::new(part.height, side), Filters::new(part.width, side));
         let down_at = self.weights.len() as u32;
         self.weights.extend(&down.values);
         let along_at = self.weights.len() as u32;

@@ -9,6 +9,7 @@ mod config;
 mod crop;
 pub mod cuda;
 mod eval;
+mod filters;
 #[cfg(test)]
 mod golden;
 mod hue;
@@ -18,7 +19,6 @@ mod pipeline;
 mod planes;
 mod resize;
 mod scratch;
-mod taps;
 
 pub use config::*;
 pub use eval::EvalTransform;

@@ -4,8 +4,8 @@
 use pulp::{bytemuck::cast, x86::V3};
 
 use super::{
+    filters::{BITS, Filters, columns_first},
     planes::Planes,
-    taps::{BITS, Taps, columns_first},
 };
 #[cfg(target_arch = "x86_64")]
 use crate::ops::simd::avx2;
@@ -40,9 +40,9 @@ impl Target {
     }
 
     /// Weights of columns and rows, and the box of a part of an image that they read.
-    fn taps(self, part: CropBox) -> ([Taps; 2], CropBox) {
+    fn filters(self, part: CropBox) -> ([Filters; 2], CropBox) {
         let Target { size: (width, height), shown } = self;
-        let (mut across, mut down) = (Taps::new(part.width, width), Taps::new(part.height, height));
+        let (mut across, mut down) = (Filters::new(part.width, width), Filters::new(part.height, height));
         let columns = across.only(shown.left..shown.left + shown.width);
         let rows = down.only(shown.top..shown.top + shown.height);
         let (left, top) = (part.left + columns.start, part.top + rows.start);
@@ -51,7 +51,7 @@ impl Target {
 
     /// The box of a part of an image that is read for it.
     pub fn reads(self, part: CropBox) -> CropBox {
-        self.taps(part).1
+        self.filters(part).1
     }
 }
 
@@ -76,7 +76,7 @@ impl<'a> Rows<'a> {
 impl Resizer {
     /// Resizes a part of `image` into `planes`. Pixels beyond the box have no share in the result: torchvision crops first.
     pub fn crop_resize(&mut self, image: &Part, part: CropBox, target: Target, planes: &mut Planes) {
-        let ([across, down], read) = target.taps(part);
+        let ([across, down], read) = target.filters(part);
         let (bytes, stride) = image.rows(read);
         let source = Rows { bytes, stride, length: 3 * read.width as usize };
         let (width, height) = (across.len(), down.len());
@@ -103,13 +103,13 @@ impl Resizer {
     }
 
     /// Interleaved pixels at their new width, plane by plane; there are as many rows as the planes have.
-    fn resize_rows(&mut self, source: Rows, taps: &Taps, out: [&mut [u8]; 3]) {
+    fn resize_rows(&mut self, source: Rows, filters: &Filters, out: [&mut [u8]; 3]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = avx2() {
-            self.fours.set(taps);
-            return self.fours.resize_rows(simd, source, taps.len(), out);
+            self.fours.set(filters);
+            return self.fours.resize_rows(simd, source, filters.len(), out);
         }
-        resize_rows(source, taps, out);
+        resize_rows(source, filters, out);
     }
 }
 
@@ -123,12 +123,12 @@ fn round(sum: i32) -> u8 {
 }
 
 /// As [`Resizer::resize_rows`], on any unit.
-fn resize_rows(source: Rows, taps: &Taps, [red, green, blue]: [&mut [u8]; 3]) {
-    let width = taps.len();
+fn resize_rows(source: Rows, filters: &Filters, [red, green, blue]: [&mut [u8]; 3]) {
+    let width = filters.len();
     let rows = red.chunks_exact_mut(width).zip(green.chunks_exact_mut(width)).zip(blue.chunks_exact_mut(width));
     for (y, ((red, green), blue)) in rows.enumerate() {
         let row = source.row(y);
-        for (x, (first, weights)) in taps.iter().enumerate() {
+        for (x, (first, weights)) in filters.iter().enumerate() {
             let mut sums = [HALF; 3];
             for (pixel, &weight) in row[3 * first..].chunks_exact(3).zip(weights) {
                 for (sum, &value) in sums.iter_mut().zip(pixel) {
@@ -163,15 +163,15 @@ impl Fours {
     /// Bytes that are loaded for a pair of source pixels.
     const LOAD: usize = 16;
 
-    fn set(&mut self, taps: &Taps) {
-        let most = taps.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
+    fn set(&mut self, filters: &Filters) {
+        let most = filters.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
         self.pairs = most.div_ceil(2);
-        let fours = taps.len().div_ceil(4);
+        let fours = filters.len().div_ceil(4);
         self.starts.clear();
         self.starts.resize(fours, [0; 4]);
         self.weights.clear();
         self.weights.resize(fours * self.pairs, [[0; 16]; 4]);
-        for (x, (first, weights)) in taps.iter().enumerate() {
+        for (x, (first, weights)) in filters.iter().enumerate() {
             self.starts[x / 4][x % 4] = 3 * first as u32;
             let pairs = &mut self.weights[x / 4 * self.pairs..][..self.pairs];
             for (pair, weights) in pairs.iter_mut().zip(weights.chunks(2)) {
@@ -275,11 +275,11 @@ fn put(plane: &mut [u8], four: [u8; 4]) {
 }
 
 /// Rows mixed to a new height, without gaps between them.
-fn resize_columns(source: Rows, taps: &Taps, out: &mut [u8]) {
+fn resize_columns(source: Rows, filters: &Filters, out: &mut [u8]) {
     vectorized(
         #[inline(always)]
         || {
-            for ((first, weights), out) in taps.iter().zip(out.chunks_exact_mut(source.length)) {
+            for ((first, weights), out) in filters.iter().zip(out.chunks_exact_mut(source.length)) {
                 let (chunks, rest) = out.as_chunks_mut::<CHUNK>();
                 let whole = CHUNK * chunks.len();
                 for (i, out) in chunks.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::layers::{BatchNorm, ConvNorm},
-    ops::{arena::Layout, conv2d::Conv2d, product::Products},
+    ops::{arena::Layout, conv2d::Conv2d, matmul::MatmulPrecision},
 };
 
 /// A residual block: convolutions in a row, beside a shortcut that is the identity or a projection.
@@ -42,7 +42,7 @@ impl Builder {
         };
         let (params, buffers) = (&mut self.params, &mut self.buffers);
         ConvNorm {
-            conv: Conv2d { kernel, stride, padding: kernel / 2, input, output, products: Products::Full },
+            conv: Conv2d { kernel, stride, padding: kernel / 2, input, output, matmul: MatmulPrecision::Full },
             kernel: place(params, format!("{conv}.weight"), &[output, input, kernel, kernel]),
             norm: BatchNorm {
                 affine: Some(["weight", "bias"].map(|name| place(params, format!("{norm}.{name}"), &[output]))),

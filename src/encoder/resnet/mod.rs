@@ -17,7 +17,7 @@ use crate::{
     ops::{
         Real,
         arena::Layout,
-        product::Products,
+        matmul::MatmulPrecision,
         random::{Normals, Purpose, stream},
     },
     rule::Broken,
@@ -70,11 +70,11 @@ impl ResNet {
         Ok(Self { params, buffers, feature_dim: channels, stem, max_pool, blocks })
     }
 
-    /// Reads the factors of all convolutions' products as `products` says.
-    pub fn set_products(&mut self, products: Products) {
+    /// Reads the factors of all convolutions' products as `matmul` says.
+    pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
         let units = self.blocks.iter_mut().flat_map(|block| block.convs.iter_mut().chain(&mut block.shortcut));
         for unit in [&mut self.stem].into_iter().chain(units) {
-            unit.conv.products = products;
+            unit.conv.matmul = matmul;
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     backend::layers::{Block, LayerNorm, Linear},
-    ops::{arena::Layout, product::Products},
+    ops::{arena::Layout, matmul::MatmulPrecision},
 };
 
 /// Lays out the tensors in timm's order while layers are described.
@@ -31,7 +31,7 @@ impl Builder {
     pub fn linear(&mut self, name: &str, input: usize, output: usize) -> Linear {
         let weight = self.param(&format!("{name}.weight"), &[output, input]);
         let bias = self.param(&format!("{name}.bias"), &[output]);
-        Linear { weight, bias, input, output, products: Products::Full }
+        Linear { weight, bias, input, output, matmul: MatmulPrecision::Full }
     }
 
     /// A layer norm.

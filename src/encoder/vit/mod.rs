@@ -15,7 +15,7 @@ pub use passes::Saved;
 use super::VitConfig;
 use crate::{
     backend::layers::{Block, Embedding, LayerNorm},
-    ops::{arena::Layout, conv2d::Conv2d, product::Products},
+    ops::{arena::Layout, conv2d::Conv2d, matmul::MatmulPrecision},
     rule::Broken,
 };
 use builder::Builder;
@@ -69,7 +69,7 @@ impl Vit {
                 padding: 0,
                 input: 3,
                 output: width,
-                products: Products::Full,
+                matmul: MatmulPrecision::Full,
             },
             weight: builder.param("patch_embed.proj.weight", &[width, 3, patch, patch]),
             bias: builder.param("patch_embed.proj.bias", &[width]),
@@ -86,12 +86,12 @@ impl Vit {
         Ok(Self { params, buffers, shape, embedding, blocks, norm })
     }
 
-    /// Reads the factors of the products of all linear layers as `products` says; those of attention stay as they are.
-    pub fn set_products(&mut self, products: Products) {
-        self.embedding.patches.products = products;
+    /// Reads the factors of all linear layers as `matmul` says; those of attention stay as they are.
+    pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
+        self.embedding.patches.matmul = matmul;
         for block in &mut self.blocks {
             for layer in [&mut block.qkv, &mut block.proj, &mut block.fc1, &mut block.fc2] {
-                layer.products = products;
+                layer.matmul = matmul;
             }
         }
     }

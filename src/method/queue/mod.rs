@@ -10,9 +10,9 @@ use crate::{
     backend::{Backend, Marks, Nearest},
     ops::{
         Number,
+        matmul::MatmulPrecision,
         named::{NamedTensor, Values},
         normalize::normalize_rows,
-        product::Products,
         random::{Normals, Purpose, stream},
     },
 };
@@ -26,7 +26,7 @@ pub struct Queue<B: Backend> {
     name: &'static str,
     dim: usize,
     /// Precision of the search. The rows themselves are stored in full.
-    products: Products,
+    matmul: MatmulPrecision,
     bank: B::Bank,
     marks: Marks,
     /// Number of rows of each sample.
@@ -64,7 +64,7 @@ struct Run {
 }
 
 impl<B: Backend> Queue<B> {
-    /// A queue of random unit vectors [length, dim], called `name` in checkpoints. `products` is the precision of its search.
+    /// A queue of random unit vectors [length, dim], called `name` in checkpoints. `matmul` is the precision of its search.
     ///
     /// # Errors
     /// When memory runs out.
@@ -73,14 +73,14 @@ impl<B: Backend> Queue<B> {
         name: &'static str,
         [length, dim]: [usize; 2],
         seed: u64,
-        products: Products,
+        matmul: MatmulPrecision,
     ) -> Result<Self, B::Error> {
         let mut normals = Normals::of(stream(seed, Purpose::Queue, 0, 0, 0));
         let mut rows: Vec<B::Real> = (0..length * dim).map(|_| B::Real::of(normals.draw())).collect();
         normalize_rows(&mut rows, dim);
         let marks = Marks { samples: vec![NONE; length], labels: vec![NONE; length], steps: vec![NONE; length] };
-        let bank = on.bank(rows, vec![B::Real::of(1.0); length], &marks, products)?;
-        Ok(Self { name, dim, products, bank, marks, copies: [(NONE, length)].into(), next: 0 })
+        let bank = on.bank(rows, vec![B::Real::of(1.0); length], &marks, matmul)?;
+        Ok(Self { name, dim, matmul, bank, marks, copies: [(NONE, length)].into(), next: 0 })
     }
 
     /// All rows [length, dim], at unit length.
@@ -177,7 +177,7 @@ impl<B: Backend> Queue<B> {
         }
         self.copies.clear();
         self.marks.samples.iter().for_each(|sample| *self.copies.entry(*sample).or_default() += 1);
-        self.bank = on.bank(bank, norms, &self.marks, self.products)?;
+        self.bank = on.bank(bank, norms, &self.marks, self.matmul)?;
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ fn matrix<B: Backend<Real = f32>>(on: &B, rows: &[f32], dim: usize) -> Rows<B> {
 }
 
 fn queue<B: Backend<Real = f32>>(on: &B, length: usize, dim: usize) -> Queue<B> {
-    Queue::new(on, "queue", [length, dim], 0, Products::Full).unwrap()
+    Queue::new(on, "queue", [length, dim], 0, MatmulPrecision::Full).unwrap()
 }
 
 /// Runs a test on the host, and on a GPU, emulated or not.

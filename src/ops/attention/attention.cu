@@ -1,5 +1,5 @@
 // Softmax attention of several heads within each sample, tile by tile: no matrix of all weights exists. Queries, keys and
-// values lie as [samples, tokens, 3, heads, head width]. Compiled once per arithmetic, behind `product.cuh`.
+// values lie as [samples, tokens, 3, heads, head width]. Compiled once per arithmetic, behind `matmul.cuh`.
 //
 // A block has a sample's head (x), a tile of queries or keys (y) and D columns of the head's width (z). Of wider heads each
 // block goes through all columns for the weights. Sums run in an order that the shapes alone determine.

@@ -27,7 +27,7 @@ const BY_WARPS: [&str; 6] = [
 ];
 const KERNELS_OF_WARPS: [&str; 13] = joined(&KERNELS, &BY_WARPS);
 
-const TEXT: &str = concat!(include_str!("../cuda/product.cuh"), include_str!("attention.cu"), include_str!("warps.cu"));
+const TEXT: &str = concat!(include_str!("../cuda/matmul.cuh"), include_str!("attention.cu"), include_str!("warps.cu"));
 
 /// The kernels, once per arithmetic.
 pub static SOURCES: [Source; 4] = [

@@ -5,7 +5,7 @@
 
 pub mod cuda;
 
-use super::{Real, columns::sum, gemm::gemm, matrix::Matrix, parts::Threads, simd::vectorized};
+use super::{Real, gemm::gemm, matrix::Matrix, parts::Threads, reductions::sum, simd::vectorized};
 
 /// Shape of an attention.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
 //! Batch normalisation on a GPU, fused with ReLU and residual. Statistics and parameters are f32.
 
 use crate::ops::{
-    columns::cuda::{across, pieces, shares},
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View, in_strides, one_each},
     parts::Tiles,
+    reductions::cuda::{across, pieces, shares},
 };
 
 const KERNELS: &[&str] = &[

@@ -8,9 +8,9 @@ use pulp::{Scalar, Simd, WithSimd};
 use super::{Affine, Residual};
 use crate::ops::{
     Real,
-    columns::WHOLE_VECTORS,
-    lanes::{Vector, lanes},
+    reductions::WHOLE_VECTORS,
     simd,
+    vector::{Vector, lanes},
 };
 
 /// What becomes of each element of `out` [rows, channels].

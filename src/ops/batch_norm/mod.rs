@@ -19,10 +19,10 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    columns::{ColumnSums, ColumnTerms},
-    lanes::Vector,
     parts::{Tiles, tree},
+    reductions::{ColumnSums, ColumnTerms},
     simd::vectorized,
+    vector::Vector,
 };
 
 /// Added to the variance.

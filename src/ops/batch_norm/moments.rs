@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use super::{EPS, MOMENTUM, chunk_rows};
 use crate::ops::{
     Real,
-    columns::{ColumnSums, ColumnTerms, Values, WHOLE_VECTORS},
-    lanes::Vector,
     parts::{Tiles, tree},
+    reductions::{ColumnSums, ColumnTerms, Values, WHOLE_VECTORS},
     simd::dispatch,
+    vector::Vector,
 };
 
 /// Adds a right branch of the tree over a batch's parts to a left one; both are sums per channel.

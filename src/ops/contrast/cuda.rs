@@ -8,7 +8,7 @@ use crate::ops::{
         cuda::{Math, OnGpu},
     },
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Source, THREADS, View, one_each},
-    product::Products,
+    matmul::MatmulPrecision,
 };
 
 /// The kernels.
@@ -117,7 +117,7 @@ impl<'a> ContrastGpu<'a> {
     /// The anchors as the weights of a linear layer for `rows` candidates: a 1x1 convolution of images of one pixel.
     fn layer(&self, rows: usize) -> (Conv2d, OnGpu<'a>) {
         let conv =
-            Conv2d { kernel: 1, stride: 1, padding: 0, input: self.dim, output: self.n, products: Products::Full };
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: self.dim, output: self.n, matmul: MatmulPrecision::Full };
         (conv, OnGpu { gpu: self.gpu, math: self.math, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
     }
 

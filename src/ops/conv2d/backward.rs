@@ -26,21 +26,12 @@ impl Conv2d {
             let (x, moments) = (Source::plain(gy), &mut TileMoments::none());
             if let Some(tiling) = winograd::Tiling::of(&mirrored, out) {
                 let (conv, tiling, kernels) = (&mirrored, &tiling, winograd::Kernels::Mirrored(weight));
-                return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y: gx, moments });
+                return self.matmul.run(winograd::Forward { conv, tiling, x, kernels, beta, y: gx, moments });
             }
             if self.kernel == 1 {
                 let weight = Matrix::new(weight, self.output, self.input);
                 let (conv, channels) = (&mirrored, self.input);
-                return self.products.run(packed::Forward {
-                    conv,
-                    x,
-                    size: out,
-                    weight,
-                    beta,
-                    y: gx,
-                    channels,
-                    moments,
-                });
+                return self.matmul.run(packed::Forward { conv, x, size: out, weight, beta, y: gx, channels, moments });
             }
             mirrored.forward(x, out, &self.mirror(weight), beta, gx, None);
             return;
@@ -48,7 +39,7 @@ impl Conv2d {
         if beta == E::zero() {
             gx.fill(E::zero());
         }
-        self.products.run(packed::BackwardData { conv: self, gy, size, weight, gx });
+        self.matmul.run(packed::BackwardData { conv: self, gy, size, weight, gx });
     }
 
     /// gw += the weight gradient, summed over the parts of the batch.
@@ -59,12 +50,12 @@ impl Conv2d {
         let pixels = self.output_size(size).pixels();
         assert_eq!(gy.len(), pixels * self.output);
         if let Some(whole) = Whole::of(self, size) {
-            return self.products.run(whole::BackwardWeight { whole, x, gy, gw });
+            return self.matmul.run(whole::BackwardWeight { whole, x, gy, gw });
         }
         if let Some(tiling) = winograd::Tiling::of_parts(self, size) {
-            return self.products.run(winograd::BackwardWeight { conv: self, tiling: &tiling, x, gy, gw });
+            return self.matmul.run(winograd::BackwardWeight { conv: self, tiling: &tiling, x, gy, gw });
         }
-        self.products.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
+        self.matmul.run(packed::BackwardWeight { conv: self, x, size, gy, gw });
     }
 
     /// Weights [in, kernel, kernel, out] of the convolution that computes the data gradient.

@@ -11,7 +11,7 @@
 // With a stride s, the data pass goes through the pixels whose coordinates have the same remainders by s together: each such
 // class meets the same taps of the kernel, and no others.
 //
-// Compiled once per arithmetic, behind `product.cuh`, `pipeline.cuh` and `parts.cuh`.
+// Compiled once per arithmetic, behind `matmul.cuh`, `pipeline.cuh` and `parts.cuh`.
 
 const int FORWARD = 0, DATA = 1, WEIGHT = 2;
 

@@ -68,7 +68,7 @@ const BY_GROUPS: [&str; 6] = [
 const KERNELS_OF_GROUPS: [&str; 18] = joined(&KERNELS, &BY_GROUPS);
 
 const TEXT: &str = concat!(
-    include_str!("../cuda/product.cuh"),
+    include_str!("../cuda/matmul.cuh"),
     include_str!("../cuda/pipeline.cuh"),
     include_str!("../cuda/parts.cuh"),
     include_str!("conv2d.cu")
@@ -351,7 +351,7 @@ const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{conv2d::Source as Images, product::Products};
+    use crate::ops::{conv2d::Source as Images, matmul::MatmulPrecision};
     use crate::ops::{
         cuda::testing::{on_every_gpu, one_gpu, read, upload},
         golden::{Golden, assert_close},
@@ -393,7 +393,7 @@ mod tests {
                 padding,
                 input,
                 output: golden.shape("in.weight")[0],
-                products: Products::Full,
+                matmul: MatmulPrecision::Full,
             };
             let input = |name: &str| golden.channels_last::<f32>(name);
             for (math, tolerance) in MATHS {
@@ -417,23 +417,23 @@ mod tests {
     /// Shapes that take every variant, with ragged tiles and several parts of the weight pass.
     const SHAPES: [(Conv2d, Size); 5] = [
         (
-            Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 136, products: Products::Full },
+            Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 136, matmul: MatmulPrecision::Full },
             Size { n: 3, h: 9, w: 11 },
         ),
         (
-            Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40, products: Products::Full },
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40, matmul: MatmulPrecision::Full },
             Size { n: 7, h: 17, w: 20 },
         ),
         (
-            Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16, products: Products::Full },
+            Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 16, matmul: MatmulPrecision::Full },
             Size { n: 5, h: 15, w: 18 },
         ),
         (
-            Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 8, products: Products::Full },
+            Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 8, matmul: MatmulPrecision::Full },
             Size { n: 2, h: 20, w: 23 },
         ),
         (
-            Conv2d { kernel: 1, stride: 1, padding: 0, input: 12, output: 10, products: Products::Full },
+            Conv2d { kernel: 1, stride: 1, padding: 0, input: 12, output: 10, matmul: MatmulPrecision::Full },
             Size { n: 70, h: 1, w: 1 },
         ),
     ];
@@ -467,7 +467,7 @@ mod tests {
     /// Two parts of two pieces each, and channels that fill no tile; rows that the pieces do not divide give none.
     #[test]
     fn moments_of_what_is_convolved_are_those_of_a_pass_over_it() {
-        let conv = Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 72, products: Products::Full };
+        let conv = Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 72, matmul: MatmulPrecision::Full };
         let (parts, size) = (2, Size { n: 2, h: 16, w: 16 });
         let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32 + 0.5).collect::<Vec<_>>();
         let (x, weight) = (ramp(size.pixels() * 8, 0.37), ramp(conv.weights(), 0.11));
@@ -505,8 +505,14 @@ mod tests {
     fn weight_gradients_of_halves_of_a_batch_are_branches() {
         let Some(gpu) = one_gpu() else { return };
         let (n, channels) = (64, 512);
-        let conv =
-            Conv2d { kernel: 1, stride: 1, padding: 0, input: channels, output: channels, products: Products::Full };
+        let conv = Conv2d {
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            input: channels,
+            output: channels,
+            matmul: MatmulPrecision::Full,
+        };
         let ramp = |step: f32| (0..n * channels).map(|i| (i as f32 * step).sin() * 1e2).collect::<Vec<_>>();
         let (x, g) = (ramp(0.37), ramp(0.23));
         let gradient = |x: &[f32], g: &[f32], parts: usize| -> Vec<f32> {

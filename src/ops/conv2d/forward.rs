@@ -30,11 +30,11 @@ impl Conv2d {
         }
         if let Some(tiling) = winograd::Tiling::of(self, size) {
             let (conv, tiling, kernels) = (self, &tiling, winograd::Kernels::Own(weight));
-            return self.products.run(winograd::Forward { conv, tiling, x, kernels, beta, y, moments });
+            return self.matmul.run(winograd::Forward { conv, tiling, x, kernels, beta, y, moments });
         }
         let weight = Matrix::new(weight, self.output, self.patch()).t();
         let channels = self.output;
-        self.products.run(packed::Forward { conv: self, x, size, weight, beta, y, channels, moments });
+        self.matmul.run(packed::Forward { conv: self, x, size, weight, beta, y, channels, moments });
     }
 
     /// The patches of the output pixels `rows`, as rows of `row` elements of which those after the patch are zero: the input

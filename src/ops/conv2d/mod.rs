@@ -19,7 +19,7 @@ mod winograd;
 
 pub use source::Source;
 
-use super::product::Products;
+use super::matmul::MatmulPrecision;
 
 /// Number of images and their height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Conv2d {
     /// Output channels.
     pub output: usize,
     /// How factors are read.
-    pub products: Products,
+    pub matmul: MatmulPrecision,
 }
 
 /// Elements of a tile's patches as they are multiplied (256 KiB in f32): they should stay in a core's cache.

@@ -8,10 +8,10 @@ use super::{BLOCK_ROWS, Conv2d, LEAST_ROWS, Size, Source, TILE, even_rows};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
-    columns::WHOLE_VECTORS,
+    matmul::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
     matrix::Matrix,
     parts::{Threads, Tiles, Work, add_tree, leaf_rows, leaves, parts, power},
-    product::{Left, Operand, Panels, Start, WithOperand, multiply, multiply_leaves},
+    reductions::WHOLE_VECTORS,
 };
 
 /// Elements of patches that are gathered and multiplied at once (16 KiB in f32): they should stay in a core's first cache.

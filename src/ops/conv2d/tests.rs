@@ -5,7 +5,7 @@ use crate::ops::{
     Real,
     batch_norm::{Affine, Residual, TileMoments, apply},
     golden::{Golden, assert_close, tolerance},
-    product::Products,
+    matmul::MatmulPrecision,
     random::{Purpose, stream},
 };
 
@@ -16,7 +16,7 @@ fn reference<E: Real>(case: &str, kernel: usize, stride: usize, padding: usize) 
     let golden = Golden::load(case);
     let [n, input, h, w] = golden.shape("in.x")[..] else { unreachable!() };
     let output = golden.shape("in.weight")[0];
-    let conv = Conv2d { kernel, stride, padding, input, output, products: Products::Full };
+    let conv = Conv2d { kernel, stride, padding, input, output, matmul: MatmulPrecision::Full };
     let size = Size { n, h, w };
     let x = golden.channels_last::<E>("in.x");
     let weight = golden.channels_last::<E>("in.weight"); // OIHW to OHWI is the same permutation
@@ -84,87 +84,87 @@ fn direct(conv: &Conv2d, x: &[f64], size: Size, weight: &[f64]) -> Vec<f64> {
 const SHAPES: [(Conv2d, Size); 20] = [
     // Winograd's algorithm: whole tiles and several blocks, ragged ones, and weights that all threads share.
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 32, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 32, matmul: MatmulPrecision::Full },
         Size { n: 5, h: 16, w: 20 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 48, output: 16, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 48, output: 16, matmul: MatmulPrecision::Full },
         Size { n: 9, h: 7, w: 7 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 80, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 16, output: 80, matmul: MatmulPrecision::Full },
         Size { n: 2, h: 8, w: 9 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 112, output: 96, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 112, output: 96, matmul: MatmulPrecision::Full },
         Size { n: 50, h: 3, w: 6 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 8, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 8, matmul: MatmulPrecision::Full },
         Size { n: 7, h: 17, w: 19 },
     ),
     (
-        Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 5, products: Products::Full },
+        Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 5, matmul: MatmulPrecision::Full },
         Size { n: 3, h: 21, w: 20 },
     ),
     (
-        Conv2d { kernel: 3, stride: 2, padding: 1, input: 16, output: 12, products: Products::Full },
+        Conv2d { kernel: 3, stride: 2, padding: 1, input: 16, output: 12, matmul: MatmulPrecision::Full },
         Size { n: 5, h: 15, w: 18 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 172, output: 170, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 172, output: 170, matmul: MatmulPrecision::Full },
         Size { n: 2, h: 5, w: 4 },
     ),
     (
-        Conv2d { kernel: 1, stride: 1, padding: 0, input: 520, output: 512, products: Products::Full },
+        Conv2d { kernel: 1, stride: 1, padding: 0, input: 520, output: 512, matmul: MatmulPrecision::Full },
         Size { n: 1, h: 34, w: 31 },
     ),
     // A patch that ends within a vector.
     (
-        Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 32, products: Products::Full },
+        Conv2d { kernel: 7, stride: 2, padding: 3, input: 3, output: 32, matmul: MatmulPrecision::Full },
         Size { n: 3, h: 31, w: 34 },
     ),
     // Whole vectors of channels, whose factors can be packed.
     (
-        Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 48, products: Products::Full },
+        Conv2d { kernel: 3, stride: 2, padding: 1, input: 32, output: 48, matmul: MatmulPrecision::Full },
         Size { n: 5, h: 15, w: 18 },
     ),
     (
-        Conv2d { kernel: 1, stride: 2, padding: 0, input: 80, output: 16, products: Products::Full },
+        Conv2d { kernel: 1, stride: 2, padding: 0, input: 80, output: 16, matmul: MatmulPrecision::Full },
         Size { n: 3, h: 33, w: 30 },
     ),
     (
-        Conv2d { kernel: 1, stride: 1, padding: 0, input: 512, output: 528, products: Products::Full },
+        Conv2d { kernel: 1, stride: 1, padding: 0, input: 512, output: 528, matmul: MatmulPrecision::Full },
         Size { n: 1, h: 34, w: 31 },
     ),
     // Several parts of the batch.
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 128, output: 112, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 128, output: 112, matmul: MatmulPrecision::Full },
         Size { n: 48, h: 4, w: 5 },
     ),
     (
-        Conv2d { kernel: 3, stride: 2, padding: 1, input: 64, output: 512, products: Products::Full },
+        Conv2d { kernel: 3, stride: 2, padding: 1, input: 64, output: 512, matmul: MatmulPrecision::Full },
         Size { n: 72, h: 5, w: 5 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 10, output: 7, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 10, output: 7, matmul: MatmulPrecision::Full },
         Size { n: 64, h: 3, w: 2 },
     ),
     // Every output pixel sees all of the image.
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 48, output: 80, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 48, output: 80, matmul: MatmulPrecision::Full },
         Size { n: 72, h: 2, w: 2 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 10, output: 7, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 10, output: 7, matmul: MatmulPrecision::Full },
         Size { n: 18, h: 1, w: 2 },
     ),
     (
-        Conv2d { kernel: 3, stride: 1, padding: 1, input: 32, output: 40, products: Products::Full },
+        Conv2d { kernel: 3, stride: 1, padding: 1, input: 32, output: 40, matmul: MatmulPrecision::Full },
         Size { n: 3, h: 1, w: 1 },
     ),
     (
-        Conv2d { kernel: 5, stride: 1, padding: 2, input: 16, output: 16, products: Products::Full },
+        Conv2d { kernel: 5, stride: 1, padding: 2, input: 16, output: 16, matmul: MatmulPrecision::Full },
         Size { n: 7, h: 3, w: 2 },
     ),
 ];
@@ -236,7 +236,7 @@ fn distance<E: Real>(a: &[E], b: &[f64]) -> f64 {
 /// whose errors are independent by as much. Winograd's algorithm, which rounds transformed factors, is off by 1.3 %.
 fn bf16_is_as_close_as_its_mantissa_allows<E: Real>() {
     for (conv, size) in SHAPES {
-        let rounded = Conv2d { products: Products::Bf16, ..conv };
+        let rounded = Conv2d { matmul: MatmulPrecision::Bf16, ..conv };
         let tolerance =
             if Whole::of(&conv, size).is_none() && winograd::Tiling::of(&conv, size).is_some() { 0.026 } else { 0.005 };
         let of = |v: Vec<f64>| v.into_iter().map(E::of).collect::<Vec<_>>();
@@ -276,7 +276,7 @@ fn bf16_by_rounding_is_as_close_as_its_mantissa_allows() {
 
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
-    let bf16 = SHAPES.map(|(conv, size)| (Conv2d { products: Products::Bf16, ..conv }, size));
+    let bf16 = SHAPES.map(|(conv, size)| (Conv2d { matmul: MatmulPrecision::Bf16, ..conv }, size));
     for (conv, size) in SHAPES.into_iter().chain(bf16) {
         let to_f32 = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<_>>();
         let x = to_f32(ramp(size.pixels() * conv.input, 0.37));
@@ -303,8 +303,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn a_batch_is_its_halves_to_the_bit() {
     let sizes = [(32, 5, 5), (48, 12, 9), (128, 2, 3), (36, 2, 2), (16, 20, 32)];
-    let all = [Products::Full, Products::Bf16].into_iter().flat_map(|products| {
-        SHAPES.iter().flat_map(move |(conv, _)| sizes.map(|size| (Conv2d { products, ..*conv }, size)))
+    let all = [MatmulPrecision::Full, MatmulPrecision::Bf16].into_iter().flat_map(|matmul| {
+        SHAPES.iter().flat_map(move |(conv, _)| sizes.map(|size| (Conv2d { matmul, ..*conv }, size)))
     });
     for (conv, (n, h, w)) in all.filter(|(conv, (n, h, w))| conv.weights() * n * h * w < 1 << 29) {
         let to_f32 = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<_>>();

@@ -9,9 +9,9 @@ use super::{Conv2d, Size, Source, packed};
 use crate::ops::{
     Real,
     batch_norm::TileMoments,
+    matmul::{Left, Operand, Panels, Start, WithOperand, multiply_leaves},
     matrix::Matrix,
     parts::{Threads, parts},
-    product::{Left, Operand, Panels, Start, WithOperand, multiply_leaves},
 };
 
 /// Output channels whose weight gradients a task sums.
@@ -81,10 +81,10 @@ impl<'a> Whole<'a> {
         y: &mut [E],
         moments: &mut TileMoments<E>,
     ) {
-        let (pixels, products) = (self.pixels(), self.conv.products);
-        let conv = &Conv2d { kernel: 1, stride: 1, padding: 0, input: pixels * from, output: pixels * to, products };
+        let (pixels, matmul) = (self.pixels(), self.conv.matmul);
+        let conv = &Conv2d { kernel: 1, stride: 1, padding: 0, input: pixels * from, output: pixels * to, matmul };
         let size = Size { n: self.size.n, h: 1, w: 1 };
-        products.run(packed::Forward { conv, x, size, weight, beta, y, channels: to, moments });
+        matmul.run(packed::Forward { conv, x, size, weight, beta, y, channels: to, moments });
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use bytemuck::Pod;
 
 use super::Source;
-use crate::ops::later::Later;
+use crate::ops::pending::Pending;
 
 /// What a GPU could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -338,11 +338,11 @@ impl Gpu {
     ///
     /// # Panics
     /// When the view is of another kind.
-    pub fn read_later<T: Element>(&self, from: View) -> Result<Later<Vec<T>>, GpuError> {
+    pub fn read_later<T: Element>(&self, from: View) -> Result<Pending<Vec<T>>, GpuError> {
         let len = from.of::<T>().len;
         // SAFETY: the view has as many elements of this type.
         let arriving = unsafe { self.0.driver.download_later(from.at, from.bytes()) }?;
-        Ok(Later::new(move || {
+        Ok(Pending::new(move || {
             let mut values = vec![T::zeroed(); len];
             arriving.wait(bytemuck::cast_slice_mut(&mut values))?;
             Ok(values)
@@ -430,7 +430,7 @@ impl Buffer {
     ///
     /// # Panics
     /// When they are of another kind.
-    pub fn read_later<T: Element>(&self) -> Result<Later<Vec<T>>, GpuError> {
+    pub fn read_later<T: Element>(&self) -> Result<Pending<Vec<T>>, GpuError> {
         self.gpu.read_later(self.view())
     }
 

@@ -1,4 +1,4 @@
-// Products of two operands whose tiles are brought to shared memory some steps ahead. Behind `product.cuh`.
+// Products of two operands whose tiles are brought to shared memory some steps ahead. Behind `matmul.cuh`.
 
 // Depth of a step: lines of 128 bytes in 16 bits, else of 64.
 const int BK = WIDE == 8 ? 64 : 4 * WIDE;

@@ -1,8 +1,8 @@
 //! Layer norm on a GPU. Addresses are of the device; statistics, parameters and their gradients are f32.
 
 use crate::ops::{
-    columns::cuda::{add_parts, pieces, shares},
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
+    reductions::cuda::{add_parts, pieces, shares},
 };
 
 const KERNELS: &[&str] = &["ln_forward", "ln_backward", "ln_backward_params"];

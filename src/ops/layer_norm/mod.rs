@@ -2,7 +2,7 @@
 
 pub mod cuda;
 
-use super::{Real, columns::sum, simd::vectorized};
+use super::{Real, reductions::sum, simd::vectorized};
 
 /// Term added to the variance: that of timm's vision transformers.
 pub const EPS: f64 = 1e-6;

@@ -36,14 +36,14 @@ impl Images<'_> {
         x.arg(self.scalar, self.lens()[0])
     }
 
-    /// y = max over 3x3 windows of stride 2; `taps` (a byte each) keeps which pixel won.
+    /// y = max over 3x3 windows of stride 2; `argmax` (a byte each) keeps which pixel won.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn max_pool(&self, x: View, y: View, taps: View) -> Result<(), GpuError> {
+    pub fn max_pool(&self, x: View, y: View, argmax: View) -> Result<(), GpuError> {
         let ([_, len], [h, w, c, oh, ow]) = (self.lens(), self.shape());
-        let [y, taps] = [y.arg(self.scalar, len), taps.arg(Kind::U8, len)];
-        let args = [self.arg(x), h, w, c, oh, ow, Arg::count(len), y, taps];
+        let [y, argmax] = [y.arg(self.scalar, len), argmax.arg(Kind::U8, len)];
+        let args = [self.arg(x), h, w, c, oh, ow, Arg::count(len), y, argmax];
         // SAFETY: all have the elements of their shape.
         unsafe { self.strided("max_pool", len, &args) }
     }
@@ -52,10 +52,10 @@ impl Images<'_> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn max_pool_backward(&self, gy: View, taps: View, gx: View) -> Result<(), GpuError> {
+    pub fn max_pool_backward(&self, gy: View, argmax: View, gx: View) -> Result<(), GpuError> {
         let ([len, pooled], [h, w, c, oh, ow]) = (self.lens(), self.shape());
-        let [gy, taps] = [gy.arg(self.scalar, pooled), taps.arg(Kind::U8, pooled)];
-        let args = [gy, taps, h, w, c, oh, ow, Arg::count(len), self.arg(gx)];
+        let [gy, argmax] = [gy.arg(self.scalar, pooled), argmax.arg(Kind::U8, pooled)];
+        let args = [gy, argmax, h, w, c, oh, ow, Arg::count(len), self.arg(gx)];
         // SAFETY: all have the elements of their shape.
         unsafe { self.strided("max_pool_backward", len, &args) }
     }
@@ -112,13 +112,13 @@ mod tests {
         on_every_gpu(|gpu| {
             let images = Images { gpu, scalar: Scalar::F32, size: Size { n: 2, h: 8, w: 8 }, channels: 3 };
             let x = gpu.upload(&golden.channels_last::<f32>("in.x")).unwrap();
-            let (y, taps) = (gpu.take(Kind::F32, 96).unwrap(), gpu.take(Kind::U8, 96).unwrap());
-            images.max_pool(x.view(), y.view(), taps.view()).unwrap();
+            let (y, argmax) = (gpu.take(Kind::F32, 96).unwrap(), gpu.take(Kind::U8, 96).unwrap());
+            images.max_pool(x.view(), y.view(), argmax.view()).unwrap();
             let y: Vec<f32> = y.read().unwrap();
             assert_close("y", &y, &golden.channels_last("out.y"), 0.0);
             let gy = gpu.upload(&golden.channels_last::<f32>("in.cot")).unwrap();
             let gx = x.take_alike().unwrap();
-            images.max_pool_backward(gy.view(), taps.view(), gx.view()).unwrap();
+            images.max_pool_backward(gy.view(), argmax.view(), gx.view()).unwrap();
             let gx: Vec<f32> = gx.read().unwrap();
             // Up to four gradients are added.
             assert_close("gx", &gx, &golden.channels_last("grad.x"), 1e-6);
@@ -131,21 +131,21 @@ mod tests {
         let (size, channels) = (Size { n: 2, h: 7, w: 5 }, 6);
         let x: Vec<f32> = (0..size.pixels() * channels).map(|i| (i as f32 * 0.7).sin()).collect();
         let mut y = vec![0.0; pooled(size).pixels() * channels];
-        let mut taps = vec![0; y.len()];
-        pool::max_pool(&x, size, channels, &mut y, &mut taps);
+        let mut argmax = vec![0; y.len()];
+        pool::max_pool(&x, size, channels, &mut y, &mut argmax);
         let mut gx = vec![0.0; x.len()];
-        pool::max_pool_backward(&y, &taps, size, channels, &mut gx);
+        pool::max_pool_backward(&y, &argmax, size, channels, &mut gx);
         let features = pool::average_pool(&x, size, channels);
         let mut g_average = vec![0.0; x.len()];
         pool::average_pool_backward(&features, size, channels, &mut g_average);
         on_every_gpu(|gpu| {
             let images = Images { gpu, scalar: Scalar::F32, size, channels };
             let x = gpu.upload(&x).unwrap();
-            let (y_gpu, taps_gpu) = (gpu.take(Kind::F32, y.len()).unwrap(), gpu.take(Kind::U8, y.len()).unwrap());
-            images.max_pool(x.view(), y_gpu.view(), taps_gpu.view()).unwrap();
-            assert_eq!(taps_gpu.read::<u8>().unwrap(), taps);
+            let (y_gpu, argmax_gpu) = (gpu.take(Kind::F32, y.len()).unwrap(), gpu.take(Kind::U8, y.len()).unwrap());
+            images.max_pool(x.view(), y_gpu.view(), argmax_gpu.view()).unwrap();
+            assert_eq!(argmax_gpu.read::<u8>().unwrap(), argmax);
             let g = x.take_alike().unwrap();
-            images.max_pool_backward(y_gpu.view(), taps_gpu.view(), g.view()).unwrap();
+            images.max_pool_backward(y_gpu.view(), argmax_gpu.view(), g.view()).unwrap();
             // The CPU adds in another order.
             assert_close("gx", &g.read::<f32>().unwrap(), &gx, 1e-6);
             let f = gpu.take(Kind::F32, features.len()).unwrap();

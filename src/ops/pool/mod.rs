@@ -11,29 +11,29 @@ pub fn pooled(size: Size) -> Size {
     Size { n: size.n, h: (size.h - 1) / 2 + 1, w: (size.w - 1) / 2 + 1 }
 }
 
-/// y = max over 3x3 windows; `taps` keeps for every output element which of its window's nine pixels won
+/// y = max over 3x3 windows; `argmax` keeps for every output element which of its window's nine pixels won
 /// (the first of equals, as in torch). Padding never wins.
-pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], taps: &mut [u8]) {
+pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], argmax: &mut [u8]) {
     let out = pooled(size);
     let (image, row) = (size.h * size.w * channels, out.w * channels);
-    let rows = y.par_chunks_mut(row).zip(taps.par_chunks_mut(row)).enumerate();
-    rows.for_each(|(i, (y, taps))| {
+    let rows = y.par_chunks_mut(row).zip(argmax.par_chunks_mut(row)).enumerate();
+    rows.for_each(|(i, (y, argmax))| {
         let (n, oy) = (i / out.h, i % out.h);
         let x = &x[n * image..(n + 1) * image];
         y.fill(E::neg_infinity());
-        taps.fill(u8::MAX);
-        for_each_tap(
+        argmax.fill(u8::MAX);
+        for_each_offset(
             size,
             oy,
             #[inline(always)]
-            |ox, tap, pixel| {
-                let (y, taps) = (&mut y[ox * channels..][..channels], &mut taps[ox * channels..][..channels]);
+            |ox, offset, pixel| {
+                let (y, argmax) = (&mut y[ox * channels..][..channels], &mut argmax[ox * channels..][..channels]);
                 let x = &x[pixel * channels..][..channels];
                 for c in 0..channels {
                     // A NaN wins over everything, so that it is noticed. No branch, or it is no vector code.
-                    let wins = (taps[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
+                    let wins = (argmax[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
                     y[c] = if wins { x[c] } else { y[c] };
-                    taps[c] = if wins { tap } else { taps[c] };
+                    argmax[c] = if wins { offset } else { argmax[c] };
                 }
             },
         );
@@ -41,23 +41,23 @@ pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], taps
 }
 
 /// gx = the gradient of [`max_pool`]'s input.
-pub fn max_pool_backward<E: Real>(gy: &[E], taps: &[u8], size: Size, channels: usize, gx: &mut [E]) {
+pub fn max_pool_backward<E: Real>(gy: &[E], argmax: &[u8], size: Size, channels: usize, gx: &mut [E]) {
     let out = pooled(size);
     let pooled_image = out.h * out.w * channels;
     let images = gx.par_chunks_mut(size.h * size.w * channels).zip(gy.par_chunks(pooled_image));
-    images.zip(taps.par_chunks(pooled_image)).for_each(|((gx, gy), taps)| {
+    images.zip(argmax.par_chunks(pooled_image)).for_each(|((gx, gy), argmax)| {
         gx.fill(E::zero());
         for oy in 0..out.h {
-            for_each_tap(
+            for_each_offset(
                 size,
                 oy,
                 #[inline(always)]
-                |ox, tap, pixel| {
+                |ox, offset, pixel| {
                     let at = (oy * out.w + ox) * channels;
-                    let (gy, taps) = (&gy[at..][..channels], &taps[at..][..channels]);
+                    let (gy, argmax) = (&gy[at..][..channels], &argmax[at..][..channels]);
                     let gx = &mut gx[pixel * channels..][..channels];
                     for c in 0..channels {
-                        gx[c] += if taps[c] == tap { gy[c] } else { E::zero() };
+                        gx[c] += if argmax[c] == offset { gy[c] } else { E::zero() };
                     }
                 },
             );
@@ -65,10 +65,10 @@ pub fn max_pool_backward<E: Real>(gy: &[E], taps: &[u8], size: Size, channels: u
     });
 }
 
-/// Calls `f(ox, tap, pixel index in the image)` for the outputs of row `oy` and the pixels of their windows that lie inside the
+/// Calls `f(ox, offset, pixel index in the image)` for the outputs of row `oy` and the pixels of their windows that lie inside the
 /// image, compiled for the CPU at hand.
 #[inline(always)]
-fn for_each_tap(size: Size, oy: usize, mut f: impl FnMut(usize, u8, usize)) {
+fn for_each_offset(size: Size, oy: usize, mut f: impl FnMut(usize, u8, usize)) {
     vectorized(
         #[inline(always)]
         || {
@@ -126,11 +126,11 @@ mod tests {
         let size = Size { n: 2, h: 8, w: 8 };
         let x = golden.channels_last::<f64>("in.x");
         let mut y = vec![f64::NAN; 2 * 4 * 4 * 3];
-        let mut taps = vec![0; y.len()];
-        max_pool(&x, size, 3, &mut y, &mut taps);
+        let mut argmax = vec![0; y.len()];
+        max_pool(&x, size, 3, &mut y, &mut argmax);
         assert_close("y", &y, &golden.channels_last("out.y"), 0.0);
         let mut gx = vec![f64::NAN; x.len()];
-        max_pool_backward(&golden.channels_last("in.cot"), &taps, size, 3, &mut gx);
+        max_pool_backward(&golden.channels_last("in.cot"), &argmax, size, 3, &mut gx);
         assert_close("gx", &gx, &golden.channels_last("grad.x"), 1e-15);
     }
 

@@ -3,49 +3,49 @@
 
 // Which of their windows' pixels V elements are.
 template <int V> struct alignas(V) Winners {
-    unsigned char taps[V];
+    unsigned char argmax[V];
 };
 
-// y = max over 3x3 windows; `taps` keeps which of its nine pixels won (the first of equals). A NaN wins over everything.
-KERNEL(max_pool)(const scalar *x, int h, int w, int channels, int oh, int ow, int length, scalar *y, unsigned char *taps) {
-    in_packs(length, channels % WIDE == 0 && begin_wide(x, y, taps), [&](auto pack, int at) {
+// y = max over 3x3 windows; `argmax` keeps which of its nine pixels won (the first of equals). A NaN wins over everything.
+KERNEL(max_pool)(const scalar *x, int h, int w, int channels, int oh, int ow, int length, scalar *y, unsigned char *argmax) {
+    in_packs(length, channels % WIDE == 0 && begin_wide(x, y, argmax), [&](auto pack, int at) {
         typedef decltype(pack) Values;
         int pixel = at / channels, c = at - pixel * channels, line = pixel / ow, n = line / oh;
         int oy = line - n * oh, ox = pixel - line * ow;
         Values best;
         Winners<Values::COUNT> winners;
         bool none = true;
-        for (int tap = 0; tap < 9; tap++) {
-            int iy = oy * 2 + tap / 3 - 1, ix = ox * 2 + tap % 3 - 1;
+        for (int offset = 0; offset < 9; offset++) {
+            int iy = oy * 2 + offset / 3 - 1, ix = ox * 2 + offset % 3 - 1;
             if (iy < 0 || ix < 0 || iy >= h || ix >= w) continue;
             Values values = Values::at(x + ((size_t)(n * h + iy) * w + ix) * channels + c);
             for (int e = 0; e < Values::COUNT; e++)
                 if (none || values[e] > best[e] || values[e] != values[e])
-                    best.elements[e] = values.elements[e], winners.taps[e] = (unsigned char)tap;
+                    best.elements[e] = values.elements[e], winners.argmax[e] = (unsigned char)offset;
             none = false;
         }
         best.store(y + at);
-        *(Winners<Values::COUNT> *)(taps + at) = winners;
+        *(Winners<Values::COUNT> *)(argmax + at) = winners;
     });
 }
 
 // gx: every pixel gathers from the windows that it won.
-KERNEL(max_pool_backward)(const scalar *gy, const unsigned char *taps, int h, int w, int channels, int oh, int ow,
+KERNEL(max_pool_backward)(const scalar *gy, const unsigned char *argmax, int h, int w, int channels, int oh, int ow,
                           int length, scalar *gx) {
-    in_packs(length, channels % WIDE == 0 && begin_wide(gy, taps, gx), [&](auto pack, int at) {
+    in_packs(length, channels % WIDE == 0 && begin_wide(gy, argmax, gx), [&](auto pack, int at) {
         typedef decltype(pack) Values;
         int pixel = at / channels, c = at - pixel * channels, line = pixel / w, n = line / h;
         int iy = line - n * h, ix = pixel - line * w;
         float sums[Values::COUNT];
         for (int e = 0; e < Values::COUNT; e++) sums[e] = 0.0f;
-        for (int tap = 0; tap < 9; tap++) {
-            int y = iy + 1 - tap / 3, x = ix + 1 - tap % 3;
+        for (int offset = 0; offset < 9; offset++) {
+            int y = iy + 1 - offset / 3, x = ix + 1 - offset % 3;
             if (y < 0 || x < 0 || y % 2 || x % 2 || y / 2 >= oh || x / 2 >= ow) continue;
             size_t from = ((size_t)(n * oh + y / 2) * ow + x / 2) * channels + c;
             Values slopes = Values::at(gy + from);
-            Winners<Values::COUNT> winners = *(const Winners<Values::COUNT> *)(taps + from);
+            Winners<Values::COUNT> winners = *(const Winners<Values::COUNT> *)(argmax + from);
             for (int e = 0; e < Values::COUNT; e++)
-                if (winners.taps[e] == tap) sums[e] += slopes[e];
+                if (winners.argmax[e] == offset) sums[e] += slopes[e];
         }
         Values results;
         for (int e = 0; e < Values::COUNT; e++) results.set(e, sums[e]);

@@ -25,9 +25,9 @@ use crate::ops::{
         cuda::{Math, OnGpu as Pass},
     },
     cuda::{Buffer as OnGpu, Gpu, GpuError, Kind, View, nvidia},
-    later::Later,
+    matmul::MatmulPrecision,
     normalize,
-    product::Products,
+    pending::Pending,
     sinkhorn::{self, Sinkhorn},
 };
 
@@ -146,7 +146,7 @@ fn take(gpu: &Gpu, (n, columns): (usize, usize)) -> Result<OnGpu, CudaError> {
 
 /// A linear layer is a 1x1 convolution of images of one pixel.
 fn layer(gpu: &Gpu, rows: usize, input: usize, output: usize) -> (Conv2d, Pass<'_>) {
-    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, products: Products::Full };
+    let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input, output, matmul: MatmulPrecision::Full };
     (conv, Pass { gpu, math: Math::F32, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
 }
 
@@ -157,12 +157,12 @@ impl TensorDevice<f32> for Cuda {
         values(tensor)
     }
 
-    fn read_later(tensor: &Matrix<f32, Self>) -> Result<Later<Vec<f32>>, CudaError> {
+    fn read_later(tensor: &Matrix<f32, Self>) -> Result<Pending<Vec<f32>>, CudaError> {
         // The copy may go at once: its memory is used again by later work alone.
         values(tensor)?.read_later().map_err(noted(&ours(tensor.device())?))
     }
 
-    fn read_rows_later(rows: &Rows<f32, Self>) -> Result<Later<Vec<f32>>, CudaError> {
+    fn read_rows_later(rows: &Rows<f32, Self>) -> Result<Pending<Vec<f32>>, CudaError> {
         rows.values().read_later().map_err(noted(&ours(rows.device())?))
     }
 

@@ -10,10 +10,9 @@ use super::{
 use crate::ops::{
     Real,
     contrast::{self, Pairs},
-    group_dots,
-    later::Later,
-    linear as products, normalize,
+    group_dots, linear as products, normalize,
     parts::{self, parts},
+    pending::Pending,
     sinkhorn::{Sinkhorn, sinkhorn},
     softmax,
 };
@@ -43,8 +42,8 @@ where
         Ok(())
     }
 
-    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, CpuError> {
-        Ok(Later::now(to_vec(tensor)))
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Pending<Vec<E>>, CpuError> {
+        Ok(Pending::now(to_vec(tensor)))
     }
 
     fn linear_forward(x: &Rows<E, Self>, w: &Rows<E, Self>) -> Result<Rows<E, Self>, CpuError> {

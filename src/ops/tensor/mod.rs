@@ -16,7 +16,7 @@ pub use tape::{linear, normalize};
 
 use dfdx::prelude::*;
 
-use super::{Real, contrast::Pairs, later::Later, sinkhorn::Sinkhorn};
+use super::{Real, contrast::Pairs, pending::Pending, sinkhorn::Sinkhorn};
 
 /// A device with all differentiable operations of the losses, beside whose tensors our kernels find the same values. All of
 /// them fail as the device does.
@@ -28,10 +28,10 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
     fn values(tensor: &Matrix<E, Self>) -> Result<Self::Values, Self::Err>;
 
     /// The values that a tensor of dfdx's has now, without a wait for them.
-    fn read_later(tensor: &Matrix<E, Self>) -> Result<Later<Vec<E>>, Self::Err>;
+    fn read_later(tensor: &Matrix<E, Self>) -> Result<Pending<Vec<E>>, Self::Err>;
 
     /// The same of rows of ours.
-    fn read_rows_later(rows: &Rows<E, Self>) -> Result<Later<Vec<E>>, Self::Err> {
+    fn read_rows_later(rows: &Rows<E, Self>) -> Result<Pending<Vec<E>>, Self::Err> {
         Self::read_later(rows.tensor())
     }
 

@@ -29,7 +29,7 @@ pub fn sin_cos<E: Real>(grid: usize, width: usize) -> Vec<E> {
 /// Positions [1 + h * w, width] for another grid, by torch's bicubic interpolation without antialiasing, as DINO does (but
 /// with the exact ratio of the sizes, which DINO offsets by 0.1 patches); the class token's stays.
 pub fn interpolate<E: Real>(positions: &[E], grid: usize, [h, w]: [usize; 2], width: usize) -> Vec<E> {
-    let (rows, columns) = (taps(grid, h), taps(grid, w));
+    let (rows, columns) = (filters(grid, h), filters(grid, w));
     let mut out = positions[..width].to_vec();
     out.reserve(h * w * width);
     for row in &rows {
@@ -46,7 +46,7 @@ pub fn interpolate<E: Real>(positions: &[E], grid: usize, [h, w]: [usize; 2], wi
 
 /// The four source cells of each of `to` cells along an axis of `from` cells, with their weights; cells beyond the border
 /// are the border's.
-fn taps(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
+fn filters(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
     let near = |t: f64| ((CUBIC + 2.0) * t - (CUBIC + 3.0)) * t * t + 1.0;
     let far = |t: f64| ((CUBIC * t - 5.0 * CUBIC) * t + 8.0 * CUBIC) * t - 4.0 * CUBIC;
     let of_cell = |i: usize| {

@@ -3,8 +3,8 @@
 use super::{Factors, TopK, search};
 use crate::ops::{
     Real,
-    columns::WHOLE_VECTORS,
-    product::{Left, Operand, Products, WithOperand, elements},
+    matmul::{Left, MatmulPrecision, Operand, WithOperand, elements},
+    reductions::WHOLE_VECTORS,
 };
 
 /// Rows [m, dim] and, where a search rounds factors, the same packed for it: rounding them anew would take each search a
@@ -12,23 +12,23 @@ use crate::ops::{
 #[derive(Clone, Debug)]
 pub struct Bank<E> {
     dim: usize,
-    products: Products,
+    matmul: MatmulPrecision,
     rows: Vec<E>,
     /// Empty where factors are read as they are.
     packed: Vec<E>,
 }
 
 impl<E: Real> Bank<E> {
-    /// A bank of `rows` whose search reads factors as `products` says.
+    /// A bank of `rows` whose search reads factors as `matmul` says.
     ///
     /// # Panics
     /// When `dim` does not divide the length of `rows`.
-    pub fn new(rows: Vec<E>, dim: usize, products: Products) -> Self {
+    pub fn new(rows: Vec<E>, dim: usize, matmul: MatmulPrecision) -> Self {
         assert!(rows.len().is_multiple_of(dim));
         // In bf16 dimensions come in whole vectors.
-        let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
-        let packed = products.run(Pack { rows: &rows, dim, first: 0, packed: Vec::new() });
-        Self { dim, products, rows, packed }
+        let matmul = if dim.is_multiple_of(WHOLE_VECTORS) { matmul } else { MatmulPrecision::Full };
+        let packed = matmul.run(Pack { rows: &rows, dim, first: 0, packed: Vec::new() });
+        Self { dim, matmul, rows, packed }
     }
 
     /// All rows.
@@ -36,24 +36,24 @@ impl<E: Real> Bank<E> {
         &self.rows
     }
 
-    /// Has the search read factors as `products` says.
-    pub fn set_products(&mut self, products: Products) {
-        *self = Self::new(std::mem::take(&mut self.rows), self.dim, products);
+    /// Has the search read factors as `matmul` says.
+    pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
+        *self = Self::new(std::mem::take(&mut self.rows), self.dim, matmul);
     }
 
     /// Overwrites rows from row `first` on.
     pub fn write(&mut self, first: usize, rows: &[E]) {
-        let Self { dim, products, .. } = *self;
+        let Self { dim, matmul, .. } = *self;
         self.rows[first * dim..][..rows.len()].copy_from_slice(rows);
         let packed = std::mem::take(&mut self.packed);
-        self.packed = products.run(Pack { rows, dim, first, packed });
+        self.packed = matmul.run(Pack { rows, dim, first, packed });
     }
 
     /// As [`super::top_k`].
     pub fn top_k(&self, queries: &[E], k: usize, excluded: impl Fn(usize, usize) -> bool + Sync) -> TopK<E> {
         let bank = if self.packed.is_empty() { Factors::Plain(&self.rows) } else { Factors::Packed(&self.packed) };
         let rows = self.rows.len() / self.dim;
-        search(queries, bank, [rows, self.dim], k, self.products, excluded)
+        search(queries, bank, [rows, self.dim], k, self.matmul, excluded)
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use rayon::prelude::*;
 
-use crate::ops::{Real, columns::WHOLE_VECTORS, simd::vectorized};
+use crate::ops::{Real, reductions::WHOLE_VECTORS, simd::vectorized};
 
 /// Queries whose scores are compared with their floors at once.
 const CHUNK: usize = 64;

@@ -12,7 +12,7 @@ const KERNELS: &[&str] = &["top_k_1", "top_k_4", "top_k_32", "top_k_merge", "gat
 pub static SOURCE: Source = Source {
     name: "topk",
     defines: "#define MATH 0",
-    text: concat!(include_str!("../cuda/product.cuh"), include_str!("../cuda/pipeline.cuh"), include_str!("topk.cu")),
+    text: concat!(include_str!("../cuda/matmul.cuh"), include_str!("../cuda/pipeline.cuh"), include_str!("topk.cu")),
     kernels: KERNELS,
 };
 
@@ -208,7 +208,7 @@ mod tests {
             let bank_samples: Vec<i64> = (0..m as i64).map(|i| i % 50).collect();
             let samples: Vec<i64> = (0..n as i64).collect();
             let out = |q: usize, r: usize| own && samples[q] == bank_samples[r];
-            let expected = top_k(&queries, &bank, dim, k, crate::ops::product::Products::Full, out);
+            let expected = top_k(&queries, &bank, dim, k, crate::ops::matmul::MatmulPrecision::Full, out);
             on_every_gpu(|gpu| {
                 let (norms, none) = (vec![1.0; m], vec![-1; m]);
                 let gpu_bank = BankGpu::new(gpu, dim, &bank, &norms, [&bank_samples, &none, &none]).unwrap();
@@ -237,7 +237,7 @@ mod tests {
         let bank: Vec<f32> = ramp(1500, 0.3).iter().map(|v| (v * 3.0).round()).collect();
         let queries = [1.0, 2.0, -1.0, 0.0, 0.0, 0.0];
         let (norms, none) = (vec![1.0; 750], vec![0i64; 750]);
-        let expected = top_k(&queries, &bank, 2, 100, crate::ops::product::Products::Full, |_, _| false);
+        let expected = top_k(&queries, &bank, 2, 100, crate::ops::matmul::MatmulPrecision::Full, |_, _| false);
         on_every_gpu(|gpu| {
             let bank = BankGpu::new(gpu, 2, &bank, &norms, [&none; MARKS]).unwrap();
             let found = bank.search(gpu.upload(&queries).unwrap().view(), 3, 100, None).unwrap().read().unwrap();

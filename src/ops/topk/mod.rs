@@ -20,10 +20,10 @@ pub use self::bank::Bank;
 use self::best::{Bests, Floors};
 use super::{
     Real,
-    columns::WHOLE_VECTORS,
+    matmul::{Left, MatmulPrecision, Operand, Panels, Start, Strided, WithOperand, elements, multiply},
     matrix::Matrix,
     parts::Threads,
-    product::{Left, Operand, Panels, Products, Start, Strided, WithOperand, elements, multiply},
+    reductions::WHOLE_VECTORS,
 };
 
 /// Queries per matrix product. Every block of them reads the whole bank; packed, they must stay in a core's cache.
@@ -45,7 +45,7 @@ pub struct TopK<E> {
 }
 
 /// The `k` rows of `bank` [m, dim] with the largest dot product with each row of `queries` [n, dim], in descending order;
-/// of equal ones the lower row comes first. Factors are read as `products` says, in bf16 only where `dim` comes in whole
+/// of equal ones the lower row comes first. Factors are read as `matmul` says, in bf16 only where `dim` comes in whole
 /// vectors.
 ///
 /// `excluded(query, row)` rules a row out for a query. It is asked only about rows that reach the best found so far, and
@@ -61,12 +61,12 @@ pub fn top_k<E: Real>(
     bank: &[E],
     dim: usize,
     k: usize,
-    products: Products,
+    matmul: MatmulPrecision,
     excluded: impl Fn(usize, usize) -> bool + Sync,
 ) -> TopK<E> {
     assert!(dim > 0 && bank.len().is_multiple_of(dim));
-    let products = if dim.is_multiple_of(WHOLE_VECTORS) { products } else { Products::Full };
-    search(queries, Factors::Plain(bank), [bank.len() / dim, dim], k, products, excluded)
+    let matmul = if dim.is_multiple_of(WHOLE_VECTORS) { matmul } else { MatmulPrecision::Full };
+    search(queries, Factors::Plain(bank), [bank.len() / dim, dim], k, matmul, excluded)
 }
 
 /// The factors of a bank's rows: as they are, or packed as the products want them.
@@ -81,7 +81,7 @@ fn search<E: Real>(
     bank: Factors<E>,
     [rows, dim]: [usize; 2],
     k: usize,
-    products: Products,
+    matmul: MatmulPrecision,
     excluded: impl Fn(usize, usize) -> bool + Sync,
 ) -> TopK<E> {
     assert!(queries.len().is_multiple_of(dim));
@@ -95,7 +95,7 @@ fn search<E: Real>(
         .flat_map_iter(|(block, queries)| {
             let first = block * QUERY_BLOCK;
             let excluded = |query, row| excluded(first + query, row);
-            products.run(Search { queries, bank, rows, dim, k, excluded })
+            matmul.run(Search { queries, bank, rows, dim, k, excluded })
         })
         .collect();
     let k = found.iter().map(Vec::len).min().unwrap_or(k);

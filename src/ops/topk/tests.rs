@@ -35,13 +35,13 @@ fn equals_a_full_sort_across_block_boundaries_and_with_exclusions() {
     for (n, m, k) in [(1, 1, 1), (3, 70, 7), (QUERY_BLOCK + 3, 2 * BANK_BLOCK + 17, 30), (2, BANK_BLOCK, BANK_BLOCK)] {
         let (queries, bank) = (random(n * dim, 1), random(m * dim, 2));
         assert_eq!(
-            top_k(&queries, &bank, dim, k, Products::Full, |_, _| false).indices,
+            top_k(&queries, &bank, dim, k, MatmulPrecision::Full, |_, _| false).indices,
             naive(&queries, &bank, dim, k, |_, _| false)
         );
     }
     let (queries, bank) = (random(9 * dim, 3), random(3 * BANK_BLOCK * dim, 4));
     let out = |q: usize, r: usize| (q + r).is_multiple_of(3);
-    let found = top_k(&queries, &bank, dim, 40, Products::Full, out);
+    let found = top_k(&queries, &bank, dim, 40, MatmulPrecision::Full, out);
     assert_eq!(found.indices, naive(&queries, &bank, dim, 40, out));
     assert!(found.scores.chunks(40).all(|row| row.is_sorted_by(|a, b| a >= b)));
 }
@@ -56,7 +56,7 @@ fn equal_scores_go_to_the_lower_row() {
     let expected = naive(&queries, &bank, 2, k, |_, _| false);
     for threads in 1..=4 {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let found = pool.install(|| top_k(&queries, &bank, 2, k, Products::Full, |_, _| false));
+        let found = pool.install(|| top_k(&queries, &bank, 2, k, MatmulPrecision::Full, |_, _| false));
         assert_eq!(found.indices, expected);
         assert_eq!(found.indices[2 * k..], (0..k).collect::<Vec<_>>());
     }
@@ -69,7 +69,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     let (queries, bank) = (cast(random(300 * dim, 6)), cast(random(5000 * dim, 7)));
     let with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| top_k(&queries, &bank, dim, 25, Products::Full, |q, r| r == q))
+        pool.install(|| top_k(&queries, &bank, dim, 25, MatmulPrecision::Full, |q, r| r == q))
     };
     let one = with(1);
     for threads in [2, 3, 7] {
@@ -82,12 +82,12 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn the_worst_off_query_sets_k_and_nan_comes_last() {
     let bank = [1.0, f64::NAN, 3.0, 2.0];
-    assert_eq!(top_k(&[1.0], &bank, 1, 9, Products::Full, |_, _| false).indices, [2, 3, 0, 1]);
-    assert_eq!(top_k(&[1.0], &bank, 1, 1, Products::Full, |_, _| false).indices, [2]);
-    let found = top_k(&[1.0, -1.0], &bank, 1, 3, Products::Full, |q, r| q == 1 && r < 2);
+    assert_eq!(top_k(&[1.0], &bank, 1, 9, MatmulPrecision::Full, |_, _| false).indices, [2, 3, 0, 1]);
+    assert_eq!(top_k(&[1.0], &bank, 1, 1, MatmulPrecision::Full, |_, _| false).indices, [2]);
+    let found = top_k(&[1.0, -1.0], &bank, 1, 3, MatmulPrecision::Full, |q, r| q == 1 && r < 2);
     assert_eq!((found.k, found.indices), (2, vec![2, 3, 3, 2]));
-    assert_eq!(top_k(&[1.0], &bank, 1, 3, Products::Full, |_, _| true).k, 0);
-    assert_eq!(top_k::<f64>(&[1.0], &[], 1, 3, Products::Full, |_, _| false).k, 0);
+    assert_eq!(top_k(&[1.0], &bank, 1, 3, MatmulPrecision::Full, |_, _| true).k, 0);
+    assert_eq!(top_k::<f64>(&[1.0], &[], 1, 3, MatmulPrecision::Full, |_, _| false).k, 0);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn exclusion_is_asked_for_few_rows() {
     let (n, m, dim, k) = (4, 20_000, 16, 10);
     let (queries, bank) = (random(n * dim, 8), random(m * dim, 9));
     let asked = AtomicUsize::new(0);
-    top_k(&queries, &bank, dim, k, Products::Full, |_, _| {
+    top_k(&queries, &bank, dim, k, MatmulPrecision::Full, |_, _| {
         asked.fetch_add(1, Ordering::Relaxed);
         false
     });
@@ -109,7 +109,7 @@ fn golden_topk() {
         let n = golden.shape("in.x")[1];
         // Dot products with unit vectors are the entries themselves.
         let unit: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect();
-        let found = top_k(&golden.get("in.x"), &unit, n, k, Products::Full, |_, _| false);
+        let found = top_k(&golden.get("in.x"), &unit, n, k, MatmulPrecision::Full, |_, _| false);
         assert_eq!(found.indices.iter().map(|&i| i as i64).collect::<Vec<_>>(), golden.integers("out.idx"));
         assert_eq!(found.scores, golden.get::<f64>("out.values"));
     }
@@ -123,10 +123,10 @@ fn bf16_finds_the_best_of_its_own_scores() {
     let narrow = |v: Vec<f64>| v.iter().map(|v| half::bf16::from_f32(*v as f32).to_f64()).collect::<Vec<_>>();
     let cast = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
     let (queries, bank) = (random(n * dim, 10), random(m * dim, 11));
-    let found = top_k(&queries, &bank, dim, k, Products::Bf16, |_, _| false);
+    let found = top_k(&queries, &bank, dim, k, MatmulPrecision::Bf16, |_, _| false);
     assert_eq!(found.indices, naive(&narrow(queries.clone()), &narrow(bank.clone()), dim, k, |_, _| false));
-    let native = top_k(&cast(&queries), &cast(&bank), dim, k, Products::Bf16, |_, _| false);
-    let exact = top_k(&cast(&queries), &cast(&bank), dim, k, Products::Full, |_, _| false);
+    let native = top_k(&cast(&queries), &cast(&bank), dim, k, MatmulPrecision::Bf16, |_, _| false);
+    let exact = top_k(&cast(&queries), &cast(&bank), dim, k, MatmulPrecision::Full, |_, _| false);
     for ((score, native), exact) in found.scores.iter().zip(&native.scores).zip(&exact.scores) {
         assert!((score - f64::from(*native)).abs() < 1e-5, "{score} and {native}");
         assert!((native - exact).abs() < 0.03 && native.is_finite(), "{native} and {exact}");
@@ -136,12 +136,12 @@ fn bf16_finds_the_best_of_its_own_scores() {
 
 #[test]
 fn a_bank_whose_rows_were_overwritten_finds_what_the_rows_themselves_do() {
-    for (dim, products) in [(5, Products::Bf16), (32, Products::Bf16), (32, Products::Full)] {
+    for (dim, matmul) in [(5, MatmulPrecision::Bf16), (32, MatmulPrecision::Bf16), (32, MatmulPrecision::Full)] {
         let (n, m, k) = (33, 2 * BANK_BLOCK + 7, 9);
         let cast = |v: Vec<f64>| v.iter().map(|v| *v as f32).collect::<Vec<_>>();
         let (queries, mut rows) = (cast(random(n * dim, 20)), cast(random(m * dim, 21)));
-        let mut bank = Bank::new(rows.clone(), dim, Products::Full);
-        bank.set_products(products);
+        let mut bank = Bank::new(rows.clone(), dim, MatmulPrecision::Full);
+        bank.set_matmul_precision(matmul);
         for (first, seed) in [(0, 22), (BANK_BLOCK - 2, 23), (m - 3, 24)] {
             let new = cast(random(3 * dim, seed));
             rows[first * dim..][..new.len()].copy_from_slice(&new);
@@ -149,6 +149,6 @@ fn a_bank_whose_rows_were_overwritten_finds_what_the_rows_themselves_do() {
         }
         assert_eq!(bank.rows(), rows);
         let out = |query: usize, row: usize| query == row;
-        assert_eq!(bank.top_k(&queries, k, out), top_k(&queries, &rows, dim, k, products, out));
+        assert_eq!(bank.top_k(&queries, k, out), top_k(&queries, &rows, dim, k, matmul, out));
     }
 }

@@ -3,7 +3,7 @@
 //
 // Scores are f32 sums in one order, whatever the slices, and of equal ones the lower row comes first: results repeat.
 //
-// Behind `product.cuh` (in f32) and `pipeline.cuh`.
+// Behind `matmul.cuh` (in f32) and `pipeline.cuh`.
 
 const int QUERIES = 128, ROWS = 64;
 // Slices, at most.

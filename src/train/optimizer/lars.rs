@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::tensor::TensorStep;
 use crate::{
-    ops::{Real, columns::sum, simd::vectorized},
+    ops::{Real, reductions::sum, simd::vectorized},
     train::LarsConfig,
 };
 

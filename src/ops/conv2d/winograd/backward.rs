@@ -13,8 +13,8 @@ use super::{
 use crate::ops::{
     Real,
     conv2d::{Conv2d, Source},
+    matmul::{Operand, Series, Start, Strided, Target, WithOperand, elements},
     parts::{Tiles, Work, add_tree, leaf_rows, leaves, write_tree},
-    product::{Operand, Series, Start, Strided, Target, WithOperand, elements},
 };
 
 /// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
@@ -40,7 +40,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
     fn with<P: Operand<E>>(self) {
         let Self { conv, tiling, x, gy, gw } = self;
         let Conv2d { input, output, .. } = *conv;
-        let pass = Pass::<E, P> { conv, tiling, x, gy, operand: PhantomData };
+        let pass = WeightGradient::<E, P> { conv, tiling, x, gy, operand: PhantomData };
         if input * output >= SHARED {
             return pass.shared(gw);
         }
@@ -60,7 +60,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
 }
 
 /// What all blocks share.
-struct Pass<'a, E, P> {
+struct WeightGradient<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
     x: Source<'a, E>,
@@ -68,7 +68,7 @@ struct Pass<'a, E, P> {
     operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
     /// Elements of one point's matrices of a block, packed across: tiles and gradients.
     fn matrices(&self) -> [usize; 2] {
         [self.conv.input, self.conv.output].map(|channels| self.tiling.matrix(channels / P::PACK))

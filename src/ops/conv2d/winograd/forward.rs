@@ -14,7 +14,7 @@ use crate::ops::{
     Real,
     batch_norm::{TileMoments, TileSlot},
     conv2d::{BLOCK_ROWS, Conv2d, Source},
-    product::{Left, Operand, Start, Strided, WithOperand, multiply},
+    matmul::{Left, Operand, Start, Strided, WithOperand, multiply},
     simd::dispatch,
 };
 
@@ -42,7 +42,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
         E::with_scratch(Weights::<E>::len::<P>(input, output), |memory| {
             let weights = &Weights::of::<P>(input, output, kernels, memory);
             moments.reset(tiling.statistics, output);
-            let pass = Pass::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };
+            let pass = Blocks::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };
             // Statistics are those of a block or, where it has several parts, of each.
             let slots = tiling.statistics.count() / tiling.blocks.count();
             let take = |y: &[E], slots: &mut [TileSlot<E>]| {
@@ -67,7 +67,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
 }
 
 /// What all blocks share.
-struct Pass<'a, E, P> {
+struct Blocks<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
     x: Source<'a, E>,
@@ -76,7 +76,7 @@ struct Pass<'a, E, P> {
     operand: PhantomData<P>,
 }
 
-impl<E: Real, P: Operand<E>> Pass<'_, E, P> {
+impl<E: Real, P: Operand<E>> Blocks<'_, E, P> {
     /// Elements of one point's matrices of a block: tiles and products.
     fn matrices(&self) -> [usize; 2] {
         [self.conv.input / P::PACK, self.conv.output].map(|row| self.tiling.matrix(row))

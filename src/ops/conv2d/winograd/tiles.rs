@@ -14,8 +14,8 @@ use super::{
 use crate::ops::{
     Real,
     conv2d::Source,
-    lanes::{Vector, lanes},
-    product::Operand,
+    matmul::Operand,
+    vector::{Vector, lanes},
 };
 
 /// Elements of working memory that [`TransformInput`] needs.

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::SHARED;
 use crate::ops::{
-    columns::WHOLE_VECTORS,
     conv2d::{BLOCK_ROWS, Conv2d, Size},
     parts::{Tiles, parts, power},
+    reductions::WHOLE_VECTORS,
 };
 
 /// Outputs along a tile's edge.

@@ -10,7 +10,7 @@
 
 use pulp::Simd;
 
-use crate::ops::{Real, lanes::Vector};
+use crate::ops::{Real, vector::Vector};
 
 const A: f64 = 0.75;
 const B: f64 = 1.5;

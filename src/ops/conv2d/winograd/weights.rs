@@ -11,9 +11,9 @@ use super::{
 };
 use crate::ops::{
     Real,
-    lanes::{Vector, lanes},
-    product::{Operand, PANEL, Panels},
+    matmul::{Operand, PANEL, Panels},
     simd::dispatch,
+    vector::{Vector, lanes},
 };
 
 /// Rows and columns of a kernel.

@@ -3,10 +3,10 @@
 pub mod cuda;
 
 use super::{
-    lanes::{Vector, lanes},
     number::Number,
     parts::{Work, add_tree, leaf_rows, leaves},
     simd::{dispatch, vectorized},
+    vector::{Vector, lanes},
 };
 use pulp::{Simd, WithSimd};
 

@@ -18,15 +18,15 @@ pub(super) fn columns_first(part: CropBox, (width, height): (u32, u32)) -> bool 
 /// Resizing of an axis: for each target pixel its first source pixel, how many there are, and their weights, of which there
 /// is room for `window`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Taps {
+pub(super) struct Filters {
     pub window: usize,
     /// [to, 2 + window].
     pub values: Vec<i32>,
 }
 
-impl Taps {
+impl Filters {
     /// From `from` to `to` pixels; pixels beyond the ends have no share.
-    pub fn new(from: u32, to: u32) -> Taps {
+    pub fn new(from: u32, to: u32) -> Filters {
         let scale = f64::from(from) / f64::from(to);
         // The triangle is as wide as a target pixel, and no narrower than a source pixel.
         let radius = scale.max(1.0);
@@ -40,7 +40,7 @@ impl Taps {
             values.extend(weights.iter().map(|w| (w * f64::from(1u32 << BITS) + 0.5) as i32));
             values.resize((i as usize + 1) * (2 + window), 0);
         }
-        Taps { window, values }
+        Filters { window, values }
     }
 
     /// Number of target pixels.
@@ -90,10 +90,10 @@ mod tests {
     #[test]
     fn weights_add_up_to_one_and_lie_within_the_source() {
         for (from, to) in [(1, 1), (1, 9), (7, 3), (3, 7), (500, 224), (224, 500), (4000, 2), (33, 32)] {
-            let taps = Taps::new(from, to);
-            assert_eq!(taps.iter().count(), to as usize);
-            for (first, weights) in taps.iter() {
-                assert!(!weights.is_empty() && weights.len() <= taps.window, "{from} to {to}");
+            let filters = Filters::new(from, to);
+            assert_eq!(filters.iter().count(), to as usize);
+            for (first, weights) in filters.iter() {
+                assert!(!weights.is_empty() && weights.len() <= filters.window, "{from} to {to}");
                 assert!(first + weights.len() <= from as usize, "{from} to {to}");
                 let off = (weights.iter().sum::<i32>() - (1 << BITS)).unsigned_abs() as usize;
                 assert!(off <= weights.len(), "{from} to {to}: off by {off}");
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn some_target_pixels_read_what_they_read_among_all() {
-        let all = Taps::new(50, 20);
+        let all = Filters::new(50, 20);
         let mut some = all.clone();
         let source = some.only(3..9);
         assert_eq!(some.len(), 6);
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn an_axis_that_keeps_its_length_keeps_its_pixels() {
-        for (i, (first, weights)) in Taps::new(5, 5).iter().enumerate() {
+        for (i, (first, weights)) in Filters::new(5, 5).iter().enumerate() {
             assert_eq!((first, weights), (i, &[1 << BITS][..]));
         }
     }

@@ -1,9 +1,9 @@
 //! Values that may still be on their way from a device: whoever wants one waits for it.
 
 /// A value that is there when it has been waited for.
-pub struct Later<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
+pub struct Pending<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
 
-impl<T: Send + 'static> Later<T> {
+impl<T: Send + 'static> Pending<T> {
     /// What `wait` gives, which is called at most once.
     pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Self {
         Self(Box::new(wait))
@@ -15,8 +15,8 @@ impl<T: Send + 'static> Later<T> {
     }
 
     /// What becomes of the value, worked out when somebody waits.
-    pub fn map<U: Send + 'static>(self, with: impl FnOnce(T) -> U + Send + 'static) -> Later<U> {
-        Later::new(move || Ok(with(self.wait()?)))
+    pub fn map<U: Send + 'static>(self, with: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
+        Pending::new(move || Ok(with(self.wait()?)))
     }
 
     /// The value.

@@ -6,7 +6,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Leaves, Operand, Start, Strided, Target};
-use crate::ops::{columns::WHOLE_VECTORS, lanes::lanes, matrix::Matrix, number::Number, parts::Threads};
+use crate::ops::{matrix::Matrix, number::Number, parts::Threads, reductions::WHOLE_VECTORS, vector::lanes};
 
 /// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
 pub const PANEL: usize = 64;
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::ops::{
         golden::assert_close,
-        product::{Full, Rounded},
+        matmul::{Full, Rounded},
     };
 
     fn ramp<E: Number>(n: usize, step: f64) -> Vec<E> {

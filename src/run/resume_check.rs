@@ -1,4 +1,4 @@
-//! The rehearsal: a short pretraining that keeps its whole state, which `snclr verify resume` kills, resumes and compares.
+//! The resume check: a short pretraining that keeps its whole state, which `snclr verify resume` kills, resumes and compares.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ pub type Digests = BTreeMap<&'static str, String>;
 ///
 /// # Errors
 /// When a stage fails, or the training does not have more than `steps` steps.
-pub fn rehearse(store: &Store, experiment: &Experiment, steps: u64, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
+pub fn train(store: &Store, experiment: &Experiment, steps: u64, reporter: &Arc<Reporter>) -> anyhow::Result<()> {
     let interrupt = Interrupt::default();
     let planner = Planner::new(store, experiment, Path::new(""), &**reporter, &interrupt)?;
     reporter.stage_ends();
@@ -109,7 +109,7 @@ impl Progress for Counting<'_> {
     }
 }
 
-/// The step of the newest checkpoint of the rehearsal in `store`, if there is one.
+/// The step of the newest checkpoint of the training in `store`, if there is one.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -117,12 +117,12 @@ pub fn progress_of(store: &Store, experiment: &Experiment) -> anyhow::Result<Opt
     Ok(checkpoint(store, experiment)?.map(|(step, ..)| step))
 }
 
-/// Digests of the state that a rehearsal left in `store`, by part.
+/// Digests of the state that a training left in `store`, by part.
 ///
 /// # Errors
 /// When there is no state, or it cannot be read.
 pub fn digests(store: &Store, experiment: &Experiment) -> anyhow::Result<Digests> {
-    let (_, state, losses) = checkpoint(store, experiment)?.context("the rehearsal left no checkpoint")?;
+    let (_, state, losses) = checkpoint(store, experiment)?.context("the training left no checkpoint")?;
     let mut parts: BTreeMap<&'static str, Sha256> = BTreeMap::new();
     for NamedTensor { name, shape, values } in &state {
         let hasher = parts.entry(part(name)).or_default();

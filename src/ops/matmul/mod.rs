@@ -29,7 +29,7 @@ use super::number::Number;
 
 /// How the factors of the encoder's products are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Products {
+pub enum MatmulPrecision {
     /// As they are.
     #[default]
     Full,
@@ -73,13 +73,13 @@ pub trait WithOperand<E: Number> {
     fn with<P: Operand<E>>(self) -> Self::Output;
 }
 
-impl Products {
+impl MatmulPrecision {
     /// Does `work` with factors held in the fastest way that the running CPU has.
     pub fn run<E: Factor, W: WithOperand<E>>(self, work: W) -> W::Output {
         match self {
-            Products::Full => work.with::<Full>(),
-            Products::Bf16 if E::multiplies_pairs() => work.with::<E::Pairs>(),
-            Products::Bf16 => work.with::<Rounded>(),
+            MatmulPrecision::Full => work.with::<Full>(),
+            MatmulPrecision::Bf16 if E::multiplies_pairs() => work.with::<E::Pairs>(),
+            MatmulPrecision::Bf16 => work.with::<Rounded>(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::{Add, Mul, Sub};
 use pulp::Simd;
 
 /// A scalar that the vector unit `S` holds several of.
-pub trait Lanes: Copy + 'static {
+pub trait VectorElement: Copy + 'static {
     /// Several scalars side by side.
     type Vector<S: Simd>: Copy + Send + Sync;
 
@@ -40,7 +40,7 @@ pub trait Lanes: Copy + 'static {
 
 macro_rules! lanes {
     ($scalar:ty, $vector:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $mul_add:ident, $less:ident, $select:ident, $cut:ident, $cut_mut:ident) => {
-        impl Lanes for $scalar {
+        impl VectorElement for $scalar {
             type Vector<S: Simd> = S::$vector;
 
             #[inline(always)]
@@ -117,18 +117,18 @@ lanes!(
 
 /// Scalars per vector.
 #[inline(always)]
-pub fn lanes<E: Lanes, S: Simd>() -> usize {
+pub fn lanes<E: VectorElement, S: Simd>() -> usize {
     size_of::<E::Vector<S>>() / size_of::<E>()
 }
 
 /// A vector with operators.
 #[derive(Clone, Copy)]
-pub struct Vector<E: Lanes, S: Simd> {
+pub struct Vector<E: VectorElement, S: Simd> {
     simd: S,
     pub lanes: E::Vector<S>,
 }
 
-impl<E: Lanes, S: Simd> Vector<E, S> {
+impl<E: VectorElement, S: Simd> Vector<E, S> {
     #[inline(always)]
     pub fn new(simd: S, lanes: E::Vector<S>) -> Self {
         Self { simd, lanes }
@@ -154,7 +154,7 @@ impl<E: Lanes, S: Simd> Vector<E, S> {
     }
 }
 
-impl<E: Lanes, S: Simd> Add for Vector<E, S> {
+impl<E: VectorElement, S: Simd> Add for Vector<E, S> {
     type Output = Self;
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -162,7 +162,7 @@ impl<E: Lanes, S: Simd> Add for Vector<E, S> {
     }
 }
 
-impl<E: Lanes, S: Simd> Sub for Vector<E, S> {
+impl<E: VectorElement, S: Simd> Sub for Vector<E, S> {
     type Output = Self;
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
@@ -170,7 +170,7 @@ impl<E: Lanes, S: Simd> Sub for Vector<E, S> {
     }
 }
 
-impl<E: Lanes, S: Simd> Mul for Vector<E, S> {
+impl<E: VectorElement, S: Simd> Mul for Vector<E, S> {
     type Output = Self;
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
@@ -178,7 +178,7 @@ impl<E: Lanes, S: Simd> Mul for Vector<E, S> {
     }
 }
 
-impl<E: Lanes, S: Simd> Mul<E> for Vector<E, S> {
+impl<E: VectorElement, S: Simd> Mul<E> for Vector<E, S> {
     type Output = Self;
     #[inline(always)]
     fn mul(self, factor: E) -> Self {

@@ -9,7 +9,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::{SIDE, Shapes};
-use crate::ops::product::{
+use crate::ops::matmul::{
     Operand, Pairs, Strided, Target,
     kernel::{Product, Series},
 };

@@ -6,9 +6,9 @@ use pulp::{Simd, WithSimd};
 
 use super::Operand;
 use crate::ops::{
-    columns::WHOLE_VECTORS,
-    lanes::{Lanes, lanes},
     number::Number,
+    reductions::WHOLE_VECTORS,
+    vector::{VectorElement, lanes},
 };
 
 /// A matrix whose element (i, j) is at `i * row + j * column`.
@@ -228,7 +228,7 @@ unsafe fn columns<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VE
 }
 
 /// A block of sums in registers.
-type Sums<E, S, const ROWS: usize, const VECTORS: usize> = [[<E as Lanes>::Vector<S>; VECTORS]; ROWS];
+type Sums<E, S, const ROWS: usize, const VECTORS: usize> = [[<E as VectorElement>::Vector<S>; VECTORS]; ROWS];
 
 /// `ROWS` rows from `row` on of the `VECTORS` vectors of columns from `column` on.
 ///

@@ -6,7 +6,7 @@ use half::bf16;
 use pulp::{Simd, WithSimd};
 
 use super::kernel::{Product, Series, Strided, Target};
-use crate::ops::{lanes::lanes, number::Number, simd::dispatch};
+use crate::ops::{number::Number, simd::dispatch, vector::lanes};
 
 /// A way to hold factors in elements of `E`.
 ///

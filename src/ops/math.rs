@@ -2,7 +2,7 @@
 
 /// exp, ln and the error function, the same bits on every CPU: the C library's choose their code by CPU, and those of two
 /// libraries round differently. In f64, where only checks run, they are the crate libm's.
-pub trait Elementary {
+pub trait MathFunctions {
     /// e^x within 2 units in the last place. Results that f32 holds only as subnormal numbers are 0.
     fn exp_inline(self) -> Self;
     /// The natural logarithm within 1 unit in the last place.
@@ -11,7 +11,7 @@ pub trait Elementary {
     fn erf_inline(self) -> Self;
 }
 
-impl Elementary for f64 {
+impl MathFunctions for f64 {
     #[inline(always)]
     fn exp_inline(self) -> Self {
         libm::exp(self)
@@ -48,7 +48,7 @@ fn horner<const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
     coefficients.iter().rev().fold(0.0, |sum, c| sum * x + c)
 }
 
-impl Elementary for f32 {
+impl MathFunctions for f32 {
     #[inline(always)]
     fn exp_inline(self) -> Self {
         // x = n ln 2 + r; adding and subtracting 1.5 * 2^23 rounds to a whole number.

@@ -102,9 +102,9 @@ mod tests {
 
     use super::*;
     use crate::ops::{
-        columns,
         cuda::testing::{on_every_gpu, upload},
         golden::assert_close,
+        reductions,
     };
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
         let (rows, width) = (701, 37);
         let x: Vec<f32> = (0..rows * width).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
-        columns::add_column_sums(&x, 1, &mut expected);
+        reductions::add_column_sums(&x, 1, &mut expected);
         on_every_gpu(|gpu| {
             [Scalar::F32, Scalar::F16, Scalar::Bf16].map(|scalar| {
                 let x = upload(gpu, scalar, &x);
