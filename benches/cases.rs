@@ -1,5 +1,6 @@
-//! The cases of `snclr bench` under divan, on all processors, augmentation too: `cargo bench --bench cases [-- CASE]`, where
-//! CASE is a part of a name.
+//! Measures the cases of `snclr bench` with divan, on all processors, augmentation included.
+//!
+//! Run it by `cargo bench --bench cases [-- CASE]`, where CASE is a part of a name.
 
 use divan::{Bencher, counter::ItemsCount};
 use snclr::bench::{Case, Options};
@@ -8,7 +9,7 @@ fn main() {
     divan::main();
 }
 
-/// A repetition of some cases takes seconds: few samples of one each. Items are images.
+/// Measures one case. There are few samples of one repetition each, since some repetitions take seconds. Items are images.
 #[divan::bench(args = Case::ALL, sample_count = 10, sample_size = 1)]
 fn case(bencher: Bencher, case: Case) {
     let mut workload = case.prepare(&Options::default()).expect("the case as it is");

@@ -1,10 +1,12 @@
-//! What a GPU has to show, in one go: `cargo bench --features cuda --bench gpu [-- [checks|times|nccl] [OUT.json]]`; see
-//! `scripts/gpu-check.sh`. The part `nccl`, which takes the feature of that name, runs only when it is asked for.
+//! Checks and measures everything on a GPU in one run.
 //!
-//! First the checks: the seam to dfdx and dfdx's own operations against the CPU, then ours on its tape, then resuming to the
-//! same bits. Then the times, of the cases of `snclr bench`, with the model's floating-point operations beside the GPU's peak.
-//! Prints a table as it goes, and writes all of it as JSON, row by row, so that a time limit leaves what there is. Ends with
-//! 1 if a check fails.
+//! Run it by `cargo bench --features cuda --bench gpu [-- [checks|times|nccl] [OUT.json]]`; see `scripts/gpu-check.sh`. The part
+//! `nccl` needs the feature of that name, and runs only when it is named.
+//!
+//! The checks come first: the exchange of tensors with dfdx, then the operations of dfdx and of this project on dfdx's tape
+//! against the CPU, then resuming to the same bits. Then the cases of `snclr bench` are timed, and the floating-point speed of
+//! the model is compared with the GPU's peak. The program prints a table row by row. It writes the whole JSON report again after
+//! each row, so that the rows so far survive a time limit. It ends with exit code 1 if a check fails.
 
 #![allow(clippy::disallowed_methods, reason = "made-up data, and dfdx's own operations are what is checked")]
 
@@ -47,10 +49,10 @@ use snclr_engine::{
     train::{Batch, Crop, Device, Loaded, Precision, Sections, StepRow, Trainer, Trains},
 };
 
-/// A GPU with the losses' tensors beside the encoder.
+/// A GPU backend that computes both the encoder and the losses' tensors on the GPU.
 type OnCuda = Gpu<Cuda>;
 
-/// Rows of the table: what, whether it is right, and details; and what was measured.
+/// The report: table rows of a name, a result and details, and the measurements.
 struct Report {
     rows: Vec<Value>,
     cases: Vec<Measurement>,
@@ -85,7 +87,7 @@ impl Report {
         self.save();
     }
 
-    /// Runs a check, which gives a detail or says what is wrong. A panic is a failure of this check alone.
+    /// Runs a check, which returns a detail or what is wrong. A panic fails only this check.
     fn check(&mut self, what: &str, check: impl FnOnce() -> Result<String, String>) {
         let outcome = catch_unwind(AssertUnwindSafe(check)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
@@ -107,7 +109,8 @@ fn ramp(n: usize, step: f32) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * step).sin()).collect()
 }
 
-/// The largest difference, as a share of the largest value; an error above `tolerance`.
+/// Compares arrays: the largest difference, as a share of the largest expected magnitude in its array (at least 1). A share above
+/// `tolerance` is an error.
 fn close(actual: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) -> Result<String, String> {
     let mut most = 0.0f32;
     for (a, e) in actual.iter().zip(expected) {
@@ -169,7 +172,7 @@ macro_rules! stock_training {
     }};
 }
 
-/// Our operations on dfdx's tape: values and gradients.
+/// This project's operations on dfdx's tape: values and gradients.
 macro_rules! our_operations {
     ($device:expr) => {{
         let device = $device;
@@ -210,7 +213,7 @@ macro_rules! contrastive_logits {
     }};
 }
 
-/// Codes of scores, without and with those of a queue beside them.
+/// Sinkhorn codes of scores, once without and once with the scores of a queue.
 macro_rules! codes {
     ($device:expr) => {{
         let device = $device;
@@ -222,7 +225,7 @@ macro_rules! codes {
     }};
 }
 
-/// A trainer's case.
+/// The network and sizes of a trainer.
 struct Case {
     name: &'static str,
     encoder: Value,
@@ -278,7 +281,8 @@ fn bits(state: &[NamedTensor<f32>]) -> Vec<u64> {
     state.iter().flat_map(values).collect()
 }
 
-/// Four steps, with and without a fresh trainer in between.
+/// Trains four steps, once in one trainer and once restoring the state into a new trainer after each step. Both must end in the
+/// same state.
 fn resumes(case: &Case, precision: &str, on: &OnCuda) -> anyhow::Result<String> {
     let (mut straight, mut broken) = (case.trainer(precision, on)?, case.trainer(precision, on)?);
     for step in 0..4 {
@@ -297,7 +301,7 @@ fn resumes(case: &Case, precision: &str, on: &OnCuda) -> anyhow::Result<String> 
     Ok(format!("{} values, the same bits", a.len()))
 }
 
-/// Four steps by one rank that exchanges all by NCCL, and by one that has no other: the same state.
+/// Trains four steps on one rank, once with all exchanges by NCCL and once without. Both must end in the same state.
 #[cfg(feature = "nccl")]
 fn nccl_changes_nothing(case: &Case, precision: &str, on: &OnCuda, wire: &Wired) -> anyhow::Result<String> {
     use snclr_engine::{backend::gpu::Exchange, ranks::Ranks};
@@ -345,7 +349,7 @@ fn nccl(report: &mut Report) {
     report.check("NCCL", || Err("this build has no feature `nccl`".into()));
 }
 
-/// The arithmetics of encoders.
+/// The precisions of encoders, by name.
 const MATHS: [(&str, Math); 3] = [("f32", Math::F32), ("tf32", Math::Tf32), ("f16", Math::F16)];
 
 /// A small network of each kind.
@@ -377,7 +381,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// Milliseconds, images per second, and what the model's operations come to.
+/// A measurement as text: milliseconds, images per second, and floating-point speed of the model.
 fn figures(found: &Measurement) -> String {
     let mut text = format!("{:.2} ms", found.milliseconds.median);
     if let (Some(rate), Some(flops)) = (&found.images_per_second, &found.flops) {
@@ -390,7 +394,7 @@ fn figures(found: &Measurement) -> String {
     format!("{text}: {}", found.what)
 }
 
-/// Milliseconds from decoded images to both views in f16, uploading included; and whether views are the CPU's.
+/// Measures the milliseconds from decoded images to both views in f16, uploading included. Checks that the views equal the CPU's.
 fn augmentation(gpu: &snclr_engine::ops::cuda::Gpu) -> Result<String, String> {
     let view = json!({
         "random_resized_crop": {"scale": [0.2, 1.0]},
@@ -476,7 +480,7 @@ fn checks(report: &mut Report) {
         let back = cuda.rows_at(&gpu, lent.view(), (2, 3)).map_err(text)?.tensor().as_vec();
         if read == sought && back == sought { Ok("the same".into()) } else { Err(format!("{read:?}, {back:?}")) }
     });
-    // f32 sums of a hundred terms in another order.
+    // The tolerance allows for f32 sums of a hundred terms in another order.
     report.check("dfdx: matmul, softmax, logsumexp, gather", || {
         close(&stock_operations!(&cuda), &stock_operations!(&cpu), 1e-5)
     });
@@ -484,9 +488,9 @@ fn checks(report: &mut Report) {
         close(&stock_training!(&cuda), &stock_training!(&cpu), 1e-4)
     });
     report.check("ours: linear, normalise", || close(&our_operations!(&cuda), &our_operations!(&cpu), 1e-5));
-    // Sums of e^5; slopes over tau.
+    // Sums have terms up to e^5, and gradients are divided by tau.
     report.check("ours: contrastive logits", || close(&contrastive_logits!(&cuda), &contrastive_logits!(&cpu), 1e-4));
-    // exp of up to -40: its argument's rounding is what differs.
+    // exp has arguments down to -40, whose rounding differs.
     report.check("ours: Sinkhorn's codes", || close(&codes!(&cuda), &codes!(&cpu), 1e-5));
 
     for case in small_cases() {
@@ -506,7 +510,7 @@ fn checks(report: &mut Report) {
     }
 }
 
-/// Cases that a bar is put to come first.
+/// Measures the times. The cases that have a performance target come first.
 fn times(report: &mut Report) {
     if let Err(error) = Device::Cuda(0).choose() {
         return report.check("choose cuda:0", || Err(error.to_string()));

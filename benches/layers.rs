@@ -1,8 +1,9 @@
-//! What each kind of layer achieves: `cargo bench --bench layers [-- small|resnet18|resnet50] [bf16]`.
+//! Measures the speed of each kind of layer: `cargo bench --bench layers [-- small|resnet18|resnet50] [bf16]`.
 //!
-//! Convolutions of the benchmark's networks, forward and both gradients, in GFLOP/s of the definition's multiplications and
-//! additions, beside the peak that a loop of fused multiply-adds reaches on the same threads. Winograd's algorithm needs
-//! up to four times fewer, so that it can exceed that peak. Element-wise passes are given in GB/s.
+//! Measures the convolutions of the benchmark's networks, forward and both gradients, in GFLOP/s. It counts the multiplications
+//! and additions of the definition of a convolution. For comparison, it prints the peak that a loop of fused multiply-adds
+//! reaches on the same threads. Winograd's algorithm needs up to four times fewer multiplications, so it can exceed that peak.
+//! Element-wise passes are measured in GB/s.
 
 #![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
 
@@ -19,7 +20,7 @@ use snclr_engine::ops::{
 
 const REPEATS: usize = 7;
 
-/// A convolution and how often the network has it.
+/// A convolution: its kind, how often the network has it, its input size, and [kernel, stride, input channels, output channels].
 struct Layer(&'static str, usize, Size, [usize; 4]);
 
 fn layers(case: &str) -> Vec<Layer> {
@@ -60,7 +61,7 @@ fn layers(case: &str) -> Vec<Layer> {
     }
 }
 
-/// Fused multiply-adds that nothing holds up.
+/// A loop of independent fused multiply-adds, which returns its GFLOP/s.
 struct Peak;
 
 impl WithSimd for Peak {

@@ -1,9 +1,10 @@
-//! What it costs to share a training out among ranks, on one machine: `cargo bench --features mpi --bench ranks`. `SNCLR_MPIRUN`
-//! names another launcher than `mpirun`.
+//! Measures the cost of dividing a training among ranks, on one machine: `cargo bench --features mpi --bench ranks`.
+//! `SNCLR_MPIRUN` names another launcher than `mpirun`.
 //!
-//! First the sum of as many values as ResNet-50 has, in the fixed order of its tree, against `MPI_Allreduce` on the same ranks.
-//! Then steps of the case `small` on ranks with a thread each, against one process with as many threads. What is compared is
-//! measured in turn; ratios are of medians, and below 1 where ranks are slower.
+//! First it sums as many values as ResNet-50 has parameters, in the fixed order of the tree, and compares the time with that of
+//! `MPI_Allreduce` on the same ranks. Then it compares steps of the case `small` on ranks of one thread each with one process of
+//! as many threads. The measurements of both sides alternate. Ratios are of medians, and are below 1 if this project's sum, or
+//! the ranks, are slower.
 
 #[path = "../tests/common/mpirun.rs"]
 mod mpirun;
@@ -22,10 +23,10 @@ use snclr_engine::{
     stage::Silent,
 };
 
-/// Values of ResNet-50.
+/// Number of parameters of ResNet-50 without its classifier.
 const VALUES: usize = 23_508_032;
 const ROUNDS: usize = 9;
-/// Steps of a round.
+/// Measured steps per round.
 const STEPS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -47,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds of the sum in a fixed order, and of MPI's.
+/// Milliseconds of the sum in a fixed order, and of MPI's sum.
 fn sums(ranks: &Ranks) -> Vec<f64> {
     let values: Vec<f32> = (0..VALUES).map(|i| ((i + ranks.rank()) % 1009) as f32 * 0.37).collect();
     let (mut ours, mut theirs) = (values.clone(), values.clone());
@@ -93,7 +94,7 @@ fn compare() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What this program measures on so many ranks, or without any.
+/// Runs this program on `ranks` ranks, or without a launcher, and returns the figures that it prints.
 fn measured(work: &str, ranks: Option<usize>, threads: usize) -> anyhow::Result<Vec<f64>> {
     let program = env::current_exe()?;
     let mut command = match ranks {
@@ -108,7 +109,7 @@ fn measured(work: &str, ranks: Option<usize>, threads: usize) -> anyhow::Result<
     serde_json::from_slice(&output.stdout).context("reading what a rank has measured")
 }
 
-/// Of at least one.
+/// The median of at least one value.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -7,9 +7,9 @@
 //! |---|---|
 //! | [`tables`] | the program's own tables: their names and columns |
 //! | [`rule`] | how a broken rule between values is reported |
-//! | [`ops`] | tensor operations that dfdx lacks or does slowly, and where they meet dfdx's tape |
+//! | [`ops`] | tensor operations that dfdx lacks or runs slowly, and their link to dfdx's tape |
 //! | [`ranks`] | processes that train together, and how they exchange values |
-//! | [`backend`] | what devices compute, behind one trait: the host and the GPU |
+//! | [`backend`] | one trait for the computations of a device, implemented for the host and the GPU |
 //! | [`dataset`] | one file per image source; shards; augmentation |
 //! | [`encoder`] | one file per encoder |
 //! | [`method`] | one file per self-supervised method, its queue, heads and loss |

@@ -5,12 +5,12 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`spec`] | YAML, its bases and sweeps, to located, schema-checked [`spec::Experiment`]s |
+//! | [`spec`] | reads YAML, with bases and sweeps, into checked [`spec::Experiment`]s; errors name file and line |
 //! | [`remote`] | the cache that machines share in object storage |
-//! | [`plan`] | experiment to stage graph, keys and explanations |
-//! | [`run`] | drives a plan: cached, run, resumed |
-//! | [`cluster`] | the work of many points, each piece once, for schedulers |
-//! | [`report`] | artifacts to scores, comparisons, their uncertainty, and HTML pages |
+//! | [`plan`] | the stage graph of an experiment, with keys and explanations |
+//! | [`run`] | carries out a plan: uses cached stages, resumes killed ones, runs the rest |
+//! | [`cluster`] | lists the tasks of many points, each once, for schedulers |
+//! | [`report`] | computes scores, comparisons and their uncertainty from artifacts, and writes HTML pages |
 //! | [`cli`] | one file per command |
 //!
 //! A later layer may use earlier ones, never the reverse (`tests/layers.rs` checks it).

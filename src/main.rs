@@ -1,4 +1,4 @@
-//! `snclr`: parse, call, report.
+//! The program `snclr`: parses the command line, runs the command, and prints its error.
 
 use std::process::ExitCode;
 

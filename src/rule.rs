@@ -1,5 +1,5 @@
-//! A broken rule between values of a spec. Each rule is written once, beside the type that it concerns. Both the check of specs,
-//! which reports all errors at once, and the code that uses the values apply it.
+//! A broken rule between values of a spec. Each rule is written once, beside the type that it concerns. It is applied both by the
+//! check of specs, which reports all errors at once, and by the code that uses the values.
 
 /// A rule that values break.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! `snclr bench` measures what it says: cases, options, scaling, and what it refuses.
+//! `snclr bench`: its cases, its options, its output, and the requests that it refuses.
 
 mod common;
 
@@ -18,9 +18,9 @@ fn a_case_is_told_with_its_machine() {
     assert!(0.0 < minimum && minimum <= median, "{case}");
     assert!((number(&case["images_per_second"]["median"]) * median / 128e3 - 1.0).abs() < 1e-9, "{case}");
     assert!(number(&case["images_per_second"]["maximum"]) >= number(&case["images_per_second"]["median"]));
-    // Two branches' activations of 128 images.
+    // The activations of 128 images in two branches take this much.
     assert!((50.0..5000.0).contains(&number(&case["peak_rss_mb"])), "{case}");
-    // 85 million multiply-adds of both branches' passes and a few of the heads; two operations each.
+    // The passes of both branches are 85 million multiply-adds, the heads a few more. One multiply-add is two operations.
     let flops = &case["flops"];
     assert!((0.5..0.7).contains(&number(&flops["gflop_per_image"])), "{flops}");
     let rate = number(&case["images_per_second"]["median"]);
@@ -38,7 +38,7 @@ fn several_cases_have_a_process_each() {
     let cases = measured["cases"].as_array().expect("cases");
     let names: Vec<_> = cases.iter().map(|case| text(&case["case"])).collect();
     assert_eq!(names, ["augment-cifar", "augment-imagenet"]);
-    // One thread, as augmentation is told per core; the second process knows nothing of the first one's memory.
+    // Augmentation is measured per core, so it uses one thread.
     assert!(cases.iter().all(|case| case["threads"] == 1 && case["steps"] == 1), "{measured}");
     for (name, side) in [("00002.png", 32), ("00002.jpg", 400)] {
         let picture = image::open(scratch.path("images").join(name)).expect("a picture");
@@ -86,7 +86,7 @@ fn what_cannot_be_measured_is_a_matter_of_usage() {
         "error: --case knn is measured in f32 only, not in f16; leave --precision out, or choose a case that trains",
     );
     refused("bench --case small --precision f16", "error: --case small cannot be measured: precision: f16 needs a GPU");
-    // Of several cases, before the first one takes its time.
+    // A bad option of the second case is refused before the first case runs.
     refused(
         "bench --case queue --case probe -k 3",
         "error: --case probe has no -k; leave it out, or choose a case that has it \
@@ -94,7 +94,7 @@ fn what_cannot_be_measured_is_a_matter_of_usage() {
     );
 }
 
-/// The other side of the comparison prints the same fields. `SNCLR_TORCH_PYTHON` names a Python with torch and torchvision.
+/// The PyTorch script of the comparison prints the same fields. `SNCLR_TORCH_PYTHON` names a Python with torch and torchvision.
 #[test]
 fn the_reference_in_python_has_the_same_shape() {
     let Ok(python) = std::env::var("SNCLR_TORCH_PYTHON") else {

@@ -1,4 +1,4 @@
-//! What reruns and what does not: keys hold what matters and nothing else.
+//! Which changes make which stages run again: the cache's keys hold what a result depends on, and nothing else.
 
 mod common;
 
@@ -81,7 +81,7 @@ fn touching_and_moving_reruns_nothing() {
     copy_tree(&scratch.path("runs"), &scratch.path("copied"));
     assert_eq!(pending(&with("plan", "elsewhere", "copied")), [] as [&str; 0]);
 
-    // Images count by their bytes and labels: neither another name nor one more file that cannot be read trains again.
+    // Images count by their bytes and labels. After a renamed image and a new unreadable file, only the data stage runs again.
     std::fs::rename(scratch.path("elsewhere/train/cat/3.png"), scratch.path("elsewhere/train/cat/3a.png"))
         .expect("a name");
     scratch.write("elsewhere/train/cat/9z.png", "no image");
@@ -97,7 +97,7 @@ fn touching_and_moving_reruns_nothing() {
     assert!(reason(&plan, "data").starts_with("data.source"), "{}", reason(&plan, "data"));
 }
 
-/// Content of a table of the only artifact of a stage.
+/// The content hash of a table in the only artifact of a stage.
 fn content(scratch: &Scratch, runs: &str, stage: &str, table: &str) -> String {
     let dir = std::fs::read_dir(scratch.path(&format!("{runs}/store/{stage}"))).expect("the stage").next();
     let manifest = dir.expect("an artifact").expect("an entry").path().join("manifest.json");

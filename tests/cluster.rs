@@ -1,5 +1,6 @@
-//! `snclr submit` and `snclr status` against a real Slurm: one controller and two nodes on this machine (Debian's packages slurmctld,
-//! slurmd, slurm-client and munge). Without them these tests are skipped aloud, unless `SNCLR_REQUIRE_SLURM` is set.
+//! `snclr submit` and `snclr status` against a real Slurm: one controller and two nodes on this machine (Debian's packages
+//! slurmctld, slurmd, slurm-client and munge). Without them these tests print that they are skipped; with `SNCLR_REQUIRE_SLURM`
+//! they fail. The Kubernetes tests need no cluster.
 
 mod common;
 
@@ -25,7 +26,7 @@ fn short() -> String {
 
 const SWEEP: &str = "--sweep method.tau=0.1,0.2 --sweep knn.k=[3],[5] --threads 1";
 
-/// Content of every artifact, by stage and key.
+/// The content hash of every artifact, by stage and key.
 fn contents(runs: &Path) -> BTreeMap<String, String> {
     let mut contents = BTreeMap::new();
     for stage in fs::read_dir(runs.join("store")).expect("the store") {
@@ -47,7 +48,7 @@ fn a_sweep_makes_each_stage_once_on_two_nodes_to_the_bits_of_one_machine() {
     let expected = scratch.json(&format!("run short.yaml --runs alone --json {SWEEP}"));
 
     let submitted = slurm.json(&scratch, &format!("submit short.yaml --json {SWEEP}"));
-    // Data, two trainings and their embeddings, one control, two probes, four evaluations by kNN.
+    // One data task, two trainings and their embeddings, one control, two probes, four kNN evaluations.
     let arrays = submitted["submitted"].as_array().expect("arrays").iter();
     let arrays: Vec<_> =
         arrays.map(|array| (text(&array["stage"]), array["tasks"].as_u64().expect("a number"))).collect();
@@ -74,13 +75,13 @@ fn what_fails_or_is_stopped_is_submitted_again_and_harms_no_other() {
     let scratch = Scratch::new();
     scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 60\n"));
     scratch.json("run long.yaml --runs alone --json --threads 1");
-    // One of two points diverges.
+    // The second of the two points diverges.
     let sweep = "long.yaml --sweep optimizer.base_lr=0.1,1e30 --threads 1";
     scratch.write("cluster.yaml", "all: {cpus: 1, warning: 30}\n");
     let submit = || slurm.json(&scratch, &format!("submit {sweep} --cluster cluster.yaml --json"));
     submit();
 
-    // Its training is stopped as a time limit or a preemption does it: it leaves a checkpoint, and asks to be started again.
+    // SIGTERM stops the first point's training, as a time limit or a preemption would: it saves a checkpoint and is requeued.
     let at_work = |status: &Value| -> bool {
         let tasks = status["tasks"].as_array().expect("tasks").iter();
         tasks
@@ -100,7 +101,7 @@ fn what_fails_or_is_stopped_is_submitted_again_and_harms_no_other() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{}", printed(&scratch));
         sleep(Duration::from_millis(100));
     }
-    // Slurm lets a task that was put back wait for two minutes; whoever does not want to wait submits again.
+    // Slurm holds a requeued task for two minutes. This test cancels it and submits again instead of waiting.
     sleep(Duration::from_secs(1));
     let waiting = slurm.ask("squeue", &["--noheader", "--name=tiny-pretrain-0", "--format=%T %r"]);
     assert!(waiting.contains("PENDING"), "{waiting}");
@@ -133,7 +134,7 @@ fn a_thousand_points_are_six_arrays_in_three_seconds() {
     let seconds = begun.elapsed().as_secs_f64();
     assert_eq!(printed.code, 0, "{}", printed.stderr);
     let last = printed.stdout.lines().last().expect("a line");
-    // Without a Slurm to ask, an array ends at 1,000 tasks.
+    // Without a Slurm to ask for its limit, an array has at most 1,000 tasks.
     assert_eq!(last, "would submit 5001 tasks in 6 arrays; 0 done");
     println!("{seconds:.2} s");
     assert!(!scratch.path("runs").exists());
@@ -157,7 +158,7 @@ fn a_stage_alone_needs_its_inputs_and_nothing_else() {
         assert_eq!(common::statuses(&run), BTreeMap::from([(stage.to_owned(), "ran".to_owned())]));
     }
     assert_eq!(scratch.json("runs --json"), json!({ "runs": [] }));
-    // The last stage of all makes it a run.
+    // Once the last stage is done, the point is recorded as a run.
     let last = scratch.json("run tiny.yaml --only knn --json");
     let whole = scratch.json("run tiny.yaml --json");
     assert_eq!(last["run"], whole["run"]);
@@ -169,7 +170,7 @@ fn a_stage_alone_needs_its_inputs_and_nothing_else() {
 const KUBERNETES: &str = "all: {cpus: 1, memory: 1G, time: '1:00:00', pod: {nodeSelector: {disk: ssd}}}\n\
     stages: {pretrain: {gpus: 1, at_once: 1}}\nkubernetes: {image: lab/snclr, claim: team, mount: MOUNT, namespace: lab}\n";
 
-/// The `cluster:` file of a volume that is mounted where the scratch folder is.
+/// Writes a cluster file whose volume is mounted at the scratch folder. Returns the options of `submit` that use the file.
 fn kubernetes(scratch: &Scratch) -> &'static str {
     let mount = scratch.path("").canonicalize().expect("the folder").display().to_string();
     scratch.write("cluster.yaml", KUBERNETES.replace("MOUNT", &mount));
@@ -208,7 +209,7 @@ fn manifests_keep_to_the_published_schema() {
     for (key, wrong) in [("podFailurePolicy:", "podFailurePolicies:"), ("claimName:", "claim:")] {
         assert!(!validate(&printed.stdout.replacen(key, wrong, 1)).status.success(), "{wrong}");
     }
-    // A name is a DNS label, that of each of its pods too.
+    // The name of a Job, and of each of its pods, is a DNS label.
     for line in printed.stdout.lines().filter_map(|line| line.strip_prefix("  name: ")) {
         let plain = line.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         assert!(plain && line.len() <= 57 && !line.starts_with('-') && !line.ends_with('-'), "{line}");
@@ -232,7 +233,7 @@ fn the_command_of_a_manifest_runs_its_stage() {
     let expected = [(1, 1), (2, 1), (2, 2), (1, 1), (2, 2), (4, 4)];
     assert_eq!(shown, expected.map(|(tasks, at_once)| (json!(tasks), json!(at_once))));
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_snclr"), scratch.path("snclr")).expect("a link");
-    // As the kubelet starts it, but for the image.
+    // Starts the command as the kubelet does, but without the image.
     let run = |manifest: &Value, index: u64| -> (i32, String) {
         let container = &spec(manifest)["template"]["spec"]["containers"][0];
         let words = container["command"].as_array().expect("a command").iter();
@@ -298,7 +299,7 @@ fn what_is_killed_or_cancelled_is_finished_to_the_same_bits() {
     scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 40\n"));
     scratch.json("run long.yaml --runs alone --json --threads 1");
     let submit = || slurm.json(&scratch, "submit long.yaml --json --threads 1");
-    // The process that trains, once it does.
+    // Blocks until a process trains, and returns its process id.
     let training = || -> String {
         let begun = Instant::now();
         loop {
@@ -316,7 +317,7 @@ fn what_is_killed_or_cancelled_is_finished_to_the_same_bits() {
     sleep(Duration::from_secs(1));
     assert!(Command::new("kill").args(["-KILL", &process]).status().expect("kill").success());
     slurm.drain(&scratch);
-    // Those behind it have found nothing to read, and harmed nothing.
+    // The tasks behind the killed one found their input missing, and ended without damage.
     let status = slurm.json(&scratch, "status long.yaml --json");
     assert_eq!(status["points_done"], 0, "{status}");
 
@@ -335,7 +336,7 @@ fn what_is_killed_or_cancelled_is_finished_to_the_same_bits() {
 fn a_thousand_points_are_handed_to_slurm_in_a_moment() {
     let Some(slurm) = Slurm::start() else { return };
     let scratch = Scratch::new();
-    // They are looked at, and do not begin.
+    // `--hold` keeps the tasks in the queue: the test only counts them.
     scratch.write("cluster.yaml", "all: {options: [--hold]}\n");
     let seeds: Vec<String> = (0..1000).map(|seed| seed.to_string()).collect();
     let line = format!("submit tiny.yaml --json --cluster cluster.yaml --sweep seed={}", seeds.join(","));
@@ -345,7 +346,7 @@ fn a_thousand_points_are_handed_to_slurm_in_a_moment() {
     println!("{seconds:.2} s");
     let jobs = submitted["submitted"].as_array().expect("arrays");
     assert_eq!((jobs.len(), jobs.iter().filter_map(|job| job["tasks"].as_u64()).sum::<u64>()), (6, 5001));
-    // Three where nothing runs beside it.
+    // It takes 3 seconds on an idle machine; other tests may run at the same time.
     assert!(seconds < 10.0, "{seconds}");
     let waiting = slurm.ask("squeue", &["--noheader", "--array", "--name=tiny-knn-0"]);
     assert_eq!(waiting.lines().count(), 1000);
@@ -358,7 +359,7 @@ fn a_thousand_points_are_handed_to_slurm_in_a_moment() {
 fn soak_a_time_limit_ends_with_a_checkpoint() {
     let Some(slurm) = Slurm::start() else { panic!("it takes a Slurm") };
     let scratch = Scratch::new();
-    // Longer than Slurm's shortest limit, a minute, leaves it.
+    // This training takes longer than a minute, the shortest time limit of Slurm.
     scratch.write("long.yaml", TINY.replace("epochs: 5\n", "epochs: 600\n").replace("every: 4", "every: 400"));
     let begun = Instant::now();
     scratch.json("run long.yaml --runs alone --json --threads 1");
@@ -368,7 +369,7 @@ fn soak_a_time_limit_ends_with_a_checkpoint() {
     let begun = Instant::now();
     while status()["points_done"] != 1 {
         slurm.json(&scratch, "submit long.yaml --cluster cluster.yaml --json");
-        // What was put back into the queue is left to Slurm, which starts it two minutes later.
+        // Waits for Slurm, which starts a requeued task again two minutes later.
         let idle = |state: &str| !["RUNNING", "PENDING", "COMPLETING", "CONFIGURING"].contains(&state);
         while !slurm.ask("squeue", &["--noheader", "--format=%T"]).lines().all(|state| idle(state.trim())) {
             assert!(begun.elapsed() < Duration::from_secs(1500), "{}{}", slurm.ask("squeue", &[]), printed(&scratch));

@@ -1,4 +1,4 @@
-//! `snclr compare`: every format on stdout, the Parquet file beside it, errors that name the nearest run.
+//! `snclr compare`: every output format, the Parquet file that it writes, and errors that suggest the nearest run.
 
 mod common;
 
@@ -58,7 +58,7 @@ fn the_table_shows_what_differs_and_where_the_parquet_file_is() {
 #[test]
 fn a_comparison_that_cannot_be_kept_is_printed() {
     let root = runs();
-    // Nothing can be written in its place.
+    // A folder takes the file's place, so that the file cannot be written.
     let path = root.path().join("results/comparison.parquet");
     fs::create_dir(&path).unwrap();
     let output = compare(root.path(), &["warm", "cold"]);
@@ -174,7 +174,7 @@ fn other_test_images_and_other_precisions_are_said_and_the_former_leave_no_best(
     assert_eq!(page.code, 0, "{}", page.stderr);
     assert!(fs::read_to_string(scratch.path("page.html")).expect("the page").contains(&told));
 
-    // As good as a folder that can only be read: what is in the way cannot be replaced.
+    // A folder in place of the file cannot be replaced. This stands for a runs folder that is read-only.
     let file = scratch.path("runs/results/comparison.parquet");
     fs::remove_file(&file).expect("the comparison");
     fs::create_dir_all(file.join("in the way")).expect("a folder");

@@ -1,5 +1,5 @@
-//! Public suites of images, beside what Pillow and the suites' own references make of them: `SNCLR_CONFORMANCE` names a folder
-//! with an `expected.csv` (path, outcome, format, width, height, rgb_sha256, reference); without it nothing is read.
+//! Compares the decoders on public image suites with Pillow and with the suites' reference images. `SNCLR_CONFORMANCE` names a
+//! folder with an `expected.csv` (path, outcome, format, width, height, rgb_sha256, reference). Without it, no suite is read.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -7,7 +7,7 @@ use image::RgbImage;
 use sha2::{Digest, Sha256};
 use snclr::dataset::Sample;
 
-/// The rows of `expected.csv` whose path begins with one of `suites`, by column, with the bytes of the file.
+/// The rows of `expected.csv` whose path starts with one of `suites`: the values by column name, and the bytes of the file.
 fn rows(suites: &[&str]) -> Vec<(BTreeMap<String, String>, Vec<u8>)> {
     let Some(root) = std::env::var_os("SNCLR_CONFORMANCE").map(PathBuf::from) else { return vec![] };
     let mut table = csv::Reader::from_path(root.join("expected.csv")).expect("expected.csv");
@@ -23,7 +23,7 @@ fn decoded(bytes: Vec<u8>) -> Result<RgbImage, String> {
     Sample { bytes, path: None, label: None }.image()
 }
 
-/// Largest difference from the picture that the suite gives as right; None without one of the same size.
+/// The largest difference of a sample from the suite's reference image. None if there is no reference of the same size.
 fn from_reference(row: &BTreeMap<String, String>, image: &RgbImage) -> Option<u8> {
     let path = PathBuf::from(std::env::var_os("SNCLR_CONFORMANCE")?).join(&row["reference"]);
     let right = decoded(fs::read(path).ok()?).ok().filter(|right| right.dimensions() == image.dimensions())?;
@@ -43,7 +43,7 @@ fn formats_come_to_the_same_pixels() {
             path.contains("/lenient/") || ["bmp/rgb24rle24.bmp", "png/xcsn0g01.png"].contains(&path.as_str());
         match decoded(bytes) {
             Err(reason) if row["outcome"] == "ok" && !may_be_refused => wrong.push(format!("{path}: {reason}")),
-            // Hidden colours are the decoder's own affair where the suite's reference agrees.
+            // The pixels may differ from Pillow's (in colours that alpha hides) if they equal the suite's reference.
             Ok(image)
                 if !expected.is_empty() && hash(&image) != *expected && from_reference(&row, &image) != Some(0) =>
             {
@@ -62,11 +62,11 @@ fn jpeg_is_right_or_refused_by_name() {
     for (row, bytes) in rows(&["jpeg/reftest/", "jpeg/libjpeg-turbo/", "exif/"]) {
         match decoded(bytes) {
             Err(reason) if reason.contains("which is not decoded") => {}
-            // Pillow fills in what its entropy data lack.
+            // This file's entropy-coded data are incomplete, and Pillow fills in the missing pixels.
             Err(_) if row["path"] == "jpeg/reftest/partial_progressive.jpg" => {}
             Err(reason) => wrong.push(format!("{}: {reason}", row["path"])),
             Ok(image) => {
-                // Files that Pillow does not read have a reference, or nothing.
+                // A file that Pillow cannot read is compared with its reference image, if it has one.
                 let near = match row["rgb_sha256"].as_str() {
                     "" => from_reference(&row, &image).is_none_or(|most| most <= 3),
                     expected => hash(&image) == expected,
@@ -81,7 +81,8 @@ fn jpeg_is_right_or_refused_by_name() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What signed samples are as colours nobody has said; tests beside the decoder compare the samples of all files.
+/// Skips the pixels of signed samples, because no standard says which colours they are. The unit tests of the decoder compare the
+/// samples of all files.
 #[test]
 fn tiff_is_right_or_refused_by_name() {
     let mut wrong = Vec::new();
@@ -101,7 +102,7 @@ fn tiff_is_right_or_refused_by_name() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Mutations of the suites' files and of the repository's own: bits flipped, ends cut off, parts moved.
+/// Decodes mutations of the suites' files and of the repository's own: bytes changed, ends cut off, parts repeated.
 #[test]
 #[ignore = "scripts/soak.sh runs it"]
 fn soak_mutations_end_without_a_panic() {
@@ -113,7 +114,7 @@ fn soak_mutations_end_without_a_panic() {
     let files: Vec<Vec<u8>> = own.chain(suites).filter(|bytes| (4..200_000).contains(&bytes.len())).collect();
     let mut state = 1u64;
     let mut below = |bound: usize| {
-        // Knuth's generator; its upper bits are the good ones.
+        // Knuth's linear congruential generator. Its upper bits are the random ones.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % bound
     };
@@ -142,7 +143,7 @@ fn soak_mutations_end_without_a_panic() {
     assert!(passed > 0 && refused > 0);
 }
 
-/// No panic, and an end.
+/// Decoding damaged files ends without a panic.
 #[test]
 fn damaged_files_are_decoded_or_refused() {
     for (_, bytes) in rows(&["jpeg/crashtest/", "tiff/", "gif/regression/", "bmp/bad/", "webp/regression/"]) {

@@ -1,4 +1,4 @@
-//! `snclr data` and `snclr views`: what is in the images of a spec, and what training would see of them.
+//! `snclr data` and `snclr views`: a report of the images of a spec, and the views of them that training would see.
 
 mod common;
 
@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// A picture like no other: a sloped ground, and figures of any place, size and colour on it.
+/// A random picture: a colour gradient, and shapes of random place, size and colour on it.
 fn picture(random: &mut ChaCha8Rng) -> RgbImage {
     let (width, height) = (random.random_range(70..220), random.random_range(70..220));
     let mut color = || [0; 3].map(|_: u8| random.random_range(0..=255u8));
@@ -51,7 +51,7 @@ fn encoded(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// The picture as others hand it on.
+/// A near duplicate of the picture, as an encoded file: compressed, resized, cropped, or with another brightness.
 fn near(image: &RgbImage, kind: usize, random: &mut ChaCha8Rng) -> Vec<u8> {
     let (width, height) = image.dimensions();
     let resized = |share: f32| {
@@ -86,7 +86,7 @@ fn spec(train: &str, test: &str) -> String {
     TINY.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Names of the images of each pair, and a list's other figures.
+/// The names of the two images of each pair in a list.
 fn pairs(list: &Value) -> BTreeSet<[String; 2]> {
     let name = |image: &Value| format!("{}/{}", text(&image["split"]), text(&image["image"]));
     let pair = |pair: &Value| {
@@ -114,7 +114,7 @@ fn planted_duplicates_are_found_among_pictures_that_are_none() {
         let name = format!("train/{class}/{i:03}.png");
         let bytes = encoded(&image, ImageFormat::Png);
         scratch.write(&name, &bytes);
-        // Every third is there again: as it is or nearly so, in the same split or the other, in the same class or the other.
+        // Every third image has a duplicate, exact or near, in the same split or the other, in the same class or the other.
         let again = format!("{}/{}/again{i:03}.png", ["train", "test"][i / 3 % 2], ["cat", "dog"][i / 2 % 2]);
         if i % 15 == 0 {
             scratch.write(&again, &bytes);
@@ -140,7 +140,7 @@ fn planted_duplicates_are_found_among_pictures_that_are_none() {
         both(&near_ones) > 20 && found["near_duplicates"]["both_splits"].as_u64().unwrap() >= both(&near_ones) as u64
     );
     assert!(found["near_duplicates"]["two_classes"].as_u64().unwrap() > 20);
-    // The images are read once: the run finds them.
+    // `snclr data` left the artifact of the data stage, so a run need not read the images again.
     let plan = scratch.json("plan photos.yaml --json");
     assert_eq!((&plan["stages"][0]["stage"], &plan["stages"][0]["status"]), (&json!("data"), &json!("cached")));
 }

@@ -1,25 +1,25 @@
-//! Everything that the README, CONTRIBUTING and the pages under `docs/` show is executed, or compared with the sources.
+//! Executes the blocks of the README, CONTRIBUTING and the pages under `docs/`, or compares them with the sources.
 //!
 //! Each page has a folder of its own with `specs/`, a few photographs (`photos/train`, `photos/val`) and a small CIFAR-10 as
-//! Parquet (`cifar10/`). Its blocks are taken in their order:
+//! Parquet (`cifar10/`). The blocks of a page are handled in their order:
 //!
-//! - `sh`: each line runs; it must end with 0, or with an exit code that its comment names (`# … exit code 3`).
-//!   `cargo run --release --` stands for the program; lines that begin with a word of [`NOT_RUN`] are not run, nor are those with a
-//!   shared cache in a build without the feature `remote`, or with `mpirun` in one without `mpi`.
-//! - `text`: what the block before it printed. Each line must be in that output, in this order. Numbers, hashes, times and
-//!   frames of tables may differ (see [`stable`]); so may a line `…`, which stands for any lines.
-//! - `yaml`: a spec that must be valid: whole where its first line is `# NAME.yaml`, under which it is saved; otherwise a part
-//!   that is laid over `specs/quickstart.yaml`.
-//! - `python`: runs, if there is a Python with the packages that it imports (see [`common::python`]).
-//! - `snakemake`: becomes the `Snakefile`.
-//! - `rust`, `cuda`: a quote. Its first line, `// FILE`, names a file of the repository, in which the other lines follow each
-//!   other; a line `…` stands for any lines. Indentation and empty lines do not count.
-//! - Blocks without a language are pictures and formulae. There are no others.
+//! - `sh`: each line runs. It must end with exit code 0, or with a code that its comment names (`# … exit code 3`).
+//!   `cargo run --release --` stands for the program. Lines that start with a word of [`NOT_RUN`] do not run. Lines with a shared
+//!   cache run only in a build with the feature `remote`, lines with `mpirun` only with `mpi`.
+//! - `text`: the output of the block before it. Each line must be in that output, in this order. Numbers, hashes, times and
+//!   frames of tables may differ (see [`stable`]). A line `…` stands for any lines.
+//! - `yaml`: a spec, which must be valid. If its first line is `# NAME.yaml`, the block is a whole spec and is saved under that
+//!   name. Otherwise it is a part that extends `specs/quickstart.yaml`.
+//! - `python`: a script. It runs if there is a Python with the packages that it imports (see [`common::python`]).
+//! - `snakemake`: the block becomes the `Snakefile`.
+//! - `rust`, `cuda`: a quote. Its first line, `// FILE`, names a file of the repository. The other lines must follow each other
+//!   in that file; a line `…` stands for any lines. Indentation and empty lines do not count.
+//! - Blocks without a language are pictures and formulae, and are not checked. Any other language is an error.
 //!
-//! What would take minutes is made smaller by [`SMALLER`], which is laid over the specs that pages run. Nothing else is changed.
+//! [`SMALLER`] holds overrides that make the specs of the pages run in seconds instead of minutes. Nothing else is changed.
 //!
-//! On the pages of [`common::figures::PAGES`] digits count too: what a `text` block there shows is, to the letter, what the whole
-//! specs printed when the figures were last taken. [`common::figures`] says how they are kept and taken anew.
+//! On the pages of [`common::figures::PAGES`] the digits of `text` blocks count too: they are exactly those that the full specs
+//! printed when the figures were last measured. [`common::figures`] says where they are kept and how to measure them again.
 
 mod common;
 
@@ -45,7 +45,7 @@ use common::{
 use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 
-/// First words of lines that build this program, open another one, or need a GPU's tools or PyTorch.
+/// First words of lines that do not run: they build this program, start another one, or need PyTorch or tools of a GPU.
 const NOT_RUN: [&str; 10] = [
     "cargo",
     ".ci/run",
@@ -59,7 +59,7 @@ const NOT_RUN: [&str; 10] = [
     "LD_LIBRARY_PATH=target/cuda-toolkit/lib64/stubs",
 ];
 
-/// What is laid over a spec so that it takes a second.
+/// For each spec, the keys that are overridden so that a run takes a second.
 const SMALLER: [(&str, &str); 7] = [
     (
         "quickstart.yaml",
@@ -116,7 +116,7 @@ fn read(page: &str) -> String {
 struct Block {
     language: String,
     text: String,
-    /// Line of its fence, from 1.
+    /// The line of the opening fence, from 1.
     line: usize,
 }
 
@@ -145,17 +145,17 @@ fn blocks(page: &str) -> Vec<Block> {
 /// The folder in which a page's lines run.
 struct Folder {
     dir: TempDir,
-    /// Configuration of the Slurm that its lines find.
+    /// The configuration of the Slurm that the page's lines use, if any.
     slurm: Option<PathBuf>,
 }
 
 impl Folder {
-    /// With specs that take a second.
+    /// A folder in which every spec of [`SMALLER`] takes a second.
     fn new() -> Folder {
         Folder::where_smaller(|_| true)
     }
 
-    /// With smaller specs where they are wanted.
+    /// A folder in which those specs of [`SMALLER`] take a second whose names are `wanted`.
     fn where_smaller(wanted: impl Fn(&str) -> bool) -> Folder {
         let folder = Folder { dir: TempDir::new().expect("a folder"), slurm: None };
         copy_tree(&repository().join("specs"), &folder.path("specs"));
@@ -190,7 +190,7 @@ impl Folder {
         pixels(40, n).save(path).expect("a picture");
     }
 
-    /// Images in the Hugging Face schema, with the columns that CIFAR-10 has there.
+    /// Writes images in the Hugging Face schema, with CIFAR-10's columns `img` and `label`.
     fn parquet(&self, name: &str, images: u32) {
         let png = |n: u32| {
             let mut bytes = std::io::Cursor::new(Vec::new());
@@ -228,14 +228,14 @@ impl Folder {
     }
 }
 
-/// A picture that is like no other.
+/// A picture that depends on `n`.
 fn pixels(side: u32, n: u32) -> image::RgbImage {
     image::RgbImage::from_fn(side, side, |x, y| {
         image::Rgb([(x * (n % 7 + 1)) as u8, (y * (n % 5 + 2)) as u8, (n * 37 + x * y) as u8])
     })
 }
 
-/// Commands of a block: a line each, joined where they go on.
+/// The commands of a block. A line that ends with a backslash, and a `for` loop up to `done`, continue on the next line.
 fn commands(text: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut unfinished = false;
@@ -257,8 +257,8 @@ fn exit_codes(command: &str) -> Vec<i32> {
     codes.map(|code| code.trim().parse().expect("an exit code")).collect()
 }
 
-/// A line without what may differ: frames of tables, blanks, marks of the best; hashes and numbers become `#`, lengths of time
-/// `# s`, sizes `# B`, levels of significance `p #`.
+/// A line without the parts that may differ. Frames of tables and marks of the best become blanks, and blanks are merged. Hashes
+/// and numbers become `#`, durations `# s`, sizes `# B`, p-values `p #`.
 fn stable(line: &str) -> String {
     let plain: String = line.chars().map(|c| if "│┆┌┐└┘─┬┴├┤╞╪╡═┼|*★".contains(c) { ' ' } else { c }).collect();
     let mut text = String::new();
@@ -301,7 +301,7 @@ fn stable(line: &str) -> String {
     text
 }
 
-/// The first line of `shown` that `output` does not have in its place.
+/// The first line of `shown` that `output` lacks, or has only before the lines that were found already.
 fn missing<'a>(shown: &'a str, output: &str) -> Option<&'a str> {
     let mut lines = output.lines().map(stable);
     shown.lines().find(|line| {
@@ -310,7 +310,7 @@ fn missing<'a>(shown: &'a str, output: &str) -> Option<&'a str> {
     })
 }
 
-/// The first line of a quote that `source` does not have where it should. Lines between two `…` must follow each other.
+/// The first line of the first part of a quote that `source` lacks, or has only earlier. Lines between two `…` must be adjacent.
 fn misquoted<'a>(quote: &'a str, source: &str) -> Option<&'a str> {
     fn lines(text: &str) -> Vec<&str> {
         text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
@@ -326,7 +326,7 @@ fn misquoted<'a>(quote: &'a str, source: &str) -> Option<&'a str> {
     None
 }
 
-/// Packages that a script imports, without Python's own.
+/// The packages that a script imports, without Python's standard library.
 fn imports(script: &str) -> Vec<&str> {
     let own = ["glob", "json"];
     let lines = script.lines().filter_map(|line| line.strip_prefix("import ").or(line.strip_prefix("from ")));
@@ -335,14 +335,14 @@ fn imports(script: &str) -> Vec<&str> {
     packages.filter(|package| !own.contains(package)).collect()
 }
 
-/// Goes through a page; panics at the first block that is not true.
+/// Executes the blocks of a page. Panics at the first block that is wrong.
 fn execute(page: &str) {
     execute_in(&Folder::new(), page, |_, _, _| {});
 }
 
-/// Goes through a page; `shown` gets each `text` block with its place and what was printed.
+/// Executes the blocks of a page in `folder`. `shown` is called for each `text` block with its place, the block and the output.
 fn execute_in(folder: &Folder, page: &str, mut shown: impl FnMut(&str, &Block, &str)) {
-    // What the block before printed; None where it was not run.
+    // The output of the block before; None if that block did not run.
     let mut printed: Option<String> = None;
     for block in blocks(page) {
         let at = format!("{page}:{}", block.line);
@@ -396,7 +396,7 @@ fn execute_in(folder: &Folder, page: &str, mut shown: impl FnMut(&str, &Block, &
     }
 }
 
-/// What a command prints; None where it needs a Python that is not there.
+/// The output of a command. None if it needs a Python package that is missing; empty if the command does not run here.
 fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
     let command = command.replace("cargo run --release -- ", "snclr ");
     let first = command.split_whitespace().next().unwrap_or_default();
@@ -413,7 +413,7 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
             println!("{at}: not run in a build without the feature `mpi`: {command}");
             return Some(String::new());
         }
-        // As root, as containers are, and with more ranks than processors.
+        // Allow root, the user of most containers, and more ranks than processors.
         let allowed = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1";
         command = format!("{allowed} mpirun {rest}");
     }
@@ -424,7 +424,7 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
     if let Some(rest) = command.strip_prefix("snakemake ") {
         command = format!("'{}' -m snakemake {rest}", python(&["snakemake"])?);
     }
-    // A line that waits for something must not wait for ever.
+    // Some lines wait for something: the time limit keeps them from waiting for ever.
     let (code, output) = folder.output("timeout", &["300", "sh", "-c", &format!("{{ {command}\n}} 2>&1")]);
     assert!(exit_codes(&command).contains(&code), "{at}: exit code {code}: {command}\n{output}");
     Some(output)
@@ -432,7 +432,7 @@ fn shell(folder: &Folder, command: &str, at: &str) -> Option<String> {
 
 macro_rules! pages {
     ($($test:ident: $page:literal,)*) => {
-        /// Pages, each a test.
+        /// The pages that have a test.
         const TESTED: &[&str] = &[CLUSTER, $($page),*];
         $(
             #[test]
@@ -478,7 +478,7 @@ fn every_page_is_executed() {
     assert!(pages.is_empty(), "not executed: {pages:?}");
 }
 
-/// The page that hands work to a scheduler.
+/// The page that needs a scheduler, Slurm.
 const CLUSTER: &str = "docs/how-to/cluster.md";
 
 #[test]
@@ -488,7 +488,7 @@ fn cluster() {
     execute_in(&folder, CLUSTER, |_, _, _| {});
 }
 
-/// Lines of a block that count.
+/// The lines of a block that are compared: all but empty lines and `…`.
 fn shown_lines(block: &Block) -> Vec<String> {
     let lines = block.text.lines().map(str::trim_end);
     lines.filter(|line| !line.is_empty() && *line != "…").map(str::to_owned).collect()
@@ -521,7 +521,7 @@ fn figures_are_those_of_their_source() {
     assert!(wrong.is_empty(), "{}\ntaken anew by: {}", wrong.join("\n"), figures::COMMAND);
 }
 
-/// No sentence names a score: its digits would have no source.
+/// Scores appear in blocks only. A score in a sentence would have no source to compare with.
 #[test]
 fn scores_stand_in_blocks_alone() {
     let mut wrong = Vec::new();
@@ -591,7 +591,7 @@ fn retake_figures() {
     }
 }
 
-/// Targets of the links and pictures of a page, blocks left out.
+/// The targets of the links and pictures of a page, without those in blocks.
 fn links(page: &str) -> Vec<String> {
     let mut open = false;
     let mut found = Vec::new();
@@ -606,7 +606,7 @@ fn links(page: &str) -> Vec<String> {
     found
 }
 
-/// What a heading is called in a link.
+/// The anchors by which links name the headings of a page.
 fn anchors(page: &str) -> Vec<String> {
     let text = read(page);
     let headings =
@@ -637,7 +637,7 @@ fn every_link_leads_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// Names of this program's environment variables in a text; a name that goes on, `SNCLR_REQUIRE_…`, is none.
+/// The names of this program's environment variables in a text. A prefix such as `SNCLR_REQUIRE_…` is not a name.
 fn variables(text: &str) -> impl Iterator<Item = String> {
     let prefix = "SNCLR_";
     text.split(prefix).skip(1).filter_map(move |rest| {
@@ -656,7 +656,7 @@ fn every_variable_is_in_the_table() {
             let path = repository().join(&folder).join(entry.expect("an entry").file_name());
             match path.is_dir() {
                 true => folders.push(path),
-                // Goldens that are no text name nothing.
+                // Binary golden files cannot be read as text; they name no variable.
                 false => named.extend(fs::read_to_string(path).iter().flat_map(|text| variables(text))),
             }
         }

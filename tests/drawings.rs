@@ -1,39 +1,39 @@
-//! The drawings of the documentation: `docs/images/NAME.txt` says what is in one, and `NAME.svg` is made from it.
+//! The drawings of the documentation: each `docs/images/NAME.svg` is made from the description in `NAME.txt`.
 //!
-//! A drawing is a grid of boxes. A line of its text is one of
+//! A drawing is a grid of boxes. Each line of a description is one of
 //!
 //! - `title TEXT`
 //! - `band ROW [LAST ROW] TEXT`: a background behind whole rows, with a heading
-//! - `box NAME COLUMN ROW HEADING | TEXT | TEXT`; what has a `/` or ends in `.rs` is set as code
+//! - `box NAME COLUMN ROW HEADING | TEXT | TEXT`; a text with a `/` or the ending `.rs` is set as code
 //! - `arrow FROM TO [TEXT]`: along a row or a column, or with one corner
-//! - `over FROM TO [TEXT]`: from the top of a box to the top of another, above all
-//! - a comment, behind `#`
+//! - `over FROM TO [TEXT]`: from the top of a box to the top of another, above all boxes
+//! - `# COMMENT`
 //!
-//! Nothing overlaps: a text that is too long for its place is an error.
+//! Nothing may overlap: a text that is too long for its place is an error.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf};
 
-/// How drawings are made again.
+/// The command that makes the drawings again.
 const COMMAND: &str = "cargo test --release --test drawings -- --ignored redraw";
 
-/// Pixels. A column is a box and the gap to its right, a row a box and the gap below.
+/// Sizes in pixels, horizontal and vertical. A column is a box and the gap to its right; a row is a box and the gap below it.
 const BOX: [f64; 2] = [236.0, 78.0];
 const GAP: [f64; 2] = [62.0, 70.0];
 const MARGIN: f64 = 34.0;
-/// Height of the title, and of the arrows that go above all.
+/// Heights of the title, and of the space for arrows that go above all boxes.
 const TITLE: f64 = 52.0;
 const ABOVE: f64 = 44.0;
-/// What a band stands out around its boxes, and at its top for its heading.
+/// How far a band extends beyond its boxes: at the sides and the bottom, and at the top, where its heading is.
 const BAND: [f64; 2] = [18.0, 34.0];
 
-/// One colour each for paper, ink, bands, boxes and arrows. The paper is drawn, so that a dark page changes nothing.
+/// The colours. The paper is drawn too, so that the drawing looks the same on a dark page.
 const PAPER: &str = "#ffffff";
 const INK: &str = "#1b2430";
 const SOFT: &str = "#51606f";
 const SHADE: &str = "#eef2f6";
 const EDGE: &str = "#5b7794";
 
-/// A text, and how wide a character of its font is at most on average, in shares of its size.
+/// A font. `wide` is an upper bound of the average width of its characters, as a fraction of the size.
 struct Font {
     size: f64,
     wide: f64,
@@ -48,15 +48,15 @@ const LARGE: Font = Font { size: 20.0, wide: 0.62, style: "font-weight=\"bold\""
 /// A rectangle: left, top, right, bottom.
 type Area = [f64; 4];
 
-/// A drawing as its text says it.
+/// A drawing as its description says it.
 #[derive(Default)]
 struct Drawing {
     title: String,
     /// First row, last row, heading.
     bands: Vec<(usize, usize, String)>,
-    /// Place and texts of each box.
+    /// For each box, its column and row, and its texts.
     boxes: BTreeMap<String, ([usize; 2], Vec<String>)>,
-    /// From, to, text, and whether it goes above all.
+    /// From, to, text, and whether the arrow goes above all boxes.
     arrows: Vec<(String, String, String, bool)>,
 }
 
@@ -98,14 +98,14 @@ impl Drawing {
         TITLE + if self.arrows.iter().any(|arrow| arrow.3) { ABOVE } else { 0.0 }
     }
 
-    /// Where a box lies.
+    /// The rectangle of the box at a column and row.
     fn area(&self, [column, row]: [usize; 2]) -> Area {
         let left = MARGIN + column as f64 * (BOX[0] + GAP[0]);
         let top = self.above() + BAND[1] + row as f64 * (BOX[1] + GAP[1]);
         [left, top, left + BOX[0], top + BOX[1]]
     }
 
-    /// The points of an arrow's line, and where its text goes: its middle, or its left end.
+    /// The points of an arrow's line, the position of its text, and the text's SVG anchor: `middle` or `start`.
     fn line(&self, from: &str, to: &str, over: bool) -> (Vec<[f64; 2]>, [f64; 2], &'static str) {
         let places = [from, to].map(|name| self.boxes[name].0);
         let [a, b] = places.map(|place| self.area(place));
@@ -133,7 +133,7 @@ impl Drawing {
         (line, [at[0] + 9.0, (y + to_at[1]) / 2.0 + 4.0], "start")
     }
 
-    /// The drawing as SVG. Panics where a text has no room.
+    /// The drawing as SVG. Panics if a text does not fit.
     fn svg(&self) -> String {
         let last = |axis: usize| self.boxes.values().map(|(place, _)| place[axis]).max().expect("a box");
         let corner = self.area([last(0), last(1)]);
@@ -185,13 +185,13 @@ impl Drawing {
     }
 }
 
-/// What is drawn so far, and where.
+/// The SVG so far, and the rectangles of all that it holds.
 #[derive(Default)]
 struct Page {
     svg: String,
     boxes: Vec<Area>,
     texts: Vec<(Area, String)>,
-    /// Parts of arrows.
+    /// The straight parts of arrows.
     lines: Vec<Area>,
 }
 
@@ -204,7 +204,7 @@ impl Page {
         );
     }
 
-    /// A text whose base line is at `at`. Panics where it goes beyond `within`.
+    /// Draws a text with its baseline at `at`. Panics if the text goes beyond `within`.
     fn text(&mut self, font: &Font, colour: &str, at: [f64; 2], anchor: &str, text: &str, within: Area) {
         let width = text.chars().count() as f64 * font.size * font.wide;
         let left =
@@ -238,7 +238,7 @@ impl Page {
         );
     }
 
-    /// The SVG. Panics where texts overlap each other or an arrow, or an arrow crosses a box.
+    /// The whole SVG. Panics if a text overlaps another text or an arrow, or if an arrow crosses a box.
     fn finish(mut self) -> String {
         let overlap = |a: &Area, b: &Area| a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
         for (number, (area, text)) in self.texts.iter().enumerate() {
@@ -260,7 +260,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Path of each drawing, and what it should be.
+/// The path of each drawing, and the SVG that should be there.
 fn drawings() -> Vec<(PathBuf, String)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/images");
     let files = fs::read_dir(folder).expect("docs/images").map(|entry| entry.expect("an entry").path());

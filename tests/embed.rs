@@ -1,5 +1,5 @@
-//! `snclr embed`: the embeddings are those of the run's own embed stage; a second call computes what is new and nothing else;
-//! the file is replaced whole or not at all.
+//! `snclr embed`: the embeddings equal those of the run's own embed stage, a second call computes only new images, and the file
+//! is replaced as a whole or not at all.
 
 mod common;
 
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use snclr::artifact::atomic;
 
-/// A row of the file.
+/// A row of the output file.
 #[derive(Clone, Debug, PartialEq)]
 struct Row {
     sample: i64,
@@ -74,7 +74,7 @@ fn footer(path: &Path) -> BTreeMap<String, String> {
     pairs.into_iter().filter_map(|pair| Some((pair.key, pair.value?))).collect()
 }
 
-/// Key of a stage of the run that `json` tells of.
+/// The key of a stage, from the JSON of `snclr run`.
 fn key(json: &Value, stage: &str) -> String {
     let stages = json["stages"].as_array().expect("stages");
     text(&stages.iter().find(|s| s["stage"] == stage).expect("the stage")["key"])
@@ -109,7 +109,7 @@ fn embeddings_of_the_runs_own_images_are_those_of_its_embed_stage() {
     let found: Vec<Row> = rows(&out).into_iter().map(|row| Row { path: None, sha256: None, ..row }).collect();
     assert_eq!(found, features);
 
-    // Again: the same bytes, and nothing is computed; by the spec's data instead of the artifact's key as well.
+    // A second call computes nothing and writes the same bytes. So does a call with the spec in place of the artifact's key.
     let bytes = fs::read(&out).expect("the file");
     assert_eq!(counts(&scratch.json(&line)), [136, 0, 136]);
     assert_eq!(fs::read(&out).expect("the file"), bytes);
@@ -155,7 +155,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
     assert_eq!(before[5].sha256, Some(sha256.iter().map(|byte| format!("{byte:02x}")).collect()));
     assert_eq!(footer(&out)["snclr.classes"], r#"["cat","dog"]"#);
 
-    // New images in the midst, one renamed, one gone; a copy of a known one is known.
+    // Three images are new, one is renamed, one is removed, and one is copied. Only the three new ones are computed.
     pictures(&scratch, "photos/cat", 20..23);
     fs::rename(scratch.path("photos/dog/006.png"), scratch.path("photos/cat/000a.png")).expect("a move");
     fs::remove_file(scratch.path("photos/dog/007.png")).expect("a removal");
@@ -169,7 +169,7 @@ fn only_new_images_are_computed_and_other_weights_are_refused() {
     assert_eq!((after[1].path.as_deref(), after[1].label, after[1].sample), (Some("cat/000a.png"), Some(0), 1));
     assert_eq!(after[1].embedding, before[6].embedding);
 
-    // A flat folder has no labels; its images are known all the same.
+    // A flat folder has no labels. Its images are still found by their hashes.
     fs::create_dir(scratch.path("flat")).expect("a folder");
     fs::copy(scratch.path("photos/dog/008.png"), scratch.path("flat/x.png")).expect("a copy");
     fs::copy(&out, scratch.path("flat.parquet")).expect("a copy");
@@ -296,7 +296,7 @@ fn a_killed_call_leaves_the_old_file_and_an_interrupted_one_what_it_computed() {
         assert_eq!(child.wait().expect("an end").code(), Some(130), "{last}");
         assert_eq!(last, "interrupted at embed; run the same command again to go on with it");
         assert_eq!(fs::read(&out).expect("the file"), old);
-        // A busy machine may not have come to a first batch, of which nothing is kept.
+        // On a busy machine the first batch may not be finished. Then there is no partial file, and the next round waits longer.
         at_work *= 2;
     }
     let kept = rows(&partial);

@@ -1,4 +1,5 @@
-//! Vision transformers run through all stages; what `export` writes comes in through `encoder.init`, or is refused by name.
+//! Vision transformers run through all stages, and `encoder.init` reads the weights that `export` writes, or refuses a file with
+//! a reason.
 
 mod common;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8, stop_grad_patch_embed: true}";
 
-/// The tiny spec for an epoch with another encoder.
+/// Runs a command with the encoder `encoder`, one epoch and batches of 32.
 fn command(scratch: &Scratch, command: &str, encoder: &str, more: &[&str]) -> Finished {
     let mut command = scratch.command(command);
     command.args(["--set", encoder, "--set", "epochs=1", "--set", "batch_size=32"]).args(more);
@@ -36,7 +37,7 @@ fn a_vision_transformer_is_trained_exported_and_started_from() {
         assert_eq!(file.tensor(name).unwrap().shape(), shape, "{name}");
     }
 
-    // Another start: pretraining runs again, the untrained control does not.
+    // With other initial weights pretraining runs again; the untrained control does not.
     let start = ["--set", "encoder.init=w.safetensors"];
     let plan = parsed(&command(&scratch, "plan tiny.yaml --json", VIT, &start));
     let status = statuses(&plan);
@@ -46,7 +47,7 @@ fn a_vision_transformer_is_trained_exported_and_started_from() {
     let second = parsed(&command(&scratch, "run tiny.yaml --json", VIT, &start));
     assert_eq!(first["metrics"]["knn/top1_random_init"], second["metrics"]["knn/top1_random_init"]);
 
-    // Where the file lies does not matter; what is in it does.
+    // The key depends on the content of the weights file, not on its path.
     std::fs::rename(scratch.path("w.safetensors"), scratch.path("moved.safetensors")).unwrap();
     let moved = ["--set", "encoder.init=moved.safetensors"];
     let status = statuses(&parsed(&command(&scratch, "plan tiny.yaml --json", VIT, &moved)));
@@ -87,7 +88,7 @@ fn weights_as_they_were_given_are_a_control_of_their_own() {
     let first = parsed(&command(&scratch, "run tiny.yaml --json", RESNET, &[]));
     assert_eq!(scratch.run("export tiny -o w.safetensors").code, 0);
 
-    // As given the encoder is that of the first run, and scores as it does.
+    // The weights as given are those of the first run, so their scores equal that run's.
     let second = parsed(&command(&scratch, "run tiny.yaml --json", RESNET, &FROM_FILE));
     assert_eq!(statuses(&second)["embed_initial"], "ran");
     assert!(first["metrics"].get("knn/top1_initial").is_none() && !statuses(&first).contains_key("embed_initial"));
@@ -97,7 +98,7 @@ fn weights_as_they_were_given_are_a_control_of_their_own() {
     let table = scratch.run("runs").stdout;
     assert!(table.contains("┆ kNN top-1 ┆ kNN top-1 as given ┆ kNN top-1 untrained │"), "{table}");
 
-    // Where every rate is 0 nothing moves, batch norm's running statistics neither.
+    // With a learning rate of 0 nothing changes, not even batch norm's running statistics.
     let still = [&FROM_FILE[..], &["--set", "optimizer.base_lr=0"]].concat();
     let shown = command(&scratch, "run tiny.yaml", RESNET, &still);
     assert_eq!(shown.code, 0, "{}", shown.stderr);

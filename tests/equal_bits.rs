@@ -1,5 +1,5 @@
-//! The guard of equal bits: content hashes of tiny runs are recorded once, in `tests/golden/content_hashes.txt`, and every
-//! x86-64 CPU, vector unit and number of threads has to come to them. What to do when it does not: "Determinism" in `docs/design.md`.
+//! Compares the content hashes of tiny runs with a recorded list, `tests/golden/content_hashes.txt`. Every x86-64 CPU, vector
+//! unit and number of threads must give the same hashes. "Determinism" in `docs/design.md` says what to do when they differ.
 #![cfg(target_arch = "x86_64")]
 
 mod common;
@@ -14,13 +14,13 @@ use std::{
 use common::{Finished, METHODS, Scratch, text, tiny_with};
 use snclr::plan::Stage;
 
-/// How the list is recorded anew.
+/// The command that records the list again.
 const COMMAND: &str = "SNCLR_RECORD_HASHES=1 cargo test --release --test equal_bits";
-/// A program and its arguments under which the program is started, e.g. `qemu-x86_64 -cpu Haswell`.
+/// The environment variable with a program, and its arguments, that runs `snclr`, e.g. `qemu-x86_64 -cpu Haswell`.
 const UNDER: &str = "SNCLR_TEST_UNDER";
 
-/// An encoder: the CIFAR stem with channels that are multiples of 16 or not, all of ImageNet's kinds of layers, and a
-/// transformer of 5 tokens.
+/// The encoders: ResNets with the CIFAR stem whose channels are multiples of 16 (`WIDE`) or not (`NARROW`), a ResNet with all
+/// kinds of layers for ImageNet, and a transformer with 5 tokens.
 const WIDE: &str = "{arch: resnet18, width_multiplier: 0.25, stem: cifar}";
 const NARROW: &str = "{arch: resnet18, width_multiplier: 0.078125, stem: cifar}";
 const BOTTLENECKS: &str = "{arch: resnet50, width_multiplier: 0.0625, stem: imagenet}";
@@ -28,21 +28,21 @@ const VIT: &str = "{arch: vit_tiny, patch_size: 8}";
 
 const SYNTHETIC: &str = "{format: synthetic, classes: 4, train_images: 64, test_images: 20, image_size: 16}";
 const JPEG: &str = "{format: image_folder, train: photos/train, test: photos/test}";
-/// TIFF, and JPEG that EXIF turns.
+/// TIFF images, and JPEG images that an EXIF orientation turns.
 const FORMATS: &str = "{format: image_folder, train: formats/train, test: formats/test}";
 
-/// A run of the list. A run whose settings change gets another name.
+/// A run of the list. When its settings change, it must get another name.
 struct Run {
     name: &'static str,
-    /// Its place in [`METHODS`].
+    /// The index of its method in [`METHODS`].
     method: usize,
     encoder: &'static str,
     data: &'static str,
-    /// 12, 16 and 32 images are summed in 1, 2 and 4 parts.
+    /// Images per batch. Sums over 12, 16 and 32 images have 1, 2 and 4 parts.
     batch: usize,
     accumulation: usize,
     small_crops: bool,
-    /// Whether it is among those that every unit and number of threads repeats in the tests.
+    /// Whether the tests repeat this run on every vector unit and number of threads.
     everywhere: bool,
 }
 
@@ -92,7 +92,7 @@ fn list() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/content_hashes.txt")
 }
 
-/// The recorded list; empty where there is none.
+/// The recorded list; empty if there is no file.
 fn recorded() -> Vec<Entry> {
     parse(&std::fs::read_to_string(list()).unwrap_or_default())
 }
@@ -120,8 +120,8 @@ fn entry<'a>(entries: &'a [Entry], run: &str, stage: Stage) -> Option<&'a Entry>
     entries.iter().find(|entry| entry.run == run && entry.stage == stage)
 }
 
-/// Changes of numbers that no raised version accounts for. A stage whose inputs have changed follows them; only the first
-/// stages that differ are told.
+/// Reports stages whose hashes changed although their version was not raised. A stage whose input changed is expected to change,
+/// so only the first stages that differ are reported. Also reports versions that fell.
 fn silent_changes(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
     let changed = |new: &Entry| entry(recorded, &new.run, new.stage).is_some_and(|old| old.hash != new.hash);
     let follows =
@@ -143,7 +143,7 @@ fn silent_changes(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
     problems
 }
 
-/// All that keeps `found` from being what is recorded, each with what to do.
+/// All differences between `found` and the recorded list, each with what to do about it.
 fn differences(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
     let mut problems = silent_changes(recorded, found);
     for new in found {
@@ -160,24 +160,25 @@ fn differences(recorded: &[Entry], found: &[Entry]) -> Vec<String> {
     problems
 }
 
-/// The list with `found` in it.
+/// The new list, which is `found`.
 ///
 /// # Errors
-/// The changes that no raised version accounts for.
+/// The problems that [`silent_changes`] reports.
 fn record(recorded: &[Entry], found: Vec<Entry>) -> Result<Vec<Entry>, Vec<String>> {
     let problems = silent_changes(recorded, &found);
     if problems.is_empty() { Ok(found) } else { Err(problems) }
 }
 
-/// Where and how the program runs.
+/// The vector unit and number of threads of a run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Setting<'a> {
-    /// The widest unit by default.
+    /// The vector unit; None is the widest of the CPU.
     unit: Option<&'a str>,
     threads: Option<usize>,
 }
 
-/// Folders with JPEG images, which are larger than what training reads, and with the same as TIFF and as turned JPEG.
+/// A scratch directory with a folder of JPEG images larger than the training size, and one of the same images as TIFF and as JPEG
+/// with an EXIF orientation.
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
     for (split, images) in [("train", 48), ("test", 16)] {
@@ -211,7 +212,7 @@ fn turned(jpeg: &[u8]) -> Vec<u8> {
     [&jpeg[..2], exif, &jpeg[2..]].concat()
 }
 
-/// The program, started as the environment asks for.
+/// The program with the arguments `line`, run by the program that [`UNDER`] names, if any.
 fn program(scratch: &Scratch, line: &str, setting: Setting) -> Command {
     let plain = scratch.command(line);
     let mut command = match std::env::var(UNDER) {
@@ -233,7 +234,7 @@ fn program(scratch: &Scratch, line: &str, setting: Setting) -> Command {
     command
 }
 
-/// The entries of some runs; what runs have in common is computed once.
+/// Computes the entries of some runs. Stages that runs share are computed once.
 fn compute<'a>(scratch: &Scratch, runs: impl Iterator<Item = &'a Run>, setting: Setting) -> Vec<Entry> {
     let root = format!("runs-{}-{}", setting.unit.unwrap_or("widest"), setting.threads.unwrap_or(0));
     let mut entries = Vec::new();
@@ -262,7 +263,7 @@ fn compute<'a>(scratch: &Scratch, runs: impl Iterator<Item = &'a Run>, setting: 
         let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
         let stages = record["stages"].as_array().expect("stages");
         let contents: BTreeMap<_, _> = stages.iter().map(|s| (text(&s["stage"]), text(&s["content"]))).collect();
-        // None of the runs starts from a file of weights.
+        // No run starts from a file of weights, so there is no stage `embed_initial`.
         entries.extend(Stage::of_experiment(false).into_iter().map(|stage| Entry {
             run: run.name.into(),
             stage,
@@ -279,7 +280,7 @@ fn assert_recorded(recorded: &[Entry], found: &[Entry]) {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
-/// All units with each of `threads`; what differs anywhere is told together.
+/// Checks every vector unit with each number of `threads`, and reports all differences together.
 #[track_caller]
 fn assert_recorded_everywhere(threads: &[usize], runs: impl Fn(&&Run) -> bool) {
     let (scratch, recorded) = (scratch(), recorded());
@@ -301,14 +302,14 @@ fn assert_recorded_everywhere(threads: &[usize], runs: impl Fn(&&Run) -> bool) {
     );
 }
 
-/// Names of the units that this CPU, or the one that is emulated, has.
+/// The names of the vector units of this CPU, or of the emulated one.
 fn units(scratch: &Scratch) -> Vec<String> {
     let finished = Finished::of(program(scratch, "doctor --json", Setting::default()).output().expect("it starts"));
     let report: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
     report["vector_unit"]["available"].as_array().expect("a list").iter().map(text).collect()
 }
 
-/// Compares, or with `SNCLR_RECORD_HASHES` writes the list.
+/// Compares all runs with the list, or writes the list if `SNCLR_RECORD_HASHES` is set.
 #[test]
 fn the_listed_runs_come_to_the_recorded_content() {
     let found = compute(&scratch(), RUNS.iter(), Setting::default());
@@ -325,7 +326,7 @@ fn the_listed_runs_come_to_the_recorded_content() {
     }
 }
 
-/// Every unit with 1 and 3 threads, on a part of the list; while it is being recorded there is nothing to compare with.
+/// Compares a part of the list on every unit with 1 and 3 threads. It does nothing while the list is recorded.
 #[test]
 fn every_vector_unit_and_number_of_threads_comes_to_the_same_content() {
     if std::env::var_os("SNCLR_RECORD_HASHES").is_some() {
@@ -334,14 +335,14 @@ fn every_vector_unit_and_number_of_threads_comes_to_the_same_content() {
     assert_recorded_everywhere(&[1, 3], |run| run.everywhere);
 }
 
-/// The whole list; `scripts/soak.sh` runs it.
+/// Compares the whole list on every unit with 1, 2 and 3 threads. `scripts/soak.sh` runs this test.
 #[test]
 #[ignore = "takes minutes: scripts/soak.sh"]
 fn soak_every_run_on_every_unit() {
     assert_recorded_everywhere(&[1, 2, 3], |_| true);
 }
 
-/// One ResNet and one transformer on whatever `SNCLR_TEST_UNDER` emulates; `scripts/soak.sh` runs it.
+/// Compares one ResNet and one transformer on the CPU that `SNCLR_TEST_UNDER` emulates. `scripts/soak.sh` runs this test.
 #[test]
 #[ignore = "takes minutes: scripts/soak.sh"]
 fn soak_an_emulated_cpu() {
@@ -388,7 +389,7 @@ fn a_silent_change_is_neither_passed_nor_recorded() {
     assert_eq!(parse(&written(&old)), old);
     assert_eq!((differences(&old, &old), record(&old, old.to_vec())), (vec![], Ok(old.to_vec())));
 
-    // Whatever follows from a change is not told beside it.
+    // A change that follows from another is not reported.
     let silent = with(&[(1, 8, "P"), (2, 3, "E")]);
     let told = "a pretrain: numbers changed, version 8 not raised: raise the stage's version in src/stage or \
                 restore the numbers";
@@ -401,10 +402,10 @@ fn a_silent_change_is_neither_passed_nor_recorded() {
     assert_eq!(record(&old, raised.clone()), Ok(raised.clone()));
     assert_eq!(differences(&raised, &raised), Vec::<String>::new());
 
-    // A raised version excuses its own stage and what reads it, nothing else.
+    // A raised version permits changes of its own stage and of the stages that read it, but of no other.
     let beside = with(&[(1, 9, "P"), (2, 3, "E"), (3, 3, "R")]);
     assert!(record(&old, beside).is_err_and(|told| told.len() == 1 && told[0].starts_with("a embed_random_init: ")));
-    // A version without new numbers, a lower one, a run that is new.
+    // Three more problems: a raised version without new numbers, a lowered version, and a run that is not in the list.
     assert!(differences(&old, &with(&[(1, 9, "p")]))[0].contains("version raised from 8 to 9"));
     assert!(
         record(&old, with(&[(1, 7, "P")])).is_err_and(|told| told[0] == "a pretrain: the version fell from 8 to 7")

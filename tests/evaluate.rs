@@ -1,4 +1,4 @@
-//! Probes read and write artifacts; the encoder and the probe's classifier come out as safetensors.
+//! Tests of the evaluation stages on artifacts, and of `snclr export`, which writes encoder and classifier as safetensors.
 
 #![allow(clippy::disallowed_methods, reason = "what tests compare with may be of any kind")]
 
@@ -39,7 +39,7 @@ fn write(out: &mut ArtifactWriter, name: &str, batch: &RecordBatch) -> anyhow::R
     table.finish()
 }
 
-/// Features of 3 classes: as far apart as `signal` says, with labels if there are any.
+/// An artifact with features of 3 classes. `signal` is how far apart the classes are; `labelled` says whether rows have labels.
 fn embedded(store: &Store, what: &str, signal: f32, labelled: bool) -> Artifact {
     store
         .build("embed", components(what), |out| {
@@ -58,7 +58,7 @@ fn embedded(store: &Store, what: &str, signal: f32, labelled: bool) -> Artifact 
         .unwrap()
 }
 
-/// Runs a stage as the driver does.
+/// Runs a stage as `snclr run` does. Panics if the stage fails.
 fn stage(
     store: &Store,
     name: &str,
@@ -87,7 +87,7 @@ fn try_stage(
     store.commit(&lock, writer)
 }
 
-/// Both probes on features in a fresh store, with so many threads.
+/// Runs the linear probe and kNN on features in a store at `root`, with `threads` threads.
 fn evaluate(root: &Path, threads: usize, labelled: bool) -> [Artifact; 2] {
     let store = Store::open(root);
     let (trained, untrained) =

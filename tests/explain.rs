@@ -76,7 +76,7 @@ fn every_leaf_that_differs_is_told_with_what_it_will_take() {
     assert!(last.starts_with("4 of 6 stages to run, 2 cached; about "), "{last}");
     assert!(shown.contains("images, now 960"), "{shown}");
 
-    // The nearest artifact is no longer that of the first run, but one may ask for it.
+    // The nearest artifact is now the second run's; `--against` selects the first run's.
     scratch.json("run tiny.yaml --json --set knn.k=[3]");
     let near = scratch.json("explain tiny.yaml --json --set knn.k=[3] --set knn.temperature=0.2");
     assert_eq!(stage(&near, "knn")["differences"].as_array().map(Vec::len), Some(1));
@@ -93,7 +93,7 @@ fn every_leaf_that_differs_is_told_with_what_it_will_take() {
     assert_eq!(scratch.run("plan tiny.yaml --check").code, 0, "plan says the same");
 }
 
-/// In bf16 a key has what multiplies; one of f32 does not.
+/// In bf16 the key holds the kind of unit that multiplies; in f32 it does not.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn another_kind_of_bf16_products_makes_training_run_again() {
@@ -147,7 +147,7 @@ fn two_runs_differ_in_leaves_metrics_and_images() {
         let paired = diff["predictions"].as_array().unwrap().iter().find(|p| p["stage"] == stage).expect("the stage");
         let count = |key: &str| paired[key]["count"].as_u64().unwrap() as f64;
         let (lost, won) = (count("right_to_wrong"), count("wrong_to_right"));
-        // What flipped accounts for the difference of the scores, on 40 test images.
+        // The flipped predictions explain the difference of the scores on the 40 test images.
         assert!(((won - lost) / 40.0 - difference).abs() < 1e-9, "{name}: {won} {lost} {difference}");
         let samples = paired["right_to_wrong"]["samples"].as_array().unwrap();
         assert!(samples.len() as f64 == lost && samples.iter().all(|sample| sample.as_u64().is_some_and(|s| s < 40)));
@@ -164,7 +164,7 @@ fn two_runs_differ_in_leaves_metrics_and_images() {
     assert!(shown.contains("\nkNN, k = 5, 40 test images: "), "{shown}");
     assert_eq!(scratch.run(&format!("diff {a} {a}")).stdout, format!("a: {a}\nb: {a}\nthe same run\n"));
 
-    // A spec stands for the run of exactly this spec, or for itself.
+    // A spec file stands for the run of exactly this spec, or for the spec alone if it has not run.
     assert_eq!(scratch.json("diff tiny.yaml warm --json")["a"], a.as_str());
     scratch.write("new.yaml", common::TINY.replace("epochs: 5\nbatch", "epochs: 6\nbatch"));
     let planned = scratch.json(&format!("diff {a} new.yaml --json"));
@@ -172,7 +172,7 @@ fn two_runs_differ_in_leaves_metrics_and_images() {
     assert_eq!(planned["spec"], json!([{ "key": "epochs", "a": 5, "b": 6 }]));
     assert_eq!(planned["predictions"], json!([]));
 
-    // Other images: sample numbers mean something else.
+    // With other images the same sample number is another image, so predictions cannot be paired.
     let three = scratch.json("run tiny.yaml --json --set data.seed=9 --set epochs=1");
     let shown = scratch.run(&format!("diff {a} {}", text(&three["run"]))).stdout;
     assert!(shown.contains("kNN: predictions cannot be compared: the runs have different test images\n"), "{shown}");

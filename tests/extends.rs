@@ -1,11 +1,11 @@
-//! `extends`: specs laid over their bases; errors in the file that they stand in; where each value comes from.
+//! `extends` in specs: how a spec overrides its base, where errors are reported, and the source of each value.
 
 mod common;
 
 use common::{Scratch, TINY};
 use serde_json::{Value, json};
 
-/// A scratch directory with `tiny.yaml` in a folder, and this spec beside the folder.
+/// A scratch directory with the base `base/tiny.yaml` and the spec `new.yaml`.
 fn scratch(spec: &str) -> Scratch {
     let scratch = Scratch::new();
     scratch.write("base/tiny.yaml", TINY);
@@ -13,7 +13,7 @@ fn scratch(spec: &str) -> Scratch {
     scratch
 }
 
-/// What `validate` says about `new.yaml`.
+/// Asserts that `validate` refuses `new.yaml` with this text on stderr.
 #[track_caller]
 fn told(scratch: &Scratch, options: &str, expected: &str) {
     let finished = scratch.run(&format!("validate new.yaml {options}"));
@@ -48,7 +48,7 @@ fn a_spec_says_what_it_changes_and_the_run_keeps_the_whole() {
         (whole["epochs"].clone(), &json!("./base/tiny.yaml:20"))
     );
 
-    // The plan of the spec is that of the overrides, and what is kept extends nothing.
+    // The key of the data stage equals the base's: `extends` itself is not part of a key.
     let plan = |arguments: &str| scratch.json(&format!("plan {arguments} --json"))["stages"][0]["key"].clone();
     assert_eq!(plan("new.yaml"), plan("tiny.yaml"));
 }

@@ -1,4 +1,4 @@
-//! Every source of images runs through all stages; labels are optional; what cannot be read is named or skipped.
+//! Every format of images runs through all stages. Labels are optional; unreadable images are reported or skipped.
 
 mod common;
 
@@ -12,7 +12,7 @@ use common::{Finished, Scratch};
 
 const IMAGES: usize = 40;
 
-/// An image of 32x32 whose look depends on its number.
+/// An image of 32x32 that depends on its number.
 fn pixels(number: usize) -> image::RgbImage {
     image::RgbImage::from_fn(32, 32, |x, y| {
         image::Rgb([(number * 5) as u8, (x * 7) as u8, (y as usize * number) as u8])
@@ -25,7 +25,7 @@ fn encoded(number: usize, format: image::ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Runs the tiny spec for an epoch on `data`.
+/// Runs the tiny spec for one epoch on `data`.
 fn run(scratch: &Scratch, data: &str) -> Finished {
     let mut command = scratch.command("run tiny.yaml --json --set epochs=1 --set schedule.warmup_epochs=0");
     command.args(["--set", &format!("data={data}"), "--set", "batch_size=8", "--set", "method.queue_length=24"]);
@@ -137,7 +137,7 @@ fn what_makes_scores_meaningless_is_told_each_time_and_audit_names_the_images() 
                 the table `duplicates` of the data artifact lists them\n";
     let first = run(&scratch, data);
     assert!(first.stderr.contains(leak), "{}", first.stderr);
-    // Unreadable images are skipped, and change nothing that is trained on.
+    // Unreadable images are skipped. They do not change the images of training, so the pretrain stage stays cached.
     std::os::unix::fs::symlink("gone.jpg", scratch.path("photos/train/cat/link.jpg")).expect("a link");
     scratch.write("photos/test/dog/half.jpg", &encoded(1, image::ImageFormat::Jpeg)[..200]);
     let again = run(&scratch, data);

@@ -1,7 +1,7 @@
-//! The table of `scripts/gpu-check.sh` says what was measured, what is asked for, and what was not run.
+//! Tests of `scripts/gpu_table.py`, which makes the table of `scripts/gpu-check.sh`: measurements, bars, and parts not run.
 //!
-//! Its inputs here are what the programs print on a CPU: ours as the test runs it, PyTorch's as it was recorded by
-//! `scripts/bench_reference.py queue small --queries 64 --queue-length 8192 --batch 16` into `tests/gpu_table/torch.json`.
+//! The inputs here are outputs of the programs on a CPU. The test runs `snclr` itself. PyTorch's output was recorded by
+//! `scripts/bench_reference.py queue small --queries 64 --queue-length 8192 --batch 16` in `tests/gpu_table/torch.json`.
 
 mod common;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const RECORDED: &str = include_str!("gpu_table/torch.json");
 
-/// The table as JSON, and as printed, of files with these contents.
+/// The table that the script makes from files with these contents, as JSON rows and as printed.
 fn table(python: &str, scratch: &Scratch, files: &[String], parts: &str) -> (Vec<Value>, String) {
     let names: Vec<String> = (0..files.len()).map(|i| format!("{i}.json")).collect();
     names.iter().zip(files).for_each(|(name, text)| scratch.write(name, text));
@@ -58,12 +58,12 @@ fn both_sides_of_a_case_meet_in_a_row() {
     assert!((found["ratio"].as_f64().expect("a ratio") / ratio - 1.0).abs() < 1e-9, "{found}");
     assert_eq!((&found["bar"], &found["aim"]), (&json!(1.0), &json!(3.0)));
     assert!(text(&found["ours"]).ends_with(" ms") && text(&found["pytorch"]).contains(" ms, torch 2."), "{found}");
-    // Of other cases figures alone are told.
+    // A case without a bar has figures only.
     let found = row(&rows, "step: ResNet-18 of width 16, 32x32, batch 16, queue 8192, K 30 (f32)");
     assert!(found["ratio"].is_f64() && found["bar"].is_null() && found["met"].is_null(), "{found}");
     assert!(text(&found["ours"]).contains(" images/s, ") && text(&found["ours"]).ends_with(" TFLOP/s"), "{found}");
     assert!(text(&found["pytorch"]).ends_with(" eager"), "{found}");
-    // What is asked for and missing is a row, too.
+    // A required case that was not measured has a row too.
     for what in [
         "resnet50 (f16)",
         "resnet18 (f16)",
@@ -76,7 +76,7 @@ fn both_sides_of_a_case_meet_in_a_row() {
     assert_eq!(printed.lines().count(), rows.len() + 2, "{printed}");
 }
 
-/// What a GPU's figures would be turned into: the shapes are the CPU's, the numbers made up.
+/// Figures of a GPU, with made-up numbers in the shape of a CPU's output, meet the bar, the aim, or neither.
 #[test]
 fn bars_are_met_or_not() {
     let Some(python) = python(&["json"]) else { return };
@@ -100,7 +100,7 @@ fn bars_are_met_or_not() {
         assert_eq!(found["met"], expected, "{found}");
         assert_eq!(found["ours"], "2560 images/s, 167.4 TFLOP/s, MFU 16.9 %");
     }
-    // The better of PyTorch's counts; its utilisation follows from ours, of the same model.
+    // PyTorch's best result counts. Its utilisation is computed from ours, since both run the same model.
     let (rows, printed) = table(&python, &scratch, &[file(&[&ours, &eager])], "");
     assert_eq!(row(&rows, "step: ")["pytorch"], "1707 images/s, 111.6 TFLOP/s, MFU 11.3 %, torch 2.15.0 eager");
     assert!(printed.contains(" | 1.50x | 1.00x | 1.30x | aim\n"), "{printed}");
@@ -143,7 +143,7 @@ fn what_failed_or_was_cut_off_is_told() {
     );
 }
 
-/// What ran on a GPU is kept as it was written there, and the documentation's table is made from it.
+/// The table in the documentation is made from the results of a real GPU, which are kept in `docs/gpu-check.json`.
 #[test]
 fn the_documentation_has_the_figures_that_were_kept() {
     let Some(python) = python(&["json"]) else { return };

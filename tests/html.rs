@@ -1,4 +1,4 @@
-//! `snclr report`: pages that work in a real browser, without a network, on a desktop and on a phone, in light and dark.
+//! `snclr report`: its pages work in a real browser without a network, on a desktop and on a phone, in light and dark mode.
 
 mod common;
 
@@ -10,14 +10,14 @@ use std::{
 use common::{METHODS, Scratch, tiny_with};
 use serde_json::{Value, json};
 
-/// How wide a browser's window is, and how high.
+/// Width and height of the browser's window in pixels.
 const DESKTOP: (u32, u32) = (1280, 900);
 const PHONE: (u32, u32) = (390, 844);
 
 /// Markup that must stay text.
 const HOSTILE: &str = "</script><script>document.title = 'taken over'</script><img src=x onerror=alert(1)>";
 
-/// Whether the caller has said that there is no browser to be had; without that a missing one is a failure.
+/// Whether `SNCLR_WITHOUT_BROWSER` says that there is no browser. Without the variable a missing browser is a failure.
 fn without_browser() -> bool {
     let without = std::env::var_os("SNCLR_WITHOUT_BROWSER").is_some();
     if without {
@@ -26,7 +26,7 @@ fn without_browser() -> bool {
     without
 }
 
-/// Opens a page, lets it test itself, and returns what it found. Nothing may appear on the console.
+/// Opens a page, lets it test itself, and returns its findings and its DOM. Nothing may appear on the console.
 fn browse(page: &Path, window: (u32, u32), dark: bool) -> (Value, String) {
     let profile = tempfile::tempdir().expect("a scratch directory");
     let mut command = Command::new("chromium");
@@ -50,7 +50,7 @@ fn browse(page: &Path, window: (u32, u32), dark: bool) -> (Value, String) {
     (serde_json::from_str(&found).expect("JSON"), dom.into_owned())
 }
 
-/// A page with `text` as description of its run.
+/// Trains by a method and makes the page of the run, with `text` as the description of the spec.
 fn report(scratch: &Scratch, method: usize, text: &str) -> std::path::PathBuf {
     let spec = tiny_with(METHODS[method], true) + &format!("description: {}\n", json!(text));
     let name = METHODS[method].0;
@@ -87,13 +87,14 @@ fn the_report_of_a_run_works_in_a_browser() {
     for chart in ["learning_rate", "alignment", "uniformity", "same_class_mass", "queue_age", "churn"] {
         assert!(found["charts"][format!("chart-{chart}")][0].as_u64() > Some(1), "{chart}");
     }
-    // 40 test images of 4 classes; a click on a class leaves its 10, another click brings back all.
+    // There are 40 test images of 4 classes. A click on a class shows only its 10 images, a second click all of them.
     let map = &found["map"];
     assert_eq!((&map["points"], &map["filtered"], &map["cleared"]), (&json!(40), &json!(10), &json!(40)));
     assert_eq!((&map["pressed"], &map["moved"]), (&json!("true"), &json!(true)));
     assert!(map["tip"].as_str().is_some_and(|tip| tip.contains("Linear probe")), "{map}");
     assert_eq!(found["matrixCells"], 16);
-    // Six images with their two views and two small crops; eight watched ones, early and late, with three neighbours each.
+    // The gallery has six images, each with two views and two small crops. Eight watched images have three neighbours each,
+    // early and late in training.
     assert_eq!((&found["gallery"], &found["queries"], &found["neighbours"]), (&json!(30), &json!(8), &json!(48)));
     assert_eq!((&found["unnamed"], &found["sheets"]), (&json!(0), &json!(vec![true; 9])));
 
@@ -112,7 +113,7 @@ fn the_report_of_a_run_works_in_a_browser() {
 fn a_comparison_lays_curves_of_all_methods_over_each_other() {
     let scratch = Scratch::new();
     report(&scratch, 0, "neighbours");
-    // InfoNCE has none.
+    // InfoNCE has no neighbours.
     let page = report(&scratch, 1, "none");
     if without_browser() {
         return;

@@ -1,5 +1,5 @@
-//! Ctrl-C saves a checkpoint and exits with 130; divergence exits with 4; the same command goes on, or says what to try. Either
-//! run is part of the record.
+//! Runs that end early. After Ctrl-C (a checkpoint, exit code 130) the same command resumes; after divergence (exit code 4) the
+//! program says what to try. Both kinds of runs stay listed.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let mut child =
         scratch.command("run tiny.yaml --set epochs=60").stderr(Stdio::piped()).spawn().expect("the program");
     let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
-    // The line that announces the training.
+    // Blocks until the line that announces the training.
     lines
         .by_ref()
         .find(|line| line.as_ref().is_ok_and(|l| l.contains("learning rate")))
@@ -129,7 +129,7 @@ fn divergence_says_what_to_try() {
     let page = std::fs::read_to_string(scratch.path(report.stdout.trim_end())).expect("the page");
     assert!(page.contains("what to try: a lower optimizer.base_lr") && page.contains("\"id\":\"loss\""));
 
-    // Where nothing can be written, another place can be named.
+    // If the page cannot be written, the error says how to choose another file.
     let page = scratch.path(report.stdout.trim_end());
     std::fs::remove_file(&page).expect("the page");
     std::fs::create_dir(&page).expect("a folder in its place");
@@ -137,7 +137,7 @@ fn divergence_says_what_to_try() {
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.ends_with("; use `--output FILE.html` to write it elsewhere\n"), "{}", refused.stderr);
 
-    // With a sane learning rate it is another run; this one stays listed.
+    // The same spec with a sane learning rate is another run. The diverged run stays listed.
     assert_eq!(scratch.run("run tiny.yaml").code, 0);
     let runs = scratch.json("runs --json");
     let states = runs["runs"].as_array().expect("runs").iter().map(|run| text(&run["state"]));
@@ -148,7 +148,7 @@ fn divergence_says_what_to_try() {
 #[test]
 fn a_training_that_learns_nothing_is_warned_of_once_and_its_run_keeps_the_warning() {
     const WARNING: &str = "the loss tells nothing: at step ";
-    // At such a temperature all candidates are equally likely.
+    // At this temperature all candidates are about equally likely.
     let args = "run tiny.yaml --method infonce --set method.tau=1000 --set epochs=40";
     let scratch = Scratch::new();
     let mut child = scratch.command(args).stderr(Stdio::piped()).spawn().expect("the program");

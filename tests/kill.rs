@@ -1,4 +1,4 @@
-//! Killed at any moment, a run that is started again ends in the same bits as one that was never disturbed.
+//! A run that is killed at random moments and started again ends in the same bits as an undisturbed one.
 
 mod common;
 
@@ -12,7 +12,7 @@ use common::{METHODS, Scratch, tiny_with};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Kills of each run before it may end.
+/// How often each run is killed before it may end.
 const KILLS: usize = 6;
 
 #[test]
@@ -28,7 +28,7 @@ fn a_killed_run_ends_in_the_same_bits_whatever_the_method() {
         let duration = start.elapsed();
 
         let killed = format!("killed-{name}");
-        // Checkpoints at every opportunity, so that kills also hit while one is being written.
+        // A checkpoint is saved at every opportunity, so that some kills hit while one is being written.
         let args = format!("run spec.yaml --runs {killed} --json --checkpoint-every 0 --threads {}", 1 + round % 3);
         for _ in 0..KILLS {
             let mut child =

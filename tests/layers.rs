@@ -1,4 +1,4 @@
-//! Imports go one way: a module may use modules of lower layers, never of its own or a higher one.
+//! Checks the layers of the sources: a module may use modules of lower layers, but none of its own layer or a higher one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-/// Lowest first; modules of one layer do not use each other.
+/// The layers, lowest first. Modules of one layer do not use each other.
 const LAYERS: [&[&str]; 12] = [
     &["ops", "rule", "tables"],
     &["ranks"],
@@ -26,7 +26,7 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// Words and signs of a source text, comments left out.
+/// The words and punctuation of a source text, without comments.
 fn tokens(source: &str) -> Vec<String> {
     let code: String = source.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect();
     let mut tokens: Vec<String> = Vec::new();
@@ -43,9 +43,9 @@ fn tokens(source: &str) -> Vec<String> {
     tokens
 }
 
-/// All paths of a source text that begin with `crate` or `super`, those of a `use {…}` one by one.
+/// All paths of a source text that start with `crate` or `super`. The paths of a `use {…}` are separate.
 fn paths(source: &str) -> Vec<Vec<String>> {
-    /// Reads the path that goes on at `at`, and gives where it ends.
+    /// Reads the rest of a path, which continues at token `at`. Returns the index of the token behind the path.
     fn read(tokens: &[String], mut at: usize, mut path: Vec<String>, found: &mut Vec<Vec<String>>) -> usize {
         while let Some(token) = tokens.get(at) {
             at += 1;
@@ -133,8 +133,8 @@ fn imports_are_found_in_every_form() {
     assert_eq!(paths("use super::super::{a, b::*};").len(), 2);
 }
 
-/// Files of a folder, and its folders, can be read one after another: none leads back to one before. Tests may use what they
-/// like, and a file those below it.
+/// The files and folders within a folder do not use each other in a cycle, so they can be read one after another. Tests may use
+/// any file, and a file may use the files below it.
 #[test]
 fn files_beside_each_other_do_not_use_each_other_in_a_circle() {
     let mut sources: BTreeMap<Vec<String>, String> = BTreeMap::new();
@@ -151,7 +151,7 @@ fn files_beside_each_other_do_not_use_each_other_in_a_circle() {
         }
     });
 
-    // Of each folder what uses what in it.
+    // For each folder, its files with the files beside them that they use.
     let mut folders: BTreeMap<&[String], BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
     for (module, source) in &sources {
         for path in paths(source) {
@@ -183,7 +183,7 @@ fn files_beside_each_other_do_not_use_each_other_in_a_circle() {
     assert!(circles.is_empty(), "files that lead back to themselves: {}", circles.join(", "));
 }
 
-/// Arguments, their names and their help are the business of the command line alone.
+/// Arguments, their names and their help belong to `src/cli`: no other module uses clap.
 #[test]
 fn only_the_command_line_knows_clap() {
     let mut wrong = Vec::new();
@@ -199,13 +199,13 @@ fn only_the_command_line_knows_clap() {
     assert!(wrong.is_empty(), "clap outside src/cli: {wrong:?}");
 }
 
-/// Something that a page of `docs/contributing` shows how to add, by a real example.
+/// The example of a page of `docs/contributing`, which shows how to add something of its kind.
 struct Example {
     /// The section of docs/design.md that lists the files.
     section: &'static str,
     /// The word by which files name the example.
     word: &'static str,
-    /// Files that use the word for something else, or say more about it than another example would need.
+    /// Files that use the word for something else, or for more than another example would need.
     besides: &'static [&'static str],
 }
 
@@ -233,14 +233,14 @@ const EXAMPLES: [Example; 3] = [
     },
 ];
 
-/// Whether a word of `text` begins with `word`, in upper or lower case.
+/// Whether a word of `text` starts with `word`, in upper or lower case.
 fn names(text: &str, word: &str) -> bool {
     let text = text.to_lowercase();
     text.match_indices(word).any(|(at, _)| !text[..at].ends_with(char::is_alphanumeric))
 }
 
-/// A contributor finds in the documentation every file to change. Pages count only where they are listed: most of them name an
-/// example for its own sake.
+/// The lists in the documentation name every file that a contributor has to change. A page counts only if it is listed, because
+/// most pages that name an example need no change.
 #[test]
 fn the_files_that_name_an_example_are_those_that_the_documentation_lists() {
     let design = fs::read_to_string("docs/design.md").unwrap();

@@ -1,4 +1,4 @@
-//! Keeping house: `gc`, `verify`, `verify resume`, `doctor`, `completions`, `man`.
+//! The maintenance commands: `gc`, `verify`, `verify resume`, `doctor`, `completions` and `man`.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn only_what_no_kept_run_needs_is_removed() {
     let second = text(&scratch.json("run tiny.yaml --json --set knn.k=[3]")["run"]);
     assert!(scratch.run("gc").stdout.starts_with("nothing to remove; 2 runs and "));
 
-    // Data, weights and features are shared: only the other evaluation goes with its run.
+    // The runs share data, weights and features, so only the kNN artifact is removed with the first run.
     let listed = scratch.json(&format!("gc --keep {second} --json"));
     assert_eq!(listed["removed"], false);
     assert_eq!(names(&listed), [format!("run {first}"), "artifact knn".to_owned()].into());
@@ -46,7 +46,7 @@ fn a_run_at_work_keeps_what_it_has_made() {
     while std::fs::read_dir(&work).map_or(0, Iterator::count) == 0 {
         sleep(Duration::from_millis(20));
     }
-    // Its images belong to no recorded run yet, and nobody holds their lock any more.
+    // The data artifact belongs to no recorded run yet, and its lock is free again. It still stays.
     let cleaned = scratch.json("gc --yes --json");
     assert_eq!((names(&cleaned), &cleaned["busy"]), ([].into(), &json!([])), "{cleaned}");
     child.kill().expect("SIGKILL");
@@ -99,7 +99,7 @@ fn killed_training_is_proved_to_resume_exactly() {
         assert_eq!(finished.code, 0, "{}{}", finished.stdout, finished.stderr);
         let verdict: Value = serde_json::from_str(&finished.stdout).expect("JSON");
         assert_eq!(verdict["equal"], true);
-        // Wherever a kill falls, even behind the last update: all trainings end with the first update that has the steps.
+        // Wherever a kill falls, even after the last update, each training ends with the first update that reaches the steps.
         assert_eq!(verdict["steps"], steps);
         assert!(!verdict["saved_steps_at_kills"].as_array().expect("kills").is_empty());
         let parts: Vec<_> = verdict["parts"].as_array().expect("parts").iter().map(|row| text(&row["part"])).collect();

@@ -1,4 +1,4 @@
-//! Every method runs through the program, and says in one form which positives it used.
+//! Every method runs through all stages, and records the positives that it used in the same columns.
 
 mod common;
 
@@ -9,7 +9,7 @@ use arrow::{
 use common::{METHODS, Scratch, tiny_with};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-/// A table of the pretraining of the only run in `runs`.
+/// A table of the only pretrain artifact in `runs`.
 fn table(scratch: &Scratch, runs: &str, name: &str) -> RecordBatch {
     let artifacts = std::fs::read_dir(scratch.path(runs).join("store/pretrain")).expect("artifacts");
     let artifact = artifacts.map(|entry| entry.expect("an entry").path()).next().expect("one");
@@ -20,7 +20,7 @@ fn table(scratch: &Scratch, runs: &str, name: &str) -> RecordBatch {
     arrow::compute::concat_batches(&schema, &batches).expect("one table")
 }
 
-/// Last value of a column that is not null.
+/// The last value of a column that is not null.
 fn last(table: &RecordBatch, name: &str) -> Option<f64> {
     table.column_by_name(name).expect(name).as_primitive::<Float64Type>().iter().flatten().last()
 }
@@ -53,7 +53,7 @@ fn every_method_runs_and_tells_its_positives_in_one_form() {
                 assert!(value("churn").is_some() && value("queue_age").is_none());
             }
             _ => {
-                // With gamma 1 the own view has the weight of all K neighbours together.
+                // With gamma 1 the image's own view has the same weight as all K neighbours together.
                 assert_eq!(value("positives"), Some(4.0), "{name}");
                 assert!((value("own_share").unwrap() - 0.5).abs() < 1e-6, "{name}");
                 assert!(value("queue_age").unwrap() >= 1.0, "{name}");
@@ -74,7 +74,7 @@ fn neighbours_of_eight_images_are_told_every_time_they_are_trained_on() {
         scratch.write("spec.yaml", tiny_with(METHODS[method], false));
         scratch.json(&format!("run spec.yaml --runs {name} --json"));
         let table = table(&scratch, name, "neighbours");
-        // Five epochs of all 96 images.
+        // Eight watched images with k neighbours, in each of five epochs.
         assert_eq!(table.num_rows(), 5 * 8 * k, "{name}");
         let integers = |column: &str| table.column_by_name(column).expect(column).as_primitive::<Int64Type>().clone();
         let (queries, samples, ranks) = (integers("query_sample"), integers("neighbour_sample"), integers("rank"));
@@ -107,7 +107,7 @@ fn what_a_method_cannot_have_is_refused_with_a_reason() {
     assert!(stderr.contains("SimCLR's loss is defined for two views of each image"), "{stderr}");
 }
 
-/// A projection of one number has one direction: its effective rank is 1.
+/// A projection of one number has an effective rank of 1, which counts as a collapse.
 #[test]
 fn a_collapse_stops_training_at_its_third_row_unless_the_spec_says_otherwise() {
     let scratch = Scratch::new();

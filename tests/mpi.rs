@@ -1,5 +1,5 @@
-//! Many ranks over MPI: the same bits with any number of them, one message for what they cannot do, and an end for all when one
-//! ends.
+//! Many ranks over MPI: any number of ranks gives the same bits, an impossible request gives one message, and all ranks end when
+//! one ends.
 
 mod common;
 
@@ -18,13 +18,13 @@ use common::{
 };
 use rand::{RngExt, SeedableRng};
 
-/// Held by each test: ranks that wait for each other keep all processors busy, and some of what is tested has to come in time.
+/// A lock that each test holds. Ranks that wait for each other keep all processors busy, and some tests have time limits.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The program with `args` on so many ranks of a thread each.
+/// The program with `args` on `ranks` ranks with one thread each. None if there is no launcher.
 fn on_ranks(scratch: &Scratch, ranks: usize, args: &str) -> Option<Command> {
     let plain = scratch.command(&format!("{args} --threads 1"));
     let mut command = launcher(ranks)?;
@@ -43,7 +43,7 @@ fn finished(command: &mut Command) -> Finished {
 const RESNET: &str = "encoder.width_multiplier=0.125";
 const VIT: &str = "encoder={arch: vit_tiny, patch_size: 8}";
 
-/// Trains by a method on 1, 2 and more ranks, up to `most`.
+/// Trains by method `i` on 1, 2 and 4 ranks, but on at most `most`, and compares the bits.
 fn trains_to_the_same_bits(i: usize, encoder: &str, precision: &str, most: usize) {
     let (scratch, method) = (Scratch::new(), METHODS[i]);
     let spec = format!("{}.yaml", method.0);
@@ -68,8 +68,8 @@ fn trains_to_the_same_bits(i: usize, encoder: &str, precision: &str, most: usize
     }
 }
 
-/// Every method, with small crops, queues and several batches an update; ResNet and ViT; f32 and bf16. The first two with four
-/// ranks too.
+/// Every method is tested, with small crops, queues and several batches per update; ResNet and ViT; f32 and bf16. The first two
+/// methods also train on four ranks.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {
     let _alone = one_at_a_time();
@@ -78,7 +78,7 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// Each method with each network in each precision.
+/// Every method is tested with each network in each precision.
 #[test]
 #[ignore = "takes minutes; scripts/soak.sh"]
 fn soak_every_training() {
@@ -90,7 +90,7 @@ fn soak_every_training() {
     }
 }
 
-/// Ranks on two nodes of Slurm, which talk by TCP, and ranks that `srun` starts, come to the bits of one process.
+/// MPI ranks on two Slurm nodes, which talk by TCP, and ranks that `srun` starts give the same bits as one process.
 #[test]
 fn tasks_of_slurm_are_ranks() {
     let Some(launcher) = launcher(4) else { return };
@@ -99,7 +99,7 @@ fn tasks_of_slurm_are_ranks() {
     let line = "run tiny.yaml --threads 1 --set batch_size=32";
     assert_eq!(scratch.run(&format!("{line} --runs alone")).code, 0);
     let open_mpi = launcher.get_args().any(|word| word == "--oversubscribe");
-    // Open MPI's processes find each other by PMIx, of which Slurm has one for all nodes that share a machine.
+    // Open MPI's processes find each other by PMIx. Slurm runs one PMIx server for all nodes on the same machine.
     let starts: &[&str] = match open_mpi {
         true => &["salloc --nodes=2 --ntasks=4 LAUNCHER", "srun --mpi=pmix --nodes=1 --ntasks=2"],
         false => &["srun --mpi=pmi2 --nodes=2 --ntasks=4 --ntasks-per-node=2 --overcommit"],
@@ -112,7 +112,7 @@ fn tasks_of_slurm_are_ranks() {
             match word {
                 "LAUNCHER" => {
                     command.arg(launcher.get_program()).args(launcher.get_args());
-                    // Unless SNCLR_MPIRUN says it: Open MPI takes it once.
+                    // Open MPI accepts this option only once, so it is left out if SNCLR_MPIRUN has it.
                     let chosen = launcher.get_args().any(|word| word == "btl");
                     command.args(if chosen { &[][..] } else { &["--mca", "btl", "tcp,self"] })
                 }
@@ -127,7 +127,7 @@ fn tasks_of_slurm_are_ranks() {
     }
 }
 
-/// After many steps all ranks have the same queue, or they would say so, and it is that of one process.
+/// After many steps the queue is the same on all ranks (a difference between ranks is an error) and the same as in one process.
 #[test]
 #[ignore = "takes minutes; scripts/soak.sh"]
 fn soak_five_hundred_steps() {
@@ -142,7 +142,7 @@ fn soak_five_hundred_steps() {
     }
 }
 
-/// More ranks than a machine has processors, with the search and the loss shared among them.
+/// Sixteen ranks, usually more than the machine has processors, share the search and the loss.
 #[test]
 #[ignore = "sixteen processes; scripts/soak.sh"]
 fn soak_sixteen_ranks() {
@@ -156,7 +156,7 @@ fn soak_sixteen_ranks() {
     assert_eq!(scratch.contents("sixteen"), scratch.contents("alone"));
 }
 
-/// All ranks end with code 2, and the first one tells why.
+/// All ranks end with code 2, and the first rank prints the reason.
 #[test]
 fn ranks_that_do_not_fit_say_so_once() {
     let (_alone, scratch) = (one_at_a_time(), Scratch::new());
@@ -177,15 +177,15 @@ fn ranks_that_do_not_fit_say_so_once() {
     if cfg!(not(feature = "cuda")) {
         told(&mut two("run tiny.yaml --device cuda"), ": this build has no CUDA support");
     }
-    // An error of the spec has a place instead.
+    // An error in the spec is also printed once.
     let ended = finished(&mut two("run tiny.yaml --set batch_sice=4"));
     assert_eq!((ended.code, ended.stderr.matches("did you mean").count()), (2, 1), "{}", ended.stderr);
-    // Another spec on the second rank.
+    // The second rank has another spec.
     let program = env!("CARGO_BIN_EXE_snclr");
     let mut differs = launcher(1).expect("a launcher");
     differs.args([program, "run", "tiny.yaml", ":", "-np", "1", program, "run", "tiny.yaml", "--set", "seed=2"]);
     told(differs.current_dir(scratch.path("")), "error: the ranks differ in their spec: ranks 0 | ranks 1");
-    // Another program: the same with a byte behind its end.
+    // The second rank has another program: a copy with one more byte at its end.
     let other = scratch.path("other");
     let mut bytes = std::fs::read(program).expect("the program");
     bytes.push(0);
@@ -194,13 +194,13 @@ fn ranks_that_do_not_fit_say_so_once() {
     let mut differs = launcher(1).expect("a launcher");
     differs.args([program, "run", "tiny.yaml", ":", "-np", "1"]).arg(&other).args(["run", "tiny.yaml"]);
     told(differs.current_dir(scratch.path("")), "error: the ranks differ in their program: ranks 0 | ranks 1");
-    // Without a launcher, half of its variables.
+    // Without a launcher, an incomplete set of its variables is an error.
     let mut half = scratch.command("run tiny.yaml");
     let ended = finished(half.env("RANK", "1"));
     assert_eq!(ended.code, 2, "{}", ended.stderr);
 }
 
-/// The process numbers of those ranks of a launcher that run now, in the order of ranks.
+/// The process ids of a launcher's running ranks, in the order of ranks.
 fn running(launcher: &Child) -> Vec<u32> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
@@ -219,7 +219,7 @@ fn running(launcher: &Child) -> Vec<u32> {
     found.into_values().collect()
 }
 
-/// The same, as soon as there are so many.
+/// Blocks until a launcher has `count` running ranks, and returns their process ids in the order of ranks.
 fn ranks_of(launcher: &Child, count: usize) -> Vec<u32> {
     let begun = Instant::now();
     loop {
@@ -232,7 +232,7 @@ fn ranks_of(launcher: &Child, count: usize) -> Vec<u32> {
     }
 }
 
-/// Whether a process was started by another, or by one that it started.
+/// Whether the process `id` is a descendant of the process `from`, or that process itself.
 fn descends(mut id: u32, from: u32) -> bool {
     while id > 1 && id != from {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
@@ -242,7 +242,7 @@ fn descends(mut id: u32, from: u32) -> bool {
     id == from
 }
 
-/// A long training, as soon as it has written a checkpoint.
+/// Starts a long training and blocks until it has written a checkpoint. Returns the launcher and the ranks' process ids.
 fn long_training(scratch: &Scratch, ranks: usize, runs: &str, more: &str) -> Option<(Child, Vec<u32>)> {
     let args = format!("run tiny.yaml --runs {runs} --checkpoint-every 0 --set batch_size=32 --set epochs=60 {more}");
     let mut command = on_ranks(scratch, ranks, &args)?;
@@ -253,7 +253,7 @@ fn long_training(scratch: &Scratch, ranks: usize, runs: &str, more: &str) -> Opt
     Some((child, ids))
 }
 
-/// How long after now the launcher ends, its exit code and what was printed.
+/// Waits until the launcher ends. Returns the time until then, its exit code and its output.
 fn ends(child: Child) -> (Duration, Finished) {
     let begun = Instant::now();
     let ended = Finished::of(child.wait_with_output().expect("the launcher ends"));
@@ -267,7 +267,7 @@ fn a_rank_that_is_killed_ends_all_and_any_number_goes_on_to_the_same_bits() {
     signal(ids[1], "KILL");
     let (took, ended) = ends(child);
     assert!(took < Duration::from_secs(10) && ended.code != 0, "{took:?}, code {}", ended.code);
-    // A signal to a rank that is not the first: one checkpoint, and all stop.
+    // A signal to a rank other than the first makes one checkpoint, and all ranks stop.
     let (child, ids) = long_training(&scratch, 4, "killed", "").expect("a launcher");
     signal(ids[3], "TERM");
     let (_, ended) = ends(child);
@@ -291,14 +291,14 @@ fn a_rank_that_stops_ends_all_after_the_time_limit() {
         assert!(begun.elapsed() < Duration::from_secs(2 + 2), "the other rank waits for ever");
         sleep(Duration::from_millis(20));
     }
-    // Open MPI takes a while to end a process that does not run.
+    // Open MPI takes a while to end a stopped process.
     let (took, ended) = ends(child);
     assert!(took < Duration::from_secs(8) && ended.code != 0, "{took:?}, code {}", ended.code);
     assert!(ended.stderr.contains("error: rank 0 of 2 has waited 2 s for another rank"), "{}", ended.stderr);
 }
 
-/// A hundred times a rank is killed at some moment, and the training is started again with another number of ranks. Whenever it
-/// comes to its end, it is that of one process.
+/// A hundred times a rank is killed at a random moment, and the training starts again with another number of ranks. Each training
+/// that reaches its end gives the same bits as one process.
 #[test]
 #[ignore = "takes minutes; scripts/soak.sh"]
 fn soak_a_hundred_killed_ranks() {
@@ -321,7 +321,7 @@ fn soak_a_hundred_killed_ranks() {
             continue;
         }
         let one = found[random.random_range(0..found.len())];
-        // It may have come to its end in this moment.
+        // The rank may have ended just now, so a failed kill is no error.
         let _ = Command::new("kill").args(["-KILL", &one.to_string()]).status();
         let begun = Instant::now();
         child.wait().expect("it ends");

@@ -1,4 +1,4 @@
-//! Event files are what TensorBoard reads. What the documentation shows of Python is run by `tests/docs.rs`.
+//! Checks with Python that TensorBoard can read the event files. `tests/docs.rs` runs the Python code of the documentation.
 
 mod common;
 
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use common::{Scratch, python};
 
-/// What a shell line prints in the scratch folder; it must succeed.
+/// The output of a shell line in the scratch folder. The line must succeed.
 #[track_caller]
 fn shell(scratch: &Scratch, line: &str) -> String {
     let output = Command::new("sh").current_dir(scratch.path("")).args(["-c", line]).output().expect("a shell");

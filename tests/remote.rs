@@ -1,5 +1,5 @@
-//! A cache that machines share: folders and real servers of S3's protocol (PyPI's moto and localbucket). Runs folders stand for
-//! machines. Without the servers their tests are skipped aloud, unless `SNCLR_REQUIRE_REMOTE` is set.
+//! Tests of the shared cache in folders and on real servers of S3's protocol (PyPI's moto and localbucket). Each runs folder
+//! stands for a machine. Without the servers their tests print that they are skipped; with `SNCLR_REQUIRE_REMOTE` they fail.
 
 mod common;
 
@@ -29,12 +29,12 @@ use snclr::{
 
 const RUN: &str = "run tiny.yaml --json --set epochs=1";
 
-/// The address of the folder `name` of a scratch directory.
+/// The cache address of the folder `name` in a scratch directory.
 fn folder(scratch: &Scratch, name: &str) -> String {
     format!("file://{}", scratch.path(name).display())
 }
 
-/// All files below a folder, by their paths from there.
+/// The content of all files below a folder, by their paths relative to it.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let walk = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.expect("an entry"));
     let files = walk.filter(|entry| entry.file_type().is_file());
@@ -54,7 +54,7 @@ fn scores(run: &Value) -> BTreeMap<String, Value> {
     metrics.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// All stages have this status.
+/// Asserts that all stages of a run have this status.
 #[track_caller]
 fn assert_all(run: &Value, status: &str) {
     assert!(statuses(run).values().all(|found| found == status), "{run}");
@@ -90,7 +90,7 @@ fn what_one_machine_has_made_is_a_hit_on_another() {
     assert!(!scratch.path("two/uploads").exists());
     assert_eq!(scratch.run("verify --runs two").code, 0);
 
-    // What is here is asked of nobody: this cache could not answer.
+    // The artifacts of this runs folder need no request. The cache named here could not answer one.
     let third = scratch.run(&format!("{RUN} --cache s3://nowhere --runs two"));
     assert_eq!((third.code, warnings(&third.stderr)), (0, vec![]), "{}", third.stderr);
     assert!(third.stderr.contains("nothing to do"), "{}", third.stderr);
@@ -119,20 +119,20 @@ fn a_cache_that_is_only_read_is_not_written_to() {
     assert_all(&scratch.json(&format!("{RUN} --cache {cache} --cache-mode off --runs three")), "ran");
 }
 
-/// Ways in which an object can be another than its name says.
+/// Ways in which an object can differ from the content that its name promises.
 #[derive(Clone, Copy, Debug)]
 enum Harm {
     Flipped,
     Shortened,
     Emptied,
     Missing,
-    /// With another of its kind.
+    /// The content of another object of its kind.
     Swapped,
 }
 
 const HARMS: [Harm; 5] = [Harm::Flipped, Harm::Shortened, Harm::Emptied, Harm::Missing, Harm::Swapped];
 
-/// Does that to the object `at` of a cache in a folder.
+/// Harms the object with the index `at` of a cache in a folder.
 fn harm(dir: &Path, objects: &BTreeMap<String, Vec<u8>>, at: usize, harm: Harm) {
     let (name, bytes) = objects.iter().nth(at).expect("an object");
     let path = dir.join(name);
@@ -152,7 +152,8 @@ fn harm(dir: &Path, objects: &BTreeMap<String, Vec<u8>>, at: usize, harm: Harm) 
     fs::write(path, bytes).expect("written");
 }
 
-/// With the objects `of` a cache harmed, a run comes to the same results, says so once at most, and mends what it found.
+/// Harms the objects `of` a cache. A run with it must give the same results, warn at most once (and once more at its end), and
+/// repair the objects that it needed.
 fn harmed(scratch: &Scratch, sound: &BTreeMap<String, Vec<u8>>, first: &Value, number: usize, of: &[(usize, Harm)]) {
     let (cache, runs) = (scratch.path(&format!("cache-{number}")), format!("runs-{number}"));
     for (name, bytes) in sound {
@@ -177,7 +178,7 @@ fn harmed(scratch: &Scratch, sound: &BTreeMap<String, Vec<u8>>, first: &Value, n
     }
 }
 
-/// A cache with a run in it: its objects, and the run.
+/// Fills a cache with a run. Returns its objects and the JSON of the run.
 fn filled(scratch: &Scratch) -> (BTreeMap<String, Vec<u8>>, Value) {
     let first = scratch.json(&format!("{RUN} --cache {} --runs one", folder(scratch, "cache")));
     (files(&scratch.path("cache")), first)
@@ -188,7 +189,7 @@ fn damage_in_the_cache_is_never_a_hit_and_is_mended() {
     let scratch = Scratch::new();
     let (sound, first) = filled(&scratch);
     for (number, kind) in HARMS.into_iter().enumerate() {
-        // All of it at once; and one table alone, so that the rest is fetched.
+        // Harm all objects at once; then one table alone, so that the rest is fetched.
         let all: Vec<_> = (0..sound.len()).map(|at| (at, kind)).collect();
         harmed(&scratch, &sound, &first, number, &all);
         let table = sound.keys().position(|name| name.starts_with("cas/")).expect("a table");
@@ -207,8 +208,8 @@ fn soak_every_object_harmed_in_every_way() {
     println!("{} objects, each harmed in {} ways", sound.len(), HARMS.len());
 }
 
-/// Kills runs that fill a cache at one moment after the other, `times` in all: what they leave is never taken for what it is not,
-/// and the next run makes up for it.
+/// Kills runs that fill a cache, `times` in all, each at a later moment. No later run may take a half-written object for a whole
+/// one, and the next run uploads the missing objects.
 fn killed_uploads(times: u32) {
     let scratch = Scratch::new();
     let cache = folder(&scratch, "cache");
@@ -223,12 +224,12 @@ fn killed_uploads(times: u32) {
         child.kill().expect("killed");
         child.wait().expect("an end");
         if i % 10 == 9 {
-            // Another machine takes what is there, and then they begin anew.
+            // Another machine fetches the objects of the killed uploads. Then all folders are emptied.
             let taken = scratch.run(&format!("{RUN} --cache {cache} --cache-mode read --runs two"));
             let run: Value = serde_json::from_str(&taken.stdout).expect("JSON");
             assert_eq!((scores(&run), warnings(&taken.stderr)), (scores(&whole), vec![]));
             assert_eq!(scratch.run("verify --runs two").code, 0);
-            // What is left to upload comes with the next run, though all its stages are cached.
+            // The next run uploads the missing objects, although all its stages are cached.
             scratch.json(&format!("{RUN} --cache {cache} --runs one"));
             assert_all(&scratch.json(&format!("{RUN} --cache {cache} --runs three")), "fetched");
             for dir in ["one", "two", "three", "cache"] {
@@ -249,7 +250,7 @@ fn soak_a_hundred_killed_uploads() {
     killed_uploads(100);
 }
 
-/// Stops a child by SIGTERM once a line of its output says that it trains, and gives what it printed.
+/// Stops a child by SIGTERM once a line of its output says that it trains. Returns its output.
 fn terminated(mut child: Child) -> String {
     let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines().map_while(Result::ok);
     let before: Vec<String> = lines.by_ref().take_while(|line| !line.contains("learning rate")).collect();
@@ -277,7 +278,7 @@ fn a_run_that_is_taken_away_goes_on_on_another_machine_to_the_same_bits() {
     let second = terminated(start("two"));
     assert!(second.contains("pretrain: took the checkpoint after step "), "{second}");
 
-    // One that is damaged is no checkpoint; the one on this machine's disk is gone on from.
+    // A damaged checkpoint in the cache is ignored. The run resumes from the one on this machine's disk.
     let (list, bytes) = files(&scratch.path("cache")).into_iter().find(|(name, _)| steps(name)).expect("one");
     fs::write(scratch.path("cache").join(&list), &bytes[..bytes.len() - 9]).expect("written");
     let ended = scratch.run(&format!("{line} --json --runs two"));
@@ -298,7 +299,7 @@ fn cleaning_takes_what_nobody_has_used_and_no_run_here_needs() {
     let shown = scratch.json(&format!("gc --cache {cache} --json --runs one"));
     assert_eq!((&shown["items"], &shown["removed"]), (&serde_json::json!([]), &false.into()), "all of it is new");
 
-    // As if it had been there for long; but for a table that somebody has just uploaded.
+    // All objects become 40 days old, except a table that another machine has just uploaded.
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(40 * 86_400);
     let table = there.keys().find(|name| name.starts_with("cas/")).expect("a table");
     for name in there.keys() {
@@ -325,7 +326,7 @@ fn cleaning_takes_what_nobody_has_used_and_no_run_here_needs() {
     assert_all(&scratch.json(&format!("{RUN} --cache {cache} --runs three")), "fetched");
     let other = scratch.json(&format!("{RUN} --set seed=2 --cache {cache} --runs four"));
     assert!(statuses(&other).values().any(|status| status == "ran"), "{other}");
-    // A hit has made it new again.
+    // A hit has renewed the manifest's time.
     assert!(files(&scratch.path("cache")).contains_key(table) || !left.contains_key(table));
     let modified =
         |name: &str| scratch.path("cache").join(name).metadata().and_then(|meta| meta.modified()).expect("a time");
@@ -351,7 +352,7 @@ fn addresses_and_modes_that_make_no_sense_are_refused_before_anything_runs() {
     assert!(!scratch.path("runs").exists());
     let refused = scratch.command("gc --cache").env_remove("SNCLR_CACHE").output().expect("the program");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no cache to clean: name it by --cache URL"));
-    // Not the one of a file instead: another would be cleaned.
+    // After a wrong SNCLR_CACHE, `gc` must not clean the cache that a file names instead.
     scratch.write(".snclr.yaml", format!("cache: {{url: \"{}\"}}\n", folder(&scratch, "cache")));
     let refused =
         Finished::of(scratch.command("gc --cache").env("SNCLR_CACHE", "cache").output().expect("the program"));
@@ -372,7 +373,7 @@ fn a_file_may_name_the_cache_and_options_go_before_it() {
     let cleaned = scratch.run("gc --cache --runs one");
     assert!(cleaned.stdout.contains(&format!("of tables stay in {cache}")), "{}{}", cleaned.stdout, cleaned.stderr);
 
-    // The user's settings come after the folder's.
+    // Without a file in the folder, the user's settings name the cache.
     fs::create_dir_all(scratch.path("settings/snclr")).expect("a folder");
     fs::rename(scratch.path(".snclr.yaml"), scratch.path("settings/snclr/config.yaml")).expect("moved");
     let mut command = scratch.command(&format!("{RUN} --runs five"));
@@ -391,7 +392,7 @@ fn a_file_may_name_the_cache_and_options_go_before_it() {
     }
 }
 
-/// A server that answers every request the same way.
+/// A server that answers every request in the same way.
 struct Server {
     address: String,
     requests: Arc<AtomicUsize>,
@@ -417,7 +418,7 @@ impl Server {
         Server { address, requests }
     }
 
-    /// The program with this server for S3.
+    /// Runs the program with this server as S3.
     fn run(&self, scratch: &Scratch, args: &str) -> Finished {
         let mut command = scratch.command(args);
         on_s3(&mut command, &self.address);
@@ -425,7 +426,7 @@ impl Server {
     }
 }
 
-/// Lets a program find S3 at `address`.
+/// Sets the environment of a program so that it uses the S3 server at `address`.
 fn on_s3(command: &mut Command, address: &str) {
     command.envs([
         ("AWS_ACCESS_KEY_ID", "test"),
@@ -451,14 +452,14 @@ fn a_cache_that_fails_or_hangs_costs_one_warning_and_seconds() {
     let without = begun.elapsed();
     let down = {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        // Its port is free again when it is dropped.
+        // The listener is dropped, so nothing listens on this port.
         Server { address: listener.local_addr().expect("an address").to_string(), requests: Arc::default() }
     };
     let slow = Server::new(|stream| {
         thread::sleep(Duration::from_secs(30));
         answers("404 Not Found")(stream);
     });
-    // It announces more than it ever sends, and sends that so slowly that something always comes.
+    // This server announces more bytes than it sends, and sends one byte every half second.
     let drops = Server::new(|stream| {
         let _ = write!(
             stream,
@@ -488,7 +489,7 @@ fn a_cache_that_fails_or_hangs_costs_one_warning_and_seconds() {
         let told = warnings(&run.stderr);
         assert!(told.iter().all(|line| line.starts_with("warning: shared cache s3://lab/x: ")), "{what}: {told:?}");
         assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), 1, "{what}: {told:?}");
-        // The bar is 10 seconds; other tests run beside this one.
+        // The aim is 10 seconds; other tests may run at the same time.
         assert!(lost < Duration::from_secs(30), "{what}: {lost:?}");
     }
 }
@@ -501,7 +502,7 @@ fn a_cache_that_takes_nothing_costs_one_warning_and_is_still_read() {
     assert_eq!(run.code, 0, "{}", run.stderr);
     let told = warnings(&run.stderr);
     assert!(told.len() == 1 && told[0].ends_with("; what it lacks is uploaded by the next run with it"), "{told:?}");
-    // A folder that can be written stands for the day when it works again.
+    // The marks of the missing uploads stay. A writable folder stands for the server when it works again.
     assert!(fs::read_dir(scratch.path("one/uploads")).expect("marks").count() >= 6);
     let cache = folder(&scratch, "cache");
     assert_all(&scratch.json(&format!("{RUN} --cache {cache} --runs one")), "cached");
@@ -512,13 +513,14 @@ fn a_cache_that_takes_nothing_costs_one_warning_and_is_still_read() {
 struct S3 {
     child: Child,
     address: String,
-    /// Lines that it printed: one per request.
+    /// The lines that the server printed: one per request.
     log: Arc<Mutex<Vec<String>>>,
     _dir: tempfile::TempDir,
 }
 
 impl S3 {
-    /// `program` beside the Python that `SNCLR_PYTHON` names, or on the path. None, and a line, where there is none.
+    /// Starts `program`, from the folder of the Python that `SNCLR_PYTHON` names, or from the path. If it cannot be started,
+    /// prints a line and returns None; with `SNCLR_REQUIRE_REMOTE` it panics.
     fn start(program: &str, arguments: impl Fn(u16, &Path) -> Vec<String>) -> Option<S3> {
         let beside = std::env::var("SNCLR_PYTHON").ok().map(|python| Path::new(&python).with_file_name(program));
         let program = beside.filter(|path| path.exists()).unwrap_or(PathBuf::from(program));
@@ -555,7 +557,7 @@ impl S3 {
         Some(server)
     }
 
-    /// It ignores conditions.
+    /// A server that ignores the conditions of conditional writes.
     fn localbucket() -> Option<S3> {
         let server =
             S3::start("localbucket", |port, dir| vec!["--port".into(), port.to_string(), dir.display().to_string()])?;
@@ -585,9 +587,9 @@ impl S3 {
         serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {}", finished.stdout))
     }
 
-    /// Requests since the last call, by their method.
+    /// The number of requests since the last call, by their method.
     fn requests(&self) -> BTreeMap<String, usize> {
-        // It prints a line a moment after it has answered.
+        // The server prints a line a moment after it has answered.
         thread::sleep(Duration::from_millis(300));
         let mut counts = BTreeMap::new();
         for line in self.log.lock().expect("a log").drain(..) {
@@ -643,7 +645,7 @@ fn a_second_machine_gets_all_from_s3_with_few_requests() {
 fn large_tables_go_to_s3_in_parts() {
     let Some(server) = S3::moto() else { return };
     let scratch = Scratch::new();
-    // More than two parts of random pixels.
+    // These random pixels need more than two parts of a multipart upload.
     let spec =
         common::TINY.replace("train_images: 96", "train_images: 2500").replace("image_size: 16", "image_size: 64");
     scratch.write("large.yaml", spec);
@@ -657,7 +659,7 @@ fn large_tables_go_to_s3_in_parts() {
     assert_eq!(files(&scratch.path("one/store")), files(&scratch.path("two/store")));
 }
 
-/// An artifact whose one table holds `value`, made in the runs folder `root`.
+/// Makes an artifact in the runs folder `root`. Its only table holds `value`.
 fn made(root: &Path, value: i64) -> Artifact {
     let mut components = Components::default();
     components.insert("stage", &"knn".into());
@@ -671,19 +673,19 @@ fn made(root: &Path, value: i64) -> Artifact {
     made.expect("an artifact")
 }
 
-/// The cache at `address` beside the runs folder `root`.
+/// The cache at `address`, used with the runs folder `root`.
 fn cache(address: &str, mode: Mode, root: &Path) -> Cache {
     Cache::new(Options { address: address.parse().expect("an address"), mode, checkpoints: false }, root)
 }
 
-/// Uploads an artifact, and waits for it.
+/// Uploads an artifact and blocks until that is done.
 fn upload(cache: &Cache, artifact: &Artifact) {
     cache.offer(artifact);
     cache.finish(&Silent, &Interrupt::default());
     assert_eq!(cache.problem(), None);
 }
 
-/// The artifact of the stage and key of `like` in the cache at `address`, as the runs folder `root` gets it.
+/// Fetches the artifact with the stage and key of `like` from the cache at `address` into the runs folder `root`.
 fn fetched(address: &str, root: &Path, like: &Artifact) -> Artifact {
     let (store, cache) = (Store::open(root), cache(address, Mode::Read, root));
     let Ok(Attempt::Held(lock)) = store.lock("knn", like.stage_key()) else { panic!("nobody else is there") };
@@ -707,8 +709,8 @@ fn of_two_results_the_first_stays() {
     assert_eq!(fetched(&address, &scratch.path("reader"), &second).content(), first.content());
 }
 
-/// Machines that come to the end of one stage at the same moment, `count` of them, each with tables of its own or all with the same:
-/// one manifest is left in `bucket`, and all that it names is there.
+/// `count` machines finish one stage at the same moment, each with tables of its `own` or all with equal tables. One manifest
+/// must stay in `bucket`, with all the tables that it names.
 fn at_once(bucket: &str, count: usize, own: bool) {
     let address = format!("{bucket}/at-once-{own}");
     let scratch = Scratch::new();
@@ -732,7 +734,7 @@ fn at_once(bucket: &str, count: usize, own: bool) {
 
 #[test]
 fn of_fifty_that_end_at_once_one_result_stays() {
-    // Threads of one process are the machines; the server is in its environment.
+    // The machines are threads of a child process, because the server's address is set in the process's environment.
     for server in [S3::moto(), S3::localbucket()].into_iter().flatten() {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
@@ -743,7 +745,7 @@ fn of_fifty_that_end_at_once_one_result_stays() {
     }
 }
 
-/// The bucket, set where the test below is run by the one above, or by hand on another server.
+/// The environment variable with the bucket of the test below. The test above sets it; set it by hand to try another server.
 const AT_ONCE: &str = "SNCLR_TEST_AT_ONCE";
 
 #[test]

@@ -1,6 +1,6 @@
-//! A runs folder that several machines see at once. Two FUSE mounts of one folder (Debian's package bindfs) stand for two machines:
-//! their names and attributes are cached each for itself, and their locks reach each other or do not. Without bindfs these tests are
-//! skipped aloud, unless `SNCLR_REQUIRE_FUSE` is set.
+//! Tests of a runs folder that several machines share. Two FUSE mounts of one folder (Debian's package bindfs) stand for two
+//! machines. Each mount caches names and attributes by itself, and locks reach the other mount or do not. Without bindfs these
+//! tests print that they are skipped; with `SNCLR_REQUIRE_FUSE` they fail.
 
 mod common;
 
@@ -17,20 +17,21 @@ use common::{Scratch, TINY};
 use serde_json::{Value, json};
 use snclr::artifact::{Attempt, Lock, Store};
 
-/// What of the folder the child below contends for.
+/// The environment variable with the two folders of the test `contend`: that of the lock, and that of its marks, joined by `|`.
 const CONTENDED: &str = "SNCLR_TEST_CONTENDED";
 
-/// Acquisitions by each of three processes.
+/// How often each of three processes takes the lock.
 const ACQUISITIONS: usize = 400;
 
-/// A folder with two mounts of it, in a scratch directory.
+/// A scratch directory with a folder and two mounts of it, `a` and `b`.
 struct Machines {
     scratch: Scratch,
     mounted: Vec<PathBuf>,
 }
 
 impl Machines {
-    /// `options` of bindfs, blanks between. None, and a line, where there is no bindfs.
+    /// Mounts the folder twice with `options` of bindfs, separated by blanks. If bindfs cannot mount, prints a line and returns
+    /// None; with `SNCLR_REQUIRE_FUSE` it panics.
     fn with(options: &str) -> Option<Machines> {
         let mut machines = Machines { scratch: Scratch::new(), mounted: Vec::new() };
         let folder = machines.scratch.path("folder");
@@ -56,7 +57,7 @@ impl Machines {
         Some(machines)
     }
 
-    /// Starts `args` with the runs folder on mount `a` or `b`, on a machine of that name where the system lets us have one.
+    /// Starts `args` with the runs folder on mount `a` or `b`. If the system permits it, the process has a host name of its own.
     fn start(&self, machine: &str, args: &str) -> Child {
         let line = format!("{args} --runs {machine}/runs");
         let mut command = match other_machines() {
@@ -76,18 +77,19 @@ impl Machines {
 impl Drop for Machines {
     fn drop(&mut self) {
         for mount in &self.mounted {
-            // Whatever still looks into it goes with it.
+            // A lazy unmount works even while a process uses the mount.
             let _ = Command::new("umount").arg("--lazy").arg(mount).status();
         }
     }
 }
 
-/// Whether a process may have a name of machine of its own.
+/// Whether the system permits a process with a host name of its own.
 fn other_machines() -> bool {
     Command::new("unshare").args(["--uts", "true"]).output().is_ok_and(|output| output.status.success())
 }
 
-/// Runs in a process of its own, started by the test below: takes the lock again and again, and looks whether somebody else has it.
+/// Takes the lock again and again, and checks that no other process holds it. The test below starts this one in processes of its
+/// own; without the variable [`CONTENDED`] it does nothing.
 #[test]
 fn contend() {
     let Some(arguments) = std::env::var_os(CONTENDED) else { return };
@@ -98,7 +100,7 @@ fn contend() {
             sleep(Duration::from_micros(200));
             continue;
         };
-        // Not through the mounts: the folder itself knows who is in.
+        // The mark of the holder is in a folder that is not reached through the mounts, so no cache can hide it.
         let inside = Path::new(truth).join("inside");
         match fs::File::create_new(&inside) {
             Ok(_) => {
@@ -137,7 +139,7 @@ fn short() -> String {
     TINY.replace("epochs: 5\n", "epochs: 2\n").replace("train_images: 96", "train_images: 48")
 }
 
-/// Waits for runs of one spec: all have the same scores.
+/// Waits for runs of one spec, asserts that all have the same metrics, and returns these.
 #[track_caller]
 fn all_come_to_the_same(runs: Vec<Child>) -> Value {
     let mut metrics: Option<Value> = None;
@@ -147,14 +149,14 @@ fn all_come_to_the_same(runs: Vec<Child>) -> Value {
         assert_eq!(output.status.code(), Some(0), "{stderr}");
         assert!(!stderr.contains("damaged"), "{stderr}");
         let mut found: Value = serde_json::from_str(stdout.lines().last().expect("JSON")).expect("JSON");
-        // The one figure that is a time.
+        // Rates per second are the only metrics that depend on time.
         found["metrics"].as_object_mut().expect("metrics").retain(|name, _| !name.contains("second"));
         assert_eq!(*metrics.get_or_insert(found["metrics"].clone()), found["metrics"]);
     }
     metrics.expect("a run")
 }
 
-/// The store of a runs folder holds one artifact of each stage, all whole, and nothing else is left.
+/// Asserts that the store of a runs folder holds one whole artifact of each stage, and that nothing else is left.
 #[track_caller]
 fn is_whole(scratch: &Scratch, runs: &str) {
     let verified = scratch.run(&format!("verify --runs {runs}"));
@@ -168,7 +170,7 @@ fn is_whole(scratch: &Scratch, runs: &str) {
     }
 }
 
-/// `count` runs of one spec at once, half of them on each mount, whose locks do not reach the other.
+/// Starts `count` runs of one spec at once, half of them on each mount. Locks do not reach the other mount.
 fn many_at_once(count: usize) {
     let Some(machines) = Machines::with("") else { return };
     machines.scratch.write("short.yaml", short());
@@ -194,7 +196,7 @@ fn soak_two_hundred_runs_at_once() {
     many_at_once(200);
 }
 
-/// Harder than any file system: files of locks are gone as soon as they are there, so that everybody gets every lock.
+/// A worst case that no file system reaches: a thread removes every lock file at once, so that every process gets every lock.
 #[test]
 fn where_locks_do_nothing_at_all_stages_are_computed_twice_and_nothing_is_lost() {
     let scratch = Scratch::new();
@@ -213,7 +215,7 @@ fn where_locks_do_nothing_at_all_stages_are_computed_twice_and_nothing_is_lost()
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program")
         };
         let runs: Vec<Child> = (0..4).map(start).collect();
-        // The flag is set whatever comes of them: the other thread ends by it.
+        // The flag is set even if the runs fail, because the other thread ends only then.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| all_come_to_the_same(runs)));
         done.store(true, Ordering::Relaxed);
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -221,7 +223,7 @@ fn where_locks_do_nothing_at_all_stages_are_computed_twice_and_nothing_is_lost()
     is_whole(&scratch, "runs");
 }
 
-/// `gc --yes` and sweeps on the other mount, `tries` times each, while a run is at work, and after it was killed.
+/// Runs `gc --yes` and sweeps on the other mount, `tries` times each, while a run is at work and after it was killed.
 fn nothing_is_taken_away(tries: usize) {
     let Some(machines) = Machines::with("") else { return };
     if !other_machines() {
@@ -251,7 +253,7 @@ fn nothing_is_taken_away(tries: usize) {
     let output = run.wait_with_output().expect("an end");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("damaged"));
     if other_machines() {
-        // For all that can be told from here it goes on.
+        // This host cannot see that the process of another host was killed, so its work must stay.
         try_all();
         assert!(fs::read_dir(&work).is_ok_and(|mut stages| stages.next().is_some()));
         let runs = machines.scratch.json("runs --json --runs b/runs");

@@ -1,10 +1,10 @@
-//! Invalid specs: everything that is printed about them, word for word.
+//! The error messages for invalid specs, compared word for word.
 
 use std::path::Path;
 
 use snclr::spec::{self, SpecErrors};
 
-/// A spec without mistakes; tests put theirs into it.
+/// A spec without mistakes. Tests put mistakes into it.
 const GOOD: &str = "\
 # A comment above.
 name: good
@@ -326,7 +326,7 @@ fn a_missing_file_names_its_neighbour() {
     );
 }
 
-/// Each rule between keys: the mistake, the place, the key and the headline.
+/// Each rule between keys, with a mistake, the key of the error and its message.
 #[test]
 fn rules_between_keys() {
     let cases = [
@@ -411,7 +411,7 @@ specs/a.yaml: 1 error",
 
 #[test]
 fn rules_that_cannot_be_judged_stay_silent() {
-    // The number of images is not known from the spec, and the queue's length is no number.
+    // The spec does not say how many images there are, and the queue's length is not a number.
     let errors = errors(
         GOOD,
         &["data={format: parquet, train: x.parquet}", "knn.k=[100000]", "method.queue_length=long", "method.k=99999"],

@@ -1,4 +1,4 @@
-//! The specs and the schema that are committed: each spec loads and says what it must, the schema is the types'.
+//! The committed specs load and have the required content, and the committed schema matches the types.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ fn root(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Every spec, also those in folders.
+/// The paths of all specs, including those in folders.
 fn specs() -> Vec<PathBuf> {
     let files =
         walkdir::WalkDir::new(root("specs")).sort_by_file_name().into_iter().map(|entry| entry.unwrap().into_path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect()
 }
 
-/// The spec's experiment; of a sweep, the first.
+/// The experiment of a spec; for a sweep, the first point's.
 fn first_point(path: &Path) -> Loaded {
     let points = spec::load_points(path, &Changes::default()).unwrap_or_else(|errors| panic!("{errors}"));
     points.points.into_iter().next().expect("never empty").loaded
@@ -39,7 +39,7 @@ fn every_spec_loads_and_opens_with_its_facts() {
     assert!(specs().len() >= 20);
     for path in specs() {
         let loaded = first_point(&path);
-        // A spec in a folder bears the folder's name too.
+        // The name of a spec in a folder starts with the folder's name.
         let inside = path.strip_prefix(root("specs")).unwrap().with_extension("");
         let parts: Vec<&str> = inside.iter().map(|part| part.to_str().unwrap()).collect();
         assert_eq!(loaded.experiment.name, parts.join("-"));
@@ -105,7 +105,7 @@ fn the_resolved_value_has_defaults_and_plain_digits_and_loads_again() {
         if loaded.value()["method"]["name"] == "snclr" {
             assert!(loaded.value()["method"]["attention"].is_string(), "{}", path.display());
         }
-        // A tenth, as it was written: not the digits of the nearest f32.
+        // A number such as 0.1 is written with its own digits, not with those of the nearest f32.
         assert_eq!(loaded.value()["augmentations"]["view1"]["color_jitter"]["hue"].to_string().len(), 3);
         let text = serde_yaml::to_string(&loaded.value()).unwrap();
         let again = spec::load_text(&path, &text, &[]).unwrap_or_else(|errors| panic!("{errors}"));

@@ -1,5 +1,5 @@
-//! A process that writes to the store is killed at random moments, again and again: what it leaves is always loadable, and
-//! the end is the same as without the kills.
+//! Kills a process that writes to the store again and again at random moments. The next process can always continue, and the
+//! final artifact is the same as without the kills.
 
 use std::{
     path::Path,
@@ -22,7 +22,7 @@ fn components() -> Components {
     components
 }
 
-/// The state after a step follows from the state before, as in training: a lost or a doubled step would show at the end.
+/// The state after a step. It depends on the state before, as in training, so a lost or repeated step changes the final state.
 fn next(state: &[u8], step: u64) -> Vec<u8> {
     state.iter().enumerate().map(|(i, b)| b.wrapping_mul(31).wrapping_add((i as u64 + step) as u8)).collect()
 }
@@ -41,7 +41,7 @@ fn row(step: u64, state: &[u8]) -> RecordBatch {
     .unwrap()
 }
 
-/// What a stage does: goes on from the checkpoint, saves after every step, commits.
+/// A small stage: it resumes from the newest checkpoint, saves one after every step, and commits its artifact.
 fn stage(root: &Path) {
     let store = Store::open(root);
     let key = components().key();
@@ -84,7 +84,7 @@ fn artifact(root: &Path) -> Option<Artifact> {
     }
 }
 
-/// Runs in a process of its own, started by the test below.
+/// Runs the stage in a process of its own, which the test below starts.
 #[test]
 fn child() {
     if let Some(root) = std::env::var_os(ROOT) {
@@ -92,7 +92,7 @@ fn child() {
     }
 }
 
-/// A process that does the stage in the store at `root`.
+/// Starts a process that runs the stage in the store at `root`.
 fn spawn(root: &Path) -> std::process::Child {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
@@ -118,7 +118,7 @@ fn a_writer_that_is_killed_at_random_ends_as_one_that_is_not() {
         let root = tempfile::tempdir().unwrap();
         for attempt in 0u64.. {
             let mut child = spawn(root.path());
-            // Moments spread over the life of the process; later attempts live longer, so that the end is reached.
+            // The moments of the kills are spread over the life of the process. Later attempts live longer, so that one finishes.
             let spread = (round * 7919 + attempt * 10_473) % 1000 * 6 / 10 + attempt * 50;
             sleep(lifetime.mul_f64(spread as f64 / 1000.0));
             child.kill().unwrap();

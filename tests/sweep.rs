@@ -1,4 +1,4 @@
-//! Sweeps: points share stages, go on where they stopped, fail one by one, run at once; mistakes are told once.
+//! Sweeps: points share stages, resume where they stopped, fail independently, and run at once. Each mistake is reported once.
 
 mod common;
 
@@ -38,7 +38,7 @@ fn ran(points: &[Value]) -> BTreeMap<String, usize> {
     ran
 }
 
-/// Content hash of each stage of each run.
+/// The content hash of each stage of each run.
 fn contents(scratch: &Scratch, runs: &str) -> BTreeMap<String, Value> {
     let results = std::fs::read_dir(scratch.path(runs).join("results")).expect("results");
     results
@@ -88,7 +88,7 @@ fn a_grid_shares_its_stages_runs_once_and_compares_by_seed() {
     assert_eq!(plan["total"], json!({"stages": 19, "pending": 9, "cached": 10}));
     assert_eq!(plan["points"][1]["values"], json!({"method.tau": 0.1, "seed": 3}));
 
-    // A fixed key leaves the points that have it, each the run that it was.
+    // `--set` of a swept key keeps the points with that value, and each is the same run as before.
     let one = points(&scratch.run("run grid.yaml --json --set seed=2"));
     assert_eq!(
         (all(&one, "run"), all(&one, "status")),
@@ -134,7 +134,7 @@ fn compares_by_seed(scratch: &Scratch, runs: &[String]) {
     assert!((of("difference") - difference).abs() < 1e-12 && knn["p"].is_null());
     assert!(of("low") <= of("difference") && of("difference") <= of("high"));
 
-    // Single runs: McNemar's test, and any of them as the baseline.
+    // Single runs have McNemar's p, and each of them can be the baseline.
     let json = scratch.json(&format!("compare grid.yaml --json --no-group --baseline {}", runs[3]));
     assert_eq!(json["runs"].as_array().expect("runs").len(), 4);
     let differences = json["differences"].as_array().expect("differences");
@@ -144,7 +144,7 @@ fn compares_by_seed(scratch: &Scratch, runs: &[String]) {
     assert!(table.contains(" ± ") && table.contains("± sample standard deviation over seeds\n"), "{table}");
     assert!(table.contains("│ knn/top1 difference ") && table.contains("40 test samples"), "{table}");
 
-    // A point that has not run is told and left out.
+    // A point that has not run is reported and left out.
     let partly = scratch.run("compare grid.yaml --sweep seed=1,5 --json");
     assert!(
         partly.stderr.contains("note: grid.yaml: no finished run of method.tau=0.1, seed=5\n"),
@@ -300,7 +300,8 @@ point 1 of 4: method.name=snclr
     let methods = methods.expect("the method")["values"].as_object().expect("values").values().map(text);
     assert_eq!(methods.collect::<Vec<_>>(), ["snclr", "infonce", "nnclr", "swav"]);
 
-    // The same method by other ways is the same run. A section that is given whole keeps nothing, here tau alone.
+    // Other ways to set the same method give the same run. A section that is given whole keeps no key of the spec's section, so
+    // `sections` repeats tau.
     let run_of = |arguments: &[&str]| {
         let output = scratch.command("run tiny.yaml --json").args(arguments).output().expect("the program");
         let finished = Finished::of(output);

@@ -1,4 +1,4 @@
-//! Tables hold the columns that the program declares, and the documentation lists them.
+//! The tables on disk have the columns that the program declares, and the documentation lists the same columns.
 
 mod common;
 
@@ -12,7 +12,7 @@ use snclr::{
     tables::{self, Table, column::Column},
 };
 
-/// A file has the columns of the declaration: names, types, whether a value may be missing.
+/// Asserts that a file has the declared columns: their names, their types, and whether a value may be missing.
 fn assert_declared(declared: &Table, path: &Path) {
     let schema = table::schema(path).expect("a schema");
     let widths = schema.fields().iter().filter_map(|field| match field.data_type() {
@@ -51,7 +51,7 @@ fn every_table_of_an_experiment_is_as_its_stage_declares_it() {
     assert_declared(&tables::REPORT, &results.path().join("report.parquet"));
 }
 
-/// Names in backticks of the first cells of the table below `heading`.
+/// The names in backticks in the first column of the page's table below `heading`.
 fn documented(page: &str, heading: &str) -> Vec<String> {
     let page = fs::read_to_string(page).expect("a page");
     let rows = page.split(heading).nth(1).expect("the heading").lines().skip_while(|line| !line.starts_with("| `"));
@@ -63,7 +63,7 @@ fn documented(page: &str, heading: &str) -> Vec<String> {
 fn the_documentation_lists_the_columns_that_there_are() {
     let names = |columns: &[Column]| columns.iter().map(|column| column.name.to_owned()).collect::<Vec<_>>();
     assert_eq!(documented("docs/how-to/embed.md", "## Read it"), names(tables::EMBEDDINGS.columns));
-    // Beside step and epoch.
+    // The page leaves out the first two columns, step and epoch.
     assert_eq!(
         documented("docs/methods.md", "## Which positives did it use?"),
         names(&tables::POSITIVENESS.columns[2..])

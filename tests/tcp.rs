@@ -1,5 +1,4 @@
-//! Many ranks over TCP, started by PyTorch's variables alone, as torchrun does. What ranks compute is tested over MPI too
-//! (tests/mpi.rs).
+//! Many ranks over TCP, started with PyTorch's environment variables as torchrun does. `tests/mpi.rs` tests ranks over MPI.
 
 mod common;
 
@@ -11,7 +10,7 @@ use std::{
 
 use common::{Finished, METHODS, Scratch, checkpoints, signal, tiny_with, wait_for_another_checkpoint};
 
-/// Starts the program with `args` on so many ranks of a thread each.
+/// Starts the program with `args` on `size` ranks with one thread each.
 fn on_ranks(scratch: &Scratch, size: usize, args: &str) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let started = (0..size).map(|rank| {
@@ -24,7 +23,7 @@ fn on_ranks(scratch: &Scratch, size: usize, args: &str) -> Vec<Child> {
     started.collect()
 }
 
-/// What each rank has printed, and its exit code, when all have ended.
+/// Waits until all ranks have ended. Returns the output and exit code of each.
 fn ended(ranks: Vec<Child>) -> Vec<Finished> {
     ranks.into_iter().map(|rank| Finished::of(rank.wait_with_output().expect("it ends"))).collect()
 }
@@ -33,7 +32,7 @@ fn codes(ranks: &[Finished]) -> Vec<i32> {
     ranks.iter().map(|rank| rank.code).collect()
 }
 
-/// The errors that ranks have printed.
+/// The error lines that the ranks printed.
 fn errors(ranks: &[Finished]) -> Vec<&str> {
     ranks.iter().flat_map(|rank| rank.stderr.lines()).filter(|line| line.starts_with("error: ")).collect()
 }
@@ -82,7 +81,7 @@ fn ranks_that_do_not_fit_say_so_once() {
     assert!(alone(&[second, nobody].concat()).starts_with("error: rank 1 of 2 cannot reach rank 0 at localhost:1: "));
 }
 
-/// Ranks that train for long, as soon as there is a new checkpoint.
+/// Starts a long training on `size` ranks and blocks until there is a new checkpoint.
 fn long_training(scratch: &Scratch, size: usize, more: &str) -> Vec<Child> {
     let runs = scratch.path("runs");
     let before = checkpoints(&runs);
@@ -113,7 +112,7 @@ fn a_rank_that_ends_ends_all_and_any_number_goes_on_to_the_same_bits() {
     assert!(first[0].stderr.contains("error: rank 0 of 2 has waited 1 s for another rank"), "{}", first[0].stderr);
     signal(stopped, "KILL");
     ended(ranks.collect());
-    // A signal to a rank that is not the first: one checkpoint, and all stop.
+    // A signal to a rank other than the first makes one checkpoint, and all ranks stop.
     let ranks = long_training(&scratch, 4, "");
     signal(ranks[3].id(), "TERM");
     let ranks = ended(ranks);

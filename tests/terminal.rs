@@ -1,4 +1,4 @@
-//! On a terminal a run shows a live view and leaves it clean; elsewhere it prints plain lines.
+//! On a terminal a run shows a live view and erases it at the end; elsewhere it prints plain lines.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use common::Scratch;
 
-/// What the program writes to a terminal of its own. `script` is part of every Debian.
+/// The output of the program on a pseudo-terminal, which the program `script` provides. Every Debian has it.
 fn on_a_terminal(scratch: &Scratch, args: &str, no_color: &str) -> String {
     let line = format!("stty cols 140 rows 40; {} {args}", env!("CARGO_BIN_EXE_snclr"));
     let mut command = Command::new("script");
@@ -27,7 +27,7 @@ fn a_terminal_gets_a_live_view_that_disappears() {
         assert!(shown.contains(part), "no {part:?} in {shown}");
     }
     assert!(shown.contains("effective positives") && !shown.contains("\x1b[32m"), "{shown}");
-    // Behind the last erasure stand the results alone, and the cursor was never hidden.
+    // After the last erased line there are only the results. The cursor was never hidden.
     let rest = shown.rsplit("\x1b[2K").next().unwrap_or_default();
     assert!(
         rest.contains("top-1 in %") && !rest.contains('▶') && rest.trim_end().ends_with("ran 6 stages, 0 cached"),

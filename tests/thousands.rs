@@ -1,4 +1,4 @@
-//! Thousands of runs in one runs folder: listed and compared in a moment, and read by databases from one file each.
+//! Thousands of runs in one runs folder: they are listed and compared quickly, and written to one file for databases.
 
 mod common;
 
@@ -17,10 +17,10 @@ use snclr::{
 
 const RUNS: u64 = 5000;
 
-/// Longest time that a look may take here, where other tests run beside it; alone it is a small part of that.
+/// The longest time that a command may take while other tests run at the same time. On an idle machine it takes far less.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// A value of the sweep, as specs write it.
+/// The value of `method.tau` at an index of the sweep.
 fn tau(at: u64) -> f64 {
     (50 + at) as f64 / 1000.0
 }
@@ -65,7 +65,7 @@ fn five_thousand_runs_are_listed_and_compared_in_a_moment() {
     let file = scratch.path("runs/tables/runs.parquet");
     assert!(file.exists());
     assert_eq!(timed(&scratch, "runs --json"), first);
-    // What changes after that shows, and the file is no more than a help.
+    // The list follows later changes, and a damaged file changes nothing: it only saves time.
     fs::remove_dir_all(results.join("sweep-00000007")).expect("a run");
     let without = timed(&scratch, "runs --json");
     assert_eq!(without["runs"].as_array().expect("runs").len() as u64, RUNS);
@@ -90,7 +90,7 @@ fn the_state_of_five_thousand_points_is_told_in_a_moment() {
     let taus: Vec<String> = (0..RUNS).map(|at| format!("{:?}", tau(at))).collect();
     let points = format!("tiny.yaml --json --set epochs=1 --sweep method.tau={}", taus.join(","));
     let status = timed(&scratch, &format!("status {points}"));
-    // A training, its embeddings and their evaluations each; data and control are shared.
+    // Each point has a training, its embeddings and their two evaluations. The data stage and the control are shared.
     assert_eq!((&status["points"], status["tasks"].as_array().map(Vec::len)), (&json!(RUNS), Some(20_002)));
     let submitted = timed(&scratch, &format!("submit {points} --dry-run"));
     assert_eq!((&submitted["tasks"], &submitted["done"]), (&json!(20_002), &json!(1)));
@@ -112,7 +112,7 @@ fn figures_and_curves_of_all_runs_are_one_file_each() {
     let points = sweep["points"].as_array().expect("points");
     let metrics: usize = points.iter().map(|point| point["metrics"].as_object().expect("metrics").len()).sum();
     assert_eq!(figures.num_rows(), metrics);
-    // 96 images in batches of 16, five epochs, two runs.
+    // Two runs have five epochs of 96 images in batches of 16.
     assert_eq!(curves.num_rows(), 60);
     let runs = tables::CURVES.texts(&curves, RUN).expect("runs");
     let runs: Vec<&str> = (0..60).map(|row| runs.value(row)).collect();
@@ -132,7 +132,7 @@ fn figures_and_curves_of_all_runs_are_one_file_each() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    // A training that is gone is named, and the others' curves stay.
+    // A missing training is reported, and the curves of the others stay.
     let gone = text(&points[0]["run"]);
     let record = fs::read_to_string(scratch.path(&format!("runs/results/{gone}/run.json"))).expect("its record");
     let record: Value = serde_json::from_str(&record).expect("JSON");
@@ -145,7 +145,7 @@ fn figures_and_curves_of_all_runs_are_one_file_each() {
     assert!(printed.contains(&format!("note: {gone}: omitting its curves: the pretrain artifact")), "{printed}");
 }
 
-/// A training of so many steps, as its artifact keeps them.
+/// Makes a pretrain artifact whose metrics have `steps` rows.
 fn training(store: &Store, number: u64, steps: i64) -> snclr::artifact::Artifact {
     let mut components = Components::default();
     components.insert("number", &number.into());

@@ -1,4 +1,4 @@
-//! Errors of usage: exit code 2 (or 1), the whole text on stderr, nothing on stdout.
+//! Errors of usage: they exit with code 2 (or 1), and print the whole text on stderr and nothing on stdout.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn a_wrong_key_is_located_and_corrected() {
 #[test]
 fn a_device_that_is_not_there_is_refused() {
     let scratch = Scratch::new();
-    // A build with the feature gives the driver's reason.
+    // A build with the feature `cuda` prints the driver's reason, so only the start and the end are compared.
     let finished = scratch.run("run tiny.yaml --device cuda:63");
     assert_eq!((finished.code, finished.stdout.as_str()), (2, ""), "{}", finished.stderr);
     assert!(finished.stderr.starts_with("error: --device cuda:63: "), "{}", finished.stderr);
@@ -36,7 +36,7 @@ fn a_device_that_is_not_there_is_refused() {
     assert!(finished.stderr.contains("no such device; use cpu, cuda, or cuda:N"), "{}", finished.stderr);
 }
 
-/// The doctor says why there is no GPU; a device that was asked for does not keep it from doing so.
+/// The doctor says why there is no GPU, even if `--device` names a missing one.
 #[test]
 fn the_doctor_tells_about_devices() {
     let finished = Scratch::new().run("doctor --device cuda:63");
@@ -45,7 +45,8 @@ fn the_doctor_tells_about_devices() {
     assert!(finished.stdout.contains("device cuda  "), "{}", finished.stdout);
 }
 
-/// Before any work, with the units that there are; the doctor included, since nothing can be computed.
+/// A missing vector unit is refused before any work, with a list of the available ones. The doctor refuses it too, since nothing
+/// can be computed.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_vector_unit_that_is_not_there_is_refused() {

@@ -16,50 +16,52 @@ pub fn sync_dir(dir: &Path) -> anyhow::Result<()> {
     File::open(dir).and_then(|file| file.sync_all()).with_context(|| format!("syncing {}", dir.display()))
 }
 
-/// Creates a folder and those above it.
+/// Creates a folder and its missing parents.
 pub fn create_dir(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))
 }
 
-/// Temporary sibling of a path, called as no other is: two writers of one path, on whichever machines, never write the same file.
+/// A temporary path beside `path` with a unique name: two writers of one path, on any machines, never write the same temporary
+/// file.
 pub fn sibling(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(unique(&name, "tmp"))
 }
 
-/// Whether `name` is that of a temporary sibling.
+/// Whether `name` is the name of a temporary sibling.
 pub fn is_sibling(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".tmp")
 }
 
-/// A hidden name that no other process and no later call makes: `.NAME.PROCESS-N.SUFFIX`.
+/// A hidden name that no other process and no other call returns: `.NAME.PROCESS-N.SUFFIX`.
 pub fn unique(name: &str, suffix: &str) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    // Names of files end at 255 bytes, and the rest tells this one apart from others.
+    // File names are at most 255 bytes long. The rest of the name already makes it unique, so `name` may be cut.
     let name = &name[..name.floor_char_boundary(100)];
     format!(".{name}.{}-{}.{suffix}", Process::here(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Reads a name of [`unique`] back: what it stands for, and who made it. Names of older versions name no maker.
+/// Parses a name made by [`unique`]: the name that it stands for, and the process that made it. Names made by older versions
+/// contain no process.
 pub fn parse_unique<'a>(file: &'a str, suffix: &str) -> Option<(&'a str, Option<Process>)> {
     let inner = file.strip_prefix('.')?.strip_suffix(suffix)?.strip_suffix('.')?;
     let made = || {
         let (rest, number) = inner.rsplit_once('-')?;
         let _: u64 = number.parse().ok()?;
-        // A process has a dot itself, a machine has none.
+        // The text of a process contains one dot, and the machine's name in it has none.
         let dot = rest[..rest.rfind('.')?].rfind('.')?;
         Some((&inner[..dot], Process::parse(&rest[dot + 1..])?))
     };
     Some(made().map_or((inner, None), |(name, process)| (name, Some(process))))
 }
 
-/// Writes a file: temporary sibling, fsync, rename, fsync of the folder. Of two writers the later one's stays.
+/// Writes a file: temporary sibling, fsync, rename, fsync of the folder. Of two writers, the later one's file stays.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let temporary = sibling(path);
     let written = File::create(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .with_context(|| format!("writing {}", temporary.display()));
-    // What was written and has no place is of no use, and on a full disk in the way.
+    // A temporary file that cannot be renamed is of no use, and takes space on a full disk.
     written.and_then(|()| rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
@@ -71,13 +73,13 @@ pub fn write_if_changed(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Renames a file or folder and makes that durable.
+/// Renames a file or folder and makes the rename durable.
 pub fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::rename(from, to).with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
     sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
-/// Removes a folder and what is in it; one that is not there is as good.
+/// Removes a folder and its contents. A missing folder is no error.
 pub fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -87,8 +89,8 @@ pub fn remove_dir(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Removes a folder at once for everybody who looks: it gets a name of ours first. What cannot be removed, e.g. as others have
-/// files in it open, is left for whoever sweeps.
+/// Removes a folder in one step as other processes see it: the folder first gets a temporary name. Contents that cannot be
+/// removed, e.g. because another process has a file open, are left for a later sweep.
 pub fn discard_dir(dir: &Path) -> anyhow::Result<()> {
     let doomed = sibling(dir);
     match fs::rename(dir, &doomed) {
@@ -99,13 +101,13 @@ pub fn discard_dir(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Moves a file or folder into the folder `damaged`, under a name that begins with `label` and is free. None when it is not there
-/// any more.
+/// Moves a file or folder into the folder `damaged`, under a free name that begins with `label`. Returns the new path, or None
+/// when `path` no longer exists.
 pub fn set_aside(damaged: &Path, path: &Path, label: &str) -> anyhow::Result<Option<PathBuf>> {
     create_dir(damaged)?;
     for number in 1u32.. {
         let target = damaged.join(format!("{label}-{number}"));
-        // The name is taken by making something of the kind that a rename may replace.
+        // Reserves the name with an empty folder or file of the same kind, which the rename may replace.
         let taken = match path.is_dir() {
             true => fs::create_dir(&target),
             false => File::create_new(&target).map(drop),

@@ -1,4 +1,5 @@
-//! An attempt: the folder `unfinished/<name>-<id>/` with spec and record of a run that has no results yet, or ended without any.
+//! Attempts: the folder `unfinished/<name>-<id>/` holds spec and record of a run that has no results yet, or ended without
+//! results.
 
 use std::{
     path::PathBuf,
@@ -12,19 +13,21 @@ use super::{
     record::{FILE, SPEC, UNFINISHED, lock_name},
 };
 
-/// The record of a run at work. Nothing is written before its first stage runs: a run with nothing to do leaves no trace.
+/// Keeps the record of a run in progress. The record is first written when a stage starts: a run whose stages all have artifacts
+/// leaves no trace.
 pub struct RunAttempt<'a> {
     store: &'a Store,
-    /// Name of the folder. The same spec and source files give the same one.
+    /// Name of the folder. The same spec and source files always give the same name.
     run: String,
     name: String,
     spec: String,
-    /// Set once the record is written, as long as this process keeps it.
+    /// The run's lock and its record, from the first write until the run ends. None while another process keeps the record.
     kept: Mutex<Option<(Lock, RunRecord)>>,
 }
 
 impl<'a> RunAttempt<'a> {
-    /// An attempt at the run `name`; `id` stands for everything that it depends on, and `spec` is the text of its resolved spec.
+    /// An attempt at the run `name`; `id` identifies everything that the run depends on, and `spec` is the text of its resolved
+    /// spec.
     pub fn new(store: &'a Store, name: &str, id: &str, spec: String) -> Self {
         let run = format!("{name}-{id}");
         RunAttempt { store, run, name: name.to_owned(), spec, kept: Mutex::default() }
@@ -34,7 +37,8 @@ impl<'a> RunAttempt<'a> {
         self.store.root().join(UNFINISHED).join(&self.run)
     }
 
-    /// Notes that `stage` runs now, after the stages that are `done`. Where another process keeps the record, it does.
+    /// Records that `stage` runs now, after the completed stages `done`. Does nothing if another process holds the run's lock:
+    /// that process keeps the record.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -51,7 +55,7 @@ impl<'a> RunAttempt<'a> {
         self.write(record)
     }
 
-    /// The record as an earlier attempt left it, or a new one.
+    /// A new record. If an earlier attempt left a record, its time of creation is kept.
     fn first(&self) -> RunRecord {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let created = RunRecord::read(&self.dir()).map_or(now, |earlier| earlier.created);
@@ -66,7 +70,7 @@ impl<'a> RunAttempt<'a> {
         }
     }
 
-    /// Notes how the run ended, if it came so far as to run a stage.
+    /// Records how the run ended. Does nothing if this process keeps no record, e.g. because no stage has started.
     ///
     /// # Errors
     /// When the record cannot be written.
@@ -82,7 +86,7 @@ impl<'a> RunAttempt<'a> {
         written
     }
 
-    /// Removes the record: the run has its results, whichever process came to them.
+    /// Removes the record of a run that has its results, whichever process computed them.
     ///
     /// # Errors
     /// When the folder cannot be removed.
@@ -95,7 +99,7 @@ impl<'a> RunAttempt<'a> {
             Some((lock, _)) => lock,
             None => match lock(self.store, &self.run)? {
                 LockAttempt::Held(lock) => lock,
-                // It comes to the same results, and then removes its record itself.
+                // The other process computes the same results, and then removes the record itself.
                 LockAttempt::Busy(_) => return Ok(()),
             },
         };
@@ -111,7 +115,8 @@ impl<'a> RunAttempt<'a> {
             atomic::write_if_changed(&self.dir().join(SPEC), self.spec.as_bytes())?;
             atomic::write(&self.dir().join(FILE), text.as_bytes())
         };
-        // Where locks end at the machine, another one that comes to its results may remove the folder in between.
+        // Where locks do not reach other machines, another machine that completes the run may remove the folder between these
+        // operations. The write is then tried again.
         (1..5).find_map(|_| write().ok()).map_or_else(write, Ok)
     }
 }
@@ -151,13 +156,13 @@ mod tests {
         let spec = root.path().join("unfinished/quick-0123abcd/spec.yaml");
         assert_eq!(std::fs::read_to_string(&spec).unwrap(), "name: quick\n");
 
-        // Another process at the same run leaves the record to the first.
+        // A second attempt at the same run leaves the record to the first one.
         let second = attempt();
         second.at("data", &key, Vec::new()).unwrap();
         second.finished().unwrap();
         assert_eq!(listed(root.path())[0].3, "pretrain");
 
-        // As if the process were killed: what it held is released, and nothing more is written.
+        // As if the process were killed: its lock is released, and it writes nothing more.
         drop(first);
         assert_eq!(listed(root.path())[0].2, RunState::Interrupted);
 

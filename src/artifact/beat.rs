@@ -1,5 +1,5 @@
-//! Heartbeats: this process touches the files and folders that it holds every 20 seconds. Other machines, which may see neither
-//! its locks nor its processes, know by this that it lives.
+//! Heartbeats: this process touches the files and folders that it holds every 20 seconds. This shows other machines, which may
+//! see neither its locks nor its processes, that this process is alive.
 
 use std::{
     fs::File,
@@ -10,17 +10,18 @@ use std::{
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 
-/// Time between two touches. Well below what a reader waits for, as network file systems show times up to a minute late.
+/// Time between two touches. It is well below the silence after which other machines take a process for dead, because network
+/// file systems show times up to a minute late.
 const EVERY: Duration = Duration::from_secs(20);
 
 static HELD: Mutex<Vec<Weak<File>>> = Mutex::new(Vec::new());
 
-/// Touches the file or folder from now on until it is dropped.
+/// Touches the file or folder regularly from now on, until its last `Arc` is dropped.
 pub fn keep(file: &Arc<File>) {
     static STARTED: Once = Once::new();
     HELD.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(file));
     STARTED.call_once(|| {
-        // Without the thread all that is lost is that other machines may do the same work again.
+        // Best effort: without the thread, other machines may take this process for dead and do the same work again.
         let _ = thread::Builder::new().name("heartbeat".to_owned()).spawn(|| {
             loop {
                 thread::sleep(EVERY);
@@ -37,11 +38,12 @@ pub fn touch_all() {
         held.retain(|file| file.strong_count() > 0);
         held.iter().filter_map(Weak::upgrade).collect()
     };
-    // By the clock of the file system, not by ours. Both times: whoever may write a file may do so, whoever owns it.
+    // `UTIME_NOW` is the time of the file system's clock, not of ours. Setting both times to it needs only permission to write
+    // the file, not its ownership.
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };
     for file in held {
-        // What is gone needs no touch.
+        // Best effort: a file that no longer exists needs no touch.
         let _ = futimens(&*file, &times);
     }
 }

@@ -1,6 +1,6 @@
 //! The catalogue, `tables/runs.parquet`: records and specs of all finished runs in one file, so that commands can list thousands
-//! of runs without opening thousands of files. It is derived and checked on every use: a row counts as long as the files that it
-//! was made from have not changed. The folder may be deleted at any time.
+//! of runs without opening thousands of files. The file is derived and checked on every use: a row is valid as long as the files
+//! that it was made from have not changed. The folder `tables` may be deleted at any time.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use crate::tables::{
 /// Folder of derived tables under the runs root.
 pub const TABLES: &str = "tables";
 
-/// Runs that have to be new or changed before the file is written again: a few are read as quickly from their folders.
+/// The file is written again when at least this many runs are new or changed. Fewer are read just as quickly from their folders.
 const WORTH_WRITING: usize = 32;
 
 /// A finished run.
@@ -34,7 +34,7 @@ pub struct Catalogued {
     row: Arc<Row>,
 }
 
-/// What the file keeps of a run, as JSON text, and the hashes of the files that it comes from.
+/// The file's row of a run: record and spec as JSON text, and the hashes of the files that they come from.
 #[derive(Debug)]
 struct Row {
     record: String,
@@ -47,7 +47,7 @@ impl Catalogued {
     /// Its resolved spec.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the text is not JSON.
     pub fn spec(&self) -> anyhow::Result<Value> {
         serde_json::from_str(&self.row.spec).with_context(|| format!("the spec of run {}", self.record.run))
     }
@@ -56,7 +56,7 @@ impl Catalogued {
 /// All finished runs under a runs root, oldest first.
 ///
 /// # Errors
-/// When the folder, a record or a spec cannot be read. The file is an accelerator: whatever is wrong with it is none.
+/// When the folder, a record or a spec cannot be read. A missing or damaged catalogue is no error, because it only saves time.
 pub fn catalogue(root: &Path) -> anyhow::Result<Vec<Catalogued>> {
     let path = root.join(TABLES).join(format!("{}.parquet", RUNS.name));
     let kept = kept(&path).unwrap_or_default();
@@ -74,7 +74,7 @@ pub fn catalogue(root: &Path) -> anyhow::Result<Vec<Catalogued>> {
     }
     runs.sort_by(|a, b| (a.record.created, &a.record.run).cmp(&(b.record.created, &b.record.run)));
     if news >= WORTH_WRITING {
-        // Best effort, as in a folder that can only be read.
+        // Best effort: the runs root may be read-only.
         let _ = write(&path, &runs).map(|()| stamps.save());
     }
     Ok(runs)
@@ -83,7 +83,8 @@ pub fn catalogue(root: &Path) -> anyhow::Result<Vec<Catalogued>> {
 /// Files of a run with their stamps and hashes.
 type Stamped = [(String, Stamp, String); 2];
 
-/// A run: from the file while its folder is what it was, or from the folder, and then with what is new.
+/// Reads a run: from its row `kept` if its files are unchanged, otherwise from its folder. In the second case the stamps and
+/// hashes of its files are returned too.
 fn look(
     dir: PathBuf,
     kept: &HashMap<String, Arc<Row>>,
@@ -181,7 +182,7 @@ mod tests {
         assert_eq!(seen(root.path()), []);
         let dirs: Vec<_> = (0..40).map(|number| write_run(root.path(), number, 0.5)).collect();
         let mut expected: Vec<_> = (0..40).map(|number| (number, 0.5, number)).collect();
-        // A change right after another leaves no stamp of its own: only what is older is kept.
+        // A second change right after a first may leave the same stamp, so hashes of files that just changed are not trusted.
         std::thread::sleep(std::time::Duration::from_millis(80));
         assert_eq!(seen(root.path()), expected);
         let file = root.path().join("tables/runs.parquet");
@@ -190,7 +191,7 @@ mod tests {
         assert_eq!((rows.len(), seen(root.path())), (40, expected.clone()));
         assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written, "nothing is new");
 
-        // That the file is read shows where it lies, and a change of the folder shows at once.
+        // An unchanged run comes from the file, and a change of a run's folder is seen at once.
         let stamps = StatCache::open(root.path().join("cache/runs.txt"));
         let (_, news) = look(dirs[7].clone(), &rows, &stamps).unwrap();
         assert!(news.is_none());

@@ -22,7 +22,7 @@ use super::{
     table::{self, TableFile},
 };
 
-/// A saved state: the number of steps behind it, and its tables.
+/// A saved state: the number of steps completed, and its tables.
 pub type State = (u64, BTreeMap<String, RecordBatch>);
 
 const MANIFEST: &str = "checkpoint.json";
@@ -33,12 +33,12 @@ pub struct Checkpoints {
     damaged: PathBuf,
     label: String,
     key: Key,
-    /// Numbers of earlier starts of the stage, as far as they are known, end here.
+    /// The highest known number of an earlier start of the stage; 0 if there is none.
     earlier: u64,
     /// Number of this start, from 1; set by its first write.
     attempt: OnceLock<u64>,
     warn: Box<dyn Fn(&str) + Send + Sync>,
-    /// Hears of every state that was saved.
+    /// Called after every saved state.
     saved: Option<Box<dyn Fn() + Send + Sync>>,
     files: Mutex<Files>,
 }
@@ -62,7 +62,8 @@ struct Manifest {
 }
 
 impl Checkpoints {
-    /// Looks at what earlier attempts left in `dir`; what is damaged goes to `damaged`, with a word to `warn`.
+    /// Opens the checkpoints that earlier attempts left in `dir`. Damaged ones are later moved to `damaged` and reported to
+    /// `warn`.
     pub(super) fn open(
         dir: PathBuf,
         damaged: PathBuf,
@@ -74,7 +75,7 @@ impl Checkpoints {
         let mut attempt = 0;
         let names = names(&dir)?;
         if names.iter().any(|name| atomic::is_sibling(name)) {
-            // A killed attempt was writing or removing it.
+            // A killed attempt was writing or removing these files.
             let removed = Leftovers::of(&dir).remove_siblings(&dir);
             removed.with_context(|| format!("removing what was left in {}", dir.display()))?;
         }
@@ -83,7 +84,7 @@ impl Checkpoints {
                 attempt = attempt.max(parts.attempt);
                 let path = dir.join(&name);
                 match hash::file(&path, |_| ()) {
-                    // Somebody on another machine has come to the stage's end.
+                    // Another machine has completed the stage and removed the file.
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     hash => segments.insert(name, hash.with_context(|| format!("reading {}", path.display()))?),
                 };
@@ -105,12 +106,13 @@ impl Checkpoints {
         })
     }
 
-    /// Lets `saved` hear of every state that is saved from now on.
+    /// Calls `saved` after every state that is saved from now on.
     pub fn when_saved(&mut self, saved: Box<dyn Fn() + Send + Sync>) {
         self.saved = Some(saved);
     }
 
-    /// The number of this start. No other has it: it is taken by making a folder, which one of many can.
+    /// The number of this start, which no other start has: creating a folder reserves it, and of several processes only one can
+    /// create the folder.
     fn attempt(&self) -> anyhow::Result<u64> {
         if let Some(&attempt) = self.attempt.get() {
             return Ok(attempt);
@@ -129,7 +131,8 @@ impl Checkpoints {
         anyhow::bail!("{}: no number is left", self.dir.display())
     }
 
-    /// Saves the state after `step` steps; atomic; the two newest are kept. Segments of the steps before go first.
+    /// Saves the state after `step` steps, atomically. The two newest states are kept. Segments of earlier steps must be appended
+    /// first.
     pub fn save(&self, step: u64, tables: &[(&str, RecordBatch)]) -> anyhow::Result<()> {
         let mut files = self.files.lock().expect("no panics while held");
         if files.last_saved == Some(step) {
@@ -139,7 +142,7 @@ impl Checkpoints {
         atomic::create_dir(&self.dir)?;
         let temporary = atomic::sibling(&target);
         if let Err(error) = self.write(&temporary, step, tables, &files.segments) {
-            // On a full disk the half of it is in the way of everything else.
+            // On a full disk, a half-written checkpoint takes space that everything else needs.
             let _ = fs::remove_dir_all(&temporary);
             return Err(error.context(format!("saving the checkpoint after step {step}")));
         }
@@ -169,12 +172,12 @@ impl Checkpoints {
             anyhow::ensure!(!twice, "table {name:?} is given twice");
         }
         let manifest = Manifest { key: self.key.clone(), step, tables: hashes, segments: segments.clone() };
-        // Its own hash goes in front: the manifest is as easily damaged as what it vouches for.
+        // The hash of the text goes in front, because the manifest can be damaged just like the files that it lists.
         let text = serde_json::to_string_pretty(&manifest)?;
         atomic::write(&dir.join(MANIFEST), format!("{}\n{text}\n", hash::bytes(text.as_bytes())).as_bytes())
     }
 
-    /// The newest state that is whole: its step and its tables. One that is not goes to `damaged/`, with a warning.
+    /// Loads the newest intact state: its step and its tables. Damaged states are moved to `damaged/`, with a warning.
     pub fn load(&self) -> anyhow::Result<Option<State>> {
         let mut found = None;
         for name in self.newest_first()? {
@@ -185,7 +188,7 @@ impl Checkpoints {
                 }
                 Err(what) => {
                     let path = self.dir.join(&name);
-                    // Another machine removes what is older than its own two newest: it is gone, not damaged.
+                    // A checkpoint that is gone is not damaged: another machine removes those older than its own two newest.
                     let Some(moved) = atomic::set_aside(&self.damaged, &path, &format!("{}-{name}", self.label))?
                     else {
                         continue;
@@ -198,7 +201,7 @@ impl Checkpoints {
                 }
             }
         }
-        // Only now: as long as a checkpoint vouches for a segment, the loss of the segment must be noticed.
+        // Damaged segments are moved only now: as long as a checkpoint refers to a segment, its loss must be noticed.
         self.drop_damaged_segments()?;
         Ok(found)
     }
@@ -231,7 +234,8 @@ impl Checkpoints {
         Ok((manifest.step, tables))
     }
 
-    /// Looks at every state and segment and moves nothing: how many are whole, and file and problem of those that are not.
+    /// Checks every state and segment, and moves nothing. Returns the number of intact ones, and file and problem of each damaged
+    /// one.
     pub(super) fn inspect(&self) -> anyhow::Result<(usize, Vec<(String, String)>)> {
         let segments: Vec<_> = self.files.lock().expect("no panics while held").segments.keys().cloned().collect();
         let states = self.newest_first()?.into_iter().map(|name| (self.read(&name).err(), name));
@@ -262,7 +266,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Appends a segment of metric rows (one int64 column is called `step`) that begins at `first_step`; atomic.
+    /// Appends a segment of metric rows that starts at `first_step`, atomically. One int64 column is called `step`.
     pub fn append_segment(&self, name: &str, first_step: u64, rows: &RecordBatch) -> anyhow::Result<()> {
         let attempt = self.attempt()?;
         let file = segment::file_name(name, attempt, first_step);
@@ -272,7 +276,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// All rows of the segments called `name` with step < `until`, in the order of steps; of each step the newest attempt's.
+    /// All rows of the segments called `name` with step < `until`, sorted by step; of each step only those of the newest attempt.
     /// None when there are none. Errors when a segment is damaged.
     pub fn segments(&self, name: &str, until: u64) -> anyhow::Result<Option<RecordBatch>> {
         let files = self.files.lock().expect("no panics while held");
@@ -294,14 +298,14 @@ impl Checkpoints {
 /// A file that a checkpoint needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointFile {
-    /// Where it lies in the folder of checkpoints, e.g. `checkpoint-000000000012-0001/model.parquet`.
+    /// Path in the folder of checkpoints, e.g. `checkpoint-000000000012-0001/model.parquet`.
     pub path: String,
     pub size: u64,
     pub sha256: String,
 }
 
-/// The newest checkpoint in `dir` that is one of `key`: its step, and all files that it needs, segments before it included. None
-/// when there is none.
+/// The newest checkpoint of `key` in `dir`: its step, and all files that it needs, including the segments before it. None when
+/// there is none.
 pub(super) fn newest_files(dir: &Path, key: &Key) -> anyhow::Result<Option<(u64, Vec<CheckpointFile>)>> {
     for name in newest_first(dir)? {
         let Some(manifest) = read_manifest(&dir.join(&name)).ok().filter(|manifest| manifest.key == *key) else {
@@ -320,7 +324,7 @@ pub(super) fn newest_files(dir: &Path, key: &Key) -> anyhow::Result<Option<(u64,
     Ok(None)
 }
 
-/// Names of checkpoints in a folder.
+/// Names of the checkpoints in a folder, newest first.
 fn newest_first(dir: &Path) -> anyhow::Result<Vec<String>> {
     let mut found: Vec<_> =
         names(dir)?.into_iter().filter_map(|name| parse(&name).map(|order| (order, name))).collect();
@@ -328,8 +332,8 @@ fn newest_first(dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
-/// The step of the newest checkpoint in `dir` that is one of `key`, as far as its own record tells. Nothing is moved or removed,
-/// so that whoever looks need not hold the lock of the stage.
+/// The step of the newest checkpoint of `key` in `dir`, according to its manifest alone. Nothing is moved or removed, so the
+/// caller need not hold the lock of the stage.
 pub(super) fn newest_step(dir: &Path, key: &Key) -> Option<u64> {
     newest_first(dir).ok()?.into_iter().find_map(|name| {
         let manifest = read_manifest(&dir.join(name)).ok()?;
@@ -337,14 +341,14 @@ pub(super) fn newest_step(dir: &Path, key: &Key) -> Option<u64> {
     })
 }
 
-/// All rows of the segments called `name` in `dir`, as [`Checkpoints::segments`] gives them, for whoever does not hold the lock of
-/// the stage. None when there are none.
+/// All rows of the segments called `name` in `dir`, merged as by [`Checkpoints::segments`], for callers that do not hold the lock
+/// of the stage. None when there are none.
 pub(super) fn rows(dir: &Path, key: &Key, name: &str) -> anyhow::Result<Option<RecordBatch>> {
     let mut batches = Vec::new();
     for file in names(dir)?.into_iter().filter(|file| segment::parse(file).is_some_and(|parts| parts.name == name)) {
         let path = dir.join(file);
         match segment::read(&path, key) {
-            // The stage has come to its end in this moment.
+            // The stage has just ended and removed the file.
             Err(_) if !path.exists() => {}
             read => batches.push(read?),
         }

@@ -26,13 +26,13 @@ impl Artifact {
         Artifact { dir, manifest: Arc::new(manifest) }
     }
 
-    /// One without tables that is nowhere, for tests, of this package and others.
+    /// An artifact without tables or a folder, for tests of this package and others.
     #[doc(hidden)]
     pub fn made_up() -> Artifact {
         Artifact::new(PathBuf::from("nowhere"), Manifest::new("knn", Components::default(), vec![], 0, 0, None))
     }
 
-    /// The same artifact with those of its tables alone that `keep` wants: the others cannot be read from it.
+    /// The same artifact, limited to the tables for whose names `keep` returns true. Other tables cannot be read from it.
     pub fn narrowed(&self, keep: impl Fn(&str) -> bool) -> Artifact {
         let mut manifest = Manifest::clone(&self.manifest);
         manifest.files.retain(|file| keep(&file.name));
@@ -44,12 +44,12 @@ impl Artifact {
         &self.manifest.content
     }
 
-    /// Stage key.
+    /// Stage key as text.
     pub fn key(&self) -> &str {
         self.manifest.key.as_str()
     }
 
-    /// Stage key, as such.
+    /// Stage key.
     pub fn stage_key(&self) -> &Key {
         &self.manifest.key
     }
@@ -59,7 +59,7 @@ impl Artifact {
         &self.manifest.stage
     }
 
-    /// What the key is the hash of.
+    /// The leaves that the key is the hash of.
     pub fn components(&self) -> &Components {
         &self.manifest.components
     }
@@ -69,12 +69,12 @@ impl Artifact {
         &self.manifest
     }
 
-    /// Its folder.
+    /// Its folder in the store.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Length of its tables in bytes.
+    /// Total size of its tables in bytes.
     pub fn size(&self) -> u64 {
         self.manifest.files.iter().map(|file| file.size).sum()
     }
@@ -98,13 +98,14 @@ impl Artifact {
         Ok(self.dir.join(file.file()))
     }
 
-    /// Files of the tables that `table` stands for, in the order of their names.
+    /// Files of the tables that `table` stands for, sorted by name.
     pub fn files_of(&self, table: &Table) -> Vec<PathBuf> {
         let files = self.manifest.files.iter().filter(|file| table.is(&file.name));
         files.map(|file| self.dir.join(file.file())).collect()
     }
 
-    /// Rows of a table with columns `metric` and `value`; none when there is no such table. What is not finite becomes None.
+    /// Rows of a table with columns `metric` and `value`; none when there is no such table. Nulls and values that are not finite
+    /// become None.
     ///
     /// # Errors
     /// When the table cannot be read or has no such columns.
@@ -123,7 +124,8 @@ impl Artifact {
         Ok(figures)
     }
 
-    /// One figure of such a table; the prefix up to the slash may be left out there.
+    /// The value of one metric in a table as for [`Artifact::figures`]. The table may leave out the metric's prefix up to its
+    /// last slash.
     ///
     /// # Errors
     /// As [`Artifact::figures`].
@@ -133,7 +135,7 @@ impl Artifact {
         Ok(figures.into_iter().find(|(name, _)| name == metric || name == short).and_then(|(_, value)| value))
     }
 
-    /// Rows of a table with text columns `key` and another, in order; none when there is no such table.
+    /// Rows of a table whose first two columns are texts, in order; none when there is no such table.
     ///
     /// # Errors
     /// When the table cannot be read or has no such columns.

@@ -1,7 +1,8 @@
 //! The content hash of a table. It covers schema and values, and does not depend on batches, row groups or Parquet bytes.
 //!
-//! Every leaf of every column has two byte streams, one for validity (nullable fields only) and one for values, each hashed
-//! on its own; nulls count as zeros, empty strings or empty lists. How rows are cut into batches cannot be seen in a stream.
+//! Every field, nested ones included, has separate byte streams for validity (nullable fields only), for lengths (strings,
+//! binaries and lists) and for values, each hashed on its own. Nulls count as zeros, empty strings or empty lists. The streams
+//! are the same however the rows are split into batches.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ pub struct TableHasher {
 }
 
 impl TableHasher {
-    /// Errors when a column has a type that has no place in artifacts, e.g. a dictionary.
+    /// A hasher for tables of this schema. Errors when a column has a type that artifacts cannot hold, e.g. a dictionary.
     pub fn new(schema: &Schema) -> anyhow::Result<Self> {
         let columns = schema.fields().iter().map(|field| Column::new(field)).collect::<anyhow::Result<_>>()?;
         let names = schema.fields().iter().map(|field| field.name().clone()).collect();
@@ -42,7 +43,7 @@ impl TableHasher {
         self.rows
     }
 
-    /// The hash of each column in hexadecimal: of its values, and of how many there are.
+    /// The hash of each column in hexadecimal, by the column's name. It covers the values and the number of rows.
     pub fn columns(&self) -> BTreeMap<String, String> {
         let hash = |column: &Column| {
             let mut hasher = Sha256::new();
@@ -71,7 +72,7 @@ pub fn of_batch(batch: &RecordBatch) -> anyhow::Result<String> {
     Ok(hasher.finish())
 }
 
-/// A field without its metadata and without the names that Parquet readers give list items.
+/// Describes a field as text, without its metadata and without the names that Parquet readers give to list items.
 fn describe(field: &Field) -> String {
     let null = if field.is_nullable() { "?" } else { "" };
     let kind = match field.data_type() {
@@ -144,7 +145,7 @@ impl Column {
         Ok(Column { validity: field.is_nullable().then(Sha256::new), values })
     }
 
-    /// `hidden`: rows that a null further up hides.
+    /// Adds the values of an array. `hidden` holds the nulls of the structs or lists around it, which hide values of the array.
     fn update(&mut self, array: &ArrayRef, hidden: Option<&NullBuffer>) {
         let nulls = NullBuffer::union(array.nulls(), hidden).filter(|nulls| nulls.null_count() > 0);
         let valid = |row: usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
@@ -159,7 +160,7 @@ impl Column {
             }
             Values::Fixed { width, bytes } => {
                 let data = array.to_data();
-                // FixedSizeBinary and primitives alike: one buffer of values, and the data's offset into it.
+                // FixedSizeBinary and primitive arrays have the same layout: one buffer of values, and the data's offset into it.
                 let start = data.offset() * *width;
                 let values = &data.buffers()[0].as_slice()[start..start + rows * *width];
                 if nulls.is_none() {

@@ -13,16 +13,16 @@ use crate::train::Device;
 pub struct Environment {
     /// Version of the program.
     pub snclr: String,
-    /// Architecture and operating system that it was built for, e.g. `x86_64-linux`.
+    /// Architecture and operating system that the program was built for, e.g. `x86_64-linux`.
     pub target: String,
-    /// Name of the machine; older manifests do not say.
+    /// Name of the machine; missing in older manifests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Model of the CPU, as it calls itself.
+    /// Model of the CPU, as the CPU reports it.
     pub cpu: String,
     /// Worker threads.
     pub threads: u64,
-    /// Device that computed.
+    /// Device that computed the artifact.
     pub device: String,
 }
 
@@ -57,7 +57,7 @@ impl Environment {
     }
 }
 
-/// Model of the CPU; `unknown` where the system does not tell.
+/// Model of the CPU; `unknown` where the system does not report it.
 pub fn cpu_model() -> &'static str {
     static MODEL: OnceLock<String> = OnceLock::new();
     MODEL.get_or_init(|| {

@@ -11,7 +11,7 @@ use rustix::fs::statfs;
 
 use super::atomic;
 
-/// Who else may see the folder, and what locks do there.
+/// Which machines may see a folder, and whether locks reach all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// This machine alone.
@@ -20,23 +20,23 @@ pub enum Reach {
     Locks,
     /// Other machines too, and locks do not reach them.
     NoLocks,
-    /// Other machines too, perhaps, and whether locks reach them cannot be told from here.
+    /// Perhaps other machines too; whether locks reach them is not known.
     Unknown,
-    /// A bucket of an object store behind FUSE: renaming a folder copies what is in it, piece by piece.
+    /// A bucket of an object store behind FUSE: renaming a folder copies its files one by one.
     Bucket,
 }
 
 /// The file system of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
-    /// As the system calls it, e.g. `nfs4`.
+    /// The system's name for this kind, e.g. `nfs4`.
     kind: String,
     reach: Reach,
-    /// The option of the mount that decides, e.g. `local_lock=all`.
+    /// The mount option that decides `reach`, e.g. `local_lock=all`.
     option: Option<String>,
 }
 
-/// A folder that no store can be kept in.
+/// The error for a folder in which no store can be kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} lies on {found}: {}", folder.display(), FileSystem::ELSEWHERE)]
 pub struct UnfitFolder {
@@ -44,7 +44,7 @@ pub struct UnfitFolder {
     pub found: FileSystem,
 }
 
-/// Of one machine.
+/// Kinds that only one machine can see.
 const ALONE: [&str; 24] = [
     "apfs",
     "bcachefs",
@@ -72,7 +72,7 @@ const ALONE: [&str; 24] = [
     "zfs",
 ];
 
-/// Of many machines, with locks for all.
+/// Kinds that many machines can see, with locks that reach all of them.
 const WITH_LOCKS: [&str; 5] = ["ceph", "fuse.ceph-fuse", "fuse.juicefs", "gfs2", "ocfs2"];
 
 /// Object stores behind FUSE, by the names of their programs.
@@ -80,11 +80,11 @@ const BUCKETS: [&str; 10] =
     ["blobfuse", "gcsfuse", "geesefs", "goofys", "mountpoint-s3", "ossfs", "rclone", "riofs", "s3fs", "s3ql"];
 
 impl FileSystem {
-    /// What keeps a store from where folders cannot be renamed, and what to do.
+    /// Why no store can be kept where folders cannot be renamed in one step, and what to do instead.
     pub const ELSEWHERE: &str =
         "an artifact could be seen half written; keep runs on a disk or a network file system (--runs)";
 
-    /// That of `folder`, or of the nearest folder above it that exists.
+    /// The file system of `folder`, or of the nearest folder above it that exists.
     pub fn of(folder: &Path) -> FileSystem {
         let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let there = absolute.ancestors().find_map(|path| path.canonicalize().ok()).unwrap_or(absolute);
@@ -95,7 +95,7 @@ impl FileSystem {
         }
     }
 
-    /// Errors when no store can be kept in `folder`.
+    /// The file system of `folder`. Errors when no store can be kept there.
     pub fn check(folder: &Path) -> Result<FileSystem, UnfitFolder> {
         let found = FileSystem::of(folder);
         match found.reach {
@@ -104,7 +104,7 @@ impl FileSystem {
         }
     }
 
-    /// Who else may see it.
+    /// Which machines may see it, and whether locks reach all of them.
     pub fn reach(&self) -> Reach {
         self.reach
     }
@@ -115,7 +115,7 @@ impl FileSystem {
     }
 }
 
-/// For people, e.g. `nfs4 with local_lock=all, shared: locks do not reach other machines`.
+/// Text for people, e.g. `nfs4 with local_lock=all, shared: locks do not reach other machines`.
 impl fmt::Display for FileSystem {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let with = self.option.as_ref().map_or(String::new(), |option| format!(" with {option}"));
@@ -178,12 +178,12 @@ impl Mount {
     }
 }
 
-/// Of two mounts that a path lies below, the one that it lies on. Of two on the same folder it is the later one.
+/// Of two mounts above a path, the one that the path is on: the deeper one, and of two on the same folder the later one.
 fn deeper(a: Mount, b: Mount) -> Mount {
     if b.point.components().count() >= a.point.components().count() { b } else { a }
 }
 
-/// Blanks and the like stand as their octal number behind a backslash.
+/// Decodes blanks and similar bytes, which the table of mounts writes as a backslash and an octal number.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -203,7 +203,7 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Where there is no table of mounts: the number that the system gives the kind.
+/// Recognises a file system without a table of mounts, by the number that `statfs` gives its kind.
 #[cfg(target_os = "linux")]
 fn by_number(path: &Path) -> FileSystem {
     let (kind, reach) = match statfs(path).map(|found| found.f_type as u32) {
@@ -221,15 +221,15 @@ fn by_number(path: &Path) -> FileSystem {
     FileSystem { kind: kind.to_owned(), reach, option: None }
 }
 
-/// Where there is no table of mounts: nothing is known.
+/// Without a table of mounts, nothing is known about a file system here.
 #[cfg(not(target_os = "linux"))]
 fn by_number(path: &Path) -> FileSystem {
     let _ = statfs(path);
     FileSystem { kind: "a file system of unknown kind".to_owned(), reach: Reach::Unknown, option: None }
 }
 
-/// What time it is by the clock of the file system that `dir` lies on, which may be another machine's. Our own clock where nothing
-/// can be written there.
+/// The current time by the clock of the file system of `dir`, which may be another machine's. It is read from a temporary file in
+/// `dir`. If none can be written there, it is the time of our own clock.
 pub fn now(dir: &Path) -> SystemTime {
     let path = dir.join(atomic::unique("clock", "tmp"));
     let written = || -> io::Result<SystemTime> {

@@ -18,16 +18,16 @@ use super::{
     record, store,
 };
 
-/// What stays.
+/// What a garbage collection keeps.
 #[derive(Clone, Debug, Default)]
 pub struct Keep {
-    /// Names of the runs that stay; all that are finished when None.
+    /// Names of the runs to keep; all finished runs when None.
     pub runs: Option<BTreeSet<String>>,
-    /// Whatever is younger stays.
+    /// Anything younger than this is kept.
     pub younger_than: Option<Duration>,
 }
 
-/// Something that can be removed by itself.
+/// Something that a garbage collection can remove on its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Item {
     /// The folder of a run.
@@ -38,15 +38,15 @@ pub enum Item {
     Artifact(String, Key),
     /// Checkpoints of an unfinished stage.
     Checkpoints(String, Key),
-    /// An artifact that was in the making, or going, when its process ended.
+    /// An artifact that was being written or removed when its process ended.
     Unfinished(String, Key),
-    /// A file or folder that was being written, or removed, when its process ended: the name that it would have had.
+    /// A file or folder that was being written or removed when its process ended: its final name.
     Leftover(String),
     /// Something that was set aside because it no longer matched its hash.
     Damaged(String),
 }
 
-/// An item with its place and size.
+/// An item with its path and its size in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub item: Item,
@@ -54,26 +54,26 @@ pub struct Listed {
     pub bytes: u64,
 }
 
-/// What a cleaning comes to.
+/// The result of a garbage collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaning {
-    /// Goes, in this order.
+    /// Items that are removed, in this order.
     pub removed: Vec<Listed>,
-    /// Nobody needs it, but somebody works on it.
+    /// Items that no run needs, but that a process works on. They stay.
     pub busy: Vec<Listed>,
     /// Runs that stay.
     pub kept_runs: Vec<String>,
     /// Bytes of the artifacts that stay.
     pub kept_bytes: u64,
-    /// The file system, when other machines may count on what changed in the last day: that stays.
+    /// The file system, if other machines may see it. They may need anything that changed in the last day, so that stays.
     pub shared: Option<FileSystem>,
 }
 
 impl Store {
-    /// What would be removed; nothing is.
+    /// Lists what [`Store::clean`] would remove. Nothing is removed.
     ///
     /// # Errors
-    /// When a run's record or a lease cannot be read: what it needs is not known then.
+    /// When a run's record or a lease cannot be read, because it is then unknown what must stay.
     pub fn cleaning(&self, keep: &Keep) -> anyhow::Result<Cleaning> {
         self.look(keep, &mut |_, _| Ok(()))
     }
@@ -81,20 +81,20 @@ impl Store {
     /// Removes what [`Store::cleaning`] lists at this moment.
     ///
     /// # Errors
-    /// As there, or when something cannot be removed; what was removed before stays removed.
+    /// As for [`Store::cleaning`], or when an item cannot be removed; items removed before it stay removed.
     pub fn clean(&self, keep: &Keep) -> anyhow::Result<Cleaning> {
         let _removal = Removal::begin(&self.locks_dir())?;
         self.look(keep, &mut |store, listed| store.remove(listed))
     }
 
-    /// Hands everything that nobody needs to `each`, while its lock is held.
+    /// Passes each item that no run needs to `each`, while holding the item's lock.
     fn look(
         &self,
         keep: &Keep,
         each: &mut dyn FnMut(&Store, &Listed) -> anyhow::Result<()>,
     ) -> anyhow::Result<Cleaning> {
         let shared = Some(FileSystem::of(self.root())).filter(FileSystem::is_shared);
-        // Another machine's lease may be too young to be seen here: names of files are shown late.
+        // A new lease of another machine may not be visible here yet, because network file systems show new file names late.
         let spared = keep.younger_than.max(shared.as_ref().map(|_| PATIENCE));
         let mut cleaning = Cleaning { shared, ..Cleaning::default() };
         let mut needed = leased(&self.locks_dir())?;
@@ -151,7 +151,8 @@ impl Store {
         }
         let damaged = names(&self.damaged_dir()).into_iter().filter(|(_, path)| old(age(path)));
         found.extend(damaged.map(|(name, path)| (Item::Damaged(name), path)));
-        // In the folders of runs and of unfinished stages, and beside them. Of those that go, all goes.
+        // Leftovers in the folders of runs and of unfinished stages, and beside these folders. Folders that are removed anyway
+        // are skipped.
         let going: BTreeSet<PathBuf> = found.iter().map(|(_, path)| path.clone()).collect();
         for above in ["results", UNFINISHED, "work", "cache"].map(|name| self.root().join(name)) {
             let within = names(&above).into_iter().map(|(_, path)| path);
@@ -168,7 +169,7 @@ impl Store {
                 Item::Run(run) => Some(Lock::attempt_removal(&self.locks_dir(), &format!("results-{run}"))?),
                 Item::Attempt(run) => Some(Lock::attempt_removal(&self.locks_dir(), &record::lock_name(run))?),
                 Item::Artifact(stage, key) | Item::Checkpoints(stage, key) => Some(self.lock_removal(stage, key)?),
-                // Nobody has them but the dead process that they are named after.
+                // These need no lock: no process works on leftovers of dead processes, or on what was set aside as damaged.
                 Item::Unfinished(..) | Item::Leftover(_) | Item::Damaged(_) => None,
             };
             if matches!(lock, Some(Attempt::Busy(_))) {
@@ -181,7 +182,7 @@ impl Store {
         Ok(cleaning)
     }
 
-    /// Removes an item whose lock the caller holds. What is half removed is no longer taken for what it was.
+    /// Removes an item whose lock the caller holds. A half-removed item is not mistaken for a complete one.
     fn remove(&self, listed: &Listed) -> anyhow::Result<()> {
         match &listed.item {
             Item::Run(_) | Item::Attempt(_) => {
@@ -189,7 +190,7 @@ impl Store {
                 fs::remove_file(&record).with_context(|| format!("removing {}", record.display()))?;
             }
             Item::Artifact(stage, key) => {
-                // Under this name the next run removes the rest, should this process be killed.
+                // If this process is killed, the next run finds the rest under this name and removes it.
                 let doomed = self.staging_dir(stage, key);
                 atomic::rename(&listed.path, &doomed)?;
                 let _ = fs::remove_file(self.stamps_path(stage, key));
@@ -201,7 +202,7 @@ impl Store {
         removed(&listed.path)
     }
 
-    /// Stage and key of everything that stands where artifacts stand, whole or not, in order.
+    /// Stage and key of everything in the place of an artifact, intact or not, sorted.
     pub fn keys(&self) -> Vec<(String, Key)> {
         let stages = names(&self.root().join("store")).into_iter();
         let keys = |(stage, dir): (String, PathBuf)| {

@@ -15,7 +15,7 @@ pub fn bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Hash of a file's bytes, read in pieces of 256 KiB; `seen` hears the length of each.
+/// Hash of a file's bytes, read in pieces of 256 KiB; `seen` is called with the length of each piece.
 pub fn file(path: &Path, mut seen: impl FnMut(u64)) -> io::Result<String> {
     let whole = file_while(path, |length| {
         seen(length);
@@ -24,7 +24,7 @@ pub fn file(path: &Path, mut seen: impl FnMut(u64)) -> io::Result<String> {
     whole.ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
-/// The same as long as `goes_on` says so of each piece; None where it does not.
+/// Like [`file()`], but stops with None when `goes_on`, which is called with the length of each piece, returns false.
 pub fn file_while(path: &Path, mut goes_on: impl FnMut(u64) -> bool) -> io::Result<Option<String>> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();

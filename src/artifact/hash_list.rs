@@ -15,35 +15,36 @@ use super::{
     stat::{Entry, HEADER, Stamp, parse},
 };
 
-/// A list of hashes in a file, which need not be there yet.
+/// A list of hashes in a file, which need not exist yet.
 pub struct HashList {
     path: PathBuf,
 }
 
-/// Ending of what is written and not whole yet.
+/// Suffix of a list that is still being written.
 const BEGUN: &str = "begun";
 
 impl HashList {
-    /// The list, with what processes that were killed have added.
+    /// Opens the list, and merges the unfinished lists of killed processes into it.
     pub fn open(path: PathBuf) -> HashList {
         let list = HashList { path };
         let dir = list.path.parent().unwrap_or(Path::new("."));
         let is_begun = |entry: io::Result<DirEntry>| {
             entry.is_ok_and(|entry| atomic::parse_unique(&entry.file_name().to_string_lossy(), BEGUN).is_some())
         };
-        // Who writes nothing leaves no trace, so that the clock is asked where there is something alone.
+        // Reading the clock of the file system writes a file. It is done only if there is an unfinished list, so that a caller
+        // that only reads leaves no trace.
         if fs::read_dir(dir).is_ok_and(|mut entries| entries.any(is_begun)) {
             let own = list.path.file_name().unwrap_or_default().to_string_lossy();
             let left = Leftovers::of(dir).in_dir(dir, BEGUN).into_iter();
             for (_, begun) in left.filter(|(name, _)| *name == own) {
-                // Best effort: what is lost is hashed again.
+                // Best effort: files whose hashes are lost are hashed again.
                 let _ = list.take_in(&begun);
             }
         }
         list
     }
 
-    /// Puts what was begun in among the rest, before which it counts.
+    /// Merges the unfinished list `begun` into the list. Where both have a name, the entry of `begun` is kept.
     fn take_in(&self, begun: &Path) -> io::Result<()> {
         let (mut old, mut new) = (lines(&self.path), lines(begun));
         let merged = atomic::sibling(&self.path);
@@ -69,12 +70,13 @@ impl HashList {
         fs::remove_file(begun)
     }
 
-    /// Looks hashes up, of names in their order.
+    /// Starts a pass of lookups, for names in sorted order.
     pub fn known(&self) -> Known {
         Known(lines(&self.path))
     }
 
-    /// Writes the list anew, of names in their order. Best effort: without it files are hashed again.
+    /// Starts a new list, which takes names in sorted order and replaces the old list. Best effort: if writing fails, files are
+    /// hashed again.
     pub fn writer(&self) -> ListWriter {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let begun = self.path.with_file_name(atomic::unique(&name, BEGUN));
@@ -90,7 +92,7 @@ impl HashList {
 
 type Entries = Peekable<Box<dyn Iterator<Item = (String, Entry)>>>;
 
-/// The entries of a file; none of one that is missing, and none behind what cannot be read.
+/// The entries of a file up to the first line that cannot be read; none if the file is missing.
 fn lines(path: &Path) -> Entries {
     let read = || {
         let mut lines: Lines<_> = BufReader::new(File::open(path).ok()?).lines();
@@ -103,11 +105,11 @@ fn lines(path: &Path) -> Entries {
     entries.peekable()
 }
 
-/// Goes through a list beside names that come in their order; a name out of order is not found.
+/// Looks names up in one pass through a list. Names must come in sorted order; a name out of order is not found.
 pub struct Known(Entries);
 
 impl Known {
-    /// What is known of a file whose stamp is `stamp` now.
+    /// The entry of a file, if it still holds for the file's current stamp `stamp`.
     pub fn lookup(&mut self, name: &str, stamp: &Stamp) -> Option<Entry> {
         while self.0.next_if(|(known, _)| known.as_str() < name).is_some() {}
         let (_, entry) = self.0.next_if(|(known, _)| known == name)?;
@@ -130,7 +132,7 @@ impl ListWriter {
         }
     }
 
-    /// Puts the list in the place of the old one. One that is dropped before is taken in by the next process.
+    /// Replaces the old list. If the writer is dropped without this, a later process merges what was written.
     pub fn finish(mut self) {
         if self.file.take().is_some_and(|mut file| file.flush().is_ok()) {
             let _ = fs::rename(&self.begun, &self.path);
@@ -172,13 +174,13 @@ mod tests {
         assert_eq!(known(), [const { None }; 4]);
         write(&[("a", "1"), ("b \"\n", "2"), ("d", "4")], true);
         assert_eq!(known(), hashes(["1", "2", "", "4"]));
-        // Killed: what it has said of b and c counts, and what it has not come to.
+        // Killed: its entries of b and c count, and so do the old entries of names that it did not reach.
         write(&[("b \"\n", "5"), ("c", "3")], false);
         assert_eq!(known(), hashes(["1", "5", "3", "4"]));
-        // Whole: what is gone is forgotten.
+        // Complete: names that are no longer in the list are forgotten.
         write(&[("c", "3")], true);
         assert_eq!(known(), hashes(["", "", "3", ""]));
-        // Someone else writes meanwhile, and is not disturbed.
+        // A list that another writer has started is left alone until it is finished.
         let list = HashList::open(dir.path().join("list.txt"));
         let mut other = list.writer();
         other.add("a", &Entry::new(stamp, "6"));

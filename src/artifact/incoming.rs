@@ -1,4 +1,4 @@
-//! Receives an artifact that another machine has made, and checks its files against its manifest on the way.
+//! Receives an artifact that another machine has made, and checks its files against its manifest as they arrive.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use super::{
     writer::{Complete, Staging},
 };
 
-/// An artifact that is coming; dropped before it is accepted it leaves nothing behind.
+/// An artifact that is being received. If it is dropped before it is accepted, it leaves nothing behind.
 pub struct Incoming {
     staging: Staging,
     manifest: Manifest,
@@ -28,15 +28,15 @@ impl Incoming {
         Incoming { staging, manifest, missing }
     }
 
-    /// What it is to be.
+    /// The manifest of the artifact that is being received.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Takes the bytes of a table, which `send` hands over piece by piece.
+    /// Receives a table, whose bytes `send` passes piece by piece.
     ///
     /// # Errors
-    /// [`Refused`]; what `send` fails with comes back as it is.
+    /// [`Refused`]; an error of `send` is returned unchanged.
     pub fn take<E: From<Refused>>(
         &mut self,
         file: &FileEntry,
@@ -53,22 +53,22 @@ impl Incoming {
     }
 }
 
-/// Why bytes were not taken.
+/// Why received bytes were refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// They are not those that were announced.
+    /// The bytes do not have the announced size or hash.
     #[error("{0}")]
     Wrong(String),
-    /// They cannot be written here.
+    /// The bytes cannot be written on this machine.
     #[error("{0:#}")]
     Unwritable(anyhow::Error),
 }
 
-/// Writes a file of `size` bytes and this hash, from the pieces that `send` hands over, and makes it durable. None is left of one
-/// that turns out to be another.
+/// Writes a file from the pieces that `send` passes, checks its size and hash, and makes it durable. If anything fails, the file
+/// is removed.
 ///
 /// # Errors
-/// [`Refused`]; what `send` fails with comes back as it is.
+/// [`Refused`]; an error of `send` is returned unchanged.
 pub fn take<E: From<Refused>>(
     path: &Path,
     size: u64,

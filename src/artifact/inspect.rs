@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Attempt, Key, Manifest, RunRecord, Store, content::TableHasher, gc::names, hash, manifest, table};
 
-/// Something that is not as it was written.
+/// A file or folder that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     pub path: PathBuf,
@@ -14,7 +14,7 @@ pub struct Damage {
     pub help: String,
 }
 
-/// What a look at everything came to.
+/// The result of [`Store::inspect`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspected {
     pub artifacts: usize,
@@ -22,7 +22,7 @@ pub struct Inspected {
     pub runs: usize,
     /// Bytes of artifacts that were hashed.
     pub bytes: u64,
-    /// Stages whose checkpoints somebody is writing; they were not looked at.
+    /// Stages whose lock another process holds; their checkpoints were not checked.
     pub busy: Vec<String>,
     pub damages: Vec<Damage>,
 }
@@ -31,13 +31,13 @@ const REBUILD: &str = "`snclr run` of its spec moves it to the folder `damaged` 
 const GO_ON: &str = "`snclr run` of its spec moves it to the folder `damaged` and goes on from what is whole";
 
 impl Store {
-    /// Bytes that [`Store::inspect`] will hash, as far as manifests can be read.
+    /// Bytes of artifacts that [`Store::inspect`] will hash. Artifacts without a readable manifest are not counted.
     pub fn bytes_to_inspect(&self) -> u64 {
         let manifests = self.keys().into_iter().filter_map(|(stage, key)| self.manifest(&stage, &key));
         manifests.flat_map(|manifest| manifest.files).map(|file| file.size).sum()
     }
 
-    /// Looks at every artifact, checkpoint and run record. `seen` hears of bytes hashed.
+    /// Checks every artifact, checkpoint and run record. `seen` is called with the number of bytes of each piece hashed.
     ///
     /// # Errors
     /// When the folders cannot be listed or locked; damage is no error.
@@ -50,7 +50,7 @@ impl Store {
                 seen(n);
             });
             let path = self.artifact_dir(&stage, &key);
-            // Whoever moved it away in the meantime knew why.
+            // If another process has moved the artifact away in the meantime, there is nothing to report.
             if let Some(problem) = problem.err().filter(|_| path.exists()) {
                 inspected.damages.push(Damage { path, problem, help: REBUILD.to_owned() });
             }
@@ -121,7 +121,7 @@ impl Store {
                                 let what = format!("its {} artifact {} has", stage.stage, stage.key.short());
                                 damage(format!("{what} other content than when the run was recorded"), help);
                             }
-                            // Named above, or as it should be.
+                            // The artifact's damage was reported above, or the artifact is as it should be.
                             _ => {}
                         }
                     }

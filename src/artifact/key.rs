@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::hash::hex;
 
-/// Everything a stage depends on: dotted name -> JSON text of the value. Text, so that a number read back is the number
-/// written, to the last bit.
+/// Everything that a stage depends on: dotted name -> JSON text of the value. Values are kept as text, so that a number that is
+/// read back is the number that was written, to the last bit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Components(pub BTreeMap<String, String>);
@@ -18,8 +18,8 @@ impl Components {
         self.0.insert(name.into(), value.to_string());
     }
 
-    /// The key: the hash of all names and values in the order of the names, each with its length in front, so that no two
-    /// sets of leaves read alike.
+    /// The key: the hash of all names and values in the order of the names, each preceded by its length, so that no two sets of
+    /// leaves give the same bytes.
     pub fn key(&self) -> Key {
         let mut hasher = Sha256::new();
         for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
@@ -46,13 +46,13 @@ impl Key {
         &self.0[..self.0.len().min(8)]
     }
 
-    /// Reads back a file name of the form `<stage>-<key>`; None when it is none.
+    /// Parses a file name of the form `<stage>-<key>`; None when it has another form.
     pub fn parse_with_stage(name: &str) -> Option<(&str, Key)> {
         let (stage, key) = name.rsplit_once('-')?;
         Some((stage, Key::parse(key)?))
     }
 
-    /// Reads a key back from a file name; None when it is not one.
+    /// Parses a key, 64 lower-case hexadecimal digits; None for any other text.
     pub fn parse(text: &str) -> Option<Key> {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         (text.len() == 64 && text.bytes().all(digit)).then(|| Key(text.to_owned()))

@@ -1,8 +1,9 @@
-//! Leases: a run in progress holds the artifacts that it uses, from before it looks at them until its results are recorded.
+//! Leases: a run in progress protects the artifacts that it uses from removal, from before it looks for them until its results
+//! are recorded.
 //!
-//! The lock of a stage is held only while the stage works. Without a lease, the artifacts that a run has already made but not
-//! yet recorded would look like artifacts that nobody needs. A lease is a locked file that its process touches again and again, so
-//! that it counts on machines that see neither the lock nor the process.
+//! The lock of a stage is held only while the stage works. Without a lease, the artifacts that a run has already made but not yet
+//! recorded would look like artifacts that no run needs. A lease is a locked file that its process touches regularly, so that it
+//! is also respected by machines that see neither the lock nor the process.
 
 use std::{
     collections::BTreeSet,
@@ -17,10 +18,11 @@ use anyhow::Context;
 use super::{Attempt, Key, Lock, Process, atomic, filesystem, leftover::PATIENCE, lock};
 
 const PREFIX: &str = "lease-";
-/// Held shared while a lease grows, and alone while artifacts are removed: a lease counts from its first moment.
+/// File that is locked shared while a lease grows, and exclusively while artifacts are removed: an artifact is protected as soon
+/// as it is in a lease.
 const GATE: &str = "removal";
 
-/// What one process counts on; released when the process ends, however it ends.
+/// The artifacts that one process needs. A lease is released when it is dropped, or when the process ends in any way.
 #[derive(Debug)]
 pub struct Lease {
     /// Set until the drop.
@@ -29,7 +31,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease on nothing, in the folder of locks `dir`.
+    /// An empty lease, in the folder of locks `dir`.
     ///
     /// # Errors
     /// When the folder cannot be written.
@@ -68,7 +70,7 @@ impl Drop for Lease {
     }
 }
 
-/// Nobody adds to a lease as long as it is held.
+/// While this is held, no process adds to a lease.
 #[derive(Debug)]
 pub struct Removal {
     _gate: File,
@@ -93,7 +95,7 @@ fn gate(dir: &Path) -> anyhow::Result<File> {
     open.with_context(|| format!("opening {}", path.display()))
 }
 
-/// Where the file system knows no locks, nobody waits.
+/// Ignores the error of a file system without locks: there, no process waits.
 fn waited(locked: io::Result<()>) -> io::Result<()> {
     match locked {
         Err(error) if lock::has_no_locks(&error) => Ok(()),
@@ -101,11 +103,11 @@ fn waited(locked: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Stage and key of every artifact that a process counts on which lives, or may live on another machine. Leases of dead ones are
-/// removed.
+/// Stage and key of every artifact in a lease whose process is alive, or may be alive on another machine. Leases of dead
+/// processes are removed.
 ///
 /// # Errors
-/// When a lease cannot be read: what it holds is not known then.
+/// When a lease cannot be read, because the artifacts that it protects are then unknown.
 pub fn leased(dir: &Path) -> anyhow::Result<BTreeSet<(String, Key)>> {
     let mut keys = BTreeSet::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -121,7 +123,7 @@ pub fn leased(dir: &Path) -> anyhow::Result<BTreeSet<(String, Key)>> {
             Err(error) => Err(error),
         };
         let text = match text {
-            // Its process ended in between: its run is recorded, or will not be.
+            // The process has just ended: its run is recorded by now, or never will be.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             text => text.with_context(|| format!("reading {}", path.display()))?,
         };
@@ -133,13 +135,14 @@ pub fn leased(dir: &Path) -> anyhow::Result<BTreeSet<(String, Key)>> {
     Ok(keys)
 }
 
-/// Whether the process of a lease may live.
+/// Whether the process of a lease may be alive.
 fn counts(dir: &Path, name: &str, path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
     if matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
         return Ok(true);
     }
-    // Its name tells whose it is even before it has any text. Older versions wrote a number, which says nothing elsewhere.
+    // The file's name identifies the process even before the file has any text. Names from older versions contain only a number,
+    // which identifies no process of another machine.
     let maker = name.strip_prefix(PREFIX).and_then(|rest| Process::parse(rest.rsplit_once('-')?.0));
     Ok(maker.is_some_and(|maker| lock::may_hold(&maker, &file, filesystem::now(dir), PATIENCE)))
 }

@@ -1,4 +1,4 @@
-//! Leftovers: files of processes that died. Decides from when on they may be removed.
+//! Leftovers: temporary files and folders of processes that died. Decides when they may be removed.
 
 use std::{
     fs, io,
@@ -10,34 +10,34 @@ use walkdir::WalkDir;
 
 use super::{Process, atomic, filesystem, process::Life};
 
-/// What another machine touched within this time may be its living process's.
+/// A file that another machine touched within this time may still be in use by a living process.
 pub const PATIENCE: Duration = Duration::from_secs(86_400);
 
-/// Looks for what was left, by the clock of the file system.
+/// Finds leftovers. Ages are measured by the clock of the file system.
 pub struct Leftovers {
     now: SystemTime,
 }
 
 impl Leftovers {
-    /// `dir` is a folder of that file system.
+    /// Reads the clock of the file system of the folder `dir`.
     pub fn of(dir: &Path) -> Leftovers {
         Leftovers { now: filesystem::now(dir) }
     }
 
-    /// Time since something in a folder, or a file, last changed; None when that is in the future or not known.
+    /// Time since the last change of a file, or of anything in a folder; None when that is in the future or not known.
     pub fn age(&self, path: &Path) -> Option<Duration> {
         let changed =
             WalkDir::new(path).into_iter().flatten().filter_map(|entry| entry.metadata().ok()?.modified().ok());
         self.since(changed.max()?)
     }
 
-    /// Time since then; None when that is in the future.
+    /// Time since `time`; None when it is in the future.
     pub fn since(&self, time: SystemTime) -> Option<Duration> {
         self.now.duration_since(time).ok()
     }
 
-    /// Whether something with a name of [`atomic::unique`] is of use to nobody: its maker is dead, or nobody can tell and
-    /// nothing in it changed for [`PATIENCE`].
+    /// Whether a file or folder with a name of [`atomic::unique`] is abandoned: its maker is dead, or it is unknown whether its
+    /// maker is alive and nothing in it changed for [`PATIENCE`].
     pub fn is_abandoned(&self, maker: Option<&Process>, path: &Path) -> bool {
         match maker.map_or(Life::Unknown, Process::life) {
             Life::Alive => false,
@@ -46,7 +46,8 @@ impl Leftovers {
         }
     }
 
-    /// Everything in `dir` that has a name of [`atomic::unique`] with this suffix and is abandoned: what it stands for, and its path.
+    /// Everything abandoned in `dir` that has a name of [`atomic::unique`] with this suffix: the name that it stands for, and its
+    /// path.
     pub fn in_dir(&self, dir: &Path, suffix: &str) -> Vec<(String, PathBuf)> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let left = entries.filter_map(|entry| {
@@ -78,7 +79,7 @@ impl Leftovers {
     }
 }
 
-/// Removes a file or folder; one that is not there is as good.
+/// Removes a file or folder. A missing one is no error.
 pub fn remove(path: &Path) -> io::Result<()> {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     match if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) } {

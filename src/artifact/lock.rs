@@ -1,8 +1,8 @@
 //! Locks between processes: the process that holds the lock of a stage key runs that stage.
 //!
-//! A lock saves work: two holders at once, as on file systems whose locks end at the machine, do the same work twice and harm
-//! nothing. The file of a lock stays when the lock is released. Were it removed, a machine that still sees its name, as network
-//! file systems show it for seconds, would lock a file that is gone.
+//! A lock only saves work. Two holders at once are possible on file systems whose locks do not reach other machines; they do the
+//! same work twice, without harm. The file of a lock stays when the lock is released, because network file systems show the name
+//! of a removed file for some seconds: another machine could then lock a file that no longer exists.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -22,10 +22,11 @@ use super::{
     process::Life,
 };
 
-/// A holder on another machine that has not touched its lock for so long is taken for dead by whoever waits for it.
+/// A process that wants a lock takes a holder on another machine for dead if the holder has not touched the lock's file for this
+/// long.
 const SILENCE: Duration = Duration::from_secs(120);
 
-/// A held lock; it ends when the holder does, however it ends.
+/// A held lock. It is released when it is dropped, or when its process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
     name: String,
@@ -33,10 +34,10 @@ pub struct Lock {
     file: Arc<File>,
 }
 
-/// What an attempt at a lock came to.
+/// The result of an attempt to take a lock.
 pub enum Attempt {
     Held(Lock),
-    /// Someone else has it: its process, if it is known yet.
+    /// The lock is already held: the holder's process, if the file names it yet.
     Busy(Option<Process>),
 }
 
@@ -44,7 +45,7 @@ impl Lock {
     /// Tries to take the lock called `name` in the folder `dir`, without waiting.
     ///
     /// # Errors
-    /// When the file cannot be written. A file system without locks is no error: nothing depends on them.
+    /// When the file cannot be written. A file system without locks is no error, because correctness does not depend on locks.
     pub fn attempt(dir: &Path, name: &str) -> anyhow::Result<Attempt> {
         super::atomic::create_dir(dir)?;
         let (path, mut file) = open(dir, name)?;
@@ -55,7 +56,7 @@ impl Lock {
             Err(TryLockError::Error(error)) if has_no_locks(&error) => {}
             Err(TryLockError::Error(error)) => return Err(error).with_context(named),
         }
-        // Where locks may end at this machine, the text tells of holders on others.
+        // Where locks may not reach other machines, the text in the file names a holder on another machine.
         if let Some(other) = holder(&file).filter(|other| other != Process::here())
             && FileSystem::of(dir).is_shared()
             && may_hold(&other, &file, filesystem::now(dir), SILENCE)
@@ -72,11 +73,11 @@ impl Lock {
         Ok(Attempt::Held(Lock { name: name.to_owned(), path, file }))
     }
 
-    /// Like [`Lock::attempt`], for whoever removes what the lock stands for: a holder of another machine counts for a day after it
-    /// last showed that it lives.
+    /// Like [`Lock::attempt`], for a caller that removes what the lock protects: a holder on another machine counts as alive for
+    /// a day after it last touched the file.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Lock::attempt`].
     pub fn attempt_removal(dir: &Path, name: &str) -> anyhow::Result<Attempt> {
         if let Ok(file) = File::open(dir.join(file_name(name)))
             && let Some(other) = holder(&file).filter(|other| other != Process::here())
@@ -87,8 +88,9 @@ impl Lock {
         Lock::attempt(dir, name)
     }
 
-    /// The process that holds the lock called `name` in `dir`, as far as can be told from here; whether one does when it is not known
-    /// which. Nothing is written, so that a folder that can only be read will do.
+    /// The holder of the lock called `name` in `dir`: None when no process seems to hold it, `Some(None)` when the holder is not
+    /// known. Holders on other machines are recognised by the time of their last touch. Nothing is written, so a read-only folder
+    /// is enough.
     pub fn holder(dir: &Path, name: &str) -> Option<Option<Process>> {
         let file = File::open(dir.join(file_name(name))).ok()?;
         let process = holder(&file);
@@ -106,12 +108,12 @@ impl Lock {
         written.with_context(|| format!("writing {}", self.path.display()))
     }
 
-    /// Name it was taken under.
+    /// The name under which the lock was taken.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Releases a lock whose name nobody takes again, and removes its file.
+    /// Releases the lock and removes its file. Only for a name that no process ever takes again.
     pub(super) fn remove(self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -119,7 +121,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // An empty file says that nobody holds it. Whoever took us for dead has put its own text there.
+        // An empty file means that the lock is free. A process that took this one for dead has written its own text, which must
+        // stay.
         if holder(&self.file).as_ref() == Some(Process::here()) {
             let _ = self.file.set_len(0);
         }
@@ -139,24 +142,24 @@ fn open(dir: &Path, name: &str) -> anyhow::Result<(PathBuf, File)> {
     Ok((path, file))
 }
 
-/// Whether the file system knows no locks, as Lustre without the option `flock`.
+/// Whether the error means that the file system has no locks, e.g. Lustre without the option `flock`.
 pub(super) fn has_no_locks(error: &io::Error) -> bool {
     let known = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK];
     known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether `process`, which the text or name of `file` tells, may hold it: it is not known to be dead, and touched the file within
-/// `silence`.
+/// Whether `process`, which the text or name of `file` gives, may hold the file: the process is not known to be dead, and the
+/// file was touched within `silence`.
 pub(super) fn may_hold(process: &Process, file: &File, now: SystemTime, silence: Duration) -> bool {
     if process.life() == Life::Dead {
         return false;
     }
     let touched = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    // A time to come is one of this moment.
+    // A time in the future counts as now.
     now.duration_since(touched).map_or(true, |age| age < silence)
 }
 
-/// The process that the text names.
+/// The process that the text of the file names.
 fn holder(mut file: &File) -> Option<Process> {
     let mut text = String::new();
     file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
@@ -198,7 +201,7 @@ mod tests {
             let attempt = Lock::attempt_removal(dir.path(), "x").unwrap();
             assert_eq!(matches!(attempt, Attempt::Held(_)), removable, "{silence}");
         }
-        // Of one that took us for dead the text stays.
+        // The text of a process that took this one for dead stays.
         let Attempt::Held(lock) = Lock::attempt(dir.path(), "y").unwrap() else { panic!() };
         let text = format!("{}\n", Process::elsewhere());
         fs::write(dir.path().join("y.lock"), &text).unwrap();

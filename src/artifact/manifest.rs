@@ -12,7 +12,7 @@ const FORMAT: u32 = 1;
 /// Name of the file.
 pub const FILE: &str = "manifest.json";
 
-/// What an artifact is. Numbers are whole, so that reading and writing back gives the same text.
+/// The manifest of an artifact. All numbers are integers, so that reading a manifest and writing it again gives the same text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this format.
@@ -29,7 +29,7 @@ pub struct Manifest {
     pub created: u64,
     /// How long the stage took, in milliseconds; for people.
     pub milliseconds: u64,
-    /// Where it was made; older manifests do not say.
+    /// Where it was made; missing in older manifests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
     /// Tables, in the order of their names.
@@ -44,7 +44,8 @@ pub struct Manifest {
 pub enum Kind {
     /// Enters the content hash: equal inputs must give equal values.
     Content,
-    /// A wall-clock figure, or an account of what was left out; kept and checked, but not part of what the artifact is.
+    /// Does not enter the content hash: wall-clock figures, or reports on skipped files. Such tables are kept and checked all the
+    /// same.
     Measurement,
 }
 
@@ -53,13 +54,13 @@ pub enum Kind {
 pub struct FileEntry {
     /// Name of the table; the file is `<name>.parquet`.
     pub name: String,
-    /// Whether its values are part of what the artifact is.
+    /// Whether its values enter the artifact's content hash.
     pub kind: Kind,
     /// Number of rows.
     pub rows: u64,
     /// Hash of schema and values.
     pub content: String,
-    /// Hash of each column's values; older manifests do not have it.
+    /// Hash of each column's values; missing in older manifests.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub columns: BTreeMap<String, String>,
     /// Length of the file in bytes.
@@ -76,7 +77,7 @@ impl FileEntry {
 }
 
 impl Manifest {
-    /// The manifest of an artifact that is complete but for its commit.
+    /// The manifest of an artifact that is complete except for its commit.
     pub fn new(
         stage: &str,
         components: Components,
@@ -123,7 +124,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether it is that of this stage and key, and the key the hash of its components; the error says so.
+    /// Checks that the manifest belongs to this stage and key, and that the key is the hash of its components. The error is a
+    /// message for people.
     pub fn check_identity(&self, stage: &str, key: &Key) -> Result<(), String> {
         match (self.stage.as_str(), &self.key) == (stage, key) && self.components.key() == *key {
             true => Ok(()),
@@ -132,7 +134,7 @@ impl Manifest {
     }
 }
 
-/// Whether a table may have this name: files of no other folder can be meant by it.
+/// Whether a table may have this name. A plain name cannot refer to a file of another folder.
 pub(super) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }

@@ -1,24 +1,25 @@
-//! The content-addressed store: maps the key of a stage to its manifest and Parquet tables. It has checkpoints, locks and integrity
-//! checks, and does not know what stages do.
+//! The content-addressed store: maps the key of a stage to its manifest and Parquet tables. It has checkpoints, locks and
+//! integrity checks, and does not know what stages do.
 //!
 //! Layout under the runs root:
 //!
 //! | path | what it holds |
 //! |---|---|
 //! | `store/<stage>/<key>/` | a committed artifact: `manifest.json` and one Parquet file per table |
-//! | `store/<stage>/.<key>.<process>.staging/` | an artifact in the making; never a hit |
+//! | `store/<stage>/.<key>.<process>.staging/` | an artifact that is being written; lookups ignore it |
 //! | `work/<stage>-<key>/` | checkpoints and metric segments of an unfinished stage |
-//! | `locks/` | who works on what, and which artifacts runs at work count on; files of locks stay, empty when nobody holds them |
-//! | `cache/` | hashes of files seen before, with their size and times; an accelerator that may be deleted |
-//! | `uploads/` | a file per artifact that a shared cache does not have yet |
+//! | `locks/` | locks of stages and runs, and leases on artifacts that are in use; a lock's file stays after its release, empty |
+//! | `cache/` | hashes of files read before, with their sizes and times; they only save time and may be deleted |
+//! | `uploads/` | a marker file per artifact that is still to be uploaded to a shared cache |
 //! | `tables/` | records, figures and curves of all runs, derived from their folders and artifacts; may be deleted |
-//! | `damaged/` | what no longer matched its hash, moved out of the way |
+//! | `damaged/` | files and folders that no longer matched their hashes, moved out of the way |
 //! | `results/<name>-<id>/` | `spec.yaml`, `run.json` and `report.parquet` of a run |
-//! | `unfinished/<name>-<id>/` | `spec.yaml` and `run.json` of a run without results: at work, interrupted, diverged or failed |
+//! | `unfinished/<name>-<id>/` | `spec.yaml` and `run.json` of a run without results: running, interrupted, diverged or failed |
 //!
-//! The folder may lie on a network file system that many machines use at once. No two writers write the same file: what is in the
-//! making bears the name of its process, and appears in one rename. Of two artifacts of one key the first stays. Locks and leases
-//! save work and spare what others need; where they do not reach other machines, a stage may be computed twice, and nothing else.
+//! The runs root may be on a network file system that many machines use at once. No two writers write the same file: unfinished
+//! files and folders carry the name of the process that writes them, and get their final name in one rename. If two artifacts of
+//! the same key are committed, the first one stays. Locks avoid duplicate work, and leases protect artifacts in use from removal.
+//! Where locks do not reach other machines, a stage may be computed twice, but nothing worse happens.
 
 pub mod atomic;
 mod attempt;

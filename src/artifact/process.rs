@@ -1,4 +1,4 @@
-//! Identifies the process that wrote a file, on any machine, and says whether it still lives, as far as this machine can know.
+//! Identifies the process that wrote a file, on any machine, and says whether it is still alive, as far as this machine can know.
 
 use std::{fmt, fs, path::Path, sync::OnceLock};
 
@@ -6,24 +6,24 @@ use rustix::{io::Errno, process::Pid, system::uname};
 
 use super::hash;
 
-/// A process, told apart from every other one of any machine and time. As text: `HOST-PLACE-PID.STARTED`.
+/// A process, distinguished from every other process of any machine and time. As text: `HOST-PLACE-PID.STARTED`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
     /// Name of the machine, up to its first dot.
     host: String,
-    /// Eight digits that stand for the boot of the machine and the namespace of process ids (a container has its own).
+    /// Eight hexadecimal digits that identify the boot of the machine and the namespace of process ids (a container has its own).
     place: String,
     pid: u32,
-    /// When it started, in the system's ticks since the boot; 0 where the system does not tell.
+    /// Start time in the system's clock ticks since the boot; 0 where the system does not report it.
     started: u64,
 }
 
-/// What can be told of a process from here.
+/// Whether a process is alive, as far as this machine can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     Alive,
     Dead,
-    /// It is or was one of another machine, boot or container.
+    /// The process belongs to another machine, boot or container.
     Unknown,
 }
 
@@ -37,7 +37,7 @@ impl Process {
         })
     }
 
-    /// Reads the text of a process; None when it is none.
+    /// Parses the text of a process; None when it has another form.
     pub fn parse(text: &str) -> Option<Process> {
         let mut parts = text.rsplitn(3, '-');
         let (pid, started) = parts.next()?.split_once('.')?;
@@ -48,7 +48,7 @@ impl Process {
         (plain(&host) && plain(&place)).then_some(Process { host, place, pid, started })
     }
 
-    /// Whether it lives. Unlike a lock, a process of this machine is seen whatever the file system.
+    /// Whether the process is alive. Unlike a lock, a process of this machine is visible whatever the file system.
     pub fn life(&self) -> Life {
         let here = Process::here();
         if (&self.host, &self.place) != (&here.host, &here.place) {
@@ -60,7 +60,7 @@ impl Process {
         match state(self.pid) {
             Some((state, started)) if started == self.started && !"ZXx".contains(state) => Life::Alive,
             Some(_) => Life::Dead,
-            // A system may hide processes of other users, and then answers here all the same.
+            // A system may hide processes of other users in `/proc`, but it still answers a test with signal 0.
             None => match Pid::from_raw(self.pid as i32).map(rustix::process::test_kill_process) {
                 Some(Ok(()) | Err(Errno::PERM)) => Life::Alive,
                 _ => Life::Dead,
@@ -68,7 +68,7 @@ impl Process {
         }
     }
 
-    /// For people here: `process 4711`, of other machines `process 4711 on node7`.
+    /// Text for people: `process 4711`, or `process 4711 on node7` for a process of another machine.
     pub fn describe(&self) -> String {
         match self.host == Process::here().host {
             true => format!("process {}", self.pid),
@@ -76,7 +76,7 @@ impl Process {
         }
     }
 
-    /// Its number on its machine.
+    /// Its process id on its machine.
     pub fn number(&self) -> u32 {
         self.pid
     }
@@ -86,7 +86,7 @@ impl Process {
         &self.host
     }
 
-    /// The same machine's process of another number, for tests: one that cannot be there.
+    /// A process of this machine that cannot exist, for tests.
     #[cfg(test)]
     pub fn dead() -> Process {
         Process { pid: 4_000_001, ..Process::here().clone() }
@@ -105,10 +105,10 @@ impl fmt::Display for Process {
     }
 }
 
-/// State and start of a process of this machine, where Linux shows them.
+/// State letter and start time of a process of this machine, where Linux's `/proc` has them.
 fn state(pid: u32) -> Option<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before them is in brackets, and may itself hold blanks and brackets.
+    // The field before them is the process's name in brackets, and may itself hold blanks and brackets.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
     // The state is field 3, the start field 22.
@@ -119,7 +119,7 @@ fn host() -> String {
     let name = uname().nodename().to_string_lossy().into_owned();
     let first = name.split('.').next().unwrap_or_default();
     let plain: String = first.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    // Names of files are at most 255 bytes long.
+    // File names, which contain this name, are at most 255 bytes long.
     if plain.is_empty() { "unnamed".to_owned() } else { plain.chars().take(63).collect() }
 }
 
@@ -128,7 +128,7 @@ fn place() -> String {
     let namespace = fs::read_link(Path::new("/proc/self/ns/pid"));
     let text = match (boot, namespace) {
         (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
-        // Without them nobody, and nothing later, can be told to be of the same place.
+        // Without these two, no other process can be recognised as one of the same place, so the text is unique to this process.
         _ => format!("{} {:?}", std::process::id(), std::time::SystemTime::now()),
     };
     hash::bytes(text.as_bytes())[..8].to_owned()

@@ -20,34 +20,35 @@ pub const SPEC: &str = "spec.yaml";
 /// Folder of runs without results under the runs root.
 pub const UNFINISHED: &str = "unfinished";
 
-/// A run.
+/// The record of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// Name of the folder: the spec's name and eight digits of what it led to.
+    /// Name of the folder: the spec's name and eight digits of a hash. For a run with results it is the hash of its artifacts'
+    /// keys, otherwise of everything that the run depends on.
     pub run: String,
     /// Name in the spec.
     pub name: String,
-    /// Seconds since 1970 when it was first complete; of one that is not, when it first began.
+    /// Seconds since 1970: when the run was first complete, or when an unfinished run first started a stage.
     pub created: u64,
     /// Stages in their order.
     pub stages: Vec<StageRecord>,
     /// Scores and other figures; top-1 as a fraction.
     pub metrics: BTreeMap<String, Option<f64>>,
-    /// What the stages had to say, e.g. why a probe was skipped.
+    /// Remarks of the stages, e.g. why a probe was skipped.
     pub notes: Vec<String>,
     /// Set as long as the run has no results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfinished: Option<Unfinished>,
 }
 
-/// Where a run is that has no results yet, or where it ended without any.
+/// State of a run that has no results yet, or that ended without results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Unfinished {
     pub state: RunState,
     /// Stage that runs, or at which the run ended, and its key.
     pub stage: String,
     pub key: Key,
-    /// Why it ended; None where that is no news: it runs, or its process was stopped.
+    /// Why the run ended; None when there is nothing to explain, because it runs or its process was stopped.
     pub why: Option<String>,
 }
 
@@ -58,17 +59,17 @@ impl fmt::Display for Unfinished {
     }
 }
 
-/// What became of a run without results.
+/// The state of a run without results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
     /// A process works on it.
     Running,
-    /// Somebody stopped it, or its process was killed.
+    /// The user stopped the run, or its process was killed.
     Interrupted,
     /// Its training went wrong: NaN or collapse.
     Diverged,
-    /// Some other error.
+    /// The run ended with another error.
     Failed,
 }
 
@@ -126,7 +127,7 @@ impl RunRecord {
         Self::list_in(&root.join("results"))
     }
 
-    /// Folders of all runs without results under a runs root, with their records, the first to begin first.
+    /// Folders of all runs without results under a runs root, with their records, in the order in which the runs first started.
     ///
     /// # Errors
     /// When the folder or a record cannot be read.
@@ -143,7 +144,7 @@ impl RunRecord {
     }
 }
 
-/// Folders of runs in `dir`; none when it is not there.
+/// Folders of runs in `dir`; none when `dir` does not exist.
 pub(super) fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let named = || format!("listing {}", dir.display());
     let entries = match fs::read_dir(dir) {
@@ -154,7 +155,7 @@ pub(super) fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     for entry in entries {
         let entry = entry.with_context(named)?;
         let path = entry.path();
-        // Hidden is what is being removed.
+        // Folders that are being removed have hidden names.
         if !entry.file_name().as_encoded_bytes().starts_with(b".") && path.join(FILE).exists() {
             folders.push(path);
         }
@@ -162,7 +163,7 @@ pub(super) fn folders(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Whether a process works on `run`, whose record lies in `dir`.
+/// Whether a process works on `run`, whose record is stored in `dir`.
 fn is_at_work(dir: &Path, run: &str) -> bool {
     let root = dir.parent().and_then(Path::parent);
     root.is_some_and(|root| Lock::holder(&root.join("locks"), &lock_name(run)).is_some())

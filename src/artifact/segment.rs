@@ -17,13 +17,13 @@ use crate::tables::{SEGMENT, column};
 
 const FOOTER: &str = "snclr.segment";
 
-/// What a segment's file name says.
+/// The parts of a segment's file name that readers need.
 pub struct Parts<'a> {
     pub name: &'a str,
     pub attempt: u64,
 }
 
-/// Reads a file name; None when it is not a segment's.
+/// Parses a file name; None when it is not the name of a segment.
 pub fn parse(file: &str) -> Option<Parts<'_>> {
     let mut parts = file.strip_suffix(".parquet")?.rsplitn(3, '-');
     let _first_step: u64 = parts.next()?.parse().ok()?;
@@ -62,12 +62,12 @@ pub fn write(path: &Path, key: &Key, attempt: u64, rows: &RecordBatch) -> anyhow
     }
 }
 
-/// What the footer says: the stage key that the rows belong to, and the hash of their content.
+/// The text in the footer: the stage key that the rows belong to, and the hash of their content.
 fn vouch(key: &Key, content: &str) -> String {
     format!("{key} {content}")
 }
 
-/// Reads a segment and checks its rows.
+/// Reads a segment, and checks that its footer matches `key` and the content of its rows.
 pub fn read(path: &Path, key: &Key) -> anyhow::Result<RecordBatch> {
     let (batch, footer) = table::read_whole(path, FOOTER)?;
     let found = vouch(key, &content::of_batch(&batch)?);
@@ -79,7 +79,8 @@ pub fn read(path: &Path, key: &Key) -> anyhow::Result<RecordBatch> {
     Ok(batch)
 }
 
-/// Rows with step < `until`, in the order of steps; of each step those of the newest attempt that has any, in their order.
+/// Merges segments into the rows with step < `until`, sorted by step. Of each step, only the rows of the newest attempt that has
+/// any are kept, in their order. None when no row is left.
 pub fn merge(batches: Vec<RecordBatch>, until: u64) -> anyhow::Result<Option<RecordBatch>> {
     let Some(first) = batches.first() else { return Ok(None) };
     let all =

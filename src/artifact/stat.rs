@@ -15,11 +15,11 @@ use super::atomic;
 
 pub(super) const HEADER: &str = "snclr file hashes 1";
 
-/// File systems stamp changes by a clock that ticks every few milliseconds: a change within the same tick as an earlier one
-/// leaves no trace. Hashes of files that changed this shortly before are not trusted.
+/// Nanoseconds that must lie between a file's last change and the recording of its hash before the hash is trusted. File systems
+/// stamp changes with a clock that ticks every few milliseconds, so that a second change within one tick leaves no trace.
 const TICK: i64 = 50_000_000;
 
-/// What tells, without reading a file, that it changed.
+/// Metadata that shows, without reading a file, that the file has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     size: u64,
@@ -47,7 +47,7 @@ impl Stamp {
     }
 }
 
-/// What is known of a file.
+/// The hash of a file, and the stamp of the file that was hashed.
 pub struct Entry {
     stamp: Stamp,
     recorded: i64,
@@ -61,12 +61,12 @@ impl Entry {
         Entry { stamp, recorded, hash: hash.to_owned() }
     }
 
-    /// Whether it still holds of a file whose stamp is `stamp` now.
+    /// Whether the hash still holds for a file whose stamp is `stamp` now.
     pub(super) fn holds(&self, stamp: &Stamp) -> bool {
         self.stamp == *stamp && stamp.modified.max(stamp.changed) + TICK < self.recorded
     }
 
-    /// A line of a cache.
+    /// Writes the entry as a line of a cache.
     pub(super) fn write(&self, name: &str, to: &mut impl Write) -> io::Result<()> {
         let Entry { stamp: Stamp { size, inode, modified, changed }, recorded, hash } = self;
         let name = serde_json::Value::from(name);
@@ -91,18 +91,18 @@ impl StatCache {
         StatCache { path, entries, changed: false }
     }
 
-    /// The hash of a file whose stamp is `stamp` now.
+    /// The hash of a file, if it still holds for the file's current stamp `stamp`.
     pub fn lookup(&self, name: &str, stamp: &Stamp) -> Option<&str> {
         self.entries.get(name).filter(|entry| entry.holds(stamp)).map(|entry| entry.hash.as_str())
     }
 
-    /// Notes the hash of a file. `stamp` was taken before the file was read.
+    /// Records the hash of a file. `stamp` was taken before the file was read.
     pub fn record(&mut self, name: &str, stamp: Stamp, hash: &str) {
         self.entries.insert(name.to_owned(), Entry::new(stamp, hash));
         self.changed = true;
     }
 
-    /// Notes the hashes of files of `dir` that have just been written, once they can be trusted.
+    /// Records the hashes of files in `dir` that have just been written. Waits, if necessary, until the hashes can be trusted.
     pub fn record_written<'a>(&mut self, dir: &Path, files: impl Iterator<Item = (String, &'a str)>) {
         let stamp = |(name, hash): (String, &'a str)| {
             let stamp = Stamp::of(&fs::metadata(dir.join(&name)).ok()?);
@@ -115,7 +115,7 @@ impl StatCache {
         files.iter().for_each(|(name, stamp, hash)| self.record(name, *stamp, hash));
     }
 
-    /// Writes the cache if there is news. Best effort: without it the files are hashed again.
+    /// Writes the cache if it has changed. Best effort: without it the files are hashed again.
     pub fn save(&mut self) {
         if !std::mem::take(&mut self.changed) {
             return;
@@ -128,7 +128,7 @@ impl StatCache {
         let _ = atomic::create_dir(dir).and_then(|()| atomic::write(&self.path, &text));
     }
 
-    /// File it is kept in.
+    /// The file in which the cache is kept.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -171,7 +171,7 @@ mod tests {
         let second = StatCache::open(cache.clone());
         assert_eq!(second.lookup("a \"name\"\n", &stamp(&file)), Some("h"));
         assert_eq!(second.lookup("b", &stamp(&file)), None);
-        // Same length, and the time of modification set back: the time of change tells.
+        // The length is the same and the time of modification is set back, but the time of change reveals the write.
         let modified = fs::metadata(&file).unwrap().modified().unwrap();
         fs::write(&file, "two").unwrap();
         fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();

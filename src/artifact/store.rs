@@ -26,10 +26,10 @@ use super::{
 /// Artifacts up to this size are hashed whenever they are found; larger ones when their files' stamps changed.
 const ALWAYS_HASHED: u64 = 32 << 20;
 
-/// Bytes that one process hashes on account of [`ALWAYS_HASHED`], so that a run with nothing to do ends at once.
+/// Limit on the bytes that one store hashes because of [`ALWAYS_HASHED`], so that a run with nothing to do ends at once.
 const HASHED_IN_ALL: u64 = 64 << 20;
 
-/// How names of artifacts in the making, or going, end.
+/// Suffix of the names of artifacts that are being written or removed.
 pub(super) const STAGING: &str = "staging";
 
 /// Artifacts, checkpoints and locks under one root folder.
@@ -38,15 +38,15 @@ pub struct Store {
     hashed: AtomicU64,
     /// Artifacts that this process hashed or wrote.
     verified: Mutex<HashSet<PathBuf>>,
-    /// What this store's user counts on.
+    /// Protects the artifacts that the user of this store needs from removal.
     lease: Mutex<Option<Lease>>,
 }
 
-/// What there is under a stage and key.
+/// The result of looking for the artifact of a stage and key.
 #[derive(Debug)]
 pub enum Found {
     Missing,
-    /// Something that is not what was committed; `what` names the file.
+    /// Something other than the committed artifact; `what` names the file and the problem.
     Damaged {
         what: String,
     },
@@ -64,8 +64,8 @@ impl Store {
         &self.root
     }
 
-    /// Protects an artifact, there already or not, from being removed as one that nobody needs, until the store is dropped.
-    /// What was looked at before may be gone by then: look again.
+    /// Protects an artifact, whether it exists yet or not, from garbage collection until the store is dropped. An artifact that
+    /// was found before this call may already be removed: look for it again.
     ///
     /// # Errors
     /// When the folder of locks cannot be written.
@@ -85,7 +85,7 @@ impl Store {
         self.root.join("store").join(stage).join(key.as_str())
     }
 
-    /// A folder for an artifact in the making, or going; no two calls on any machine give the same.
+    /// A folder for an artifact that is being written or removed. No two calls, on any machine, return the same path.
     pub(super) fn staging_dir(&self, stage: &str, key: &Key) -> PathBuf {
         self.root.join("store").join(stage).join(atomic::unique(key.as_str(), STAGING))
     }
@@ -99,7 +99,8 @@ impl Store {
         self.root.join("damaged")
     }
 
-    /// Looks for an artifact and checks it, see the limits above.
+    /// Looks for an artifact and checks it. Small artifacts are hashed, up to a total per store; other artifacts only where their
+    /// files' stamps changed.
     pub fn find(&self, stage: &str, key: &Key) -> Found {
         let dir = self.artifact_dir(stage, key);
         if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -117,8 +118,8 @@ impl Store {
         }
     }
 
-    /// Hashes every file of an artifact that is about to be read, unless this process did so before. `seen` hears of
-    /// bytes read. The error says what is wrong.
+    /// Hashes every file of an artifact that is about to be read, unless this process did so before. `seen` is called with the
+    /// number of bytes of each piece read. The error says what is wrong.
     pub fn verify(&self, artifact: &Artifact, seen: &mut dyn FnMut(u64)) -> Result<(), String> {
         match self.is_verified(artifact) {
             true => Ok(()),
@@ -181,34 +182,34 @@ impl Store {
         Lock::attempt(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
-    /// The process that works on a stage and key, as far as can be told from here; see [`Lock::holder`].
+    /// The process that works on a stage and key; the result is that of [`Lock::holder`].
     pub fn worker(&self, stage: &str, key: &Key) -> Option<Option<Process>> {
         Lock::holder(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
-    /// Like [`Store::lock`], for whoever removes what it stands for: see [`Lock::attempt_removal`].
+    /// Like [`Store::lock`], for a caller that removes the artifact or its checkpoints: see [`Lock::attempt_removal`].
     pub(super) fn lock_removal(&self, stage: &str, key: &Key) -> anyhow::Result<Attempt> {
         Lock::attempt_removal(&self.locks_dir(), &format!("{stage}-{key}"))
     }
 
-    /// Starts an artifact. The lock is that of the stage and the key of `components`; where another machine holds it too, both make
-    /// the artifact, and the first to commit it counts.
+    /// Starts an artifact. `lock` is the lock of the stage and of the key of `components`. If another machine holds this lock
+    /// too, both make the artifact, and the one committed first is kept.
     pub fn begin(&self, lock: &Lock, stage: &str, components: Components) -> anyhow::Result<ArtifactWriter> {
         let key = components.key();
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         ArtifactWriter::new(stage, components, self.staging_dir(stage, &key))
     }
 
-    /// Commits an artifact, then removes the stage's checkpoints. The lock is the one that it was started with. Where somebody else
-    /// has committed a whole one meanwhile, that is the artifact and ours goes.
+    /// Commits an artifact, then removes the stage's checkpoints. `lock` is the one that the artifact was started with. If
+    /// another process has committed an intact artifact in the meantime, that one is returned and ours is removed.
     pub fn commit(&self, lock: &Lock, writer: ArtifactWriter) -> anyhow::Result<Artifact> {
         let (stage, key) = writer.identity();
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         self.settle(lock, writer.complete()?)
     }
 
-    /// Starts an artifact that was made elsewhere: the tables that its manifest names are to come. The lock is that of its stage and
-    /// key.
+    /// Starts to receive an artifact that was made elsewhere; the caller then passes the tables that its manifest names. `lock`
+    /// is the lock of its stage and key.
     pub fn receive(&self, lock: &Lock, manifest: Manifest) -> anyhow::Result<Incoming> {
         let (stage, key) = (&manifest.stage, &manifest.key);
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
@@ -216,7 +217,7 @@ impl Store {
         Ok(Incoming::new(staging, manifest))
     }
 
-    /// Commits an artifact whose tables have all come, as [`Store::commit`] does.
+    /// Commits an artifact whose tables have all arrived, as [`Store::commit`] does.
     pub fn accept(&self, lock: &Lock, incoming: Incoming) -> anyhow::Result<Artifact> {
         self.settle(lock, incoming.complete()?)
     }
@@ -232,7 +233,8 @@ impl Store {
             self.set_aside(lock, &stage, &key)?;
         }
         let artifact = Artifact::new(dir, complete.manifest().clone());
-        // Before the stamps: a table that was kept loses a link, which is a change to it.
+        // This comes before taking the stamps: a table that was kept beside the checkpoints loses a hard link here, which changes
+        // its stamp.
         self.remove_work(&stage, &key)?;
         if artifact.size() > ALWAYS_HASHED / 4 {
             let mut stamps = self.stamps(&stage, &key);
@@ -244,7 +246,8 @@ impl Store {
         Ok(artifact)
     }
 
-    /// Makes an artifact in one go: lock, tables by `fill`, commit. Errors when someone else is making it.
+    /// Makes an artifact in one call: takes the lock, lets `fill` write the tables, and commits. Errors when another process is
+    /// making it.
     pub fn build(
         &self,
         stage: &str,
@@ -259,15 +262,15 @@ impl Store {
         self.commit(&lock, writer)
     }
 
-    /// The artifact under a stage and key after a look at every byte; the error says what is wrong.
+    /// The artifact under a stage and key, after hashing every table; the error says what is wrong.
     fn whole(&self, stage: &str, key: &Key) -> Result<Artifact, String> {
         let artifact = Artifact::new(self.artifact_dir(stage, key), self.read_manifest(stage, key)?);
         self.check(&artifact, true, &mut |_| ())?;
         Ok(artifact)
     }
 
-    /// Moves the damaged artifact of a stage and key out of the way; returns where to. The caller holds the lock. None when there is
-    /// nothing to move any more: it is gone, or somebody on another machine has put a whole one there meanwhile.
+    /// Moves the damaged artifact of a stage and key out of the way, and returns its new path. The caller holds the lock. None
+    /// when there is nothing left to move: the artifact is gone, or another machine has put an intact one there in the meantime.
     pub fn set_aside(&self, lock: &Lock, stage: &str, key: &Key) -> anyhow::Result<Option<PathBuf>> {
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         let dir = self.artifact_dir(stage, key);
@@ -277,7 +280,7 @@ impl Store {
         }
         let moved = atomic::set_aside(&self.damaged_dir(), &dir, &format!("{stage}-{}", key.short()))?;
         let Some(moved) = moved else { return Ok(None) };
-        // Between the look and the rename it may have been replaced: what is whole goes back.
+        // Another machine may have replaced the artifact between the check and the rename: an intact one is moved back.
         let is_whole = self.read_manifest_in(&moved, stage, key).is_ok_and(|manifest| {
             let hashed = |file: &super::FileEntry| hash::file(&moved.join(file.file()), |_| ());
             manifest.files.iter().all(|file| hashed(file).is_ok_and(|sha256| sha256 == file.sha256))
@@ -289,7 +292,7 @@ impl Store {
         Ok(Some(moved))
     }
 
-    /// Checkpoints of a stage; `warn` hears of damage. The caller holds the lock.
+    /// Checkpoints of a stage; damage is reported to `warn`. The caller holds the lock.
     pub fn checkpoints(
         &self,
         stage: &str,
@@ -300,7 +303,8 @@ impl Store {
         Checkpoints::open(dir, self.damaged_dir(), label, key.clone(), Box::new(warn))
     }
 
-    /// The step after which an unfinished stage would go on: that of its newest checkpoint. None when it would begin anew.
+    /// The step after which an unfinished stage would resume: that of its newest checkpoint. None when it would start from the
+    /// beginning.
     pub fn newest_step(&self, stage: &str, key: &Key) -> Option<u64> {
         checkpoint::newest_step(&self.work_dir(stage, key), key)
     }
@@ -308,20 +312,20 @@ impl Store {
     /// The newest checkpoint of an unfinished stage: its step, and the files that it needs, in [`Store::work_dir`].
     ///
     /// # Errors
-    /// When a file cannot be read, e.g. as the stage has removed it in this moment.
+    /// When a file cannot be read, e.g. because the stage has just removed it.
     pub fn newest_checkpoint(&self, stage: &str, key: &Key) -> anyhow::Result<Option<(u64, Vec<CheckpointFile>)>> {
         checkpoint::newest_files(&self.work_dir(stage, key), key)
     }
 
-    /// The rows of `table` that an unfinished stage has written so far, if any. The stage may be at work.
+    /// The rows of `table` that an unfinished stage has written so far, if any. The stage may be running.
     ///
     /// # Errors
-    /// When a file of them is damaged.
+    /// When a file with such rows is damaged.
     pub fn rows_so_far(&self, stage: &str, key: &Key, table: &str) -> anyhow::Result<Option<RecordBatch>> {
         checkpoint::rows(&self.work_dir(stage, key), key, table)
     }
 
-    /// Puts a folder of checkpoints in the place of those of a stage. The caller holds the lock.
+    /// Replaces the checkpoints of a stage by the folder `dir`. The caller holds the lock.
     pub fn replace_work(&self, lock: &Lock, stage: &str, key: &Key, dir: &Path) -> anyhow::Result<()> {
         assert_eq!(lock.name(), format!("{stage}-{key}"), "the lock of another stage");
         self.remove_work(stage, key)?;
@@ -344,12 +348,12 @@ impl Store {
         Ok(())
     }
 
-    /// The manifest under a stage and key, if there is one that can be read; files are not looked at.
+    /// The manifest under a stage and key, if there is one that can be read; the tables are not checked.
     pub fn manifest(&self, stage: &str, key: &Key) -> Option<Manifest> {
         self.read_manifest(stage, key).ok()
     }
 
-    /// The artifact under a stage and key, if its manifest can be read and its files are all there in full length.
+    /// The artifact under a stage and key, if its manifest can be read and all its files exist with their full lengths.
     pub fn artifact(&self, stage: &str, key: &Key) -> Option<Artifact> {
         let artifact = Artifact::new(self.artifact_dir(stage, key), self.manifest(stage, key)?);
         let whole = |file: &super::FileEntry| {
@@ -365,8 +369,8 @@ impl Store {
         keys.filter_map(|key| self.read_manifest(stage, &key).ok()).collect()
     }
 
-    /// Removes what killed processes left: artifacts and files in the making, and checkpoints of committed artifacts. What somebody
-    /// works on, or may work on from another machine, stays.
+    /// Removes the leftovers of killed processes: half-written artifacts and files, and checkpoints of committed artifacts.
+    /// Anything that a process works on, or may work on from another machine, stays.
     ///
     /// # Errors
     /// When something cannot be removed.

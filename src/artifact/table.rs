@@ -25,10 +25,10 @@ use sha2::{Digest, Sha256};
 
 use super::{content::TableHasher, hash::hex};
 
-/// Encoded bytes at which a row group ends: what a writer holds in memory.
+/// Encoded bytes at which a row group ends. A writer holds about this much in memory.
 const ROW_GROUP: usize = 64 << 20;
 
-/// What is known of a file once it is written and synced.
+/// Size and hashes of a file that is written and synced.
 pub struct Written {
     pub rows: u64,
     /// Hash of schema and values.
@@ -69,12 +69,12 @@ impl TableFile {
         Ok(())
     }
 
-    /// Bytes written so far, about.
+    /// Approximate number of bytes written so far.
     pub fn bytes_written(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
-    /// Completes the file and makes it durable. `key_values` go into its footer.
+    /// Completes the file and makes it durable. `key_values` is called with the content hash, and its pairs go into the footer.
     pub fn finish(mut self, key_values: impl FnOnce(&str) -> Vec<(String, String)>) -> anyhow::Result<Written> {
         let named = || format!("writing {}", self.path.display());
         let rows = self.hasher.rows();
@@ -90,7 +90,7 @@ impl TableFile {
     }
 }
 
-/// A file that knows the hash of what went into it.
+/// A file that hashes all bytes written to it.
 struct HashingFile {
     file: BufWriter<File>,
     hasher: Sha256,
@@ -117,13 +117,13 @@ fn is_binary(kind: &DataType) -> bool {
 fn builder(schema: &Schema) -> WriterPropertiesBuilder {
     let mut builder = WriterProperties::builder();
     for field in schema.fields().iter().filter(|field| is_binary(field.data_type())) {
-        // Weights and the like: neither smallest and largest value nor a dictionary of them is of use to anyone.
+        // Binary columns hold weights and similar data, for which statistics and dictionaries are of no use.
         builder = builder
             .set_column_dictionary_enabled(field.name().as_str().into(), false)
             .set_column_statistics_enabled(field.name().as_str().into(), EnabledStatistics::None);
     }
     if schema.fields().iter().any(|field| is_binary(field.data_type())) {
-        // Page sizes are looked at between write batches only, and a page ends at 2 GiB for good.
+        // Parquet checks the size of a page only between write batches, and a page cannot exceed 2 GiB: one value per batch.
         builder = builder.set_write_batch_size(1);
     }
     builder
@@ -142,7 +142,7 @@ pub fn uncompressed(schema: &Schema) -> WriterProperties {
 /// The bytes of a Parquet file of these rows.
 ///
 /// # Errors
-/// Never in memory; the writer's signature has them.
+/// In practice never; the signatures of the writer's functions have errors.
 pub fn in_memory(rows: &RecordBatch) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, rows.schema(), None)?;
@@ -151,17 +151,17 @@ pub fn in_memory(rows: &RecordBatch) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Schema of a Parquet file, as its rows are read.
+/// Schema of a Parquet file, as [`read`] returns its rows.
 pub fn schema(path: &Path) -> anyhow::Result<SchemaRef> {
     let named = || format!("reading {}", path.display());
     let file = File::open(path).with_context(named)?;
     Ok(ParquetRecordBatchReaderBuilder::try_new(file).with_context(named)?.schema().clone())
 }
 
-/// Rows of a table, some at a time.
+/// Rows of a table, batch by batch.
 pub type Batches = Box<dyn Iterator<Item = anyhow::Result<RecordBatch>>>;
 
-/// Batches of a Parquet file, one by one.
+/// Reads a Parquet file in batches.
 pub fn read(path: &Path) -> anyhow::Result<Batches> {
     let owned = path.to_owned();
     let named = move || format!("reading {}", owned.display());

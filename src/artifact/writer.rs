@@ -18,16 +18,16 @@ use super::{
 };
 use crate::tables::Table;
 
-/// A hidden folder that becomes an artifact in one rename; dropped before that it leaves nothing behind.
+/// A hidden folder that becomes an artifact in one rename. If it is dropped before that, it leaves nothing behind.
 pub(super) struct Staging {
     dir: PathBuf,
-    /// Touched as long as we live, so that no other machine takes the folder for left behind.
+    /// The heartbeat touches the folder through this handle, so that no other machine takes the folder for a leftover.
     _held: Arc<File>,
     committed: bool,
 }
 
 impl Staging {
-    /// Makes the folder, which nobody else writes to; it must not exist.
+    /// Creates the folder, which must not exist and which no other process writes to.
     pub(super) fn new(dir: PathBuf) -> anyhow::Result<Self> {
         atomic::create_dir(&dir)?;
         let held = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
@@ -41,7 +41,7 @@ impl Staging {
         &self.dir
     }
 
-    /// All files are there: writes the manifest. What lacks then is the rename that makes it an artifact.
+    /// Writes the manifest after all tables are written. Only the rename that makes the folder an artifact is then missing.
     pub(super) fn complete(self, manifest: Manifest) -> anyhow::Result<Complete> {
         atomic::write(&self.dir.join(manifest::FILE), manifest.text().as_bytes())?;
         Ok(Complete { staging: self, manifest })
@@ -51,13 +51,13 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.committed {
-            // Best effort: a sweep removes what stays.
+            // Best effort: a later sweep removes the rest.
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
 }
 
-/// An artifact in the making; dropped before its commit it leaves nothing behind.
+/// An artifact that is being written. If it is dropped before its commit, it leaves nothing behind.
 pub struct ArtifactWriter {
     stage: String,
     components: Components,
@@ -67,13 +67,13 @@ pub struct ArtifactWriter {
 }
 
 impl ArtifactWriter {
-    /// Starts in a staging folder that nobody else writes to; it must not exist.
+    /// Starts an artifact in the folder `staging`, which must not exist and which no other process writes to.
     pub(super) fn new(stage: &str, components: Components, staging: PathBuf) -> anyhow::Result<Self> {
         let (stage, staging, begun) = (stage.to_owned(), Staging::new(staging)?, Instant::now());
         Ok(ArtifactWriter { stage, components, staging, files: Vec::new(), begun })
     }
 
-    /// A new table, compressed.
+    /// Starts a new table, compressed.
     pub fn table(&mut self, name: &str, schema: SchemaRef, kind: Kind) -> anyhow::Result<TableWriter<'_>> {
         let properties = table::compressed(&schema);
         self.table_with(name, schema, kind, properties)
@@ -86,7 +86,7 @@ impl ArtifactWriter {
         writer.finish()
     }
 
-    /// A new table with the given Parquet settings. Names are made of letters, digits, `-` and `_`.
+    /// Starts a new table with the given Parquet settings. Names consist of letters, digits, `-` and `_`.
     pub fn table_with(
         &mut self,
         name: &str,
@@ -101,12 +101,12 @@ impl ArtifactWriter {
         Ok(TableWriter { writer: self, file: Some(file), path, name: name.to_owned(), kind })
     }
 
-    /// What is known of a table that is finished.
+    /// The manifest's entry of a finished table; None when no table of this name is finished.
     pub fn entry(&self, name: &str) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.name == name)
     }
 
-    /// Makes a finished table a file of `dir` too, which outlives an artifact that is never committed. It takes no room.
+    /// Links a finished table into `dir`, where it survives even if the artifact is never committed. The link takes no space.
     ///
     /// # Errors
     /// When there is no such table, or the file system has no hard links.
@@ -117,15 +117,15 @@ impl ArtifactWriter {
         let link = atomic::sibling(&to);
         fs::hard_link(&from, &link).with_context(|| format!("linking {} to {}", from.display(), link.display()))?;
         let renamed = atomic::rename(&link, &to);
-        // A rename onto the same file does nothing.
+        // If `to` already links to the same file, the rename does nothing and `link` stays.
         let _ = fs::remove_file(&link);
         renamed
     }
 
-    /// Takes a table that an earlier attempt has kept in `dir`, if it is still what it was.
+    /// Adds a table that an earlier attempt has kept in `dir`, if it still matches its hash.
     ///
     /// # Errors
-    /// When it is not, or cannot be read.
+    /// When the table does not match its hash, is already written, or cannot be read or linked.
     pub fn adopt(&mut self, entry: FileEntry, dir: &Path) -> anyhow::Result<()> {
         anyhow::ensure!(self.entry(&entry.name).is_none(), "table {:?} is written twice", entry.name);
         let (from, to) = (dir.join(entry.file()), self.staging.dir().join(entry.file()));
@@ -141,7 +141,7 @@ impl ArtifactWriter {
         (self.stage.clone(), self.components.key())
     }
 
-    /// Completes the artifact, all but the rename that makes it one.
+    /// Completes the artifact except for the rename that commits it.
     pub(super) fn complete(self) -> anyhow::Result<Complete> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let milliseconds = self.begun.elapsed().as_millis() as u64;
@@ -151,16 +151,16 @@ impl ArtifactWriter {
     }
 }
 
-/// An artifact that lacks only its name; dropped before that it leaves nothing behind.
+/// An artifact that lacks only its final name. If it is dropped before the rename, it leaves nothing behind.
 pub(super) struct Complete {
     staging: Staging,
     manifest: Manifest,
 }
 
 impl Complete {
-    /// Renames it to `target`. After the rename it exists for good, before it not at all. False when something is there already.
+    /// Renames the folder to `target`, which commits the artifact in one step. Returns false when something already exists there.
     pub(super) fn rename(&mut self, target: &Path) -> anyhow::Result<bool> {
-        // The plain rename: network file systems know no other, and no folder that has anything in it is ever replaced.
+        // This is the plain rename, because network file systems support no other. It never replaces a folder that is not empty.
         match fs::rename(&self.staging.dir, target) {
             Ok(()) => self.staging.committed = true,
             Err(error) if IN_THE_WAY.contains(&error.kind()) => return Ok(false),
@@ -175,16 +175,16 @@ impl Complete {
         Ok(true)
     }
 
-    /// What it is.
+    /// The manifest of the artifact.
     pub(super) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 }
 
-/// How a rename says that its target is there.
+/// Errors of a rename that mean that its target exists.
 const IN_THE_WAY: [ErrorKind; 3] = [ErrorKind::AlreadyExists, ErrorKind::DirectoryNotEmpty, ErrorKind::NotADirectory];
 
-/// A table in the making; dropped without [`TableWriter::finish`] it does not become part of the artifact.
+/// A table that is being written. If it is dropped without [`TableWriter::finish`], it does not become part of the artifact.
 pub struct TableWriter<'a> {
     writer: &'a mut ArtifactWriter,
     file: Option<TableFile>,
@@ -194,12 +194,12 @@ pub struct TableWriter<'a> {
 }
 
 impl TableWriter<'_> {
-    /// Appends rows; they have the table's schema.
+    /// Appends rows, which must have the table's schema.
     pub fn write(&mut self, batch: &RecordBatch) -> anyhow::Result<()> {
         self.file.as_mut().expect("open until finish").write(batch)
     }
 
-    /// Bytes written so far, about.
+    /// Approximate number of bytes written so far.
     pub fn bytes_written(&self) -> u64 {
         self.file.as_ref().map_or(0, TableFile::bytes_written)
     }

@@ -1,23 +1,23 @@
-//! What a queue of rows is made of: a bank of unit vectors that is searched, read and overwritten.
+//! The storage of a queue: a bank of unit vectors that can be searched, read and overwritten.
 
 use std::ops::Range;
 
 use super::{Memory, RowsOf};
 use crate::ops::{matmul::MatmulPrecision, pending::Pending};
 
-/// What is known of each row of a bank.
+/// The origin of each row of a bank: sample, label and training step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// Sample that it came from.
+    /// The sample of the row.
     pub samples: Vec<i64>,
-    /// That sample's label, for diagnostics only.
+    /// The label of the sample, for diagnostics only.
     pub labels: Vec<i64>,
-    /// Training step in which it came.
+    /// The training step in which the row was written.
     pub steps: Vec<i64>,
 }
 
 impl Marks {
-    /// Those of some rows, one kind behind the other.
+    /// The samples, labels and steps of the rows in a range.
     pub fn of(&self, rows: Range<usize>) -> [&[i64]; 3] {
         [&self.samples, &self.labels, &self.steps].map(|marks| &marks[rows.clone()])
     }
@@ -28,32 +28,32 @@ pub struct Nearest<B: Memory> {
     pub k: usize,
     /// [n k, dim], unit length
     pub vectors: RowsOf<B>,
-    /// Length of each vector as it came, [n k, 1].
+    /// The length of each vector before it was scaled to unit length, [n k, 1].
     pub norms: RowsOf<B>,
-    /// Where they came from, and how near they are.
+    /// The origins of the vectors, and their similarities to the queries.
     pub origins: Pending<Origins<B::Real>>,
 }
 
-/// What is known of the K nearest rows of each query.
+/// The origins of the K nearest rows of each query, and their similarities to it.
 #[derive(Clone, Debug)]
 pub struct Origins<E> {
     pub k: usize,
-    /// Sample of each row, [n, k]; -1 where there is none.
+    /// The sample of each row, [n, k]; -1 if it has none.
     pub samples: Vec<i64>,
-    /// [n, k]; -1 where there is none
+    /// The label of each row, [n, k]; -1 if it has none.
     pub labels: Vec<i64>,
-    /// Training step in which each row came, [n, k]; -1 where it was there from the start.
+    /// The training step in which each row was written, [n, k]; -1 for a row of the initial bank.
     pub steps: Vec<i64>,
     /// Cosine of each row with its query, [n, k].
     pub similarities: Vec<E>,
 }
 
-/// Rows at unit length, the lengths that they came with, and their marks.
+/// The operations on banks. A bank holds rows at unit length, the lengths that they had before, and their marks.
 pub trait Banks: Memory {
     type Bank;
 
-    /// A bank of `rows` at unit length, which came with the lengths `norms`. The search reads factors as
-    /// `products` says.
+    /// A bank of `rows` at unit length, whose lengths were `norms` before. `matmul` is the precision in which the search reads
+    /// the factors of its products.
     fn bank(
         &self,
         rows: Vec<Self::Real>,
@@ -62,13 +62,14 @@ pub trait Banks: Memory {
         matmul: MatmulPrecision,
     ) -> Result<Self::Bank, Self::Error>;
 
-    /// Its rows and lengths. Waits for the device.
+    /// The rows and lengths of a bank. Waits for the device.
     fn read_bank(&self, bank: &Self::Bank) -> Result<[Vec<Self::Real>; 2], Self::Error>;
 
     /// All rows [length, dim].
     fn bank_rows(&self, bank: &Self::Bank, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
-    /// Overwrites the rows from `first` on by rows of `batch` [n, dim], of any length; `marks` are the new ones.
+    /// Overwrites the rows from `first` on with the rows `rows` of `batch` [n, dim], which may have any length. `marks` are those
+    /// of the whole bank, with the new ones in place.
     fn overwrite(
         &self,
         bank: &mut Self::Bank,
@@ -78,8 +79,8 @@ pub trait Banks: Memory {
         marks: &Marks,
     ) -> anyhow::Result<()>;
 
-    /// The `k` rows nearest to each of `queries` [n, dim] (unit length), which must be there, but for those of the samples
-    /// `exclude` [n].
+    /// The `k` rows nearest to each of `queries` [n, dim] (unit length). With `exclude` [n], the sample of each query, rows of
+    /// that sample are left out. The bank must have `k` other rows.
     fn nearest(
         &self,
         bank: &Self::Bank,

@@ -1,4 +1,4 @@
-//! Contrastive logits of a batch that ranks share.
+//! Contrastive logits of a batch that ranks may share.
 
 use dfdx::prelude::*;
 
@@ -10,15 +10,15 @@ use crate::ops::{
 
 type Tensors<B> = <B as Memory>::Tensors;
 
-/// Logits, or what the losses' device fails with.
+/// Logits, or the error of the losses' device.
 pub type LogitsOf<B> = Result<Logits<<B as Memory>::Real, Tensors<B>>, <Tensors<B> as HasErr>::Err>;
 
-/// The logits that a loss is made of, which are most of its work.
+/// Contrastive logits. They are most of a loss's work, so a backend may divide them among ranks.
 pub trait Contrasts: Memory {
-    /// As [`TensorDevice::contrast`] of all anchors [N, D], with candidates that have no gradient.
+    /// [`TensorDevice::contrast`] of all anchors [N, D]. No gradient flows to the candidates.
     ///
     /// # Errors
-    /// The device's.
+    /// When the device fails.
     fn contrast(
         &self,
         anchors: TracedRows<Self::Real, Tensors<Self>>,

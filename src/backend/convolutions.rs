@@ -1,4 +1,4 @@
-//! What convolutional networks are made of.
+//! Convolutions with batch norm, and pooling: the building blocks of convolutional networks.
 
 use super::{
     Branch, Learned, Memory,
@@ -6,30 +6,31 @@ use super::{
 };
 use crate::ops::conv2d::Size;
 
-/// What a convolution reads.
+/// The input of a convolution.
 pub enum Source<'a, B: Convolutions> {
     Plain(&'a B::Buffer),
     Inner(&'a B::Inner),
 }
 
-/// What is added to a normalised tensor before its ReLU.
+/// The tensor that is added to a normalised tensor before the ReLU.
 pub enum Residual<'a, B: Convolutions> {
     None,
     Plain(&'a B::Buffer),
-    /// A convolution's output that is itself still to be normalised (the shortcut's).
+    /// A convolution's output (the shortcut's) whose batch norm is not applied yet.
     Normed(&'a B::Normed),
 }
 
-/// Convolutions with batch norms, and pooling; images are [n, h, w, channels].
+/// Convolutions with batch norm, and pooling. Images are [n, h, w, channels].
 pub trait Convolutions: Memory {
-    /// A convolution's output and the batch norm behind it, which is still to be applied.
+    /// A convolution's output and the batch norm after it, which is not applied yet.
     type Normed;
-    /// The same behind its ReLU, as the next convolution reads it. The host applies both where it is read.
+    /// The output of a convolution, its batch norm and its ReLU: the input of the next convolution. The host applies batch norm
+    /// and ReLU only when the next convolution reads it.
     type Inner;
-    /// Where each maximum was found.
+    /// The position of each maximum in its window.
     type Argmax;
 
-    /// A convolution, and the statistics of the batch norm behind it.
+    /// A convolution, and the statistics of the batch norm after it.
     fn conv_norm(
         &self,
         layer: &ConvNorm,
@@ -38,14 +39,14 @@ pub trait Convolutions: Memory {
         size: Size,
     ) -> Result<Self::Normed, Self::Error>;
 
-    /// relu(norm(x)) for a convolution of the same block; with `keep`, for its backward pass too.
+    /// relu(norm(x)) for the next convolution of the same block. With `keep`, the result also serves the backward pass.
     fn inner(&self, x: Self::Normed, keep: bool) -> Result<Self::Inner, Self::Error>;
 
     /// relu(norm(x) + residual).
     fn output(&self, x: &Self::Normed, residual: Residual<Self>) -> Result<Self::Buffer, Self::Error>;
 
-    /// The gradient of a convolution's output from `g`, that of its batch norm's output or, where `output` is that of a ReLU
-    /// behind it, of the ReLU's. Adds to the gradients of the norm's parameters.
+    /// The gradient of the input of a batch norm, from the gradient `g` of its output. With `output`, the output of a ReLU after
+    /// the norm, `g` is the gradient of `output` instead. Adds to the gradients of the norm's parameters.
     fn norm_backward(
         &self,
         layer: &BatchNorm,
@@ -55,7 +56,8 @@ pub trait Convolutions: Memory {
         g: Self::Buffer,
     ) -> Result<Self::Buffer, Self::Error>;
 
-    /// The same of a norm whose ReLU is behind an addition; also gives the gradient of the sum.
+    /// [`Convolutions::norm_backward`] of a norm whose output passes through an addition and a ReLU. Returns the gradient of the
+    /// norm's input, then the gradient of the sum.
     fn output_backward(
         &self,
         layer: &BatchNorm,
@@ -65,7 +67,7 @@ pub trait Convolutions: Memory {
         g: Self::Buffer,
     ) -> Result<[Self::Buffer; 2], Self::Error>;
 
-    /// The same of [`Convolutions::inner`].
+    /// [`Convolutions::norm_backward`] of the norm and ReLU of [`Convolutions::inner`].
     fn inner_backward(
         &self,
         layer: &BatchNorm,
@@ -74,7 +76,7 @@ pub trait Convolutions: Memory {
         g: Self::Buffer,
     ) -> Result<Self::Buffer, Self::Error>;
 
-    /// The gradient of a convolution's input from that of its output, added to `onto` where there is one. Adds to the
+    /// The gradient of a convolution's input, from the gradient `g` of its output; added to `onto` if given. Adds to the
     /// gradient of the weights.
     fn conv_backward(
         &self,
@@ -86,7 +88,7 @@ pub trait Convolutions: Memory {
         onto: Option<Self::Buffer>,
     ) -> Result<Self::Buffer, Self::Error>;
 
-    /// Adds to the gradient of a convolution's weights alone.
+    /// Adds to the gradient of a convolution's weights, without computing that of its input.
     fn conv_backward_weight(
         &self,
         layer: &ConvNorm,
@@ -104,7 +106,7 @@ pub trait Convolutions: Memory {
         channels: usize,
     ) -> Result<(Self::Buffer, Self::Argmax), Self::Error>;
 
-    /// The gradient of its input.
+    /// The gradient of the input of the max-pooling.
     fn max_pool_backward(
         &self,
         g: &Self::Buffer,
@@ -113,10 +115,10 @@ pub trait Convolutions: Memory {
         channels: usize,
     ) -> Result<Self::Buffer, Self::Error>;
 
-    /// The mean over each image's pixels [n, channels], in reals.
+    /// The mean over each image's pixels: [n, channels], in reals.
     fn average_pool(&self, x: &Self::Buffer, size: Size, channels: usize) -> Result<Self::Buffer, Self::Error>;
 
-    /// The gradient of its input.
+    /// The gradient of the input of the average pooling.
     fn average_pool_backward(&self, g: &Self::Buffer, size: Size, channels: usize)
     -> Result<Self::Buffer, Self::Error>;
 }

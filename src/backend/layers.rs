@@ -1,4 +1,4 @@
-//! Layers as backends run them: shapes, and where a layer's tensors lie in the flat buffers of a branch.
+//! Descriptions of layers for backends: their shapes, and the ranges of their tensors in the flat buffers of a branch.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::ops::{
     matmul::MatmulPrecision,
 };
 
-/// A convolution and the batch norm behind it.
+/// A convolution and the batch norm after it.
 #[derive(Clone, Debug)]
 pub struct ConvNorm {
     pub conv: Conv2d,
@@ -16,7 +16,7 @@ pub struct ConvNorm {
     pub norm: BatchNorm,
 }
 
-/// A batch norm: parameters, where it has any, and running statistics.
+/// A batch norm: its parameters, if it has any, and its running statistics.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     /// Weight and bias.
@@ -25,7 +25,7 @@ pub struct BatchNorm {
     pub running: [Range<usize>; 2],
 }
 
-/// A linear layer with what follows it in a projector or predictor: bias, batch norm, ReLU, where there are any.
+/// A linear layer of a projector or predictor, with optional bias, batch norm and ReLU.
 #[derive(Clone, Debug)]
 pub struct Dense {
     pub input: usize,
@@ -48,7 +48,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// The same layer as a convolution: tokens as pixels.
+    /// The layer as a 1x1 convolution whose pixels are the tokens.
     pub fn pointwise(&self) -> Conv2d {
         let Self { input, output, matmul, .. } = *self;
         Conv2d { kernel: 1, stride: 1, padding: 0, input, output, matmul }
@@ -62,7 +62,7 @@ pub struct LayerNorm {
     pub bias: Range<usize>,
 }
 
-/// A transformer's block: x += proj(attention(qkv(norm1(x)))), then x += fc2(gelu(fc1(norm2(x)))).
+/// A block of a transformer: x += proj(attention(qkv(norm1(x)))), then x += fc2(gelu(fc1(norm2(x)))).
 #[derive(Clone, Debug)]
 pub struct Block {
     pub norm1: LayerNorm,
@@ -72,12 +72,12 @@ pub struct Block {
     pub fc1: Linear,
     pub fc2: Linear,
     pub heads: usize,
-    /// Whether the block is the last one, of whose output the class tokens alone are read.
+    /// Whether the block is the last one. Only the class tokens of its output are read.
     pub last: bool,
 }
 
 impl Block {
-    /// All of its parameters, which lie one behind the other.
+    /// The range of all parameters of the block, which are contiguous.
     pub fn params(&self) -> Range<usize> {
         self.norm1.weight.start..self.fc2.bias.end
     }
@@ -87,24 +87,24 @@ impl Block {
         self.qkv.input
     }
 
-    /// Its attention among `tokens` tokens.
+    /// The block's attention for images of `tokens` tokens.
     pub fn attention(&self, tokens: usize) -> Attention {
         Attention { tokens, heads: self.heads, width: self.width() }
     }
 }
 
-/// What makes tokens of images: a class token, patches, and fixed positions.
+/// The embedding of images as tokens: a class token, embedded patches, and fixed positions.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     pub patches: Conv2d,
     pub weight: Range<usize>,
     pub bias: Range<usize>,
     pub cls_token: Range<usize>,
-    /// Among the buffers of a branch.
+    /// A range in the buffers of a branch.
     pub positions: Range<usize>,
     /// Patches per row and column of the images that the positions are laid out for.
     pub grid: usize,
-    /// Whether the patches' weight and bias stay as they are.
+    /// Whether training leaves the weight and bias of the patches unchanged.
     pub frozen: bool,
 }
 
@@ -114,10 +114,10 @@ impl Embedding {
         self.patches.output
     }
 
-    /// The patches of images of `size`, as pixels.
+    /// The grid of patches of images of `size`; a patch counts as a pixel.
     ///
     /// # Panics
-    /// When they do not tile the images.
+    /// When the patches do not tile the images.
     pub fn grid_of(&self, size: Size) -> Size {
         let patch = self.patches.kernel;
         assert!(

@@ -1,8 +1,9 @@
-//! What devices compute: one trait of coarse, fused operations, implemented by the [`Host`] and by the [`Gpu`]. Networks, heads,
-//! the optimiser, the queue and the training step are written once, above it, and know no device.
+//! The operations of devices: one trait of coarse, fused operations, implemented by the [`Host`] and by the [`Gpu`]. Networks,
+//! heads, the optimiser, the queue and the training step are written once, on top of the trait, and know no device.
 //!
-//! A branch's values lie in flat buffers: parameters, gradients laid out like them, and buffers (running statistics, fixed
-//! positions). Layers say where (see [`layers`]). Operations give back owned memory, which returns to its pool when dropped.
+//! The values of a branch are stored in flat buffers: parameters, gradients in the same layout, and buffers (running statistics,
+//! fixed positions). A layer holds the ranges of its tensors (see [`layers`]). Operations return owned memory, which returns to
+//! its pool when dropped.
 
 mod bank;
 mod contrasts;
@@ -33,55 +34,56 @@ use crate::{
     ranks::Ranks,
 };
 
-/// A device that trains.
+/// A device that can train a model.
 pub trait Backend: Convolutions + Transformers + Perceptrons + Banks + Contrasts {}
 
 impl<B: Convolutions + Transformers + Perceptrons + Banks + Contrasts> Backend for B {}
 
-/// Rows on the device of a backend's losses.
+/// Rows of a matrix on the device of a backend's losses.
 pub type RowsOf<B> = Rows<<B as Memory>::Real, <B as Memory>::Tensors>;
 
-/// A device's memory. Clones are the same device.
+/// A device with its memory. Clones refer to the same device.
 pub trait Memory: Clone + 'static {
-    /// What losses, statistics and checkpoints are in.
+    /// The number type of losses, statistics and checkpoints.
     type Real: Real;
-    /// What the device may fail with.
+    /// The device's error.
     type Error: std::error::Error + Send + Sync + 'static;
-    /// The dfdx device that has the losses' tensors and their tape.
+    /// The dfdx device that holds the losses' tensors and their tape.
     type Tensors: TensorDevice<Self::Real>;
-    /// Elements in the device's memory.
+    /// An array of elements in the device's memory.
     type Buffer: Send;
-    /// A branch's parameters, as layers read them.
+    /// A branch's parameters, in the form that layers read.
     type Params;
 
-    /// Whether operations return before they are done. Then a step's values are there only later.
+    /// Whether operations return before the device has finished them. Then the metrics of a step arrive later.
     const ASYNCHRONOUS: bool;
 
     /// The device of the losses' tensors.
     fn tensors(&self) -> &Self::Tensors;
 
-    /// The ranks that train together. Encoders compute this rank's share of a batch, with statistics of the whole batch, or
-    /// of this rank's group.
+    /// The ranks that train together. A rank's encoder computes its share of a batch. Batch norm's statistics are those of the
+    /// whole batch, or of the ranks in this rank's group.
     fn ranks(&self) -> &Ranks;
 
-    /// The same device among other ranks.
+    /// The same device with other ranks.
     fn with_ranks(&self, ranks: Ranks) -> Self;
 
-    /// Whether nothing is exchanged with other ranks.
+    /// Whether this rank exchanges nothing with other ranks.
     fn is_alone(&self) -> bool {
         self.ranks().is_alone()
     }
 
-    /// The rows of a batch, from this rank's share of them: reals, in the order of ranks.
+    /// Gathers the rows of a batch (reals). Each rank passes its share, and all ranks receive all shares in the order of ranks.
     fn gather(&self, own: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
 
-    /// This rank's share of the reals `all`, the rows of a batch.
+    /// This rank's share of `all`, the rows of a batch (reals).
     fn share(&self, all: Self::Buffer) -> Result<Self::Buffer, Self::Error>;
 
-    /// The sum of all ranks' reals, in their place: the top of the tree over a batch's parts.
+    /// Replaces `values` (reals) on every rank by their sum over all ranks. The sum is the top of the binary tree over the parts
+    /// of a batch, so its bits do not depend on the number of ranks.
     fn sum_over_ranks(&self, values: &mut Self::Buffer) -> Result<(), Self::Error>;
 
-    /// The cause of an error that dfdx told, as far as the device knows more.
+    /// The device's own error behind an error that dfdx reported; `error` itself if the device noted none.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         error
     }
@@ -101,13 +103,13 @@ pub trait Memory: Clone + 'static {
     /// Overwrites the first reals of a buffer.
     fn write(&self, buffer: &mut Self::Buffer, values: &[Self::Real]) -> Result<(), Self::Error>;
 
-    /// Images [n, h, w, 3] as networks read them.
+    /// A buffer of images [n, h, w, 3], in the form that networks read.
     fn images(&self, values: Vec<Self::Real>) -> Result<Self::Buffer, Self::Error>;
 
-    /// The parameters of a branch, of which the first `encoder` are an encoder's.
+    /// The parameters of a branch. The first `encoder` of them belong to the encoder.
     fn params(&self, values: Vec<Self::Real>, encoder: usize) -> Result<Self::Params, Self::Error>;
 
-    /// Their values. Waits for the device.
+    /// The values of parameters. Waits for the device.
     fn read_params(&self, params: &Self::Params) -> Result<Vec<Self::Real>, Self::Error>;
 
     /// Overwrites the first parameters.
@@ -120,14 +122,14 @@ pub trait Memory: Clone + 'static {
     /// Reals [n, columns] as rows of the losses' device.
     fn rows(&self, buffer: &Self::Buffer, shape: (usize, usize)) -> anyhow::Result<RowsOf<Self>>;
 
-    /// The gradient of rows; zero where it took no part.
+    /// The gradient of rows; zero if the loss does not depend on them.
     fn gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
         of: &RowsOf<Self>,
     ) -> anyhow::Result<Self::Buffer>;
 
-    /// Lets the gradient of rows begin at the reals of `range` in `start`.
+    /// Initialises the gradient of rows with the reals of `range` in `start`.
     fn begin_gradient(
         &self,
         gradients: &mut Gradients<Self::Real, Self::Tensors>,
@@ -136,10 +138,10 @@ pub trait Memory: Clone + 'static {
         range: Range<usize>,
     ) -> anyhow::Result<()>;
 
-    /// Elements of a buffer.
+    /// Number of elements in a buffer.
     fn len(&self, buffer: &Self::Buffer) -> usize;
 
-    /// A copy of the elements of `range`, whatever they are.
+    /// A copy of the elements of `range`, reals or not.
     fn part(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Self::Buffer, Self::Error>;
 
     /// Multiplies reals by a factor.
@@ -155,25 +157,25 @@ pub trait Memory: Clone + 'static {
     fn add(&self, total: &mut Self::Buffer, range: Range<usize>, more: &Self::Buffer) -> Result<(), Self::Error>;
 }
 
-/// Features of a network on a device and, where it is kept, what its backward pass needs.
+/// Features of a network on a device, and the results that its backward pass needs, if they are kept.
 pub type Features<B, S> = Result<(<B as Memory>::Buffer, Option<S>), <B as Memory>::Error>;
 
-/// What layers read and move in a forward pass.
+/// The values that layers read and update in a forward pass.
 pub struct Branch<'a, B: Memory> {
     pub params: &'a B::Params,
     pub statistics: Statistics<'a, B>,
 }
 
-/// Where batch norm's statistics come from; the buffers of a branch.
+/// The source of batch norm's statistics, with the buffers of a branch.
 pub enum Statistics<'a, B: Memory> {
-    /// From the batch; running statistics move.
+    /// Statistics of the batch. The forward pass updates the running statistics.
     Batch(&'a mut B::Buffer),
-    /// From the running statistics.
+    /// The running statistics, which stay as they are.
     Running(&'a B::Buffer),
 }
 
 impl<B: Memory> Statistics<'_, B> {
-    /// All of them.
+    /// The buffers of the branch.
     pub fn all(&self) -> &B::Buffer {
         match self {
             Statistics::Batch(all) => all,
@@ -182,9 +184,9 @@ impl<B: Memory> Statistics<'_, B> {
     }
 }
 
-/// What layers read and add to in a backward pass.
+/// The values that layers read and add to in a backward pass.
 pub struct Learned<'a, B: Memory> {
     pub params: &'a B::Params,
-    /// Laid out like the parameters.
+    /// In the layout of the parameters.
     pub gradients: &'a mut B::Buffer,
 }

@@ -1,21 +1,21 @@
-//! What projectors and predictors are made of.
+//! Linear layers with bias, batch norm and ReLU: the building blocks of projectors and predictors.
 
 use super::{Branch, Learned, Memory, layers::Dense};
 
-/// A layer's forward pass, as its backward pass needs it.
+/// The values of a layer's forward pass that its backward pass needs.
 pub struct Passed<'a, B: Perceptrons> {
     pub x: &'a B::Buffer,
     pub kept: B::KeptDense,
-    /// The output, where the layer ends with a ReLU.
+    /// The output, if the layer ends with a ReLU.
     pub output: Option<&'a B::Buffer>,
 }
 
-/// Linear layers with what follows them; rows are [n, channels], in reals.
+/// The layers of projectors and predictors. Rows are [n, channels], in reals.
 pub trait Perceptrons: Memory {
-    /// What a layer's backward pass needs beside its input and output.
+    /// Values that a layer's backward pass needs beside its input and output.
     type KeptDense;
 
-    /// A layer's output; running statistics move.
+    /// A layer's output. Updates the running statistics.
     fn dense(
         &self,
         layer: &Dense,
@@ -23,7 +23,7 @@ pub trait Perceptrons: Memory {
         x: &Self::Buffer,
     ) -> Result<(Self::Buffer, Self::KeptDense), Self::Error>;
 
-    /// The gradient of a layer's input from `g`, that of its output, added to `onto` where there is one. Adds to the gradients
+    /// The gradient of a layer's input, from the gradient `g` of its output; added to `onto` if given. Adds to the gradients
     /// of the parameters.
     fn dense_backward(
         &self,

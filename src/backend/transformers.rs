@@ -1,5 +1,5 @@
-//! What vision transformers are made of. A block is one operation, since the host takes groups of images through all of it;
-//! what it computes is written once, in [`block`].
+//! Embedding, blocks and norms: the building blocks of vision transformers. A block is one operation, because the host takes
+//! each group of images through a whole block. Its computation is written once, in [`block`].
 
 pub mod block;
 
@@ -9,20 +9,20 @@ use super::{
 };
 use crate::ops::conv2d::Size;
 
-/// A block's output and, where it is kept, what its backward pass needs.
+/// A block's output, and the results that its backward pass needs, if they are kept.
 pub type Passed<B> =
     Result<(<B as Transformers>::Tokens, Option<<B as Transformers>::KeptBlock>), <B as Memory>::Error>;
 
-/// Transformers' tokens, each image's class token first.
+/// The operations of vision transformers. The class token is the first token of each image.
 pub trait Transformers: Memory {
     /// Tokens [n, tokens, width] between two blocks.
     type Tokens;
-    /// What a block's backward pass needs.
+    /// The results of a block that its backward pass needs.
     type KeptBlock;
-    /// What a layer norm's backward pass needs.
+    /// The results of a layer norm that its backward pass needs.
     type KeptNorm;
 
-    /// The tokens of images [n, h, w, 3]: the class token and the embedded patches, positions (of `buffers`) added.
+    /// The tokens of images [n, h, w, 3]: the class token and the embedded patches, plus the positions in `buffers`.
     fn embed(
         &self,
         layer: &Embedding,
@@ -32,7 +32,7 @@ pub trait Transformers: Memory {
         size: Size,
     ) -> Result<Self::Tokens, Self::Error>;
 
-    /// Adds to the gradients of class token and patches, from that of the tokens.
+    /// Adds to the gradients of class token and patch embedding, from the gradient `g` of the tokens.
     fn embed_backward(
         &self,
         layer: &Embedding,
@@ -42,7 +42,8 @@ pub trait Transformers: Memory {
         g: Self::Tokens,
     ) -> Result<(), Self::Error>;
 
-    /// A block's output for `n` images of `tokens` tokens each and, with `keep`, what its backward pass needs.
+    /// A block's output and, with `keep`, the results that its backward pass needs. `shape` is the number of images, and the
+    /// number of tokens of an image.
     fn block(
         &self,
         layer: &Block,
@@ -52,7 +53,7 @@ pub trait Transformers: Memory {
         keep: bool,
     ) -> Passed<Self>;
 
-    /// The gradient of its input from that of its output. Adds to the gradients of the parameters.
+    /// The gradient of a block's input, from the gradient `g` of its output. Adds to the gradients of the parameters.
     fn block_backward(
         &self,
         layer: &Block,
@@ -65,10 +66,10 @@ pub trait Transformers: Memory {
     /// The class tokens [n, width] of the last block's output, in reals.
     fn class_tokens(&self, shape: [usize; 2], x: Self::Tokens) -> Result<Self::Buffer, Self::Error>;
 
-    /// The gradient of the last block's output from that of its class tokens.
+    /// The gradient of the last block's output, from the gradient `g` of its class tokens.
     fn class_tokens_backward(&self, shape: [usize; 2], g: Self::Buffer) -> Result<Self::Tokens, Self::Error>;
 
-    /// The normalised rows, in reals.
+    /// Normalises rows, in reals.
     fn layer_norm(
         &self,
         layer: &LayerNorm,
@@ -76,7 +77,7 @@ pub trait Transformers: Memory {
         x: Self::Buffer,
     ) -> Result<(Self::Buffer, Self::KeptNorm), Self::Error>;
 
-    /// The gradient of its input, rows of `n` images. Adds to the gradients of the parameters.
+    /// The gradient of the input of a layer norm, for the rows of `n` images. Adds to the gradients of the parameters.
     fn layer_norm_backward(
         &self,
         layer: &LayerNorm,

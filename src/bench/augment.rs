@@ -8,17 +8,17 @@ use super::{
 };
 use crate::{dataset::augment::AugmentationsConfig, train};
 
-/// Which images, and what they go through.
+/// A recipe: which images, and how they are augmented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// That of `specs/cifar10-fast/snclr.yaml`.
+    /// The recipe of `specs/cifar10-fast/snclr.yaml`.
     Cifar,
-    /// That of `specs/resnet50.yaml`, the paper's.
+    /// The recipe of `specs/resnet50.yaml`, which is the paper's.
     Imagenet,
 }
 
 impl Recipe {
-    /// What each view goes through.
+    /// The augmentations of both views.
     pub fn augmentations(self) -> AugmentationsConfig {
         let config = match self {
             Recipe::Cifar => {
@@ -49,7 +49,7 @@ impl Recipe {
         serde_json::from_value(config).expect("the recipe is a section of a spec")
     }
 
-    /// Encoding, side in pixels, and images unless another number is asked for.
+    /// Encoding, side in pixels, and default number of images.
     pub(super) fn images(self) -> (Encoding, u32, usize) {
         match self {
             Recipe::Cifar => (Encoding::Png, 32, 1024),
@@ -57,7 +57,7 @@ impl Recipe {
         }
     }
 
-    /// Images of a training's data set unless another number is asked for.
+    /// Default number of images in a training's data set.
     pub(super) fn epoch(self) -> usize {
         match self {
             Recipe::Cifar => 10_000,
@@ -65,7 +65,7 @@ impl Recipe {
         }
     }
 
-    /// Images at a time: the batch of the step that would train on them (`resnet18`, `resnet50`).
+    /// Images augmented at a time: the batch of the step that would train on them (`resnet18`, `resnet50`).
     fn batch(self) -> usize {
         match self {
             Recipe::Cifar => 128,

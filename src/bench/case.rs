@@ -11,7 +11,7 @@ use super::{
     step::{self, Network},
 };
 
-/// Something whose speed is measured.
+/// A benchmark case: something whose speed is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
@@ -44,7 +44,7 @@ pub enum Case {
 }
 
 impl Case {
-    /// All of them, in the order in which they are measured.
+    /// All cases, in the order in which they are measured.
     pub const ALL: [Case; 12] = [
         Case::Small,
         Case::Resnet18,
@@ -60,7 +60,7 @@ impl Case {
         Case::Probe,
     ];
 
-    /// As the command line knows it.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Case::Small => "small",
@@ -78,23 +78,23 @@ impl Case {
         }
     }
 
-    /// Whether it takes pretraining steps.
+    /// Whether the case takes pretraining steps.
     pub(super) fn trains(self) -> bool {
         use Case::*;
         matches!(self, Small | Resnet18 | Resnet50 | VitTiny | VitSmall) || self.loads()
     }
 
-    /// Whether it loads and augments images beside the steps that train on them.
+    /// Whether the case loads and augments images in parallel with the steps that train on them.
     pub(super) fn loads(self) -> bool {
         matches!(self, Case::Epoch | Case::EpochImagenet)
     }
 
-    /// Whether it augments and does nothing else.
+    /// Whether the case only augments images.
     pub(super) fn augments(self) -> bool {
         matches!(self, Case::AugmentCifar | Case::AugmentImagenet)
     }
 
-    /// Threads unless others are asked for: augmentation is told per core.
+    /// Default number of threads. Augmentation uses one, since its speed is reported per core.
     pub fn threads(self) -> usize {
         match self.augments() {
             true => 1,
@@ -102,7 +102,7 @@ impl Case {
         }
     }
 
-    /// Measured repetitions unless others are asked for: a few seconds of each.
+    /// Default number of measured repetitions: a few seconds in total.
     pub fn steps(self) -> usize {
         match self {
             Case::Small | Case::VitTiny | Case::Epoch => 10,
@@ -113,10 +113,10 @@ impl Case {
         }
     }
 
-    /// Makes what is measured.
+    /// Prepares the case, so that it can be measured.
     ///
     /// # Errors
-    /// [`Unfit`] when the case does not know an option; otherwise when its data cannot be made.
+    /// [`Unfit`](super::Unfit) when the case does not accept an option; other errors when its data cannot be made.
     pub fn prepare(self, options: &Options) -> anyhow::Result<Workload> {
         options.check(self)?;
         match self {

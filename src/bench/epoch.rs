@@ -19,7 +19,7 @@ pub(super) fn prepare(case: Case, network: Network, recipe: Recipe, options: &Op
     step::on_device(case, &sections, Epoch { case, sections: &sections, network, recipe, options })
 }
 
-/// A training on whichever device.
+/// Prepares the training on any device.
 struct Epoch<'a> {
     case: Case,
     sections: &'a Sections,
@@ -55,7 +55,7 @@ impl OnDevice for Epoch<'_> {
         let waited = Rc::new(Cell::new(Duration::ZERO));
         let waiting = waited.clone();
         let once = move || {
-            // The folder stays as long as there are repetitions.
+            // Keep the images, and so their folder, as long as there are repetitions.
             let _ = &images;
             let begun = Instant::now();
             let batch = loader.next()?;

@@ -1,4 +1,5 @@
-//! The images of the benchmarks: synthetic ones in shards, as the data stage writes them, and the same on every machine.
+//! Makes the images of the benchmarks: synthetic ones in shards, as the data stage writes them. They are the same on every
+//! machine.
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,7 @@ use crate::{
     tables::TRAIN,
 };
 
-/// Quality that gives 0.6 bytes per pixel, as ImageNet's files have.
+/// JPEG quality at which files have 0.6 bytes per pixel, as those of ImageNet have.
 const JPEG_QUALITY: u8 = 88;
 
 /// How the images are encoded.
@@ -35,16 +36,16 @@ impl Encoding {
     }
 }
 
-/// Images in a temporary folder, which goes with them.
+/// Images in a temporary folder, which is deleted when they are dropped.
 pub(super) struct Images {
     pub split: Arc<Split>,
-    /// Length of all encoded images together.
+    /// Bytes of all encoded images together.
     pub bytes: usize,
     _folder: TempDir,
 }
 
 impl Images {
-    /// Makes `count` square images of `side` pixels; `save` is a folder that gets each as a file, too.
+    /// Makes `count` square images of `side` pixels. With `save`, also writes each image as a file into that folder.
     ///
     /// # Errors
     /// When they cannot be written.

@@ -9,7 +9,7 @@ use crate::{
     stage::{KnnConfig, votes::Vote},
 };
 
-/// Neighbours unless another number is asked for: the largest of a spec's default.
+/// Default number of neighbours: the largest K that a spec uses by default.
 const K: usize = 200;
 
 pub(super) fn prepare(options: &Options) -> Workload {

@@ -4,19 +4,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{artifact::cpu_model, ops::simd::vector_unit, train::Device};
 
-/// What a figure was measured on.
+/// The machine that a figure was measured on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// Model of the CPU, as it calls itself.
+    /// Model of the CPU, as the CPU reports it.
     pub cpu: String,
     /// Processors that this process may use.
     pub cores: usize,
-    /// Vector unit that the kernels use.
+    /// Vector unit that the CPU kernels use.
     pub vector_unit: String,
 }
 
 impl Machine {
-    /// This one.
+    /// This machine.
     pub fn here() -> Self {
         Machine {
             cpu: cpu_model().to_owned(),
@@ -29,22 +29,22 @@ impl Machine {
 /// The GPU that a figure was measured on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GpuUse {
-    /// As the driver calls it.
+    /// Name of the GPU, as its driver reports it.
     pub name: String,
-    /// What is held of its memory, in MB (10^6 bytes), other processes included. Pools give nothing back, so that this is the peak.
+    /// GPU memory in use in MB (10^6 bytes), including that of other processes. Memory pools release nothing, so this is the
+    /// peak.
     pub memory_mb: f64,
 }
 
 impl GpuUse {
-    /// The process's device, once something has run there; None on the CPU.
+    /// The GPU of this process, once something has run on it; None on the CPU.
     pub fn here() -> Option<Self> {
         let (name, bytes) = Device::chosen().in_use()?;
         Some(GpuUse { name, memory_mb: bytes as f64 / 1e6 })
     }
 }
 
-/// The most memory that this process has held so far, in MB (10^6 bytes); None where the system does not tell (it is Linux's
-/// `VmHWM`).
+/// Peak memory of this process so far in MB (10^6 bytes), from Linux's `VmHWM`; None on other systems.
 pub fn peak_rss_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?;

@@ -1,4 +1,4 @@
-//! Runs a case several times, and measures the time.
+//! Runs a case several times, and measures how long each repetition takes.
 
 use std::time::Instant;
 
@@ -7,31 +7,31 @@ use serde::{Deserialize, Serialize};
 use super::{Case, GpuUse, Machine, Options, Workload, machine::peak_rss_mb, peak::dense_peak};
 use crate::{stage::Progress, train::Device};
 
-/// Repetitions on a GPU that are not counted: kernels are compiled in the first, and the host runs ahead from the second on.
+/// Repetitions on a GPU that are not measured. The first compiles kernels. From the second on, the host runs ahead of the GPU.
 const UNMEASURED_ON_GPU: usize = 3;
 
-/// What a case came to.
+/// The result of measuring a case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     pub case: Case,
-    /// What was done, with its sizes.
+    /// A description of the work, with its sizes.
     pub what: String,
     pub precision: String,
     pub device: String,
     pub threads: usize,
     /// Measured repetitions.
     pub steps: usize,
-    /// Of one repetition.
+    /// Duration of one repetition.
     pub milliseconds: Time,
-    /// Where it is images that count.
+    /// Images per second, for cases that process images.
     pub images_per_second: Option<Rate>,
-    /// Where a model is trained.
+    /// Floating-point operations of the model, for cases that train one.
     pub flops: Option<Flops>,
-    /// Share of the repetitions' time that was spent waiting for data, where data is made beside them.
+    /// Share of the repetitions' time that was spent waiting for data, for cases that load data in parallel.
     pub waiting_share: Option<f64>,
-    /// The most memory that the process held, what was prepared included; None where the system does not tell.
+    /// Peak memory of the process in MB (10^6 bytes), including the preparation; None if the system does not report it.
     pub peak_rss_mb: Option<f64>,
-    /// Where one was used.
+    /// The GPU, if one was used.
     pub gpu: Option<GpuUse>,
     pub machine: Machine,
     /// Program and version.
@@ -57,14 +57,14 @@ pub struct Rate {
 pub struct Flops {
     /// 10^9 operations per image of a step.
     pub gflop_per_image: f64,
-    /// 10^12 operations per second, in the median.
+    /// 10^12 operations per second, from the median time.
     pub tflops: f64,
-    /// That as a share of the device's dense peak in this precision (model FLOP utilisation); None where the peak is not known.
+    /// `tflops` as a share of the device's dense peak in this precision (model FLOP utilisation); None if the peak is not known.
     pub utilisation: Option<f64>,
 }
 
 impl Time {
-    /// Of at least one repetition; the median of an even number is the mean of the middle two.
+    /// Median and minimum of at least one repetition. The median of an even number is the mean of the middle two.
     fn of(mut milliseconds: Vec<f64>) -> Self {
         milliseconds.sort_by(f64::total_cmp);
         let (n, half) = (milliseconds.len(), milliseconds.len() / 2);
@@ -73,11 +73,12 @@ impl Time {
     }
 }
 
-/// Measures `case` in this process, on rayon's threads: once unmeasured (on a GPU three times), then `steps` times (at least
-/// 1). A step on a GPU is still under way when the next one begins: what is measured is the time from one to the next.
+/// Measures `case` in this process, on rayon's threads. Runs it once to warm up (on a GPU three times), then `steps` times;
+/// `steps` must be at least 1. On a GPU, a step is still running when the next one starts, so the measured time is that from one
+/// step to the next.
 ///
 /// # Errors
-/// [`super::Unfit`] when the case does not know an option; otherwise when what is measured fails.
+/// [`super::Unfit`] when the case does not accept an option; other errors when a repetition fails.
 pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progress) -> anyhow::Result<Measurement> {
     let unmeasured = if Device::chosen() == Device::Cpu { 1 } else { UNMEASURED_ON_GPU };
     progress.start(Some((steps + unmeasured) as u64), "repetitions");

@@ -28,13 +28,13 @@ pub use scaling::{Point, Series, points};
 
 /// A case that is ready to be measured.
 pub struct Workload {
-    /// What is done, with its sizes, for people.
+    /// A description of the work with its sizes, for people.
     pub what: String,
-    /// Images that one repetition goes through, where it is images that count.
+    /// Number of images that one repetition processes; None for cases that do not process images.
     pub images: Option<usize>,
-    /// Floating-point operations of the model per image, where one is trained.
+    /// Floating-point operations of the model per image, if the case trains one.
     flops_per_image: Option<u64>,
-    /// Time that the repetitions have waited for data, where data is made beside them.
+    /// Time that the repetitions have waited for data so far, if the case loads data in parallel.
     waited: Option<Rc<Cell<Duration>>>,
     once: Box<dyn FnMut() -> anyhow::Result<()>>,
 }
@@ -52,10 +52,10 @@ impl Workload {
         Workload { waited: Some(waited), ..self }
     }
 
-    /// One repetition.
+    /// Runs one repetition.
     ///
     /// # Errors
-    /// When what is measured fails.
+    /// When the repetition fails.
     pub fn once(&mut self) -> anyhow::Result<()> {
         (self.once)()
     }

@@ -5,26 +5,26 @@ use std::path::PathBuf;
 use super::Case;
 use crate::train::{Device, Precision};
 
-/// What is varied; None leaves a case as it is.
+/// The options of a case. None keeps the case's default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
-    /// Arithmetic of what is trained.
+    /// Precision of the arithmetic.
     pub precision: Precision,
     /// Rows in the queue.
     pub queue_length: Option<usize>,
     /// Neighbours to search for.
     pub k: Option<usize>,
-    /// Images of a step.
+    /// Images per training step.
     pub batch: Option<usize>,
     /// Queries per search.
     pub queries: Option<usize>,
-    /// Images that there are.
+    /// Images to augment or train on.
     pub images: Option<usize>,
-    /// Folder into which the encoded images are written, to measure something else on the same ones.
+    /// Folder into which to write the encoded images, so that other programs can be measured on the same images.
     pub save_images: Option<PathBuf>,
 }
 
-/// An option that does not suit a case.
+/// Why a case cannot be measured with these options.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     #[error("--case {case} cannot be measured: {why}")]
@@ -79,10 +79,10 @@ impl Varied {
 }
 
 impl Options {
-    /// Whether `case` knows all that is asked of it. What a trainer cannot do it says itself when it is made.
+    /// Checks that `case` accepts all options that are set. A trainer checks its own options when it is created.
     ///
     /// # Errors
-    /// The first thing that it does not know.
+    /// The first option that `case` does not accept.
     pub fn check(&self, case: Case) -> Result<(), Unfit> {
         if !case.trains() {
             let known = self.precision == Precision::F32 || (case == Case::Queue && self.precision == Precision::Bf16);
@@ -110,7 +110,7 @@ impl Options {
         Ok(())
     }
 
-    /// The precision as specs write it.
+    /// The name of the precision in specs.
     pub fn precision_name(&self) -> String {
         match serde_json::to_value(self.precision) {
             Ok(serde_json::Value::String(name)) => name,

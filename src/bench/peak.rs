@@ -1,16 +1,16 @@
-//! The peak speed of known GPUs, with which the operations of a model are compared.
+//! The peak speeds of known GPUs, with which the measured speed of a model is compared.
 
 use crate::train::Precision;
 
 /// Dense peak of a GPU in TFLOP/s: (f16 with f32 sums, tf32, f32).
 type Peak = (f64, f64, f64);
 
-/// Without sparsity, at boost clock; of the SXM boards, which differ from those for PCIe. Sources: NVIDIA's datasheets of H100 and
-/// H200 (which give tensor cores' figures with sparsity, twice these) and of the A100.
+/// Peak of H100 and H200 without sparsity, at boost clock. Both constants are for SXM boards, which differ from PCIe boards.
+/// Sources: NVIDIA's datasheets of the H100 and H200 (which give tensor core figures with sparsity, twice these) and of the A100.
 const HOPPER: Peak = (989.4, 494.7, 66.9);
 const A100: Peak = (312.0, 156.0, 19.5);
 
-/// The dense peak in TFLOP/s of the GPU that calls itself `name`, in the arithmetic of `precision`; None where it is not known.
+/// The dense peak in TFLOP/s of the GPU whose driver calls it `name`, in the arithmetic of `precision`; None if it is not known.
 pub(super) fn dense_peak(name: &str, precision: Precision) -> Option<f64> {
     let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
     let is = |word: &str| words.contains(&word);

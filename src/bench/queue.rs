@@ -1,4 +1,4 @@
-//! Measures the search in the queue: the exact K largest dot products of each query with its rows.
+//! Measures the search in the queue: finds for each query the exact K rows with the largest dot products.
 
 use super::{Options, Workload, rows::normal};
 use crate::{
@@ -9,12 +9,14 @@ use crate::{
     train::Device,
 };
 
-/// Queries, rows and width: a batch of 256 at the paper's queue.
+/// Default numbers of queries and rows, and the width: a batch of 256 and the queue of the paper.
 const QUERIES: usize = 256;
 const ROWS: usize = 131_072;
 const DIM: usize = 256;
 const K: usize = 30;
 
+/// Prepares the search on the process's device.
+///
 /// # Errors
 /// When the device fails.
 pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
@@ -35,7 +37,7 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Workload> {
             Ok(())
         }));
     };
-    // Queries and rows lie on the device; what is found is read, which waits for it.
+    // Queries and rows are already on the device. Reading the result waits until the search has finished.
     let none = vec![-1; length];
     let bank = BankGpu::new(&gpu, DIM, &bank, &vec![1.0; length], [&none; 3])?;
     let queries = gpu.upload(&queries)?;

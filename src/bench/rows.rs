@@ -1,4 +1,4 @@
-//! Random rows of features.
+//! Makes random rows of features.
 
 use rayon::prelude::*;
 
@@ -10,11 +10,11 @@ use crate::{
     },
 };
 
-/// Classes of [`classes`].
+/// Number of classes in [`classes`].
 pub(super) const CLASSES: usize = 10;
-/// Rows of the training and of the test split: CIFAR-10's.
+/// Rows of the training split and of the test split, as in CIFAR-10.
 pub(super) const SPLITS: [usize; 2] = [50_000, 10_000];
-/// Width of a row: ResNet-18's.
+/// Width of a row, as of ResNet-18's features.
 pub(super) const DIM: usize = 512;
 
 /// `n` rows from a standard normal distribution, [n, dim].
@@ -27,7 +27,7 @@ pub(super) fn normal(n: usize, dim: usize, seed: u64) -> Vec<f32> {
     rows
 }
 
-/// A classification of noisy rows: a class's rows lie around a point of its own.
+/// A classification task with noisy rows: the rows of a class are scattered around the class's centre.
 pub(super) fn classes() -> Task {
     let centres = normal(CLASSES, DIM, 1);
     let split = |n: usize, seed: u64| {

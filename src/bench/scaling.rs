@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Case, Options};
 use crate::train::Precision;
 
-/// What is varied.
+/// The quantity that is varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Series {
@@ -15,14 +15,14 @@ pub enum Series {
     K,
 }
 
-/// A value of a series.
+/// One value of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
     pub series: Series,
     pub value: usize,
 }
 
-/// All of them; threads are doubled up to the processors that there are.
+/// All points of all series. The number of threads doubles up to the number of processors.
 pub fn points() -> Vec<Point> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|n| *n <= cores).collect();
@@ -39,7 +39,7 @@ pub fn points() -> Vec<Point> {
 }
 
 impl Series {
-    /// What is varied, for people.
+    /// Name of the varied quantity, for people.
     pub fn name(self) -> &'static str {
         match self {
             Series::Threads => "threads",
@@ -60,12 +60,12 @@ impl Series {
 }
 
 impl Point {
-    /// Threads, where they are what is varied.
+    /// The number of threads, if the series varies it.
     pub fn threads(self) -> Option<usize> {
         (self.series == Series::Threads).then_some(self.value)
     }
 
-    /// `options` with the value; cases that do not train know one precision.
+    /// `options` with the value of this point. Cases that do not train are measured in f32.
     pub fn options(self, options: &Options) -> Options {
         let mut options = options.clone();
         if !self.series.case().trains() {

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use super::{Case, Options, Unfit, Workload};
 use crate::train::{Batch, Crop, Device, Loaded, OnDevice, Sections, Trainer, Trains};
 
-/// Optimiser's steps in an epoch, and images, of a made-up data set: what the schedules are laid out for.
+/// Optimiser steps in an epoch, and images, of an imaginary data set. The schedules of a trainer depend on them.
 const STEPS_PER_EPOCH: u64 = 100;
 const IMAGES: usize = 50_000;
 
-/// A network with the sizes that go with it.
+/// A network, and the sizes of its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
     Small,
@@ -19,7 +19,7 @@ pub(super) enum Network {
     VitSmall,
 }
 
-/// What a step is made of.
+/// The sizes of a step.
 struct Sizes {
     encoder: Value,
     /// Height and width of an image in pixels.
@@ -55,7 +55,7 @@ impl Network {
         }
     }
 
-    /// What of a spec its training depends on.
+    /// The sections of a spec that the network's training depends on.
     pub fn sections(self, options: &Options) -> Sections {
         let Sizes { encoder, size, batch, queue_length, dim, hidden } = self.sizes();
         let view = json!({"random_resized_crop": {}});
@@ -79,7 +79,7 @@ impl Network {
         serde_json::from_value(sections).expect("the case is one that a spec may ask for")
     }
 
-    /// What a step of it is, for people.
+    /// A description of a step with its sizes, for people.
     pub fn describe(self, options: &Options) -> String {
         let Sizes { size, batch, queue_length, .. } = self.sizes();
         let (name, queue) = (self.name(), options.queue_length.unwrap_or(queue_length));
@@ -88,10 +88,10 @@ impl Network {
     }
 }
 
-/// A trainer on a device, and what its steps cost: floating-point operations of the model per image.
+/// A trainer on a device, and the floating-point operations of its model per image.
 ///
 /// # Errors
-/// [`Unfit`] when it cannot train there.
+/// [`Unfit`] when this training is not possible on the device.
 pub(super) fn trainer<B: Trains>(on: B, case: Case, sections: &Sections) -> Result<(Trainer<B>, u64), Unfit> {
     let config = sections.config();
     let trainer = Trainer::new(on, &config, STEPS_PER_EPOCH, IMAGES)
@@ -100,10 +100,10 @@ pub(super) fn trainer<B: Trains>(on: B, case: Case, sections: &Sections) -> Resu
     Ok((trainer, flops))
 }
 
-/// Has the process's device do a case's work.
+/// Runs `work` on the process's device, in the precision of `sections`.
 ///
 /// # Errors
-/// [`Unfit`] when it cannot compute in the precision that `sections` asks for; otherwise what `work` gives.
+/// [`Unfit`] when the device does not support this precision; otherwise the error of `work`.
 pub(super) fn on_device<T>(
     case: Case,
     sections: &Sections,
@@ -118,7 +118,7 @@ pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow
     on_device(case, &sections, Steps { case, sections: &sections, what: network.describe(options) })
 }
 
-/// Steps on one batch, on whichever device.
+/// Prepares steps on one batch, on any device.
 struct Steps<'a> {
     case: Case,
     sections: &'a Sections,
@@ -132,7 +132,7 @@ impl OnDevice for Steps<'_> {
         let Self { case, sections, what } = self;
         let (mut trainer, flops) = trainer(on, case, sections)?;
         let (n, size) = (sections.batch_size, sections.augmentations.size as usize);
-        // A rank's share: what an image is depends on its place in the batch alone.
+        // The share of this rank. The values of an image depend only on its place in the batch.
         let own = trainer.on().ranks().share(n);
         let values = own.start * size * size * 3..own.end * size * size * 3;
         let crop = |phase: f32| {
@@ -140,7 +140,7 @@ impl OnDevice for Steps<'_> {
             Crop { images, size }
         };
         let batch = Batch { samples: (0..n as i64).collect(), labels: vec![-1; n], crops: vec![crop(0.0), crop(1.0)] };
-        // Uploading them is not what is measured: a loader's images come to a device in another form.
+        // Uploading is not measured here, since a loader uploads images in another form.
         let batch = Loaded::new(trainer.on(), batch)?;
         Ok(Workload::new(what, Some(n), move || trainer.step(&batch).map(drop)).training(flops))
     }

@@ -75,7 +75,7 @@ fn to_text(run: &str, audit: &Audit) -> String {
     for (stage, rows) in &audit.encoders {
         text += &format!("{stage}\n");
         for (key, value) in rows {
-            // Digests cut short: they are compared below.
+            // Shorten digests: they are compared below.
             let is_digest = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
             text += &format!("    {key:<22} {}\n", if is_digest { &value[..8] } else { value });
         }
@@ -101,7 +101,7 @@ fn to_text(run: &str, audit: &Audit) -> String {
     text
 }
 
-/// The audit as text.
+/// Split, path and class of an image as text.
 pub fn shown(image: &Image) -> String {
     let class = image.class.as_ref().map_or_else(String::new, |class| format!(" ({class})"));
     format!("{} {}{class}", image.split, image.name)

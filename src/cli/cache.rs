@@ -89,7 +89,8 @@ pub enum CacheError {
 }
 
 impl CacheArgs {
-    /// The shared cache, if one is named and not off. Sends no request yet. Says on stderr when a settings file names it.
+    /// The shared cache, if one is named and its mode is not off. Sends no request. Prints a line on stderr if a settings file
+    /// names the cache.
     ///
     /// # Errors
     /// [`CacheError`].

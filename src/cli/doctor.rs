@@ -120,7 +120,7 @@ fn cuda(found: Result<Vec<String>, String>) -> Vec<Check> {
     }
 }
 
-/// The instructions that multiply bf16. A CPU without them is not at fault: bf16 is only slower there.
+/// The instructions that multiply bf16. A CPU without them gets no warning, since bf16 is only slower there.
 fn bf16(unit: Option<&'static str>) -> Check {
     let without = "rounded and multiplied in f32: precision bf16 is slower than f32 here";
     ok("bf16 products", unit.unwrap_or(without))
@@ -193,7 +193,7 @@ fn runs_root(root: &Path) -> Vec<Check> {
         true => format!("{}, writable", root.display()),
         false => format!("{} will be created; {} is writable", root.display(), place.display()),
     };
-    // The trials use a folder of their own, which is removed again.
+    // Try everything in a separate folder, which is removed afterwards.
     let trial = place.join(format!(".snclr-doctor-{}", std::process::id()));
     let written = fs::create_dir(&trial).and_then(|()| fs::write(trial.join("file"), "x"));
     let mut checks = Vec::new();

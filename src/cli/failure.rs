@@ -63,7 +63,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
 /// The text that is printed for `error`.
 pub fn text(error: &anyhow::Error) -> String {
     if let Some(errors) = error.downcast_ref::<SpecErrors>() {
-        // Each of these names its place in a file.
+        // The text of each of these errors starts with `error:` and its place.
         return errors.to_string();
     }
     if let Some(stopped @ (Stopped::Interrupted { .. } | Stopped::InterruptedAt { .. })) = error.downcast_ref() {

@@ -69,7 +69,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Without use for this long, an object is removed from the shared cache.
+/// Default time without use after which an object is removed from the shared cache.
 const UNUSED: Duration = Duration::from_secs(30 * 86_400);
 
 fn clean_cache(address: Option<Address>, args: &Args, global: &Global) -> anyhow::Result<ExitCode> {

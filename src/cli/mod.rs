@@ -149,7 +149,8 @@ pub enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     simd::check()?;
-    // The doctor itself reports an unusable device. Of many ranks, one reports for all.
+    // `doctor` reports an unusable device itself. `run` chooses the device later, so that only one of its ranks reports the
+    // error.
     if !matches!(command, Command::Doctor(_) | Command::Run(_)) {
         global.device.choose()?;
     }

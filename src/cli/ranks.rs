@@ -22,7 +22,7 @@ use crate::{
 /// Runs the command, as one rank of several if a launcher started them.
 ///
 /// # Errors
-/// As of [`super::run::run`]; when a launcher has left its variables incomplete.
+/// Those of [`super::run::run`]; when the variables of a launcher are incomplete, or the ranks cannot connect.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::default();
     watch(&interrupt)?;
@@ -78,7 +78,7 @@ fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
     } else {
         spec::load_points(&args.spec, &args.changes.of_spec())
     };
-    // The program file cannot be read, so it cannot be compared.
+    // If the program file cannot be read, the hash of no bytes takes its place below.
     let program = std::env::current_exe().and_then(|path| hash::file(&path, |_| ()));
     let text =
         |points: &Points| points.points.iter().map(|point| serde_yaml::to_string(&point.loaded.experiment)).collect();

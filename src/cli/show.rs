@@ -31,7 +31,7 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// The first line of an error; if that ends in a colon, with the first line of the list behind it.
+/// The first line of an error. If it ends in a colon, the first line of the list below it follows.
 pub fn brief(why: &str) -> String {
     let (first, rest) = why.split_once('\n').unwrap_or((why, ""));
     let mut listed = rest.lines().map(str::trim);
@@ -132,7 +132,7 @@ pub fn cache(cache: &Cache) -> Value {
     json!({ "address": options.address.to_string(), "mode": options.mode.name(), "problem": cache.problem() })
 }
 
-/// Stages with their keys and whether they ran.
+/// Stages with their keys, how each came by its artifact, and their seconds.
 pub fn stages(stages: &[StageOutcome]) -> Value {
     let stage = |stage: &StageOutcome| {
         json!({
@@ -145,8 +145,8 @@ pub fn stages(stages: &[StageOutcome]) -> Value {
     stages.iter().map(stage).collect()
 }
 
-/// Notes of the stages, then the warnings that are not among them, a line each. Findings about the images and about the training
-/// are warnings, since they concern every score.
+/// Notes of the stages, then the warnings that are not among the notes, one line each. Notes of the data and pretraining stages
+/// are printed as warnings, since they concern every score.
 pub fn remarks(notes: &[String], warnings: &[String]) -> impl Iterator<Item = String> {
     let of_note = |note: &String| match note.split_once(": ") {
         Some(("data" | "pretrain", _)) => "warning",

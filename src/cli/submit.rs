@@ -54,7 +54,7 @@ pub enum Executor {
 /// Runs the command.
 ///
 /// # Errors
-/// When a spec or the `cluster:` file is invalid, source files cannot be read, or the scheduler refuses.
+/// When a spec or the file of `--cluster` is invalid, when source files cannot be read, or when the scheduler refuses.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let resources = args.cluster.as_deref().map(Resources::read).transpose()?.unwrap_or_default();
     let kubernetes = match args.executor {
@@ -129,7 +129,7 @@ impl Submission<'_> {
 
     /// Prints the manifests of the arrays, and a summary on stderr.
     fn to_kubernetes(&self, cluster: &Kubernetes, site: Site, dry_run: bool, json: bool) -> anyhow::Result<()> {
-        // The program in the image.
+        // Pods run the program of the image.
         let site = Site { program: "snclr".into(), ..site };
         let number = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let mut text = String::new();
@@ -181,7 +181,7 @@ impl Submission<'_> {
         }
     }
 
-    /// `list` under the heading `name`, with its length.
+    /// The JSON object of the submission, with `list` under the key `name`.
     fn to_json(&self, name: &str, list: Vec<Value>, dry_run: bool) -> Value {
         let folder = (!dry_run && !list.is_empty()).then(|| self.folder.dir().display().to_string());
         json!({

@@ -47,7 +47,7 @@ pub fn run(
     let mut text = format!("{}\n", table(points, &endings));
     let mut told = Vec::new();
     for (finished, reporter) in endings.iter().zip(&reporters).filter_map(|(ending, reporter)| {
-        // The notes of a failed point are printed with its error.
+        // Points that failed have no notes. Their errors and warnings are already printed.
         Some((ending.as_ref()?.as_ref().ok()?, reporter))
     }) {
         for line in show::remarks(&finished.outcome.record.notes, &reporter.warnings()) {

@@ -90,7 +90,8 @@ fn report(path: &Path, errors: Option<&SpecErrors>) -> Value {
     json!({"spec": path.display().to_string(), "valid": errors.is_none(), "errors": list})
 }
 
-/// An error in `--set`, `--method` or `--sweep` has their text in `override`; its `line` and `column` are null.
+/// The JSON object of one error. For an error in `--set`, `--method` or `--sweep`, `override` holds the text of the option, and
+/// `line` and `column` are null.
 fn entry(path: &Path, error: &SpecError) -> Value {
     let (line, column, text) = match &error.place {
         Some(Place::File { line, column, .. }) => (Some(line), Some(column), None),

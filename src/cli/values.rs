@@ -26,7 +26,7 @@ pub fn ensure_ends_in(extension: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A type of the engine with a few values, one of which the command line takes by name.
+/// A type of the engine whose values the command line accepts by name.
 pub trait Choice: Copy + Send + Sync + 'static {
     const ALL: &'static [Self];
 

@@ -1,11 +1,12 @@
-//! Groups missing tasks into arrays, for every scheduler that starts similar tasks by number, and gives the command of a task.
+//! Groups missing tasks into job arrays, and builds the shell command of a task. It serves every scheduler that numbers the tasks
+//! of an array.
 
 use std::path::{Path, PathBuf};
 
 use super::{Task, Tasks, Wanted};
 use crate::stage::Stage;
 
-/// Tasks of one stage.
+/// A job array: tasks of one stage.
 #[derive(Clone, Debug)]
 pub struct Array<'a> {
     /// The stage's name and the number of the part, from 0.
@@ -30,7 +31,7 @@ pub struct Site {
     pub folder: PathBuf,
 }
 
-/// The arrays of the tasks that are missing, inputs first; none longer than `most`.
+/// The job arrays of all missing tasks, inputs first. No array has more than `most` tasks.
 pub fn arrays(tasks: &Tasks, most: usize) -> Vec<Array<'_>> {
     let mut arrays = Vec::new();
     for stage in Stage::ALL {
@@ -43,13 +44,14 @@ pub fn arrays(tasks: &Tasks, most: usize) -> Vec<Array<'_>> {
 }
 
 impl Site {
-    /// A line of shell that finds the point of the task whose number the variable `index` holds.
+    /// A shell line that sets `point` to the point of a task. The shell variable named `index` holds the task's number in the
+    /// array.
     pub fn point(&self, array: &Array, index: &str) -> String {
         let list = quoted_path(&self.folder.join(format!("{}.tasks", array.name)));
         format!("point=$(sed -n \"$(({index} + 1))s/ .*//p\" {list})\n")
     }
 
-    /// The command that runs the task of that point.
+    /// The shell command that runs the task of the point in `$point`.
     pub fn command(&self, array: &Array, wanted: &Wanted) -> String {
         let threads = wanted.cpus.map_or(String::new(), |cpus| format!(" --threads {cpus}"));
         let device = wanted.device.as_ref().map_or(String::new(), |device| format!(" --device {}", quoted(device)));
@@ -63,7 +65,7 @@ fn quoted_path(path: &Path) -> String {
     quoted(&path.display().to_string())
 }
 
-/// A word of the shell.
+/// `text` as one word of the shell, in quotes if needed.
 fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:=+,@%".contains(&b);
     match !text.is_empty() && text.bytes().all(plain) {
@@ -83,7 +85,7 @@ pub(super) mod tests {
         Task { stage, identity: components.key(), point, points: 1, inputs: vec![], state }
     }
 
-    /// Paths with what a shell would take apart.
+    /// A site whose paths have spaces and quotes, which need quoting in a shell.
     pub fn site() -> Site {
         Site {
             name: "sweep".into(),

@@ -1,5 +1,5 @@
-//! The folder of a submission, `cluster/<name>-<id>/` in the runs folder, whose files its tasks read. It may be removed once they
-//! have ended.
+//! The folder of a submission, `cluster/<name>-<id>/` in the runs folder. The tasks of the submission read its files. The folder
+//! may be deleted once all of them have ended.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -26,19 +26,19 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder for these tasks of the spec called `name`. The same tasks give the same one.
+    /// The folder for these tasks of the spec called `name`. The same tasks always get the same folder.
     pub fn new<'a>(root: &Path, name: &str, tasks: impl Iterator<Item = &'a Task>) -> Folder {
         let text: String = tasks.map(|task| format!("{} {}\n", task.stage, task.identity)).collect();
         let id = &hash::bytes(text.as_bytes())[..8];
         Folder { dir: root.join("cluster").join(format!("{name}-{id}")) }
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Writes the spec of a point, unless it is there.
+    /// Writes the spec of a point, unless the same spec is already there.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -47,7 +47,7 @@ impl Folder {
         put(&path, spec.as_bytes())
     }
 
-    /// Writes the lines of tasks of an array.
+    /// Writes the task list of an array, one line per task.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -56,7 +56,7 @@ impl Folder {
         put(&self.dir.join(format!("{array}.tasks")), text.as_bytes())
     }
 
-    /// Writes the script of an array, and makes the folder of logs; gives the script's path.
+    /// Writes the script of an array, creates the folder for logs, and returns the script's path.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -76,7 +76,8 @@ impl Folder {
     }
 }
 
-/// Not synced: what a power cut takes with it is written again by the next submission.
+/// Writes a file by renaming, unless it already holds these bytes. It is not synced: the next submission writes files again that
+/// a power cut has lost.
 fn put(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());

@@ -1,6 +1,6 @@
-//! Writes tasks as Indexed Jobs of Kubernetes (1.29 and later), with a manifest per stage. Jobs have no order. So a task whose input
-//! is missing ends at once, and Kubernetes starts it again after a pause, which doubles each time up to ten minutes. The manifest
-//! says which exit codes lead to another start, and which are failures.
+//! Writes the manifests of tasks as Indexed Jobs of Kubernetes (1.29 and later), one per array. Kubernetes does not order jobs.
+//! So a task whose input is missing ends at once, and Kubernetes starts it again after a pause, which doubles each time up to ten
+//! minutes. The manifest says after which exit codes a task starts again, and which exit codes are final failures.
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +8,21 @@ use serde_json::{Map, Value, json};
 
 use super::{Array, Kubernetes, Site, Wanted};
 
-/// Most tasks of a job: beyond it Kubernetes asks for a limit on failures and on tasks at once.
+/// Most tasks of a job. For longer jobs, Kubernetes requires limits on failures and on parallel tasks.
 pub const LONGEST: usize = 100_000;
 
-/// Characters of a job's name. A pod's is a `-` and the index longer, and ends at the 63 of a DNS label.
+/// Most characters of a job's name. The name of a pod adds `-` and the index (up to 5 digits), and must be a DNS label, of at
+/// most 63 characters.
 const LONGEST_NAME: usize = 57;
 
-/// Failures that are nobody's doing, such as a killed process, after which a task is started again; what exit codes tell is not
-/// among them.
+/// How many times a task is started again after a failure, such as a killed process. Exit codes for which the manifest has a rule
+/// do not count.
 const RETRIES: u32 = 3;
 
-/// Seconds that a job stays after its end, so that it can be looked at.
+/// Seconds for which Kubernetes keeps a job after its end, so that it can be inspected.
 const KEPT: u32 = 24 * 3600;
 
-/// What stands in the way of a manifest.
+/// Why a manifest cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
     #[error(
@@ -38,10 +39,10 @@ pub enum KubernetesError {
     Time { time: String },
 }
 
-/// Says whether pods will see what they need.
+/// Checks that pods will see the runs folder, and the folder that paths of specs are relative to.
 ///
 /// # Errors
-/// When the runs folder, or the folder that we are in, lies outside the volume.
+/// When one of them is outside the volume that pods mount.
 pub fn check(site: &Site, cluster: &Kubernetes) -> Result<(), KubernetesError> {
     let outside =
         |what, path: &Path| KubernetesError::Outside { what, path: path.to_owned(), mount: cluster.mount.clone() };
@@ -55,10 +56,10 @@ pub fn check(site: &Site, cluster: &Kubernetes) -> Result<(), KubernetesError> {
     Ok(())
 }
 
-/// The manifest of a job; `number` tells this submission from others, whose jobs may still be there.
+/// The manifest of a job. `number` is part of the job's name, so that it differs from jobs of other submissions that still exist.
 ///
 /// # Errors
-/// When the time is none.
+/// When the time limit is not a valid time.
 pub fn manifest(
     site: &Site,
     array: &Array,
@@ -72,7 +73,7 @@ pub fn manifest(
         "name": "snclr",
         "image": cluster.image,
         "workingDir": site.base,
-        // Kubernetes replaces $(NAME), and takes $$ for $.
+        // Kubernetes expands $(NAME), and reads $$ as $.
         "command": ["/bin/sh", "-c", text.replace('$', "$$")],
         "volumeMounts": [{ "name": "team", "mountPath": cluster.mount }],
     });
@@ -125,9 +126,9 @@ pub fn manifest(
             "podFailurePolicy": {
                 "rules": [
                     { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
-                    // Interrupted, with a checkpoint; or its input is not there yet.
+                    // 3: an input is still missing. 130: interrupted, with a checkpoint.
                     on_exit("Ignore", &[3, 130]),
-                    // A spec that does not go, or a training that diverged: it would come to the same again.
+                    // 2: invalid usage or spec. 4: the training diverged. Another attempt would fail in the same way.
                     on_exit("FailIndex", &[2, 4]),
                 ],
             },
@@ -143,15 +144,15 @@ fn name(spec: &str, array: &str, number: u64) -> String {
     format!("{}-{end}", label(spec, LONGEST_NAME - end.len() - 1))
 }
 
-/// A name of a spec as a DNS label of at most so many characters.
+/// The name of a spec as a DNS label of at most `most` characters.
 fn label(name: &str, most: usize) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let text: String = name.chars().map(plain).take(most).collect();
-    // It begins as the name does: with a letter or a digit.
+    // The name of a spec starts with a letter or a digit, and so does the label.
     text.trim_end_matches('-').to_owned()
 }
 
-/// Memory as Slurm writes it (K, M, G, T; M without a letter) as Kubernetes does.
+/// Converts memory from Slurm's notation (K, M, G, T; M without a letter) to that of Kubernetes.
 fn quantity(memory: &str) -> String {
     match memory.chars().last() {
         Some('0'..='9') => format!("{memory}Mi"),
@@ -160,7 +161,7 @@ fn quantity(memory: &str) -> String {
     }
 }
 
-/// Seconds of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+/// Seconds of a time in Slurm's notation: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. None if it is invalid or zero.
 fn seconds(time: &str) -> Option<u64> {
     let (days, rest) = match time.split_once('-') {
         Some((days, rest)) => (Some(days.parse::<u64>().ok()?), rest),

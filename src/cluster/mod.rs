@@ -1,5 +1,5 @@
 //! Runs experiments on many machines: lists the missing tasks, each once however many points share it, and writes them for a
-//! scheduler. Scheduling itself is left to Slurm or Kubernetes. The state of the work is what the store holds.
+//! scheduler. Slurm or Kubernetes does the scheduling. The state of the work is read from the store.
 
 mod array;
 mod folder;

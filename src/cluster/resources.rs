@@ -1,4 +1,4 @@
-//! The file of `--cluster`: the resources that each stage needs. Nothing in it is part of a key.
+//! Reads the file of `--cluster`: the resources that each stage requests. Nothing in it is part of an artifact's key.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::{
     stage::Stage,
 };
 
-/// Seconds before the end of its time in which a task saves a checkpoint, unless the file says otherwise.
+/// Default number of seconds between the signal to save a checkpoint and the end of a task's time.
 const WARNING: u32 = 120;
 
 /// What tasks ask for, and what those of some stages ask for instead.
@@ -90,16 +90,16 @@ fn of_stages(generator: &mut SchemaGenerator) -> Schema {
 }
 
 impl Resources {
-    /// Reads the file.
+    /// Reads the file at `path`.
     ///
     /// # Errors
-    /// Everything that is wrong with it, at once.
+    /// All errors in the file, at once.
     pub fn read(path: &Path) -> Result<Resources, SpecErrors> {
         static FORMAT: LazyLock<Format<Resources>> = LazyLock::new(Format::default);
         FORMAT.read(path)
     }
 
-    /// What a stage asks for.
+    /// The resources of a stage: its own settings, or else those of all stages.
     pub fn of(&self, stage: Stage) -> Wanted {
         let (all, own) = (self.all.clone(), self.stages.get(stage.name()).cloned().unwrap_or_default());
         Wanted {

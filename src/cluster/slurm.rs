@@ -1,5 +1,5 @@
-//! Submits tasks as job arrays of Slurm: one per stage, or several where a site limits their length. Each array waits for those of
-//! its input stages. Slurm only starts tasks; the state of the work is in the store.
+//! Submits tasks as job arrays of Slurm: one per stage, or several if a site limits their length. Each array waits for the arrays
+//! of its input stages. Slurm only starts tasks; the state of the work is in the store.
 
 use std::{
     fmt::Write,
@@ -9,10 +9,10 @@ use std::{
 
 use super::{Array, Site, Wanted};
 
-/// Slurm's own default for the longest array plus one, for where it cannot be asked.
+/// Slurm's default of `MaxArraySize`, which is the longest array plus one. It is used if `scontrol` does not report the value.
 const MAX_ARRAY_SIZE: usize = 1001;
 
-/// Slurm did not take it.
+/// Why a script was not submitted.
 #[derive(Debug, thiserror::Error)]
 pub enum SlurmError {
     #[error("sbatch cannot be started: {0}; submit on a machine that has Slurm, or print the scripts with --dry-run")]
@@ -68,17 +68,17 @@ exit \"$code\"
     text
 }
 
-/// Longest array of this site.
+/// The most tasks that an array may have on this site.
 pub fn longest_array() -> usize {
     let output = Command::new("scontrol").args(["show", "config"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let line = text.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize"));
-    // Numbers of tasks are below it.
+    // The numbers of tasks must be below `MaxArraySize`.
     line.and_then(|line| line.trim_start_matches([' ', '=']).trim().parse().ok()).unwrap_or(MAX_ARRAY_SIZE) - 1
 }
 
-/// Submits a script behind the jobs `after`, whatever they come to: a task whose input is missing then ends at once, and those whose
-/// inputs are there run. Gives the id of the job.
+/// Submits a script that starts when the jobs `after` have ended, successfully or not. Then tasks whose inputs exist run, and
+/// tasks with a missing input end at once. Returns the id of the job.
 ///
 /// # Errors
 /// [`SlurmError`].
@@ -100,7 +100,7 @@ pub fn submit(script: &Path, after: &[String]) -> Result<String, SlurmError> {
     }
 }
 
-/// A value of an option in a script, as Slurm reads it.
+/// The value of an `#SBATCH` option, in quotes if needed.
 fn double_quoted(text: &str) -> String {
     match text.contains(|c: char| c.is_whitespace() || "\"'\\".contains(c)) {
         true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),

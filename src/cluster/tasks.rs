@@ -1,4 +1,4 @@
-//! The tasks of many points: one per stage, which all points that share the stage also share.
+//! The tasks of many points: one per stage. Points that share a stage share its task.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,28 +18,28 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Task {
     pub stage: Stage,
-    /// Stands for the stage's own configuration and the identities of its inputs: known before anything has run, and the same
-    /// whatever has run since. Two stages of one identity are one task.
+    /// A key of the stage's own configuration and the identities of its inputs. It is known before anything has run, and does not
+    /// change when stages run. Two stages with the same identity are one task.
     pub identity: Key,
-    /// The first point that has it; it is run with that point's spec.
+    /// The first point that has this task. The task is run with that point's spec.
     pub point: usize,
-    /// Points that have it.
+    /// The number of points that have this task.
     pub points: usize,
-    /// Places of the tasks that it reads, in [`Tasks::tasks`].
+    /// The tasks whose artifacts this task reads, as indices into [`Tasks::tasks`].
     pub inputs: Vec<usize>,
     pub state: State,
 }
 
-/// What has become of a task, as far as the store knows.
+/// The state of a task, as read from the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It has its artifact.
+    /// Its artifact exists.
     Done,
-    /// Somebody works on it: the process, where it is known.
+    /// A process works on it; None if it is not known which one.
     Running(Option<Process>),
-    /// The last attempt ended so, and why where that is news.
+    /// How the last attempt ended, and the reason if the state does not say it.
     Ended(RunState, Option<String>),
-    /// Nothing has begun it, or an input is not there yet.
+    /// No attempt has started, or an input is still missing.
     Waiting,
 }
 
@@ -47,14 +47,14 @@ pub enum State {
 #[derive(Clone, Debug)]
 pub struct Tasks {
     pub tasks: Vec<Task>,
-    /// Of each point the places of its tasks, in the order of its stages.
+    /// For each point, the indices of its tasks in [`Tasks::tasks`], in the order of its stages.
     pub of_point: Vec<Vec<usize>>,
-    /// Of each task its artifact, if it has one.
+    /// For each task, its artifact, if it exists.
     artifacts: Vec<Option<Artifact>>,
 }
 
 impl Tasks {
-    /// The work of `experiments`, and what has become of it. Paths in them are relative to the folder we are in.
+    /// The tasks of `experiments`, and their states. Paths in the experiments are relative to the current folder.
     ///
     /// # Errors
     /// When source files cannot be read, or the user interrupts.
@@ -64,7 +64,7 @@ impl Tasks {
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Tasks> {
-        // Files that several points read are looked at once.
+        // Inspect source files once, even if several points read them.
         let mut sources: HashMap<String, Sources> = HashMap::new();
         let mut of_experiment = Vec::new();
         for experiment in experiments {
@@ -120,34 +120,34 @@ impl Tasks {
         self.of_point[point].iter().all(|&task| self.tasks[task].state == State::Done)
     }
 
-    /// The artifacts of a point that is done, in the order of its stages.
+    /// The artifacts of a point in the order of its stages: all of them if the point is done.
     pub fn artifacts_of(&self, point: usize) -> Vec<Artifact> {
         self.of_point[point].iter().filter_map(|&task| self.artifacts[task].clone()).collect()
     }
 
-    /// Tasks as a test makes them up.
+    /// Tasks that a test has made up.
     #[cfg(test)]
     pub(super) fn made_up(tasks: Vec<Task>) -> Tasks {
         Tasks { artifacts: vec![None; tasks.len()], tasks, of_point: vec![] }
     }
 
-    /// Tasks of a stage that have no artifact, that nobody works on, and that may come to one.
+    /// Tasks of a stage that still have to run: they have no artifact, no process works on them, and they are not hopeless.
     pub fn missing(&self, stage: Stage) -> impl Iterator<Item = &Task> {
         let is_open = |task: &Task| !matches!(task.state, State::Done | State::Running(_)) && !self.is_hopeless(task);
         self.tasks.iter().filter(move |task| task.stage == stage && is_open(task))
     }
 
-    /// Whether it, or a training that it reads, diverged: that would come to the same again.
+    /// Whether this task, or one that it reads directly or through others, diverged. A new attempt would diverge again.
     pub fn is_hopeless(&self, task: &Task) -> bool {
         matches!(task.state, State::Ended(RunState::Diverged, _))
             || task.inputs.iter().any(|&input| self.is_hopeless(&self.tasks[input]))
     }
 }
 
-/// By stage and key how the last attempt ended, and why.
+/// How the last attempt ended and why, by stage and key.
 type Endings = HashMap<(String, Key), (RunState, Option<String>)>;
 
-/// How the last attempt at each stage and key ended, of runs that have no results.
+/// How the last attempt at each stage and key ended, from the records of runs without results.
 fn attempts(store: &Store) -> anyhow::Result<Endings> {
     let records = RunRecord::unfinished(store.root())?.into_iter().filter_map(|(_, record)| record.unfinished);
     Ok(records.map(|at| ((at.stage, at.key), (at.state, at.why))).collect())
@@ -155,7 +155,7 @@ fn attempts(store: &Store) -> anyhow::Result<Endings> {
 
 fn ended_or_waiting(ended: &Endings, stage: Stage, key: &Key) -> State {
     match ended.get(&(stage.name().to_owned(), key.clone())) {
-        // It was running at a moment when nobody held its lock: it is just beginning or ending.
+        // The record says running, but no process held the lock: the task is just starting or ending.
         Some((RunState::Running, _)) => State::Running(None),
         Some((state, why)) => State::Ended(*state, why.clone()),
         None => State::Waiting,

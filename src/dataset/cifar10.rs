@@ -1,4 +1,4 @@
-//! The binary version of CIFAR-10: records of one label byte and 3072 bytes of planar RGB.
+//! Reads the binary version of CIFAR-10: records of one label byte and 3072 bytes of planar RGB.
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,7 @@ const PLANE: usize = SIDE * SIDE;
 const RECORD: usize = 1 + 3 * PLANE;
 const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// The batch files of a split, each a whole number of records long.
+/// The batch files of a split. The length of each is checked to be a whole number of records.
 pub(super) fn files(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Vec<PathBuf>, DataError> {
     let Some(paths) = config.of(split) else { return Ok(vec![]) };
     let files = match split {
@@ -79,14 +79,14 @@ pub(super) fn read(
     Ok(ReadSummary { classes: CLASSES.map(String::from).to_vec(), ..summary })
 }
 
-/// A record as it lies in its file.
+/// A record as it is stored in its file.
 struct Record<'a> {
     path: &'a Path,
     number: usize,
     bytes: Vec<u8>,
 }
 
-/// The records of a file, with the bytes that each occupies.
+/// The records of a file, each with its size in bytes.
 fn records(path: &Path) -> impl Iterator<Item = Result<(u64, Record<'_>), DataError>> {
     let (file, failed) = match File::open(path) {
         Ok(file) => (Some(BufReader::with_capacity(1 << 20, file)), None),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::dataset::{DataConfig, OnError, Paths, decode::decode, read, source_files};
 
-    /// Red is the index of the pixel, green the label, blue 255.
+    /// A record with the pixel's index (modulo 256) as red, the label as green, and 255 as blue.
     fn record(label: u8) -> Vec<u8> {
         let mut record = vec![label];
         record.extend((0..PLANE).map(|i| i as u8));

@@ -94,7 +94,7 @@ pub struct FilesConfig {
 }
 
 impl FilesConfig {
-    /// Paths of a split; None where there is no such split.
+    /// Paths of a split; None if the split is not configured.
     pub fn of(&self, split: SplitName) -> Option<&Paths> {
         match split {
             SplitName::Train => Some(&self.train),
@@ -126,7 +126,7 @@ pub struct TableConfig {
 }
 
 impl TableConfig {
-    /// Paths of a split; None where there is no such split.
+    /// Paths of a split; None if the split is not configured.
     pub fn of(&self, split: SplitName) -> Option<&Paths> {
         match split {
             SplitName::Train => Some(&self.train),

@@ -1,4 +1,4 @@
-//! A part of an image.
+//! A rectangular part of an image.
 
 /// A box in whole pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,12 +10,12 @@ pub struct CropBox {
 }
 
 impl CropBox {
-    /// All of an image.
+    /// The box of a whole image of this width and height.
     pub fn whole((width, height): (u32, u32)) -> CropBox {
         CropBox { left: 0, top: 0, width, height }
     }
 
-    /// The smallest box around two.
+    /// The smallest box around both boxes.
     pub fn around(self, other: CropBox) -> CropBox {
         let (left, top) = (self.left.min(other.left), self.top.min(other.top));
         let right = (self.left + self.width).max(other.left + other.width);
@@ -23,7 +23,7 @@ impl CropBox {
         CropBox { left, top, width: right - left, height: bottom - top }
     }
 
-    /// Whether it holds all of another.
+    /// Whether `self` contains all of `other`.
     pub fn holds(self, other: CropBox) -> bool {
         self.around(other) == self
     }

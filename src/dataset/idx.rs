@@ -1,4 +1,4 @@
-//! IDX files (the MNIST family): grey images and, beside them, labels; gzipped or plain.
+//! Reads IDX files (the MNIST family): grey images and, in a second file, labels; gzipped or plain.
 
 use std::{
     fs::File,
@@ -19,14 +19,14 @@ use super::{
 const IMAGES: &str = "an IDX file of images (00000803: bytes in three dimensions)";
 const LABELS: &str = "an IDX file of labels (00000801: bytes in one dimension)";
 
-/// Larger images than this are a damaged header.
+/// A header that announces larger images than this is taken for damaged.
 const MOST_PIXELS: u64 = 1 << 26;
 
-/// An open IDX file behind its header.
+/// An open IDX file whose header has been read.
 struct Idx {
     path: PathBuf,
     body: Box<dyn Read>,
-    /// Items, rows, columns; or items alone.
+    /// Items, rows and columns of a file of images; only items of a file of labels.
     dims: Vec<u64>,
     consumed: u64,
 }
@@ -56,12 +56,12 @@ impl Idx {
         Ok(idx)
     }
 
-    /// Header and body in bytes, by the header.
+    /// Length of header and body in bytes, as the header announces it.
     fn length(&self) -> u64 {
         4 + 4 * self.dims.len() as u64 + self.dims.iter().fold(1u64, |product, &dim| product.saturating_mul(dim))
     }
 
-    /// The next `count` bytes of a file that should be `expected` long.
+    /// The next `count` bytes. `expected` is the length that the whole file should have, for the error.
     fn take(&mut self, count: usize, expected: u64) -> Result<Vec<u8>, DataError> {
         let mut bytes = vec![0; count];
         let filled = fill(&mut self.body, &mut bytes).map_err(unreadable(&self.path))?;
@@ -72,7 +72,7 @@ impl Idx {
         }
     }
 
-    /// Fails when there is more than the header announced.
+    /// Fails if the file is longer than its header announced.
     fn finish(&mut self) -> Result<(), DataError> {
         match fill(&mut self.body, &mut [0]).map_err(unreadable(&self.path))? {
             0 => Ok(()),
@@ -84,7 +84,7 @@ impl Idx {
     }
 }
 
-/// Reads until `buffer` is full or the file ends; a gzip stream that breaks off counts as an end.
+/// Reads until `buffer` is full or the file ends. A truncated gzip stream counts as an end.
 fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -169,12 +169,12 @@ pub(super) fn read(config: &IdxConfig, split: SplitName, base: &Path, sink: &mut
     Ok(ReadSummary { classes: (0..classes).map(|c| c.to_string()).collect(), ..summary })
 }
 
-/// Ties a closure's argument to the iterator's item, which inference does not do by itself here.
+/// Fixes the argument type of a closure, which the compiler does not infer here.
 fn with<T>(next: impl FnMut(u64) -> Option<T>) -> impl FnMut(u64) -> Option<T> {
     next
 }
 
-/// All labels of a file: one byte each, so that they may stay in memory.
+/// All labels of a file. A label is one byte, so all of them fit in memory.
 fn read_labels(path: PathBuf) -> Result<(PathBuf, Vec<u8>), DataError> {
     let mut file = Idx::open(path, LABELS, 1)?;
     let (count, length) = (file.dims[0] as usize, file.length());

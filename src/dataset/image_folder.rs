@@ -1,4 +1,4 @@
-//! Class folders of images: `train/<class>/…/<image>`; a folder of images alone is a split without labels.
+//! Reads class folders of images: `train/<class>/…/<image>`. A folder that holds images alone is a split without labels.
 
 use std::{
     borrow::Cow,
@@ -22,27 +22,27 @@ use super::{
     paths::{resolve, unreadable},
 };
 
-/// Endings of files that are taken for images unseen; of others the content decides.
+/// Extensions of files that count as images without a look at the content. For other files the content decides.
 const EXTENSIONS: [&str; 12] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
 
-/// A folder whose images share a label, or an image.
+/// A folder whose images share a label, or a single image file.
 struct Group {
     dir: PathBuf,
-    /// Path of `dir` as the data set knows it: empty or with a slash at its end, unless it is an image.
+    /// Start of the names of its images: empty or ending in a slash; the whole path if `dir` is an image file.
     prefix: String,
     label: Option<i64>,
 }
 
-/// Class names by label, and where the images of a split are.
+/// Class names by label, and the folders with the images of a split.
 struct Groups {
     classes: Vec<String>,
     /// In the order in which they are read.
     folders: Vec<Group>,
-    /// Links in the place of class folders that lead nowhere.
+    /// Broken symbolic links in the place of class folders.
     dangling: Vec<Found>,
 }
 
-/// An image file, or what stands in the place of one and cannot be read.
+/// An image file, or an unreadable entry in the place of one.
 struct Found {
     path: PathBuf,
     /// Path within the split: `cat/0001.png`.
@@ -51,7 +51,7 @@ struct Found {
     bytes: u64,
 }
 
-/// Hands on the files of a split in the order of their roles as text.
+/// Passes the files of a split to `take`, sorted by their roles as text.
 pub(super) fn each_source_file(
     config: &FilesConfig,
     split: SplitName,
@@ -107,7 +107,7 @@ pub(super) fn read(
     Ok(ReadSummary { classes, left_out, ..summary })
 }
 
-/// A link that leads nowhere is told from a file that is not there.
+/// The reason why a file cannot be read. A broken link is described as such, and not as a missing file.
 fn why_unreadable(path: &Path, error: &io::Error) -> String {
     match fs::read_link(path) {
         Ok(target) if error.kind() == io::ErrorKind::NotFound => {
@@ -122,7 +122,7 @@ fn why_unwalkable(error: &walkdir::Error) -> String {
     error.io_error().map_or_else(|| error.to_string(), io::Error::to_string)
 }
 
-/// The training split names the classes, so that labels mean the same in both splits.
+/// The classes and folders of a split. The training split names the classes, so that labels mean the same in both splits.
 fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups, DataError> {
     let Some(paths) = config.of(split) else {
         return Ok(Groups { classes: vec![], folders: vec![], dangling: vec![] });
@@ -144,7 +144,7 @@ fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups,
     let mut found = Groups { classes: names, folders: vec![], dangling: vec![] };
     let prefix = |number: usize| if roots.len() > 1 { format!("{number}/") } else { String::new() };
     for (number, (root, classes)) in roots.iter().zip(own.roots).enumerate() {
-        // A file is known by its whole path.
+        // An image file as root is named by its whole path.
         let prefix = if root.is_dir() { prefix(number) } else { root.display().to_string() };
         if !has_classes {
             found.folders.push(Group { dir: root.clone(), prefix, label: None });
@@ -157,7 +157,7 @@ fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups,
             found.folders.push(Group { dir, prefix: format!("{prefix}{name}/"), label: Some(label as i64) });
         }
     }
-    // Without classes the listing of the folder finds them.
+    // If there are no classes, the walk over the root folder finds the broken links itself.
     for (number, path) in own.dangling.into_iter().filter(|_| has_classes) {
         let name = format!("{}{}", prefix(number), last(&path));
         found.dangling.push(Found { path, name, label: None, bytes: 0 });
@@ -165,11 +165,11 @@ fn groups(config: &FilesConfig, split: SplitName, base: &Path) -> Result<Groups,
     Ok(found)
 }
 
-/// Class folders of roots.
+/// The class folders in the roots of a split.
 struct ClassFolders {
-    /// Name and folder, by root; all empty when the images lie in the roots themselves.
+    /// Class name and folder, for each root. All maps are empty if the images are stored directly in the roots.
     roots: Vec<BTreeMap<String, PathBuf>>,
-    /// Number of the root, and a link in the place of a class folder that leads nowhere.
+    /// Broken links in the place of class folders, each with the number of its root.
     dangling: Vec<(usize, PathBuf)>,
 }
 
@@ -208,7 +208,7 @@ fn class_folders(roots: &[PathBuf], split: SplitName) -> Result<ClassFolders, Da
     }
 }
 
-/// Refuses a folder whose folders are splits rather than classes.
+/// Refuses a root whose subfolders are splits and not classes.
 fn refuse_splits(root: &Path, split: SplitName, classes: &BTreeMap<String, PathBuf>) -> Result<(), DataError> {
     let has_folders =
         |dir: &Path| fs::read_dir(dir).is_ok_and(|mut all| all.any(|e| e.is_ok_and(|e| e.path().is_dir())));
@@ -217,7 +217,7 @@ fn refuse_splits(root: &Path, split: SplitName, classes: &BTreeMap<String, PathB
     let (train, other) = (of(Named::Train), of(Named::Test).or(of(Named::Validation)));
     let are_splits = match (train, other) {
         (Some(train), Some(other)) => named.len() == classes.len() || (has_folders(train) && has_folders(other)),
-        // A class may be called so; a class of classes is none.
+        // A class may be called like a split. But if it is the only class and contains folders, it is a split.
         (Some(only), None) | (None, Some(only)) => classes.len() == 1 && has_folders(only),
         (None, None) => false,
     };
@@ -236,21 +236,21 @@ fn refuse_splits(root: &Path, split: SplitName, classes: &BTreeMap<String, PathB
     }
 }
 
-/// In which order a folder is gone through.
+/// The order in which a folder is walked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Of names within each folder, as samples are numbered.
+    /// By names within each folder: the order in which samples are numbered.
     Names,
-    /// Of whole paths as text, in which a folder's name ends in a slash.
+    /// By whole paths as text, where a folder's name ends in a slash.
     Roles,
 }
 
-/// The images below a folder, one after another; hidden files do not count. A folder without any is an error.
+/// Iterates over the images below a folder. Hidden files are ignored. A folder without any image is an error.
 struct Images<'a> {
     group: &'a Group,
     split: SplitName,
     walk: FilterEntry<walkdir::IntoIter, fn(&DirEntry) -> bool>,
-    /// How many files are no images, by their ending.
+    /// Number of files that are not images, by extension.
     left_out: &'a RefCell<BTreeMap<String, u64>>,
     found: bool,
 }
@@ -272,7 +272,7 @@ impl<'a> Images<'a> {
     }
 }
 
-/// By name as text, a folder's with its slash.
+/// Compares names as text, with a slash behind the names of folders.
 fn by_role(a: &DirEntry, b: &DirEntry) -> Ordering {
     fn text(entry: &DirEntry) -> Cow<'_, str> {
         let name = entry.file_name();
@@ -293,7 +293,7 @@ impl Iterator for Images<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let Group { dir, prefix, label } = self.group;
         for entry in &mut self.walk {
-            // A link that leads nowhere, a folder that may not be read: something is lost there, and reading it says what.
+            // A broken link or an unreadable folder hides data. It is yielded as an image, so that reading it reports the reason.
             let (path, bytes) = match entry {
                 Ok(entry) if entry.file_type().is_dir() => continue,
                 Ok(entry) => {
@@ -312,7 +312,7 @@ impl Iterator for Images<'_> {
                 continue;
             }
             let lost = bytes == 0 && path.extension().is_none() && fs::read(&path).is_err();
-            // A file that is named itself is read, and refused by what it is.
+            // A file that the spec names directly is always read; decoding refuses it if it is not an image.
             if !lost && path != *dir && !is_image(&path) {
                 *self.left_out.borrow_mut().entry(ending(&path)).or_default() += 1;
                 continue;
@@ -335,25 +335,26 @@ fn last(path: &Path) -> String {
     names::of_file(path.file_name().unwrap_or_default())
 }
 
-/// Whether a file is to be read as an image: by its ending, or else by its first bytes, since names lie.
+/// Whether a file is to be read as an image: by its extension or, failing that, by its first bytes, since extensions may be wrong
+/// or missing.
 ///
-/// Pictures that are not decoded count too: they are refused with their format's name rather than left out.
+/// Pictures in formats that are not decoded count too, so that they are refused by their format's name and not left out silently.
 pub(super) fn is_image(path: &Path) -> bool {
     if is_image_ending(&path.extension().unwrap_or_default().to_string_lossy().to_lowercase()) {
         return true;
     }
     let mut head = Vec::with_capacity(HEAD);
-    // What cannot be opened is left out by its ending.
+    // A file that cannot be opened is left out, counted by its extension.
     let read = path.is_file().then(|| File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head)));
     matches!(read, Some(Ok(_))) && Kind::of(&head).is_picture()
 }
 
-/// Whether files with this ending are taken for images unseen.
+/// Whether files with this extension count as images without a look at the content.
 pub(super) fn is_image_ending(ending: &str) -> bool {
     EXTENSIONS.contains(&ending)
 }
 
-/// What a file that is no image is counted as.
+/// The kind under which a file that is not an image is counted.
 fn ending(path: &Path) -> String {
     match path.extension() {
         Some(extension) => format!("*.{}", extension.to_string_lossy().to_lowercase()),
@@ -530,7 +531,7 @@ mod tests {
         let root = "`DIR` holds splits (`test`, `train`), and not classes";
         let train = format!("data.train: {root}; `data.train: DIR/train` is meant");
         assert_eq!(error(&of(""), SplitName::Train, dir).replace("DIR/`", "DIR`"), train.replace("DIR/`", "DIR`"));
-        // Other folders beside them change nothing; a class may be called `train` among others.
+        // Other folders beside the splits change nothing; a class may be called `train` if it has classes beside it.
         put(dir, "notes/a.txt", b"");
         assert!(error(&of(""), SplitName::Train, dir).contains("holds splits"));
         put(dir, "vehicles/train/1.png", &png(&picture(9, 8)));

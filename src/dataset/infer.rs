@@ -1,4 +1,4 @@
-//! Files and folders on a command line to a data section: which format they are of, where that is beyond doubt.
+//! Infers a data section from files and folders on a command line, if their format is beyond doubt.
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +16,10 @@ use super::{
     webdataset,
 };
 
-/// Folders within folders in which a format is looked for.
+/// Depth of nested folders in which a format is searched.
 const DEEPEST: usize = 4;
 
-/// Formats that paths alone describe.
+/// Formats that can be configured from paths alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FileFormat {
     /// Images, or folders of images, in class folders or not
@@ -36,7 +36,7 @@ pub enum FileFormat {
     Idx,
 }
 
-/// Paths that describe no data by themselves.
+/// The reasons why paths alone do not describe a data set.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnclearData {
     #[error("no such file or folder: `{}`", .0.display())]
@@ -52,10 +52,10 @@ pub enum UnclearData {
 }
 
 impl FileFormat {
-    /// The format of `paths`, by their names and first bytes.
+    /// Infers the format of `paths` from their names and first bytes.
     ///
     /// # Errors
-    /// When a path is not there, fits no format or several, or not all are of one.
+    /// When a path does not exist, matches no format or several, or differs in format from the others.
     pub fn infer(paths: &[PathBuf]) -> anyhow::Result<FileFormat> {
         let mut found: Option<(FileFormat, &PathBuf)> = None;
         for path in paths {
@@ -74,7 +74,8 @@ impl FileFormat {
         Ok(found.ok_or_else(nothing)?.0)
     }
 
-    /// The splits that the names below folders of tables and archives say, where they say several; a folder of these.
+    /// If names below a folder of tables or archives indicate several splits: the folder and the names of the splits. Returns the
+    /// first such folder of `paths`.
     ///
     /// # Errors
     /// When a folder cannot be read.
@@ -89,10 +90,11 @@ impl FileFormat {
         Ok(None)
     }
 
-    /// The files of a split below such folders; a validation split serves as test split where there is no other.
+    /// The files of a split below `paths`. A validation split serves as the test split if there is no other. Paths of other
+    /// formats than tables and archives are returned unchanged.
     ///
     /// # Errors
-    /// When there are none.
+    /// When a folder has no files of the split, or several sets of them.
     pub fn files(self, paths: &[PathBuf], split: SplitName) -> Result<Vec<PathBuf>, DataError> {
         match self.endings() {
             Some(endings) => Ok(layout::find(paths.to_vec(), split, endings)?.paths),
@@ -100,7 +102,7 @@ impl FileFormat {
         }
     }
 
-    /// Endings of tables and archives.
+    /// File extensions of tables and archives; None for other formats.
     fn endings(self) -> Option<&'static [&'static str]> {
         match self {
             FileFormat::Parquet => Some(Container::Parquet.endings()),
@@ -110,10 +112,10 @@ impl FileFormat {
         }
     }
 
-    /// `paths` as a training split; `labels` is the label file of IDX images.
+    /// A data section with `paths` as the training split. `labels` is the label file of IDX images.
     ///
     /// # Errors
-    /// When the format has no such labels, or takes one path.
+    /// When `labels` is given for another format than IDX, or several paths are given for IDX.
     pub fn config(
         self,
         paths: &[PathBuf],
@@ -139,13 +141,13 @@ impl FileFormat {
     }
 }
 
-/// Tables whose columns are found by their names.
+/// A table section whose columns are found by their usual names.
 fn table(train: Paths, on_error: OnError) -> TableConfig {
     TableConfig { train, test: None, image_column: None, label_column: None, on_error }
 }
 
-/// By the files in a folder; where there are none of a known format, by those below it: a hub's repository keeps its tables in
-/// folders, as classes are kept.
+/// The format of the files in a folder. If none of them has a known format, the folders below are searched: repositories of data
+/// hubs keep tables in subfolders, just as classes are kept.
 fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
     let unclear = |found| Err(UnclearData::Format { path: path.to_owned(), found }.into());
     let (mut found, folders) = formats_in(path, false)?;
@@ -154,7 +156,7 @@ fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
         found = formats_below(folders, DEEPEST)?;
     }
     match found.len() {
-        // Classes without an image in them are still classes: reading them says what they lack.
+        // Folders without an image are still taken for classes. Reading them reports what is missing.
         0 if has_folders => Ok(FileFormat::ImageFolder),
         0 => unclear("neither images, folders, *.parquet, *.arrow, *.tar nor data_batch_*.bin are in it"),
         1 => Ok(found.pop_first().unwrap_or(FileFormat::ImageFolder)),
@@ -162,8 +164,8 @@ fn of_folder(path: &Path) -> anyhow::Result<FileFormat> {
     }
 }
 
-/// Formats of the files in a folder, and the folders in it; what is hidden does not count. `first` is enough where the folder is
-/// one of many.
+/// The formats of the files in a folder, and its subfolders. Hidden entries are ignored. With `first`, the search stops at the
+/// first known format, which is enough for one of many folders.
 fn formats_in(path: &Path, first: bool) -> Result<(BTreeSet<FileFormat>, Vec<PathBuf>), DataError> {
     let (mut found, mut folders) = (BTreeSet::new(), Vec::new());
     for entry in fs::read_dir(path).map_err(unreadable(path))? {
@@ -188,7 +190,7 @@ fn formats_in(path: &Path, first: bool) -> Result<(BTreeSet<FileFormat>, Vec<Pat
     Ok((found, folders))
 }
 
-/// Formats of the first file of a known format in each of the folders, or else below it.
+/// The format of the first file with a known format in each folder; if a folder has none, the formats below it, down to `depth`.
 fn formats_below(folders: Vec<PathBuf>, depth: usize) -> Result<BTreeSet<FileFormat>, DataError> {
     let mut all = BTreeSet::new();
     for folder in folders {
@@ -201,7 +203,7 @@ fn formats_below(folders: Vec<PathBuf>, depth: usize) -> Result<BTreeSet<FileFor
     Ok(all)
 }
 
-/// The format of tables and archives with this name.
+/// The format of a table or archive, by its name.
 fn of_ending(name: &str) -> Option<FileFormat> {
     let name = name.to_lowercase();
     match name.rsplit_once('.')?.1 {

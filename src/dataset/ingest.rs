@@ -4,25 +4,25 @@ use rayon::prelude::*;
 
 use super::{DataError, Item, OnError, ReadSummary, Sample, Skipped, SplitName};
 
-/// A chunk ends at whichever comes first; together they bound memory whatever the size of the images.
+/// Limits of a chunk, which ends at whichever is reached first. Together they bound memory for images of any size.
 const CHUNK_ITEMS: usize = 1024;
 const CHUNK_BYTES: u64 = 32 << 20;
 
-/// Failures that are named one by one.
+/// Number of failures that an error lists one by one.
 const NAMED: usize = 10;
 
-/// What `read` hands the items of a source to, in their order.
+/// Receives the items of a source from `read`, in their order.
 pub(super) struct Sink<'a> {
-    /// Items at the beginning that are not looked at: an earlier reading has handed them on.
+    /// Number of items at the start to pass over, since an earlier reading has handled them.
     pub from: u64,
     pub take: &'a mut dyn FnMut(Item) -> anyhow::Result<()>,
 }
 
-/// Passes what `work` makes of each item to `sink`, in the order of the items.
+/// Runs `work` on each item and passes the results to `sink`, in the order of the items.
 ///
-/// Items come with about how many bytes they will occupy. Where `work` fails, `on_error` decides; an item that fails by
-/// itself (the `Err` of the iterator) always ends the reading. Where the first failure is to stop the run, the rest is still
-/// looked at, so that one pass names all. A split without any sample left is an error.
+/// Each item comes with its approximate size in bytes. If `work` fails, `on_error` decides what to do; an `Err` of the iterator
+/// itself always ends the reading. With [`OnError::Fail`], the remaining items are still checked after the first failure, so that
+/// one pass counts all bad images. A split without any sample left is an error.
 pub(super) fn ingest<T: Send>(
     split: SplitName,
     on_error: OnError,
@@ -50,7 +50,7 @@ pub(super) fn ingest<T: Send>(
         let done: Vec<_> = chunk.into_par_iter().map(&work).collect();
         for result in done {
             match result {
-                // After the first failure of a reading that fails, nothing more is handed on.
+                // With `OnError::Fail`, no samples are passed on after the first failure.
                 Ok(_) if on_error == OnError::Fail && !summary.skipped.is_empty() => {}
                 Ok(sample) => {
                     passed += 1;
@@ -78,7 +78,7 @@ pub(super) fn ingest<T: Send>(
     }
 }
 
-/// An error that names what failed, if anything did.
+/// Returns an error that counts all failures and names the first ones, if there are any.
 fn failures(split: SplitName, failed: &[Skipped]) -> Result<(), DataError> {
     let first = match failed {
         [] => return Ok(()),

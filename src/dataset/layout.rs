@@ -1,4 +1,4 @@
-//! Which files below a folder belong to a split, by the names of files and folders: the layouts of data hubs.
+//! Finds the files of a split below a folder by the names of files and folders, in the layouts that data hubs use.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{DataError, SplitName, names, paths::unreadable};
 
-/// What a name says of a split. A hub's validation split serves as test split where there is no other.
+/// A split that a name indicates. A hub's validation split serves as the test split if there is no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
     Train,
@@ -20,7 +20,7 @@ pub enum Named {
 #[derive(Debug, Default, PartialEq)]
 pub struct Files {
     pub paths: Vec<PathBuf>,
-    /// What to tell of files that were left out.
+    /// A message about files that were left out, if there are any.
     pub note: Option<String>,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Named {
 }
 
 impl Named {
-    /// By a whole name: `train`, `Val`.
+    /// The split that a whole name indicates: `train`, `Val`.
     pub fn of(name: &str) -> Option<Named> {
         match name.to_lowercase().as_str() {
             "train" | "training" => Some(Named::Train),
@@ -45,17 +45,19 @@ impl Named {
         }
     }
 
-    /// By the words in a name: `train-00000-of-00002`, `split=test`. None where they name two.
+    /// The split that the words in a name indicate: `train-00000-of-00002`, `split=test`. None if the words name two splits.
     fn within(name: &str) -> Option<Named> {
         let found: BTreeSet<_> = name.split(|c: char| !c.is_alphanumeric()).filter_map(Named::of).collect();
         if found.len() == 1 { found.into_iter().next() } else { None }
     }
 }
 
-/// The files that `paths` mean for a split: a file means itself, a folder those below it with one of the `endings`.
+/// The files that `paths` stand for in a split: a file stands for itself, a folder for the files below it with one of the
+/// `endings`.
 ///
-/// Where the names in a folder say `train` and `test`, those of the split count. Files in the folder itself count before those in
-/// folders below it; of these there may be one, one per split, or the parts of a partitioned table (`key=value`).
+/// If names in a folder indicate several splits, only those of the wanted split are taken. Files directly in a folder take
+/// precedence over files in its subfolders. The subfolders with files must be a single one, one per split, or the parts of a
+/// partitioned table (`key=value`).
 ///
 /// Errors: a folder without such files, or with several sets of them.
 pub fn find(paths: Vec<PathBuf>, split: SplitName, endings: &[&'static str]) -> Result<Files, DataError> {
@@ -76,7 +78,7 @@ pub fn find(paths: Vec<PathBuf>, split: SplitName, endings: &[&'static str]) -> 
     Ok(found)
 }
 
-/// The splits that names of files and folders below `path` say, where they say several.
+/// The splits that names of files and folders below `path` indicate, if they indicate more than one; otherwise an empty set.
 ///
 /// Errors: a folder that cannot be read.
 pub fn splits(path: &Path, endings: &[&'static str]) -> Result<BTreeSet<Named>, DataError> {
@@ -138,7 +140,7 @@ impl Seeker<'_> {
         }
     }
 
-    /// Those whose names say the split, where names say several.
+    /// Keeps the paths whose names indicate the wanted split, if the names indicate several splits; otherwise keeps all.
     fn of_split(&self, all: Vec<PathBuf>, note: &mut Option<String>) -> Result<Vec<PathBuf>, DataError> {
         let named = |path: &PathBuf| Named::within(&last(path));
         let splits: BTreeSet<_> = all.iter().filter_map(named).collect();
@@ -174,7 +176,7 @@ impl Seeker<'_> {
         }
     }
 
-    /// Files with one of the endings, and folders, by name; what is hidden does not count.
+    /// Lists the files with one of the endings, and the folders, each sorted by name. Hidden entries are left out.
     fn list(&self, dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(dir).map_err(unreadable(dir))? {
@@ -196,7 +198,7 @@ impl Seeker<'_> {
         Ok((files, folders))
     }
 
-    /// Whether there is such a file anywhere below a folder.
+    /// Whether a folder contains a file with one of the endings, at any depth.
     fn any(&self, dir: &Path) -> Result<bool, DataError> {
         let (files, folders) = self.list(dir)?;
         if !files.is_empty() {
@@ -219,7 +221,7 @@ fn last(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// What `split` finds of empty files, by their paths.
+    /// The files that `split` finds among empty files with these paths.
     fn found(files: &[&str], split: SplitName) -> Result<(Vec<String>, Option<String>), String> {
         let dir = tempfile::tempdir().unwrap();
         for file in files {

@@ -1,4 +1,5 @@
-//! Image sources (one file per format), the shards they are ingested into, and augmentation; unaware of artifacts.
+//! Image sources (one file per format), the shards that images are ingested into, and augmentation. Nothing here knows of
+//! artifacts.
 
 pub mod augment;
 mod cifar10;

@@ -1,4 +1,4 @@
-//! Names of files and classes as text: never lost, never two as one, and one name in two Unicode forms as one.
+//! Turns names of files and classes into text. Different names stay different, but two Unicode forms of one name become equal.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 

@@ -1,4 +1,4 @@
-//! Paths of a spec, made absolute against a base and checked to be there.
+//! Makes the paths of a spec absolute, expands braces and patterns, and checks that the paths exist.
 
 use std::{
     fs, io,
@@ -9,12 +9,12 @@ use glob::MatchOptions;
 
 use super::{DataError, Paths, SplitName};
 
-/// Paths that braces may stand for.
+/// The most paths that braces may expand to.
 const MOST: usize = 1_000_000;
 
-/// The paths of a split, relative ones taken from `base`, all of them there. A path that is not there may have braces
-/// (`{0000..0012}`, `{a,b}`), which stand for one path each, and be a pattern (`*`, `?`, `[…]`, `**`), which stands for all that
-/// fit it, by name.
+/// The paths of a split, all of which exist; relative ones are taken from `base`. A path that does not exist as written may
+/// contain braces (`{0000..0012}`, `{a,b}`), which expand to one path each, and wildcards (`*`, `?`, `[…]`, `**`), which expand
+/// to all matching paths, sorted by name.
 pub(super) fn resolve(paths: &Paths, split: SplitName, base: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut found = Vec::new();
     for path in paths.as_slice() {
@@ -28,7 +28,7 @@ pub(super) fn resolve(paths: &Paths, split: SplitName, base: &Path) -> Result<Ve
     Ok(found)
 }
 
-/// What a path stands for, in the order of its braces; itself where it has none, or is there as it is written.
+/// Expands the braces of a path, in order. A path without braces, or one that exists as written, stays as it is.
 fn without_braces(path: &Path, split: SplitName, base: &Path) -> Result<Vec<PathBuf>, DataError> {
     let has_braces = path.to_str().filter(|text| text.contains('{') && fs::symlink_metadata(base.join(path)).is_err());
     let Some(text) = has_braces else { return Ok(vec![path.to_owned()]) };
@@ -44,7 +44,7 @@ fn without_braces(path: &Path, split: SplitName, base: &Path) -> Result<Vec<Path
     Ok(done.into_iter().map(|begin| PathBuf::from(begin + rest)).collect())
 }
 
-/// The text before the first braces that offer a choice, what is in them, and the text after.
+/// The text before the first braces that offer a choice, the text within them, and the text after them.
 fn next_braces(text: &str) -> Option<(&str, &str, &str)> {
     text.match_indices('{').find_map(|(at, _)| {
         let (within, after) = text[at + 1..].split_once('}')?;
@@ -53,7 +53,7 @@ fn next_braces(text: &str) -> Option<(&str, &str, &str)> {
     })
 }
 
-/// First and last number of `0000..0012`, and how many digits they have at least.
+/// First and last number of a range such as `0000..0012`, and the number of digits to pad to (0 for none).
 fn range(within: &str) -> Option<(u64, u64, usize)> {
     let (first, last) = within.split_once("..")?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -62,7 +62,7 @@ fn range(within: &str) -> Option<(u64, u64, usize)> {
     (is_number(first) && is_number(last)).then_some((first.parse().ok()?, last.parse().ok()?, width))
 }
 
-/// What braces offer; None where that is more than `most`.
+/// The alternatives that braces offer. None if there are more than `most`.
 fn choices(within: &str, most: usize) -> Option<Vec<String>> {
     let Some((first, last, width)) = range(within) else {
         let all: Vec<String> = within.split(',').map(str::to_owned).collect();
@@ -76,7 +76,7 @@ fn choices(within: &str, most: usize) -> Option<Vec<String>> {
     }
 }
 
-/// What fits a pattern; None where the path is none, or is there as it is written.
+/// All paths that match a pattern. None if the path is no pattern, or exists as written.
 fn matches(path: &Path, split: SplitName, base: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
     let path = base.join(path);
     let Some(pattern) = path.to_str().filter(|text| text.contains(['*', '?', '['])) else { return Ok(None) };
@@ -92,7 +92,7 @@ fn matches(path: &Path, split: SplitName, base: &Path) -> Result<Option<Vec<Path
     Ok(Some(found))
 }
 
-/// One path, relative to `base` and there.
+/// The path joined to `base`, if it exists.
 pub(super) fn resolve_one(path: &Path, split: SplitName, base: &Path) -> Result<PathBuf, DataError> {
     let path = base.join(path);
     match fs::metadata(&path) {
@@ -102,12 +102,12 @@ pub(super) fn resolve_one(path: &Path, split: SplitName, base: &Path) -> Result<
     }
 }
 
-/// `map_err` argument: the path beside the reason.
+/// An argument for `map_err` that adds the path to an error's text.
 pub(super) fn unreadable<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> DataError {
     move |error| DataError::Unreadable { path: path.to_owned(), reason: error.to_string() }
 }
 
-/// Files in `paths`: a file stands for itself, a folder for those of its files that `accepts` likes, by name.
+/// The files in `paths`: a file stands for itself, a folder for its files whose names `accepts` allows, sorted by name.
 pub(super) fn expand(
     paths: Vec<PathBuf>,
     split: SplitName,
@@ -145,7 +145,7 @@ pub(super) fn name_of(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// What a path with braces stands for where nothing is there.
+    /// The expansion of a path with braces, where no such file exists.
     fn expanded(path: &str) -> Vec<String> {
         let paths = without_braces(Path::new(path), SplitName::Train, Path::new("nowhere")).unwrap();
         paths.into_iter().map(|path| path.display().to_string()).collect()

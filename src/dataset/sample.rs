@@ -1,4 +1,4 @@
-//! What a source yields: encoded images with labels, and what was left out.
+//! The items that a source yields: encoded images with labels, and a summary of what was left out.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -13,22 +13,22 @@ use super::{
 /// One of the two splits of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitName {
-    /// Images to pretrain on, and the bank of the probes.
+    /// Images for pretraining, which are also the reference set (bank) of the probes.
     Train,
     /// Images that the probes are scored on.
     Test,
 }
 
 impl SplitName {
-    /// Both, in the order in which they are ingested.
+    /// Both splits, in the order of ingestion.
     pub const ALL: [SplitName; 2] = [SplitName::Train, SplitName::Test];
 
-    /// Its place among [`SplitName::ALL`].
+    /// The split's index in [`SplitName::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// The one of this name.
+    /// The split called `train` or `test`.
     pub fn named(name: &str) -> Option<SplitName> {
         Self::ALL.into_iter().find(|split| split.as_str() == name)
     }
@@ -48,7 +48,7 @@ impl fmt::Display for SplitName {
     }
 }
 
-/// A label above this is a mistake: a number or text that tells every image apart.
+/// A label at or above this is a mistake: a column of numbers or text that differs in every image.
 pub(super) const MOST_CLASSES: usize = 1_000_000;
 
 /// One image of a source.
@@ -56,22 +56,22 @@ pub(super) const MOST_CLASSES: usize = 1_000_000;
 pub struct Sample {
     /// An image file, of any format that is decoded.
     pub bytes: Vec<u8>,
-    /// Where it lay in its source, e.g. `cat/0001.png`.
+    /// The image's path in its source, e.g. `cat/0001.png`.
     pub path: Option<String>,
     /// Class, an index into [`ReadSummary::classes`].
     pub label: Option<i64>,
 }
 
 impl Sample {
-    /// Its pixels.
+    /// Decodes the image.
     ///
     /// Errors: a short reason for people.
     pub fn image(&self) -> Result<RgbImage, String> {
         decode(&self.bytes).map_err(|refusal| refusal.reason)
     }
 
-    /// At least the part of it that `wanted` says by its width and height. Sources look all of it through: damage outside the
-    /// part may go unnoticed now.
+    /// Decodes at least a part of the image. `wanted` chooses the part from width and height. Damage outside the part may go
+    /// unnoticed here; ingestion has verified the whole image.
     ///
     /// Errors: a short reason for people.
     pub fn part(&self, wanted: impl FnOnce((u32, u32)) -> CropBox) -> Result<Part, String> {
@@ -84,11 +84,11 @@ impl Sample {
     }
 }
 
-/// What has become of an item of a source.
+/// An item of a source: a sample, or an image that was left out.
 #[derive(Debug)]
 pub enum Item<'a> {
     Sample(Sample),
-    /// It is left out (`on_error: skip`).
+    /// The image is left out (`on_error: skip`).
     Skipped(&'a Skipped),
 }
 
@@ -97,38 +97,38 @@ pub enum Item<'a> {
 pub struct Skipped {
     /// File, or file and row.
     pub name: String,
-    /// What the file is, to count by: `JPEG`, `HEIC`, `no image`.
+    /// Kind of the file, for counting: `JPEG`, `HEIC`, `no image`.
     pub kind: Cow<'static, str>,
     /// What is wrong with it.
     pub reason: String,
 }
 
-/// Files of a folder that are no images.
+/// Files of a folder that are not images, counted by kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Their ending, as in `*.txt`, or that they have none.
+    /// Their file extension, as in `*.txt`, or a note that they have none.
     pub kind: String,
-    /// How many there are.
+    /// The number of such files.
     pub files: u64,
 }
 
-/// What there is to say about a split once it has been read.
+/// A summary of a split after it has been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadSummary {
-    /// Class names by label; empty without labels.
+    /// Class names by label; empty if there are no labels.
     pub classes: Vec<String>,
-    /// Images left out (`on_error: skip`), in their order.
+    /// Images left out (`on_error: skip`), in the order of the source.
     pub skipped: Vec<Skipped>,
-    /// Files that are no images, by kind; hidden ones do not count.
+    /// Files that are not images, by kind. Hidden files are not counted.
     pub left_out: Vec<LeftOut>,
-    /// Which files were taken of several, a sentence each.
+    /// Which files were taken where there was a choice, one sentence each.
     pub taken: Vec<String>,
-    /// What a reader of the scores should know, a sentence each.
+    /// Facts that a reader of the scores should know, one sentence each.
     pub notes: Vec<String>,
 }
 
 impl ReadSummary {
-    /// What was left out, counted by kind, in a sentence each; none if nothing was.
+    /// Counts what was left out by kind, one sentence per list; empty if nothing was left out.
     pub fn left_out_by_kind(&self) -> Vec<String> {
         let mut skipped = BTreeMap::<&str, u64>::new();
         for image in &self.skipped {

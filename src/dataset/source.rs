@@ -1,4 +1,4 @@
-//! The formats behind one door: which files a source consists of, how many images, and the images themselves.
+//! One interface to all formats: the files of a source, its number of images, and the images themselves.
 
 use std::path::{Path, PathBuf};
 
@@ -14,17 +14,17 @@ use super::{
 /// A file that the content of a data set depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
-    /// What the file is to the data set, wherever it lies: `train/cat/0001.png`, `test/00003.parquet`.
+    /// The file's name within the data set, independent of its path: `train/cat/0001.png`, `test/00003.parquet`.
     pub role: String,
-    /// Where it lies.
+    /// Where the file is stored.
     pub path: PathBuf,
 }
 
-/// Hands on all files of both splits in the order of their roles as text, so that nobody has to hold a million of them to sort
-/// them; none of generated images. Relative paths are taken from `base`.
+/// Passes all files of both splits to `take`, sorted by their roles as text, so that the caller need not hold and sort a million
+/// of them. Generated images have no files. Relative paths are taken from `base`.
 ///
 /// # Errors
-/// Paths that are not there, folders without files of the format; what `take` returns.
+/// Missing paths, folders without files of the format, and any error of `take`.
 pub fn each_source_file(
     config: &DataConfig,
     base: &Path,
@@ -60,7 +60,7 @@ pub fn each_source_file(
     Ok(())
 }
 
-/// What [`each_source_file`] hands on.
+/// All files that [`each_source_file`] passes to its caller.
 #[cfg(test)]
 pub fn source_files(config: &DataConfig, base: &Path) -> anyhow::Result<Vec<SourceFile>> {
     let mut files = Vec::new();
@@ -71,7 +71,7 @@ pub fn source_files(config: &DataConfig, base: &Path) -> anyhow::Result<Vec<Sour
     Ok(files)
 }
 
-/// A source whose tables and archives have been looked through once, for both splits.
+/// A source whose tables and archives have been scanned once, for both splits.
 pub struct Source<'a> {
     has_test: bool,
     kind: Kind<'a>,
@@ -87,11 +87,11 @@ enum Kind<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Looks tables and archives through. Relative paths are taken from the current directory. `found` hears of more samples
-    /// while archives, which have no list of them, are looked through.
+    /// Opens a source and scans its tables and archives. Relative paths are taken from the current directory. Archives have no
+    /// list of their samples: during their scan, `found` is called with the number of newly found samples.
     ///
     /// # Errors
-    /// Files of these that are not there, or not of the format; what `found` returns.
+    /// Tables or archives that are missing or not of the format, and any error of `found`.
     pub fn open(config: &'a DataConfig, found: &mut dyn FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let here = Path::new("");
         let kind = match config {
@@ -136,9 +136,9 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Like [`Source::read`], and goes on behind the first `from` items, samples and skipped ones, of an earlier reading.
+    /// Like [`Source::read`], but resumes behind the first `from` items (samples and skipped images) of an earlier reading.
     ///
-    /// Errors: as of [`Source::read`]. The summary tells nothing of images that were skipped before.
+    /// Errors: as for [`Source::read`]. The summary does not list images that were skipped before `from`.
     pub fn read_from(
         &self,
         split: SplitName,
@@ -178,7 +178,7 @@ pub fn has_split(config: &DataConfig, split: SplitName) -> bool {
         }
 }
 
-/// [`Source::read`] of a source that is opened for one split alone.
+/// Opens a source only for this call, and reads one split as [`Source::read`] does.
 pub fn read(
     config: &DataConfig,
     split: SplitName,
@@ -187,7 +187,7 @@ pub fn read(
     Source::open(config, &mut |_| Ok(()))?.read(split, sink)
 }
 
-/// [`Source::count`] of a source that is opened for nothing else.
+/// Opens a source only for this call, and counts one split as [`Source::count`] does.
 #[cfg(test)]
 pub fn count(config: &DataConfig, split: SplitName) -> anyhow::Result<Option<u64>> {
     Ok(Source::open(config, &mut |_| Ok(()))?.count(split)?)

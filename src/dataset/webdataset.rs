@@ -1,5 +1,5 @@
-//! WebDataset: tar archives whose members are samples by their names. `0001.jpg` and `0001.cls` are image and label of one
-//! sample; without labels of that kind, class folders within the archive are classes.
+//! Reads WebDataset: tar archives whose members form samples by their names. `0001.jpg` and `0001.cls` are image and label of one
+//! sample. Without such labels, folders within the archive are the classes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,36 +27,36 @@ use super::{
 
 /// Endings of archives within a folder.
 pub const ENDINGS: [&str; 3] = ["tar", "tgz", "tar.gz"];
-/// Larger members are no images.
+/// A member larger than this is not taken for an image.
 const MOST_BYTES: u64 = 1 << 31;
-/// Members that belong to an image and are no images, by their ending; JSON may hold the label.
+/// Extensions of members that describe an image: its label, or JSON that may contain the label.
 const LABEL: &str = "cls";
 const JSON: &str = "json";
-/// Bytes that a label or its JSON may have.
+/// The most bytes that are read of a label or its JSON.
 const MOST_TEXT: u64 = 1 << 20;
-/// Samples that the archive is read ahead.
+/// Number of samples that are read ahead of their use.
 const AHEAD: usize = 8;
 
-/// One sample: members that follow each other and share their name up to its first dot.
+/// One sample: consecutive members whose names are equal up to the first dot.
 struct Member {
     /// Path in the archive, without the endings.
     key: String,
     image: Option<(String, Vec<u8>)>,
     label: Option<String>,
-    /// Files beside the image, by their endings.
+    /// Extensions of the other files beside the image.
     others: Vec<String>,
-    /// An image that is too large to be one.
+    /// Path and size of an image file that is larger than [`MOST_BYTES`] and not read.
     too_large: Option<(String, u64)>,
 }
 
-/// What the labels of an archive are.
+/// What a first pass over an archive, or over all archives of a split, finds: the number of samples, and their labels.
 #[derive(Default)]
 struct Outline {
     samples: u64,
-    /// Those of each archive.
+    /// Samples of each archive of the split, in order.
     each: Vec<u64>,
     labels: BTreeSet<String>,
-    /// First folder of each image below those that all share.
+    /// The folders of each image's path within the archive, from the outermost on.
     folders: BTreeSet<Vec<String>>,
 }
 
@@ -70,14 +70,14 @@ pub(super) fn files(config: &FilesConfig, split: SplitName, base: &Path) -> Resu
 /// The archives of both splits.
 pub struct Archives<'a> {
     config: &'a FilesConfig,
-    /// The training split's, then the test split's.
+    /// The training split, then the test split.
     splits: [(Files, Outline); 2],
-    /// The labels of both splits count by the same names, whichever is read.
+    /// Both splits number their classes by the same names, whichever split is read.
     classes: Classes,
 }
 
 impl<'a> Archives<'a> {
-    /// Reads them through for their labels; `found` hears of more samples.
+    /// Scans the archives of both splits for their labels. `found` is called with the number of newly found samples.
     pub fn open(
         config: &'a FilesConfig,
         base: &Path,
@@ -159,16 +159,17 @@ impl<'a> Archives<'a> {
 
 /// Where labels come from, and the classes' names by number.
 enum Classes {
-    /// Whole numbers stand for themselves.
+    /// The labels are whole numbers, which stand for themselves.
     Numbers,
-    /// Texts in members.
+    /// The labels are texts in members.
     Texts(Vec<String>),
-    /// Folders below what all paths of a split begin with: the lengths of that, and names.
+    /// The labels are folders. The two lengths count the leading folders that all paths of the training and of the test split
+    /// share; the folder behind them is the class.
     Folders([usize; 2], Vec<String>),
 }
 
 impl Classes {
-    /// The training split first, and what the test split alone has after it.
+    /// Numbers the names of the training split first, then those that only the test split has.
     fn new(outlines: [&Outline; 2]) -> Classes {
         let mut names: Vec<String> = Vec::new();
         let mut add = |found: BTreeSet<String>| {
@@ -192,13 +193,13 @@ impl Classes {
         Classes::Folders(shared, names)
     }
 
-    /// The class of a sample; the number itself where it is out of range.
+    /// The class of a sample. Err holds a number that is too large for a class.
     fn number(&self, split: SplitName, member: &Member) -> Result<Option<i64>, i64> {
         let of = |names: &[String], name: &str| names.iter().position(|known| known == name).map(|at| at as i64);
         match self {
             Classes::Numbers => match member.label.as_ref().and_then(|label| label.parse().ok()) {
                 Some(label) if label >= MOST_CLASSES as i64 => Err(label),
-                // -1 stands for a label that is withheld.
+                // -1 marks a withheld label.
                 label => Ok(label.filter(|label| *label >= 0)),
             },
             Classes::Texts(names) => Ok(member.label.as_ref().and_then(|label| of(names, label))),
@@ -217,9 +218,9 @@ impl Classes {
     }
 }
 
-/// How many folders all paths begin with; all of the shortest where they are one folder.
+/// Number of leading folders that all paths share. If all images are in one folder, all of its parts are shared.
 fn shared_parts(folders: &BTreeSet<Vec<String>>) -> usize {
-    // In order, so that what the first and the last share is shared by all.
+    // The set is sorted, so parts that the first and the last path share are shared by all.
     match (folders.first(), folders.last()) {
         (Some(first), Some(last)) => first.iter().zip(last).take_while(|(a, b)| a == b).count(),
         _ => 0,
@@ -233,7 +234,8 @@ fn folders_of(path: &str) -> Vec<String> {
     parts
 }
 
-/// Reads an archive through for its labels; of plain archives the images are not read.
+/// Scans an archive for its labels. Only the first bytes of each image are read; in a plain archive the rest is skipped by
+/// seeking.
 fn outline(path: &Path, found: &mut dyn FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<Outline> {
     let (mut outline, mut told) = (Outline::default(), Ok(()));
     visit(path, u64::MAX, &mut |member| {
@@ -248,11 +250,12 @@ fn outline(path: &Path, found: &mut dyn FnMut(u64) -> anyhow::Result<()>) -> any
     told.map(|()| outline)
 }
 
-/// The samples of an archive, read ahead by a few on a thread of their own; of the first `unread` ones without their images.
+/// The samples of an archive. A thread reads a few of them ahead. Of the images of the first `unread` samples, only the first
+/// bytes are read.
 fn members(path: &Path, unread: u64) -> impl Iterator<Item = Result<Member, DataError>> + use<> {
     let (sender, receiver) = sync_channel(AHEAD);
     let path = path.to_owned();
-    // The thread ends with the receiver, at the latest.
+    // The thread ends at the latest when the receiver is dropped.
     thread::spawn(move || {
         let result = visit(&path, unread, &mut |member| sender.send(Ok(member)).is_ok());
         if let Err(error) = result {
@@ -262,9 +265,10 @@ fn members(path: &Path, unread: u64) -> impl Iterator<Item = Result<Member, Data
     receiver.into_iter()
 }
 
-/// Hands on the samples of an archive until `sink` has enough. Of the images of the first `unread` ones only the beginning is read.
+/// Passes the samples of an archive to `sink` until it returns false. Of the images of the first `unread` samples, only the first
+/// bytes are read.
 ///
-/// Errors: a file that is no archive, or breaks off.
+/// Errors: a file that is not an archive, or is truncated.
 fn visit(path: &Path, unread: u64, sink: &mut dyn FnMut(Member) -> bool) -> Result<(), DataError> {
     let mut file = File::open(path).map_err(unreadable(path))?;
     let mut magic = [0; 2];
@@ -283,7 +287,7 @@ fn visit(path: &Path, unread: u64, sink: &mut dyn FnMut(Member) -> bool) -> Resu
     }
 }
 
-/// Puts members together to samples.
+/// Groups the members of an archive into samples.
 fn gather<'a, R: Read + 'a>(
     entries: impl Iterator<Item = io::Result<Entry<'a, R>>>,
     unread: u64,
@@ -324,7 +328,7 @@ impl Member {
         Member { key, image: None, label: None, others: vec![], too_large: None }
     }
 
-    /// Takes a file of the archive.
+    /// Adds a member of the archive to the sample. `images` says whether to read an image's bytes beyond the first few.
     fn add<R: Read>(&mut self, path: &str, ending: &str, entry: &mut Entry<R>, images: bool) -> io::Result<()> {
         let text = |entry: &mut Entry<R>| {
             let mut bytes = Vec::new();
@@ -450,7 +454,7 @@ mod tests {
                 Ok(())
             });
             assert_eq!(counted.err().map(|error| error.to_string()).as_deref(), Some("stopped"), "at the last sample");
-            // What an earlier reading handed on is passed over, and still counts in what there is to say of the split.
+            // Samples of an earlier reading are passed over, but still count in the summary of the split.
             for from in 0..=rows.len() {
                 let mut rest = Vec::new();
                 let source = Source::open(&config, &mut |_| Ok(())).unwrap();

@@ -28,7 +28,7 @@ pub enum EncoderConfig {
 }
 
 impl EncoderConfig {
-    /// File of weights that training starts from.
+    /// The file of weights that training starts from, if there is one.
     pub fn init(&self) -> Option<&Path> {
         use EncoderConfig::*;
         match self {
@@ -67,10 +67,10 @@ fn one() -> f32 {
 }
 
 impl ResnetConfig {
-    /// Channels of the first layers.
+    /// Number of channels of the first layers.
     ///
     /// # Errors
-    /// When their number is not whole.
+    /// When the number is not whole.
     pub fn channels(width_multiplier: f32) -> Result<usize, Broken> {
         let channels = CHANNELS * width_multiplier;
         if channels >= 1.0 && channels.fract() == 0.0 {
@@ -130,7 +130,7 @@ pub struct VitConfig {
 pub const VITS: [(&str, usize, usize); 3] = [("vit_tiny", 192, 3), ("vit_small", 384, 6), ("vit_base", 768, 12)];
 
 impl VitConfig {
-    /// Heads divide the width.
+    /// Checks that the heads divide the width.
     ///
     /// # Errors
     /// When they do not.
@@ -147,7 +147,7 @@ impl VitConfig {
         })
     }
 
-    /// Patches tile the images, whose `size` is the value of `key`.
+    /// Checks that patches tile the images. The `size` of the images is the value of `key` in the spec.
     ///
     /// # Errors
     /// When they do not.

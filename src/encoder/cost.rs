@@ -6,7 +6,7 @@ use super::Encoder;
 use crate::ops::conv2d::{Conv2d, Size};
 
 impl Encoder {
-    /// Multiply-adds of the features of one image of `size` pixels (height and width).
+    /// Multiply-adds to compute the features of one image of `size` pixels (height and width).
     pub fn multiply_adds(&self, size: usize) -> u64 {
         let image = Size { n: 1, h: size, w: size };
         match self {
@@ -31,7 +31,8 @@ mod tests {
         Encoder::new(&serde_json::from_value(encoder).unwrap(), size).unwrap().multiply_adds(size)
     }
 
-    /// torchvision's `_ops` of its weights, in 10^9 multiply-adds at 224 pixels; with the classifier of 1000 classes.
+    /// The expected values are the `_ops` of torchvision's weights: 10^9 multiply-adds at 224 pixels, with the classifier of 1000
+    /// classes.
     #[test]
     fn resnets_cost_what_torchvision_says() {
         for (arch, features, expected) in
@@ -42,7 +43,7 @@ mod tests {
         }
     }
 
-    /// timm's `GMACs` of `vit_*_patch16_224`, attention included.
+    /// The expected values are timm's `GMACs` of `vit_*_patch16_224`, attention included.
     #[test]
     fn vision_transformers_cost_what_timm_says() {
         for (arch, expected) in [("vit_tiny", 1.3), ("vit_small", 4.6), ("vit_base", 17.6)] {
@@ -51,12 +52,12 @@ mod tests {
         }
     }
 
-    /// The same by hand, for a network that is small enough: a 3x3 stem over 32x32, then blocks.
+    /// Counts by hand for a small network: a 3x3 stem over 32x32, then blocks.
     #[test]
     fn stems_and_strides_count() {
         let cifar = multiply_adds(json!({"arch": "resnet18", "stem": "cifar", "width_multiplier": 0.25}), 32);
         let (stem, full) = (1024 * 16 * 27, 4 * 1024 * 16 * 144);
-        // A stage halves the image and doubles the channels: its first 3x3 convolution costs half of those behind it.
+        // A stage halves the image and doubles the channels, so its first 3x3 convolution costs half as much as each later one.
         let stage = |pixels: usize, channels: usize| {
             let conv = pixels * channels * 9 * channels;
             conv / 2 + 3 * conv + pixels * channels * channels / 2

@@ -1,7 +1,7 @@
 //! Encoders: networks from images to features, with hand-written gradients. They know neither methods nor data sets.
 //!
-//! An encoder is one coarse operation: it owns the structure, its weights and gradients live in flat buffers of the caller
-//! (see [`crate::ops::arena`]), on the device that computes.
+//! An encoder owns only its structure. Its weights and gradients are stored in flat buffers of the caller (see
+//! [`crate::ops::arena`]), on the device that computes.
 
 mod config;
 mod cost;
@@ -18,25 +18,25 @@ use crate::{
     rule::Broken,
 };
 
-/// An encoder's structure; its weights live in flat buffers that the caller owns.
+/// The structure of an encoder. The caller owns the flat buffers with its weights.
 #[derive(Clone, Debug)]
 pub enum Encoder {
     Resnet(resnet::ResNet),
     Vit(vit::Vit),
 }
 
-/// What the backward pass needs of a forward pass.
+/// The results of a forward pass that the backward pass needs.
 pub enum Saved<B: Backend> {
     Resnet(resnet::Saved<B>),
     Vit(vit::Saved<B>),
 }
 
 impl Encoder {
-    /// The network that `config` describes, for images of usually `size` pixels (height and width).
+    /// The network that `config` describes. `size` is the usual height and width of its images in pixels.
     ///
     /// # Errors
-    /// When the width multiplier gives no whole number of channels, the heads do not divide the width, or the patches do
-    /// not tile the images.
+    /// When the width multiplier yields a fractional number of channels, the heads do not divide the width, or the patches
+    /// do not tile the images.
     pub fn new(config: &EncoderConfig, size: usize) -> Result<Self, Broken> {
         let resnet = |depths, bottleneck, config| {
             resnet::ResNet::new(resnet::Shape { depths, bottleneck }, config).map(Encoder::Resnet)
@@ -55,7 +55,7 @@ impl Encoder {
         }
     }
 
-    /// The same network, the factors of whose matrix products (convolutions, linear layers) are read as `matmul` says.
+    /// The same network with the factors of its matrix products (convolutions, linear layers) in the precision `matmul`.
     pub fn with_matmul_precision(mut self, matmul: MatmulPrecision) -> Self {
         match &mut self {
             Encoder::Resnet(net) => net.set_matmul_precision(matmul),
@@ -80,7 +80,7 @@ impl Encoder {
         }
     }
 
-    /// Tensors beside them, with torchvision's or timm's names: batch norm's running statistics, fixed positions.
+    /// Tensors that are not trained, with torchvision's or timm's names: batch norm's running statistics, fixed positions.
     pub fn buffers(&self) -> &Layout {
         match self {
             Encoder::Resnet(net) => &net.buffers,
@@ -88,8 +88,8 @@ impl Encoder {
         }
     }
 
-    /// Whether training moves tensor `entry` of [`Encoder::params`]. Its gradient is zero where it does not, and an
-    /// optimiser has to leave it alone (weight decay would move it all the same).
+    /// Whether training updates tensor `entry` of [`Encoder::params`]. If not, its gradient is zero, and the optimiser must
+    /// skip the tensor, because weight decay would change it even so.
     pub fn trains(&self, entry: usize) -> bool {
         match self {
             Encoder::Resnet(_) => true,
@@ -105,8 +105,8 @@ impl Encoder {
         }
     }
 
-    /// Features [n, feature_dim] of normalised images [n, h, w, 3] and, with `keep`, what [`Encoder::backward`] needs. The
-    /// branch's statistics say whether this is training or evaluation.
+    /// Features [n, feature_dim] of normalised images [n, h, w, 3] and, with `keep`, the results that [`Encoder::backward`]
+    /// needs. The branch's statistics select training or evaluation mode.
     ///
     /// # Errors
     /// When the device fails.
@@ -131,13 +131,14 @@ impl Encoder {
         }
     }
 
-    /// Adds to the gradients those of one forward pass of `images`, from its features' gradient.
+    /// The backward pass of one forward pass of `images`, from the gradient `g_features` of its features. Adds to the
+    /// gradients of the parameters.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// When `saved` is of another kind of network.
+    /// When `saved` is from another kind of network.
     pub fn backward<B: Backend>(
         &self,
         on: &B,

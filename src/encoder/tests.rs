@@ -21,7 +21,7 @@ fn ramp(n: usize, step: f64) -> Vec<f32> {
     (0..n).map(|i| (i as f64 * step).sin() as f32).collect()
 }
 
-/// Each half of a batch is computed as it would be alone, in either precision: what ranks need that share a batch.
+/// Each half of a batch has the same bits as by itself, in both precisions. Ranks that share a batch rely on this.
 #[test]
 fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
     for encoder in encoders() {
@@ -44,7 +44,7 @@ fn features_of_a_batch_are_those_of_its_halves_to_the_bit() {
     }
 }
 
-/// A transformer's images meet in nothing but the sums of gradients, which are a tree.
+/// In a transformer, images interact only in the sums of gradients, and these sums follow a binary tree.
 #[test]
 fn a_transformers_gradient_is_the_sum_of_its_halves_to_the_bit() {
     let encoder = encoders().pop().expect("the last one");

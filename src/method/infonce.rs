@@ -1,7 +1,9 @@
-//! InfoNCE: each view's prediction picks the other view of its image out of the batch.
+//! InfoNCE: each view's prediction must pick the other view of its image out of the batch.
 //!
-//! With a momentum branch it is MoCo-v3's loss (Chen et al., ICCV 2021); without one and with every other projection as
-//! a candidate it is SimCLR's (Chen et al., ICML 2020). z = q(y) online prediction, k momentum projection, N batch size.
+//! With a momentum branch, this is the loss of MoCo-v3 (Chen et al., ICCV 2021). Without one, and with every other projection
+//! as a candidate, it is the loss of SimCLR (Chen et al., ICML 2020).
+//!
+//! Notation: z = q(y) is the online prediction (in SimCLR the projection), k the momentum projection, N the batch size.
 
 use anyhow::Context;
 use dfdx::prelude::*;
@@ -20,7 +22,7 @@ use crate::{
     },
 };
 
-/// One training step of InfoNCE, symmetrised; small crops predict both full views.
+/// One training step of InfoNCE. The loss is symmetrised: each full view predicts the other. Small crops predict both.
 ///
 /// # Errors
 /// When the device fails.
@@ -35,7 +37,11 @@ pub fn step<B: Backend>(on: &B, config: &InfonceConfig, input: &StepInput<B>) ->
     Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
 }
 
-/// L = -(1/N) sum_n log softmax_m( z_n . k_m / tau )_n, with `k` [N, D] at unit length.
+/// The loss of one direction, times `loss_scale`:
+///
+/// L = -(1/N) sum_n log( exp(z_n . k_n / tau) / sum_m exp(z_n . k_m / tau) ).
+///
+/// `z` [N, D] is normalised here; `k` [N, D] has unit length.
 fn direction<B: Backend>(
     on: &B,
     config: &InfonceConfig,
@@ -48,7 +54,7 @@ fn direction<B: Backend>(
     B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(B::Real::of(config.loss_scale))
 }
 
-/// One training step of SimCLR: mean over all 2N projections of -log softmax over the 2N - 1 others.
+/// One training step of SimCLR.
 ///
 /// # Errors
 /// When the device fails.
@@ -57,6 +63,8 @@ pub fn simclr_step<B: Backend>(config: &SimclrConfig, input: &StepInput<B>) -> a
     Ok(StepOutput { loss, positives: Pending::now(Positives::own_view(input.samples.len())) })
 }
 
+/// L = -(1/2N) sum_i log( exp(z_i . z_j / tau) / sum_(m != i) exp(z_i . z_m / tau) ) over all 2N projections at unit length; j is
+/// the other view of the image of i.
 fn simclr_loss<E: Real, D: TensorDevice<E>>(
     config: &SimclrConfig,
     z1: Rows<E, D>,
@@ -69,7 +77,7 @@ fn simclr_loss<E: Real, D: TensorDevice<E>>(
     let (both, tape) = normalize(Rows::of(both)?.put_tape(tape))?.split_tape();
     let (all, own) = D::contrast(both.clone().put_tape(tape), both.traced(), Pairs::of_views(n), config.tau)?;
     let own = own.try_reshape_like(&(rows,))?;
-    // Of an image first its two views, so that a part of the batch is whole images.
+    // Adds the two views of each image first, so that each part of the batch consists of whole images.
     let both: Traced<E, D> = all.try_sub(own)?.try_reshape_like(&(2, n))?;
     D::batch_mean(both.try_sum::<(usize,), Axis<0>>()?)?.try_div(E::of(2.0))
 }
@@ -131,7 +139,7 @@ mod tests {
             };
             step(&Host::default(), &config, &input).unwrap().loss.array()
         };
-        // Twice the small crop in place of both views: its predictions of view 1 and of view 2.
+        // With the small crop in place of both views, the loss has its predictions of view 1 and of view 2.
         let expected = (loss(&[&z1, &z2]) + loss(&[&z3, &z3])) / 2.0;
         assert!((loss(&[&z1, &z2, &z3]) - expected).abs() < 1e-12);
     }

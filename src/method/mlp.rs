@@ -22,11 +22,11 @@ pub struct Mlp {
     layers: Vec<(usize, Dense)>,
 }
 
-/// What the backward pass needs: input and saved values of each layer.
+/// The results that the backward pass needs: input and saved values of each layer.
 pub struct SavedMlp<B: Backend>(Vec<(B::Buffer, B::KeptDense)>);
 
 impl Mlp {
-    /// Lays out the tensors behind `prefix`, numbered as in torch's `Sequential`.
+    /// Lays out the tensors. Their names are `prefix` and numbers as in torch's `Sequential`.
     pub fn new(prefix: &str, input: usize, config: &MlpConfig, params: &mut Layout, buffers: &mut Layout) -> Self {
         let place = |layout: &mut Layout, name: String, shape: &[usize]| {
             let entry = layout.push(name, shape);
@@ -83,7 +83,8 @@ impl Mlp {
         }
     }
 
-    /// Output [n, output] of x [n, input] in training mode, and what the backward pass needs. Updates the running statistics.
+    /// Output [n, output] of x [n, input] in training mode, and the results that the backward pass needs. Updates the running
+    /// statistics.
     ///
     /// # Errors
     /// When the device fails.
@@ -101,7 +102,7 @@ impl Mlp {
         Ok((x, SavedMlp(saved)))
     }
 
-    /// The gradient of x from that of the output, added to `onto` if given. Adds to the gradients of the parameters.
+    /// The gradient of x, from the gradient `g` of the output; added to `onto` if given. Adds to the gradients of the parameters.
     ///
     /// # Errors
     /// When the device fails.
@@ -118,7 +119,7 @@ impl Mlp {
             let onto = if i == 0 { onto.take() } else { None };
             let passed = Passed { x: &x, kept, output: output.as_ref() };
             g = on.dense_backward(layer, learned, passed, g, onto)?;
-            // A layer's input is the output of the one before, which ends with a ReLU.
+            // A layer's input is the output of the previous layer, which ends with a ReLU.
             output = Some(x);
         }
         Ok(g)
@@ -148,7 +149,7 @@ mod tests {
         },
     };
 
-    /// What a step gives: output, statistics, and gradients of parameters and of the input.
+    /// The results of a step: output, statistics, gradients of the parameters, and gradient of the input.
     fn step<B: Backend>(
         on: &B,
         mlp: &Mlp,
@@ -162,7 +163,7 @@ mod tests {
         let mut gradients = on.zeros(len).unwrap();
         let mut learned = Learned { params: &params, gradients: &mut gradients };
         let g = on.buffer(cot.to_vec()).unwrap();
-        // The gradient of x is added to what there is.
+        // Starts the gradient of x from ones, to test that the backward pass adds to it.
         let onto = on.buffer(vec![B::Real::of(1.0); x.len()]).unwrap();
         let gx = mlp.backward(on, &mut learned, saved, g, Some(onto)).unwrap();
         let mut gx = on.read(&gx).unwrap();
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(names(affine), ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias"]);
     }
 
-    /// With and without each of bias, batch norm and its affine map.
+    /// Covers layers with and without each of bias, batch norm and its affine map.
     #[test]
     fn gradients_of_every_kind_of_layer_agree_with_finite_differences() {
         let usual = MlpConfig::of_sizes(2, 5, 3);

@@ -1,4 +1,4 @@
-//! The self-supervised methods: heads, queue of neighbours, and loss. They see the outputs of encoders, and know neither
+//! The self-supervised methods: heads, queue of neighbours, and loss. Their input is the output of encoders; they know neither
 //! encoders nor data sets.
 
 mod config;
@@ -79,7 +79,7 @@ pub struct OwnParams<B: Backend> {
 }
 
 impl<B: Backend> OwnParams<B> {
-    /// Makes tensors of `entries` of `params`, which must have two axes.
+    /// Makes tensors from `entries` of `params`. Each entry must have two axes.
     ///
     /// # Errors
     /// When memory runs out.
@@ -102,7 +102,7 @@ impl<B: Backend> OwnParams<B> {
         self.values(entry).clone().traced()
     }
 
-    /// A tape on which their gradients start from those in `totals`, the gradients of all parameters.
+    /// A tape on which the gradients of these parameters start from their values in `totals`, the gradients of all parameters.
     ///
     /// # Errors
     /// When memory runs out.
@@ -117,7 +117,7 @@ impl<B: Backend> OwnParams<B> {
         })
     }
 
-    /// Copies the gradients from such a tape back into `totals`.
+    /// Copies the gradients of these parameters from a tape of [`OwnParams::tape`] back into `totals`.
     ///
     /// # Errors
     /// When memory runs out.
@@ -146,7 +146,7 @@ where
         Self::new(&crate::backend::Host::default(), layout, &params.to_vec(), entries).unwrap()
     }
 
-    /// Their gradients.
+    /// The gradients of the parameters.
     fn gradients(&self, layout: &Layout, gradients: &mut Gradients<E, dfdx::prelude::Cpu>) -> Vec<E> {
         let mut totals = vec![E::nan(); layout.len()].into();
         self.put_gradients(&crate::backend::Host::default(), layout, gradients, &mut totals).unwrap();
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::backend::Host;
 
-    /// Two steps of embeddings that are all the same, the second with a queue full of them.
+    /// Runs two steps with identical embeddings for all images. In the second step, the queue is full of them too.
     #[test]
     fn embeddings_that_are_all_alike_have_the_uninformative_loss() {
         const N: usize = 6;
@@ -275,7 +275,7 @@ mod tests {
         let cases = [
             json!({"name": "infonce", "tau": 0.2, "loss_scale": 0.4}),
             json!({"name": "simclr", "tau": 0.2}),
-            // What scores the prototypes differ by vanishes.
+            // With so large a tau, the scores of all prototypes are equal.
             json!({"name": "swav", "prototypes": 12, "tau": 1e12}),
             queue(json!({"name": "nnclr"})),
             queue(json!({"name": "snclr", "k": 0})),

@@ -1,7 +1,7 @@
 //! NNCLR: With a Little Help from My Friends, Nearest-Neighbor Contrastive Learning (Dwibedi et al., ICCV 2021).
 //!
-//! Notation of the paper: z_i projection of a view, nn_i = NN(z_i, Q) the queue's nearest row, p_i = q(z) prediction of
-//! the other view. N batch size, D width. No gradient flows to nn.
+//! Notation of the paper: z_i is the projection of a view, nn_i = NN(z_i, Q) its nearest row in the queue Q, and p_i = q(z) the
+//! prediction of the other view. N is the batch size, D the width. No gradient flows to nn.
 
 use anyhow::Context;
 use dfdx::prelude::*;
@@ -61,7 +61,13 @@ impl<B: Backend> Nnclr<B> {
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
-    /// L = -(1/N) sum_i log softmax_j( nn_i . p_j / tau )_i, or with anchor and candidates swapped.
+    /// The loss of one direction, times `loss_scale`:
+    ///
+    /// L = -(1/N) sum_i log( exp(nn_i . p_i / tau) / sum_j exp(nn_i . p_j / tau) ).
+    ///
+    /// With [`Anchor::Prediction`], the denominator is sum_j exp(p_i . nn_j / tau) instead.
+    ///
+    /// `p` [N, D] is normalised here; `nn` [N, D] has unit length.
     fn direction(&self, on: &B, nn: Rows<B>, p: Rows<B>) -> Result<Loss<B>, TensorError<B>> {
         let p = normalize(p.traced())?;
         let own = Pairs::grouped(1);

@@ -5,7 +5,7 @@ use crate::{backend::Origins, ops::Real};
 /// The positives of a step. Rows are the samples of the first direction (view 1 predicts view 2), then those of the second.
 #[derive(Clone, Debug)]
 pub struct Positives<E> {
-    /// Number of positives of each row, without the other view of the same image.
+    /// K, the number of positives of each row without the other view of the same image.
     pub k: usize,
     /// Weight of the other view of the same image [2N].
     pub own: Vec<E>,
@@ -16,9 +16,10 @@ pub struct Positives<E> {
     /// Steps since each of the other positives entered the queue [2N, K], -1 for a random vector from its start; empty without
     /// a queue.
     pub ages: Vec<i64>,
-    /// Cosine with the row of the queue [2N, K]; empty without a queue.
+    /// Cosine of each of the other positives with the projection that it was looked up by [2N, K]; empty without a queue.
     pub similarities: Vec<E>,
-    /// The choices of each row of the first direction [N, C]: samples, or a prototype. C may be 0.
+    /// The choices of each row of the first direction [N, C]: the samples of its neighbours, or its prototype. C is 0 for methods
+    /// without either.
     pub choices: Vec<i64>,
 }
 
@@ -28,7 +29,7 @@ impl<E: Real> Positives<E> {
         Self { own: vec![E::one(); 2 * samples], ..Self::empty() }
     }
 
-    /// The other view with weight `own`, and rows of a queue with weights `w` [2N, K]; `near` are the rows of both directions.
+    /// The other view with weight `own`, and rows of a queue with weights `w` [2N, K]. `near` has the rows of each direction.
     pub fn from_queue(own: E, w: Vec<E>, near: [Origins<E>; 2], step: u64) -> Self {
         let [first, second] = near;
         let rows = w.len() / first.k;
@@ -44,8 +45,9 @@ impl<E: Real> Positives<E> {
         }
     }
 
-    /// Images whose codes q [N, P] share prototypes: the weight of image j for image i is the probability of going from i
-    /// to a prototype and from there to j, sum_p q_ip q_jp / sum_j' q_j'p. Computed only `in_full`, since it costs N^2 P.
+    /// The images whose codes q [N, P] share prototypes. The weight of image j for image i is the probability of going from i
+    /// to a prototype and from there to j: sum_p q_ip q_jp / sum_j' q_j'p. Weights cost N^2 P operations, and are computed only
+    /// if `in_full`.
     pub fn from_codes(codes: [Vec<E>; 2], prototypes: usize, labels: &[i64], in_full: bool) -> Self {
         let n = labels.len();
         let nearest =

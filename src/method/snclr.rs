@@ -1,7 +1,8 @@
 //! SNCLR: Soft Neighbors are Positive Supporters in Contrastive Visual Representation Learning (Ge et al., ICLR 2023).
 //!
-//! Notation of the paper: y1 = g(f(x1)) online projection, z1 = q(y1) online prediction, y2 momentum projection of the
-//! other view, NN(y2)_1..K its nearest rows of the queue C, NN(y2)_0 = y2, w_i the positiveness. N batch size, D width.
+//! Notation of the paper: y1 = g(f(x1)) is the online projection of a view, z1 = q(y1) its online prediction, and y2 the momentum
+//! projection of the other view. NN(y2)_1..K are the rows of the queue C nearest to y2, NN(y2)_0 is y2 itself, and w_i is the
+//! positiveness of NN(y2)_i. N is the batch size, D the width.
 
 use anyhow::Context;
 use dfdx::prelude::*;
@@ -30,7 +31,7 @@ type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
 /// A loss, and its positiveness [N, K] if there are neighbours.
 type Loss<B> = (Scalar<B>, Option<Pending<Vec<<B as Memory>::Real>>>);
 
-/// The settings of the method, its queue, and the places of f1 and f2 in the parameters.
+/// The settings of the method, its queue, and the entries of f1 and f2 in the parameters.
 pub struct Snclr<B: Backend> {
     config: SnclrConfig,
     pub queue: Queue<B>,
@@ -90,15 +91,20 @@ impl<B: Backend> Snclr<B> {
         Ok(StepOutput { loss: loss.map_err(device_error)?, positives })
     }
 
-    /// NN(y2)_1..K of `queries` [N, D], which are y2 at unit length; None if K is 0.
+    /// NN(y2)_1..K for `queries` [N, D], which are y2 at unit length; None if K is 0.
     fn look_up(&self, on: &B, queries: &Rows<B>, samples: &[i64]) -> anyhow::Result<Option<Nearest<B>>> {
         let exclude = self.config.exclude_self.then_some(samples);
         (self.config.k > 0).then(|| self.queue.search(on, queries, self.config.k, exclude)).transpose()
     }
 
-    /// The loss of one direction, and its positiveness.
+    /// The loss of one direction, times `loss_scale`, and its positiveness. The paper's loss is
     ///
-    /// Gradients flow to `z1` and `y1` [N, D]; `y2` [N, D] and the neighbours have unit length and no gradient.
+    /// L = -(1/N) sum_n log( sum_(i = 0..K) w_i exp(z1 . NN(y2)_i / tau) / sum_c exp(z1 . c / tau) ), with w_0 = 1.
+    ///
+    /// The candidates c are NN(y2)_0..K of all N samples. Without neighbours (K = 0) the loss is InfoNCE.
+    ///
+    /// `z1` [N, D] is normalised here. Gradients flow to `z1` and `y1` [N, D]. `y2` [N, D] and the neighbours have unit length
+    /// and no gradient.
     fn direction(
         &self,
         on: &B,
@@ -117,15 +123,15 @@ impl<B: Backend> Snclr<B> {
             return Ok((B::Tensors::batch_mean(all.try_sub(own)?)?.try_mul(scale)?, None));
         };
 
-        // s [N, N(K+1)]: cosine of each z1 with the candidates NN(y2)_0..K of all samples, over tau.
-        // all [N] is the log of its sum of exp, own [N, K+1] the logits of a sample's own candidates.
+        // The logits s [N, N(K+1)] are the cosines of each z1 with the candidates NN(y2)_0..K of all samples, divided by tau.
+        // `all` [N] is the log of the sum of exp(s) over each row. `own` [N, K+1] are the logits of each sample's own candidates.
         let k = neighbours.k;
         let candidates = B::Tensors::interleave(y2, &neighbours.vectors)?;
         let (all, own) = on.contrast(z1, candidates, Pairs::grouped(k + 1), self.config.tau)?;
 
         let mut log_w = self.log_positiveness(y1, neighbours, params)?;
         if self.config.threshold {
-            // exp of it is 0, and no infinity meets another
+            // A dropped neighbour gets log w = -1e30: exp of it is 0. It is finite, since infinities could give NaN.
             let (kept, tape) = log_w.split_tape();
             let exceeds = kept.try_gt(B::Real::of(-libm::log(k as f64)))?;
             let never = device.try_zeros_like(&(n, k))?.try_sub(B::Real::of(1e30))?;
@@ -213,7 +219,7 @@ mod tests {
         },
     };
 
-    /// f32 logits of magnitude 10; PyTorch's own f32 run is off by up to 9e-7.
+    /// The tolerance in f32. Logits have magnitude 10, and PyTorch's own f32 run is off by up to 9e-7.
     const F32: f64 = 5e-6;
 
     fn config(k: usize, queue_length: usize, tau: f64) -> SnclrConfig {
@@ -235,7 +241,7 @@ mod tests {
         }
     }
 
-    /// Rows that came from no sample.
+    /// The origin of rows without samples.
     fn nobody(rows: usize) -> Origin<'static> {
         Origin { samples: &[-1; 32][..rows], labels: &[-1; 32][..rows], step: 0 }
     }
@@ -255,7 +261,7 @@ mod tests {
         queue
     }
 
-    /// A method whose queue and attention are a golden case's.
+    /// A method with the queue and the attention of a golden case.
     fn method<E: Real>(config: &SnclrConfig, golden: &Golden) -> (Snclr<Host<E>>, Layout, Vec<E>)
     where
         Cpu: CpuTensors<E>,
@@ -336,13 +342,13 @@ mod tests {
         }
     }
 
-    /// Gradients within `flows`, and of z1, are those of the loss; all others are 0.
+    /// The gradients of z1 and those within `flows` agree with finite differences of the loss. All others are 0.
     fn finite_differences(config: SnclrConfig, flows: std::ops::Range<usize>) {
         let golden = Golden::load("loss_paper");
         let (method, layout, params) = method::<f64>(&config, &golden);
         let y2 = normalize(rows(golden.get("in.y2"), 6)).unwrap();
         let neighbours = method.look_up(&Host::default(), &y2, &[0; 6]).unwrap();
-        // Everything that the loss depends on, in a row: z1, y1, f1 and f2.
+        // `all` is the concatenation of z1, y1, f1 and f2.
         let run = |all: &[f64]| {
             let matrix = |at: usize| rows(all[at..at + 48].to_vec(), 6);
             let (z1, y1) = (matrix(0), matrix(48));
@@ -381,7 +387,7 @@ mod tests {
         for (case, config) in [("symmetric_paper", paper), ("symmetric_soft_ce", soft_ce)] {
             let golden = Golden::load(case);
             let (mut method, layout, params) = method::<f64>(&config, &golden);
-            // Three rows short of its end, as in the reference.
+            // The next row is three rows before the queue's end, as in the reference.
             method.queue = {
                 let bank = golden.get::<f64>("in.queue");
                 let mut queue = queue(32);

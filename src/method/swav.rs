@@ -1,7 +1,7 @@
 //! SwAV: Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al., NeurIPS 2020).
 //!
-//! Notation of the paper: z projection of a crop at unit length, C the prototypes [P, D] at unit length, q the code of a
-//! full view (its assignment to the prototypes), p = softmax(z C^T / tau) the prediction of a crop. N batch size.
+//! Notation of the paper: z is the projection of a crop at unit length, C the prototypes [P, D] at unit length, q the code of a
+//! full view (its assignment to the prototypes), and p = softmax(z C^T / tau) the prediction of a crop. N is the batch size.
 
 use dfdx::prelude::*;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Codes, for operations of dfdx.
+/// A matrix of codes, for operations of dfdx.
 type MatrixOf<B> = Matrix<<B as Memory>::Real, <B as Memory>::Tensors>;
 
 /// A loss, and the codes q [N, P] of both full views.
@@ -31,7 +31,8 @@ type Loss<B> = (Scalar<B>, [MatrixOf<B>; 2]);
 /// Rows [M, D] of the queue of each full view, if it takes part in the codes.
 type Queued<B> = [Option<Rows<B>>; 2];
 
-/// The settings of the method, the place of C in the parameters, and the queue of each full view, if there are queues.
+/// The settings of the method, the entry of the prototypes C in the parameters, and the queue of each full view, if there are
+/// queues.
 pub struct Swav<B: Backend> {
     config: SwavConfig,
     dim: usize,
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn loss_codes_and_gradients_agree_with_the_reference() {
         every_case(&Host::<f64>::default(), 0.0);
-        // Scores are divided by epsilon.
+        // Scores are divided by epsilon, which amplifies the rounding errors of f32.
         every_case(&Host::<f32>::default(), 1e-4);
         on_every_gpu(|gpu| every_case(&Gpu::new(gpu.clone(), Cpu::default(), Math::F32), 1e-4));
     }

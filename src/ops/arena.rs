@@ -9,7 +9,7 @@ pub struct Entry {
     pub name: String,
     /// Shape in torch's convention; convolutions are [out, in, height, width].
     pub shape: Vec<usize>,
-    /// First element in the buffer.
+    /// Index of the first element in the buffer.
     pub offset: usize,
 }
 
@@ -19,12 +19,12 @@ impl Entry {
         self.shape.iter().product()
     }
 
-    /// Whether there is no element.
+    /// Whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Place in the buffer.
+    /// Range of the tensor's elements in the buffer.
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len()
     }
@@ -59,7 +59,7 @@ fn permute<E: Copy>(values: &[E], [a, b, c]: [usize; 3]) -> Vec<E> {
     out
 }
 
-/// The tensors of a buffer, one behind the other.
+/// The tensors of a buffer, stored one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     pub entries: Vec<Entry>,
@@ -73,7 +73,7 @@ impl Layout {
         self.entries.len() - 1
     }
 
-    /// Appends all tensors of `other`, their names behind `prefix`.
+    /// Appends all tensors of `other`, with `prefix` in front of their names.
     pub fn extend(&mut self, prefix: &str, other: &Layout) {
         for entry in &other.entries {
             self.push(format!("{prefix}{}", entry.name), &entry.shape);
@@ -85,7 +85,7 @@ impl Layout {
         self.entries.last().map_or(0, |last| last.range().end)
     }
 
-    /// Whether there is no tensor.
+    /// Whether the buffer has no tensors.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

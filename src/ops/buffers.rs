@@ -1,5 +1,5 @@
-//! Memory of the host that goes back to where it came from when it is dropped, so that a training step does not ask the
-//! system for fresh pages.
+//! Host buffers that return to the pool they came from when they are dropped, so that a training step does not ask the system for
+//! fresh pages.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -11,7 +11,7 @@ use super::{
     scratch::{Aligned, LINE, filled},
 };
 
-/// A pool of memory. Clones share it.
+/// A pool of host memory. Clones share the pool.
 #[derive(Clone, Debug)]
 pub struct Buffers<E>(Arc<Mutex<Vec<Aligned<E>>>>);
 
@@ -33,7 +33,7 @@ impl<E: Real> Buffers<E> {
     }
 }
 
-/// Elements on the host.
+/// A buffer of elements in host memory.
 #[derive(Debug)]
 pub struct Buffer<E: Real> {
     /// At least `len` elements.
@@ -42,24 +42,24 @@ pub struct Buffer<E: Real> {
     home: Home<E>,
 }
 
-/// Where memory goes when it is dropped.
+/// Where the memory of a buffer goes when the buffer is dropped.
 #[derive(Debug)]
 enum Home<E> {
     Pool(Buffers<E>),
-    /// The working memory of the thread that drops it.
+    /// The working memory of the thread that drops the buffer, or of all threads if the memory is large.
     Thread,
-    /// The system, which it came from: these are the elements.
+    /// The system's allocator. The vector holds the elements.
     System(Vec<E>),
 }
 
 impl<E: Real> Buffer<E> {
-    /// Zeros, which begin a cache line.
+    /// A buffer of zeros that starts at a cache line.
     pub fn zeros(len: usize) -> Self {
         Self { values: filled(len, E::zero()), len, home: Home::Pool(Buffers::default()) }
     }
 
-    /// Working memory of this thread (see [`Scratch`](super::scratch::Scratch)), whose values are unspecified: what is used on
-    /// and on should stay in the core's cache.
+    /// A buffer of working memory of this thread (see [`Scratch`](super::scratch::Scratch)). Its values are unspecified. Memory
+    /// that a thread reuses again and again should stay in its core's cache.
     pub fn of_thread(len: usize) -> Self {
         Self { values: E::take_scratch(len), len, home: Home::Thread }
     }

@@ -1,7 +1,7 @@
-//! Matrix products on slices, on the calling thread or on all of rayon's.
+//! Matrix products of slices, on the calling thread or on all threads of the rayon pool.
 //!
-//! Every element of a product is one sum in an order that its length fixes, by the products of [`product`](super::product): which
-//! rows and columns stand beside it, the threads and the CPU do not change a bit.
+//! [`matmul`](super::matmul) computes each element of a product as one sum, whose order depends on its length alone. So the bits
+//! of an element do not depend on the other rows and columns of the product, on the threads or on the CPU.
 
 use std::ops::Range;
 
@@ -16,11 +16,11 @@ use super::{
 
 /// Rows of the result per task.
 const TASK_ROWS: usize = 32;
-/// Elements along the sum from which on a task takes all rows of a few columns, where there are more columns than rows: the
-/// right factor, the larger one, is then read once.
+/// Length of the sums from which on each task computes all rows of a few columns, if the result has more columns than rows. The
+/// right factor, the larger one, is then read only once.
 const LONG: usize = 512;
 
-/// c = a b, or c += a b where `add` says so, with c dense and row-major, [a.rows, b.columns].
+/// c = a b, or c += a b if `add` is set, with c dense and row-major, [a.rows, b.columns].
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -28,8 +28,8 @@ pub fn gemm<E: Number>(a: Matrix<E>, b: Matrix<E>, add: bool, c: &mut [E], threa
     gemm_leaves(a, b, add, c, threads, None);
 }
 
-/// [`gemm`] whose sums are cut into `leaves` of equal length, a power of two, and summed as a binary tree, which is added to c
-/// where `add` says so.
+/// Like [`gemm`], but cuts each sum into `leaves` leaves of equal length, a power of two, and sums the leaves in a binary tree.
+/// The tree's sum is added to c if `add` is set.
 ///
 /// # Panics
 /// When the shapes do not fit, or the leaves do not divide the length of the sums.

@@ -12,7 +12,7 @@ pub struct Golden(Vec<u8>);
 impl Golden {
     /// The case called `name`.
     pub fn load(name: &str) -> Self {
-        // Tests that were built elsewhere are told where the repository is.
+        // At run time the variable says where the repository is, in case the tests were built elsewhere.
         let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
         let path = Path::new(&root).join(format!("../tests/golden/{name}.safetensors"));
         Self(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))

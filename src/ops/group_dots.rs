@@ -1,4 +1,4 @@
-//! Dot products of each row with a group of rows of its own.
+//! Dot products of each row with the rows of its own group.
 
 use rayon::prelude::*;
 
@@ -22,7 +22,7 @@ pub fn forward<E: Real>(a: &[E], b: &[E], width: usize) -> Vec<E> {
     y
 }
 
-/// Adds to the gradient of a.
+/// Adds to ga, the gradient of a, from gy, that of y.
 pub fn backward_a<E: Real>(b: &[E], width: usize, ga: &mut [E], gy: &[E]) {
     let k = gy.len() / (ga.len() / width);
     let rows = ga.par_chunks_exact_mut(width).zip(gy.par_chunks_exact(k)).zip(b.par_chunks_exact(k * width));
@@ -40,7 +40,7 @@ pub fn backward_a<E: Real>(b: &[E], width: usize, ga: &mut [E], gy: &[E]) {
     });
 }
 
-/// Adds to the gradient of b.
+/// Adds to gb, the gradient of b, from gy, that of y.
 pub fn backward_b<E: Real>(a: &[E], width: usize, gb: &mut [E], gy: &[E]) {
     let k = gy.len() / (a.len() / width);
     let rows = gb.par_chunks_exact_mut(k * width).zip(gy.par_chunks_exact(k)).zip(a.par_chunks_exact(width));

@@ -21,7 +21,7 @@ pub fn backward_x<E: Real>(w: &[E], (out, input): (usize, usize), gx: &mut [E], 
     gemm(Matrix::new(gy, n, out), Matrix::new(w, out, input), true, gx, Threads::All);
 }
 
-/// gw [out, in] += gy^T x, the rows being summed as the parts of a batch are.
+/// gw [out, in] += gy^T x. The sum over the n rows is the binary tree over the parts of a batch (see [`parts`](super::parts)).
 pub fn backward_w<E: Real>(x: &[E], (out, input): (usize, usize), gw: &mut [E], gy: &[E]) {
     let n = x.len() / input;
     let (gy, x) = (Matrix::new(gy, n, out).t(), Matrix::new(x, n, input));

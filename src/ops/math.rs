@@ -1,9 +1,10 @@
 //! exp, ln and erf as straight-line code, so that loops over them compile to vector instructions in f32.
 
-/// exp, ln and the error function, the same bits on every CPU: the C library's choose their code by CPU, and those of two
-/// libraries round differently. In f64, where only checks run, they are the crate libm's.
+/// exp, ln and the error function with the same bits on every CPU. The C library chooses its code by CPU, and different C
+/// libraries round differently. The f64 functions, which only checks use, are those of the crate libm.
 pub trait MathFunctions {
-    /// e^x within 2 units in the last place. Results that f32 holds only as subnormal numbers are 0.
+    /// e^x within 2 units in the last place. In f32 the result is 0 below x = -87 and infinite above x = 88, near the limits of
+    /// normal numbers.
     fn exp_inline(self) -> Self;
     /// The natural logarithm within 1 unit in the last place.
     fn ln_inline(self) -> Self;
@@ -28,14 +29,14 @@ impl MathFunctions for f64 {
     }
 }
 
-/// The coefficients below are weighted minimax fits: ours, so that the errors are known.
+/// The coefficients below are our own weighted minimax fits, so that their errors are known.
 ///
 /// (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2; error 8e-9 in exp.
 const EXP: [f32; 5] = [0.5, 0.16666576, 0.041666374, 0.008363175, 0.001394111];
 /// (ln(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f <= sqrt(2); relative error 4e-9 in ln.
 const LN: [f32; 9] =
     [0.33333313, -0.2500001, 0.2000212, -0.16667995, 0.14219543, -0.12405597, 0.11888232, -0.11675623, 0.067464545];
-/// ln 2 in two parts, the first of few digits, so that small whole numbers times it are exact.
+/// ln 2 as the sum of two numbers. The first has few significant bits, so that its products with small whole numbers are exact.
 const LN_2: [f32; 2] = [0.693_359_4, -0.000_212_194_44];
 /// erf(x) / x in powers of x^2 on |x| <= 1; error 2e-9 in erf.
 #[allow(clippy::approx_constant, reason = "a fitted coefficient, one unit in the last place beside 2 / sqrt(pi)")]
@@ -74,7 +75,7 @@ impl MathFunctions for f32 {
     fn ln_inline(self) -> Self {
         /// The bits of sqrt(1/2).
         const HALF_ROOT: u32 = 0x3f35_04f3;
-        // Subnormal numbers become normal ones, exactly.
+        // Scales subnormal numbers to normal ones, exactly.
         let is_small = self < Self::MIN_POSITIVE;
         let x = if is_small { self * 8_388_608.0 } else { self };
         // x = 2^n (1 + f)
@@ -82,7 +83,7 @@ impl MathFunctions for f32 {
         let n = (above as i32) >> 23;
         let f = Self::from_bits((above & 0x007f_ffff) + HALF_ROOT) - 1.0;
         let n = n as Self - if is_small { 23.0 } else { 0.0 };
-        // The smallest terms first.
+        // Adds the smallest terms first.
         let y = f + (n * LN_2[1] + (f * f * f * horner(LN, f) - 0.5 * f * f)) + n * LN_2[0];
         let y = if self == Self::INFINITY { self } else { y };
         let y = if self == 0.0 { Self::NEG_INFINITY } else { y };
@@ -93,7 +94,7 @@ impl MathFunctions for f32 {
     fn erf_inline(self) -> Self {
         let x = self.abs();
         let near = x * horner(ERF, x * x);
-        // Behind 4 the difference from 1 is below f32's resolution.
+        // Beyond 4, erf differs from 1 by less than f32 resolves.
         let far = 1.0 - (-horner(ERFC, x.min(4.0))).exp_inline();
         let y = if x < 1.0 { near } else { far };
         let y = if self.is_nan() { self } else { y };
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn ln_is_within_one_unit_in_the_last_place() {
-        // All magnitudes, and closely around 1, where the result is small.
+        // Numbers of all magnitudes, and more of them around 1, where the result is small.
         let bits = (1..f32::INFINITY.to_bits()).step_by(9_973).chain((0x3f00_0000..0x4000_0000).step_by(83));
         let mut worst = 0.0f64;
         for x in bits.map(f32::from_bits) {

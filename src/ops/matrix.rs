@@ -1,6 +1,6 @@
-//! Matrices in slices.
+//! Strided matrices in slices.
 
-/// A matrix in a slice: element (i, j) is at `offset + i * row_stride + j * column_stride`.
+/// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, E> {
     pub data: &'a [E],
@@ -16,7 +16,7 @@ impl<'a, E> Matrix<'a, E> {
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose. It swaps the strides and copies nothing.
     pub fn t(self) -> Self {
         Self {
             rows: self.columns,
@@ -27,10 +27,10 @@ impl<'a, E> Matrix<'a, E> {
         }
     }
 
-    /// Checks that all elements are there.
+    /// Checks that the slice contains all elements of the matrix.
     ///
     /// # Panics
-    /// When some are not.
+    /// When some elements are outside the slice.
     pub fn check(&self) {
         let last = |n: usize, stride: usize| n.saturating_sub(1) * stride;
         assert!(

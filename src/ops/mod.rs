@@ -1,4 +1,4 @@
-//! Tensor operations that dfdx lacks or does slowly. Where they meet dfdx's tape is [`tensor`].
+//! Tensor operations that dfdx lacks, or that are slow in dfdx. The module [`tensor`] connects them to dfdx's autograd tape.
 
 pub mod arena;
 pub mod attention;

@@ -1,4 +1,4 @@
-//! Named tensors on the host, as checkpoints and artifacts hold them.
+//! Named tensors on the host, as checkpoints and artifacts store them.
 
 /// A tensor with its name.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,7 +1,7 @@
-//! How a batch is cut into parts of whole images, and the binary tree by which what they give is summed.
+//! Cuts a batch into parts of whole images and sums the results of the parts in a binary tree.
 //!
-//! The number of parts follows from the batch size alone, and the tree from the number of parts. So a sum over the batch has the
-//! same bits however many threads computed it, and a half of the batch has as its sum the tree's left or right branch.
+//! The number of parts depends on the batch size alone, and the tree on the number of parts. So a sum over the batch has the same
+//! bits for any number of threads, and the sum over half of the batch is the left or right branch of the tree.
 
 use std::ops::Range;
 
@@ -9,50 +9,53 @@ use rayon::prelude::*;
 
 use super::{number::Number, simd::vectorized};
 
-/// Images of a part, at least, where there is more than one part.
+/// Minimum number of images per part if there is more than one part.
 const LEAST_IMAGES: usize = 8;
-/// Elements per task when large sums are added.
+/// Elements per rayon task when [`add`] uses all threads.
 const TASK: usize = 1 << 13;
 
-/// Which threads take part in a product. The result is the same bits either way.
+/// The threads that a computation uses. The result has the same bits either way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// The calling one, e.g. inside a rayon task.
+    /// The calling thread alone, e.g. inside a rayon task.
     One,
-    /// All of rayon's current pool.
+    /// All threads of the current rayon pool.
     All,
 }
 
-/// Into how many parts a batch of `images` is cut: the largest power of two that divides it and leaves each part at least
-/// 8 images; 1 if none does.
+/// The number of parts of a batch of `images`: the largest power of two that divides it and leaves at least 8 images per part; 1
+/// if there is none.
 pub fn parts(images: usize) -> usize {
     power(|count| images / count >= LEAST_IMAGES && images.is_multiple_of(count))
 }
 
-/// The largest power of two that leaves each of as many leaves of `len` elements at least `least` of them; 1 if none does.
+/// The number of leaves to cut `len` elements into: the largest power of two that leaves at least `least` elements per leaf; 1 if
+/// there is none.
 pub fn leaves(len: usize, least: usize) -> usize {
     power(|count| len / count >= least)
 }
 
-/// The largest power of two that fits as all smaller ones from 2 on do; 1 if 2 does not.
+/// The largest power of two such that it and all smaller powers from 2 on satisfy `fits`; 1 if 2 does not.
 pub fn power(fits: impl Fn(usize) -> bool) -> usize {
     let powers = std::iter::successors(Some(2usize), |count| count.checked_mul(2));
     powers.take_while(|count| fits(*count)).last().unwrap_or(1)
 }
 
-/// The rows of leaf `leaf`, where each of `parts` parts of `rows` rows is cut into `within` leaves about as long.
+/// The rows of leaf `leaf` if `rows` rows form `parts` equal parts and each part is cut into `within` leaves of about equal
+/// length.
 pub fn leaf_rows(rows: usize, parts: usize, within: usize, leaf: usize) -> Range<usize> {
     let (part, first, leaf) = (rows / parts, leaf / within * (rows / parts), leaf % within);
     first + part * leaf / within..first + part * (leaf + 1) / within
 }
 
-/// The tree's sum of what `leaf` gives for 0 .. `count`, a power of two, in order; at most log2 `count` sums wait at a time.
+/// Sums the results of `leaf` for 0 .. `count`, a power of two, in a binary tree. Calls `leaf` in order. At most log2 `count`
+/// partial sums wait for their right branch at a time.
 pub fn tree<T>(count: usize, mut leaf: impl FnMut(usize) -> T, mut add: impl FnMut(T, T) -> T) -> T {
     assert!(count.is_power_of_two());
     let mut waiting = Vec::with_capacity(count.trailing_zeros() as usize + 1);
     for i in 0..count {
         let mut sum = leaf(i);
-        // As many branches end with this leaf as its number has ones at its end.
+        // The leaf completes one branch for each trailing one bit of its number.
         for _ in 0..i.trailing_ones() {
             sum = add(waiting.pop().expect("a left branch waits"), sum);
         }
@@ -61,25 +64,25 @@ pub fn tree<T>(count: usize, mut leaf: impl FnMut(usize) -> T, mut add: impl FnM
     waiting.pop().expect("there is a leaf")
 }
 
-/// The tree's sum of the `values` of a batch, of which each part has as many.
+/// Sums the `values` of a batch: each of the `parts` equally long parts in order, then the parts' sums in the tree.
 pub fn sum<E: Number>(values: &[E], parts: usize) -> E {
     let part = values.len() / parts;
     assert_eq!(part * parts, values.len());
     tree(parts, |i| values[i * part..][..part].iter().copied().fold(E::zero(), |a, b| a + b), |a, b| a + b)
 }
 
-/// How the leaves of a tree are shared out among threads.
+/// How threads share the leaves of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Leaves run side by side, each on one thread.
+    /// Leaves run in parallel, each on one thread.
     Leaves,
-    /// Leaves follow each other, each on all threads.
+    /// Leaves run one after the other, each on all threads.
     Within,
-    /// Leaves follow each other on this thread.
+    /// Leaves run one after the other on this thread.
     Alone,
 }
 
-/// total += the tree's sum of `count` leaves, a power of two; `leaf(i, sum)` writes leaf i's.
+/// Adds to `total` the tree's sum of `count` leaves, a power of two. `leaf(i, sum)` writes the values of leaf i to `sum`.
 pub fn add_tree<E: Number>(count: usize, total: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
     E::with_scratch(total.len(), |sum| {
         write_tree(count, sum, work, leaf);
@@ -87,12 +90,12 @@ pub fn add_tree<E: Number>(count: usize, total: &mut [E], work: Work, leaf: impl
     });
 }
 
-/// As [`add_tree`], in the place of what `sum` holds.
+/// Like [`add_tree`], but overwrites `sum` with the tree's sum instead of adding to it.
 pub fn write_tree<E: Number>(count: usize, sum: &mut [E], work: Work, leaf: impl Fn(usize, &mut [E]) + Sync) {
     write_tree_of((0..count).collect(), sum, work, &leaf);
 }
 
-/// As [`write_tree`], where each leaf has something of its own.
+/// Like [`write_tree`], but each leaf gets its own item of `items` instead of its number.
 pub fn write_tree_of<I: Send, E: Number>(
     mut items: Vec<I>,
     sum: &mut [E],
@@ -111,7 +114,8 @@ pub fn write_tree_of<I: Send, E: Number>(
             write_tree_of(items, sum, work, leaf);
             write_tree_of(right_items, right, work, leaf);
         }
-        // Where other threads have leaves of their own, what this one has just written stays in its cache.
+        // All threads add only if all threads share each leaf. Otherwise this thread adds alone: the sum that it has just written
+        // is still in its cache.
         add(sum, right, if work == Work::Within { Threads::All } else { Threads::One });
     });
 }
@@ -130,18 +134,18 @@ pub fn add<E: Number>(a: &mut [E], b: &[E], threads: Threads) {
     }
 }
 
-/// How the rows of a batch are cut into tiles, none of which crosses the border of a part.
+/// Cuts the rows of a batch into tiles. No tile crosses the boundary of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles {
     pub parts: usize,
-    /// Rows of a part.
+    /// Rows per part.
     pub part: usize,
-    /// Rows of a tile, at most: all but the last of a part have as many.
+    /// Maximum number of rows per tile. Only the last tile of a part may have fewer.
     pub tile: usize,
 }
 
 impl Tiles {
-    /// `rows` rows of `parts` parts, in tiles of `tile` rows.
+    /// Cuts `rows` rows in `parts` parts into tiles of `tile` rows.
     ///
     /// # Panics
     /// When the parts do not divide the rows.
@@ -151,17 +155,17 @@ impl Tiles {
         Self { parts, part, tile: tile.clamp(1, part.max(1)) }
     }
 
-    /// The same tiles, where a row is `times` rows.
+    /// The same tiles if each row is split into `times` rows.
     pub fn in_rows_of(&self, times: usize) -> Self {
         Self { parts: self.parts, part: self.part * times, tile: self.tile * times }
     }
 
-    /// Tiles of a part.
+    /// Number of tiles per part.
     pub fn per_part(&self) -> usize {
         self.part.div_ceil(self.tile)
     }
 
-    /// Tiles of all parts.
+    /// Number of tiles of all parts.
     pub fn count(&self) -> usize {
         self.parts * self.per_part()
     }
@@ -173,12 +177,12 @@ impl Tiles {
         part * self.part + first..part * self.part + (first + self.tile).min(self.part)
     }
 
-    /// `values` [rows, row] tile by tile.
+    /// Splits `values` [rows, row] into one slice per tile.
     pub fn each<'a, T: Sync>(&self, values: &'a [T], row: usize) -> Vec<&'a [T]> {
         values.chunks(self.part * row).flat_map(|part| part.chunks(self.tile * row)).collect()
     }
 
-    /// The same.
+    /// Splits `values` [rows, row] into one mutable slice per tile.
     pub fn each_mut<'a, T: Send>(&self, values: &'a mut [T], row: usize) -> Vec<&'a mut [T]> {
         values.chunks_mut(self.part * row).flat_map(|part| part.chunks_mut(self.tile * row)).collect()
     }
@@ -195,14 +199,14 @@ mod tests {
         for (images, count) in expected {
             assert_eq!(parts(images), count, "{images}");
         }
-        // A half of a batch has half of its parts.
+        // Half of a batch has half as many parts.
         for images in [16, 48, 96, 4096] {
             assert_eq!(parts(images / 2) * 2, parts(images), "{images}");
         }
         assert_eq!([leaves(1568, 384), leaves(512, 384), leaves(3, 384)], [4, 1, 1]);
     }
 
-    /// Sums whose order shows: a tree of strings.
+    /// Strings instead of numbers show the order of the sums.
     #[test]
     fn the_order_is_that_of_a_binary_tree() {
         let text = tree(8, |i| i.to_string(), |a, b| format!("({a}{b})"));

@@ -2,8 +2,8 @@
 
 use nalgebra::DMatrix;
 
-/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points towards its farthest vector, so that its sign
-/// is defined.
+/// Coordinates [n] of `rows` [n, dim] on their two principal axes. An axis points towards the vector that is farthest along it,
+/// so that its sign is defined.
 pub fn project(rows: &[f32], dim: usize) -> Vec<[f64; 2]> {
     if rows.is_empty() {
         return Vec::new();
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn axes_come_by_their_spread_and_with_one_sign() {
-        // Along (0, 1, 0) more than along (1, 0, 0); the third coordinate is the same everywhere.
+        // The spread along (0, 1, 0) is larger than along (1, 0, 0). The third coordinate is constant.
         let rows = [1.0, 0.0, 5.0, -1.0, 0.0, 5.0, 0.0, -4.0, 5.0, 0.5, 4.5, 5.0];
         let points = project(&rows, 3);
         let farthest =

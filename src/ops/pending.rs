@@ -1,28 +1,28 @@
-//! Values that may still be on their way from a device: whoever wants one waits for it.
+//! Values that a device is still computing or copying. Reading a value waits until it has arrived.
 
-/// A value that is there when it has been waited for.
+/// A value that may not have arrived yet. [`Pending::wait`] blocks until it has.
 pub struct Pending<T>(Box<dyn FnOnce() -> anyhow::Result<T> + Send>);
 
 impl<T: Send + 'static> Pending<T> {
-    /// What `wait` gives, which is called at most once.
+    /// The result of `wait`, which blocks until the value has arrived. It is called at most once.
     pub fn new(wait: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Self {
         Self(Box::new(wait))
     }
 
-    /// A value that is there.
+    /// A value that is available already.
     pub fn now(value: T) -> Self {
         Self::new(move || Ok(value))
     }
 
-    /// What becomes of the value, worked out when somebody waits.
+    /// Applies `with` to the value, when [`Pending::wait`] is called.
     pub fn map<U: Send + 'static>(self, with: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
         Pending::new(move || Ok(with(self.wait()?)))
     }
 
-    /// The value.
+    /// Blocks until the value has arrived, and returns it.
     ///
     /// # Errors
-    /// When the device has failed.
+    /// When the device fails.
     pub fn wait(self) -> anyhow::Result<T> {
         (self.0)()
     }

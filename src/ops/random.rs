@@ -1,11 +1,11 @@
-//! Counter-based random streams: what a stream yields depends on its key alone, never on order, workers or restarts.
+//! Counter-based random streams: the numbers of a stream depend on its key alone, never on order, workers or restarts.
 
 use std::f64::consts::TAU;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What a stream is for; two purposes never share a stream.
+/// The purpose of a random stream. Two purposes never share a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -31,8 +31,8 @@ pub enum Purpose {
 
 /// The stream of (`seed`, `purpose`, `a`, `b`, `c`), e.g. `a` = epoch, `b` = sample index, `c` = view.
 ///
-/// The key is packed into the cipher's 256-bit key as it stands, so that distinct keys give independent streams.
-/// `c` and the purpose share its last word.
+/// The arguments form the cipher's 256-bit key, so that distinct arguments give independent streams. `c` and the purpose have 32
+/// bits each, the other arguments 64 bits.
 pub fn stream(seed: u64, purpose: Purpose, a: u64, b: u64, c: u32) -> ChaCha8Rng {
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -43,16 +43,16 @@ pub fn stream(seed: u64, purpose: Purpose, a: u64, b: u64, c: u32) -> ChaCha8Rng
     ChaCha8Rng::from_seed(key)
 }
 
-/// Draws from the standard normal distribution, from a stream: Box and Muller's two at a time, the same bits everywhere.
+/// Draws from the standard normal distribution by the Box-Muller transform, two at a time, with the same bits on every machine.
 #[derive(Clone, Debug)]
 pub struct Normals {
     random: ChaCha8Rng,
-    /// The second of the last two, unless it was taken.
+    /// The second draw of the last pair, until it is returned.
     second: Option<f64>,
 }
 
 impl Normals {
-    /// The draws that `random` gives.
+    /// Draws that are computed from the stream `random`.
     pub fn of(random: ChaCha8Rng) -> Self {
         Self { random, second: None }
     }
@@ -62,7 +62,7 @@ impl Normals {
         if let Some(second) = self.second.take() {
             return second;
         }
-        // Of (0, 1], whose logarithm is finite.
+        // The argument is in (0, 1], so its logarithm is finite.
         let radius = (-2.0 * libm::log(1.0 - self.random.random::<f64>())).sqrt();
         let (sin, cos) = libm::sincos(TAU * self.random.random::<f64>());
         self.second = Some(radius * sin);
@@ -96,14 +96,14 @@ mod tests {
         let n = 400_000;
         let draws: Vec<f64> = (0..n).map(|_| normals.draw()).collect();
         let mean = |f: &dyn Fn(f64) -> f64| draws.iter().map(|x| f(*x)).sum::<f64>() / n as f64;
-        // Each within four standard deviations of what is estimated.
+        // Each moment is within four standard errors of its expected value.
         for (power, expected, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0f64)] {
             let found = mean(&|x| (0..power).map(|_| x).product());
             assert!((found - expected).abs() < 4.0 * (variance / n as f64).sqrt(), "{power}: {found}");
         }
         let beyond_two = mean(&|x| f64::from(u8::from(x.abs() > 2.0)));
         assert!((beyond_two - 0.0455).abs() < 0.0014, "{beyond_two}");
-        // The two of a pair, and neighbours of two pairs, have nothing to do with each other.
+        // Consecutive draws, within a pair and across two pairs, are uncorrelated.
         let along = draws.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>() / n as f64;
         assert!(along.abs() < 0.0064, "{along}");
     }

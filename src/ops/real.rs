@@ -1,4 +1,4 @@
-//! What networks and losses are generic over.
+//! The scalar trait that networks and losses are generic over.
 
 use super::{matmul::Factor, number::Number};
 

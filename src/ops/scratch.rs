@@ -1,5 +1,7 @@
-//! Working memory that is used again and again, so that kernels do not ask the system for fresh pages: little by the thread that had
-//! it, much by any, or each thread would come to hold what the largest step needs.
+//! Working memory that kernels reuse instead of asking the system for fresh pages.
+//!
+//! Small memory returns to a pool of its thread, large memory to a pool of all threads. Otherwise each thread would in time hold
+//! the memory that the largest step needs.
 
 use std::{
     cell::RefCell,
@@ -8,26 +10,26 @@ use std::{
 
 use aligned_vec::{AVec, ConstAlign};
 
-/// Bytes of a cache line, and of the widest vector. The system aligns to 16; a vector of 64 bytes would then always lie in two
-/// lines, and take two accesses.
+/// Bytes of a cache line, and of the widest vector. The system's allocator aligns to 16 bytes only. A vector of 64 bytes would
+/// then always span two lines and take two accesses.
 pub const LINE: usize = 64;
 
-/// Memory that begins a cache line.
+/// Memory that starts at a cache line.
 pub type Aligned<E> = AVec<E, ConstAlign<LINE>>;
 
-/// `len` elements of a value.
+/// Memory with `len` copies of `value`.
 pub fn filled<E: Clone>(len: usize, value: E) -> Aligned<E> {
     let mut memory = Aligned::with_capacity(LINE, len);
     memory.resize(len, value);
     memory
 }
 
-/// Elements from which on memory is shared by all threads (1 MiB in f32).
+/// Number of elements from which on memory belongs to the pool of all threads (1 MiB in f32).
 const SHARED: usize = 1 << 18;
 
 /// A scalar with pools of working memory.
 pub trait Scratch: Copy + Sized + 'static {
-    /// At least `len` elements of unspecified value, from a pool.
+    /// Takes at least `len` elements of unspecified value from a pool.
     fn take_scratch(len: usize) -> Aligned<Self>;
 
     /// Puts memory back into its pool.
@@ -35,7 +37,8 @@ pub trait Scratch: Copy + Sized + 'static {
 
     /// Calls `f` with `len` elements of unspecified value.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
-        // Taken out while in use: `f` may ask for more, and its thread may meanwhile do other work.
+        // The memory leaves the pool while it is in use: `f` may take more memory, and its thread may run other rayon tasks in
+        // the meantime.
         let mut memory = Self::take_scratch(len);
         let result = f(&mut memory[..len]);
         Self::give_scratch(memory);
@@ -43,7 +46,7 @@ pub trait Scratch: Copy + Sized + 'static {
     }
 }
 
-/// The smallest buffer that is long enough, else the longest.
+/// Takes the smallest memory of at least `len` elements, else the longest.
 fn take<T>(free: &mut Vec<Aligned<T>>, len: usize) -> Option<Aligned<T>> {
     let enough = (0..free.len()).filter(|i| free[*i].len() >= len).min_by_key(|i| free[*i].len());
     let best = enough.or_else(|| (0..free.len()).max_by_key(|i| free[*i].len()))?;
@@ -58,7 +61,7 @@ macro_rules! scratch {
             }
             static OF_ALL: Mutex<Vec<Aligned<$scalar>>> = Mutex::new(Vec::new());
 
-            /// Looks at the pool of memory of `len` elements.
+            /// Calls `look` with the pool of memory of `len` elements.
             fn pool<R>(len: usize, look: impl FnOnce(&mut Vec<Aligned<$scalar>>) -> R) -> R {
                 match len < SHARED {
                     true => OWN.with_borrow_mut(look),

@@ -1,5 +1,5 @@
-//! The vector unit that loops and products are compiled for: the widest of the running CPU, or the one that the environment
-//! names. Results are the same bits on each of them (see `docs/design.md`).
+//! Chooses the vector unit that runs loops and matrix products: the widest one of the running CPU, or the one that an environment
+//! variable names. Results have the same bits on every unit (see `docs/design.md`).
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ use pulp::{Arch, Scalar, WithSimd};
 /// Environment variable that forces a vector unit.
 pub const VARIABLE: &str = "SNCLR_VECTOR_UNIT";
 
-/// Why [`VARIABLE`] cannot be obeyed.
+/// Why the unit that [`VARIABLE`] names cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
     #[error("{VARIABLE}: unknown vector unit `{found}`; {}use one of: {}", suggestion(found), known().join(", "))]
@@ -17,7 +17,7 @@ pub enum UnitError {
     Missing { found: String },
 }
 
-/// The units of all CPUs of this architecture by name, narrowest first.
+/// Names of the units that CPUs of this architecture may have, narrowest first.
 fn known() -> Vec<&'static str> {
     let mut names = vec!["scalar"];
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -27,7 +27,7 @@ fn known() -> Vec<&'static str> {
     names
 }
 
-/// `did you mean` the unit that is written almost like `found`, or nothing.
+/// The hint `did you mean ...?` with the unit whose name is most similar to `found`, or an empty string if no name is similar.
 fn suggestion(found: &str) -> String {
     let plain = found.to_ascii_lowercase();
     let distance = |name: &str| strsim::damerau_levenshtein(&plain, name);
@@ -35,7 +35,7 @@ fn suggestion(found: &str) -> String {
     nearest.map_or_else(String::new, |name| format!("did you mean `{name}`? "))
 }
 
-/// Those that the running CPU has.
+/// Names of the units that the running CPU has.
 pub fn available() -> Vec<&'static str> {
     known().into_iter().filter(|name| by_name(name).is_some()).collect()
 }
@@ -53,7 +53,7 @@ fn by_name(name: &str) -> Option<Arch> {
     }
 }
 
-/// The unit that the environment asks for, or the widest.
+/// The unit called `wanted`, or the widest unit if `wanted` is missing or empty.
 fn choose(wanted: Option<&str>) -> Result<Arch, UnitError> {
     let Some(found) = wanted.filter(|name| !name.is_empty()) else { return Ok(Arch::new()) };
     if !known().contains(&found) {
@@ -62,10 +62,10 @@ fn choose(wanted: Option<&str>) -> Result<Arch, UnitError> {
     by_name(found).ok_or_else(|| UnitError::Missing { found: found.to_owned() })
 }
 
-/// Checks that [`VARIABLE`] can be obeyed; to be called before any work.
+/// Checks that the unit that [`VARIABLE`] names can be used. Call this before any other work.
 ///
 /// # Errors
-/// When it names no unit that this CPU has.
+/// When [`VARIABLE`] names no unit of this CPU.
 pub fn check() -> Result<(), UnitError> {
     choose(std::env::var(VARIABLE).ok().as_deref()).map(|_| ())
 }
@@ -78,7 +78,7 @@ pub fn chosen_by() -> &'static str {
     }
 }
 
-/// The unit in use, the same as long as the program runs.
+/// The unit in use. It stays the same while the program runs.
 ///
 /// # Panics
 /// When [`check`] would fail.
@@ -87,7 +87,7 @@ pub fn unit() -> Arch {
     *UNIT.get_or_init(|| choose(std::env::var(VARIABLE).ok().as_deref()).unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// AVX2 and what comes with it, if the unit in use has it: for kernels in its instructions.
+/// AVX2 and the other extensions of x86-64-v3 if the unit in use has them, for kernels that use their instructions directly.
 #[cfg(target_arch = "x86_64")]
 pub fn avx2() -> Option<pulp::x86::V3> {
     match unit() {
@@ -106,7 +106,8 @@ pub fn dispatch<W: WithSimd>(work: W) -> W::Output {
     }
 }
 
-/// Without vectors, but with the CPU's fused multiply-add where it has one: the C library's takes a hundred times as long.
+/// Runs `work` without vectors, but with the CPU's fused multiply-add if it has one. The C library's fused multiply-add takes a
+/// hundred times as long.
 fn scalar<W: WithSimd>(work: W) -> W::Output {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     {
@@ -115,14 +116,15 @@ fn scalar<W: WithSimd>(work: W) -> W::Output {
             work.with_simd(Scalar::new())
         }
         if is_x86_feature_detected!("fma") {
-            // SAFETY: the CPU has it.
+            // SAFETY: the check above found that the CPU has the feature `fma`.
             return unsafe { fused(work) };
         }
     }
     work.with_simd(Scalar::new())
 }
 
-/// Runs `f` compiled for the unit in use. What `f` calls, and `f` itself, must be inlined (`#[inline(always)]`) to profit.
+/// Runs `f` compiled for the unit in use. Only inlined code profits: `f` and all functions that it calls need
+/// `#[inline(always)]`.
 ///
 /// Rust neither fuses nor reorders floating-point operations, so the result does not depend on the unit.
 #[inline(always)]

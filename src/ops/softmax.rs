@@ -1,13 +1,14 @@
-//! Softmax over the rows of a matrix: its logarithm, what it divides by, and its cross-entropy with a distribution.
+//! Softmax over the rows of a matrix: its logarithm, the logarithm of its denominator (log-sum-exp), and its cross-entropy with a
+//! distribution.
 //!
-//! dfdx's own take exp and ln from the C library, whose bits depend on the CPU.
+//! dfdx's own operations use exp and ln of the C library, whose bits depend on the CPU.
 
 use rayon::prelude::*;
 
 use super::{Real, reductions::sum, simd::vectorized};
 
-/// What the softmax of a row takes from all of it: its largest element, and the log of the sum of exp of the others' distances
-/// to that one, times `scale`. To be called within [`vectorized`].
+/// The row-wide terms of a softmax: the largest element of the row, and ln sum_j exp((row_j - largest) scale). To be called
+/// within [`vectorized`].
 #[inline(always)]
 pub fn largest_and_rest<E: Real>(row: &[E], scale: E) -> (E, E) {
     let largest = row.iter().fold(E::neg_infinity(), |a, b| if *b > a { *b } else { a });
@@ -30,7 +31,7 @@ pub fn log_sum_exp<E: Real>(s: &[E], columns: usize, scale: E) -> Vec<E> {
     y
 }
 
-/// Adds to the gradient of s, from y and its gradient.
+/// Backward pass of [`log_sum_exp`]: adds to gs, the gradient of s, from the result y and its gradient gy.
 pub fn log_sum_exp_backward<E: Real>(s: &[E], scale: E, [y, gy]: [&[E]; 2], gs: &mut [E]) {
     let columns = s.len() / y.len();
     let rows = gs.par_chunks_exact_mut(columns).zip(s.par_chunks_exact(columns)).zip(y.par_iter().zip(gy));
@@ -62,7 +63,7 @@ pub fn log_softmax<E: Real>(s: &[E], columns: usize) -> Vec<E> {
     y
 }
 
-/// Adds to the gradient of s, from y and its gradient.
+/// Backward pass of [`log_softmax`]: adds to gs, the gradient of s, from the result y and its gradient gy.
 pub fn log_softmax_backward<E: Real>(columns: usize, [y, gy]: [&[E]; 2], gs: &mut [E]) {
     let rows = gs.par_chunks_exact_mut(columns).zip(y.par_chunks_exact(columns));
     rows.zip(gy.par_chunks_exact(columns)).for_each(|((gs, y), gy)| {
@@ -78,7 +79,7 @@ pub fn log_softmax_backward<E: Real>(columns: usize, [y, gy]: [&[E]; 2], gs: &mu
     });
 }
 
-/// -sum_j q_j log softmax(s scale)_j of each row, and what the backward pass needs again.
+/// -sum_j q_j log softmax(s scale)_j of each row, and the values per row that [`cross_entropy_backward`] needs.
 pub fn cross_entropy<E: Real>([s, q]: [&[E]; 2], columns: usize, scale: E) -> (Vec<E>, Vec<[E; 3]>) {
     assert_eq!(s.len(), q.len());
     let rows = s.par_chunks_exact(columns).zip(q.par_chunks_exact(columns));
@@ -95,7 +96,8 @@ pub fn cross_entropy<E: Real>([s, q]: [&[E]; 2], columns: usize, scale: E) -> (V
     rows.map(of_row).unzip()
 }
 
-/// Adds to the gradient of s, from that of the result.
+/// Backward pass of [`cross_entropy`]: adds to gs, the gradient of s, from `kept`, the second result, and gy, the gradient of the
+/// first.
 pub fn cross_entropy_backward<E: Real>([s, q]: [&[E]; 2], scale: E, (kept, gy): (&[[E; 3]], &[E]), gs: &mut [E]) {
     let columns = s.len() / kept.len();
     let rows = s.par_chunks_exact(columns).zip(q.par_chunks_exact(columns));

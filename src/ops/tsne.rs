@@ -8,13 +8,14 @@ use rayon::prelude::*;
 
 const PERPLEXITY: f64 = 30.0;
 const STEPS: usize = 500;
-/// The number of first steps in which p is exaggerated, so that groups can pass each other, and the factor.
+/// Number of initial steps in which p is multiplied by `EXAGGERATION`, so that groups of points can pass each other.
 const EXAGGERATED: usize = 150;
 const EXAGGERATION: f64 = 12.0;
-/// With fewer vectors there are no groups to show.
+/// Minimum number of vectors. Fewer vectors show no groups.
 const FEWEST: usize = 12;
 
-/// Places `rows` [n, dim] in the plane; `start` [n] are the initial points, of any scale. None for few vectors.
+/// Maps the vectors `rows` [n, dim] to points in the plane. `start` [n] are the initial points, of any scale. None if there are
+/// fewer than 12 vectors.
 pub fn project(rows: &[f32], dim: usize, start: &[[f64; 2]]) -> Option<Vec<[f64; 2]>> {
     let n = start.len();
     if n < FEWEST {
@@ -30,7 +31,7 @@ pub fn project(rows: &[f32], dim: usize, start: &[[f64; 2]]) -> Option<Vec<[f64;
         for (i, g) in gradient(&p, &y, exaggeration).into_iter().enumerate() {
             for axis in 0..2 {
                 let (v, gain) = (&mut velocity[i][axis], &mut gains[i][axis]);
-                // A step in the same direction as before grows; one that turns back shrinks.
+                // The gain grows while the point keeps its direction, and shrinks when the gradient turns it back.
                 *gain = if (g[axis] > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
                 *v = momentum * *v - rate * *gain * g[axis];
                 y[i][axis] += *v;
@@ -42,10 +43,10 @@ pub fn project(rows: &[f32], dim: usize, start: &[[f64; 2]]) -> Option<Vec<[f64;
     Some(y)
 }
 
-/// 4 sum_j (p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2).
+/// The gradient of each point: 4 sum_j (exaggeration p_ij - q_ij) (y_i - y_j) / (1 + |y_i - y_j|^2).
 fn gradient(p: &[f32], y: &[[f64; 2]], exaggeration: f64) -> Vec<[f64; 2]> {
     let n = y.len();
-    // Per point: sums of closeness, and of both forces without the normalisation of q.
+    // Per point: the sum of 1 / (1 + distance^2), the attraction by p, and the repulsion by q before its normalisation.
     let rows: Vec<(f64, [f64; 2], [f64; 2])> = y
         .par_iter()
         .zip(p.par_chunks(n))
@@ -86,7 +87,7 @@ fn similarities(rows: &[f32], dim: usize, n: usize) -> Vec<f32> {
     (0..n * n).map(|at| ((conditional[at / n][at % n] + conditional[at % n][at / n]) * scale) as f32).collect()
 }
 
-/// Softmax of -beta * distance without `own`, with the beta for which its entropy is log(perplexity).
+/// Softmax of -beta * distance over all vectors except `own`. beta is chosen so that the entropy is log(perplexity).
 fn neighbourhood(distances: &[f64], own: usize, perplexity: f64) -> Vec<f64> {
     let nearest =
         distances.iter().enumerate().filter(|(j, _)| *j != own).map(|(_, d)| *d).fold(f64::INFINITY, f64::min);

@@ -1,12 +1,12 @@
-//! Vectors of the running CPU's widest unit with arithmetic operators, for loops that a compiler does not vectorise well.
+//! Vectors of a SIMD unit with arithmetic operators, for loops that the compiler does not vectorise well.
 
 use std::ops::{Add, Mul, Sub};
 
 use pulp::Simd;
 
-/// A scalar that the vector unit `S` holds several of.
+/// A scalar type that vector units can compute with.
 pub trait VectorElement: Copy + 'static {
-    /// Several scalars side by side.
+    /// A vector of scalars of the unit `S`.
     type Vector<S: Simd>: Copy + Send + Sync;
 
     /// The same value in every lane.
@@ -19,7 +19,7 @@ pub trait VectorElement: Copy + 'static {
     fn vector_mul<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// a b + c, rounded once on every unit.
     fn vector_mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
-    /// `then` where a < b, `other` elsewhere, also where either is NaN.
+    /// `then` in lanes where a < b, `other` in all other lanes, including lanes where a or b is NaN.
     fn vector_less<S: Simd>(
         simd: S,
         a_b: [Self::Vector<S>; 2],
@@ -29,12 +29,12 @@ pub trait VectorElement: Copy + 'static {
     /// A slice as vectors.
     ///
     /// # Panics
-    /// When the slice ends within a vector.
+    /// When the length of the slice is not a multiple of a vector's.
     fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
-    /// A slice as vectors.
+    /// A mutable slice as vectors.
     ///
     /// # Panics
-    /// When the slice ends within a vector.
+    /// When the length of the slice is not a multiple of a vector's.
     fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
 }
 
@@ -140,13 +140,13 @@ impl<E: VectorElement, S: Simd> Vector<E, S> {
         Self { simd, lanes: E::splat(simd, value) }
     }
 
-    /// `then` where it is less than `other`, `or` elsewhere, also where either is NaN.
+    /// `then` in lanes where `self` is less than `other`, `or` in all other lanes, including lanes where either is NaN.
     #[inline(always)]
     pub fn less_than(self, other: Self, then: Self, or: Self) -> Self {
         Self { lanes: E::vector_less(self.simd, [self.lanes, other.lanes], then.lanes, or.lanes), ..self }
     }
 
-    /// self factor + more, rounded once.
+    /// self * factor + more, rounded once.
     #[inline(always)]
     pub fn mul_add(self, factor: E, more: Self) -> Self {
         let lanes = E::vector_mul_add(self.simd, self.lanes, E::splat(self.simd, factor), more.lanes);

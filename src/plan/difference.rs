@@ -36,7 +36,7 @@ impl fmt::Display for Difference {
 /// Names of the leaves in which two sets differ, in order.
 pub(super) fn differences<'a>(old: &'a Components, new: &'a Components) -> Vec<&'a str> {
     let names: BTreeSet<_> = old.0.keys().chain(new.0.keys()).collect();
-    // An empty section against one with fields: the fields say it all.
+    // Where a section is empty in one set and has fields in the other, only the fields are reported.
     let empty = |name: &String| [old, new].iter().any(|side| side.0.get(name).is_some_and(|text| text == "{}"));
     let filled =
         |name: &String| names.iter().any(|other| other.strip_prefix(name.as_str()).is_some_and(|r| r.starts_with('.')));

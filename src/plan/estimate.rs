@@ -9,7 +9,7 @@ use crate::{
     tables::{self, FEATURES, Table},
 };
 
-/// What a stage will need.
+/// The time in seconds and the bytes of tables that a stage will need.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
     pub seconds: f64,
@@ -24,7 +24,7 @@ pub struct Basis {
     pub key: String,
     /// How long it took, in seconds.
     pub seconds: f64,
-    /// Images that went through it, all epochs counted.
+    /// Images that went through the earlier stage, all epochs counted.
     pub images: u64,
     /// Images that will go through the stage.
     pub will_be: u64,
@@ -36,11 +36,11 @@ pub struct Basis {
 pub const NOTHING_COMPARABLE: &str = "nothing comparable has run";
 pub const IMAGES_UNKNOWN: &str = "the number of images is not known before the data stage has run";
 
-/// What every stage that would run needs, or why that is not known; None for cached stages.
+/// An estimate for every stage that would run, or why there is none; None for cached stages.
 ///
-/// Times grow with the images that go through (of kNN with their square, of the linear probe with its epochs), sizes with the
-/// images or steps that have rows. Of comparable artifacts, one made with this CPU and as many threads counts before others,
-/// then the newest.
+/// Times grow with the images that go through (for kNN with their square, for the linear probe also with its epochs), sizes with
+/// the images or steps that have rows. Among comparable artifacts, one made with the same CPU and number of threads is preferred,
+/// and then the newest.
 pub fn estimates(store: &Store, stages: &[Planned], here: &Environment) -> Vec<Option<Result<Estimate, &'static str>>> {
     let past = Past::new(store);
     let data = &stages[0];
@@ -108,7 +108,7 @@ impl Images {
         Images { train: rows(tables::TRAIN), test: rows(tables::TEST) }
     }
 
-    /// Generated data says beforehand how many there will be.
+    /// The numbers of images of generated data, which its configuration gives; None for other data.
     fn of_synthetic(components: &Components) -> Option<Images> {
         let number = |leaf| number(components, leaf);
         Some(Images { train: number("data.train_images")?, test: number("data.test_images")? })
@@ -126,7 +126,7 @@ impl Images {
     }
 }
 
-/// What ran before.
+/// The manifests of all earlier artifacts, by stage.
 struct Past<'a> {
     store: &'a Store,
     manifests: Vec<Vec<Manifest>>,
@@ -141,7 +141,7 @@ impl<'a> Past<'a> {
         &self.manifests[stage as usize]
     }
 
-    /// Images that went through a stage, all epochs counted; None when what they came from is no longer there.
+    /// Images that went through a stage, all epochs counted; None when the artifact that they came from no longer exists.
     fn images(&self, stage: Stage, manifest: &Manifest) -> Option<u64> {
         let rows = |table: Table| manifest.files.iter().find(|file| table.is(&file.name)).map(|file| file.rows);
         let embedded = || {
@@ -161,7 +161,8 @@ impl<'a> Past<'a> {
         }
     }
 
-    /// How long a stage took. Of pretraining, the time of its steps: a manifest knows only the attempt that came to the end.
+    /// How long a stage took. For pretraining, this is the time of all its steps, because a manifest measures only the attempt
+    /// that completed the stage.
     fn seconds(&self, stage: Stage, manifest: &Manifest) -> f64 {
         let measured = manifest.milliseconds as f64 / 1000.0;
         if stage != Stage::Pretrain {

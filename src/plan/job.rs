@@ -32,7 +32,7 @@ pub enum Job<'a> {
     Knn(KnnSections<'a>),
 }
 
-/// The embedding with the weights that training starts from. Their path is no part of the key, which holds what is in the file.
+/// The embedding with the weights that training starts from. The key holds the hash of their file instead of its path.
 #[derive(Clone, Debug, Serialize)]
 pub struct EmbedInitialJob<'a> {
     #[serde(flatten)]
@@ -49,7 +49,7 @@ fn scored(of: Stage, inputs: &BTreeMap<Stage, Artifact>) -> Scored<Artifact> {
 }
 
 impl<'a> Job<'a> {
-    /// What `stage` reads of an experiment.
+    /// The configuration of `stage`: the parts of `experiment` that it reads.
     pub fn new(stage: Stage, experiment: &'a Experiment) -> Self {
         let e = experiment;
         let embed = || EmbedConfig::new(&e.augmentations, &e.encoder);
@@ -64,7 +64,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Does the stage's work. Of the inputs it can read what its descriptor names.
+    /// Does the stage's work. It can read only those tables of its inputs that its descriptor names.
     ///
     /// # Errors
     /// What the stage fails with, or why it stopped.

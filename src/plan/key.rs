@@ -12,21 +12,22 @@ use crate::{
     train::Precision,
 };
 
-/// Leaf of the file that the encoder starts from. Its path, `encoder.init`, is operational.
+/// Leaf with the hash of the file that the encoder starts from. Its path, `encoder.init`, cannot change a result and is no leaf.
 pub const INIT: &str = "encoder.init_file";
 
-/// Leaf of what multiplies bf16 where that is the precision: each kind rounds its sums in an order of its own, while f32 has
-/// the same bits on all.
+/// Leaf with the kind of unit that multiplies bf16, if that is the precision. Each kind rounds its sums in its own order, while
+/// f32 has the same bits on all.
 pub const UNIT: &str = "precision.unit";
 
-/// Of each stage the leaves that do not come of its inputs: what it is, what it reads of the spec, and of files that the spec names.
+/// For each stage, the leaves that do not come from its inputs: its name and version, the fields of the spec that it reads, the
+/// files that the spec names, and the kind of unit that multiplies bf16.
 pub struct KeyFields(BTreeMap<Stage, Components>);
 
 impl KeyFields {
-    /// What the stages of `experiment` read of it, without what cannot change a result.
+    /// The leaves of what each stage reads from `experiment`, without fields that cannot change a result.
     ///
     /// # Errors
-    /// When a field has no place in JSON.
+    /// When a field cannot be represented in JSON.
     pub fn of(experiment: &Experiment) -> anyhow::Result<Self> {
         let of_stage = |stage: Stage| {
             let mut leaves = Components::default();
@@ -58,8 +59,8 @@ impl KeyFields {
         }
     }
 
-    /// Adds the hash of the file that the encoder starts from. The trained encoder's embeddings depend on it by way of the trained
-    /// weights alone.
+    /// Adds the hash of the file that the encoder starts from. The trained encoder's embeddings depend on it only through the
+    /// trained weights.
     pub fn add_init(&mut self, hash: Option<String>) {
         if let Some(hash) = hash {
             for stage in [Stage::Pretrain, Stage::EmbedInitial] {
@@ -68,14 +69,16 @@ impl KeyFields {
         }
     }
 
-    /// Adds what multiplies bf16 on this machine, where `precision` asks for bf16. Embeddings are computed in f32 everywhere.
+    /// Adds the kind of unit that multiplies bf16 on this machine, if `precision` is bf16. Embeddings are computed in f32
+    /// everywhere.
     pub fn add_unit(&mut self, precision: Precision, unit: Option<&str>) {
         if precision == Precision::Bf16 {
             self.add(Stage::Pretrain, UNIT, unit.unwrap_or("f32"));
         }
     }
 
-    /// Everything that `stage` depends on; `content` gives what it reads of an input, None of one that the experiment does not have.
+    /// Everything that `stage` depends on. `content` returns the content that the stage reads from an input, or None for an input
+    /// without known content.
     pub fn components(&self, stage: Stage, content: impl Fn(&Input) -> Option<String>) -> Components {
         let mut components = self.0[&stage].clone();
         for input in stage.descriptor().inputs {
@@ -87,7 +90,8 @@ impl KeyFields {
     }
 }
 
-/// Objects become dotted names behind `prefix`; everything else, lists among them, is a leaf.
+/// Flattens JSON: the fields of objects get dotted names after `prefix`. Everything else is a leaf, including lists and empty
+/// objects.
 pub(super) fn flatten(prefix: &mut String, value: &Value, leaf: &mut impl FnMut(&str, &Value)) {
     match value {
         Value::Object(fields) if !fields.is_empty() || prefix.is_empty() => {

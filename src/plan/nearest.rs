@@ -1,9 +1,9 @@
-//! Finds the artifact that is most similar to a stage, to explain the stage by what differs.
+//! Finds the earlier artifact that is most similar to a stage, so that the differences explain why the stage runs.
 
 use super::difference::differences;
 use crate::artifact::{Components, Manifest};
 
-/// The earlier artifact of a stage that has the fewest differing leaves; of several the newest.
+/// The earlier artifact of a stage with the fewest differing leaves; of several, the newest.
 pub fn nearest<'a>(components: &Components, earlier: &'a [Manifest]) -> Option<&'a Manifest> {
     let distance = |manifest: &&Manifest| {
         let differing = differences(&manifest.components, components).len();

@@ -1,5 +1,5 @@
-//! Walks over the stages, and says which would run and which leaves make the difference, even if inputs are still missing. `plan`
-//! and `explain` print the result, and the driver follows it.
+//! Determines which stages would run and which leaves make the difference, even if inputs are still missing. `plan` and `explain`
+//! print the result, and the driver follows it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{
     stage::{Input, diagnostics::Diagnostics},
 };
 
-/// Differences that a reason spells out.
+/// Maximum number of differences that a reason lists.
 const SHOWN: usize = 8;
 
 /// What a stage is compared with.
@@ -19,39 +19,39 @@ pub enum Against<'a> {
     Nearest,
     /// The artifacts of a run.
     Run(&'a RunRecord),
-    /// Nothing: why it runs is not asked.
+    /// Nothing: the reason is not needed.
     Nothing,
 }
 
-/// What becomes of a stage.
+/// Whether a stage runs.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     /// It has its artifact.
     Cached(Artifact),
-    /// It runs; `damaged` says what is wrong with the artifact that is there.
+    /// It runs; `damaged` says what is wrong with the existing artifact.
     Runs { damaged: Option<String> },
-    /// It runs unless its inputs, which run before it, come to the content that they had.
+    /// It runs unless its inputs, which run before it, produce the same content as before.
     Depends,
 }
 
-/// A stage, as far as it can be known: its verdict, and why.
+/// The plan of a stage: its verdict and the reasons, as far as they can be known.
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub stage: Stage,
     pub verdict: Verdict,
     /// None as long as an input is pending.
     pub key: Option<Key>,
-    /// The leaves that are known; of pending inputs, the content is not.
+    /// The known leaves. The content of pending inputs is not among them.
     pub components: Components,
     /// Inputs that are pending.
     pub waits_for: Vec<Stage>,
     /// The artifact that it is compared with.
     pub compared: Option<Manifest>,
-    /// Every leaf that differs from it, but for pending inputs.
+    /// Every leaf that differs from that artifact, except those of pending inputs.
     pub differences: Vec<Difference>,
-    /// The step after which a pending stage goes on, where an earlier attempt left a checkpoint.
+    /// The step after which a pending stage resumes, if an earlier attempt left a checkpoint.
     pub resumes_after: Option<u64>,
-    /// What a cached training has of diagnostics, where the experiment asks for others.
+    /// A remark on the diagnostics of a cached training, if the experiment asks for different ones.
     pub kept: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Planned {
         self.artifact().is_some()
     }
 
-    /// Why it is pending, or that nothing changed, in a line.
+    /// One line that says why the stage is pending, or that nothing changed.
     pub fn reason(&self) -> String {
         match &self.verdict {
             Verdict::Cached(_) => {
@@ -93,8 +93,8 @@ impl Planned {
 }
 
 impl Planner<'_> {
-    /// For each of the stages of [`Planner::plan`] a key that other plans have in common with it if the stage is the same
-    /// work: its own where that is known, else one in which pending inputs stand for what will come of them.
+    /// For each stage of [`Planner::plan`], a key that is the same in two plans if the stage does the same work in both. It is
+    /// the stage's own key where that is known; otherwise the keys of pending inputs take the place of their content.
     pub fn prospects(&self, stages: &[Planned]) -> Vec<Key> {
         let mut prospects: BTreeMap<Stage, (Key, Option<&Artifact>)> = BTreeMap::new();
         for planned in stages {
@@ -110,7 +110,7 @@ impl Planner<'_> {
         prospects.into_values().map(|(key, _)| key).collect()
     }
 
-    /// Looks at all stages.
+    /// Plans all stages.
     pub fn plan(&self, against: Against) -> Vec<Planned> {
         let mut artifacts = BTreeMap::new();
         let mut stages = Vec::new();
@@ -124,11 +124,11 @@ impl Planner<'_> {
         stages
     }
 
-    /// Looks at one stage; `inputs` are the artifacts there are.
+    /// Plans one stage; `inputs` are the artifacts that exist already.
     pub fn resolve(&self, stage: Stage, inputs: &BTreeMap<Stage, Artifact>, against: Against) -> Planned {
         let of_it = stage.inputs().into_iter().filter(|input| self.stages.contains(input));
         let waits_for: Vec<Stage> = of_it.filter(|input| !inputs.contains_key(input)).collect();
-        // What pending inputs come to is left out on both sides of the comparison.
+        // The content of pending inputs is left out on both sides of the comparison.
         let known = |mut components: Components| {
             let of_pending = |leaf: &str| waits_for.iter().any(|input| leaf.starts_with(&format!("inputs.{input}.")));
             components.0.retain(|leaf, _| !of_pending(leaf));

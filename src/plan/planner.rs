@@ -10,8 +10,8 @@ use crate::{
     train::{Device, HealthConfig},
 };
 
-/// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on
-/// the content of its inputs, which may not be there yet.
+/// Turns stages of one experiment into keys, and keys into artifacts, one stage at a time: the key of a stage depends on the
+/// content of its inputs, which may not exist yet.
 pub struct Planner<'a> {
     pub(super) store: &'a Store,
     pub(super) leaves: KeyFields,
@@ -32,10 +32,10 @@ impl<'a> Planner<'a> {
         Planner::with(store, experiment, &Sources::of(experiment, base, store.root(), progress, interrupt)?)
     }
 
-    /// The same with source files that are known.
+    /// Like [`Planner::new`], but with source files whose hashes are already known.
     ///
     /// # Errors
-    /// When a field of the experiment has no place in JSON.
+    /// When a field of the experiment cannot be represented in JSON.
     pub fn with(store: &'a Store, experiment: &Experiment, sources: &Sources) -> anyhow::Result<Self> {
         let mut leaves = KeyFields::of(experiment)?;
         leaves.add_sources(sources.data.clone());
@@ -50,8 +50,9 @@ impl<'a> Planner<'a> {
         &self.stages
     }
 
-    /// Of each stage what stands for its work: its own configuration and the identities of its inputs. It is known before anything
-    /// has run, and the same whatever has been made since; stages of one identity, of whichever experiments, are the same work.
+    /// An identity of each stage's work: a hash over the stage's own configuration and the identities of its inputs. It is known
+    /// before any stage has run, and does not depend on which artifacts exist. Stages with the same identity do the same work,
+    /// even in different experiments.
     pub fn identities(&self) -> BTreeMap<Stage, Key> {
         let mut keys: BTreeMap<Stage, Key> = BTreeMap::new();
         for &stage in &self.stages {
@@ -62,7 +63,7 @@ impl<'a> Planner<'a> {
         keys
     }
 
-    /// Stands for everything that the experiment depends on, source files included, whatever has been made of it so far.
+    /// A hash of everything that the experiment depends on, source files included. It does not depend on which artifacts exist.
     pub fn identity(&self) -> String {
         hash::bytes(self.identities().values().map(Key::as_str).collect::<String>().as_bytes())
     }

@@ -1,4 +1,4 @@
-//! Hashes of source files, by which keys depend on files outside the store.
+//! Hashes source files, so that keys depend on the content of files outside the store.
 
 use std::{
     collections::BTreeMap,
@@ -18,43 +18,44 @@ use crate::{
     stage::{Interrupt, Progress, Stopped},
 };
 
-/// Stands for the hash of a file that cannot be read: the stage that reads it says so, or skips it.
+/// Takes the place of the hash of an unreadable file. The stage that reads the file reports this, or skips the file.
 const UNREADABLE: &str = "unreadable";
 
 /// Files are hashed in groups of this many.
 const GROUP: usize = 64;
 
-/// Up to so many source files have a hash of their own, so that an explanation can name the one that changed.
+/// Up to this many source files each have their own leaf, so that an explanation can name the one that changed.
 const NAMED: usize = 32;
 
-/// What a key holds of source files.
+/// The hashes of source files, as keys hold them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileHashes {
     /// Role -> hash of the bytes.
     Named(BTreeMap<String, String>),
-    /// How many there are, and a hash of the roles and hashes of all.
+    /// The number of files, and one hash over the roles and hashes of all of them.
     Many(usize, String),
 }
 
-/// Hashes of the files that lie outside the store and that an experiment reads.
+/// Hashes of the files outside the store that an experiment reads.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Those of the data.
+    /// Hashes of the data's source files.
     pub data: FileHashes,
-    /// The file that the encoder starts from.
+    /// Hash of the file that the encoder starts from.
     pub init: Option<String>,
 }
 
 impl Sources {
-    /// Stands for the files: experiments of one name read the same ones.
+    /// A name for the set of files: experiments with the same name read the same files.
     ///
     /// # Errors
-    /// When a field has no place in JSON.
+    /// When a field cannot be represented in JSON.
     pub fn name(experiment: &Experiment) -> anyhow::Result<String> {
         Ok(serde_json::to_string(&(&experiment.data, experiment.encoder.init()))?)
     }
 
-    /// Those of an experiment, whose relative paths are relative to `base`. Files are read where their hash is not known yet.
+    /// Hashes the source files of an experiment, whose relative paths are relative to `base`. Only files whose hash is not known
+    /// yet are read.
     ///
     /// # Errors
     /// When they cannot be listed, or the user interrupts.
@@ -84,7 +85,7 @@ fn hashes(
     hash_files(each, cache_path(&serde_json::to_string(config)?, base, root)?, progress, interrupt)
 }
 
-/// What is done with each file.
+/// A function that is called with each file.
 type Take<'a> = dyn FnMut(SourceFile) -> anyhow::Result<()> + 'a;
 
 /// Hash of the bytes of the file of weights that the encoder starts from.
@@ -104,12 +105,12 @@ fn init_hash(
     Ok(hashes.into_values().next())
 }
 
-/// Roles and hashes come together, in the order of the files.
+/// Collects roles and hashes, in the order of the files.
 struct Collected {
     files: usize,
-    /// Those up to [`NAMED`].
+    /// The first [`NAMED`] files: role -> hash.
     named: BTreeMap<String, String>,
-    /// Over the JSON of an object of all of them.
+    /// Hash over the JSON of an object with the roles and hashes of all files.
     all: Sha256,
 }
 
@@ -132,18 +133,18 @@ impl Collected {
     }
 }
 
-/// A file under a role of its own.
+/// A source file with a role that no other file has.
 struct File {
     role: String,
     path: PathBuf,
-    /// None of one that cannot be read.
+    /// None if the file's metadata cannot be read.
     stamp: Option<Stamp>,
-    /// If it need not be read again.
+    /// The file's known hash, if the file need not be read again.
     known: Option<Entry>,
 }
 
-/// The hashes of files, which `each` hands on in the order of their roles. Files whose size, times and inode are those of an
-/// earlier look are not read again. Memory does not grow with the files.
+/// Hashes the files that `each` passes in the order of their roles. Files whose size, times and inode have not changed since they
+/// were last hashed are not read again. Memory does not grow with the number of files.
 fn hash_files(
     each: impl Fn(&mut Take) -> anyhow::Result<()>,
     cache: PathBuf,
@@ -166,7 +167,7 @@ fn hash_files(
         })
     };
     let collected = || Collected { files: 0, named: BTreeMap::new(), all: Sha256::new() };
-    // What there is to read, which is nothing as a rule.
+    // The first pass counts what has to be read, which is usually nothing.
     let (mut all, mut unknown, mut bytes) = (collected(), 0u64, 0);
     look(&mut |file| {
         match (&file.known, file.stamp) {
@@ -187,7 +188,7 @@ fn hash_files(
             progress.advance(((done + bytes) >> 20) - (done >> 20));
             done += bytes;
         });
-        // What was cut short has no hash.
+        // A file whose hashing was interrupted has no hash.
         stop_if_asked()?;
         for (File { role, stamp, known, .. }, hash) in group.iter().zip(hashes) {
             if let (Some(stamp), true) = (*stamp, hash != UNREADABLE) {
@@ -213,7 +214,8 @@ fn hash_files(
     Ok(all.finish())
 }
 
-/// Gives files that are called alike, as in two folders that are both given, roles of their own.
+/// Gives files of the same role, e.g. from two source folders, different roles. Files of the same role must directly follow one
+/// another.
 #[derive(Default)]
 struct Roles {
     last: String,
@@ -231,8 +233,9 @@ impl Roles {
     }
 }
 
-/// One file on the calling thread, several on threads of their own: the pool starts with the work of the first stage, with as
-/// many threads as were asked for. `read` hears of each piece that has been read; an interruption ends it early.
+/// Hashes the files of a group: a single file on the calling thread, several on new threads. The thread pool is not used, because
+/// it starts with the work of the first stage, with as many threads as the user asked for. `read` is called with the length of
+/// each piece that has been read. An interruption ends the hashing early.
 fn hash_group(group: &[File], interrupt: &Interrupt, read: &mut dyn FnMut(u64)) -> Vec<String> {
     let hash = |file: &File, read: &mut dyn FnMut(u64)| match (&file.known, file.stamp) {
         (Some(known), _) => known.hash.clone(),
@@ -268,8 +271,8 @@ fn hash_group(group: &[File], interrupt: &Interrupt, read: &mut dyn FnMut(u64)) 
     })
 }
 
-/// One cache per data section or file and folder it is relative to: a look at a small data set does not read the hashes of a
-/// large one.
+/// Path of the list of known hashes. There is one list for each `what` (a data section or a file) and folder `base`, so that
+/// planning with a small data set does not read the hashes of a large one.
 fn cache_path(what: &str, base: &Path, root: &Path) -> anyhow::Result<PathBuf> {
     let base = std::env::current_dir()?.join(base);
     let name = hash::bytes(format!("{} {what}", base.display()).as_bytes());
@@ -282,7 +285,7 @@ mod tests {
 
     use super::*;
 
-    /// Keeps how much was told at a time, and stops at once where that is asked for.
+    /// Records each reported amount, and requests an interruption at the first report if an `Interrupt` is given.
     struct Reported<'a>(RefCell<Vec<u64>>, Option<&'a Interrupt>);
 
     impl Progress for Reported<'_> {
@@ -316,7 +319,7 @@ mod tests {
             let stopped = Reported(RefCell::default(), Some(&interrupt));
             let error = look(&stopped, &interrupt).unwrap_err();
             assert_eq!(error.downcast_ref(), Some(&Stopped::InterruptedAt { stage: "data" }));
-            // Of two, the other may be through before the first is heard of.
+            // With two files, the second may be complete before the first is reported.
             assert!(files > 1 || stopped.0.borrow().iter().sum::<u64>() < 5);
             let whole = Reported(RefCell::default(), None);
             let hashes = look(&whole, &Interrupt::default()).unwrap();

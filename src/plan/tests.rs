@@ -48,7 +48,7 @@ pub(crate) fn components(leaves: &[(&str, Value)]) -> Components {
     components
 }
 
-/// All that stages read, and a table that none does.
+/// The tables that stages read, and one that no stage reads.
 const TABLES: [&str; 5] = ["train-00000", "test-00000", "weights", "features", "x"];
 
 struct Scene {
@@ -72,7 +72,7 @@ impl Scene {
         plan.iter().map(|planned| (planned.stage, planned.is_cached(), planned.reason())).collect()
     }
 
-    /// Makes what is missing; the content is the first `distinct` digits of the key, so that different keys may have equal
+    /// Makes the missing artifacts; the content is the first `distinct` digits of the key, so that different keys may have equal
     /// content.
     fn make(&self, experiment: &Experiment, distinct: usize) {
         let planner = self.planner(experiment);
@@ -160,7 +160,7 @@ fn a_change_reruns_what_depends_on_it_and_says_why() {
     );
     check("name", "other".into(), &[]);
     check("description", "other words".into(), &[]);
-    // Evaluation transforms are no business of training; the controls' features depend on them as well.
+    // Training does not depend on evaluation transforms. The features do, including those of the control.
     check(
         "augmentations.eval",
         serde_json::json!({"resize": 48}),
@@ -220,7 +220,7 @@ fn every_field_that_matters_is_in_some_key() {
     }
 }
 
-/// Each reader is handed the tables that its key holds, and no others.
+/// Each reader can read the tables that its key holds, and no others.
 #[test]
 fn a_stage_cannot_read_what_its_key_does_not_hold() {
     let scene = Scene::new();
@@ -299,12 +299,13 @@ fn a_missing_source_is_named() {
     assert!(format!("{error:#}").contains("nowhere.bin"), "{error:#}");
 }
 
-/// Where the table of changes stands, between [`BEGIN`] and [`END`].
+/// The file with the table of changes, which stands between [`BEGIN`] and [`END`].
 const TABLE_OF_CHANGES: &str = "docs/how-to/resume-and-trust.md";
 const BEGIN: &str = "<!-- changes: written by SNCLR_RECORD_CHANGES=1 cargo test --release --lib changes -->\n";
 const END: &str = "<!-- changes end -->\n";
 
-/// What every change of one key reruns: `runs` where the key is the stage's own, `follows` where an input changes.
+/// The stages that a change of one field of the spec reruns: `runs` where the stage itself depends on the field, `follows` where
+/// an input changes.
 fn table_of_changes() -> String {
     use serde_json::json;
     let vit = json!({"arch": "vit_tiny", "patch_size": 8});

@@ -1,19 +1,19 @@
-//! Which of how many ranks this process is, and where the first one listens, as its launcher says in the environment.
+//! Reads the environment variables of launchers: the rank of this process, the number of ranks, and the first rank's address.
 
-/// Variables by which a launcher tells.
+/// The environment variables that a launcher sets.
 struct Launcher {
     name: &'static str,
     rank: &'static str,
     size: &'static str,
-    /// How many ranks are on this machine.
+    /// Variable with the number of ranks on this machine.
     local: &'static str,
-    /// Which of the ranks of this machine this one is.
+    /// Variable with the number of this rank among those of this machine.
     local_rank: &'static str,
-    /// Whether `rank` may stand alone, and then says nothing.
+    /// Whether `rank` may be set without `size`. The process is then not one of several ranks.
     lone_rank: bool,
 }
 
-/// Name for whatever sets PyTorch's variables. Its ranks always talk by TCP.
+/// Name for any launcher that sets PyTorch's variables. Its ranks always communicate by TCP.
 pub const TORCHRUN: &str = "torchrun";
 
 const LAUNCHERS: [Launcher; 4] = [
@@ -33,7 +33,7 @@ const LAUNCHERS: [Launcher; 4] = [
         local_rank: "MPI_LOCALRANKID",
         lone_rank: false,
     },
-    // A batch script has a number too. It is one process, however many tasks the job has.
+    // A batch script has a SLURM_PROCID too, but it is a single process, whatever the number of tasks of the job.
     Launcher {
         name: "srun",
         rank: "SLURM_PROCID",
@@ -52,22 +52,22 @@ const LAUNCHERS: [Launcher; 4] = [
     },
 ];
 
-/// Set by Open MPI where it gave each rank processors of its own.
+/// Variable that Open MPI sets when it binds each rank to its own processors.
 const BOUND: &str = "OMPI_MCA_orte_bound_at_launch";
 
-/// One of several ranks.
+/// The place of this process among several ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub launcher: &'static str,
     pub rank: usize,
     pub size: usize,
-    /// How many ranks share this one's processors, where the launcher says so.
+    /// Number of ranks that share this rank's processors; None if the launcher does not say.
     pub local: Option<usize>,
-    /// Which of the ranks of this machine it is, from 0, where the launcher says so.
+    /// Number of this rank among those of its machine, from 0; None if the launcher does not say.
     pub local_rank: Option<usize>,
 }
 
-/// Where the first rank listens, for ranks that talk by TCP.
+/// The address where the first rank listens, for ranks that communicate by TCP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Master {
     /// A name or an address.
@@ -84,7 +84,7 @@ impl Master {
 
 const HOST: &str = "MASTER_ADDR";
 const PORT: &str = "MASTER_PORT";
-/// `True` where torchrun itself listens at that port. Then the first rank takes the next one.
+/// Variable that is `True` if torchrun itself listens on `MASTER_PORT`. The first rank then uses the next port.
 const PORT_IN_USE: &str = "TORCHELASTIC_USE_AGENT_STORE";
 
 /// Why this process cannot be one of several ranks.
@@ -139,16 +139,17 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// Whether the first rank fails too, and prints why.
+    /// Whether the first rank fails with this error too. Only the first rank then prints it.
     pub fn is_shared(&self) -> bool {
         !matches!(self, Self::Unreached { .. } | Self::NoPort { .. } | Self::Missing { rank: 1.., .. })
     }
 }
 
-/// The place of this process among several ranks, by the environment that `variable` reads; None where it is alone.
+/// The place of this process among several ranks, from the environment variables that `variable` reads; None if the process is
+/// alone.
 ///
 /// # Errors
-/// When a launcher's variables are incomplete or no numbers.
+/// When a launcher's variables are incomplete, or are not valid numbers.
 pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, LaunchError> {
     for Launcher { name: launcher, rank, size, local, local_rank, lone_rank } in LAUNCHERS {
         let number = |name, allowed: &dyn Fn(usize) -> bool, text: String| {
@@ -177,10 +178,11 @@ pub fn place(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Place>,
     Ok(None)
 }
 
-/// Where the first rank listens, by the environment that `variable` reads; None where it does not say.
+/// The address of the first rank, from the environment variables that `variable` reads; None if `MASTER_ADDR` is not set.
 ///
 /// # Errors
-/// When half of it is set, or the port is no number.
+/// When `MASTER_ADDR` is set without `MASTER_PORT`, when the launcher is torchrun and `MASTER_ADDR` is not set, or when the port
+/// is invalid.
 pub fn master(place: &Place, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Master>, LaunchError> {
     let Place { launcher, size, .. } = *place;
     let no_master = |missing| LaunchError::NoMaster { launcher, size, missing };
@@ -200,34 +202,35 @@ pub fn master(place: &Place, variable: impl Fn(&str) -> Option<String>) -> Resul
     }
 }
 
-/// The same by this process's environment.
+/// The address of the first rank, from the environment of this process.
 ///
 /// # Errors
-/// As of [`master`].
+/// Those of [`master`].
 pub fn master_here(place: &Place) -> Result<Option<Master>, LaunchError> {
     master(place, |name| std::env::var(name).ok())
 }
 
-/// The place by this process's environment.
+/// The place of this process among several ranks, from its environment.
 ///
 /// # Errors
-/// As of [`place`].
+/// Those of [`place`].
 pub fn place_here() -> Result<Option<Place>, LaunchError> {
     place(|name| std::env::var(name).ok())
 }
 
-/// Whether some launcher says that this process is not the first: then the first tells what is wrong.
+/// Whether the variables of any launcher say that this process is not the first rank. The first rank then prints shared errors.
 pub fn is_other() -> bool {
     let ranks = LAUNCHERS.iter().filter_map(|launcher| std::env::var(launcher.rank).ok()?.parse::<usize>().ok());
     ranks.max().is_some_and(|rank| rank > 0)
 }
 
-/// Which of the ranks of this machine this one is, from 0; 0 where it is alone or the launcher does not say.
+/// Number of this rank among those of its machine, from 0; 0 if the process is alone or the launcher does not say.
 pub fn local_rank_here() -> usize {
     place_here().ok().flatten().and_then(|place| place.local_rank).unwrap_or(0)
 }
 
-/// Worker threads for each of the ranks that share processors; None where this process is alone.
+/// Number of worker threads for this rank, its part of the processors that several ranks share. None if the process is alone, or
+/// if the launcher does not say how many ranks share them.
 pub fn threads_here() -> Option<usize> {
     let ranks = place_here().ok()??.local?;
     let processors = std::thread::available_parallelism().ok()?.get();

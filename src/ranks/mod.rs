@@ -1,8 +1,8 @@
-//! Processes that train together, called ranks, and what they tell each other.
+//! Ranks: processes that train together, and exchange values.
 //!
-//! Each rank computes its share of a batch: as many images as the others, which are whole parts of it
-//! (see [`parts`](crate::ops::parts)). What is summed over a batch is a binary tree over its parts. A rank's share is a branch of that
-//! tree, and what joins the branches is the same tree's top. So a result has the same bits with any number of ranks.
+//! Each rank computes an equal share of a batch, which is a whole number of the batch's [`parts`](crate::ops::parts). Sums over a
+//! batch are added up in the order of a binary tree over its parts. A rank's share is one branch of that tree, and the ranks join
+//! their branches in the order of the tree's top. So a result has the same bits with any number of ranks.
 
 pub mod launcher;
 #[cfg(feature = "mpi")]
@@ -29,10 +29,11 @@ use crate::ops::{
     parts::{self, Threads},
 };
 
-/// Bytes of a sum that go from each rank to the others at once: few enough that they are added in the processor's cache.
+/// Bytes of a sum that the ranks exchange at a time: few enough to be added up in the processor's cache.
 const AT_ONCE: usize = 1 << 22;
 
-/// How ranks exchange bytes. All ranks call the same in the same order. If one of them is gone, the process ends.
+/// The exchange of bytes between ranks. All ranks make the same calls in the same order. If another rank is gone, the process
+/// ends.
 pub trait Transport: Send + Sync {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
@@ -40,24 +41,24 @@ pub trait Transport: Send + Sync {
     /// How many ranks there are.
     fn size(&self) -> usize;
 
-    /// What all ranks have, one behind the other in their order. All have as many bytes.
+    /// Fills `all` with the bytes of all ranks, in the order of ranks. `own` has the same length on all ranks.
     fn all_gather(&self, own: &[u8], all: &mut [u8]);
 
-    /// `send` is cut into a piece for each rank, in their order. So is `receive`: piece r is what rank r sent to this one. For
-    /// small pieces: megabytes, not gigabytes.
+    /// Cuts `send` into one equal piece per rank, and sends piece r to rank r. Piece r of `receive` becomes the one that rank r
+    /// sent to this rank. Pieces should be small: megabytes, not gigabytes.
     fn all_to_all(&self, send: &[u8], receive: &mut [u8]);
 
-    /// Gives all ranks what the first one has. This may take hours, in which the others use no processor.
+    /// Returns the first rank's bytes on all ranks. The other ranks may wait for hours, and use no processor while they wait.
     fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8>;
 
-    /// Takes leave of the other ranks, which all do. No call may follow.
+    /// Ends the exchange with the other ranks. All ranks call it, and none makes another call afterwards.
     fn end(&self);
 
     /// Ends all ranks now, with this exit code.
     fn abort(&self, code: u8) -> !;
 }
 
-/// Where ranks do not fit together or their batches.
+/// Why ranks cannot train together: they differ, or cannot share a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error(
@@ -71,16 +72,18 @@ pub enum Mismatch {
     Batch { size: usize, batch: usize, parts: usize, allowed: String },
 }
 
-/// Starts what the ranks talk through; `limit` is how long one may wait for another. None where this process is alone.
+/// Connects this process to the other ranks; None if the process is alone. `limit` is the longest time that a rank may wait for
+/// another.
 ///
 /// # Errors
-/// When the environment is incomplete, or this build has no way to talk to the others.
+/// When the launcher's variables are incomplete or invalid, when this build cannot communicate with the other ranks, or when the
+/// ranks do not reach each other.
 pub fn open(limit: Duration) -> Result<Option<Ranks>, LaunchError> {
     let Some(place) = launcher::place_here()? else { return Ok(None) };
     connect(&place, limit).map(Some)
 }
 
-/// Over MPI where a launcher of MPI has started the ranks and this build has it; else by TCP.
+/// Connects over MPI if this build has MPI and the launcher is not torchrun; else by TCP.
 fn connect(place: &Place, limit: Duration) -> Result<Ranks, LaunchError> {
     let Place { launcher, size, .. } = *place;
     #[cfg(feature = "mpi")]
@@ -97,20 +100,20 @@ fn connect(place: &Place, limit: Duration) -> Result<Ranks, LaunchError> {
     }
 }
 
-/// The help in errors about a rank that is gone.
+/// The help text of errors about a rank that is gone or has stopped.
 const GO_ON: &str = "the same command, with any number of ranks, goes on from the last checkpoint";
 
-/// Ends this process at once, without handlers of its exit: MPI's would wait for other ranks.
+/// Ends this process at once, without running its exit handlers: MPI's handler would wait for other ranks.
 fn leave(code: u8) -> ! {
-    // SAFETY: the call has no conditions.
+    // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(code.into()) }
 }
 
-/// The ranks that train together; by default this process alone.
+/// The ranks that train together. The default is this process alone.
 #[derive(Clone, Default)]
 pub struct Ranks {
     transport: Option<Arc<dyn Transport>>,
-    /// Groups of neighbouring ranks, each of which [joins](Ranks::join) by itself; 0 is one of all.
+    /// Number of groups of neighbouring ranks. Each group [joins](Ranks::join) its values separately. 0 means a single group.
     groups: usize,
 }
 
@@ -123,12 +126,12 @@ impl fmt::Debug for Ranks {
 static CHOSEN: OnceLock<Ranks> = OnceLock::new();
 
 impl Ranks {
-    /// Ranks that talk through `transport`.
+    /// Ranks that communicate through `transport`.
     pub fn over(transport: impl Transport + 'static) -> Self {
         Self { transport: Some(Arc::new(transport)), groups: 0 }
     }
 
-    /// Makes them the process's.
+    /// Makes these ranks those of the process. Only the first call has an effect.
     pub fn choose(self) {
         let _ = CHOSEN.set(self);
     }
@@ -148,7 +151,7 @@ impl Ranks {
         self.transport.as_ref().map_or(1, |transport| transport.size())
     }
 
-    /// Takes leave of the other ranks, which all do; nothing may be exchanged afterwards.
+    /// Ends the exchange with the other ranks. All ranks call it, and exchange nothing afterwards.
     pub fn end(&self) {
         if let Some(transport) = &self.transport {
             transport.end();
@@ -163,10 +166,11 @@ impl Ranks {
         }
     }
 
-    /// Compares what all ranks should have alike, by name and hash. All hashes are as long.
+    /// Checks that all ranks pass the same `on`: pairs of a name and the hash of a value. Hashes of one name have the same length
+    /// on all ranks.
     ///
     /// # Errors
-    /// On all ranks alike: the first thing in which they differ, and which ranks have the same of it.
+    /// The first name whose hashes differ, and the groups of ranks that have the same hash. All ranks return the same error.
     pub fn agree(&self, on: &[(&'static str, String)]) -> Result<(), Mismatch> {
         for (what, hash) in on {
             let all = self.gather(hash.as_bytes());
@@ -189,10 +193,10 @@ impl Ranks {
         Ok(())
     }
 
-    /// Whether the ranks can share batches of so many images: each gets whole parts, as many as the others.
+    /// Checks that the ranks can share batches of `batch` images, so that each rank gets the same number of whole parts.
     ///
     /// # Errors
-    /// When they cannot.
+    /// When the number of parts is not a multiple of the number of ranks.
     pub fn fit(&self, batch: usize) -> Result<(), Mismatch> {
         let (size, parts) = (self.size(), parts::parts(batch));
         if parts.is_multiple_of(size) {
@@ -202,7 +206,7 @@ impl Ranks {
         Err(Mismatch::Batch { size, batch, parts, allowed: allowed.join(" or ") })
     }
 
-    /// Whether there is no other rank.
+    /// Whether this process is the only rank.
     pub fn is_alone(&self) -> bool {
         self.size() == 1
     }
@@ -215,14 +219,14 @@ impl Ranks {
     /// This rank's share of `rows` rows.
     ///
     /// # Panics
-    /// When they cannot be shared out evenly.
+    /// When `rows` is not a multiple of the number of ranks.
     pub fn share(&self, rows: usize) -> Range<usize> {
         let (rank, size) = (self.rank(), self.size());
         assert!(rows.is_multiple_of(size), "{rows} rows for {size} ranks");
         rank * (rows / size)..(rank + 1) * (rows / size)
     }
 
-    /// What all ranks have, one behind the other in their order. All have as many values.
+    /// The values of all ranks, in the order of ranks. `own` has the same length on all ranks.
     pub fn gather<T: Pod>(&self, own: &[T]) -> Vec<T> {
         let Some(transport) = &self.transport else { return own.to_vec() };
         let mut all = vec![T::zeroed(); own.len() * transport.size()];
@@ -230,7 +234,8 @@ impl Ranks {
         all
     }
 
-    /// `send` is cut into a piece for each rank, in their order. So is what comes back: piece r is what rank r sent to this one.
+    /// Cuts `send` into one equal piece per rank, and sends piece r to rank r. Piece r of the result is the one that rank r sent
+    /// to this rank.
     pub fn exchange<T: Pod>(&self, send: &[T]) -> Vec<T> {
         let Some(transport) = &self.transport else { return send.to_vec() };
         let mut received = vec![T::zeroed(); send.len()];
@@ -238,7 +243,7 @@ impl Ranks {
         received
     }
 
-    /// The sum of all ranks' `values`, in their place: the top of the tree. Each rank adds up a piece of them.
+    /// Replaces `values` by their sum over all ranks, in the order of the tree's top. Each rank adds up one piece of the values.
     pub fn sum<E: Number>(&self, values: &mut [E]) {
         let Some(transport) = &self.transport else { return };
         let size = transport.size();
@@ -255,29 +260,29 @@ impl Ranks {
         }
     }
 
-    /// The same ranks in `groups` of neighbours, as many in each; at most as many groups as ranks.
+    /// The same ranks in `groups` equal groups of neighbours, but in at most one group per rank.
     pub fn in_groups(&self, groups: usize) -> Self {
         Self { groups: groups.min(self.size()), ..self.clone() }
     }
 
-    /// How many ranks a group has.
+    /// The number of ranks in a group.
     fn group_size(&self) -> usize {
         self.size() / self.groups.max(1)
     }
 
-    /// The ranks of this one's group.
+    /// The ranks of this rank's group.
     pub fn group(&self) -> Range<usize> {
         let size = self.group_size();
         let first = self.rank() / size * size;
         first..first + size
     }
 
-    /// Whether this is the first rank of its group: what the group has together it counts alone.
+    /// Whether this is the first rank of its group. A value that a group has computed together is counted by its first rank only.
     pub fn is_first_of_group(&self) -> bool {
         self.rank().is_multiple_of(self.group_size())
     }
 
-    /// The tree's sum of the f64 that each rank of this group has, value by value, as `add` adds a right branch to a left one.
+    /// Combines the vectors `own` of this group's ranks in the order of the tree. `add(left, right)` combines two branches.
     pub fn join(&self, own: Vec<f64>, add: impl FnMut(Vec<f64>, Vec<f64>) -> Vec<f64>) -> Vec<f64> {
         let group = self.group();
         if group.len() == 1 {
@@ -287,7 +292,7 @@ impl Ranks {
         parts::tree(group.len(), |rank| all[(group.start + rank) * own.len()..][..own.len()].to_vec(), add)
     }
 
-    /// Gives all ranks what the first one has. The others wait for it as long as it takes.
+    /// Returns the first rank's bytes on all ranks. The other ranks wait for it without a limit.
     pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
         match &self.transport {
             Some(transport) => transport.broadcast(bytes),
@@ -295,14 +300,14 @@ impl Ranks {
         }
     }
 
-    /// Which of these hold on any rank.
+    /// For each of these conditions, whether it holds on any rank.
     pub fn any<const N: usize>(&self, hold: [bool; N]) -> [bool; N] {
         let all = self.gather(&hold.map(u8::from));
         std::array::from_fn(|i| all.iter().skip(i).step_by(N).any(|holds| *holds == 1))
     }
 }
 
-/// What `size` branches, one behind the other, come to in the tree: it takes the place of the first.
+/// Adds up `size` equally long branches, stored one after the other, in the order of the tree. The sum replaces the first branch.
 fn add_branches<E: Number>(branches: &mut [E], size: usize) -> &[E] {
     let len = branches.len() / size;
     let mut step = len;

@@ -1,4 +1,4 @@
-//! Ranks that talk through MPI: whichever library the program was built with.
+//! Ranks that communicate through MPI, by the MPI library that the program was built with.
 
 use std::{
     ffi::c_int,
@@ -17,16 +17,16 @@ use mpi::{
 
 use super::Transport;
 
-/// Bytes that go to one rank in one call, at most: MPI counts in 32 bits.
+/// Most bytes of one rank in one call of a gather or broadcast: MPI counts in 32 bits.
 const PIECE: usize = 1 << 26;
-/// Time between two looks for an order of the first rank.
+/// Time between two checks whether a broadcast has finished.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// MPI's processes.
+/// The processes that MPI started, as ranks.
 pub struct Mpi {
     rank: usize,
     size: usize,
-    /// None after the end.
+    /// None after [`Transport::end`].
     world: Mutex<Option<World>>,
 }
 
@@ -36,11 +36,12 @@ struct World {
     _universe: Universe,
 }
 
-// SAFETY: MPI was started for calls of any thread, one at a time. All go through the lock of `Mpi::world`.
+// SAFETY: `Mpi::start` returns a `World` only if MPI supports `Threading::Serialized`, which allows calls from any thread, one at
+// a time. All calls go through the lock of `Mpi::world`, so there is one at a time.
 unsafe impl Send for World {}
 
 impl Mpi {
-    /// Starts MPI; None where this process has started it before, or the library wants all calls from one thread.
+    /// Starts MPI. None if this process has started it before, or if the library requires all calls from one thread.
     pub fn start() -> Option<Self> {
         let (universe, threading) = initialize_with_threading(Threading::Serialized)?;
         let all = universe.world();
@@ -57,7 +58,7 @@ impl Mpi {
         call(&self.world().as_ref().expect("MPI has not ended").all)
     }
 
-    /// Receives, or sends, what the first rank has, and sleeps until it is there.
+    /// Broadcasts `bytes` of the first rank to all ranks. Sleeps while it waits.
     fn patiently(&self, all: &SimpleCommunicator, bytes: &mut [u8]) {
         scope(|scope| {
             let mut request = all.process_at_rank(0).immediate_broadcast_into(scope, bytes);

@@ -1,5 +1,5 @@
-//! Ranks that talk by TCP: every two of them have a connection. Rank 0 listens at `MASTER_ADDR` and `MASTER_PORT`, which PyTorch's
-//! launchers set, and sends the others the addresses of all.
+//! Ranks that communicate by TCP, with a connection between every two ranks. Rank 0 listens at `MASTER_ADDR` and `MASTER_PORT`,
+//! which PyTorch's launchers set, and sends the other ranks the addresses of all.
 //!
 //! Connections are neither authenticated nor encrypted: use them in trusted networks.
 
@@ -20,32 +20,34 @@ use super::{GO_ON, LaunchError, Place, Transport, launcher::Master, leave};
 
 /// First word of a greeting, which a rank sends when it connects. Its number is the protocol's version.
 const GREETING: &str = "snclr-ranks-1";
-/// Bytes of a greeting or of the list of addresses, at most.
+/// Most bytes of a greeting, or of the list of addresses.
 const LONGEST_TEXT: usize = 1 << 20;
 /// Longest time from a connection to its greeting. Programs other than ranks may connect too.
 const TO_GREET: Duration = Duration::from_secs(5);
 /// Time between two attempts to connect, or to accept a connection.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Time from the end of another rank to the end of this one. A third rank may send [`Message::Abort`] meanwhile.
+/// Time from the loss of another rank to the end of this one. Within it, a third rank may still send [`Message::Abort`].
 const TO_EXPLAIN: Duration = Duration::from_millis(500);
-/// After so long without traffic, keep-alive checks whether the other machine still answers.
+/// Time without traffic after which keep-alive checks whether the other machine still answers.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// One of several processes, connected to all others.
+/// This rank, connected to all others.
 pub struct Tcp {
     rank: usize,
-    /// By rank; None in this one's own place.
+    /// The other ranks by number; None at this rank's own number.
     peers: Vec<Option<Peer>>,
 }
 
 /// Another rank.
 struct Peer {
     stream: Mutex<TcpStream>,
-    /// What it has sent, in order. A thread reads it, so that two ranks may send to each other at once.
+    /// The bytes that the peer has sent, in order. A thread reads them from the connection, so that two ranks can send to each
+    /// other at the same time.
     received: Mutex<Receiver<Vec<u8>>>,
 }
 
-/// What ranks send: a byte for the kind, a number of 8 bytes (a length or an exit code), and the bytes of the first kind.
+/// A message between ranks: one byte for the kind, a number of 8 bytes (a length or an exit code, little-endian), and for
+/// [`Message::Bytes`] the bytes.
 enum Message {
     Bytes(Vec<u8>),
     /// The sender sends nothing more.
@@ -76,7 +78,7 @@ impl Message {
         }
     }
 
-    /// Writes a message of a kind. A small one is a single packet.
+    /// Writes a message of kind `kind`. A small message is sent as a single packet.
     fn write(to: &mut TcpStream, kind: u8, number: u64, bytes: &[u8]) -> io::Result<()> {
         let mut to = BufWriter::with_capacity(1 << 12, to);
         to.write_all(&[kind])?;
@@ -98,10 +100,11 @@ impl Message {
 }
 
 impl Tcp {
-    /// Connects all ranks; each waits for the others as long as `limit`.
+    /// Connects this rank to all others, and waits for them at most as long as `limit`.
     ///
     /// # Errors
-    /// When a rank cannot be reached, or two ranks have the same number or different numbers of ranks.
+    /// When a rank cannot be reached or does not connect in time, when two processes have the same rank, or when ranks disagree
+    /// on the number of ranks.
     pub fn start(place: &Place, master: &Master, limit: Duration) -> Result<Self, LaunchError> {
         let meeting = Meeting { rank: place.rank, size: place.size, until: Instant::now() + limit };
         let streams = if place.rank == 0 { meeting.host(master)? } else { meeting.join(master)? };
@@ -113,13 +116,13 @@ impl Tcp {
         Ok(Self { rank: place.rank, peers })
     }
 
-    /// All other ranks, beginning with the next higher one, so that not all send to the same rank at once.
+    /// All other ranks, starting with the next higher one, so that not all ranks send to the same rank at once.
     fn others(&self) -> impl Iterator<Item = (usize, &Peer)> {
         let ranks = (1..self.peers.len()).map(|step| (self.rank + step) % self.peers.len());
         ranks.filter_map(|rank| Some((rank, self.peers[rank].as_ref()?)))
     }
 
-    /// Sends each other rank a message of this kind, whose number and bytes `part` gives.
+    /// Sends each other rank a message of this kind, with the number and bytes that `part` returns for that rank.
     fn tell<'b>(&self, kind: u8, part: impl Fn(usize) -> (u64, &'b [u8])) {
         for (rank, peer) in self.others() {
             let (number, bytes) = part(rank);
@@ -129,12 +132,13 @@ impl Tcp {
         }
     }
 
-    /// Sends each other rank the bytes that `part` gives.
+    /// Sends each other rank the bytes that `part` returns for it.
     fn send<'b>(&self, part: impl Fn(usize) -> &'b [u8]) {
         self.tell(Message::BYTES, |rank| (part(rank).len() as u64, part(rank)));
     }
 
-    /// Receives a piece of `own`'s length from each rank and writes them one behind the other; this rank's is `own`.
+    /// Receives a piece from each other rank, and writes all pieces into `places` in the order of ranks. `own` is the piece of
+    /// this rank; all pieces are as long as `own`.
     fn receive(&self, own: &[u8], places: &mut [u8]) {
         for (rank, peer) in self.peers.iter().enumerate() {
             let place = &mut places[rank * own.len()..][..own.len()];
@@ -147,7 +151,7 @@ impl Tcp {
 }
 
 impl Peer {
-    /// Rank `other` of `size`. A new thread reads its connection. Rank `own` is this one.
+    /// The peer that is rank `other` of `size`. Starts a thread that reads its connection. `own` is this process's rank.
     fn new(stream: TcpStream, own: usize, other: usize, size: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(None)?;
@@ -169,23 +173,23 @@ impl Peer {
         Ok(Self { stream: Mutex::new(stream), received: Mutex::new(received) })
     }
 
-    /// Its next bytes; None after its end.
+    /// The peer's next bytes; None after its [`Message::End`].
     fn receive(&self) -> Option<Vec<u8>> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
-    /// Its next bytes.
+    /// The peer's next bytes, which must come before its [`Message::End`].
     fn next(&self) -> Vec<u8> {
         self.receive().expect("all ranks exchange the same before they end")
     }
 }
 
-/// Passes on the bytes that a rank sends, until its end. An abort ends this process.
+/// Passes the bytes that a rank sends to `to`, until its [`Message::End`]. A [`Message::Abort`] ends this process.
 fn read_all(from: &mut TcpStream, to: &Sender<Vec<u8>>) -> io::Result<()> {
     loop {
         match Message::read(from, usize::MAX)? {
             Message::Bytes(bytes) => {
-                // It fails when this rank has dropped its receiver: nobody wants the bytes.
+                // This fails only if this rank has dropped the receiver, and so needs no more bytes.
                 let _ = to.send(bytes);
             }
             Message::End => return Ok(()),
@@ -234,13 +238,13 @@ impl Transport for Tcp {
 
     fn abort(&self, code: u8) -> ! {
         self.tell(Message::ABORT, |_| (code.into(), &[]));
-        // The others read it before the connections close.
+        // Give the other ranks time to read the message before the connections close.
         thread::sleep(Duration::from_millis(100));
         leave(code)
     }
 }
 
-/// How the ranks find each other.
+/// How this rank finds the others at the start: its number, the number of ranks, and the deadline.
 struct Meeting {
     rank: usize,
     size: usize,
@@ -248,11 +252,11 @@ struct Meeting {
 }
 
 impl Meeting {
-    /// What rank 0 does: it waits for the others and sends them the addresses of all. Gives its connections by rank.
+    /// The part of rank 0: waits for the other ranks, and sends them the addresses of all. Returns its connections by rank.
     fn host(&self, master: &Master) -> Result<Vec<Option<TcpStream>>, LaunchError> {
         let listener = match loopback(&master.host) {
             Some(address) => TcpListener::bind((address, master.port)),
-            // The host may be a name or a gateway with an address that is none of this machine's.
+            // The host may be a name, or a gateway whose address does not belong to this machine.
             None => everywhere(master.port),
         };
         let listener = listener.map_err(|error| LaunchError::Listen { port: master.port, why: error.to_string() })?;
@@ -260,14 +264,14 @@ impl Meeting {
         let addresses: Vec<_> =
             met.iter().map(|met| met.as_ref().map_or(String::new(), |met| met.1.to_string())).collect();
         for (stream, _) in met.iter_mut().flatten() {
-            // If the rank is gone, the first exchange notices.
+            // If the rank is gone, the first exchange detects it.
             let _ = Message::write_text(stream, &addresses.join("\n"));
         }
         Ok(met.into_iter().map(|met| Some(met?.0)).collect())
     }
 
-    /// What any other rank does: it connects to rank 0 and to all lower ranks, and waits for the higher ones. Gives its connections
-    /// by rank.
+    /// The part of every other rank: connects to rank 0 and to all lower ranks, and waits for the higher ones. Returns its
+    /// connections by rank.
     fn join(&self, master: &Master) -> Result<Vec<Option<TcpStream>>, LaunchError> {
         let lost = |error| self.unreached(0, &master.text(), error);
         let mut first = self.connect(0, &master.text(), || TcpStream::connect((&*master.host, master.port)))?;
@@ -288,7 +292,8 @@ impl Meeting {
         for (other, address) in addresses.lines().enumerate().take(self.rank).skip(1) {
             let mut address: SocketAddr = address.parse().map_err(|_| lost(io::ErrorKind::InvalidData.into()))?;
             if address.ip().is_loopback() {
-                // That rank is on rank 0's machine, and has connected to it by a loopback address.
+                // That rank runs on rank 0's machine, and connected to rank 0 by a loopback address. Reach it by rank 0's
+                // address.
                 address.set_ip(host);
             }
             let mut stream = self.connect(other, &address.to_string(), || TcpStream::connect(address))?;
@@ -302,12 +307,12 @@ impl Meeting {
         Ok(streams)
     }
 
-    /// Sends this rank, the number of ranks, and the port where it listens.
+    /// Sends the greeting: this rank, the number of ranks, and the port where this rank listens.
     fn greet(&self, stream: &mut TcpStream, port: u16) -> io::Result<()> {
         Message::write_text(stream, &format!("{GREETING} {} {} {port}", self.rank, self.size))
     }
 
-    /// Connects to a rank; tries again until it answers or the time is over.
+    /// Connects to a rank. Tries again until the rank answers or the deadline passes.
     fn connect(
         &self,
         other: usize,
@@ -323,7 +328,7 @@ impl Meeting {
         }
     }
 
-    /// Waits until each of these ranks has connected. Gives the connection and the listening address of each, by rank.
+    /// Waits until each of these ranks has connected. Returns the connection and the listening address of each, by rank.
     fn expect(
         &self,
         listener: &TcpListener,
@@ -344,7 +349,7 @@ impl Meeting {
                     continue;
                 }
             };
-            // Without a greeting it is not a rank.
+            // A program that sends no greeting is not a rank.
             let Ok((rank, size, port)) = greeting(&mut stream) else { continue };
             if size != self.size || !ranks.contains(&rank) {
                 return Err(LaunchError::OtherSize { rank, size, own: self.size });
@@ -356,7 +361,7 @@ impl Meeting {
         Ok(met)
     }
 
-    /// The time that is left, never zero.
+    /// The time until the deadline, never zero.
     fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now()).max(PAUSE)
     }
@@ -410,7 +415,7 @@ mod tests {
         Place { launcher: "torchrun", rank, size, local: None, local_rank: None }
     }
 
-    /// What `work` gives on each of `size` ranks, which are threads.
+    /// Runs `work` on each of `size` ranks, which are threads, and returns the results by rank.
     fn run<T: Send>(size: usize, host: &str, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
         let (master, limit) = (at(host, free_port()), Duration::from_secs(20));
         thread::scope(|scope| {
@@ -426,7 +431,7 @@ mod tests {
     #[test]
     fn bytes_arrive_in_the_order_of_ranks() {
         for (size, host) in [(2, "localhost"), (3, "127.0.0.1"), (4, "0.0.0.0")] {
-            // Longer than what a connection holds while nobody reads.
+            // The last length is more than a connection buffers while no rank reads.
             for len in [0, 1, 1000, 3_000_001] {
                 let all = run(size, host, |ranks| {
                     let value = |from: usize, to: usize, i: usize| (from * 7 + to * 3 + i) as u8;
@@ -491,7 +496,7 @@ mod tests {
         let refused = start(0, 2, &taken, soon).unwrap();
         drop(held);
         assert!(refused.starts_with("the first rank cannot listen on port"), "{refused}");
-        // Two of one number, and one of another number of ranks.
+        // First two processes with the same rank, then a process with another number of ranks.
         for (rank, size, text) in
             [(1, 3, "two processes say that they are rank 1"), (1, 2, "rank 1 says that there are 2 ranks")]
         {

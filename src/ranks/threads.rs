@@ -7,7 +7,7 @@ use std::{
 
 use super::{Ranks, Transport};
 
-/// What ranks have laid out for each other, and where they wait until all have.
+/// One slot per rank for the bytes that it offers to the others, and a barrier at which the ranks wait for each other.
 struct Table {
     slots: Vec<Mutex<Vec<u8>>>,
     barrier: Barrier,
@@ -19,7 +19,7 @@ struct Seat {
 }
 
 impl Seat {
-    /// Lays out `own`, and reads what all ranks have laid out.
+    /// Offers `own` to the other ranks, and calls `read` with each rank and the bytes that it offers.
     fn exchange(&self, own: &[u8], mut read: impl FnMut(usize, &[u8])) {
         *self.table.slots[self.rank].lock().unwrap() = own.to_vec();
         self.table.barrier.wait();
@@ -65,7 +65,8 @@ impl Transport for Seat {
     }
 }
 
-/// What `work` gives on each of `size` ranks. Each has a worker thread of its own, since ranks wait for each other.
+/// Runs `work` on each of `size` ranks, and returns the results by rank. Each rank has its own worker thread, since ranks block
+/// while they wait for each other.
 pub fn run<T: Send>(size: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
     let slots = (0..size).map(|_| Mutex::default()).collect();
     let table = Arc::new(Table { slots, barrier: Barrier::new(size) });

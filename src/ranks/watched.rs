@@ -1,4 +1,4 @@
-//! A limit on how long a rank waits for others.
+//! Limits how long a rank waits for other ranks.
 
 use std::{
     io::Write,
@@ -9,18 +9,18 @@ use std::{
 
 use super::{GO_ON, Transport, leave};
 
-/// Time between two looks at the clock, at most.
+/// Longest time between two checks of the clock.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A transport whose process ends when an exchange takes longer than it may: another rank has stopped, and nobody would ever
-/// hear of it. Waiting for an order of the first rank has no limit.
+/// A transport that ends the process when an exchange exceeds a time limit. Otherwise a rank would wait forever for one that has
+/// stopped. A broadcast has no limit, since the first rank's next order may take hours.
 pub struct Watched<T> {
     inner: T,
     since: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<T: Transport> Watched<T> {
-    /// `inner`, whose exchanges may take as long as `limit`.
+    /// Wraps `inner`, whose exchanges may take as long as `limit`. Starts a thread that checks the time.
     pub fn new(inner: T, limit: Duration) -> Self {
         let since: Arc<Mutex<Option<Instant>>> = Arc::default();
         let (rank, size, seen) = (inner.rank(), inner.size(), since.clone());

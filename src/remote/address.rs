@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// Kinds of places, by the beginning of the address.
+/// Kinds of storage, by the scheme of the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     S3,
@@ -21,12 +21,12 @@ pub struct Address {
     scheme: Scheme,
     /// Bucket or container; empty for a folder.
     bucket: String,
-    /// What names of objects begin with, or the folder.
+    /// The prefix of all object names, or the path of the folder.
     prefix: String,
 }
 
 impl Address {
-    /// What kind of place it is.
+    /// The kind of storage.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
@@ -36,7 +36,7 @@ impl Address {
         &self.bucket
     }
 
-    /// What names of objects begin with, or the folder.
+    /// The prefix of all object names, or the path of the folder.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }

@@ -1,4 +1,4 @@
-//! Reads and writes objects in a bucket or a folder, by the crate `object_store`.
+//! Reads and writes objects in a bucket or a folder, with the crate `object_store`.
 
 use std::{
     fs::{self, File},
@@ -27,19 +27,21 @@ use super::{
 };
 use crate::artifact::hash::hex;
 
-/// Longest time until an answer begins.
+/// Longest time to wait for the start of an answer.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Bytes per second below which an answer that has begun counts as stuck.
 const SLOWEST: u64 = 100_000;
 
-/// What is sent gets a second more for so many bytes: nothing is known of a part before it has arrived as a whole.
+/// Bytes per second below which an upload counts as stuck. The limit applies to each part, because nothing is known of a part
+/// before it has arrived as a whole.
 const SLOWEST_SENT: u64 = 2_000_000;
 
 /// Length of the parts of a large file: the smallest that S3 takes.
 const PART: usize = 5 << 20;
 
-/// A large file may take an hour, and our own clock ends what is stuck.
+/// Settings of the HTTP client. Its own timeout is long, because a large file may take an hour; stuck requests end by the limits
+/// above.
 const CLIENT: [(ClientConfigKey, &str); 2] =
     [(ClientConfigKey::Timeout, "1day"), (ClientConfigKey::ConnectTimeout, "2s")];
 
@@ -51,12 +53,13 @@ pub struct Bucket {
     runtime: Option<Runtime>,
 }
 
-/// Opens the place; nothing is asked of a server yet. Keys and endpoints are those of the environment: `AWS_…`, `GOOGLE_…`, `AZURE_…`.
+/// Opens a bucket or folder without sending a request. Keys and endpoints come from environment variables: `AWS_…`, `GOOGLE_…`,
+/// `AZURE_…`.
 ///
 /// # Errors
-/// When the environment makes no sense, or a folder cannot be made.
+/// When the environment variables are not valid, or a folder cannot be created.
 pub fn open(address: &Address) -> Result<Box<dyn Objects>, Failure> {
-    // Fails where it is chosen already.
+    // An error only means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let bucket = address.bucket();
     let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE, ..RetryConfig::default() };
@@ -116,7 +119,7 @@ impl Objects for Bucket {
     fn upload(&self, name: &str, path: &Path, size: u64, sha256: &str) -> Result<(), Failure> {
         let mut file = Source::open(path)?;
         if size <= PART as u64 {
-            // A byte more, if there is one: then it is another file.
+            // Asks for one byte more: if there is one, the file has changed, and the check fails.
             let bytes = file.part(size as usize + 1)?;
             file.check(size, sha256)?;
             return self.put(name, &bytes, false);
@@ -189,14 +192,14 @@ impl Bucket {
 
 impl Drop for Bucket {
     fn drop(&mut self) {
-        // What hangs is not waited for.
+        // Does not wait for requests that hang.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// A file that is sent, and the hash of what was read of it.
+/// A file that is uploaded, and the hash of the bytes read from it so far.
 struct Source<'a> {
     path: &'a Path,
     file: File,
@@ -210,7 +213,7 @@ impl<'a> Source<'a> {
         Ok(Source { path, file, hasher: Sha256::new(), seen: 0 })
     }
 
-    /// The next bytes, `length` of them unless the file ends before.
+    /// Reads the next `length` bytes, or fewer if the file ends before.
     fn part(&mut self, length: usize) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::with_capacity(length);
         let read = self.file.by_ref().take(length as u64).read_to_end(&mut bytes);
@@ -220,7 +223,7 @@ impl<'a> Source<'a> {
         Ok(bytes)
     }
 
-    /// Whether what was read is the file that was announced.
+    /// Checks that the bytes read have the announced size and hash.
     fn check(&self, size: u64, sha256: &str) -> Result<(), Failure> {
         match self.seen == size && hex(&self.hasher.clone().finalize()) == sha256 {
             true => Ok(()),
@@ -229,7 +232,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Nothing but the bucket can be missing where something is written.
+/// Explains a missing object after a write: only the bucket itself can be missing then.
 fn no_bucket(failure: Failure) -> Failure {
     match failure {
         Failure::Missing => Failure::Broken("it cannot be written to: there is no such bucket".to_owned()),
@@ -262,7 +265,7 @@ impl From<object_store::Error> for Failure {
             Error::NotFound { .. } => Failure::Missing,
             Error::AlreadyExists { .. } | Error::Precondition { .. } => Failure::Exists,
             error => {
-                // Answers of servers come whole, with all their XML.
+                // The text contains the server's whole answer with its XML, so only the start of its first line is kept.
                 let text = error.to_string();
                 Failure::Broken(text.lines().next().unwrap_or_default().chars().take(300).collect())
             }

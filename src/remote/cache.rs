@@ -17,48 +17,48 @@ use crate::{
     stage::{Interrupt, Progress},
 };
 
-/// Age at which a manifest that was of use is written again, so that it counts as used.
+/// Age at which the manifest of a fetched artifact is written again, so that a cleaning sees it as recently used.
 const REFRESHED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A cache that machines share, beside the store of one of them.
+/// A cache that several machines share, used beside the store of this machine.
 pub struct Cache {
     shared: Arc<Shared>,
     uploads: Uploads,
 }
 
 impl Cache {
-    /// The cache beside the store under `root`. Nothing is asked of it yet.
+    /// The cache beside the store under `root`. No request is sent yet.
     pub fn new(options: Options, root: &Path) -> Cache {
         let shared = Arc::new(Shared::new(options, root));
         Cache { uploads: Uploads::new(shared.clone()), shared }
     }
 
-    /// Uploads what earlier runs did not come to upload, beside whatever else goes on.
+    /// Starts to upload, in the background, the artifacts whose upload earlier runs did not complete.
     pub fn catch_up(&self) {
         if self.shared.options.mode == Mode::Write {
             self.uploads.catch_up();
         }
     }
 
-    /// Which cache it is.
+    /// The address of the cache and how it is used.
     pub fn options(&self) -> &Options {
         &self.shared.options
     }
 
-    /// What went wrong first, if anything did.
+    /// The first problem, if there was any.
     pub fn problem(&self) -> Option<String> {
         self.shared.health.problem()
     }
 
-    /// Whether there is a point in asking for artifacts.
+    /// Whether reading from the cache still works, so that fetching is worth a try.
     pub fn reads(&self) -> bool {
         self.shared.health.reads()
     }
 
-    /// Asks for a list and, where it may be written to, writes an object and removes it again.
+    /// Tests the cache: lists objects and, if the cache may be written to, writes an object and removes it again.
     ///
     /// # Errors
-    /// What does not work.
+    /// A text that says what does not work.
     pub fn probe(&self) -> Result<(), String> {
         let probe = || {
             let objects = self.shared.objects()?;
@@ -73,7 +73,8 @@ impl Cache {
         probe().map_err(|failure| failure.to_string())
     }
 
-    /// The artifact of a stage and key, taken into the store, if the cache has it whole. The caller holds the lock of the stage.
+    /// Fetches the artifact of a stage and key into the store; None if the cache does not have all of it. The caller holds the
+    /// lock of the stage.
     pub fn fetch(
         &self,
         store: &Store,
@@ -117,7 +118,7 @@ impl Cache {
             });
             match taken {
                 Ok(()) => {}
-                // Cleaned away, or not yet there on another server of theirs.
+                // The table was cleaned away, or has not yet reached this server of the storage.
                 Err(Failure::Missing) => return Ok(None),
                 Err(Failure::Wrong(what)) => return Err(damaged(&object, &what)),
                 Err(failure) => return Err(failure),
@@ -131,25 +132,26 @@ impl Cache {
         Ok(Some(artifact))
     }
 
-    /// A stage begins whose artifact is to be uploaded, even by a later run, should this one be killed after it is there.
+    /// Notes at the start of a stage that its artifact is to be uploaded. If this process is killed after making the artifact, a
+    /// later run uploads it.
     pub fn announce(&self, stage: &str, key: &Key) {
         if self.shared.options.mode == Mode::Write {
             self.uploads.mark(stage, key);
         }
     }
 
-    /// Uploads an artifact that was just made, beside whatever else goes on.
+    /// Starts to upload an artifact that was just made, in the background.
     pub fn offer(&self, artifact: &Artifact) {
         if self.shared.options.mode == Mode::Write {
             let (stage, key) = (artifact.stage().to_owned(), artifact.stage_key().clone());
-            // Once more: a run beside this one may have taken the mark for one that was left behind.
+            // Marks it once more: another run at the same time may have taken the first mark for a leftover and removed it.
             self.uploads.mark(&stage, &key);
             self.uploads.send(Job::Artifact { stage, key });
         }
     }
 
-    /// Takes the newest checkpoint of a stage out of the cache where it is farther than what is here. The caller holds the lock of
-    /// the stage. Gives its step.
+    /// Fetches the newest checkpoint of a stage if it has more steps than the store's newest one, and returns its step. The
+    /// caller holds the lock of the stage.
     pub fn fetch_checkpoint(
         &self,
         store: &Store,
@@ -165,7 +167,7 @@ impl Cache {
         self.or_without(fetched, progress)
     }
 
-    /// Hears of every checkpoint of a stage, if they are to be uploaded.
+    /// A function to call after every checkpoint of a stage, which uploads it; None if checkpoints are not uploaded.
     pub fn checkpoint_hook(&self, stage: &str, key: &Key) -> Option<Box<dyn Fn() + Send + Sync>> {
         if !self.shared.options.checkpoints || self.shared.options.mode != Mode::Write {
             return None;
@@ -174,7 +176,7 @@ impl Cache {
         Some(Box::new(move || sender.checkpoint(&stage, &key)))
     }
 
-    /// Waits until everything is uploaded that was begun, unless the user asks to stop meanwhile. To be called once, at the end.
+    /// Waits until all pending uploads are done or the user asks to stop. Call this once, at the end.
     pub fn finish(&self, progress: &dyn Progress, interrupt: &Interrupt) {
         self.uploads.finish(progress, interrupt);
         self.tell(progress);
@@ -184,7 +186,7 @@ impl Cache {
         self.shared.options.mode == Mode::Write && self.shared.health.writes()
     }
 
-    /// What was read. Where reading failed, nothing was found, and the failure is told.
+    /// The result of a read. A failure is recorded and reported, and counts as nothing found.
     fn or_without<T>(&self, read: Result<Option<T>, Failure>, progress: &dyn Progress) -> Option<T> {
         read.unwrap_or_else(|failure| {
             self.shared.health.reading_failed(&failure);

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{CHECKPOINTS, Failure, Objects, objects};
 use crate::artifact::{CheckpointFile, Key, Lock, Store, atomic, hash, incoming};
 
-/// Longest list of files that is read.
+/// Size in bytes of the largest list of files that is read.
 const LONGEST_LIST: usize = 16 << 20;
 
-/// `<step>.json`, behind a line with the hash of its text.
+/// The JSON text of `<step>.json`, where a line with the hash of this text precedes it.
 #[derive(Serialize, Deserialize)]
 struct List {
     key: Key,
@@ -29,7 +29,7 @@ fn list_name(stage: &str, key: &Key, step: u64) -> String {
     format!("{}/{step:012}.json", folder(stage, key))
 }
 
-/// Steps of the checkpoints of a stage, the farthest first.
+/// Steps of the checkpoints of a stage, in descending order.
 fn steps(objects: &dyn Objects, stage: &str, key: &Key) -> Result<Vec<u64>, Failure> {
     let mut steps = Vec::new();
     objects.list(&folder(stage, key), &mut |meta| {
@@ -40,15 +40,15 @@ fn steps(objects: &dyn Objects, stage: &str, key: &Key) -> Result<Vec<u64>, Fail
     Ok(steps)
 }
 
-/// What this process has uploaded of each stage: hashes of files of its last checkpoint.
+/// The last checkpoint of each stage that this process has uploaded: its step, and the hashes of its files.
 #[derive(Default)]
 pub struct Sent(HashMap<(String, Key), (u64, BTreeSet<String>)>);
 
 impl Sent {
-    /// Uploads the newest checkpoint of a stage; the one before it goes.
+    /// Uploads the newest checkpoint of a stage, and removes the one that this process uploaded before.
     ///
     /// # Errors
-    /// [`Failure`]; [`Failure::Local`] when the stage has removed it meanwhile.
+    /// [`Failure`]; [`Failure::Local`] when the stage has removed it in the meantime.
     pub fn upload(&mut self, objects: &dyn Objects, store: &Store, stage: &str, key: &Key) -> Result<(), Failure> {
         let newest = store.newest_checkpoint(stage, key).map_err(|error| Failure::Local(format!("{error:#}")))?;
         let Some((step, files)) = newest else { return Ok(()) };
@@ -70,7 +70,7 @@ impl Sent {
     }
 }
 
-/// Puts the farthest checkpoint of a stage into the store, where that has none as far; gives its step.
+/// Puts the checkpoint of a stage with the most steps into the store, if the store's own has fewer steps, and returns its step.
 ///
 /// # Errors
 /// [`Failure`].
@@ -85,7 +85,7 @@ pub fn fetch(
     for step in steps(objects, stage, key)?.into_iter().filter(|step| Some(*step) > here) {
         match fetch_step(objects, store, lock, stage, key, step) {
             Ok(()) => return Ok(Some(step)),
-            // Another machine has gone on, or what is there is of no use.
+            // Another machine has replaced this checkpoint, or it is damaged: tries the next one.
             Err(Failure::Missing | Failure::Wrong(_)) => {}
             Err(failure) => return Err(failure),
         }
@@ -133,14 +133,14 @@ fn read(text: &[u8]) -> Option<List> {
     list.files.iter().all(is_within).then_some(list)
 }
 
-/// Removes all checkpoints of a stage: it has its artifact.
+/// Removes all checkpoints of a stage that has its artifact.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn remove(objects: &dyn Objects, stage: &str, key: &Key) -> Result<(), Failure> {
     let mut names = Vec::new();
     objects.list(&folder(stage, key), &mut |meta| names.push(meta.name))?;
-    // Lists first: without them the files are nothing.
+    // Lists are removed first, because the files are of no use without them.
     names.sort_by_key(|name| !name.ends_with(".json"));
     names.iter().try_for_each(|name| objects.remove(name))
 }

@@ -1,4 +1,5 @@
-//! Removes objects from the shared cache that have not been used for long. No machine knows the runs of all others, so age decides.
+//! Removes objects from the shared cache that have not been used for a long time. No machine knows the runs of all others, so age
+//! decides.
 
 use std::{
     collections::BTreeSet,
@@ -12,24 +13,24 @@ use super::{
 };
 use crate::artifact::{Key, Manifest};
 
-/// Tables that are younger stay: the manifest that needs them may be on its way.
+/// Younger tables stay, because the manifest that needs them may not be uploaded yet.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Something that goes.
+/// Something that is removed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Item {
     /// An artifact: stage and key.
     Artifact(String, String),
     /// A checkpoint, or a file of one.
     Checkpoint(String),
-    /// A table that no artifact has.
+    /// A table that no remaining artifact has.
     Table(String),
 }
 
-/// What a cleaning comes to.
+/// The result of a cleaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
-    /// What goes, with the bytes of its object.
+    /// Removed items, with the sizes of their objects in bytes.
     pub removed: Vec<(Item, u64)>,
     /// Artifacts that stay.
     pub kept: usize,
@@ -37,10 +38,10 @@ pub struct Cleaned {
     pub kept_bytes: u64,
 }
 
-/// Lists what has been of no use for `age`, and removes it where `remove` is set. Artifacts that are `needed` stay.
+/// Lists the objects that have not been used for `age`, and removes them if `remove` is set. Artifacts in `needed` stay.
 ///
 /// # Errors
-/// When the cache does not answer; what was removed before stays removed.
+/// When the cache does not answer; objects removed before that stay removed.
 pub fn clean(
     address: &Address,
     age: Duration,
@@ -75,7 +76,7 @@ fn look(
         cleaned.kept += 1;
         let Some((stage, key)) = identity else { continue };
         match objects::get(objects, &manifest_name(&stage, &key), LONGEST_MANIFEST) {
-            // One that cannot be read is of no use to anybody, and is replaced by whoever makes the artifact.
+            // A manifest that cannot be parsed keeps no tables. The next process that makes the artifact replaces it.
             Ok((text, _)) => stays.extend(
                 Manifest::parse(&text)
                     .into_iter()
@@ -94,7 +95,7 @@ fn look(
     }
     let checkpoints = all(objects, CHECKPOINTS)?.into_iter().filter(|meta| is_older(meta, age));
     going.extend(checkpoints.map(|meta| (Item::Checkpoint(meta.name.clone()), meta)));
-    // Manifests before their tables.
+    // Manifests are removed before their tables.
     for (item, meta) in going {
         if remove {
             objects.remove(&meta.name)?;

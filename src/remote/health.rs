@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Failure;
 
-/// What still works; at first everything.
+/// The operations on the cache that still work; at first all do.
 #[derive(Default)]
 pub struct Health(Mutex<State>);
 
@@ -28,12 +28,14 @@ impl Health {
         !self.state().no_writing
     }
 
-    /// Whether what is there counts. Once something was another than its name says, all that is made here is written again.
+    /// Whether objects in the cache are trusted. Once an object did not match its name, everything made here is uploaded, even if
+    /// the cache seems to have it.
     pub fn trusts(&self) -> bool {
         !self.state().no_trust
     }
 
-    /// Something could not be read: nothing more will be, and where the server is at fault, nothing written.
+    /// Records a failed read: nothing more is read. If the server is at fault, nothing more is written either. If an object was
+    /// damaged, no object is trusted any more.
     pub fn reading_failed(&self, failure: &Failure) {
         let mut state = self.state();
         state.no_reading = true;
@@ -46,19 +48,19 @@ impl Health {
         state.problem.get_or_insert(format!("{failure}; {what}"));
     }
 
-    /// Something could not be written: nothing more will be.
+    /// Records a failed write: nothing more is written.
     pub fn writing_failed(&self, failure: &Failure) {
         let mut state = self.state();
         state.no_writing = true;
         state.problem.get_or_insert(format!("{failure}; what it lacks is uploaded by the next run with it"));
     }
 
-    /// What went wrong first, if anything did.
+    /// The first problem, if there was any.
     pub fn problem(&self) -> Option<String> {
         self.state().problem.clone()
     }
 
-    /// The same, but once.
+    /// The first problem, but only the first time that this is called after it.
     pub fn news(&self) -> Option<String> {
         let mut state = self.state();
         let news = state.problem.clone().filter(|_| !state.told);

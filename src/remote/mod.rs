@@ -4,16 +4,16 @@
 //!
 //! | object | what it holds |
 //! |---|---|
-//! | `ac/<stage>/<key>.json` | the manifest of an artifact, written when its tables are there |
+//! | `ac/<stage>/<key>.json` | the manifest of an artifact, written after its tables |
 //! | `cas/<hash>` | a table, by the hash of its bytes |
-//! | `checkpoints/<stage>/<key>/<step>.json` | files of a checkpoint, written when they are there |
-//! | `checkpoints/<stage>/<key>/<hash>` | a file of it |
+//! | `checkpoints/<stage>/<key>/<step>.json` | the list of a checkpoint's files, written after these files |
+//! | `checkpoints/<stage>/<key>/<hash>` | a file of a checkpoint, by the hash of its bytes |
 //!
-//! Objects are named by what they are and replaced by nothing else, so that locks and conditional writes are not needed: where the
-//! server knows the latter, the first result of a key stays, and where it does not, one of them. Whoever finds a manifest whose
-//! tables are gone, or others than it says, has found nothing.
+//! The name of an object determines what it holds, and an object is replaced only by an equivalent one. So locks and conditional
+//! writes are not needed: if the server supports conditional writes, the first artifact of a key stays, otherwise any one of
+//! them. A manifest whose tables are missing or damaged is not a hit.
 //!
-//! A cache that fails, lies or hangs costs one warning and a few seconds, never a run.
+//! A cache that fails, returns wrong data or hangs costs one warning and a few seconds, never a run.
 
 mod address;
 #[cfg(feature = "remote")]
@@ -41,7 +41,7 @@ pub const AVAILABLE: bool = cfg!(feature = "remote");
 #[cfg(feature = "remote")]
 use bucket::open;
 
-/// Without the feature `remote` there is nothing that could be opened.
+/// Without the feature `remote` no cache can be opened.
 #[cfg(not(feature = "remote"))]
 fn open(_: &Address) -> Result<Box<dyn Objects>, Failure> {
     Err(Failure::Broken("this build has none; build it with --features remote".to_owned()))
@@ -52,12 +52,12 @@ fn manifest_name(stage: &str, key: &Key) -> String {
     format!("{MANIFESTS}/{stage}/{key}.json")
 }
 
-/// Name of a table with this hash; None when it is no hash.
+/// Name of the table with this hash; None when the text is not a hash.
 fn table_name(sha256: &str) -> Option<String> {
     Key::parse(sha256).map(|hash| format!("{TABLES}/{hash}"))
 }
 
-/// Longest manifest that is read.
+/// Size in bytes of the largest manifest that is read.
 const LONGEST_MANIFEST: usize = 64 << 20;
 
 const MANIFESTS: &str = "ac";

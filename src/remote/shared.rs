@@ -15,20 +15,21 @@ use super::{
 };
 use crate::artifact::{Artifact, Key, Manifest};
 
-/// A table that is older is written again rather than counted on: cleaning must not find it unneeded just now.
+/// An older table is uploaded again instead of being reused, because a cleaning could remove it before the manifest that needs it
+/// exists.
 const FRESH: Duration = Duration::from_secs(12 * 3600);
 
 /// What a run may do with the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Take what is there.
+    /// Fetch what the cache has.
     Read,
-    /// And add what is made here.
+    /// Fetch what the cache has, and upload what is made here.
     Write,
 }
 
 impl Mode {
-    /// As it is written.
+    /// The mode as text: `read` or `write`.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Read => "read",
@@ -37,16 +38,16 @@ impl Mode {
     }
 }
 
-/// Which cache, and what for.
+/// The address of a cache and how it is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub address: Address,
     pub mode: Mode,
-    /// Whether checkpoints go there too.
+    /// Whether checkpoints are shared too.
     pub checkpoints: bool,
 }
 
-/// A cache, for whoever reads from it and whoever uploads.
+/// The state of a cache that fetching and uploading share.
 pub struct Shared {
     pub options: Options,
     /// The runs folder.
@@ -80,7 +81,7 @@ impl Shared {
         Ok(Some((manifest, written)))
     }
 
-    /// Uploads an artifact unless a whole one is there: tables first, then the manifest. Between tables `meanwhile` has its turn.
+    /// Uploads an artifact unless a whole one is there: tables first, then the manifest. `meanwhile` is called before each table.
     pub fn upload(
         &self,
         artifact: &Artifact,
@@ -102,14 +103,15 @@ impl Shared {
         }
         let text = artifact.manifest().text();
         match objects.put(&name, text.as_bytes(), true) {
-            // Somebody was faster, or left one of no use. Servers say so too where there is nothing; then ours is written.
+            // Another machine was faster, or left a manifest of no use. Some servers report `Exists` even if there is no object.
+            // If no whole artifact is there, ours is written.
             Err(Failure::Exists) if !self.is_whole(&name, stage, key)? => objects.put(&name, text.as_bytes(), false),
             Err(Failure::Exists) => Ok(()),
             put => put,
         }
     }
 
-    /// Whether there is a manifest of this name whose tables are all there. Where anything was damaged, nothing counts.
+    /// Whether there is a manifest of this name whose tables all exist. Always false once any object was found damaged.
     fn is_whole(&self, name: &str, stage: &str, key: &Key) -> Result<bool, Failure> {
         if !self.health.trusts() {
             return Ok(false);
@@ -129,7 +131,7 @@ impl Shared {
     }
 }
 
-/// An object is another than its name says.
+/// The failure for an object that is not what its name says.
 pub fn damaged(name: &str, what: &str) -> Failure {
     Failure::Wrong(format!("{name} is damaged: {what}"))
 }

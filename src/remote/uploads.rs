@@ -1,4 +1,4 @@
-//! Uploads artifacts on a thread of its own, one after the other. A file per artifact in `uploads/` marks a pending upload, so that
+//! Uploads artifacts on a separate thread, one after the other. A file per artifact in `uploads/` marks a pending upload, so that
 //! a later run finishes what a killed one left.
 
 use std::{
@@ -26,11 +26,11 @@ pub enum Job {
     Artifact { stage: String, key: Key },
     /// The newest checkpoints of stages that have one to upload.
     Checkpoints,
-    /// A manifest that was of use, so that it is new again.
+    /// A manifest that was used: it is written again, so that it counts as new.
     Refresh { name: String, text: String },
 }
 
-/// What is to upload, and the thread that does.
+/// The queue of uploads, and the thread that works on it.
 pub struct Uploads {
     shared: Arc<Shared>,
     state: Mutex<State>,
@@ -47,18 +47,19 @@ struct State {
 struct Count {
     sent: AtomicU64,
     done: AtomicU64,
-    /// Stages whose newest checkpoint is yet to be uploaded: one that comes meanwhile takes its place.
+    /// Stages whose newest checkpoint is still to be uploaded. If a stage saves another one before that, only the newer one is
+    /// uploaded.
     due: Mutex<HashSet<(String, Key)>>,
 }
 
-/// Sends checkpoints of a stage at work.
+/// Queues the checkpoints of a running stage for upload.
 pub struct CheckpointSender {
     sender: mpsc::Sender<Job>,
     count: Arc<Count>,
 }
 
 impl CheckpointSender {
-    /// The stage has a new checkpoint.
+    /// Queues the newest checkpoint of the stage, unless the stage is already in the queue.
     pub fn checkpoint(&self, stage: &str, key: &Key) {
         if self.count.due().insert((stage.to_owned(), key.clone())) {
             self.count.sent.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +79,7 @@ impl Uploads {
         Uploads { shared, state: Mutex::default(), count: Arc::default() }
     }
 
-    /// Takes up what earlier runs have left.
+    /// Queues the uploads that earlier runs have left.
     pub fn catch_up(&self) {
         for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -90,22 +91,22 @@ impl Uploads {
 
     /// Notes that an artifact is to be uploaded, now or by a later run.
     pub fn mark(&self, stage: &str, key: &Key) {
-        // What cannot be noted is uploaded all the same, unless this process is killed before.
+        // Best effort: without the file, the artifact is uploaded all the same, unless this process is killed before.
         let _ = fs::create_dir_all(self.dir()).and_then(|()| File::create(self.dir().join(format!("{stage}-{key}"))));
     }
 
-    /// Uploads something when its turn comes.
+    /// Queues an upload.
     pub fn send(&self, job: Job) {
         self.count.sent.fetch_add(1, Ordering::Relaxed);
         let _ = self.sender_of_jobs().send(job);
     }
 
-    /// For the checkpoints of a stage.
+    /// A sender for the checkpoints of a stage.
     pub fn sender(&self) -> CheckpointSender {
         CheckpointSender { sender: self.sender_of_jobs(), count: self.count.clone() }
     }
 
-    /// Waits for all that was sent, unless the user asks to stop meanwhile.
+    /// Waits until all queued uploads are done or the user asks to stop.
     pub fn finish(&self, progress: &dyn Progress, interrupt: &Interrupt) {
         let State { sender, thread } = std::mem::take(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner));
         drop(sender);
@@ -128,7 +129,7 @@ impl Uploads {
         self.shared.root.join("uploads")
     }
 
-    /// The way to the thread, which begins with the first upload.
+    /// The sender to the thread. The first call starts the thread.
     fn sender_of_jobs(&self) -> mpsc::Sender<Job> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &state.sender {
@@ -162,7 +163,7 @@ impl Worker {
                 && let Err(failure) = self.upload(&job, &mut checkpoints)
             {
                 match failure {
-                    // It was cleaned away, or the stage has gone on; what is damaged here is found by whoever reads it.
+                    // The file was removed, or the stage has moved on. A damaged file of the store is found when it is next read.
                     Failure::Local(_) => {}
                     failure => self.shared.health.writing_failed(&failure),
                 }
@@ -174,9 +175,10 @@ impl Worker {
     fn upload(&self, job: &Job, checkpoints: &mut checkpoints::Sent) -> Result<(), Failure> {
         match job {
             Job::Artifact { stage, key } => {
-                // An artifact that is not there was announced by a run that was killed before it had made it.
+                // If there is no artifact, the run that announced it was killed before making it.
                 if let Some(artifact) = self.store.artifact(stage, key) {
-                    // Images may take hours, and a machine be taken away meanwhile.
+                    // Uploading images may take hours, and the machine may be taken away in the meantime, so checkpoints are
+                    // uploaded between tables.
                     self.shared.upload(&artifact, &mut || self.upload_due(checkpoints))?;
                     if self.shared.options.checkpoints {
                         checkpoints::remove(self.shared.objects()?, stage, key)?;
@@ -194,7 +196,7 @@ impl Worker {
         let due: Vec<_> = self.count.due().drain().collect();
         for (stage, key) in due {
             match checkpoints.upload(self.shared.objects()?, &self.store, &stage, &key) {
-                // The stage has gone on; the next one is on its way.
+                // The stage has replaced this checkpoint, and the next one will be queued.
                 Err(Failure::Local(_)) => {}
                 uploaded => uploaded?,
             }

@@ -31,8 +31,8 @@ pub fn stage(store: &Store, run: &Run, name: &str) -> anyhow::Result<Artifact> {
     Ok(artifact)
 }
 
-/// Like [`stage`], but does not hash the images and features of large data sets, of which a report reads a few rows. Sizes and
-/// modification times of their files are checked all the same.
+/// Like [`stage`], but does not hash large artifacts: the images and features of large data sets, of which a report reads only a
+/// few rows. Sizes and modification times of their files are still checked.
 ///
 /// # Errors
 /// As [`stage`].
@@ -43,12 +43,12 @@ pub fn stage_in_part(store: &Store, run: &Run, name: &str) -> anyhow::Result<Art
     }
 }
 
-/// The artifact of a stage of `run`, if the run has it and it is whole.
+/// The artifact of a stage of `run`, if the run has the stage and its artifact is neither missing nor damaged.
 pub fn find(store: &Store, run: &Run, name: &str) -> Option<Artifact> {
     as_found(store, run, name).ok()
 }
 
-/// The artifact of a stage of `run`, with no more checks than finding it makes.
+/// The artifact of a stage of `run`, with only the checks that [`Store::find`] makes.
 ///
 /// # Errors
 /// As [`stage`].
@@ -96,7 +96,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// One of its tables; empty if it has no such table.
+    /// One of the training's tables. The result is empty if the training has no such table.
     ///
     /// # Errors
     /// When a file cannot be read or is damaged.
@@ -121,14 +121,15 @@ impl<'a> Training<'a> {
     }
 }
 
-/// The number of steps that an unfinished training has written; None for a run before or after its training.
+/// The number of steps that an unfinished training has written. None outside training, before the first step, and if the steps
+/// cannot be read.
 pub fn steps(store: &Store, unfinished: &Unfinished) -> Option<u64> {
     // An unreadable training has no steps to count. A command that draws its curves reports the error.
     let steps = || Training::SoFar(store, unfinished).steps().ok().filter(|steps| *steps > 0);
     (unfinished.stage == TRAINING).then(steps)?
 }
 
-/// The state of a run: `finished`, or where a run without results is or ended.
+/// The state of a run as text: `finished`, or state, stage and number of steps of a run without results.
 pub fn state(store: &Store, record: &RunRecord) -> String {
     match &record.unfinished {
         None => "finished".to_owned(),
@@ -149,7 +150,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads a table of `artifact`; empty if there is none of this name.
+    /// Reads a table of `artifact`. The result is empty if the artifact has no such table.
     ///
     /// # Errors
     /// When the file cannot be read.

@@ -33,7 +33,7 @@ pub struct Scores {
     pub initial: Option<f64>,
     pub untrained: Option<f64>,
     pub shuffled: Option<f64>,
-    /// Gain of the trained encoder over those weights, on the same test samples.
+    /// Gain of the trained encoder over the weights of `encoder.init`, on the same test samples.
     pub gain: Option<Paired>,
 }
 
@@ -75,7 +75,7 @@ impl Audit {
                 audit.checks.push(Check { what, problem: below(scores.gain.as_ref()) });
             }
         }
-        // Missing data is no reason to doubt the results made from it.
+        // A missing data artifact is no reason to doubt the results that were computed from it.
         if let Some(data) = artifacts::find(store, run, "data") {
             audit.notes = data.texts(&NOTES)?.into_iter().map(|(_, text)| text).collect();
             audit.duplicates = duplicates(&data)?;
@@ -130,7 +130,8 @@ pub fn scores(store: &Store, run: &Run) -> anyhow::Result<Vec<(&'static str, Sco
     Ok(rows)
 }
 
-/// The problem with a gain over the weights that training started from: its whole interval lies below 0.
+/// The problem with a gain over the weights that training started from: missing predictions, or an interval that is wholly below
+/// 0.
 fn below(gain: Option<&Paired>) -> Option<String> {
     match gain {
         None => Some("their predictions are missing".to_owned()),

@@ -24,7 +24,7 @@ pub struct Comparison {
     pub spec: Vec<SpecRow>,
     /// Scores and other metrics.
     pub scores: Vec<ScoreRow>,
-    /// Differences of the columns from one of them, on the same test samples.
+    /// Differences between each column and a baseline column, on the same test samples.
     pub differences: Vec<DifferenceRow>,
     /// Gains of each column over the weights of `encoder.init`, on the same test samples; None if training started from random
     /// weights.
@@ -62,7 +62,7 @@ pub struct ScoreRow {
     pub deviations: Vec<Option<f64>>,
     /// The value of each run of each column.
     pub members: Vec<Vec<Option<f64>>>,
-    /// Whether it is the best value. Never for a single value, or for metrics without a better direction.
+    /// Whether each value is the best of the row. Always false if only one value is known, or the metric has no better direction.
     pub best: Vec<bool>,
 }
 
@@ -112,7 +112,7 @@ impl Comparison {
         self.notes.extend(provenance::notes(store, &self.runs, groups));
     }
 
-    /// Adds the differences of the compared `groups` from the one at `baseline`, sample by sample.
+    /// Adds the differences between the compared `groups` and the group at index `baseline`, sample by sample.
     ///
     /// # Errors
     /// When an artifact cannot be read.
@@ -243,20 +243,20 @@ fn score_rows(groups: &[Group]) -> Vec<ScoreRow> {
     metrics.into_iter().map(row).collect()
 }
 
-/// Whether higher values are better: accuracies except those of controls, and speed. Losses of different methods do not
-/// compare.
+/// Whether higher values of a metric are better. This holds for accuracies, except those of controls, and for speed. It does not
+/// hold for losses, since losses of different methods cannot be compared.
 fn more_is_better(metric: &str) -> bool {
     let name = metric.rsplit('/').next().unwrap_or(metric);
     let control = ["_random_init", "_initial", "_shuffled_labels"].iter().any(|end| name.ends_with(end));
     (is_of_test_images(metric) && !control) || name == "images_per_second"
 }
 
-/// Whether this is an accuracy, of a control or not.
+/// Whether a metric is an accuracy on the test images. Accuracies of controls count too.
 fn is_of_test_images(metric: &str) -> bool {
     metric.rsplit('/').next().is_some_and(|name| name.starts_with("top"))
 }
 
-/// The contents of the test splits that a group was scored on, each once. Runs without scores or data have none.
+/// Content hashes of the test splits on which a group was scored, without repetitions. Runs without scores or data add none.
 fn test_splits(store: &Store, group: &Group) -> Vec<String> {
     let has_scores = |run: &&&Run| run.record.metrics.keys().any(|metric| is_of_test_images(metric));
     let splits = group.runs.iter().filter(has_scores).filter_map(|run| predictions::test_split(store, run));

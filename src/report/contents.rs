@@ -36,7 +36,7 @@ pub struct Contents {
     pub near: Vec<Near>,
     /// Near duplicates by the embeddings of an encoder, if one is given.
     pub embedded: Option<Vec<Near>>,
-    /// Number of images with too little contrast to find near duplicates of.
+    /// Number of images whose contrast is too low to search for near duplicates of them.
     pub plain: u64,
     /// Notes for readers of scores.
     pub notes: Vec<String>,
@@ -101,13 +101,13 @@ impl SplitContents {
     }
 }
 
-/// An encoder to find near duplicates by, and the cosine from which images count as such.
+/// An encoder for the search of near duplicates, and the smallest cosine at which two images count as near duplicates.
 pub struct Encoder<'a> {
     pub embedder: &'a Embedder,
     pub from: f32,
 }
 
-/// Sorts pairs: those that cast doubt on scores first, and the most alike of these first.
+/// Sorts pairs: those that cast doubt on scores first, and then the most similar ones first.
 pub fn worst_first(pairs: &mut [(&Twice, Option<f32>)]) {
     let alike = |likeness: &Option<f32>| likeness.unwrap_or(1.0);
     pairs.sort_by(|a, b| {
@@ -118,7 +118,7 @@ pub fn worst_first(pairs: &mut [(&Twice, Option<f32>)]) {
 /// Examines a data artifact, image by image.
 ///
 /// # Errors
-/// When its tables cannot be read, or there is no room for scratch files; when the user interrupts.
+/// When its tables cannot be read, or the disk has no space for scratch files; when the user interrupts.
 pub fn look(
     data: &Artifact,
     encoder: Option<&Encoder>,
@@ -192,14 +192,14 @@ fn counts(
     Ok(found)
 }
 
-/// What is kept of the images seen so far.
+/// Thumbnails, hashes and embeddings of the images examined so far.
 struct Looked<'a> {
     thumbnails: Records,
-    /// Hashes of the images that can be compared, with numbers that run through both splits.
+    /// Hash and number of each image that can be compared. Numbers continue from one split to the next.
     hashes: Vec<(u64, u32)>,
     plain: u64,
     embeddings: Option<Embeddings<'a>>,
-    /// Exact duplicates, which are not compared again.
+    /// Split and number of each exact duplicate. Exact duplicates are not compared again.
     known: BTreeSet<(usize, i64)>,
     next: u32,
 }
@@ -293,7 +293,7 @@ impl<'a> Looked<'a> {
         Ok(contents)
     }
 
-    /// Takes the next image.
+    /// Records the next image. `known` says that it is an exact duplicate, which is not compared.
     fn add(&mut self, thumbnail: &Thumbnail, known: bool) -> anyhow::Result<()> {
         self.thumbnails.push(thumbnail.bytes())?;
         if !known {

@@ -2,12 +2,12 @@
 
 use super::{Comparison, grid::text, paired::Paired};
 
-/// The rows `kind, key, <run>...`; empty where a run has no value. The score of a group is the mean; `deviation` and `n`
-/// follow it. Differences are rows of the kinds `difference`, `low`, `high` and `p`; those from the weights that a training
-/// started from `gain`, `gain_low` and `gain_high`.
+/// The rows `kind, key, <run>...`. A cell is empty where a run has no value. The score of a group is the mean; rows `deviation`
+/// and `n` follow it. Differences between columns are rows of the kinds `difference`, `low`, `high` and `p`. Gains over the
+/// weights that a training started from are rows of the kinds `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
-/// None in memory; only the signature of the writer has them.
+/// Never: the writer returns a `Result`, but writing to memory does not fail.
 pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["kind", "key"].into_iter().chain(comparison.runs.iter().map(String::as_str)))?;

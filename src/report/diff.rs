@@ -153,7 +153,7 @@ fn paired(store: &Store, a: &Run, b: &Run) -> Vec<Paired> {
     [pair("linear_probe", "linear probe"), pair("knn", "kNN")].into_iter().flatten().collect()
 }
 
-/// The first classifier of `a` that `b` has too, in both: the linear probe, or kNN with the same number of neighbours.
+/// The first classifier that both runs have, from each run: the linear probe, or kNN with the same number of neighbours.
 fn common(a: Vec<Classifier>, mut b: Vec<Classifier>) -> Result<(Classifier, Classifier), String> {
     if a.is_empty() || b.is_empty() {
         return Err("the evaluation was skipped".to_owned());

@@ -16,7 +16,7 @@ use crate::{
     tables::column::*,
 };
 
-/// A pair of duplicates or near duplicates, by name.
+/// A pair of duplicates or near duplicates, with the names of both images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Twice {
     /// Numbers and labels of both.
@@ -29,7 +29,7 @@ pub struct Twice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub split: SplitName,
-    /// Path in the data, or else the number.
+    /// Path in the data; `sample N` if the data has no paths.
     pub name: String,
     pub class: Option<String>,
 }

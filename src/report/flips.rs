@@ -22,7 +22,7 @@ impl Flips {
     /// Pairs predictions.
     ///
     /// # Errors
-    /// When samples or labels differ, or their order.
+    /// When samples, labels or their order differ.
     pub fn between(before: &[Prediction], after: &[Prediction]) -> anyhow::Result<Flips> {
         let same = |(a, b): (&Prediction, &Prediction)| (a.sample, a.label) == (b.sample, b.label);
         ensure!(

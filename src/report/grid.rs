@@ -1,4 +1,4 @@
-//! A comparison as a grid of text cells, which the terminal table and the Markdown table draw.
+//! A comparison as a grid of text cells, for the tables in the terminal, in Markdown and in HTML.
 
 use serde_json::Value;
 

@@ -23,7 +23,8 @@ pub fn single(runs: &[Run]) -> Vec<Group<'_>> {
     runs.iter().filter(|run| seen.insert(&run.record.run)).map(|run| Group { runs: vec![run] }).collect()
 }
 
-/// Runs grouped by everything but name and seed, in the order of their first runs. Runs of one seed stay apart.
+/// Runs grouped by everything in their specs but name, description and seed, in the order of their first runs. A group never has
+/// two runs with the same seed.
 pub fn by_seed(runs: &[Run]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group> = Vec::new();
     let mut alike: HashMap<String, Vec<usize>> = HashMap::new();
@@ -42,7 +43,7 @@ pub fn by_seed(runs: &[Run]) -> Vec<Group<'_>> {
     groups
 }
 
-/// A spec without name and seed, as text: short to compare with many others.
+/// A spec without name, description and seed, as text that is fast to compare with many others.
 fn without_seed(spec: &Value) -> String {
     let mut spec = spec.clone();
     if let Some(map) = spec.as_object_mut() {
@@ -53,7 +54,7 @@ fn without_seed(spec: &Value) -> String {
 }
 
 impl Group<'_> {
-    /// The name of the run; for several runs the name of the first one and their number.
+    /// The name of the run. For several runs: the name of the first one, and the number of runs.
     pub fn label(&self) -> String {
         let first = &self.runs[0].record.run;
         match self.runs.len() {
@@ -79,7 +80,7 @@ impl Group<'_> {
     }
 }
 
-/// Mean and sample standard deviation of the known values; the latter needs two.
+/// Mean and sample standard deviation of the known values. The deviation needs two values.
 pub fn mean_and_deviation(values: &[Option<f64>]) -> (Option<f64>, Option<f64>) {
     let known: Vec<f64> = values.iter().copied().flatten().collect();
     let n = known.len() as f64;

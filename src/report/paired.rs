@@ -25,7 +25,8 @@ pub struct Correctness {
 }
 
 impl Correctness {
-    /// Reads it from `stage` (`knn` or `linear_probe`) of `run`; None if the run has no predictions, or an artifact is missing.
+    /// Reads the correctness from `stage` (`knn` or `linear_probe`) of `run`; None if the run has no predictions, or an artifact
+    /// is missing.
     ///
     /// # Errors
     /// When an artifact exists and cannot be read.
@@ -36,7 +37,7 @@ impl Correctness {
     /// Like [`Correctness::read`], for the weights that training started from; also None if these were random.
     ///
     /// # Errors
-    /// As of that function.
+    /// As [`Correctness::read`].
     pub fn read_initial(store: &Store, run: &Run, stage: &str) -> anyhow::Result<Option<Self>> {
         Self::of(store, run, stage, predictions::read_initial)
     }
@@ -91,8 +92,8 @@ pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option
     Ok(if initial.len() == runs.len() && trained.len() == runs.len() { compare(&initial, &trained) } else { None })
 }
 
-/// Compares `second` with `first`. Each is the correctness of one run, or of several, which are averaged sample by sample. None
-/// if their samples differ.
+/// Compares `second` with `first`. Each is the correctness of one run, or of several runs, which are averaged sample by sample.
+/// None if the samples differ.
 pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> {
     let one = first.first()?;
     let is_same = |other: &Correctness| other.split == one.split && other.right.keys().eq(one.right.keys());
@@ -111,9 +112,10 @@ pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> 
     Some(Paired { samples, difference: differences.iter().sum::<f64>() / samples as f64, low, high, p })
 }
 
-/// Ends of the 95 % percentile bootstrap interval of the mean; the same for the same values in any order.
+/// Ends of the 95 % percentile bootstrap interval of the mean. The order of the values does not change the result.
 fn interval(values: &[f64]) -> (f64, f64) {
-    // Few values differ. How often each is drawn is multinomial: one binomial draw per value, not one per sample.
+    // There are few distinct values. The numbers of their draws are multinomial, so one binomial draw per distinct value
+    // suffices, instead of one draw per sample.
     let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
     values.iter().for_each(|value| *counts.entry(value.to_bits()).or_default() += 1);
     let mut random = ChaCha8Rng::seed_from_u64(0);
@@ -136,9 +138,11 @@ fn interval(values: &[f64]) -> (f64, f64) {
     (means[RESAMPLINGS / 40], means[RESAMPLINGS - 1 - RESAMPLINGS / 40])
 }
 
-/// How many of `draws` trials succeed with probability `p`: exact to p's bits, and the same on every machine.
+/// Draws the number of successes of `draws` trials with probability `p`, which is rounded to 64 bits. The result is the same on
+/// every machine.
 fn binomial(draws: u64, p: f64, random: &mut ChaCha8Rng) -> u64 {
-    // A trial compares random bits with those of p, the first one first; a word holds one bit of each of 64 trials.
+    // A trial succeeds if a random number is less than p. Bits of both are compared from the highest one; a random word holds one
+    // bit of each of 64 trials.
     let p = (p * u64::MAX as f64) as u64;
     let mut successes = 0;
     for first in (0..draws).step_by(64) {

@@ -16,13 +16,13 @@ struct Row<'a> {
     number: Option<f64>,
 }
 
-/// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null if the run has no value), `number`
-/// (null if the value is no number). The kinds are `spec` and `score`; of a group, whose label then stands for a run, `mean`,
-/// `deviation` and `n`; of a column that is compared with another `difference`, `low`, `high` and `p`; of one whose training
-/// started from a file of weights `gain`, `gain_low` and `gain_high`.
+/// One row per run and leaf or score: `run`, `kind`, `key`, `value` (text; null if the run has no value), `number` (null if the
+/// value is no number). The kinds are `spec` and `score` for each run. A group adds `mean`, `deviation` and `n`, with its label
+/// in place of the run. A column that is compared with a baseline adds `difference`, `low`, `high` and `p`. A column whose
+/// training started from a file of weights adds `gain`, `gain_low` and `gain_high`.
 ///
 /// # Errors
-/// None in memory; only the signature of the writer has them.
+/// Never: the writer returns a `Result`, but writing to memory does not fail.
 pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
     let mut rows: Vec<Row> = Vec::new();
     for row in &comparison.spec {

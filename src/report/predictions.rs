@@ -37,7 +37,8 @@ pub struct Classifier {
     pub predictions: Vec<Prediction>,
 }
 
-/// The classifiers of an evaluation, in the order of its table. The score is that of the first. Empty if it was skipped.
+/// The classifiers of an evaluation, in the order of its table. The first one gives the score of the run. Empty if the evaluation
+/// was skipped.
 ///
 /// # Errors
 /// When the table cannot be read or lacks a column.
@@ -48,12 +49,12 @@ pub fn read(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
 /// Like [`read`], for the weights that training started from. Empty if these were random.
 ///
 /// # Errors
-/// As of that function.
+/// As [`read`].
 pub fn read_initial(evaluation: &Artifact) -> anyhow::Result<Vec<Classifier>> {
     read_table(evaluation, INITIAL_VOTES)
 }
 
-/// Reads a table of predictions. That of kNN has a column with k; that of the linear probe does not.
+/// Reads a table of predictions. The table of kNN has a column with k; the table of the linear probe has none.
 fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec<Classifier>> {
     let table = Table::read(evaluation, votes)?;
     let column = |column| {
@@ -68,7 +69,7 @@ fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec
             continue;
         };
         let k = ks.get(row).copied().flatten();
-        // The rows of a classifier are together, so this row is of the last classifier or a new one.
+        // The rows of a classifier are consecutive, so this row belongs to the last classifier or to a new one.
         let at = found.iter().rposition(|classifier| classifier.k == k).unwrap_or_else(|| {
             found.push(Classifier { k, predictions: Vec::new() });
             found.len() - 1
@@ -78,8 +79,8 @@ fn read_table(evaluation: &Artifact, votes: tables::Table) -> anyhow::Result<Vec
     Ok(found)
 }
 
-/// A content hash of the test split: the same for the same images and labels in the same order, whatever the file names. None
-/// if the data is missing.
+/// A content hash of the test split. It is the same for the same images and labels in the same order, regardless of file names.
+/// None if the data is missing.
 pub fn test_split(store: &Store, run: &Run) -> Option<String> {
     let data = artifacts::find(store, run, data::DESCRIPTOR.name)?;
     let test = |input: &&Input| input.stage == Stage::Data && input.table == tables::TEST;

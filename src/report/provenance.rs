@@ -8,8 +8,8 @@ use crate::{
     plan::UNIT,
 };
 
-/// A line for every way in which stages of the columns `labels` ran differently. Stages with the same content everywhere are
-/// skipped: there the difference had no effect.
+/// A line for each difference in device or precision between the columns `labels`, with the stages that it concerns. Stages with
+/// the same content in all runs are skipped, since the difference had no effect there.
 pub fn notes(store: &Store, labels: &[String], groups: &[Group]) -> Vec<String> {
     // Stages by difference, in the order of the pipeline.
     let mut found: Vec<(String, Vec<&str>)> = Vec::new();
@@ -66,7 +66,7 @@ mod tests {
         report::{Run, group, samples},
     };
 
-    /// A run whose stages are made on `device`; of `data` the content is the same everywhere.
+    /// A run whose stages are made on `device`. The content of its `data` stage is the same for all runs.
     fn run(root: &Path, name: &str, device: &str, precision: &str) -> Run {
         let mut run = samples::run(name, "seed: 1", &[]);
         for stage in ["data", "pretrain", "embed"] {

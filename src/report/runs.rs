@@ -16,7 +16,7 @@ use crate::{
     spec::{self, Changes, Experiment, Point},
 };
 
-/// A run. It is finished, unless the caller asked for others too.
+/// A run. It is finished, unless the caller also asked for runs without results.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub record: RunRecord,
@@ -50,7 +50,7 @@ pub struct Runs<'a> {
     /// Whether to include runs without results.
     with_unfinished: bool,
     list: OnceCell<Vec<Listed>>,
-    /// Index in the list by the name of the run.
+    /// Index in the list, by the name of the run.
     places: OnceCell<HashMap<String, usize>>,
     /// The newest run by name and semantic part of its spec, as text.
     known: OnceCell<HashMap<(String, String), Run>>,
@@ -89,7 +89,7 @@ pub struct Found {
 /// [`Runs::find`] for a command that looks for one run.
 ///
 /// # Errors
-/// As there.
+/// As [`Runs::find`].
 pub fn find(root: &Path, argument: &str) -> anyhow::Result<Run> {
     Runs::new(root).find(argument)
 }
@@ -118,7 +118,7 @@ impl<'a> Runs<'a> {
         let unfinished = match found {
             Ok(run) if run.record.unfinished.is_none() => return Ok(run),
             Ok(run) => run,
-            // With runs without results included, the newest may be another run.
+            // The argument may name a run without results, which is not in the list of finished runs.
             Err(error) => match Runs::with_unfinished(self.root).find_listed(argument) {
                 Ok(run) => run,
                 Err(_) => return Err(error),
@@ -137,7 +137,7 @@ impl<'a> Runs<'a> {
         if let Some(run) = self.list.get().and_then(|list| list.get(*self.places(list).get(argument)?)) {
             return run.read();
         }
-        // The folder has the name of the run, so the others need not be read.
+        // A folder has the name of its run, so no other folder has to be read.
         let own = results.join(argument);
         if path.components().count() == 1 && own.join(RECORD).is_file() {
             return read(&own);

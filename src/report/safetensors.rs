@@ -29,9 +29,9 @@ pub enum Head {
     None,
 }
 
-/// An encoder in the form of a file.
+/// An exported encoder.
 pub struct Exported {
-    /// The file.
+    /// Content of the safetensors file.
     pub bytes: Vec<u8>,
     /// Number of tensors.
     pub tensors: usize,

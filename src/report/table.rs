@@ -1,4 +1,4 @@
-//! Draws tables for a terminal, and comparisons as such; `*` marks the best value of a row.
+//! Draws tables for a terminal, among them comparisons, in which `*` marks the best value of a row.
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 

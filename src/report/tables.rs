@@ -77,7 +77,7 @@ fn figures(run: &Run) -> RecordBatch {
     ])
 }
 
-/// None for a training without steps.
+/// The curves of a run's training; None if the training has no steps.
 fn curves(store: &Store, run: &Run) -> anyhow::Result<Option<RecordBatch>> {
     // The artifact is not hashed, since most of it is weights, which are not read here.
     let training = artifacts::as_found(store, run, pretrain::DESCRIPTOR.name)?;

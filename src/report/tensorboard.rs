@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Tables of a pretrain artifact with one row per step or fewer.
+/// Tables of a pretrain artifact with at most one row per step.
 const TABLES: [Table; 3] = [METRICS, POSITIVENESS, TIMING];
 
 /// The bytes of the file: every metric of every step as `train/NAME`, and the scores of the run at the last step. Times count

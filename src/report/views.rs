@@ -16,7 +16,7 @@ const GAP: u32 = 4;
 /// The background of a sheet.
 const PAPER: image::Rgb<u8> = image::Rgb([255; 3]);
 
-/// An image and its crops: both views, then the small ones.
+/// An image and its crops: both views, then the local crops.
 pub struct Row {
     pub sample: u32,
     pub label: Option<i64>,
@@ -24,8 +24,8 @@ pub struct Row {
     pub crops: Vec<RgbImage>,
 }
 
-/// This many training images (or all, if there are fewer) with their crops in an epoch, with the very pixels that training
-/// sees.
+/// `images` training images (all, if there are fewer) with their crops in `epoch`. The crops have exactly the pixels that
+/// training sees.
 ///
 /// # Errors
 /// When an image cannot be read.
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(sheet.dimensions(), (40, 28));
         let at = |x, y| sheet.get_pixel(x, y)[0];
         assert_eq!([at(4, 4), at(16, 4), at(28, 4), at(30, 6), at(0, 0)], [5, 10, 255, 11, 255]);
-        // A wide image lies whole in the middle of its cell.
+        // The whole of a wide image is drawn in the middle of its cell.
         assert_eq!([at(4, 16), at(4, 18), at(11, 21), at(4, 22), at(16, 16)], [255, 9, 9, 255, 20]);
     }
 

@@ -99,7 +99,7 @@ impl Driver<'_> {
             for &stage in stages {
                 let begun = Instant::now();
                 let Some((artifact, how)) = self.stage(stage, &artifacts)? else {
-                    // An input turned out to be damaged, and has been moved away: start again.
+                    // An input was damaged and has been moved away, or an artifact has been removed: start again.
                     continue 'pass;
                 };
                 let passed = (how, begun.elapsed().as_secs_f64());
@@ -171,7 +171,7 @@ impl Driver<'_> {
         Ok(Some((artifact, How::Ran)))
     }
 
-    /// Fetches the missing artifact of a stage from the shared cache, if it is there.
+    /// Fetches the missing artifact of a stage from the shared cache, if the cache has it.
     fn fetch(&self, stage: Stage, key: &Key) -> anyhow::Result<Option<Artifact>> {
         let Some(cache) = self.cache.filter(|cache| cache.reads()) else { return Ok(None) };
         let lock = self.lock(stage, key)?;
@@ -191,7 +191,7 @@ impl Driver<'_> {
         Ok(fetched)
     }
 
-    /// Fetches the missing artifacts of these stages from the shared cache, as far as they are there.
+    /// Fetches those missing artifacts of these stages that the shared cache has.
     pub fn fetch_of(&self, stages: &[Stage]) -> anyhow::Result<()> {
         let mut artifacts = BTreeMap::new();
         for &stage in stages {
@@ -217,7 +217,7 @@ impl Driver<'_> {
         components: Components,
         inputs: &BTreeMap<Stage, Artifact>,
     ) -> anyhow::Result<Artifact> {
-        // Only now, so that a run with nothing to do reads no folders.
+        // Remove leftovers only now, so that a run with nothing to do lists no folders.
         self.store.sweep()?;
         let reporter = self.reporter.clone();
         if let Some(cache) = self.cache {

@@ -32,14 +32,14 @@ pub struct Setting<'a> {
     pub cache: Option<&'a Cache>,
 }
 
-/// The results of an experiment.
+/// A finished experiment: its stages and its results.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub stages: Vec<StageOutcome>,
     pub outcome: Outcome,
 }
 
-/// The artifact of a stage.
+/// The outcome of a stage that ran alone.
 #[derive(Clone, Debug)]
 pub struct Alone {
     pub outcome: StageOutcome,
@@ -187,7 +187,7 @@ impl Setting<'_> {
         let root = self.store.root();
         let found = FileSystem::check(root)?;
         if found.is_shared() && !root.exists() {
-            // Print this once, where the attempt begins.
+            // Print this only before the first run, which creates the folder.
             reporter.log(&format!("runs folder {}: {found}", root.display()));
         }
         let planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);

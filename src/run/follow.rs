@@ -37,7 +37,7 @@ static TRAINING: AtomicBool = AtomicBool::new(false);
 /// Runs `train` on all ranks: a training of `experiment` on the data of the key `data`.
 ///
 /// # Errors
-/// As of `train`.
+/// When `train` fails, or the order to the other ranks cannot be written.
 pub fn with_others(
     experiment: &Experiment,
     data: &Key,

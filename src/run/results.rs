@@ -66,7 +66,7 @@ pub fn record(store: &Store, experiment: &Experiment, stages: &[StageOutcome]) -
     };
     let report = report(&run, experiment.seed, &metrics)?;
     atomic::create_dir(&dir)?;
-    // If two runs of one spec end at the same time, one writes; both would write the same.
+    // If two runs of the same spec end at the same time, only one writes: both would write the same files.
     let Attempt::Held(_lock) = Lock::attempt(&store.root().join("locks"), &format!("results-{run}"))? else {
         return Ok(Outcome { record, dir });
     };

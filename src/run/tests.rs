@@ -76,7 +76,7 @@ impl Scene {
         std::mem::take(&mut self.ran.lock().unwrap())
     }
 
-    /// One run as a process of its own would do it.
+    /// Runs the plan as a new process would, with its own store and planner.
     fn run_with(&self, reporter: &Arc<Reporter>, work: &Work) -> anyhow::Result<Vec<StageOutcome>> {
         let store = Store::open(self.root.path());
         let planner = Planner::new(&store, &self.experiment, Path::new(""), &Silent, &self.interrupt)?;

@@ -18,25 +18,25 @@ use super::{
     walk::{Walker, lookup},
 };
 
-/// What specs are held against.
+/// The form of a spec: the schema of an experiment, and the keys that are removed before the schema applies.
 pub static SPEC: LazyLock<Form> = LazyLock::new(|| Form::new(shared().clone(), &[extends::KEY, sweep::KEY]));
 
-/// Most keys of other sections that one message names.
+/// The most keys of other sections that one message suggests.
 const MOST_ELSEWHERE: usize = 3;
 
-/// Pattern of texts that become part of a line.
+/// Pattern of texts that are printed as part of a line.
 pub const ONE_LINE: &str = r"^[^\n\r]*$";
 
-/// What a kind of file may say.
+/// The schema of a kind of file, ready for validation.
 pub struct Form {
     schema: Value,
     validator: Validator,
-    /// Keys of the file that are taken out before it is held against the schema.
+    /// Top-level keys that are removed from a file before the schema applies.
     taken: &'static [&'static str],
 }
 
 impl Form {
-    /// Of files with this schema.
+    /// The form of files with this schema. The top-level keys `taken` are removed before the schema applies.
     pub fn new(schema: Value, taken: &'static [&'static str]) -> Form {
         let validator = jsonschema::draft202012::new(&schema).expect("the generated schema is valid");
         Form { schema, validator, taken }
@@ -64,7 +64,8 @@ struct Checker<'d> {
 impl<'d> Checker<'d> {
     fn violation(&mut self, error: &ValidationError) {
         let path = names(error.instance_path().as_str());
-        // The last name of the schema path is the keyword; the part of the schema is what holds it.
+        // The last name of the schema path is the keyword. The names before it lead to the part of the schema that has the
+        // keyword.
         let keyword = error.schema_path().as_str();
         let part =
             keyword.rsplit_once('/').and_then(|(part, _)| self.walker.root.pointer(part)).unwrap_or(&Value::Null);
@@ -120,7 +121,8 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// The variant that the tag or the type selects is the one whose errors matter.
+    /// Reports a value that matches no alternative. If its tag or its type selects a variant, only the errors of this variant are
+    /// reported.
     fn alternatives(&mut self, path: &[String], part: &'static Value, context: &[Vec<ValidationError>]) {
         let found = self.found(path);
         if let Some(index) = self.walker.chosen(part, found) {
@@ -147,7 +149,7 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// `method: {type: snclr}`: says that `type` is called `name` here. Other keys cannot be judged without the tag.
+    /// `method: {type: snclr}`: reports that the tag `type` is called `name` here. Other keys cannot be checked without the tag.
     fn misnamed_tag(&mut self, path: &[String], tag: &str, choices: &[&str]) {
         let Some(section) = self.found(path).as_object() else { return };
         let is_tag = |name: &str, value: &Value| {
@@ -189,7 +191,7 @@ impl<'d> Checker<'d> {
         self.at_key(path, name, Problem::UnknownKey { found, allowed: own, nearest, note });
     }
 
-    /// `eta` under `optimizer` belongs to another variant than the one selected.
+    /// Explains a key that belongs to another variant than the selected one, such as `eta` under `optimizer`.
     fn belongs_to_variant(&self, path: &[String], name: &str) -> Option<String> {
         let tagged = self.walker.tagged(self.walker.at(path, &self.document.value)?)?;
         let has = |part: &Value| part.get("properties").is_some_and(|properties| properties.get(name).is_some());
@@ -212,7 +214,7 @@ impl<'d> Checker<'d> {
             let (last, parent) = other.split_last().expect("paths are not empty");
             parent != path && wanted(last) && !is_tag(last)
         });
-        // The shortest first: a key of a section is likelier meant than one deep inside.
+        // Shortest first: a key near the top is more likely meant than a deeply nested one.
         all.sort_by_key(Vec::len);
         all.truncate(MOST_ELSEWHERE);
         all.into_iter().map(|path| path.join(".")).collect()
@@ -261,7 +263,7 @@ impl<'d> Checker<'d> {
         self.at_value(path, problem);
     }
 
-    /// What to write instead of a value of the wrong type.
+    /// Suggests what to write instead of a value of the wrong type.
     fn hint(&self, path: &[String], found: &Value, part: &'static Value) -> Option<String> {
         let Some(name) = path.last() else {
             return Some("write lines of `key: value`".to_owned());
@@ -287,7 +289,7 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// `encoder: resnet18` was meant as `encoder: {arch: resnet18}`.
+    /// Suggests a section in place of a text: `encoder: {arch: resnet18}` for `encoder: resnet18`.
     fn as_section(&self, name: &str, text: &str, part: &'static Value) -> Option<String> {
         let sections = match self.walker.tagged(part) {
             Some(tagged) => {
@@ -327,7 +329,8 @@ impl<'d> Checker<'d> {
         self.at_value(path, problem);
     }
 
-    /// A key under another name is also missing under its own: one error says both.
+    /// Removes errors that follow from others. A key under a wrong name is also missing under its right name; one error covers
+    /// both.
     fn drop_consequences(&mut self) {
         let explained: Vec<String> = self
             .errors
@@ -365,7 +368,8 @@ impl<'d> Checker<'d> {
         self.push(place, path.join("."), problem);
     }
 
-    /// The first complaint about a value is the one that matters (its type before its bounds).
+    /// Adds an error, unless its key already has one. The first error about a value is the one that matters (its type before its
+    /// bounds).
     fn push(&mut self, place: Place, key: String, problem: Problem) {
         if !self.errors.iter().any(|error| error.key == key) {
             self.errors.push(SpecError { place: Some(place), key, problem });
@@ -385,7 +389,7 @@ fn unknown_value(found: &Value, choices: &[&str]) -> Problem {
     }
 }
 
-/// Whether a list of one item is long enough.
+/// Whether the schema of a list allows a list of one item.
 fn takes_one(list: &Value) -> bool {
     list.get("minItems").and_then(Value::as_u64).is_none_or(|least| least <= 1)
 }
@@ -395,23 +399,23 @@ fn names(pointer: &str) -> Vec<String> {
     pointer.split('/').skip(1).map(|name| name.replace("~1", "/").replace("~0", "~")).collect()
 }
 
-/// Names of tags mean something else in every section.
+/// Whether a key is a tag. Tags have another meaning in every section, so they are not suggested elsewhere.
 fn is_tag(name: &str) -> bool {
     name == "name" || name == "format"
 }
 
-/// Most characters of a name that is suggested; 200 are allowed, and nobody wants to type them.
+/// The most characters of a suggested name. Up to 200 are allowed, but a long name is tedious to type.
 const SUGGESTED_NAME: usize = 60;
 
-/// A short name of the allowed characters: accents are dropped, what else is not allowed becomes a dash, and what is too long
-/// ends with a whole word where one ends.
+/// A short name of allowed characters. Accents are dropped, and other characters become dashes. A name that is too long is cut
+/// after a whole word, if there is one near the limit.
 fn valid_name(found: &Value) -> String {
     let text: String = found.as_str().unwrap_or_default().nfd().filter(|c| !is_combining_mark(*c)).collect();
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._".contains(c);
     let words: Vec<&str> = text.split(|c| !allowed(c)).filter(|word| !word.is_empty()).collect();
     let joined = words.join("-");
     let mut name = joined.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-    // All of it is ASCII.
+    // The name is ASCII, so byte indices are character indices.
     if name.len() > SUGGESTED_NAME {
         let end = name[..=SUGGESTED_NAME].rfind(|c: char| !c.is_ascii_alphanumeric());
         name = &name[..end.filter(|end| *end >= SUGGESTED_NAME / 2).unwrap_or(SUGGESTED_NAME)];
@@ -420,12 +424,12 @@ fn valid_name(found: &Value) -> String {
     if name.is_empty() { "experiment".to_owned() } else { name.to_owned() }
 }
 
-/// How to write a number that YAML takes for text; `path` leads to its key.
+/// Suggests how to write a number that YAML reads as text. `path` is the path of its key.
 fn plain_number(path: &[String], text: &str) -> Option<String> {
     let name = path.last()?;
     let (sign, digits) = text.strip_prefix(['-', '+']).map_or(("", text), |rest| (&text[..1], rest));
     let is_number = |text: &str| text.parse::<f64>().is_ok_and(f64::is_finite);
-    // One zero stays before a point, or alone.
+    // Strip leading zeros. One zero stays before a decimal point, or as the only digit.
     let mut short = digits;
     while let Some(rest) = short.strip_prefix('0').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
         short = rest;
@@ -439,7 +443,7 @@ fn plain_number(path: &[String], text: &str) -> Option<String> {
         _ if is_number(&grouped) && in_thousands(digits) => {
             Some(format!("write the digits together: `{name}: {sign}{grouped}`"))
         }
-        // A comma before decimals, or between several values.
+        // The comma is a decimal comma, or it separates several values.
         _ if text.split(',').all(|value| is_number(value.trim())) => {
             let (key, point) = (path.join("."), text.replace(',', "."));
             let decimal = is_number(&point).then(|| format!("`{name}: {point}`, or "));
@@ -449,14 +453,14 @@ fn plain_number(path: &[String], text: &str) -> Option<String> {
     }
 }
 
-/// Whether digits stand in groups of three, as in `10_000` and `1,281,167`.
+/// Whether digits are grouped in threes, as in `10_000` and `1,281,167`.
 fn in_thousands(digits: &str) -> bool {
     let mut groups = digits.split('.').next().unwrap_or_default().split(['_', ',', ' ']);
     let first = groups.next().unwrap_or_default();
     (1..=3).contains(&first.len()) && !first.starts_with('0') && groups.all(|group| group.len() == 3)
 }
 
-/// The first sentence of a doc comment, as the continuation of a sentence.
+/// The first sentence of a doc comment, with a small first letter so that it can continue another sentence.
 fn first_sentence(text: &str) -> String {
     let sentence = text.split_once(". ").map_or(text, |(first, _)| first).trim_end_matches('.');
     let mut chars = sentence.chars();
@@ -500,7 +504,7 @@ mod tests {
         assert_eq!(name("my run / of  cafe\u{301} №1!"), "my-run-of-cafe-1");
         assert_eq!(name("..-x_1.-"), "x_1");
         assert_eq!(name("日本"), "experiment");
-        // Cut behind a word, wherever the limit falls.
+        // The name is cut after a whole word, wherever the limit falls.
         let long = format!("{} tail", ["snclr"; 30].join(" "));
         assert_eq!(name(&long), ["snclr"; 10].join("-"));
         assert_eq!(name(&format!("{}-b{}", "a".repeat(60), "b".repeat(200))), "a".repeat(60));

@@ -7,7 +7,7 @@ use super::walk::{Walker, is_null};
 /// Longest excerpt of a value in a message, in characters.
 const EXCERPT: usize = 60;
 
-/// What `part` allows: "a whole number, at least 1".
+/// Describes what `part` allows, e.g. "a whole number, at least 1".
 pub fn describe<'s>(walker: Walker<'s>, part: &'s Value) -> String {
     if let Some(choices) = walker.choices(part) {
         return format!("one of {}", choices.join(", "));
@@ -57,7 +57,7 @@ fn join(noun: &str, range: Option<String>) -> String {
     }
 }
 
-/// The bounds of a number: "from 0 to 1". Bounds that only say which integer type holds it are left out.
+/// The bounds of a number, e.g. "from 0 to 1". Bounds that only follow from the integer type are left out.
 pub fn range(part: &Value) -> Option<String> {
     let bound = |name: &str| part.get(name).and_then(Value::as_f64);
     let low = bound("minimum");
@@ -75,7 +75,7 @@ pub fn range(part: &Value) -> Option<String> {
     }
 }
 
-/// The type that `part` asks for, `null` aside.
+/// The type that `part` requires, apart from `null`.
 pub fn type_name(part: &Value) -> &str {
     match part.get("type") {
         Some(Value::String(name)) => name,
@@ -90,7 +90,7 @@ pub fn keys(part: &Value) -> Vec<String> {
     properties.map(|map| map.keys().cloned().collect()).unwrap_or_default()
 }
 
-/// A value as a message shows it.
+/// Formats a value for a message.
 pub fn show(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),

@@ -1,4 +1,4 @@
-//! The schema for editors. It allows a whole experiment, or a spec that extends one and has only the changes.
+//! Generates the schema for editors. It allows a whole experiment, or a spec that extends another one and holds only the changes.
 //!
 //! Validation checks the merged document against the schema of an experiment, but an editor sees a single file.
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::schema::shared;
 
-/// What the name of a definition ends in when its keys may come from a base.
+/// Suffix of the definitions whose required keys may come from a base.
 const PART: &str = "Part";
 
 static TEXT: LazyLock<String> = LazyLock::new(|| format!("{:#}\n", schema()));
@@ -46,7 +46,7 @@ fn schema() -> Value {
     Value::Object(schema)
 }
 
-/// Names of the definitions that ask for a key, themselves or in what they refer to.
+/// Names of the definitions that require a key, either directly or in a definition that they refer to.
 fn with_required_keys(definitions: &Map<String, Value>) -> Vec<String> {
     let mut found: Vec<String> = vec![];
     loop {
@@ -75,7 +75,8 @@ fn refers(target: &str, names: &[String]) -> bool {
     names.iter().any(|name| target.strip_prefix("#/$defs/") == Some(name))
 }
 
-/// `schema` without required keys, so that a base may have them; without its tag a section may be any variant.
+/// A copy of `schema` without required keys, since a base may have them. A section without its tag may match several variants, so
+/// `oneOf` becomes `anyOf`.
 fn part(schema: &Value, changed: &[String]) -> Value {
     match schema {
         Value::Object(map) => map
@@ -124,8 +125,8 @@ mod tests {
         VALIDATOR.is_valid(&spec)
     }
 
-    /// Every section refuses keys that it does not know, or typing errors would pass in silence. The sections of an
-    /// experiment are all in here, beside those of specs that extend one.
+    /// Every section rejects unknown keys; otherwise typing errors would go unnoticed. The schema contains all sections of an
+    /// experiment, and also those of specs that extend one.
     #[test]
     fn the_schema_is_a_schema_and_every_section_is_closed() {
         fn visit(part: &Value, at: &str) {

@@ -1,4 +1,5 @@
-//! The errors of a spec, all at once, each with its place; rendered for people here and for programs by `snclr validate --json`.
+//! The errors of a spec, all at once, each with its place. They are rendered for people here, and for programs by
+//! `snclr validate --json`.
 
 use std::{
     fmt,
@@ -7,12 +8,12 @@ use std::{
 
 use super::{locate::Place, problem::Problem};
 
-/// One problem, where it is and which key it concerns.
+/// One problem, with its place and the key that it concerns.
 #[derive(Clone, Debug)]
 pub struct SpecError {
-    /// Where; None when the file as a whole is meant.
+    /// None if the problem concerns the file as a whole.
     pub place: Option<Place>,
-    /// Dotted key; empty when the spec as a whole is meant.
+    /// Dotted key; empty if the problem concerns the spec as a whole.
     pub key: String,
     pub problem: Problem,
 }
@@ -23,8 +24,7 @@ impl SpecError {
         self.place.as_ref().map_or_else(|| path.display().to_string(), ToString::to_string)
     }
 
-    /// Whether it is the mistake of `other`, met at another point of a sweep. The value of a key that nobody knows does
-    /// not matter.
+    /// Whether this is the same mistake as `other`, found at another point of a sweep. Values of unknown keys are not compared.
     pub(super) fn is_same_as(&self, other: &SpecError) -> bool {
         let found = |error: &SpecError| match &error.problem {
             Problem::UnknownKey { .. } => None,
@@ -55,8 +55,8 @@ impl SpecError {
     }
 }
 
-/// Everything that is wrong with one spec, in the order of its file, then of its bases, overrides last. `Display` is the whole text for
-/// the terminal, `error:` prefixes included.
+/// All problems of one spec, in the order of its file, then of its bases, then of overrides. `Display` writes the whole text for
+/// the terminal, including the prefixes `error:`.
 #[derive(Debug)]
 pub struct SpecErrors {
     /// The spec's file, as it was given.

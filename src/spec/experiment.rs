@@ -76,7 +76,7 @@ fn one() -> usize {
 }
 
 impl Experiment {
-    /// What pretraining depends on.
+    /// The settings that pretraining depends on.
     pub fn pretrain(&self) -> PretrainConfig<'_> {
         PretrainConfig {
             seed: self.seed,

@@ -1,4 +1,4 @@
-//! `extends: base.yaml`: reads a spec with the bases it stands on, as one document.
+//! `extends: base.yaml`: reads a spec and its bases, and merges them into one document.
 
 use std::{
     fs,
@@ -17,13 +17,14 @@ use super::{
     read::{self, Document},
 };
 
-/// The key.
+/// The key that names the base.
 pub const KEY: &str = "extends";
 
-/// Reads `text`, which was read from `path`, and every base, and lays each over what it extends.
+/// Reads a spec from `text`, the content of `path`, and all its bases, and merges each file into its base.
 ///
 /// # Errors
-/// When one of the files cannot be read, is no YAML, or extends itself; with what is wrong with single values so far.
+/// When one of the files cannot be read, is not YAML, or extends itself. Errors about single values that were found before are
+/// included.
 pub fn document(path: &Path, text: &str) -> Result<Document, Vec<SpecError>> {
     let mut chain = Chain { files: vec![], documents: vec![] };
     let mut next = Some((path.to_owned(), text.to_owned()));
@@ -38,20 +39,21 @@ pub fn document(path: &Path, text: &str) -> Result<Document, Vec<SpecError>> {
     Ok(documents.fold(root, merge))
 }
 
-/// The files so far, and what is in them; bases last.
+/// The files read so far, and their documents. A base comes after the spec that extends it.
 struct Chain {
     files: Vec<(PathBuf, Arc<Path>)>,
     documents: Vec<Document>,
 }
 
 impl Chain {
-    /// Reads one file; gives the path and text of its base.
+    /// Reads one file. Returns the path and the text of its base, if it has one.
     fn read(&mut self, path: PathBuf, text: &str) -> Result<Option<(PathBuf, String)>, Vec<SpecError>> {
         let file: Arc<Path> = path.as_path().into();
         let mut document = read::document(text, &file).map_err(|errors| located(errors, &file, self.files.len()))?;
         let given = document.value.as_object_mut().and_then(|map| map.shift_remove(KEY));
         let place = document.places.take_child(KEY).map(|node| node.value);
-        // What it is itself, whatever way leads there; a text that was not read from a file goes by its name.
+        // The canonical path identifies a file, whichever path leads to it. A text that was not read from a file keeps its given
+        // path.
         self.files.push((fs::canonicalize(&path).unwrap_or(path.clone()), file.clone()));
         self.documents.push(document);
         let Some(given) = given else { return Ok(None) };
@@ -70,7 +72,7 @@ impl Chain {
                 _ => None,
             });
             let (reason, nearest) = unreadable.unwrap_or_default();
-            // As it would be written: relative to the same folder.
+            // The suggestion is relative to the same folder as the given name.
             let nearest = nearest.and_then(|path| {
                 let file = Path::new(&path).file_name()?;
                 Some(Path::new(name).with_file_name(file).display().to_string())
@@ -80,7 +82,7 @@ impl Chain {
         Ok(Some((base, text)))
     }
 
-    /// The way from `base` back to itself, if it is one of the files.
+    /// The cycle of files from `base` back to `base`, if it has been read already.
     fn circle(&self, base: &Path) -> Option<String> {
         let real = fs::canonicalize(base).unwrap_or(base.to_owned());
         let from = self.files.iter().position(|(file, _)| *file == real)?;
@@ -89,7 +91,7 @@ impl Chain {
     }
 }
 
-/// Errors about a base as a whole stand at its beginning; those about the spec itself need no place.
+/// Places errors about a base as a whole at its beginning. Errors about the spec itself need no place.
 fn located(mut errors: Vec<SpecError>, file: &Arc<Path>, depth: usize) -> Vec<SpecError> {
     for error in errors.iter_mut().filter(|_| depth > 0) {
         error.place.get_or_insert_with(|| Place::start_of(file));

@@ -1,4 +1,4 @@
-//! Reads other YAML files in the way specs are read: all errors at once, each with its place and a suggestion.
+//! Reads other YAML files in the same way as specs: all errors at once, each with its place and a suggestion.
 
 use std::{marker::PhantomData, path::Path, sync::Arc};
 
@@ -29,10 +29,10 @@ impl<T: JsonSchema + DeserializeOwned> Default for Format<T> {
 }
 
 impl<T: JsonSchema + DeserializeOwned> Format<T> {
-    /// Reads the file at `path`. One without a key is like one that is not there: all of it has its defaults.
+    /// Reads the file at `path`. In a file without keys, every key has its default.
     ///
     /// # Errors
-    /// Everything that is wrong with it, at once.
+    /// All problems of the file, at once.
     pub fn read(&'static self, path: &Path) -> Result<T, SpecErrors> {
         let file: Arc<Path> = path.into();
         let read = || {

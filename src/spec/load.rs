@@ -21,26 +21,26 @@ use super::{
 /// A spec that has passed every check.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// With its defaults filled in and its overrides applied.
+    /// The experiment, with defaults filled in and overrides applied.
     pub experiment: Experiment,
     /// The file, as it was given.
     pub path: PathBuf,
     /// Where the values come from.
     pub(super) places: Node,
-    /// What was dropped for a method or another variant that the command line or a sweep chose.
+    /// Notes on keys that were dropped because the command line or a sweep chose another method or variant.
     pub notes: Vec<String>,
 }
 
 impl Loaded {
-    /// Every key of the experiment. By way of YAML text, which keeps the digits of single-precision numbers as they were written (0.4
-    /// and not 0.4000000059604645) and reads every number back exactly.
+    /// The experiment as a JSON value with every key. The conversion goes through YAML text, which keeps the digits of
+    /// single-precision numbers as they were written (0.4 and not 0.4000000059604645) and reads every number back exactly.
     pub fn value(&self) -> Value {
         let text = serde_yaml::to_string(&self.experiment).expect("an experiment is YAML");
         serde_yaml::from_str(&text).expect("what was written as YAML")
     }
 }
 
-/// What a command line changes.
+/// The changes that a command line makes to a spec.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// Method to use in place of the spec's.
@@ -57,7 +57,7 @@ impl Changes {
         self.method.is_none() && self.set.is_empty() && self.sweep.is_empty()
     }
 
-    /// Keys that are given one value, and where.
+    /// Keys that `--method` or `--set` fix to one value, with their places.
     fn fixed(&self) -> Vec<(&str, Place)> {
         let method = self.method.iter().map(|name| (variant::METHOD_NAME, Place::Method(name.as_str().into())));
         let set =
@@ -69,22 +69,22 @@ impl Changes {
 /// The experiments that a spec describes, each checked.
 #[derive(Clone, Debug)]
 pub struct Points {
-    /// Never empty; one without values unless there is a sweep.
+    /// Never empty. Without a sweep, it is one point without swept values.
     pub points: Vec<Point>,
-    /// Whether a sweep was asked for, be it of one point.
+    /// Whether a sweep was requested, even if it has only one point.
     pub is_sweep: bool,
 }
 
 /// One experiment of a sweep.
 #[derive(Clone, Debug)]
 pub struct Point {
-    /// Swept keys and their values here.
+    /// Swept keys and their values at this point.
     pub values: Vec<(String, Value)>,
     pub loaded: Loaded,
 }
 
 impl Points {
-    /// What was dropped from any point, each said once.
+    /// The notes of all points, without repetitions.
     pub fn notes(&self) -> Vec<&str> {
         let mut notes: Vec<&str> = vec![];
         for note in self.points.iter().flat_map(|point| &point.loaded.notes) {
@@ -97,7 +97,7 @@ impl Points {
 }
 
 impl Point {
-    /// The values for people: `method.tau=0.2, seed=1`.
+    /// The values as readable text, e.g. `method.tau=0.2, seed=1`.
     pub fn label(&self) -> String {
         let values = self.values.iter().map(|(key, value)| format!("{key}={}", sweep::plain(value)));
         values.collect::<Vec<_>>().join(", ")
@@ -112,16 +112,16 @@ impl Point {
 /// Reads the spec at `path`, applies the `overrides` (`dotted.key=YAML`, in order) and checks it.
 ///
 /// # Errors
-/// Everything that is wrong with it, at once; a sweep of several points is.
+/// All problems of the spec, at once. A sweep of several points is a problem, too.
 pub fn load(path: &Path, overrides: &[String]) -> Result<Loaded, SpecErrors> {
     let text = read::text(path).map_err(|errors| SpecErrors::new(path, errors))?;
     load_text(path, &text, overrides)
 }
 
-/// Like [`load`], of a text that was read from `path`.
+/// Like [`load`], for a text that was already read from `path`.
 ///
 /// # Errors
-/// Everything that is wrong with it, at once.
+/// All problems of the spec, at once.
 pub fn load_text(path: &Path, text: &str, overrides: &[String]) -> Result<Loaded, SpecErrors> {
     let changes = Changes { set: overrides.to_vec(), ..Changes::default() };
     let mut points = load_points_text(path, text, &changes)?.points;
@@ -141,7 +141,7 @@ pub fn load_text(path: &Path, text: &str, overrides: &[String]) -> Result<Loaded
 /// Reads the spec at `path` with its bases, applies the `changes` and checks every point.
 ///
 /// # Errors
-/// Everything that is wrong with any point, at once and each once.
+/// All problems of all points, at once and without repetitions.
 pub fn load_points(path: &Path, changes: &Changes) -> Result<Points, SpecErrors> {
     let text = read::text(path).map_err(|errors| SpecErrors::new(path, errors))?;
     load_points_text(path, &text, changes)
@@ -184,7 +184,7 @@ fn load_points_text(path: &Path, text: &str, changes: &Changes) -> Result<Points
     if errors.is_empty() { Ok(Points { points, is_sweep }) } else { Err(fail(errors)) }
 }
 
-/// Name of the spec at `path`, and whether it sweeps, as far as that can be told without checking it.
+/// Name of the spec at `path`, and whether it has a sweep. The spec is not checked. None if it cannot be read or has no name.
 pub fn outline(path: &Path) -> Option<(String, bool)> {
     let mut document = extends::document(path, &read::text(path).ok()?).ok()?;
     let is_sweep = sweep::take(&mut document, &mut vec![]).is_some();
@@ -198,7 +198,7 @@ fn checked(path: &Path, mut document: Document) -> Result<Loaded, Vec<SpecError>
     Ok(Loaded { experiment, path: path.to_owned(), places, notes })
 }
 
-/// What a document says that keeps to `form` and `rules`; its value is taken out of it.
+/// Converts a document that satisfies `form` and `rules` to a `T`. Moves the value and the errors out of the document.
 pub(super) fn typed<T: DeserializeOwned>(
     form: &'static Form,
     document: &mut Document,
@@ -206,7 +206,7 @@ pub(super) fn typed<T: DeserializeOwned>(
 ) -> Result<T, Vec<SpecError>> {
     let mut errors = std::mem::take(&mut document.errors);
     let violations = form.violations(document);
-    // A value that is no value at all (NaN) has been read as nothing: its type is not a second error.
+    // A value that JSON cannot represent (NaN) was read as null and reported. Its type is not a second error.
     let fresh: Vec<SpecError> = violations
         .into_iter()
         .filter(|new| !errors.iter().any(|old| !old.key.is_empty() && old.key == new.key))
@@ -226,7 +226,7 @@ pub(super) fn typed<T: DeserializeOwned>(
     })
 }
 
-/// JSON Schema counts 3.0 among the integers, and serde does not.
+/// Converts whole floats to integers: JSON Schema accepts 3.0 as an integer, but serde does not.
 fn whole_numbers(value: &mut Value) {
     match value {
         Value::Number(number) => {

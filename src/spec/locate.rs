@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-/// Where something was written.
+/// The place where a key or a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Line and column in a file (the spec's or that of a base), both from 1; columns count characters.
@@ -13,7 +13,7 @@ pub enum Place {
     Set(Arc<str>),
     /// A method, as it was given to `--method`.
     Method(Arc<str>),
-    /// `key=value`: a value of a `--sweep`, or all of them, which may be thousands, where the key is meant.
+    /// A `--sweep`: one value, as `key=value`, or its whole text, which may have thousands of values, for an error about the key.
     Sweep(Arc<str>),
 }
 
@@ -24,10 +24,10 @@ impl Place {
     }
 }
 
-/// A value with the places of its key and of itself, and what is inside it.
+/// A value, as the places of its key and of itself, with the values inside it.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Place of the key; of the value where there is none (list items, the whole spec).
+    /// Place of the key. Where there is no key (list items, the whole spec), place of the value.
     pub key: Place,
     /// Place of the value.
     pub value: Place,
@@ -35,7 +35,7 @@ pub struct Node {
     is_list: bool,
 }
 
-/// A key that a section has twice.
+/// A key that occurs twice in one section.
 #[derive(Debug)]
 pub struct Duplicate {
     /// Path of the key.
@@ -45,7 +45,7 @@ pub struct Duplicate {
 }
 
 impl Node {
-    /// The places of a YAML text, and the keys that it repeats.
+    /// Parses a YAML text. Returns the places of its values, and the keys that it repeats.
     pub fn parse(text: &str, file: &Arc<Path>) -> Result<(Node, Vec<Duplicate>), ScanError> {
         let (parser, anchors) = (Parser::new_from_str(text), HashMap::new());
         let mut builder = Builder { file, parser, anchors, path: vec![], duplicates: vec![] };
@@ -60,7 +60,7 @@ impl Node {
         Ok((root, builder.duplicates))
     }
 
-    /// The places of a value that stands in one place as a whole, such as an override.
+    /// The places of a value that was written as a whole in one place, such as an override.
     pub fn all_at(value: &serde_json::Value, place: &Place) -> Node {
         use serde_json::Value;
         let children = match value {
@@ -82,7 +82,7 @@ impl Node {
         path.iter().try_fold(self, |node, name| node.child(name))
     }
 
-    /// The node at `path`, or the deepest of the nodes around it that exists.
+    /// The node at `path`, or the deepest existing node around it.
     pub fn closest(&self, path: &[String]) -> &Node {
         let mut node = self;
         for name in path {
@@ -94,7 +94,7 @@ impl Node {
         node
     }
 
-    /// The child called `name`, made (at `place`) where there is none.
+    /// The child called `name`. A missing child is created at `place`.
     pub fn child_or_insert(&mut self, name: &str, place: &Place) -> &mut Node {
         let at = match self.children.iter().position(|(n, _)| n == name) {
             Some(at) => at,
@@ -106,7 +106,7 @@ impl Node {
         &mut self.children[at].1
     }
 
-    /// What is inside.
+    /// The values inside this one.
     pub fn children(&self) -> impl Iterator<Item = &Node> {
         self.children.iter().map(|(_, node)| node)
     }
@@ -116,7 +116,7 @@ impl Node {
         self.children.iter().find(|(n, _)| n == name).map(|(_, node)| node)
     }
 
-    /// The child called `name`, to be changed.
+    /// The child called `name`, mutable.
     pub fn child_mut(&mut self, name: &str) -> Option<&mut Node> {
         self.children.iter_mut().find(|(n, _)| n == name).map(|(_, node)| node)
     }
@@ -128,7 +128,8 @@ impl Node {
     }
 }
 
-/// Reads the parser's events into nodes. Nesting is bounded: `serde_yaml` has read the same text before and refuses depth.
+/// Builds nodes from the parser's events. The recursion is bounded: `serde_yaml` has read the same text before, and refuses deep
+/// nesting.
 struct Builder<'a> {
     file: &'a Arc<Path>,
     parser: Parser<'a, StrInput<'a>>,
@@ -152,7 +153,7 @@ impl<'a> Builder<'a> {
         let mut node = Node::leaf(value.clone());
         let anchor = match event {
             Event::Alias(anchor) => {
-                // What is inside stands where the anchor is; the alias itself stands here.
+                // The values inside keep their places at the anchor. Only the alias itself is placed here.
                 node = self.anchors.get(&anchor).cloned().unwrap_or(node);
                 node.value = value.clone();
                 0
@@ -203,7 +204,7 @@ impl<'a> Builder<'a> {
                     (text.into_owned(), is_merge)
                 }
                 other => {
-                    // A list or section as a key: refused when the values are read, here only passed over.
+                    // A list or a section as a key. It is skipped here, and refused when the values are read.
                     self.node(other, span, None)?;
                     ("?".to_owned(), false)
                 }
@@ -223,7 +224,7 @@ impl<'a> Builder<'a> {
             }
             self.path.pop();
         }
-        // `<<: *anchor` brings what the section does not say itself.
+        // `<<: *anchor` adds the keys that the section does not have itself.
         for (name, child) in merged {
             if node.child(&name).is_none() {
                 node.children.push((name, child));

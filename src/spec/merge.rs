@@ -1,18 +1,18 @@
-//! Lays a spec over its base: sections merge, everything else replaces. Knows variants by the schema alone.
+//! Merges a spec into its base: sections merge, everything else replaces. Variants are known from the schema.
 
 use serde_json::Value;
 
 use super::{locate::Node, read::Document, schema::shared, walk::Walker};
 use crate::stage::is_inside;
 
-/// `over` laid over `base`. A section that selects another variant by its tag (`name: sgd` over `name: lars`) replaces the
-/// whole section: keys of two variants do not mix.
+/// Merges `over` into `base`; values of `over` win. A section that selects another variant by its tag (`name: sgd` over
+/// `name: lars`) replaces the whole section, so that keys of two variants do not mix.
 pub fn merge(base: Document, over: Document) -> Document {
     let walker = Walker { root: shared() };
     let mut merged = base;
     let mut layer = Layer { walker, path: vec![], replaced: vec![], left_out: vec![] };
     layer.lay(Some(walker.root), (&mut merged.value, &mut merged.places), (over.value, over.places));
-    // An earlier complaint about a value that is now replaced is void.
+    // Earlier errors about values that are now replaced no longer apply.
     let Layer { replaced, left_out, .. } = layer;
     merged.errors.retain(|error| !replaced.iter().any(|section| is_inside(&error.key, section)));
     merged.errors.extend(over.errors);
@@ -28,7 +28,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// `part` is what the schema says about the value; None where it says nothing.
+    /// Merges one value into another. `part` is the schema of the value; None if the schema does not describe it.
     fn lay(&mut self, part: Option<&'static Value>, base: (&mut Value, &mut Node), over: (Value, Node)) {
         let ((value, places), (over, mut over_places)) = (base, over);
         let another = part.and_then(|part| self.switches(part, value, &over));
@@ -57,7 +57,7 @@ impl Layer {
         }
     }
 
-    /// What `base` is (`name: lars`), if `over` is another variant.
+    /// The variant of `base` (`name: lars`), if `over` is another variant.
     fn switches(&self, part: &'static Value, base: &Value, over: &Value) -> Option<String> {
         let tag = self.walker.tagged(part)?.tag;
         let (base, over) = (base.get(tag)?, over.get(tag)?);

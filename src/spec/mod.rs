@@ -1,8 +1,9 @@
-//! A YAML spec becomes a located, schema-checked [`Experiment`], or several of them.
+//! Loads a YAML spec as one or several checked [`Experiment`]s, and records the place of each value.
 //!
-//! `read` makes a value and the places of its parts out of a text, `extends` and `merge` lay it over its bases,
-//! `overrides` changes it, `variant` drops what a newly chosen variant does not take, `sweep` makes points of it, `check` holds each against the JSON Schema and `rules` against
-//! what no schema can say. All errors come at once, as [`SpecErrors`].
+//! `read` parses a text into a value and the places of its parts. `extends` and `merge` merge it into its bases. `overrides`
+//! changes it. `variant` drops keys that a newly chosen variant does not have. `sweep` derives points from it. `check` validates
+//! each point against the JSON Schema, and `rules` checks what no schema can express. All errors are reported at once, as
+//! [`SpecErrors`].
 
 mod check;
 mod describe;

@@ -1,4 +1,4 @@
-//! Where each value of a resolved spec comes from: a line of a file, the command line, or the default.
+//! Lists the origin of each value of a resolved spec: a line of a file, the command line, or the default.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::{
     locate::{Node, Place},
 };
 
-/// Column at which the origins stand in the text.
+/// Column of the comments with the origins.
 const COLUMN: usize = 44;
 
 /// A value of a resolved spec. A list is one value.
@@ -46,7 +46,7 @@ pub fn resolved_text(loaded: &Loaded) -> String {
     text
 }
 
-/// Visits sections (without a source) and what is inside them (with one).
+/// Visits each section (without a source), and then the values inside it (each with its source).
 fn walk(
     value: &Value,
     node: Option<&Node>,
@@ -81,7 +81,7 @@ fn source(node: &Node) -> String {
     all.join(", ")
 }
 
-/// A value on one line. JSON is YAML; plain texts need no quotes.
+/// Formats a value on one line. JSON is valid YAML; plain texts need no quotes.
 fn yaml(value: &Value) -> String {
     match value {
         Value::String(text) if !text.contains('\n') => {

@@ -1,4 +1,4 @@
-//! `--set a.b=c`: changes a document before it is checked. Unaware of which keys exist.
+//! `--set a.b=c`: changes a document before it is checked. This module does not know which keys exist.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::stage::is_inside;
 
-/// Applies `text` (`dotted.key=YAML`). Sections that are missing are made; list items go by their index.
+/// Applies `text` (`dotted.key=YAML`). Missing sections are created; list items are addressed by their index.
 pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
     let place = Place::Set(text.into());
     let fail = |key: &str, reason: String, hint: &str| {
@@ -35,10 +35,10 @@ pub fn apply(text: &str, document: &mut Document) -> Result<(), Vec<SpecError>> 
     put(document, &names, value, node).map_err(|(reason, hint)| fail(key, reason, hint))
 }
 
-/// What cannot be done, and what to do instead.
+/// Why a change is refused, and what to do instead.
 pub type Refusal = (String, &'static str);
 
-/// The names in a dotted key of the experiment.
+/// Splits a dotted key of the experiment into its names.
 pub fn names(key: &str) -> Result<Vec<String>, Refusal> {
     let names: Vec<String> = key.split('.').map(str::to_owned).collect();
     if names.iter().any(String::is_empty) {
@@ -51,14 +51,14 @@ pub fn names(key: &str) -> Result<Vec<String>, Refusal> {
     }
 }
 
-/// Puts `value` with its places at `names`; sections that are missing are made. Where it selects another variant of a section,
-/// what that variant does not have is dropped.
+/// Sets the value at `names` to `value` with the places `node`. Missing sections are created. If the value selects another
+/// variant of a section, keys that this variant does not have are dropped.
 pub fn put(document: &mut Document, names: &[String], value: Value, node: Node) -> Result<(), Refusal> {
     let before = variant::Before::of(document, names);
     *reach(&mut document.value, names)? = value;
     let place = node.key.clone();
     *names.iter().fold(&mut document.places, |at, name| at.child_or_insert(name, &place)) = node;
-    // An earlier complaint about the value that is now replaced is void.
+    // Earlier errors about the value that is now replaced no longer apply.
     let key = names.join(".");
     document.errors.retain(|error| !is_inside(&error.key, &key));
     if let Some(before) = before {
@@ -67,7 +67,7 @@ pub fn put(document: &mut Document, names: &[String], value: Value, node: Node) 
     Ok(())
 }
 
-/// Applies `--method`: another method's name, under which the keys of the section that it has are kept.
+/// Applies `--method`: selects another method, and keeps the keys of the section that this method has, too.
 pub fn method(name: &str, document: &mut Document) -> Result<(), Vec<SpecError>> {
     let place = Place::Method(name.into());
     let value = Value::String(name.to_owned());
@@ -78,7 +78,7 @@ pub fn method(name: &str, document: &mut Document) -> Result<(), Vec<SpecError>>
     })
 }
 
-/// The value at `names`, made where it is missing.
+/// The value at `names`. Missing sections and values are created.
 fn reach<'v>(root: &'v mut Value, names: &[String]) -> Result<&'v mut Value, Refusal> {
     let mut at = root;
     for (depth, name) in names.iter().enumerate() {

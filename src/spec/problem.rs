@@ -2,7 +2,7 @@
 
 use super::locate::Place;
 
-/// One kind of problem with what is needed to explain it. `Display` is the headline.
+/// One kind of problem, with the facts needed to explain it. `Display` writes the headline.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Problem {
     /// The file cannot be opened or is not text.
@@ -14,10 +14,10 @@ pub enum Problem {
     /// The file holds nothing but comments.
     #[error("the spec is empty")]
     Empty,
-    /// A section has a key twice.
+    /// A key occurs twice in one section.
     #[error("key given twice")]
     DuplicateKey { first: Place },
-    /// YAML that a spec has no use for: tags, NaN, sections as keys.
+    /// YAML that specs do not support: tags, NaN, sections as keys.
     #[error("{what}")]
     Unsupported { what: String, hint: String },
     /// A `--set` that cannot be applied.
@@ -39,7 +39,7 @@ pub enum Problem {
         allowed: Vec<String>,
         /// Keys of the same section, or whole dotted keys of others.
         nearest: Vec<String>,
-        /// Why the key is not here, where something better than `nearest` is known.
+        /// Explains why the key is wrong here, if more is known than `nearest` says.
         note: Option<String>,
     },
     /// A key that its section must have.
@@ -70,16 +70,16 @@ pub enum Problem {
     /// A text of the wrong form.
     #[error("not a valid name")]
     BadName { found: String, nearest: String },
-    /// Keys that are each valid and do not fit together.
+    /// Keys that are each valid but do not fit together.
     #[error("{what}")]
     Rule { what: String, found: String, allowed: String, hint: String },
-    /// Anything that only a later check notices.
+    /// Any other problem, found only by a later check.
     #[error("{reason}")]
     Other { reason: String, found: Option<String> },
 }
 
 impl Problem {
-    /// What the spec says.
+    /// The key or value in the spec that is wrong.
     pub fn found(&self) -> Option<&str> {
         match self {
             Problem::Base { found, .. }
@@ -104,7 +104,7 @@ impl Problem {
         }
     }
 
-    /// What it may say: the keys or values, or a description.
+    /// The allowed keys or values, or a description of them.
     pub fn allowed(&self) -> Vec<&str> {
         match self {
             Problem::UnknownKey { allowed, .. }
@@ -135,7 +135,7 @@ impl Problem {
         }
     }
 
-    /// What to do.
+    /// How to solve the problem.
     pub fn help(&self) -> Option<String> {
         match self {
             Problem::Unreadable { nearest: Some(nearest), .. } | Problem::Base { nearest: Some(nearest), .. } => {

@@ -1,4 +1,4 @@
-//! A spec's text becomes a JSON value and the places of its parts. Unaware of what the keys mean.
+//! Parses a spec's text into a JSON value and the places of its parts. This module does not know what the keys mean.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -11,16 +11,16 @@ use super::{
     suggest,
 };
 
-/// A spec as it was written.
+/// A spec as it was written, parsed but not validated.
 #[derive(Clone)]
 pub struct Document {
     pub value: Value,
     pub places: Node,
-    /// Problems of single values, which the schema cannot see.
+    /// Problems of single values that the schema cannot detect.
     pub errors: Vec<SpecError>,
-    /// Sections of bases that nothing is kept of, with what they were (`name: sgd`).
+    /// Sections of bases that were replaced as a whole, as dotted key and former variant (`name: sgd`).
     pub left_out: Vec<(String, String)>,
-    /// What was done to it that its author did not ask for in so many words.
+    /// Notes on changes to the document that its author did not request explicitly.
     pub notes: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ pub fn text(path: &Path) -> Result<String, Vec<SpecError>> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-/// What went wrong in the words of the system, without its error number.
+/// The system's message for an error, without its error number.
 pub fn io_reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
@@ -42,7 +42,7 @@ fn unreadable(reason: String, nearest: Option<String>) -> Vec<SpecError> {
     vec![SpecError { place: None, key: String::new(), problem: Problem::Unreadable { reason, nearest } }]
 }
 
-/// A spec beside `path` whose name is nearly the same.
+/// A spec in the same folder as `path` with nearly the same name.
 pub fn nearest_file(path: &Path) -> Option<String> {
     let wanted = path.file_stem()?.to_str()?;
     let folder = match path.parent() {
@@ -58,7 +58,7 @@ pub fn nearest_file(path: &Path) -> Option<String> {
     Some(path.with_file_name(nearest.file_name()?).display().to_string())
 }
 
-/// Reads a spec's text, which stands in `file`. An error means that nothing could be read from it.
+/// Parses a spec's text, which was read from `file`. An error means that nothing could be read from the text.
 pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>> {
     let parsed: Result<serde_yaml::Value, _> = serde_yaml::from_str(text);
     let is_duplicate = |error: &serde_yaml::Error| error.to_string().contains("duplicate entry");
@@ -67,7 +67,7 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
     {
         return Err(vec![syntax(text, file, error)]);
     }
-    // The parser of places takes no tab where YAML allows it, such as behind a colon; a blank stands in the same place.
+    // The parser of places rejects tabs where YAML allows them, such as after a colon. A space takes the same column.
     let (places, duplicates) = Node::parse(&text.replace('\t', " "), file).map_err(|error| {
         let place = Place::File { file: file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
         let problem = Problem::Syntax { reason: error.info().to_owned(), hint: None };
@@ -103,7 +103,7 @@ pub fn document(text: &str, file: &Arc<Path>) -> Result<Document, Vec<SpecError>
     Ok(Document { value, places, errors, left_out: vec![], notes: vec![] })
 }
 
-/// An override's value: any YAML.
+/// Parses the value of an override, which can be any YAML.
 pub fn fragment(text: &str) -> Result<Value, String> {
     let yaml: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| reason_of(&error))?;
     let places = Node::all_at(&Value::Null, &Place::Set("".into()));
@@ -141,7 +141,7 @@ fn syntax(text: &str, file: &Arc<Path>, error: &serde_yaml::Error) -> SpecError 
 
 const TOO_LARGE: &str = "a number is too large";
 
-/// The message without the place that it ends with, which is printed in front.
+/// The message without the place at its end, which is printed in front instead.
 fn reason_of(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     // serde's words for a whole number beyond 64 bits: integer `1000...` as u128.

@@ -1,4 +1,4 @@
-//! The reference of all keys as Markdown, from the JSON Schema.
+//! Generates the reference of all keys as Markdown from the JSON Schema.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::{
     walk::{Walker, is_null},
 };
 
-/// Every key with what it allows, its default and its meaning.
+/// The reference: every key with its allowed values, its default and its meaning.
 pub fn reference() -> String {
     let walker = Walker { root: shared() };
     let mut pages = Pages { walker, text: String::new(), told: Vec::new() };
@@ -21,12 +21,12 @@ pub fn reference() -> String {
 struct Pages<'s> {
     walker: Walker<'s>,
     text: String,
-    /// Sections that are written already, by what they refer to, and their keys.
+    /// Sections that are already written, each by its definition and with its dotted key.
     told: Vec<(&'s Value, String)>,
 }
 
 impl<'s> Pages<'s> {
-    /// A section and then those inside it. `key` is its dotted key, empty for the whole spec.
+    /// Writes a section and then the sections inside it. `key` is its dotted key, empty for the whole spec.
     fn section(&mut self, key: &str, part: &'s Value) {
         let body = self.body(part);
         if let Some((_, first)) = self.told.iter().find(|(told, _)| std::ptr::eq(*told, body)) {
@@ -44,7 +44,7 @@ impl<'s> Pages<'s> {
         }
     }
 
-    /// The table of a section's keys but its tag, and the sections among them.
+    /// Writes the table of a section's keys without its tag, and then the sections among them.
     fn keys(&mut self, key: &str, section: &'s Value, tag: Option<&str>) {
         let Some(properties) = section.get("properties").and_then(Value::as_object) else { return };
         let required = |name: &str| {
@@ -81,7 +81,7 @@ impl<'s> Pages<'s> {
         }
     }
 
-    /// What a part refers to; of an optional part what it is when it is there.
+    /// The definition of a part, with its reference resolved. For an optional part, the alternative that is not null.
     fn body(&self, part: &'s Value) -> &'s Value {
         let part = self.walker.deref(part);
         let alternatives = self.walker.alternatives(part).unwrap_or_default();
@@ -92,13 +92,13 @@ impl<'s> Pages<'s> {
     }
 }
 
-/// The part's own description, else that of what it refers to.
+/// The part's own description, or else the description of its definition.
 fn meaning(part: &Value, body: &Value) -> String {
     let text = part.get("description").or_else(|| body.get("description"));
     text.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// What a heading of code is linked by.
+/// The anchor of a heading that consists of a key in code format.
 fn anchor(key: &str) -> String {
     key.replace('.', "")
 }

@@ -1,4 +1,4 @@
-//! Rules between keys: values that are each valid and do not fit together. They hold for defaults too.
+//! Checks rules between keys: values that are each valid but do not fit together. Rules hold for defaults, too.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use crate::{
     train::{fit_batches, fit_groups},
 };
 
-/// Every rule that `document` breaks. Keys that have an error already (`bad`) are left out of consideration.
+/// Every rule that `document` breaks. Keys that already have an error (`bad`) are ignored.
 pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     let mut facts = Facts { document, bad, errors: vec![] };
     for rule in [
@@ -40,7 +40,7 @@ pub fn broken(document: &Document, bad: &[SpecError]) -> Vec<SpecError> {
     facts.errors
 }
 
-/// What the rules look at, and what they find.
+/// The document that the rules examine, and the errors that they find.
 struct Facts<'d> {
     document: &'d Document,
     bad: &'d [SpecError],
@@ -73,7 +73,7 @@ impl<'d> Facts<'d> {
         self.get(key)?.as_array()?.iter().map(Value::as_f64).collect()
     }
 
-    /// Number of training images, where the spec itself says it.
+    /// Number of training images, if the spec itself gives it.
     fn train_images(&self) -> Option<f64> {
         (self.get("data.format")? == "synthetic").then(|| self.number("data.train_images"))?
     }
@@ -82,7 +82,7 @@ impl<'d> Facts<'d> {
         lookup(&self.document.value, &split(key)).is_some()
     }
 
-    /// Reports a broken rule between `keys`, at the first of them that the spec gives.
+    /// Reports a broken rule between `keys`. The error is placed at the first of the keys that the spec gives.
     fn report(&mut self, keys: &[&str], what: String, allowed: &str, hint: String) {
         let at = keys.iter().find(|key| self.is_given(key)).unwrap_or(&keys[0]);
         let found: Vec<String> = keys
@@ -99,14 +99,14 @@ impl<'d> Facts<'d> {
         });
     }
 
-    /// Reports a rule that its type says is broken.
+    /// Reports a broken rule, if a check has found one.
     fn judge<T>(&mut self, judged: Result<T, Broken>) {
         if let Err(Broken { keys, what, allowed, hint }) = judged {
             self.report(&keys, what, &allowed, hint);
         }
     }
 
-    /// Reports unless `low_key <= high_key`; `what` says why that cannot be.
+    /// Reports an error unless the value of `low_key` is at most that of `high_key`. `what` explains the error.
     fn at_most(&mut self, low_key: &str, high_key: &str, what: impl Fn(f64, f64) -> String) {
         let (Some(low), Some(high)) = (self.number(low_key), self.number(high_key)) else { return };
         if low > high {
@@ -122,7 +122,7 @@ fn split(key: &str) -> Vec<String> {
 
 fn neighbours(facts: &mut Facts) {
     facts.at_most("method.k", "method.queue_length", |k, length| format!("a queue of {length} has no {k} neighbours"));
-    // SwAV's queue may be left out.
+    // SwAV's queue is optional: its length may be 0.
     if facts.number("method.queue_length").is_some_and(|length| length > 0.0) {
         facts.at_most("batch_size", "method.queue_length", |batch, length| {
             format!("a batch of {batch} does not fit into a queue of {length}")
@@ -132,7 +132,7 @@ fn neighbours(facts: &mut Facts) {
 
 fn batch(facts: &mut Facts) {
     let Some(images) = facts.train_images() else { return };
-    // One batch, where a key beside it is wrong.
+    // Assume 1 if `gradient_accumulation` itself has an error.
     let accumulation = facts.whole("gradient_accumulation").unwrap_or(1);
     let Some(batch) = facts.whole("batch_size") else { return };
     facts.judge(fit_batches(batch, accumulation, images as usize).map_err(|broken| match broken.keys[0] {
@@ -183,7 +183,7 @@ fn blur(facts: &mut Facts) {
     }
 }
 
-/// A pair `[low, high]` with 0 < low <= high, and high <= `most`.
+/// Checks a pair `[low, high]`: 0 < low <= high, and high <= `most`.
 fn interval(facts: &mut Facts, key: &str, noun: &str, most: Option<f64>) {
     let Some(&[low, high]) = facts.numbers(key).as_deref() else { return };
     let allowed = match most {
@@ -215,7 +215,7 @@ fn width(facts: &mut Facts) {
     facts.judge(ResnetConfig::channels(width as f32));
 }
 
-/// Of the crops, and of the images that the positions are laid out for.
+/// Checks that whole patches fill the crops, and the images that the positions are laid out for.
 fn patches(facts: &mut Facts) {
     let Some(patch) = facts.whole("encoder.patch_size") else { return };
     for key in ["augmentations.size", "augmentations.local_crops.size", "encoder.image_size"] {

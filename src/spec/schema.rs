@@ -1,4 +1,5 @@
-//! The JSON Schema of an experiment, generated from the types; validation reads it, and `editor` makes of it what editors read.
+//! Generates the JSON Schema of an experiment from the types. Validation uses it, and `editor` derives the schema for editors
+//! from it.
 
 use std::sync::LazyLock;
 
@@ -9,7 +10,7 @@ use super::Experiment;
 
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let mut rest = of::<Experiment>();
-    // What the schema is comes first, for whoever opens the file.
+    // The keys that identify the schema come first, for readers of the file.
     let mut schema = Map::new();
     if let Some(map) = rest.as_object_mut() {
         for key in ["$schema", "title", "description"] {
@@ -35,8 +36,8 @@ pub(super) fn of<T: JsonSchema>() -> Value {
     generator.into_root_schema_for::<T>().to_value()
 }
 
-/// Says integer widths as bounds, which validators know, instead of Rust's formats, which they do not; and writes
-/// defaults of single precision in as few digits as they need.
+/// Replaces Rust's integer formats, which validators do not know, by bounds, which they check. Writes defaults of single
+/// precision with as few digits as they need.
 fn plain_numbers(schema: &mut Schema) {
     let Some(map) = schema.as_object_mut() else { return };
     let largest = match map.get("format").and_then(Value::as_str) {

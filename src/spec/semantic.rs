@@ -1,4 +1,4 @@
-//! The part of a spec that results depend on: everything but what its type marks `x-operational`.
+//! The part of a spec that results depend on: everything except the keys that the types mark as `x-operational`.
 
 use std::sync::LazyLock;
 
@@ -19,7 +19,8 @@ pub fn semantic(mut spec: Value) -> Value {
     }
 }
 
-/// What has to be known of a part of the schema, references followed once and for all: a sweep asks for it thousands of times.
+/// The facts about a part of the schema that [`semantic`] needs. References are resolved once, because a sweep needs them
+/// thousands of times.
 struct Part {
     is_operational: bool,
     inside: Inside,
@@ -30,9 +31,9 @@ enum Inside {
     Keys(Vec<(&'static str, Part)>),
     /// Variants by the value of the tag.
     Variants(&'static str, Vec<(&'static str, Part)>),
-    /// The only alternative, `null` aside.
+    /// The only alternative besides `null`.
     Optional(Box<Part>),
-    /// Nothing that has keys of its own.
+    /// A value without keys of its own.
     Nothing,
 }
 
@@ -43,7 +44,7 @@ impl Part {
         Part { is_operational, inside: Inside::of(walker, whole) }
     }
 
-    /// Takes away what is not semantic; false where nothing of `value` is.
+    /// Removes operational keys from `value`. Returns false if all of `value` is operational.
     fn strip(&self, value: &mut Value) -> bool {
         if self.is_operational {
             return false;
@@ -76,7 +77,7 @@ impl Inside {
             let open: Vec<_> = alternatives.into_iter().filter(|one| !is_null(one)).collect();
             return match open[..] {
                 [only] => Inside::Optional(Box::new(Part::of(walker, only))),
-                // Of texts and lists, which have no keys.
+                // The alternatives are texts and lists, which have no keys.
                 _ => Inside::Nothing,
             };
         }

@@ -1,4 +1,4 @@
-//! The nearest match: what someone probably meant by a key or a value that does not exist.
+//! Finds the nearest match: the key or value that was probably meant by an unknown one.
 
 use super::synonyms::{KEYS, VALUES};
 
@@ -22,13 +22,13 @@ fn spelling<'a>(found: &str, allowed: &[&'a str]) -> Option<&'a str> {
         let name_plain = plain(name);
         let distance = strsim::damerau_levenshtein(&found, &name_plain);
         let longest = found.chars().count().max(name_plain.chars().count());
-        // One slip in three letters; shorter names are near to everything.
+        // Accept at most one slip per three letters, since shorter names are close to everything.
         (distance * 3 <= longest).then_some((distance, *name))
     };
     allowed.iter().filter_map(near).min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
 }
 
-/// The key among `allowed` that `found` is another name of.
+/// The key among `allowed` that has `found` as a synonym.
 pub fn key_synonym<'a>(found: &str, allowed: &[&'a str]) -> Option<&'a str> {
     synonym(found, allowed, KEYS)
 }
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(value("vgg", archs), None);
     }
 
-    /// An entry whose key was renamed would be dead, and one that stands for two keys of a section ambiguous.
+    /// An entry for a renamed key would be dead, and an entry that stands for two keys of a section would be ambiguous.
     #[test]
     fn the_table_speaks_of_keys_that_exist() {
         let schema = crate::spec::schema();

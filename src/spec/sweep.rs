@@ -1,4 +1,4 @@
-//! `sweep:` and `--sweep`: keys that take several values, and the points that follow. Unaware of which keys exist.
+//! `sweep:` and `--sweep`: keys that take several values, and the resulting points. This module does not know which keys exist.
 
 use std::collections::HashSet;
 
@@ -14,17 +14,17 @@ use super::{
 };
 use crate::stage::is_inside;
 
-/// The key.
+/// The key of a sweep in a spec.
 pub const KEY: &str = "sweep";
 
-/// Most points of a sweep; more are likelier a slip than a wish.
+/// The most points of a sweep. More points are probably a mistake.
 const MOST_POINTS: usize = 10_000;
 
 const LIST: &str = "a list of 1 or more values";
 const SECTION: &str = "a section of lines `dotted.key: [value, value]`";
 const FORM: &str = "write `--sweep key=value,value`, e.g. `--sweep method.tau=0.1,0.2`";
 
-/// A key and its values, each with its places.
+/// A swept key and its values, each with its places.
 #[derive(Clone)]
 pub struct Axis {
     pub key: String,
@@ -33,7 +33,7 @@ pub struct Axis {
     values: Vec<(Value, Node)>,
 }
 
-/// The axes of a document, which is left without its `sweep`. None when it has none.
+/// Removes the key `sweep` from a document, and returns its axes. None if the document has no sweep.
 pub fn take(document: &mut Document, errors: &mut Vec<SpecError>) -> Option<Vec<Axis>> {
     let given = document.value.as_object_mut()?.shift_remove(KEY)?;
     let places = document.places.take_child(KEY)?;
@@ -41,7 +41,7 @@ pub fn take(document: &mut Document, errors: &mut Vec<SpecError>) -> Option<Vec<
         errors.push(SpecError { place: Some(place.clone()), key, problem });
     };
     let section = match given {
-        // A base's sweep, taken away.
+        // `sweep: null` removes the sweep of a base.
         Value::Null => return None,
         Value::Object(section) => section,
         other => {
@@ -87,7 +87,7 @@ impl Axis {
             let found = show(&values.iter().map(|(value, _)| value.clone()).collect());
             return Err(Problem::Repeated { found });
         }
-        // A mistake in the key is one for all values.
+        // All values have the same place of the key, so that a mistake in the key is reported once.
         let keyed = |(value, mut node): (Value, Node)| {
             node.key = place.clone();
             (value, node)
@@ -96,7 +96,7 @@ impl Axis {
         Ok(Axis { key, names, place, values })
     }
 
-    /// The axis of a `--sweep` (`dotted.key=value,value`, each any YAML; or one YAML list of values).
+    /// Parses the axis of a `--sweep` (`dotted.key=value,value`, each any YAML; or one YAML list of values).
     pub fn of_text(text: &str) -> Result<Axis, Vec<SpecError>> {
         let place = Place::Sweep(text.into());
         let fail = |key: &str, problem| vec![SpecError { place: Some(place.clone()), key: key.to_owned(), problem }];
@@ -130,8 +130,9 @@ impl Axis {
     }
 }
 
-/// The axes of a spec (`own`), of `--sweep` and of `--set` together: a `--sweep` replaces the spec's axis of the same key,
-/// a `--set` leaves it one value. No axis may be inside another.
+/// Combines the axes of a spec (`own`) with those of `--sweep` (`given`) and the keys of `--set` and `--method` (`fixed`). A
+/// `--sweep` replaces the spec's axis of the same key, and a `--set` reduces the axis to one value. No axis may be inside
+/// another.
 pub fn combine(
     own: Vec<Axis>,
     given: Vec<Axis>,
@@ -162,7 +163,7 @@ pub fn combine(
         }
     }
     for (key, place) in fixed {
-        // Each value of the axis would put an end to what is fixed inside it.
+        // Each value of the axis would overwrite the fixed value inside it.
         if let Some(outer) = axes.iter().find(|outer| outer.key != *key && is_inside(key, &outer.key)) {
             let reason = format!("`{key}` is inside `{}`, which is swept", outer.key);
             let hint =
@@ -205,15 +206,16 @@ pub fn combine(
     axes
 }
 
-/// Values by key, and the document with them.
+/// The values by swept key, and the document with these values.
 pub type Combination = (Vec<(String, Value)>, Document);
 
-/// Number of combinations of the axes' values; one without axes.
+/// Number of combinations of the axes' values; 1 without axes.
 pub fn count(axes: &[Axis]) -> usize {
     axes.iter().map(|axis| axis.values.len()).product()
 }
 
-/// A combination of the axes' values by its number, from 0; the last axis turns fastest. Without axes it is the document alone.
+/// The combination of the axes' values with this number, from 0; the last axis varies fastest. Without axes, it is the document
+/// itself.
 pub fn point(axes: &[Axis], document: &Document, number: usize) -> Result<Combination, Vec<SpecError>> {
     let mut point = document.clone();
     let mut values = vec![];
@@ -228,7 +230,7 @@ pub fn point(axes: &[Axis], document: &Document, number: usize) -> Result<Combin
     Ok((values, point))
 }
 
-/// A value as it is written on a command line.
+/// Formats a value as on a command line.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -1,4 +1,4 @@
-//! What other papers, libraries and habits call our keys and values. Compared without case and punctuation.
+//! Names that other papers and libraries use for our keys and values. They are compared without case and punctuation.
 
 /// Our key, and other names for it.
 pub const KEYS: &[(&str, &[&str])] = &[

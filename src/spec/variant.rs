@@ -1,5 +1,6 @@
-//! Another variant of a section, named on the command line or by a sweep (`method.name=infonce`): keys that it has are kept, the
-//! others are dropped and named. Knows variants by the schema, and what a method has no use for by the rules.
+//! Selects another variant of a section, as the command line or a sweep asks (`method.name=infonce`). Keys that the new variant
+//! has are kept; the other keys are dropped and listed in a note. Variants are known from the schema; keys that a method does not
+//! use are known from [`MethodConfig::not_taken`].
 
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::{method::MethodConfig, stage::is_inside};
 pub const METHOD_NAME: &str = "method.name";
 pub const METHOD: [&str; 2] = ["method", "name"];
 
-/// What [`settle`] has to know of the document as it was before a value was put at `names`.
+/// The facts that [`settle`] needs about the document before a value was set at `names`.
 pub struct Before {
     section: Vec<String>,
     named: Option<String>,
@@ -33,7 +34,8 @@ impl Before {
     }
 }
 
-/// Drops what the variant that is now selected does not have, if it is another one than before; says so in the document's notes.
+/// Drops the keys that the selected variant does not have, if another variant was selected before, and adds a note to the
+/// document.
 pub fn settle(document: &mut Document, names: &[String], before: Before) {
     let Before { section, named } = before;
     let Some(now) = variant(document, &section).map(str::to_owned).filter(|now| Some(now) != named.as_ref()) else {
@@ -46,7 +48,7 @@ pub fn settle(document: &mut Document, names: &[String], before: Before) {
         _ => vec![],
     };
     let mut dropped: Vec<Vec<String>> = vec![];
-    // A section that is given whole has the keys that its author wants; what it has too much is an error.
+    // A section that is given as a whole has the keys that its author wants. Surplus keys are errors.
     if names.len() > section.len() {
         let others = given.iter().filter(|key| !properties.contains(&key.as_str()));
         dropped.extend(others.map(|key| [&section[..], std::slice::from_ref(key)].concat()));
@@ -59,7 +61,7 @@ pub fn settle(document: &mut Document, names: &[String], before: Before) {
     let place = document.places.get(names).map(|node| node.value.clone());
     dropped.iter().for_each(|path| remove(document, path));
     if let (Some(place), Some(node)) = (&place, node_mut(document, &section)) {
-        // What the variant misses is missing where the variant is named.
+        // Errors about keys that the variant lacks are placed where the variant is named.
         node.key = place.clone();
     }
     if dropped.is_empty() {
@@ -88,7 +90,7 @@ fn variant<'d>(document: &'d Document, path: &[String]) -> Option<&'d str> {
     lookup(&document.value, path)?.get(tag(document, path)?)?.as_str()
 }
 
-/// Keys of a variant of the section at `path`; None where there is no such variant, which is an error of its own.
+/// Keys of a variant of the section at `path`. None if there is no variant of this name, which is reported elsewhere.
 fn properties(document: &Document, path: &[String], name: &str) -> Option<Vec<&'static str>> {
     let walker = Walker { root: shared() };
     let tagged = walker.tagged(walker.at(path, &document.value)?)?;

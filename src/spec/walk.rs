@@ -1,8 +1,8 @@
-//! Finds the part of a JSON Schema that speaks about a value: follows references, picks the variant by its tag.
+//! Finds the part of a JSON Schema that describes a value: follows references, and picks the variant by its tag.
 
 use serde_json::Value;
 
-/// A schema and what can be asked of its parts.
+/// Answers questions about the parts of a schema.
 #[derive(Clone, Copy, Debug)]
 pub struct Walker<'s> {
     pub root: &'s Value,
@@ -25,7 +25,7 @@ impl Tagged<'_> {
 }
 
 impl<'s> Walker<'s> {
-    /// `part` itself, or what it refers to.
+    /// `part` itself, or the definition that it refers to.
     pub fn deref(&self, mut part: &'s Value) -> &'s Value {
         while let Some(target) = part.get("$ref").and_then(Value::as_str) {
             match target.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer)) {
@@ -53,7 +53,7 @@ impl<'s> Walker<'s> {
         Some(Tagged { tag, variants })
     }
 
-    /// The values that `part` allows when it is a closed set of texts.
+    /// The values that `part` allows, if it allows only certain texts.
     pub fn choices(&self, part: &'s Value) -> Option<Vec<&'s str>> {
         let part = self.deref(part);
         if let Some(constant) = part.get("const").and_then(Value::as_str) {
@@ -71,7 +71,8 @@ impl<'s> Walker<'s> {
         Some(all)
     }
 
-    /// Index of the alternative that is meant by `instance`: by its tag, else the only one, `null` aside, that its type fits.
+    /// Index of the alternative that `instance` means: by its tag, or else the only one that is not `null`, or the only one that
+    /// fits its type.
     pub fn chosen(&self, part: &'s Value, instance: &Value) -> Option<usize> {
         if let Some(tagged) = self.tagged(part) {
             return tagged.position(instance);
@@ -87,7 +88,7 @@ impl<'s> Walker<'s> {
         }
     }
 
-    /// `part` without references and alternatives, as `instance` selects them.
+    /// `part` with references resolved, and alternatives as `instance` selects them.
     pub fn select(&self, part: &'s Value, instance: &Value) -> Option<&'s Value> {
         let mut part = self.deref(part);
         while let Some(alternatives) = self.alternatives(part) {
@@ -99,7 +100,7 @@ impl<'s> Walker<'s> {
         Some(part)
     }
 
-    /// The part that speaks about `path` in `instance`, not yet dereferenced (its own `default` comes first).
+    /// The part that describes `path` in `instance`. A reference in it is not resolved, because its own `default` comes first.
     pub fn at(&self, path: &[String], instance: &Value) -> Option<&'s Value> {
         let mut part = self.root;
         let mut here = Some(instance);
@@ -114,7 +115,8 @@ impl<'s> Walker<'s> {
         Some(part)
     }
 
-    /// Dotted paths of every key, as far as `instance` selects variants (all of them where it selects none).
+    /// Paths of all keys. If `instance` selects a variant of a section, only the keys of this variant; otherwise those of all
+    /// variants.
     pub fn paths(&self, instance: &Value) -> Vec<Vec<String>> {
         let mut all = vec![];
         self.collect(self.root, instance, &mut vec![], &mut all);

@@ -50,7 +50,7 @@ impl Stage {
         self.descriptor().version
     }
 
-    /// The stages whose artifacts it reads, without repetitions. Some experiments lack one of them.
+    /// The stages whose artifacts this stage reads, without repetitions. Some experiments lack one of them.
     pub fn inputs(self) -> Vec<Stage> {
         let mut stages: Vec<_> = self.descriptor().inputs.iter().map(|input| input.stage).collect();
         stages.dedup();

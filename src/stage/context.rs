@@ -52,13 +52,14 @@ impl Interrupt {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the user has asked.
+    /// Whether the user asked to stop.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// A callback for the samples found while a source is scanned. It reports their number, and stops the scan on an interruption.
+/// A callback for a scan of a source, which is called with the numbers of samples found. It reports them as progress, and stops
+/// the scan on an interruption.
 pub fn looking_through<'a>(
     progress: &'a dyn Progress,
     interrupt: &'a Interrupt,

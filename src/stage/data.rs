@@ -44,13 +44,13 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: None,
 };
 
-/// The fields of a spec that it reads.
+/// The fields of a spec that the data stage reads.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DataSection<'a> {
     pub data: &'a DataConfig,
 }
 
-/// How many batches (of a few MB) the reader may be ahead of the writer.
+/// Number of batches (of a few MB) that the reader may be ahead of the writer.
 const AHEAD: usize = 2;
 /// The most skipped images that are listed; the table `skipped` has all.
 const NAMED: usize = 5;
@@ -64,8 +64,8 @@ struct Limits {
     split: u64,
 }
 
-/// Ingests both splits of `config`. Finished shards are kept until the artifact is whole. So after a kill, the next attempt
-/// continues behind them, and gives the same bits.
+/// Ingests both splits of `config`. Finished shards are kept until the artifact is complete. After a kill, the next attempt
+/// resumes after these shards, and gives the same bits.
 ///
 /// Lists of omitted files and notes are not part of the content, since one more damaged file does not change the images of a
 /// training.
@@ -124,7 +124,7 @@ struct Piece {
     rows: RecordBatch,
     /// Items of the split up to the last row, including skipped ones.
     items: u64,
-    /// Images that were skipped since the batch before.
+    /// Images that were skipped since the previous piece.
     skipped: Vec<Skipped>,
 }
 
@@ -172,7 +172,8 @@ impl Ingest<'_, '_> {
     }
 
     fn write(&mut self, mut pieces: Peekable<impl Iterator<Item = Piece>>) -> anyhow::Result<()> {
-        // Speed is measured from the first image that is read: before that, kept images are skipped over.
+        // The first image is read only after the kept ones were skipped. Kept images count as done from then on, so that speed is
+        // measured on images that are read.
         if pieces.peek().is_some() && self.kept.rows(self.split) > 0 {
             self.context.progress.advance(self.kept.rows(self.split));
         }
@@ -352,7 +353,7 @@ mod tests {
         files.map(|file| (file.name.clone(), file.content.clone(), file.sha256.clone())).collect()
     }
 
-    /// Stops after so many images.
+    /// Requests an interruption after a number of images.
     struct StopsAfter(std::cell::Cell<u64>, Interrupt);
 
     impl Progress for StopsAfter {

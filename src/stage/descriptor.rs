@@ -1,5 +1,5 @@
-//! The descriptor of a stage: name, version, input tables, output tables, cost, metrics. Each stage declares its own in its
-//! file. The fields of a spec that a stage reads are the struct that it runs from, and the key holds that struct.
+//! The descriptor of a stage: name, version, input tables, output tables, cost, metrics. Each stage declares its descriptor in
+//! its own file. A stage runs from a struct with the fields of a spec that it reads, and its key includes this struct.
 
 use sha2::{Digest, Sha256};
 
@@ -27,14 +27,14 @@ pub enum Stage {
 pub struct Descriptor {
     /// Name in the store, on the screen and in keys.
     pub name: &'static str,
-    /// Version of its computation and its output. Raise it when either changes, so that older artifacts no longer count.
+    /// Version of the stage's computation and output. Raise it when either changes, so that older artifacts are no longer used.
     pub version: u64,
-    /// The tables of other artifacts that it may read.
+    /// The tables of other artifacts that the stage may read.
     pub inputs: &'static [Input],
-    /// The tables that it writes; some artifacts lack some of them.
+    /// The tables that the stage writes; some artifacts lack some of them.
     pub tables: &'static [Table],
     pub cost: Cost,
-    /// The table of its metrics, and the prefix of their names.
+    /// The table of the stage's metrics, and the prefix of their names.
     pub figures: Option<(Table, &'static str)>,
 }
 

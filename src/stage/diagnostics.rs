@@ -21,7 +21,7 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// Reads them from the pretrain artifact.
+    /// Reads the diagnostics from the pretrain artifact.
     ///
     /// # Errors
     /// When its table cannot be read.
@@ -48,14 +48,14 @@ impl Diagnostics {
         for (top1, epoch) in knn.iter().zip(epochs) {
             if let (Some(_), Some(epoch)) = (top1, epoch) {
                 self.knn_rows += 1;
-                // The last step of an epoch begins before the epoch's end.
+                // The last step of an epoch starts before the epoch's end, so its epoch is rounded up.
                 self.knn_every = self.knn_every.or(Some(epoch.floor() as usize + 1));
             }
         }
         Ok(())
     }
 
-    /// A note that says what was kept, if it is not what `asked` wants.
+    /// A note on the diagnostics that were kept, if they differ from those that `asked` requests.
     pub fn unlike(&self, asked: &HealthConfig) -> Option<String> {
         let health = self.health_every.is_some_and(|every| every != asked.every as i64);
         let knn = self.knn_every.unwrap_or(0) != asked.knn_every_epochs;
@@ -99,7 +99,7 @@ mod tests {
         ])
         .unwrap();
         let (mut found, mut first) = (Diagnostics::default(), None);
-        // In two parts, as a table of many rows comes.
+        // In two batches, as a long table is read.
         found.take(&batch.slice(0, 2), &mut first).unwrap();
         found.take(&batch.slice(2, 10), &mut first).unwrap();
         found

@@ -9,7 +9,7 @@ use crate::{
     tables::{self, column::*},
 };
 
-/// A row of the data.
+/// A sample of the data: split, number and label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub split: SplitName,
@@ -25,17 +25,17 @@ pub struct Duplicate {
 }
 
 impl Duplicate {
-    /// Whether it is in both splits, so that the test image was seen in training.
+    /// Whether the image is in both splits, so that a test image was seen in training.
     pub fn leaks(&self) -> bool {
         self.again.split != self.first.split
     }
 
-    /// Whether it is in two classes.
+    /// Whether the image has two different labels.
     pub fn conflicts(&self) -> bool {
         self.again.label.zip(self.first.label).is_some_and(|(again, first)| again != first)
     }
 
-    /// Whether it casts doubt on scores. A duplicate within one split and class does not.
+    /// Whether the duplicate casts doubt on scores. A duplicate within one split and class does not.
     pub fn matters(&self) -> bool {
         self.leaks() || self.conflicts()
     }

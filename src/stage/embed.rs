@@ -58,7 +58,7 @@ const fn images(table: Table) -> Input {
     Input { stage: Stage::Data, table, depends: Depends::Column(column::CONTENT_HASH) }
 }
 
-/// The fields of a spec that features depend on. Features are computed in f32, whatever the precision of training.
+/// The fields of a spec that features depend on. Features are computed in f32, regardless of the precision of training.
 #[derive(Clone, Debug, Serialize)]
 pub struct EmbedConfig {
     pub augmentations: EvalSection,
@@ -201,12 +201,12 @@ fn embed(
     Ok(())
 }
 
-/// Images of `size` pixels per forward pass.
+/// Number of images per forward pass, if an image has `size` x `size` pixels.
 pub(super) fn per_batch(size: usize) -> usize {
     (PIXELS / (size * size)).clamp(8, 256)
 }
 
-/// Features [n, dim] of `n` images. `load(i, out)` puts image i, normalised, into `out` [size, size, 3]; errors call it
+/// Features [n, dim] of `n` images. `load(i, out)` puts image i, normalised, into `out` [size, size, 3]. Errors call image i
 /// `name(i)`.
 pub(super) fn forward(
     frozen: &Frozen,

@@ -20,7 +20,7 @@ impl Embedder {
     /// The encoder of `config` with `weights`, which must fit it exactly.
     ///
     /// # Errors
-    /// When they do not fit.
+    /// When the weights do not fit.
     pub fn new(config: &EmbedConfig, weights: &[Tensor]) -> anyhow::Result<Embedder> {
         let size = config.augmentations.size as usize;
         let frozen = Frozen::load(&config.encoder, size, weights)?;

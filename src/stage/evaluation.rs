@@ -30,7 +30,7 @@ impl<T> Scored<T> {
     /// Applies `f` to each value.
     ///
     /// # Errors
-    /// The first result of `f`.
+    /// The first error of `f`.
     pub fn map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Scored<U>, E> {
         Ok(Scored {
             trained: f(self.trained)?,
@@ -39,12 +39,12 @@ impl<T> Scored<T> {
         })
     }
 
-    /// References to them.
+    /// References to the values.
     pub fn as_ref(&self) -> Scored<&T> {
         Scored { trained: &self.trained, random_init: &self.random_init, initial: self.initial.as_ref() }
     }
 
-    /// The controls.
+    /// The values of the controls.
     pub fn controls(&self) -> impl Iterator<Item = &T> {
         [Some(&self.random_init), self.initial.as_ref()].into_iter().flatten()
     }
@@ -100,7 +100,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The tasks on these features, with an evaluation to fill; if there is no task, the evaluation to write instead.
+    /// The tasks on these features, with an evaluation to fill. If there is no task, a complete evaluation that says why.
     ///
     /// # Errors
     /// As [`Scored::tasks`].
@@ -123,7 +123,7 @@ impl Evaluation {
         Ok(Ok((tasks, evaluation)))
     }
 
-    /// An evaluation without scores, and the reason.
+    /// An evaluation without scores, with the reason as a note.
     pub fn skipped(why: String) -> Self {
         Evaluation { notes: vec![("skipped".into(), format!("skipped, {why}"))], ..Evaluation::default() }
     }

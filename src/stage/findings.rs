@@ -17,10 +17,10 @@ use crate::{
 
 /// The most names that a sentence lists.
 const NAMED: usize = 5;
-/// Says where the rest is listed.
+/// The part of a sentence that says where all duplicates are listed.
 const LISTED: &str = "the table `duplicates` of the data artifact lists them";
 
-/// Collects the facts in batches. It needs 20 bytes of memory per image.
+/// Collects hashes and labels of images, batch by batch. Needs 20 bytes of memory per image.
 #[derive(Default)]
 pub struct Findings {
     /// The first 8 bytes of the SHA-256 of each encoded image, and the number of the image.
@@ -34,7 +34,7 @@ pub struct Findings {
 /// Marks a missing label.
 const NO_LABEL: i32 = i32::MIN;
 
-/// The findings.
+/// Duplicates and numbers of images per label, from which the notes are made.
 pub struct Found {
     duplicates: Vec<Duplicate>,
     /// Number of images by split and label.
@@ -64,7 +64,7 @@ impl Findings {
         Ok(())
     }
 
-    /// Examines the rows.
+    /// Finds duplicates among all rows, and counts images by label.
     pub fn finish(mut self) -> Found {
         self.seen.sort_unstable();
         let place = |&(_, number): &(u64, u32)| {
@@ -148,7 +148,7 @@ impl Found {
         ))
     }
 
-    /// Finds numbers below the largest label without a training image, if classes have no names.
+    /// Finds classes that have no image in either split, if the class names are only numbers.
     fn gaps(&self, classes: &[String]) -> Option<(&'static str, String)> {
         let numbered = classes.iter().enumerate().all(|(label, name)| *name == label.to_string());
         let splits = SplitName::ALL.into_iter().flat_map(|split| self.of(split).into_keys());

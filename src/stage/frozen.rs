@@ -82,7 +82,7 @@ impl Frozen {
         Ok(Frozen::of(encoder, params, buffers))
     }
 
-    /// `encoder` with these parameters and buffers, whose numbers must fit.
+    /// `encoder` with these parameters and buffers, whose lengths must fit.
     pub(super) fn of(encoder: Encoder, params: Vec<f32>, buffers: Vec<f32>) -> Self {
         Frozen { encoder, params, buffers: buffers.into(), on_gpu: OnceLock::new() }
     }
@@ -137,7 +137,7 @@ impl Frozen {
         on.read(&features)
     }
 
-    /// SHA-256, in hexadecimal, of every tensor's name, shape and little-endian bytes in torch's order.
+    /// SHA-256, in hexadecimal, of the names, shapes and little-endian values of all tensors, with values in torch's order.
     pub fn digest(&self) -> String {
         let mut hasher = Sha256::new();
         for (layout, values) in [(self.encoder.params(), &self.params[..]), (self.encoder.buffers(), &self.buffers)] {

@@ -1,5 +1,5 @@
-//! Keeps the finished shards of a running data stage beside its checkpoints, so that the next attempt after a kill continues
-//! behind them.
+//! Keeps the finished shards of a running data stage beside its checkpoints, so that after a kill the next attempt resumes after
+//! them.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -27,9 +27,9 @@ pub struct Place {
 struct Shard {
     split: String,
     entry: FileEntry,
-    /// Items of the split up to its last row.
+    /// Items of the source up to the last row of the shard.
     items: u64,
-    /// Images that were skipped since the shard before.
+    /// Images that were skipped since the previous shard.
     skipped: Vec<Skipped>,
 }
 
@@ -53,7 +53,7 @@ const SHARDS: &str = "shards";
 const FINISHED: &str = "finished";
 
 impl Kept {
-    /// Moves the tables that an earlier attempt has kept into `out`, as far as they are whole.
+    /// Adopts the shards that an earlier attempt has kept into `out`, up to the first damaged one.
     ///
     /// # Errors
     /// When the folder of the stage cannot be read.
@@ -80,27 +80,27 @@ impl Kept {
         self.shards.iter().filter(move |shard| shard.split == split.as_str())
     }
 
-    /// Finished shards of a split.
+    /// Number of finished shards of a split.
     pub fn shards(&self, split: SplitName) -> usize {
         self.of(split).count()
     }
 
-    /// Rows in these shards.
+    /// Number of rows in the finished shards of a split.
     pub fn rows(&self, split: SplitName) -> u64 {
         self.of(split).map(|shard| shard.entry.rows).sum()
     }
 
-    /// Bytes in these shards.
+    /// Size in bytes of the finished shards of a split.
     pub fn bytes(&self, split: SplitName) -> u64 {
         self.of(split).map(|shard| shard.entry.size).sum()
     }
 
-    /// Where to continue reading.
+    /// The place from which reading continues.
     pub fn place(&self, split: SplitName) -> Place {
         Place { items: self.of(split).last().map_or(0, |shard| shard.items), rows: self.rows(split) }
     }
 
-    /// Images that were skipped before that place.
+    /// Images that were skipped before the place from which reading continues.
     pub fn skipped(&self, split: SplitName) -> Vec<Skipped> {
         self.of(split).flat_map(|shard| shard.skipped.iter().cloned()).collect()
     }
@@ -110,7 +110,7 @@ impl Kept {
         self.finished.iter().find(|finished| finished.split == split.as_str()).map(|finished| &finished.summary)
     }
 
-    /// Passes on the rows of a split.
+    /// Passes the rows of the finished shards of a split to `take`.
     ///
     /// # Errors
     /// When a shard cannot be read, or `take` fails.
@@ -180,7 +180,7 @@ impl Kept {
     }
 }
 
-/// Builds a row of JSON for each shard.
+/// Builds a table with a row of JSON for each item.
 fn to_table<T: Serialize>(all: &[T]) -> anyhow::Result<RecordBatch> {
     let rows = all.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     let column: ArrayRef = Arc::new(StringArray::from_iter_values(rows));

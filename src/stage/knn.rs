@@ -25,7 +25,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SCORES, "")),
 };
 
-/// The fields of a spec that it reads. The seed shuffles the labels of the control.
+/// The fields of a spec that the kNN stage reads. The seed shuffles the labels of the control.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct KnnSections<'a> {
     pub seed: u64,
@@ -34,8 +34,8 @@ pub struct KnnSections<'a> {
 
 /// Scores the features of the trained encoder, and the controls: other features, and shuffled labels.
 ///
-/// Writes `scores`, `notes` and `predictions` (those on the trained features, for every k), and where training started from a
-/// file of weights `initial_predictions` (on their features, for the first k). Without labels or a test split
+/// Writes `scores`, `notes` and `predictions` (for the trained features and every k). If training started from a file of weights,
+/// also writes `initial_predictions` (for the features of these weights and the first k). Without labels or a test split,
 /// `scores` is empty and a note says why.
 ///
 /// # Errors
@@ -126,7 +126,7 @@ mod tests {
         Scored { trained, random_init, initial: None }
     }
 
-    /// Weights that training started from are a control with predictions of its own, and change nothing else.
+    /// Weights that training started from are a control with their own predictions, and change nothing else.
     #[test]
     fn initial_weights_are_scored_beside_the_others() {
         let of = |initial| {

@@ -40,7 +40,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     figures: Some((tables::SCORES, "")),
 };
 
-/// The fields of a spec that it reads. The seed determines initial weights, order, and the shuffled labels of the control.
+/// The fields of a spec that the stage reads. The seed determines initial weights, order, and the shuffled labels of the control.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct LinearProbeSections<'a> {
     pub seed: u64,
@@ -52,13 +52,13 @@ const TOP5_CLASSES: usize = 10;
 
 /// Scores the features of the trained encoder, and the controls: other features, and shuffled labels.
 ///
-/// SGD with momentum and a cosine schedule to 0 on softmax cross-entropy. The features are those of the evaluation
-/// transform, computed once; unlike in MoCo-v3's protocol, images are not augmented while the probe trains.
+/// Training is SGD with momentum and a cosine schedule to 0 on softmax cross-entropy. The features are those of the evaluation
+/// transform, computed once. Unlike in MoCo-v3's protocol, images are not augmented while the probe trains.
 ///
-/// Writes `scores`, `notes`, `predictions`, `curve` (of the trained features) and `classifier` (`fc.weight`, `fc.bias`:
-/// logits of the features as they are, standardisation folded in; class i is the i-th row of `classes`), and where training
-/// started from a file of weights `initial_predictions` (on their features). Without labels or a test split `scores` is empty
-/// and a note says why.
+/// Writes `scores`, `notes`, `predictions`, `curve` (for the trained features) and `classifier`. The tensors `fc.weight` and
+/// `fc.bias` of `classifier` compute logits from raw features, since standardisation is folded in; class i is the i-th row of
+/// `classes`. If training started from a file of weights, also writes `initial_predictions` (for the features of these weights).
+/// Without labels or a test split, `scores` is empty and a note says why.
 ///
 /// # Errors
 /// When the artifacts cannot be read or written, the loss diverges, or the user interrupts.
@@ -88,7 +88,7 @@ fn evaluate(
     Ok(result)
 }
 
-/// How to train classifiers, and where to report progress.
+/// The settings for training classifiers, and the receiver of progress.
 pub struct Probe<'a> {
     pub config: &'a LinearProbeConfig,
     pub seed: u64,
@@ -151,7 +151,7 @@ impl Probe<'_> {
     /// Trains a classifier for `targets` on the training features; `what` names the features in messages.
     ///
     /// # Errors
-    /// When the loss diverges, or `go_on` returns an error.
+    /// When the loss diverges, or `go_on` returns false.
     pub fn fit(&self, what: &str, task: &Task, targets: &[usize]) -> anyhow::Result<(Classifier<f32>, Vec<Epoch>)> {
         let Self { config, seed, progress, go_on } = *self;
         let n = targets.len();
@@ -212,7 +212,7 @@ pub fn predict(classifier: &Classifier<f32>, task: &Task) -> Vec<Prediction> {
     classifier.predict(&task.test.rows, |i| task.classes.binary_search(&task.test.labels[i]).ok())
 }
 
-/// Share of the samples whose own class is among the `k` most likely.
+/// Share of the samples whose true class is among the `k` most likely classes.
 pub fn top(k: usize, predictions: &[Prediction]) -> f64 {
     predictions.iter().filter(|p| p.rank.is_some_and(|rank| rank < k)).count() as f64 / predictions.len() as f64
 }
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn shuffled_labels_leave_chance() {
-        // Which class wins a cluster is a lottery with one draw per cluster; many seeds average to a quarter.
+        // Chance decides which class wins a cluster, with one draw per cluster. The mean over many seeds is a quarter.
         let seeds = 12;
         let top1 = |seed| {
             let config = LinearProbeConfig { epochs: 5, ..config() };

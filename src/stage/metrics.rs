@@ -1,4 +1,4 @@
-//! Builds the tables of a training: a row of metrics and one of timing per step, a row of positives every few steps, and the
+//! Builds the tables of a training: a row of metrics and a row of timing per step, a row of positives every few steps, and the
 //! neighbours of a few images.
 
 use arrow::array::{Array, Float64Array, RecordBatch};
@@ -11,7 +11,7 @@ use crate::{
 /// A column and its value in a row of health metrics or of positives.
 type Of<T> = (Column, fn(&T) -> f64);
 
-/// NaN (without neighbours or labels) becomes null.
+/// The columns of health metrics. NaN (without neighbours or labels) becomes null.
 const HEALTH: [Of<Health>; 7] = [
     (STD, |h| h.std),
     (EFFECTIVE_RANK, |h| h.effective_rank),
@@ -22,7 +22,7 @@ const HEALTH: [Of<Health>; 7] = [
     (NEIGHBOUR_AGREEMENT, |h| h.neighbour_agreement),
 ];
 
-/// The columns are the same for every method. NaN becomes null.
+/// The columns of positives, which are the same for every method. NaN becomes null.
 const POSITIVENESS: [Of<Positiveness>; 8] = [
     (POSITIVES, |p| p.positives),
     (EFFECTIVE_POSITIVES, |p| p.effective_positives),

@@ -13,7 +13,7 @@ use crate::{
     train::{PretrainConfig, Trainer, Trains},
 };
 
-/// The most images of the training split and of the test split to use, spread evenly.
+/// The most images of the training split and of the test split to use, evenly spaced.
 const TRAIN: usize = 2048;
 const TEST: usize = 512;
 /// Number of voting neighbours, and the temperature of their votes (DINO's protocol).
@@ -22,7 +22,7 @@ const TEMPERATURE: f64 = 0.07;
 /// Images per forward pass.
 const BATCH: usize = 64;
 
-/// The images to use.
+/// A kNN measurement, with the images that it uses.
 pub struct OnlineKnn {
     /// Steps between two scores.
     every: u64,
@@ -52,7 +52,8 @@ impl Part {
 }
 
 impl OnlineKnn {
-    /// The measurement that the spec asks for; None if it asks for none, or a split has no labelled images.
+    /// The measurement that the spec requests. None if it requests none, there is no test split, or a split has no labelled
+    /// images.
     ///
     /// # Errors
     /// When the test split cannot be opened.

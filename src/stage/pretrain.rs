@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// The descriptor of the stage. Images count by hash and label: neither paths nor unreadable images affect the key.
+/// The descriptor of the stage. The key depends on the hashes and labels of images, but not on paths or unreadable images.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "pretrain",
     version: 14,
@@ -84,7 +84,7 @@ pub fn run(
 /// Takes part in a training whose results the first rank writes.
 ///
 /// # Errors
-/// As of [`run`].
+/// As [`run`].
 pub fn take_part(config: &PretrainConfig, data: &Artifact, interrupt: &Interrupt) -> anyhow::Result<()> {
     train(config, data, &Silent, interrupt, None)
 }
@@ -171,7 +171,7 @@ impl OnDevice for Training<'_> {
             let mut rows: Vec<StepRow> = trainer.step(&trainer.on().load(prepared)?)?.into_iter().collect();
             let elapsed = start.elapsed();
             progress.advance(1);
-            // A GPU may not have finished the step yet. Then its row arrives during the next one, unless it is needed now.
+            // A GPU may not have finished the step yet. Its row then arrives during the next step, unless it is needed now.
             let knn = online_knn.as_ref().filter(|knn| knn.is_due(trainer.steps()));
             let last = trainer.steps() == total;
             // If one rank must stop, all stop after the same step.
@@ -263,8 +263,8 @@ fn record_row(row: &StepRow, watcher: &mut Watcher, progress: &dyn Progress) -> 
     if warning.stops() { Err(Stopped::Diverged(warning.to_string()).into()) } else { Ok(()) }
 }
 
-/// Shows a watcher the `steps` before a resume, so that it warns as in a training without a break. The first rank reads them for
-/// all ranks, which have to stop after the same step.
+/// Passes the `steps` before a resume to a watcher, so that it warns as in an uninterrupted training. The first rank reads these
+/// steps for all ranks, which have to stop after the same step.
 fn look_back(watcher: &mut Watcher, ranks: &Ranks, keeper: Option<&Keeper>, steps: u64) -> anyhow::Result<()> {
     let rows = keeper.map(|keeper| keeper.checkpoints.segments(tables::METRICS.name, steps)).transpose()?.flatten();
     if let Some(rows) = rows {
@@ -287,7 +287,7 @@ fn details(step: u64, health: &Health, positiveness: &Positiveness) -> String {
     )
 }
 
-/// The state to resume from. The first rank reads it for all.
+/// The state to resume from. The first rank reads it for all ranks.
 fn load_checkpoint(ranks: &Ranks, keeper: Option<&Keeper>) -> anyhow::Result<Option<Vec<NamedTensor<f32>>>> {
     let found = keeper.map(|keeper| keeper.checkpoints.load()).transpose()?.flatten();
     let state = found.map(|(_, tables)| tensors::of_checkpoint(&tables)).transpose()?;
@@ -404,7 +404,7 @@ fn write<B: Trains>(
     write_summary([&metrics, &positiveness], &timing, batch, out)
 }
 
-/// The warnings of a training. Nobody may have read them when they were given, and a resumed training does not repeat them.
+/// The warnings of a training. They may have been overlooked when they were printed, and a resumed training does not repeat them.
 fn notes(mut watcher: Watcher, metrics: &RecordBatch) -> anyhow::Result<RecordBatch> {
     let warnings = watched(metrics)?.into_iter().filter_map(|row| watcher.look(row));
     let notes: Vec<_> = warnings.map(|warning| ("warning".to_owned(), warning.to_string())).collect();

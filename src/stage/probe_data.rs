@@ -22,7 +22,7 @@ pub fn noise(classes: usize, train: usize, test: usize) -> SplitFeatures {
     make(classes, train, test, 0.0)
 }
 
-/// The same without labels.
+/// `features` without the labels of the training split.
 pub fn unlabelled(mut features: SplitFeatures) -> SplitFeatures {
     features.train.labels.fill(None);
     features

@@ -1,5 +1,5 @@
-//! Softmax regression: logits = x W + b, mean cross-entropy, its gradient, and SGD with momentum.
-//! It knows no schedules or data sets.
+//! Softmax regression: logits = x W + b, mean cross-entropy, its gradient, and SGD with momentum. Schedules and data sets are
+//! left to the caller.
 //!
 //! Work is cut into blocks of fixed size and sums run in a fixed order, so that any number of threads gives the same bits.
 
@@ -25,7 +25,7 @@ pub struct Classifier<E> {
     pub dim: usize,
     /// Number of classes.
     pub classes: usize,
-    /// W [dim, classes] and, behind it, b [classes].
+    /// W [dim, classes], followed by b [classes].
     pub params: Vec<E>,
 }
 
@@ -140,7 +140,7 @@ pub fn sgd<E: Real>(params: &mut [E], velocity: &mut [E], gradient: &[E], rate: 
     }
 }
 
-/// Turns logits into probabilities and returns -log of the target's.
+/// Turns logits into probabilities, and returns -log of the target's probability.
 fn softmax<E: Real>(row: &mut [E], target: usize) -> f64 {
     let most = row.iter().copied().fold(E::neg_infinity(), E::max);
     let shifted = (row[target] - most).as_f64();

@@ -19,7 +19,7 @@ impl Standardizer {
         Standardizer { mean: vec![0.0; dim], scale: vec![1.0; dim] }
     }
 
-    /// Mean 0 and standard deviation 1 on `rows` [n, dim].
+    /// The standardiser that gives `rows` [n, dim] mean 0 and standard deviation 1 per feature.
     pub fn fit(rows: &[f32], dim: usize) -> Self {
         let n = (rows.len() / dim).max(1) as f64;
         let mut mean = vec![0.0; dim];

@@ -20,9 +20,9 @@ pub struct StateDict {
     pub prefix: Option<String>,
 }
 
-/// The tensors of an encoder in the file at `path`; `wanted` are the names of its tensors. If the file has none of these names,
-/// their common prefix is removed (`module.`, `encoder_q.`), and other parts of the model are ignored. A classifier (`fc.*`,
-/// `head.*`) and batch norm's `num_batches_tracked` are ignored too, since they are not part of an encoder.
+/// Reads the tensors of an encoder from the file at `path`; `wanted` are their names. If the file has none of these names, their
+/// common prefix is removed (`module.`, `encoder_q.`), and other parts of the model are ignored. A classifier (`fc.*`, `head.*`)
+/// and batch norm's `num_batches_tracked` are ignored too, since they are not part of an encoder.
 ///
 /// # Errors
 /// When the file cannot be read, has another format, is damaged, or holds numbers other than finite floats; when two parts of a
@@ -42,7 +42,7 @@ pub fn read(path: &Path, wanted: &BTreeSet<&str>) -> anyhow::Result<StateDict> {
         }
         tensors.push((own.to_owned(), view.shape().to_vec(), values));
     }
-    // The order of the library changes from run to run, and messages list tensors in this order.
+    // The library's order changes from run to run. The tensors are sorted because messages list them in this order.
     tensors.sort_by(|a: &Tensor, b: &Tensor| a.0.cmp(&b.0));
     Ok(StateDict { tensors, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) })
 }

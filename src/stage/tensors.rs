@@ -14,7 +14,7 @@ use crate::{
     tables::{STATE, column::*},
 };
 
-/// One row per tensor, in order.
+/// Builds a table with one row per tensor, in order.
 pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
     let mut shapes = ListBuilder::new(Int64Builder::new()).with_field(item(DataType::Int64));
     for tensor in tensors {
@@ -41,7 +41,7 @@ pub fn to_rows(tensors: &[NamedTensor<f32>]) -> RecordBatch {
 /// Reads the state from the tables of a checkpoint.
 ///
 /// # Errors
-/// When it is missing, or as of [`from_rows`].
+/// When the state is missing; as [`from_rows`].
 pub fn of_checkpoint(tables: &BTreeMap<String, RecordBatch>) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     from_rows(tables.get(STATE.name).with_context(|| format!("the checkpoint has no table `{}`", STATE.name))?)
 }
@@ -88,7 +88,7 @@ pub fn to_bytes(tensors: &[NamedTensor<f32>]) -> anyhow::Result<Vec<u8>> {
 /// Decodes the bytes of [`to_bytes`].
 ///
 /// # Errors
-/// When the bytes are not from there.
+/// When the bytes are not from [`to_bytes`].
 pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<Vec<NamedTensor<f32>>> {
     let mut rows = StreamReader::try_new(bytes, None)?;
     from_rows(&rows.next().context("no tensors")??)

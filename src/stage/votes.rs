@@ -1,4 +1,4 @@
-//! Classifies by weighted votes of nearest neighbours (DINO's protocol). It knows no artifacts or splits.
+//! Classifies by weighted votes of nearest neighbours (DINO's protocol). Artifacts and splits are left to the caller.
 
 use rayon::prelude::*;
 
@@ -23,8 +23,8 @@ impl Vote<'_> {
     /// Chooses a class for each query, for every labelling of the training samples and every k, from one search. The result is
     /// [labelling][k][query] of (class, its share of the votes). On a draw the lower class wins.
     ///
-    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length; `done` is called after each query, and
-    /// returns whether to continue.
+    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length. After each chunk of queries, `done` is called with the
+    /// number of queries in it, and returns whether to continue.
     ///
     /// Returns None if `done` stops it.
     pub fn classify<E: Real>(

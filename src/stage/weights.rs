@@ -10,7 +10,7 @@ use crate::ops::named::{NamedTensor, Values};
 /// Name, shape and values of a tensor, in torch's conventions.
 pub type Tensor = (String, Vec<usize>, Vec<f32>);
 
-/// One row per entry, in order.
+/// Builds a table with one row per tensor, in order.
 ///
 /// # Panics
 /// When a shape does not fit its values.

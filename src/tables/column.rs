@@ -30,7 +30,7 @@ pub enum Holds {
     Bytes,
     /// A tensor's shape.
     Shape,
-    /// float32 of one width, which the table's rows say.
+    /// Vectors of float32, all of one width, which is known only from a table's rows.
     Vector,
     /// [`BYTES`] of an encoded image and its [`PATH`]: Hugging Face's image schema.
     Image,
@@ -63,7 +63,7 @@ pub const PREDICTED: Column = integer("predicted");
 pub const SCORE: Column = real("score");
 pub const K: Column = integer("k");
 
-// Accounts of the data.
+// Reports on the data.
 pub const NAME: Column = text("name");
 pub const KIND: Column = text("kind");
 pub const REASON: Column = text("reason");
@@ -129,12 +129,12 @@ pub const IMAGES_PER_SECOND: Column = real("images_per_second");
 pub const TRAIN_TOP1: Column = real("train_top1");
 
 impl Column {
-    /// The same name, of rows that may have no value.
+    /// The same column, but nullable.
     pub const fn or_null(self) -> Column {
         Column { nullable: true, ..self }
     }
 
-    /// The same name, of something else.
+    /// The same column, but with values of another type.
     pub const fn holding(self, holds: Holds) -> Column {
         Column { holds, ..self }
     }
@@ -144,21 +144,21 @@ impl Column {
         (self, V::array(values.into_iter()))
     }
 
-    /// The column of vectors of `width` values.
+    /// The column with vectors of `width` values each.
     ///
     /// # Panics
-    /// When `values` are not whole vectors.
+    /// When the number of `values` is not a multiple of `width`.
     pub fn of_vectors(self, values: Vec<f32>, width: usize) -> (Column, ArrayRef) {
         let values = Arc::new(Float32Array::from(values));
         self.array(FixedSizeListArray::new(item(DataType::Float32), width as i32, values, None))
     }
 
-    /// The column of values of a type that [`Value`] does not know.
+    /// The column with an array, for types that do not implement [`Value`].
     pub fn array(self, values: impl Array + 'static) -> (Column, ArrayRef) {
         (self, Arc::new(values))
     }
 
-    /// Whether it may be of this type. Of lists the names of their items are of no account, of images not all parts need be there.
+    /// Whether the type `kind` fits the column. The names of list items do not matter, and an image may lack parts.
     pub fn is_of(self, kind: &DataType) -> bool {
         match (self.holds, kind) {
             (Holds::Vector, DataType::FixedSizeList(item, _)) => *item.data_type() == DataType::Float32,
@@ -198,7 +198,7 @@ impl fmt::Display for Column {
     }
 }
 
-/// The item of a list.
+/// The field of a list's items.
 pub fn item(kind: DataType) -> Arc<Field> {
     Arc::new(Field::new("item", kind, false))
 }
@@ -208,7 +208,7 @@ pub fn image_fields() -> Fields {
     Fields::from(vec![Field::new(BYTES.name, DataType::Binary, false), PATH.field(0)])
 }
 
-/// What arrays are made of.
+/// Types of values from which arrays can be made.
 pub trait Value: Sized {
     /// An array of the values.
     fn array(values: impl Iterator<Item = Self>) -> ArrayRef;

@@ -13,7 +13,8 @@ use arrow::{
 
 use column::{Column, *};
 
-/// A table: its name, with a `*` at its end all tables whose names begin so, and its columns in their order.
+/// A table: its name and its columns in order. A name that ends in `*` stands for all tables whose names begin with the part
+/// before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table {
     pub name: &'static str,
@@ -33,14 +34,14 @@ pub const CLASSES: Table = table("classes", &[LABEL, NAME]);
 pub const SKIPPED: Table = table("skipped", &[SPLIT, NAME, KIND, REASON]);
 /// Files that are no images, by kind.
 pub const LEFT_OUT: Table = table("left_out", &[SPLIT, KIND, FILES]);
-/// Each image that was there before, and where it was first.
+/// Each image that occurred before, and where it occurred first.
 pub const DUPLICATES: Table =
     table("duplicates", &[SPLIT, SAMPLE_ID, LABEL.or_null(), FIRST_SPLIT, FIRST_SAMPLE_ID, FIRST_LABEL]);
 /// What a reader of scores should know.
 pub const NOTES: Table = table("notes", &[KEY, TEXT]);
 
-/// A row per step; columns of health have no value on steps without a look at it, `momentum` without a momentum branch,
-/// `knn_top1` where it was not measured.
+/// One row per step. Columns of health are null on steps where health is not measured, `momentum` is null without a momentum
+/// branch, and `knn_top1` is null where it was not measured.
 pub const METRICS: Table = table(
     "metrics",
     &[
@@ -59,7 +60,7 @@ pub const METRICS: Table = table(
         KNN_TOP1,
     ],
 );
-/// The positives that a method used, the same for every method.
+/// Measures of the positives that a method used. The columns are the same for every method.
 pub const POSITIVENESS: Table = table(
     "positiveness",
     &[
@@ -75,28 +76,28 @@ pub const POSITIVENESS: Table = table(
         CHURN,
     ],
 );
-/// Neighbours of watched images: a row per neighbour, `rank` from 0 (the most similar). Samples and labels have no value for
-/// rows that the queue held from the start, and where there is no label.
+/// Neighbours of watched images: one row per neighbour, `rank` from 0 (the most similar). Samples and labels are null for rows
+/// that the queue held from the start, labels also for images without a label.
 pub const NEIGHBOURS: Table = table(
     "neighbours",
     &[STEP, EPOCH, QUERY_SAMPLE, QUERY_LABEL, RANK, NEIGHBOUR_SAMPLE, NEIGHBOUR_LABEL, WEIGHT, SIMILARITY],
 );
 /// How long each step took.
 pub const TIMING: Table = table("timing", &[STEP, SECONDS, WAITING_SECONDS, IMAGES_PER_SECOND]);
-/// Figures of a training.
+/// Final figures of a training.
 pub const SUMMARY: Table = table("summary", SCORES.columns);
 /// Tensors of the trained encoder, of its heads, of its momentum branch, and of the method's queues.
 pub const WEIGHTS: Table = table("weights", &[NAME, SHAPE, DTYPE, BYTES]);
 pub const HEADS: Table = table("heads", WEIGHTS.columns);
 pub const MOMENTUM_BRANCH: Table = table("momentum", WEIGHTS.columns);
 pub const QUEUE: Table = table("queue", WEIGHTS.columns);
-/// The state of a training in its checkpoints, and what puts the rows beside it in order.
+/// The state of a training in its checkpoints, and the columns by which the metric rows beside it are put in order.
 pub const STATE: Table = table("state", WEIGHTS.columns);
 pub const SEGMENT: Table = table("segment", &[STEP, ATTEMPT]);
 
-/// What an encoder makes of each image.
+/// The features that an encoder computes from each image.
 pub const FEATURES: Table = table("features", &[SAMPLE_ID, SPLIT, LABEL.or_null(), EMBEDDING]);
-/// What an embedding says of its encoder.
+/// What the embedding stage records about its encoder, e.g. the hash of its weights.
 pub const AUDIT: Table = table("audit", &[KEY, VALUE.holding(Holds::Text)]);
 
 /// Figures of an evaluation.
@@ -104,21 +105,22 @@ pub const SCORES: Table = table("scores", &[METRIC, VALUE]);
 /// Predictions of the linear probe on the test split, and those of kNN, for every k.
 pub const PREDICTIONS: Table = table("predictions", &[SAMPLE_ID, LABEL, PREDICTED, SCORE]);
 pub const VOTES: Table = table(PREDICTIONS.name, &[SAMPLE_ID, LABEL, PREDICTED, SCORE, K]);
-/// The same on the features of the weights that training started from, where a file gave them.
+/// The same predictions on features of the initial weights, if training started from a file of weights.
 pub const INITIAL_PREDICTIONS: Table = table("initial_predictions", PREDICTIONS.columns);
 pub const INITIAL_VOTES: Table = table(INITIAL_PREDICTIONS.name, VOTES.columns);
-/// The linear probe's training, its tensors, and the labels of its classes.
+/// The linear probe: its training by epoch, its tensors, and the labels of its classes.
 pub const CURVE: Table = table("curve", &[EPOCH.holding(Holds::Integer), LOSS, TRAIN_TOP1]);
 pub const CLASSIFIER: Table = table("classifier", WEIGHTS.columns);
 pub const CLASSIFIER_CLASSES: Table = table("classes", &[LABEL]);
 
 /// The figures of a run, beside its record.
 pub const REPORT: Table = table("report", &[METRIC, VALUE.or_null(), STAGE, RUN, SEED]);
-/// All finished runs: `created` in seconds since 1970, record and resolved spec as JSON, and the hashes of the files that they are from.
+/// All finished runs: `created` in seconds since 1970, record and resolved spec as JSON, and the hashes of the files that they
+/// were read from.
 pub const RUNS: Table = table("runs", &[RUN, NAME, CREATED, RECORD, SPEC, RECORD_SHA256, SPEC_SHA256]);
 /// The figures of all finished runs, in the order of the runs.
 pub const FIGURES: Table = table("figures", &[RUN, NAME, SEED, METRIC, VALUE.or_null()]);
-/// The trainings of all finished runs step by step, in the order of the runs: [`METRICS`] behind the run.
+/// The trainings of all finished runs step by step, in the order of the runs: the run, then the columns of [`METRICS`].
 pub const CURVES: Table = table(
     "metrics",
     &[
@@ -145,12 +147,12 @@ pub const EMBEDDINGS: Table =
     table("embeddings", &[SAMPLE_ID, SPLIT.or_null(), PATH, LABEL.or_null(), IMAGE_SHA256, EMBEDDING]);
 
 impl Table {
-    /// Whether `name` is its name, or one of those that it stands for.
+    /// Whether `name` is the table's name, or a name that it stands for.
     pub fn is(&self, name: &str) -> bool {
         self.name.strip_suffix('*').map_or(self.name == name, |prefix| name.starts_with(prefix))
     }
 
-    /// The name of one of those that it stands for.
+    /// The name with this number among those that the table's name stands for, e.g. `train-00001`.
     pub fn numbered(&self, number: usize) -> String {
         format!("{}{number:05}", self.name.trim_end_matches('*'))
     }
@@ -168,7 +170,7 @@ impl Table {
     /// Rows of the table, by columns.
     ///
     /// # Panics
-    /// When they are not its columns, in their order, or of other types or lengths.
+    /// When `columns` are not the table's columns in order, or have other types or different lengths.
     pub fn rows(&self, columns: impl IntoIterator<Item = (Column, ArrayRef)>) -> RecordBatch {
         let (columns, values): (Vec<Column>, Vec<ArrayRef>) = columns.into_iter().unzip();
         let names = |columns: &[Column]| columns.iter().map(|column| column.name).collect::<Vec<_>>();
@@ -184,7 +186,7 @@ impl Table {
     /// Rows of a table of two columns of texts.
     ///
     /// # Panics
-    /// When it is none.
+    /// When the table's columns are not two columns of texts.
     pub fn texts_of(&self, rows: &[(String, String)]) -> RecordBatch {
         self.rows([
             self.columns[0].of(rows.iter().map(|(key, _)| key)),
@@ -192,7 +194,7 @@ impl Table {
         ])
     }
 
-    /// Its columns alone, of rows that have more.
+    /// Only the table's columns, from rows that may have more.
     ///
     /// # Errors
     /// As [`Table::place`].
@@ -201,10 +203,10 @@ impl Table {
         Ok(rows.project(&places.collect::<anyhow::Result<Vec<_>>>()?)?)
     }
 
-    /// Place of a column among those of a file.
+    /// Index of a column among the columns of a file.
     ///
     /// # Errors
-    /// When it is not there, or of another type: what is, is named.
+    /// When the column is missing or has another type. The message names the columns that exist.
     pub fn place(&self, column: Column, schema: &Schema) -> anyhow::Result<usize> {
         match schema.column_with_name(column.name) {
             Some((place, field)) if column.is_of(field.data_type()) => Ok(place),
@@ -259,7 +261,7 @@ impl Table {
         Ok((width, &values[lists.value_offset_at(0)..][..rows.num_rows() * width]))
     }
 
-    /// A part of its images.
+    /// One part of the image column, e.g. [`BYTES`].
     ///
     /// # Errors
     /// As [`Table::place`].

@@ -166,7 +166,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Its name, if it needs a GPU.
+    /// The name of the precision, if it needs a GPU.
     pub fn of_gpus(self) -> Option<&'static str> {
         match self {
             Precision::Tf32 => Some("tf32"),
@@ -175,7 +175,7 @@ impl Precision {
         }
     }
 
-    /// How the CPU reads the factors of the encoder's matrix products and of the queue's search.
+    /// The precision in which the CPU reads the factors of the encoder's matrix products and of the queue's search.
     pub fn matmul(self) -> MatmulPrecision {
         match self {
             Precision::Bf16 => MatmulPrecision::Bf16,
@@ -243,7 +243,7 @@ impl Default for HealthConfig {
     }
 }
 
-// A spec that does not ask for it is written without it.
+// Serialisation leaves out `knn_every_epochs: 0`, the default.
 fn is_zero(n: &usize) -> bool {
     *n == 0
 }
@@ -256,7 +256,7 @@ fn yes() -> bool {
     true
 }
 
-/// The sections of a spec that pretraining depends on. Its key holds them in serialised form.
+/// The sections of a spec that pretraining depends on. The key of a pretraining holds them in serialised form.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PretrainConfig<'a> {
     pub seed: u64,
@@ -278,7 +278,7 @@ pub struct PretrainConfig<'a> {
     pub health: &'a HealthConfig,
 }
 
-/// The same sections, owned, for benchmarks and tests, which train without a spec.
+/// The same sections as owned values, for benchmarks and tests, which train without a spec.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sections {

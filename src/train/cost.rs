@@ -4,9 +4,9 @@ use super::{Model, PretrainConfig};
 use crate::{backend::Backend, method::Mlp};
 
 impl<B: Backend> Model<B> {
-    /// Floating-point operations that a step of `config` takes per image by the model's definition: two per multiply-add of
-    /// encoder and heads, once forward and twice backward for each crop, and once forward for each full view in the momentum
-    /// branch. The loss (searches, logits, prototypes), norms and optimiser do not count.
+    /// Floating-point operations of a step of `config` per image. A multiply-add of encoder and heads counts as two. Each crop
+    /// takes one forward pass and a backward pass of twice that; each full view takes one more forward pass in the momentum
+    /// branch, if there is one. The loss (searches, logits, prototypes), norms and optimiser do not count.
     pub fn flops_per_image(&self, config: &PretrainConfig) -> u64 {
         let (size, local) = (config.augmentations.size as usize, config.augmentations.local_crops);
         let projected = |size| self.encoder.multiply_adds(size) + self.projector.multiply_adds();

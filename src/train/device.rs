@@ -1,4 +1,4 @@
-//! The device of the process, which the command line chooses once.
+//! The device of the process. The command line chooses it once.
 
 use std::{fmt, str::FromStr, sync::OnceLock};
 
@@ -22,7 +22,8 @@ pub trait OnDevice {
     fn run<B: Trains>(self, on: B) -> Self::Output;
 }
 
-/// A device. It is not part of any key: another device gives the same artifacts up to rounding.
+/// A device. Another device computes the same artifacts up to rounding, so keys do not hold it. Only the key of a training in
+/// bf16 holds the [unit](Device::bf16_unit) that multiplies bf16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     #[default]
@@ -39,7 +40,7 @@ pub struct DeviceError {
     pub why: String,
 }
 
-/// The error of a build without the feature.
+/// The error message of a build without the `cuda` feature.
 pub const NOT_BUILT: &str = "this build has no CUDA support; build it with --features cuda (docs/cuda.md)";
 
 static CHOSEN: OnceLock<Device> = OnceLock::new();
@@ -60,7 +61,7 @@ impl Device {
         CHOSEN.get().copied().unwrap_or_default()
     }
 
-    /// Does some work on the device, with its encoders in `precision`.
+    /// Does some work on the device, with encoders that compute in `precision`.
     ///
     /// # Errors
     /// When the device cannot be used, or lacks this precision.
@@ -81,7 +82,8 @@ impl Device {
         }
     }
 
-    /// What multiplies bf16 on it: each kind rounds its sums in an order of its own. None where f32 is multiplied instead.
+    /// The unit that multiplies bf16 on this device; None if the device multiplies in f32 instead. Each kind of unit adds in its
+    /// own order, so results differ by rounding.
     pub fn bf16_unit(self) -> Option<&'static str> {
         match self {
             Device::Cpu => matmul::bf16_unit(),
@@ -92,7 +94,7 @@ impl Device {
     /// The GPU; None for the CPU.
     ///
     /// # Errors
-    /// When it cannot be used.
+    /// When the GPU cannot be used.
     pub fn gpu(self) -> anyhow::Result<Option<cuda::Gpu>> {
         match self {
             Device::Cpu => Ok(None),
@@ -111,7 +113,7 @@ impl Device {
         }
     }
 
-    /// A description: for a GPU its model. Empty if it cannot be used.
+    /// A description of the device: for a GPU its model. Empty if the device cannot be used.
     pub fn describe(self) -> String {
         match self {
             Device::Cpu => "cpu".into(),
@@ -119,7 +121,7 @@ impl Device {
         }
     }
 
-    /// Whether it can be used.
+    /// Checks that the device can be used.
     ///
     /// # Errors
     /// When it cannot.
@@ -179,8 +181,8 @@ mod driver {
         Ok(Exchange::through_hosts(ranks))
     }
 
-    /// Connects the GPUs of all ranks by NCCL, which they join at the first training. The first rank sends NCCL's id to the
-    /// others by way of the hosts.
+    /// Connects the GPUs of all ranks by NCCL. The ranks join at the first call, and later calls use the same connection. The
+    /// first rank sends NCCL's id to the others through the hosts.
     #[cfg(feature = "nccl")]
     fn exchange(cuda: &Cuda, ranks: Ranks) -> anyhow::Result<Exchange> {
         static JOINED: Mutex<Option<Arc<dyn cuda::Wire>>> = Mutex::new(None);
@@ -221,7 +223,7 @@ mod driver {
     }
 }
 
-/// The same in a build without CUDA.
+/// The same functions in a build without CUDA. They find no GPU.
 #[cfg(not(feature = "cuda"))]
 mod driver {
     use super::{Math, NOT_BUILT, OnDevice, Ranks};
@@ -244,7 +246,7 @@ mod driver {
     }
 }
 
-/// A description of each GPU, or why there is none.
+/// A description of each GPU, or the reason why there is none.
 ///
 /// # Errors
 /// When the feature, the driver or a device is missing.

@@ -1,4 +1,4 @@
-//! Compares training on a GPU (or the emulation) with training on the host.
+//! Compares training on a GPU (real or emulated) with training on the host.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::{
     ranks::Ranks,
 };
 
-/// Images of a batch, and their height and width: small, as an emulated step takes long.
+/// Number of images in a batch, and their height and width. Both are small, because an emulated step takes long.
 const N: usize = 16;
 const SIZE: usize = 8;
 
@@ -41,7 +41,7 @@ fn batch(step: usize) -> Batch<f32> {
     Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
 }
 
-/// A GPU whose losses are on dfdx's CPU.
+/// A GPU whose losses are computed on dfdx's CPU.
 fn gpu(precision: Precision) -> Option<Gpu<Cpu>> {
     one_gpu().map(|gpu| Gpu::new(gpu, Cpu::default(), math(precision)))
 }
@@ -58,7 +58,7 @@ fn trainer<B: Optimize>(on: &B, config: &PretrainConfig) -> Trainer<B> {
     Trainer::new(on.clone(), config, 3, 64).unwrap()
 }
 
-/// Two steps of every method: the loss, where the first step leads, and what the loss is there, as on the CPU.
+/// Compares two steps of every method with the CPU: both losses, and the parameters after the first step.
 #[test]
 fn every_method_trains_as_on_the_cpu() {
     let Some(gpu) = gpu(Precision::F32) else { return };
@@ -67,7 +67,8 @@ fn every_method_trains_as_on_the_cpu() {
         let mut cpu = trainer(&Host::<f32>::default(), &config);
         let mut ours = trainer(&gpu, &config);
         let start = cpu.online().unwrap().params;
-        // f32 through twenty batch norms; then through a step whose size the loss is sensitive to.
+        // In the first step, rounding errors of f32 pass through twenty batch norms. In the second, the loss also depends on
+        // the first update, to which it is sensitive.
         for (step, tolerance) in [(0, 1e-4), (1, 1e-2)] {
             let batch = batch(step);
             let expected = cpu.step(&Loaded::new(cpu.on(), batch.clone()).unwrap()).unwrap().expect("a row at once");
@@ -98,8 +99,8 @@ fn every_method_trains_as_on_the_cpu() {
     }
 }
 
-/// A trainer that goes on, its rows a step behind, against one that settles after every step and is put together anew from
-/// its state after every update: the same rows and the same bits, in f32 with updates from two batches, in f16, and in bf16.
+/// Compares a trainer that runs through, with rows one step late, with one that settles after every step and is restored from
+/// its state after every update. Rows and bits agree: in f32 with updates from two batches, in f16, and in bf16.
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
     let [resnet, vit] =
@@ -124,7 +125,7 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
             }
         }
         rows[0].extend(straight.settle().unwrap());
-        // Churn and the like are NaN: compared as they are printed.
+        // Rows are compared as text, because values such as churn are NaN.
         assert_eq!(format!("{:?}", rows[0]), format!("{:?}", rows[1]), "{precision:?}");
         assert!(rows[0].iter().any(|row| row.diagnosis.is_some()) && rows[0].len() == steps);
         let bits = |trainer: &Trainer<Gpu<Cpu>>| -> Vec<(String, Vec<u64>)> {
@@ -179,7 +180,7 @@ fn split(dir: &std::path::Path) -> Split {
     Split::open(&[path]).unwrap()
 }
 
-/// Images augmented on the device have the same bits as those of the CPU, and so has the training on them.
+/// Images have the same bits whether the GPU or the CPU augments them, and so has the training on them.
 #[test]
 fn training_is_the_same_wherever_images_are_augmented() {
     let Some(gpu) = gpu(Precision::F32) else { return };
@@ -232,7 +233,7 @@ fn cases_of_ranks() -> [Sections; 5] {
     ]
 }
 
-/// Their batches: few and small, as an emulated step takes long.
+/// The batches of these trainings. They are few and small, because an emulated step takes long.
 const BATCHES: Batches = (N, &[SIZE, SIZE], 1);
 
 /// The device of one of `ranks`.
@@ -240,7 +241,7 @@ fn among(ranks: Ranks, precision: Precision) -> Option<Gpu<Cpu>> {
     gpu(precision).map(|gpu| gpu.among(Exchange::through_hosts(ranks)))
 }
 
-/// One rank and several give the same bits.
+/// Checks that one rank and several ranks compute the same bits.
 fn bits_do_not_depend_on_ranks(of: &str, sections: &Sections, sizes: &[usize], batches: Batches) {
     if gpu(sections.precision).is_none() {
         return;
@@ -254,7 +255,7 @@ fn bits_do_not_depend_on_ranks(of: &str, sections: &Sections, sizes: &[usize], b
     }
 }
 
-/// With groups, two of four ranks share one.
+/// With groups of batch norm, two of four ranks share a group.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks_with_a_gpu() {
     let [groups, f16, vit, ..] = cases_of_ranks();
@@ -263,7 +264,7 @@ fn bits_do_not_depend_on_the_number_of_ranks_with_a_gpu() {
     bits_do_not_depend_on_ranks("transformer", &vit, &[2], BATCHES);
 }
 
-/// Two steps, so that queues and moments of the first are in the second.
+/// Takes two steps, so that the second depends on the queue and the moments of the first.
 #[test]
 #[ignore = "minutes: scripts/soak.sh runs it"]
 fn soak_more_ranks_with_a_gpu() {
@@ -272,7 +273,7 @@ fn soak_more_ranks_with_a_gpu() {
     bits_do_not_depend_on_ranks("transformer in f16", &vit, &[2], (N, BATCHES.1, 2));
 }
 
-/// A wire like NCCL with one rank: it returns what is sent.
+/// A wire like NCCL with one rank: it returns what was sent.
 #[derive(Debug)]
 struct Back;
 
@@ -286,7 +287,7 @@ impl Wire for Back {
     }
 }
 
-/// One rank that exchanges everything gives the bits of one that exchanges nothing.
+/// One rank that exchanges everything computes the same bits as one that exchanges nothing.
 #[test]
 fn exchanging_with_nobody_changes_nothing() {
     let sections = &cases_of_ranks()[0];
@@ -300,7 +301,7 @@ fn exchanging_with_nobody_changes_nothing() {
 #[path = "../../tests/common/mpirun.rs"]
 mod mpirun;
 
-/// The same with ranks as processes, over MPI.
+/// Tests with ranks as separate processes, over MPI.
 #[cfg(feature = "mpi")]
 mod over_mpi {
     use std::time::Duration;
@@ -315,7 +316,7 @@ mod over_mpi {
         format!("bits of the training: {:x?}", Sha256::digest(by.as_bytes()))
     }
 
-    /// Two processes with an emulated GPU each give the bits of one.
+    /// Two processes with an emulated GPU each compute the same bits as one.
     #[test]
     fn a_gpu_trains_with_two_ranks_over_mpi() {
         let (sections, Some(mut command)) = (cases_of_ranks(), mpirun::launcher(2)) else { return };

@@ -17,18 +17,18 @@ pub struct Groups<B> {
     own: usize,
 }
 
-/// The output of a network for all images, and what the backward pass of each group needs.
+/// The output of a network for all images, and the results that the backward pass of each group needs.
 type Passes<B, S> = Result<(<B as Memory>::Buffer, Vec<S>), <B as Memory>::Error>;
 
 impl<B: Backend> Groups<B> {
-    /// Groups of `images` each in a batch of `n`, which [fit](super::fit_groups); None is one group.
+    /// Groups of `images` images in a batch of `n`; None is one group. The sizes must [fit](super::fit_groups).
     pub fn new(on: &B, n: usize, images: Option<usize>) -> Self {
         let (count, size) = (n / images.unwrap_or(n), on.ranks().size());
         Self { on: on.with_ranks(on.ranks().in_groups(count)), count, own: (count / size).max(1) }
     }
 
-    /// Features of this rank's `images` in training mode and, with `keep`, what the backward pass of each group needs. Running
-    /// statistics become the mean of those after each group of the batch.
+    /// Features of this rank's `images` in training mode and, with `keep`, the results that the backward pass of each group
+    /// needs. The running statistics become the mean of those after each group of the batch.
     ///
     /// # Errors
     /// When the device fails.
@@ -89,7 +89,8 @@ impl<B: Backend> Groups<B> {
         on.add(learned.gradients, 0..len, &tree(self.own, of_group, |left, right| self.added(left?, right?))?)
     }
 
-    /// Output of a head for the rows of a batch, which every rank has, and what the backward pass of each group needs.
+    /// Output of a head for the rows of a batch, and the results that the backward pass of each group needs. Every rank has all
+    /// rows.
     ///
     /// # Errors
     /// When the device fails.
@@ -108,7 +109,7 @@ impl<B: Backend> Groups<B> {
         Ok((self.whole(y)?, saved))
     }
 
-    /// The gradient of a head's input, as of [`Mlp::backward`].
+    /// The gradient of a head's input, as [`Mlp::backward`] returns it.
     ///
     /// # Errors
     /// When the device fails.
@@ -130,7 +131,8 @@ impl<B: Backend> Groups<B> {
         self.whole(groups.collect::<Result<_, _>>()?)
     }
 
-    /// Runs `pass` on each of `groups`. Each starts from the same `buffers`, which become the mean of those after each.
+    /// Runs `pass` on each of `groups` groups. Each pass starts from a copy of `buffers`. Then `buffers` become the mean of the
+    /// copies.
     fn each<T>(
         &self,
         groups: usize,

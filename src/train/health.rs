@@ -48,7 +48,7 @@ impl Health {
     }
 }
 
-/// Whether a spread and an effective rank are those of embeddings that are (nearly) one point or line.
+/// Whether a spread and an effective rank show a collapse: embeddings that are (nearly) one point or line.
 pub fn is_collapsed(std: f64, effective_rank: f64) -> bool {
     std < 0.02 || effective_rank < 1.5
 }
@@ -59,7 +59,7 @@ fn spread(y: &DMatrix<f64>) -> f64 {
     std * dim.sqrt()
 }
 
-/// The dot products of all pairs of columns. nalgebra's products would choose their code, and so their bits, by CPU.
+/// The dot products of all pairs of columns. nalgebra's own product selects its code by CPU, so its bits would depend on the CPU.
 fn gram(x: &DMatrix<f64>) -> DMatrix<f64> {
     let (len, n) = x.shape();
     let mut gram = DMatrix::zeros(n, n);
@@ -79,7 +79,7 @@ fn gram(x: &DMatrix<f64>) -> DMatrix<f64> {
 }
 
 fn effective_rank(y: &DMatrix<f64>, gram: &DMatrix<f64>) -> f64 {
-    // The smaller of the two Gram matrices has the same singular values.
+    // y^T y and y y^T have the same non-zero eigenvalues: the squares of y's singular values. The smaller matrix is cheaper.
     let eigenvalues =
         if y.ncols() < y.nrows() { self::gram(y).symmetric_eigenvalues() } else { gram.symmetric_eigenvalues() };
     let singular: Vec<f64> = eigenvalues.iter().map(|e| e.max(0.0).sqrt()).collect();

@@ -1,4 +1,4 @@
-//! A step in flight: the device has been told to run it, and its metrics arrive on the host later.
+//! A step in flight: it was launched on the device, and its metrics reach the host later.
 
 use super::{
     StepRow,
@@ -10,7 +10,7 @@ use crate::{
     ops::{Real, pending::Pending},
 };
 
-/// The pending values from which the row of a step is made.
+/// The pending values from which the row of a step is built.
 pub struct InFlight<E> {
     pub due: StepPlan,
     pub samples: Vec<i64>,
@@ -22,7 +22,7 @@ pub struct InFlight<E> {
 }
 
 impl<E: Real> InFlight<E> {
-    /// The row. Waits for the values that have not arrived.
+    /// The row of the step. Waits for the values that have not arrived yet.
     ///
     /// # Errors
     /// When the device has failed.

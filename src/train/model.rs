@@ -55,7 +55,7 @@ impl<B: Backend> Model<B> {
         Ok(Self { encoder, projector, predictor, method, params, buffers, shared, networks })
     }
 
-    /// Initial values of the online branch. The encoder's equal [`Encoder::init`] of the same seed.
+    /// Initial values of the online branch. Those of the encoder equal [`Encoder::init`] of the same seed.
     pub fn init(&self, seed: u64) -> BranchValues<B::Real> {
         let (mut params, mut buffers) = self.encoder.init::<B::Real>(seed);
         params.resize(self.params.len(), B::Real::of(0.0));

@@ -24,9 +24,9 @@ pub struct Neighbour {
     /// The image of the neighbour and its label; -1 for a random vector from the start of the queue.
     pub sample: i64,
     pub label: i64,
-    /// Its positiveness.
+    /// The positiveness of the neighbour.
     pub weight: f64,
-    /// Its cosine with the projection of the watched image.
+    /// The cosine of the neighbour with the projection of the watched image.
     pub similarity: f64,
 }
 
@@ -45,7 +45,7 @@ impl Watch {
         Self { samples }
     }
 
-    /// The images.
+    /// The indices of the watched images.
     pub fn samples(&self) -> &[i64] {
         &self.samples
     }

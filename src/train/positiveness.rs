@@ -1,4 +1,4 @@
-//! Measures the positives of a step, in the same way for all methods: how many, of which class, how old, how much they change.
+//! Measures the positives of a step, in the same way for all methods: their number, class, age and change.
 
 use std::collections::HashSet;
 
@@ -22,7 +22,7 @@ pub struct Positiveness {
     pub own_share: f64,
     /// Share of the weight on positives of the class of the image, including its other view; among labelled positives.
     pub same_class_mass: f64,
-    /// The same among other images only.
+    /// Share of the weight on positives of the class of the image, among labelled positives from other images only.
     pub neighbour_same_class_mass: f64,
     /// Share of the positives from other images that have the class of the image, all counted equally.
     pub label_agreement: f64,
@@ -103,7 +103,7 @@ impl Mean {
     }
 }
 
-/// The most images whose choices are remembered from one epoch to the next.
+/// The largest number of images whose choices are remembered from one epoch to the next.
 const TRACKED: usize = 1024;
 
 /// Marks an image that has not been seen.
@@ -118,7 +118,7 @@ pub struct Churn {
     width: usize,
     /// [tracked, width]
     previous: Vec<i64>,
-    /// New choices, and all compared choices, since the last row.
+    /// Number of new choices, and of all compared choices, since the last row.
     changed: i64,
     compared: i64,
 }

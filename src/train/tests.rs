@@ -17,7 +17,7 @@ use crate::{
     ranks::{Ranks, threads},
 };
 
-/// Prototypes of the reference's SwAV.
+/// Number of prototypes in the reference's SwAV.
 const PROTOTYPES: usize = 5;
 
 /// The sections of the golden trajectories' spec.
@@ -130,7 +130,7 @@ where
         tensors.push(flat("momentum.params", values("momentum", true, momentum.params.len())));
         tensors.push(flat("momentum.buffers", values("momentum", false, momentum.buffers.len())));
     }
-    // Unit length in f32, as the reference keeps it; the losses normalise it again in their own precision.
+    // The reference keeps its rows at unit length in f32, and its losses normalise them again in their own precision.
     let mut bank = state.get::<E>("queue.bank");
     normalize_rows(&mut bank, 16);
     tensors.push(NamedTensor::real("queue.bank", &[20, 16], bank));
@@ -141,17 +141,17 @@ where
 /// Learning rate and momentum of the reference's three steps.
 const STEPS: [(f64, f64); 3] = [(0.02, 0.9), (0.015, 0.95), (0.01, 0.97)];
 
-/// The step at the start of an epoch, at a learning rate and momentum of its own.
+/// The step `due`, but at epoch 0 and with this learning rate and momentum.
 fn at_start(due: StepPlan, learning_rate: f64, momentum: f64) -> StepPlan {
     StepPlan { epoch: 0.0, learning_rate, momentum, ..due }
 }
 
-/// The row that a step on the host gives at once.
+/// The row of a step on the host, which returns it at once.
 fn row(step: anyhow::Result<Option<StepRow>>) -> StepRow {
     step.unwrap().expect("the host waits for nothing")
 }
 
-/// Three whole steps against the reference: losses, and the norm of every tensor afterwards.
+/// Compares three whole steps with the reference: the losses, and the norm of every tensor afterwards.
 fn trajectory(case: &str, sections: &Sections, tolerance: f64) {
     let golden = Golden::load(case);
     let mut trainer = reference_trainer::<f64>(sections, &golden);
@@ -238,7 +238,7 @@ fn trajectories_agree_with_the_reference() {
     }
 }
 
-/// The same state in f32.
+/// Rounds a state to f32.
 fn rounded(state: Vec<NamedTensor<f64>>) -> Vec<NamedTensor<f32>> {
     let round = |tensor: NamedTensor<f64>| match tensor.values {
         Values::Real(values) => {
@@ -249,8 +249,9 @@ fn rounded(state: Vec<NamedTensor<f64>>) -> Vec<NamedTensor<f32>> {
     state.into_iter().map(round).collect()
 }
 
-/// Step by step from f64's state, not as one trajectory: in the reference one output of the last block is 7e-7, where f32 is
-/// off by 6e-6. Whether its ReLU passes a gradient is a matter of rounding, and batch norm over 8 samples amplifies.
+/// Each step starts from the f64 state, because whole trajectories diverge. In the reference one output of the last block is
+/// 7e-7, and f32 is off by 6e-6. So rounding decides whether its ReLU passes a gradient, and batch norm over 8 samples amplifies
+/// the difference.
 #[test]
 fn every_step_of_the_trajectories_agrees_in_f32() {
     for (case, sections) in [
@@ -278,7 +279,7 @@ fn every_step_of_the_trajectories_agrees_in_f32() {
     }
 }
 
-/// Three steps from the seed's initial state.
+/// A trainer after three steps from the initial state.
 fn three_steps(sections: &Sections) -> Trainer<Host<f32>> {
     let mut trainer = sections.trainer::<f32>();
     for step in 0..3 {
@@ -296,7 +297,7 @@ fn snclr_without_neighbours_is_infonce_to_the_last_bit() {
     }
 }
 
-/// Every method with what it may have: a queue that fills up, a momentum branch, small crops.
+/// Every method with its options, such as a queue that fills up, a momentum branch, or accumulation.
 fn every_method() -> Vec<Sections> {
     let mut all = vec![
         Sections::snclr(json!({})),
@@ -345,8 +346,9 @@ fn bf16_takes_the_steps_of_f32_within_its_mantissa() {
         let along = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let cosine = along(&full, &short) / (along(&full, &full) * along(&short, &short)).sqrt();
         assert!(full != short, "{:?}: nothing was rounded", sections.method);
-        // Eight images through untrained batch norms, which blow up what little tells them apart, and all rounding with it:
-        // this is no measure of training, which docs/benchmarks.md has. Other methods may choose other neighbours.
+        // The bounds are loose. Batch norms of an untrained network amplify the small differences between eight images, and all
+        // rounding errors with them; docs/benchmarks.md compares whole trainings. Other methods than InfoNCE may choose other
+        // neighbours, so they have no bounds.
         if matches!(sections.method, MethodConfig::Infonce(_)) {
             assert!((loss - rounded_loss).abs() < 0.05 * loss, "{loss}, {rounded_loss}");
             assert!(cosine > 0.4, "{cosine}");
@@ -374,7 +376,7 @@ fn swav_moves_its_prototypes_once_they_are_free() {
         let entry = trainer.model().params.entries.iter().find(|e| e.name == "prototypes.weight").unwrap();
         trainer.online().unwrap().params[entry.range()].to_vec()
     };
-    // A third of the epoch per step. The learning rate of the first step is 0 only with a warm-up, and there is none.
+    // Each step is a third of the epoch. Without a warm-up, the learning rate of the first step is not 0.
     let before = prototypes(&trainer);
     trainer.step(&reference_batch(0)).unwrap();
     let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
@@ -419,7 +421,7 @@ fn a_frozen_patch_embedding_stays_while_the_rest_of_the_transformer_moves() {
     for entry in &trainer.model().params.entries {
         let (now, then) = (&after[entry.range()], &before[entry.range()]);
         let stays = entry.name.starts_with("encoder.patch_embed.");
-        // The gradient of the keys' bias is zero: it moves every score of a row alike.
+        // Biases are not checked: the gradient of the keys' bias is zero, since it changes all scores of a row equally.
         if stays || entry.name.ends_with(".weight") {
             assert_eq!(now == then, stays, "{}", entry.name);
         }
@@ -432,7 +434,7 @@ fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() 
         let config = sections.config();
         let model = Model::new(&Host::<f64>::default(), &config).unwrap();
         let encoder = model.encoder.multiply_adds(32);
-        // Three layers of a projector from 64 features, two of a predictor; both 32 wide inside and 16 outside.
+        // The projector has three layers from 64 features, the predictor two. Hidden layers have width 32, outputs 16.
         let (projector, predictor) = (64 * 32 + 32 * 32 + 32 * 16, 16 * 32 + 32 * 16);
         let (predictor, momentum) = match config.predictor {
             Some(_) => (predictor, 2),
@@ -447,11 +449,11 @@ fn a_step_costs_three_passes_per_crop_and_one_per_view_of_the_momentum_branch() 
     }
 }
 
-/// Images of a batch, sizes of their crops, and how many batches.
+/// Number of images in a batch, sizes of their crops, and number of batches.
 pub(super) type Batches<'a> = (usize, &'a [usize], usize);
 
-/// `count` batches by one of `ranks`, on its device: the rows of all steps and the state at the end, in text that shows
-/// every bit. The batches are of `n` images, whose crops have these sizes.
+/// Trains on `count` batches as one of `ranks`, on its device. Returns the rows of all steps and the final state as text that
+/// shows every bit. A batch has `n` images, with a crop of each size in `crops`.
 pub(super) fn by_a_rank<B: Optimize<Real = f32>>(
     ranks: &Ranks,
     on: &B,
@@ -482,7 +484,7 @@ pub(super) fn by_a_rank<B: Optimize<Real = f32>>(
     format!("{rows:?}\n{:?}", trainer.state().unwrap())
 }
 
-/// The result of `size` ranks, which must all agree; `on` gives the device of a rank.
+/// The result of [`by_a_rank`] on `size` ranks, which must all agree. `on` makes the device of a rank.
 pub(super) fn on_ranks<B: Optimize<Real = f32>>(
     size: usize,
     sections: &Sections,
@@ -494,8 +496,8 @@ pub(super) fn on_ranks<B: Optimize<Real = f32>>(
     ended.into_iter().next().unwrap()
 }
 
-/// One rank, two and four give the same bits: every method with a ResNet, whose batch norms look at all images; one with a
-/// transformer and one in bf16.
+/// One, two and four ranks compute the same bits. Covers every method with a ResNet, whose batch norms depend on all images, one
+/// method with a transformer, and one in bf16.
 #[test]
 fn bits_do_not_depend_on_the_number_of_ranks() {
     let [mut vits, resnets] = [sweep_of_methods_with_vit(), sweep_of_methods()];
@@ -511,14 +513,14 @@ fn bits_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// As a batch by itself: a batch that is one group, and each group of more, of whatever number of ranks.
+/// A batch of one group trains as without groups. Several groups change the bits, but the number of ranks does not.
 #[test]
 fn groups_of_batch_norm_do_not_depend_on_the_number_of_ranks() {
     let of = |group| Sections { batch_norm: BatchNormConfig { group }, ..Sections::snclr(json!({})) };
     let on_ranks = |size, sections| on_ranks(size, &sections, (32, &[16, 16, 8], 2), Host::<f32>::among);
     let whole = on_ranks(1, of(None));
     assert_eq!(on_ranks(1, of(Some(32))), whole);
-    // With 4 ranks: a group on two of them, one on each, and two on each.
+    // With 4 ranks, these are a group on two ranks, a group on each rank, and two groups on each rank.
     for group in [16, 8, 4] {
         let alone = on_ranks(1, of(Some(group)));
         assert!(alone != whole, "{group}");
@@ -528,7 +530,7 @@ fn groups_of_batch_norm_do_not_depend_on_the_number_of_ranks() {
     }
 }
 
-/// Search and loss are shared too, by more ranks than there are processors.
+/// Search and loss are divided among ranks too, here among more ranks than most machines have processors.
 #[test]
 fn sixteen_ranks_come_to_the_bits_of_one() {
     let sections = Sections::snclr(json!({"exclude_self": true, "queue_length": 160}));
@@ -548,7 +550,8 @@ fn gradients_through_groups_agree_with_finite_differences() {
     let mut random = stream(5, Purpose::Queue, 0, 0, 0);
     let mut crop = || Crop { images: (0..8 * 16 * 16 * 3).map(|_| random.random::<f64>() - 0.5).collect(), size: 16 };
     let batch = Batch { samples: (0..8).collect(), labels: vec![-1; 8], crops: vec![crop(), crop()] };
-    // The loss of one step from the initial values, one of which was moved, and the values and statistics after it.
+    // Takes one step from the initial values, of which one may be changed first. Returns the loss, the values before the step,
+    // and values and statistics after it.
     let step = |moved: Option<(usize, f64)>| {
         let mut trainer = sections.trainer::<f64>();
         let BranchValues { mut params, buffers } = trainer.online().unwrap();
@@ -563,7 +566,7 @@ fn gradients_through_groups_agree_with_finite_differences() {
     };
     let (_, before, after) = step(None);
     let encoder = sections.trainer::<f64>().model().encoder_len().0;
-    // Steps so small that hardly a ReLU meets its kink.
+    // The differences are so small that hardly any ReLU changes sides.
     for at in (0..encoder).step_by(encoder / 12) {
         let gradient = before[at] - after.params[at];
         let difference = (step(Some((at, 1e-8))).0 - step(Some((at, -1e-8))).0) / 2e-8;

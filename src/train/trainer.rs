@@ -55,8 +55,8 @@ pub struct Trainer<B: Optimize> {
     /// Number of images that share batch norm's statistics; None for the whole batch.
     group: Option<usize>,
     optimizer: B::Optimizer,
-    /// The update that is due but not applied. It waits for the next step, so that one pass applies it and updates the average;
-    /// or for [`Trainer::settle`].
+    /// The update that is due but not applied yet. The next step applies it and updates the average in one pass;
+    /// [`Trainer::settle`] applies it at once.
     update: Option<StepPlan>,
     /// The last step, while its metrics may not have arrived on the host.
     in_flight: Option<InFlight<B::Real>>,
@@ -88,7 +88,7 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// The outputs of the online branch for a crop, and what the backward passes need for each group of images.
+/// The outputs of the online branch for a crop, and the results that the backward passes need for each group of images.
 struct Online<B: Backend> {
     encoder: Vec<Saved<B>>,
     projector: Vec<SavedMlp<B>>,
@@ -201,8 +201,8 @@ impl<B: Optimize> Trainer<B> {
         self.schedules.at(self.step)
     }
 
-    /// Trains on one batch, and returns the row of the newest finished step: this one, or the one before if the device still
-    /// works on this one. [`Trainer::settle`] returns the row of the last step.
+    /// Trains on one batch. Returns the row of this step or, on an asynchronous device, that of the previous step, if it was not
+    /// returned before; [`Trainer::settle`] then returns the row of the last step.
     ///
     /// # Errors
     /// When the queue has too few rows of other images, or the device fails.
@@ -211,10 +211,10 @@ impl<B: Optimize> Trainer<B> {
         B::step(self, batch, due)
     }
 
-    /// The same on this thread, with scheduled values of the caller.
+    /// [`Trainer::step`] on this thread, with the scheduled values `due`.
     ///
     /// # Errors
-    /// As of [`Trainer::step`].
+    /// Those of [`Trainer::step`].
     pub(super) fn step_here(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         let launched = self.launch(batch, due).map_err(|error| self.on.explain(error))?;
         self.step += 1;
@@ -240,7 +240,7 @@ impl<B: Optimize> Trainer<B> {
         assert!(settled, "a step is under way: settle the trainer first");
     }
 
-    /// Applies the waiting update, and updates the average by the momentum of the step that begins, in one pass.
+    /// Applies the waiting update, if there is one. If a step `begins`, the same pass updates the average with its momentum.
     fn apply_update(&mut self, begins: Option<StepPlan>) -> Result<(), B::Error> {
         let Self { on, model, online, momentum, gradients, optimizer, update, schedules, .. } = self;
         let average = match (momentum, begins) {
@@ -261,7 +261,7 @@ impl<B: Optimize> Trainer<B> {
     /// Launches a step on the device.
     fn launch(&mut self, batch: &Loaded<B>, due: StepPlan) -> anyhow::Result<InFlight<B::Real>> {
         if due.begins {
-            // Apply the last update, update the average, and clear the gradients.
+            // Apply the last update, update the average, normalise the method's unit rows (prototypes), and clear the gradients.
             self.apply_update(Some(due))?;
             if let Some(entry) = self.model.method.unit_rows().map(|entry| &self.model.params.entries[entry]) {
                 self.on.normalize_rows(&mut self.online.params, entry.range(), entry.shape[1])?;
@@ -331,7 +331,7 @@ impl<B: Optimize> Trainer<B> {
         for (crop, (images, _)) in crops.into_iter().zip(&batch.crops).rev() {
             let mut g = on.gradient(&mut of_loss, &crop.z)?;
             if let (Some(predictor), Some(saved)) = (&model.predictor, crop.predictor) {
-                // The loss may look at y as well.
+                // The loss may depend on y directly too, as through SNCLR's attention.
                 let of_y = on.gradient(&mut of_loss, &crop.y)?;
                 g = groups.head_backward(predictor, &mut learned, saved, g, Some(of_y))?;
             }

@@ -1,4 +1,4 @@
-//! Watches the rows of a training for problems, and gives warnings.
+//! Watches the metrics of a training for problems, and warns of them.
 
 use super::{Health, PretrainConfig, StepRow, Warning, health::is_collapsed};
 
@@ -6,7 +6,8 @@ use super::{Health, PretrainConfig, StepRow, Warning, health::is_collapsed};
 const ROWS: u64 = 3;
 /// Attention counts as saturated if one neighbour has this share of the weight.
 const SATURATED: f64 = 0.99;
-/// A loss counts as flat within this share of its value without information, for at least this many steps.
+/// A loss counts as flat if it stays within this share of the loss of embeddings without information, for at least this many
+/// steps.
 const FLAT: f64 = 0.01;
 const FLAT_STEPS: u64 = 50;
 
@@ -42,7 +43,7 @@ impl Watched {
     }
 }
 
-/// The state of the watch. It gives a warning that does not stop training only once.
+/// The state of the watch. Each kind of warning that does not stop training is given only once.
 pub struct Watcher {
     stops_on_collapse: bool,
     /// The positiveness from which attention counts as saturated; None without attention over several neighbours.
@@ -50,7 +51,7 @@ pub struct Watcher {
     /// The loss of embeddings without information.
     uninformative: Option<f64>,
     warmup: f64,
-    /// The number of steps that a loss must be flat for: at least an epoch.
+    /// The number of steps for which a loss must be flat: at least an epoch.
     flat_steps: u64,
     collapsed_rows: u64,
     saturated_rows: u64,
@@ -98,7 +99,7 @@ impl Watcher {
         None
     }
 
-    /// The counters and pending warnings, to hand over to the watcher of another rank.
+    /// The counters, and which warnings are still to be given. The watcher of another rank can continue from this state.
     pub fn state(&self) -> [u64; 5] {
         let pending = [self.saturated, self.uninformative].map(|still| u64::from(still.is_some()));
         [self.collapsed_rows, self.saturated_rows, self.flat, pending[0], pending[1]]
@@ -114,7 +115,7 @@ impl Watcher {
     }
 }
 
-/// The number of consecutive times that something has held.
+/// Updates and returns the number of consecutive times that a condition has held.
 fn counts(so_far: &mut u64, holds: bool) -> u64 {
     *so_far = if holds { *so_far + 1 } else { 0 };
     *so_far
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn a_loss_that_stays_where_it_tells_nothing_is_told_once() {
         let mut watcher = watcher();
-        // The warm-up does not count, nor do steps before a better one.
+        // Steps of the warm-up do not count, nor do flat steps before a better loss.
         let losses = std::iter::repeat_n(4.6, 30).chain([4.4]).chain(std::iter::repeat_n(4.62, 200));
         let told: Vec<Warning> =
             losses.enumerate().filter_map(|(step, loss)| watcher.look(watched(step as u64, loss, None))).collect();

@@ -1,4 +1,4 @@
-//! Drives the program in a scratch directory, as a user would.
+//! Helpers of the integration tests: they run the program in a scratch directory, as a user would.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod figures;
@@ -42,8 +42,8 @@ linear_probe: {epochs: 5, batch_size: 32}
 knn: {k: [5, 20]}
 "#;
 
-/// What every method needs in place of the lines of [`TINY`]: its name, its `method:` line, whether it has a predictor, and
-/// lines to add.
+/// How [`TINY`] changes for every method: the name of the spec, the value of its `method:` line, whether the method has a
+/// predictor, and lines to add.
 pub const METHODS: [(&str, &str, bool, &str); 6] = [
     ("snclr", "{name: snclr, k: 3, queue_length: 64, tau: 0.2}", true, ""),
     ("infonce", "{name: infonce, tau: 0.2}", true, "gradient_accumulation: 2"),
@@ -53,7 +53,7 @@ pub const METHODS: [(&str, &str, bool, &str); 6] = [
     ("snclr-release", AS_RELEASED, true, "gradient_accumulation: 3"),
 ];
 
-/// SNCLR as its authors released it.
+/// The settings of SNCLR in the code that its authors released.
 const AS_RELEASED: &str =
     "{name: snclr, k: 3, queue_length: 64, tau: 0.2, objective: soft_ce, attention: cosine, queue_overflow: truncate}";
 
@@ -114,7 +114,7 @@ impl Scratch {
         Finished::of(self.command(args).output().expect("the program starts"))
     }
 
-    /// Runs the program; it must succeed, and its last line of output must be JSON, which is returned.
+    /// Runs the program and returns the JSON that it prints: its last line, or else all of its output. The program must succeed.
     #[track_caller]
     pub fn json(&self, args: &str) -> Value {
         let finished = self.run(args);
@@ -125,7 +125,7 @@ impl Scratch {
         })
     }
 
-    /// Content hash of each stage of the artifacts in `runs`, of the run whose record was written last.
+    /// The content hash of each stage, from the record in `runs` that was written last.
     pub fn contents(&self, runs: &str) -> BTreeMap<String, String> {
         let results = self.path(runs).join("results");
         let run = std::fs::read_dir(&results).expect("results").map(|e| e.expect("an entry").path());
@@ -139,8 +139,8 @@ impl Scratch {
     }
 }
 
-/// A Python that has all of `packages`. `SNCLR_PYTHON` names one, and then a missing package is a failure; without the variable
-/// `python3` is tried, and what it lacks is skipped aloud.
+/// A Python that has all of `packages`. If `SNCLR_PYTHON` names a Python that lacks one of them, this panics. Without the
+/// variable it tries `python3`; if that lacks a package, the result is None, and a line says that the test is skipped.
 pub fn python(packages: &[&str]) -> Option<String> {
     let named = std::env::var("SNCLR_PYTHON").ok();
     let python = named.clone().unwrap_or("python3".to_owned());
@@ -153,7 +153,7 @@ pub fn python(packages: &[&str]) -> Option<String> {
     has.then_some(python)
 }
 
-/// A JSON string.
+/// The text of a JSON string.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_string()
 }
@@ -209,7 +209,7 @@ pub fn checkpoints(runs: &Path) -> BTreeSet<String> {
     names.filter(|name| name.starts_with("checkpoint-")).collect()
 }
 
-/// Waits until a runs folder has a checkpoint that was not there before.
+/// Blocks until a runs folder has a checkpoint that is not in `before`.
 pub fn wait_for_another_checkpoint(runs: &Path, before: &BTreeSet<String>) {
     let begun = Instant::now();
     while checkpoints(runs).is_subset(before) {

@@ -1,8 +1,9 @@
-//! Starting ranks over MPI. `SNCLR_REQUIRE_MPI` makes a missing launcher a failure; `SNCLR_MPIRUN` names another than `mpirun`.
+//! Starts ranks over MPI. With `SNCLR_REQUIRE_MPI` a missing launcher is a failure. `SNCLR_MPIRUN` names a launcher other than
+//! `mpirun`.
 
 use std::process::Command;
 
-/// The launcher and its arguments for so many ranks on this machine; None where there is none.
+/// The launcher and its arguments for `ranks` ranks on this machine. None if no launcher can be started.
 pub fn launcher(ranks: usize) -> Option<Command> {
     let line = std::env::var("SNCLR_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned());
     let mut words = line.split_whitespace();
@@ -16,7 +17,7 @@ pub fn launcher(ranks: usize) -> Option<Command> {
     };
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     if ["Open MPI", "OpenRTE"].iter().any(|name| version.contains(name)) {
-        // More ranks than processors, each on whichever is free; root, as containers are.
+        // Allow more ranks than processors, do not bind them, and allow root, the user of most containers.
         command.args(["--oversubscribe", "--bind-to", "none"]);
         command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
     }

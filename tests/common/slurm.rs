@@ -1,4 +1,4 @@
-//! A real Slurm: a controller and two nodes on this machine, for as long as a test has it.
+//! Starts a real Slurm for a test: a controller and two nodes on this machine.
 
 use std::{
     fs,
@@ -14,17 +14,17 @@ use serde_json::Value;
 
 use super::Scratch;
 
-/// One Slurm at a time: two would contend for the processors.
+/// Lets only one Slurm run at a time: two would contend for the processors.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// A running Slurm.
+/// A running Slurm. It stops when this value is dropped.
 pub struct Slurm {
     dir: tempfile::TempDir,
     _one: MutexGuard<'static, ()>,
 }
 
 impl Slurm {
-    /// None, and a line, where there is no Slurm.
+    /// Starts a Slurm. Where that fails, prints a line and returns None; with `SNCLR_REQUIRE_SLURM` it panics.
     pub fn start() -> Option<Slurm> {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let slurm = Slurm { dir: tempfile::tempdir().expect("a folder"), _one: one };
@@ -46,7 +46,7 @@ impl Slurm {
         self.dir.path().join(name)
     }
 
-    /// Its configuration, which the variable `SLURM_CONF` names to its programs.
+    /// The path of the configuration file. Slurm's programs find it by the variable `SLURM_CONF`.
     pub fn conf(&self) -> PathBuf {
         self.path("slurm.conf")
     }
@@ -69,7 +69,7 @@ impl Slurm {
         }
         let output = Command::new("hostname").output().map_err(said)?;
         let host = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        // Free ones, as far as can be told: another Slurm may run here.
+        // Ports that are free now. Fixed ports could collide with another Slurm on this machine.
         let port = || Ok(TcpListener::bind("127.0.0.1:0").map_err(said)?.local_addr().map_err(said)?.port());
         let ports: Vec<u16> = (0..3).map(|_| port()).collect::<Result<_, String>>()?;
         let at = |name: &str| self.path(name).display().to_string();
@@ -123,19 +123,19 @@ impl Slurm {
         Ok(())
     }
 
-    /// A program of Slurm, which must succeed.
+    /// Runs a program of Slurm to its end. It is an error if the program fails.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<(), String> {
         let status = self.command(program).args(args).status().map_err(|error| format!("{program}: {error}"))?;
         if status.success() { Ok(()) } else { Err(format!("{program} {}: {status}", args.join(" "))) }
     }
 
-    /// What a program of Slurm prints.
+    /// The output of a program of Slurm; empty if the program cannot be started.
     pub fn ask(&self, program: &str, args: &[&str]) -> String {
         let output = self.command(program).args(args).stdout(Stdio::piped()).output();
         output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The program with this Slurm, which must succeed.
+    /// Runs `snclr` with this Slurm and returns its output. It must succeed.
     #[track_caller]
     pub fn snclr(&self, scratch: &Scratch, args: &str) -> String {
         let output = scratch.command(args).env("SLURM_CONF", self.conf()).output().expect("the program");
@@ -148,7 +148,7 @@ impl Slurm {
         serde_json::from_str(&self.snclr(scratch, args)).expect("JSON")
     }
 
-    /// Waits until no job is left.
+    /// Blocks until no job is left in the queue.
     #[track_caller]
     pub fn drain(&self, scratch: &Scratch) {
         let begun = Instant::now();
@@ -165,12 +165,12 @@ impl Drop for Slurm {
         if let Ok(pid) = fs::read_to_string(self.path("run/munged.pid")) {
             let _ = Command::new("kill").arg(pid.trim()).status();
         }
-        // What jobs still run ends with their daemons, which look into their folder until then.
+        // Jobs that still run end with their daemons. The daemons use the folder until then, so it must not be removed yet.
         sleep(Duration::from_millis(500));
     }
 }
 
-/// What the tasks of all submissions printed.
+/// The output of the tasks of all submissions.
 pub fn printed(scratch: &Scratch) -> String {
     let submissions = fs::read_dir(scratch.path("runs/cluster")).into_iter().flatten().flatten();
     let logs = submissions.flat_map(|dir| fs::read_dir(dir.path().join("logs")).into_iter().flatten().flatten());

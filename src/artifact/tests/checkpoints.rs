@@ -51,7 +51,7 @@ fn folders(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Trains from `from` to `to` as the loop does: segment first, then the checkpoint that counts on it.
+/// Trains from `from` to `to` as the loop does: segment first, then the checkpoint that needs it.
 fn train(checkpoints: &Checkpoints, from: u64, to: u64) {
     checkpoints.append_segment("metrics", from, &metrics(from as i64..to as i64, 0.0)).unwrap();
     save(checkpoints, to);
@@ -92,7 +92,7 @@ fn whoever_does_not_hold_the_lock_sees_what_there_is_and_moves_nothing() {
     assert_eq!(store.rows_so_far("pretrain", &key, "timing").unwrap(), None);
     assert_eq!(store.newest_step("pretrain", &components(2).key()), None);
 
-    // What is being written, as by a process at work, is left alone.
+    // A file that another process is writing is left alone.
     let written = checkpoints.dir().join(left("metrics-0001-000000000025.parquet", "tmp"));
     fs::write(&written, "half").unwrap();
     let newest = checkpoints.dir().join("checkpoint-000000000020-0001/checkpoint.json");
@@ -123,7 +123,7 @@ fn a_damaged_state_is_moved_away_and_the_one_before_is_loaded() {
                 format!("damaged checkpoint of pretrain-{}: checkpoint-000000000020-0001: ", next_key().short());
             assert!(warnings[0].starts_with(&format!("{start}{file}: ")), "{}", warnings[0]);
             assert!(warnings[0].ends_with("going on from the one before"));
-            // The way is free for the same step again.
+            // The same step can be saved again.
             train(&next, 10, 20);
             assert_eq!(load(&scene.open()), Some(20));
             assert!(scene.warnings().is_empty());
@@ -223,7 +223,7 @@ fn the_newest_attempt_wins_step_by_step() {
 
 #[test]
 fn killed_between_any_two_operations_a_save_leaves_the_old_or_the_new_state() {
-    // One save of step 20 after one of step 10, taken apart into the states of the folder that it passes through.
+    // One save of step 20 after one of step 10, split into the states that the folder passes through.
     let before = Scene::new();
     let checkpoints = before.open();
     train(&checkpoints, 0, 10);
@@ -305,7 +305,7 @@ fn two_that_train_at_once_never_write_the_same_file_and_lose_nothing() {
     train(&one, 0, 10);
     train(&two, 0, 10);
     train(&one, 10, 20);
-    // Half of a file by a machine that cannot be asked.
+    // A half-written file of another machine, whose processes are unknown here.
     let written = one.dir().join(elsewhere("metrics-0003-000000000010.parquet", "tmp"));
     fs::write(&written, "half").unwrap();
     train(&two, 10, 20);
@@ -315,7 +315,7 @@ fn two_that_train_at_once_never_write_the_same_file_and_lose_nothing() {
         assert_eq!(load(&checkpoints), Some(30));
         assert_eq!(checkpoints.segments("metrics", 30).unwrap(), Some(metrics(0..30, 0.0)));
     }
-    // The other one is behind, and goes on all the same.
+    // The other attempt is behind, and continues all the same.
     train(&two, 20, 30);
     assert_eq!(two.segments("metrics", 30).unwrap(), Some(metrics(0..30, 0.0)));
     assert!(written.exists() && scene.warnings().is_empty());
@@ -333,7 +333,7 @@ fn what_another_machine_removes_meanwhile_is_not_damage() {
     train(&one, 10, 20);
     fs::remove_dir_all(one.dir().join("checkpoint-000000000010-0001")).unwrap();
     train(&one, 20, 30);
-    // It came to the end of the stage, and removed everything.
+    // The other machine completed the stage, and removed everything.
     fs::remove_dir_all(one.dir()).unwrap();
     assert_eq!(load(&one), None);
     train(&two, 0, 10);
@@ -356,7 +356,7 @@ fn the_commit_removes_them() {
     train(&scene.open(), 0, 10);
     store.tidy(&artifact).unwrap();
     assert!(!checkpoints.dir().exists());
-    // Those of a stage without an artifact stay.
+    // Checkpoints of a stage without an artifact stay.
     let other = store.checkpoints("pretrain", &components(2).key(), |_| ()).unwrap();
     train(&other, 0, 10);
     store.sweep().unwrap();

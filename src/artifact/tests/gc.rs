@@ -1,4 +1,4 @@
-//! What is removed and what is not: runs that share artifacts, runs at work, leftovers, age.
+//! What garbage collection removes and keeps: runs that share artifacts, runs in progress, leftovers, age.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -136,7 +136,7 @@ fn what_another_machine_may_be_at_work_on_stays_for_a_day() {
         "unfinished": { "state": "running", "stage": "knn", "key": knn, "why": null },
     });
     fs::write(record.join("run.json"), text.to_string()).unwrap();
-    // As it is seen from here: locks that nobody holds, of a process that nobody here can ask for.
+    // As this machine sees it: lock files that no local process holds, written by a process whose state is unknown here.
     let process = Process::elsewhere();
     let locks = scene.root.path().join("locks");
     fs::write(locks.join(format!("lease-{process}-0.lock")), format!("{process}\ndata {data}\n")).unwrap();
@@ -180,13 +180,14 @@ fn leftovers_and_damage_go_and_what_is_young_stays() {
     let staging = |name| scene.root.path().join("store/knn").join(name);
     fs::create_dir_all(staging(left(components(5).key().as_str(), "staging"))).unwrap();
     fs::create_dir_all(staging(elsewhere(components(6).key().as_str(), "staging"))).unwrap();
-    // What is left in the folder of a run that goes, goes with it.
+    // A leftover in the folder of a removed run is removed with the folder.
     for (folder, name) in [("results/kept", "report.html"), ("cache", "sources.txt")] {
         fs::create_dir_all(scene.root.path().join(folder)).unwrap();
         fs::write(scene.root.path().join(folder).join(left(name, "tmp")), "half").unwrap();
     }
     let day = Keep { runs: Some(BTreeSet::new()), younger_than: Some(Duration::from_secs(86_400)) };
-    // The run's record says 1970; its artifact is of today, and of an unfinished one nothing is of use at any age.
+    // The run's record says 1970, so it is removed. Its artifact is of today and stays. Unfinished artifacts of dead processes
+    // are removed at any age.
     assert_eq!(scene.removed(&day), ["run kept", "unfinished knn 5", "leftover sources.txt"]);
     let label = format!("damaged data-{}-1", components(2).key().short());
     assert_eq!(scene.removed(&Keep::default()), ["knn 1".to_owned(), label]);

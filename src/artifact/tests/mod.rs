@@ -1,4 +1,4 @@
-//! The store as its users see it, and what happens to it when files or processes are harmed.
+//! Tests of the store as its users see it, also with damaged files and killed processes.
 
 mod checkpoints;
 mod gc;
@@ -47,17 +47,17 @@ fn write_table(writer: &mut ArtifactWriter, name: &str, kind: Kind, batches: &[R
     table.finish()
 }
 
-/// A name as a process that is dead would have made it.
+/// A temporary name as a dead process would have made it.
 fn left(name: &str, suffix: &str) -> String {
     format!(".{name}.{}-0.{suffix}", Process::dead())
 }
 
-/// A name as a process of another machine would have made it.
+/// A temporary name as a process of another machine would have made it.
 fn elsewhere(name: &str, suffix: &str) -> String {
     format!(".{name}.{}-0.{suffix}", Process::elsewhere())
 }
 
-/// Makes a file or folder, and what is in it, look as if nothing had changed for so many hours.
+/// Sets the modification times of a file or folder, and of everything in it, back by `hours`.
 fn age(path: &Path, hours: u64) {
     let then = std::time::SystemTime::now() - std::time::Duration::from_secs(3600 * hours);
     let entries = walkdir::WalkDir::new(path).contents_first(true).into_iter();

@@ -61,7 +61,7 @@ fn a_large_artifact_is_not_read_again_after_it_was_written() {
             let numbers: Vec<i64> = (0..1i64 << 20).map(|i| i.wrapping_mul(0x1E37_79B9_7F4A_7C15)).collect();
             write_table(writer, name, Kind::Content, &[super::numbers(&numbers)])?;
         }
-        // As a stage that goes on behind what it has finished; the folder goes with the commit.
+        // As a stage does that resumes after its finished tables. The commit removes the folder.
         writer.keep("shard-00000", &store.work_dir("knn", &key))
     };
     let artifact = store.build("knn", components(1), fill).unwrap();
@@ -213,7 +213,7 @@ fn a_second_writer_of_the_same_key_is_turned_away() {
         .build("knn", components(1), |writer| {
             let error = Store::open(root.path()).build("knn", components(1), |_| Ok(())).unwrap_err();
             assert_eq!(error.to_string(), "another process is making this knn artifact");
-            // Another key is none of its business.
+            // Another key is not locked.
             Store::open(root.path()).build("knn", components(2), |_| Ok(()))?;
             write_table(writer, "scores", Kind::Content, &[numbers(&[1])])
         })
@@ -270,7 +270,7 @@ fn a_half_written_artifact_is_never_a_hit_and_is_swept_away_when_its_writer_is_d
     store.commit(&lock, writer.unwrap()).unwrap();
 }
 
-/// The lock of the artifact `seed`, as a machine takes it whose locks do not reach the others.
+/// The lock of the artifact `seed`, as taken on a machine whose locks do not reach the others.
 fn unshared_lock(store: &Store, seed: u64) -> Lock {
     fs::remove_dir_all(store.root().join("locks")).unwrap_or_default();
     let Attempt::Held(lock) = store.lock("knn", &components(seed).key()).unwrap() else { panic!() };
@@ -324,7 +324,7 @@ fn what_is_whole_is_never_set_aside() {
     let store = Store::open(root.path());
     let artifact = build(&store, 1);
     let lock = unshared_lock(&store, 1);
-    // Somebody on another machine was faster to put a whole one in the place of a damaged one.
+    // As if another machine had already replaced a damaged artifact by an intact one.
     assert_eq!(store.set_aside(&lock, "knn", artifact.stage_key()).unwrap(), None);
     hit(&Store::open(root.path()), 1);
     fs::remove_dir_all(artifact.dir()).unwrap();

@@ -1,4 +1,4 @@
-//! The queue's rows on a GPU, with what is known of each beside it.
+//! The bank of a queue on a GPU: its rows, their lengths, and their marks.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ impl<D: GpuTensors> Contrasts for Gpu<D> {}
 impl<D: GpuTensors> Banks for Gpu<D> {
     type Bank = BankGpu;
 
-    /// The search reads factors as they are.
+    /// The search on a GPU always reads factors in full precision.
     fn bank(&self, rows: Vec<f32>, norms: Vec<f32>, marks: &Marks, _: MatmulPrecision) -> Result<BankGpu, GpuError> {
         let dim = rows.len() / norms.len();
         BankGpu::new(self.device(), dim, &rows, &norms, marks.of(0..norms.len()))

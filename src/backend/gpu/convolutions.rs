@@ -16,13 +16,13 @@ use crate::{
     },
 };
 
-/// A convolution's output, and the batch norm that is to be applied to it.
+/// A convolution's output, and the batch norm to apply to it.
 #[derive(Debug)]
 pub struct Normed {
     raw: Buffer,
     by: By,
     channels: usize,
-    /// Parts of the batch among its images.
+    /// Number of parts of the batch in this rank's images.
     parts: usize,
 }
 
@@ -42,7 +42,7 @@ impl Normed {
     }
 }
 
-/// A convolution's output behind batch norm and ReLU, and before them, if a backward pass will need that.
+/// A convolution's output after batch norm and ReLU; also the output before them, if a backward pass needs it.
 #[derive(Debug)]
 pub struct Inner {
     output: Buffer,
@@ -64,7 +64,7 @@ pub(super) fn affine_of<'a>(layer: &BatchNorm, params: &'a Params) -> Option<Aff
     layer.affine.as_ref().map(|[weight, bias]| Affine { weight: params.of(weight), bias: params.of(bias) })
 }
 
-/// Their gradients.
+/// The gradients of a norm's weight and bias.
 pub(super) fn gradients_of<'a>(layer: &BatchNorm, gradients: &'a Buffer) -> Option<Affine<'a>> {
     let part = |range: &std::ops::Range<usize>| gradients.view().part(range.clone());
     layer.affine.as_ref().map(|[weight, bias]| Affine { weight: part(weight), bias: part(bias) })
@@ -75,7 +75,7 @@ impl<D: GpuTensors> Gpu<D> {
         Rows { gpu: self.device(), scalar: self.scalar(), rows: len / channels, channels, parts }
     }
 
-    /// Batch norm's branches of all ranks that share statistics.
+    /// Gathers batch norm's sums from all ranks that share statistics. Each rank's sums are a branch of the tree over parts.
     fn gather_branches(&self, own: Buffer) -> Result<Buffer, GpuError> {
         self.exchange.gather_group(self.device(), own)
     }
@@ -90,8 +90,9 @@ impl<D: GpuTensors> Gpu<D> {
         Ok(y)
     }
 
-    /// `g` goes, in place, from the gradient of what follows the norm to that of its input. `masked` receives g before the ReLU.
-    /// Of the ranks that share statistics the first one alone adds to the gradients of weight and bias, which are sums over all.
+    /// Replaces `g`, the gradient of the norm's output, or of `output` after its ReLU if given, by the gradient of the norm's
+    /// input. `masked` receives the gradient of the ReLU's input. The gradients of weight and bias are sums over all ranks that
+    /// share statistics, so only the first of these ranks adds them.
     fn through_norm(
         &self,
         layer: &BatchNorm,

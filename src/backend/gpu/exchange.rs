@@ -1,4 +1,4 @@
-//! What ranks with a GPU each exchange: rows of a batch, statistics over it, sums over its parts.
+//! Exchange between ranks that each have a GPU: rows of a batch, statistics over it, and sums over its parts.
 
 use std::sync::Arc;
 
@@ -10,25 +10,25 @@ use crate::{
     ranks::Ranks,
 };
 
-/// Values that are summed at once, at most: the memory that it takes.
+/// The most values that are summed at a time. It bounds the memory of a sum.
 const AT_ONCE: usize = 1 << 24;
 
-/// Ranks, and how they reach each other's memory.
+/// The ranks, and the wire between their GPUs.
 #[derive(Clone, Debug, Default)]
 pub struct Exchange {
     pub ranks: Ranks,
-    /// None where this rank is alone.
+    /// None if this rank is alone.
     wire: Option<Arc<dyn Wire>>,
 }
 
 impl Exchange {
-    /// Among `ranks`, through the memory of their hosts.
+    /// An exchange between `ranks` through the memory of their hosts.
     pub fn through_hosts(ranks: Ranks) -> Self {
         let wire = (!ranks.is_alone()).then(|| Arc::new(ThroughHosts(ranks.clone())) as Arc<dyn Wire>);
         Self { ranks, wire }
     }
 
-    /// Among `ranks` by `wire`, which is used even where there is one rank.
+    /// An exchange between `ranks` by `wire`, which is used even if there is only one rank.
     pub fn by(ranks: Ranks, wire: Arc<dyn Wire>) -> Self {
         Self { ranks, wire: Some(wire) }
     }
@@ -38,7 +38,7 @@ impl Exchange {
         self.wire.is_none()
     }
 
-    /// What all ranks have, one behind the other in their order. All have as many values.
+    /// The concatenated values of all ranks, in the order of ranks. All ranks have the same number of values.
     pub fn gather(&self, gpu: &Gpu, own: Buffer) -> Result<Buffer, GpuError> {
         let Some(wire) = &self.wire else { return Ok(own) };
         let all = gpu.take(own.view().kind(), own.view().len() * self.ranks.size())?;
@@ -46,15 +46,15 @@ impl Exchange {
         Ok(all)
     }
 
-    /// Among other ranks, by the same way.
+    /// An exchange between other ranks by the same wire.
     pub fn with_ranks(&self, ranks: Ranks) -> Self {
         Self { ranks, wire: self.wire.clone() }
     }
 
-    /// What the ranks of this one's group have, in their order.
+    /// The concatenated values of the ranks in this rank's group, in the order of ranks.
     pub fn gather_group(&self, gpu: &Gpu, own: Buffer) -> Result<Buffer, GpuError> {
         let (group, size) = (self.ranks.group(), self.ranks.size());
-        // A group of one rank needs no other; one rank in all may be there to try the way.
+        // A group of one rank exchanges nothing, unless there is only one rank in all. Then the exchange tests the wire.
         if group.len() == 1 && size > 1 {
             return Ok(own);
         }
@@ -78,12 +78,12 @@ impl Exchange {
         Ok(own)
     }
 
-    /// The sum of all ranks' `values` (f32), in their place: the top of the tree over a batch's parts, whose branches the ranks
-    /// have. Each rank adds up a piece of them.
+    /// Replaces `values` (f32) on every rank by their sum over all ranks: the top of the binary tree over a batch's parts, whose
+    /// branches are the ranks' values. Each rank adds up one piece of the values, then all ranks gather the pieces.
     pub fn sum(&self, gpu: &Gpu, values: View) -> Result<(), GpuError> {
         let Some(wire) = &self.wire else { return Ok(()) };
         let (size, len) = (self.ranks.size(), values.len());
-        // Each rank adds up a piece of the even part. All ranks add up the rest.
+        // Each rank adds up one piece of the part that divides evenly among ranks. Every rank adds up all of the rest.
         let (even, at_once) = (len / size * size, AT_ONCE / size * size);
         for first in (0..even).step_by(at_once) {
             let values = values.part(first..even.min(first + at_once));
@@ -103,7 +103,7 @@ impl Exchange {
     }
 }
 
-/// By the ranks' own transport: values are copied to the host and back.
+/// A wire over the ranks' own transport. It copies values to the host and back.
 #[derive(Debug)]
 struct ThroughHosts(Ranks);
 
@@ -128,7 +128,7 @@ mod tests {
         ranks::threads,
     };
 
-    /// Covers lengths that the ranks divide, lengths that they do not divide, and one that takes several rounds.
+    /// Covers lengths that divide evenly among ranks, lengths that do not, and one that takes several rounds.
     #[test]
     fn sums_have_the_bits_of_the_tree_whatever_the_number_of_ranks() {
         if one_gpu().is_none() {

@@ -1,4 +1,4 @@
-//! A GPU: our kernels on its memory. In tests it may be emulated.
+//! The backend for a GPU, with this project's own kernels. Tests may run it on an emulated GPU.
 
 mod bank;
 mod convolutions;
@@ -28,7 +28,7 @@ use crate::{
     ranks::Ranks,
 };
 
-/// A GPU, and the dfdx device `D` that has the losses' tensors.
+/// A GPU, and the dfdx device `D` that holds the losses' tensors.
 #[derive(Clone, Debug)]
 pub struct Gpu<D> {
     device: Device,
@@ -41,47 +41,48 @@ pub struct Gpu<D> {
 /// A branch's parameters on a GPU.
 #[derive(Debug)]
 pub struct Params {
-    /// All, f32.
+    /// All parameters, f32.
     all: Buffer,
-    /// The encoder's, which come first, in 16 bits, where that is what it computes in.
+    /// A copy of the encoder's parameters in 16 bits, if the encoder computes in 16 bits.
     half: Option<Buffer>,
+    /// Number of the encoder's parameters, which come first.
     encoder: usize,
-}
+    }
 
 impl Params {
-    /// Some parameters (f32).
+    /// The parameters in `range`, f32.
     fn of(&self, range: &Range<usize>) -> View<'_> {
         self.all.view().part(range.clone())
     }
 
-    /// Some parameters of the encoder, as its products read them.
+    /// The encoder's parameters in `range`, in the precision in which its matrix products read them.
     fn factors(&self, range: &Range<usize>) -> View<'_> {
         self.half.as_ref().unwrap_or(&self.all).view().part(range.clone())
     }
 
-    /// All, f32.
+    /// All parameters, f32.
     pub fn all(&self) -> View<'_> {
         self.all.view()
     }
 
-    /// The encoder's in 16 bits, where that is what it computes in.
+    /// The copy of the encoder's parameters in 16 bits, if the encoder computes in 16 bits.
     pub fn half(&self) -> Option<View<'_>> {
         self.half.as_ref().map(Buffer::view)
     }
 
-    /// Number of the encoder's.
+    /// Number of the encoder's parameters.
     pub fn encoder(&self) -> usize {
         self.encoder
     }
 }
 
 impl<D> Gpu<D> {
-    /// A GPU whose encoders compute in `math`, and which trains alone.
+    /// A GPU that trains alone. Its encoders compute in `math`.
     pub fn new(device: Device, tensors: D, math: Math) -> Self {
         Self { device, tensors, math, exchange: Exchange::default() }
     }
 
-    /// The same as one of several ranks.
+    /// The same GPU as one of several ranks.
     #[must_use]
     pub fn among(self, exchange: Exchange) -> Self {
         Self { exchange, ..self }
@@ -102,22 +103,22 @@ impl<D> Gpu<D> {
         self.math.scalar()
     }
 
-    /// Room for activations.
+    /// Memory for activations.
     fn take(&self, len: usize) -> Result<Buffer, GpuError> {
         self.device.take(self.scalar(), len)
     }
 
-    /// Room for reals.
+    /// Memory for reals.
     fn take_reals(&self, len: usize) -> Result<Buffer, GpuError> {
         self.device.take(Kind::F32, len)
     }
 
-    /// A pass over images of a size, which are this rank's share of a batch.
+    /// A pass over images of `size`, this rank's share of a batch.
     fn over(&self, size: Size) -> OnGpu<'_> {
         OnGpu { gpu: &self.device, math: self.math, size, parts: parts(size.n) }
     }
 
-    /// `values` in the storage of activations.
+    /// `values` (f32) converted to the storage type of activations.
     fn stored(&self, values: Buffer) -> Result<Buffer, GpuError> {
         match self.scalar() {
             Scalar::F32 => Ok(values),
@@ -274,8 +275,8 @@ impl<D: GpuTensors> Memory for Gpu<D> {
     }
 }
 
-/// A linear layer of a head as a convolution of images of one pixel. Heads are in f32, or tf32 where the encoder is in f16. Every
-/// rank has all rows of the batch: their sums need no parts.
+/// A linear layer of a head as a convolution of images of one pixel. Its products are in f32 if the encoder computes in f32, else
+/// in tf32. Every rank has all rows of the batch, so the sums need no parts.
 fn head<'a, D>(gpu: &'a Gpu<D>, rows: usize, [input, output]: [usize; 2]) -> (Conv2d, OnGpu<'a>) {
     let math = if gpu.math == Math::F32 { Math::F32 } else { Math::Tf32 };
     let conv =

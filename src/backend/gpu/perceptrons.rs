@@ -1,4 +1,4 @@
-//! Linear layers of projectors and predictors on a GPU, in f32. Every rank has all rows of the batch.
+//! Linear layers of projectors and predictors on a GPU. Values are f32. Every rank computes all rows of the batch.
 
 use super::{
     Gpu,
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// A norm's input, and the batch's statistics; none where a layer has no norm.
+/// A norm's input, and the batch's statistics; None for a layer without a norm.
 type KeptNorm = Option<(Buffer, MomentsGpu)>;
 
 impl<D: GpuTensors> Perceptrons for Gpu<D> {
@@ -31,7 +31,8 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
         let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output, parts: 1 };
         let Some(norm) = &layer.norm else {
             if layer.relu {
-                // Masked by itself it is the ReLU of it.
+                // The ReLU's backward pass sets its second argument to zero where the first is not positive. For a tensor and
+                // itself, that is the ReLU in place.
                 rows.relu_backward(raw.view(), raw.view())?;
             }
             return Ok((raw, None));

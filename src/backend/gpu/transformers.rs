@@ -1,4 +1,4 @@
-//! Transformers on a GPU: all images go through a block at a time.
+//! Transformers on a GPU. All images pass through a block together.
 
 use std::ops::Range;
 
@@ -28,22 +28,22 @@ use crate::{
     },
 };
 
-/// Rows that were normalised, and their statistics.
+/// The input rows of a layer norm, and their statistics.
 #[derive(Debug)]
 pub struct Normed {
     x: Buffer,
     statistics: Buffer,
 }
 
-/// A block's rows on a GPU.
+/// The types of a block's rows on a GPU.
 pub struct OnGpu;
 
 impl Types for OnGpu {
     type Rows = Buffer;
     type Normed = Normed;
-    /// Side by side, [.., 3 width].
+    /// Queries, keys and values side by side, [.., 3 width].
     type Qkv = Buffer;
-    /// The logs that attention's backward pass needs.
+    /// The log of each softmax's denominator, for the backward pass of the attention.
     type Weights = Buffer;
 }
 
@@ -64,7 +64,7 @@ impl<D: GpuTensors> Gpu<D> {
         NormRows { gpu: self.device(), scalar, rows: x.view().len() / dim, dim, weight, bias }
     }
 
-    /// The normalised rows, and those given with their statistics.
+    /// The normalised rows, and `x` with its statistics.
     fn normalise(
         &self,
         layer: &LayerNorm,
@@ -196,12 +196,12 @@ impl<D: GpuTensors> Transformers for Gpu<D> {
     }
 }
 
-/// All images on their way through a block.
+/// A block and the shape of the images that pass through it.
 struct BlockOnGpu<'a, D> {
     gpu: &'a Gpu<D>,
     layer: &'a Block,
     params: &'a super::Params,
-    /// Of all parameters, in a backward pass.
+    /// The gradients of all parameters, in a backward pass.
     gradients: Option<View<'a>>,
     shape: [usize; 2],
 }
@@ -225,7 +225,7 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
         Pass { parts: self.parts(), ..self.gpu.over(self.pixels()) }
     }
 
-    /// Parts of the batch among the images.
+    /// Number of parts of the batch in the images.
     fn parts(&self) -> usize {
         parts(self.shape[0])
     }
@@ -257,7 +257,7 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
         self.gradients.expect("a backward pass has gradients").part(range.clone())
     }
 
-    /// y = x w^T + bias, plus the tensor `added`, where there is one.
+    /// y = x w^T + bias, plus the tensor `added` if given.
     fn forward(&self, layer: &Linear, x: &Buffer, added: Option<&Buffer>) -> Result<Buffer, GpuError> {
         let y = self.take(layer.output)?;
         let added = Added { bias: Some(self.params.of(&layer.bias)), tensor: added.map(Buffer::view) };

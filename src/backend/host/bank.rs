@@ -1,4 +1,4 @@
-//! The queue's rows on the host.
+//! The bank of a queue on the host: its rows and their lengths.
 
 use std::{convert::Infallible, ops::Range};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Rows, and the lengths that they came with.
+/// Rows at unit length, and the lengths that they had before.
 pub struct Bank<E> {
     rows: topk::Bank<E>,
     norms: Vec<E>,
@@ -69,7 +69,7 @@ where
         marks: &Marks,
     ) -> anyhow::Result<Nearest<Self>> {
         let (n, dim) = queries.shape();
-        // Each rank searches for its share of the queries. What it finds are numbers of rows, which every rank has.
+        // Each rank searches for its share of the queries. The results are indices of rows, and every rank has all rows.
         let share = self.ranks.share(n);
         let own = |query: usize, row: usize| exclude.is_some_and(|out| out[share.start + query] == marks.samples[row]);
         let found = bank.rows.top_k(&to_vec(queries.tensor())[share.start * dim..share.end * dim], k, own);

@@ -1,4 +1,4 @@
-//! Contrastive logits on the host. Each rank computes those of its share of the anchors, and gathers the others'.
+//! Contrastive logits on the host. Each rank computes the logits of its share of the anchors, and gathers those of the others.
 
 use dfdx::prelude::*;
 
@@ -34,7 +34,7 @@ where
     }
 }
 
-/// This rank's share of rows that all ranks have, whose gradient all get.
+/// This rank's share of rows that every rank holds. In the backward pass, every rank gathers the gradient of all rows.
 fn share<E: Real>(ranks: &Ranks, rows: TracedRows<E, Cpu>) -> Result<TracedRows<E, Cpu>, CpuError>
 where
     Cpu: CpuTensors<E>,
@@ -50,7 +50,8 @@ where
     Ok(Rows::new(y, ()).put_tape(tape))
 }
 
-/// The values of all anchors from those of this rank's share. All ranks have the gradient of all of them.
+/// The values of all anchors, gathered from each rank's share. In the backward pass, every rank holds the gradient of all values
+/// and takes that of its share.
 fn gather<E: Real, S: Shape>(
     ranks: &Ranks,
     own: Tensor<S, E, Cpu, OwnedTape<E, Cpu>>,

@@ -1,5 +1,5 @@
-//! Convolutions on the host. What is normalised and rectified for the next convolution is so where that reads it, and takes no
-//! memory.
+//! Convolutions on the host. The next convolution of a block applies batch norm and ReLU while it reads its input, so their
+//! results take no memory.
 
 use std::convert::Infallible;
 
@@ -23,7 +23,7 @@ use crate::{
     ranks::Ranks,
 };
 
-/// A convolution's output, the batch norm behind it as an affine map, and the batch's statistics, where they are used.
+/// A convolution's output, the batch norm after it as an affine map, and the batch's statistics; None in eval mode.
 pub struct Normed<E: Real> {
     raw: Buffer<E>,
     affine: Affine<E>,
@@ -47,16 +47,17 @@ pub(super) fn affine_of<'a, E>(layer: &BatchNorm, params: &'a [E]) -> Option<(&'
     layer.affine.as_ref().map(|[weight, bias]| (&params[weight.clone()], &params[bias.clone()]))
 }
 
-/// Moves a norm's running statistics.
+/// Updates a norm's running statistics.
 pub(super) fn update_running<E: Real>(layer: &BatchNorm, moments: &Moments<E>, statistics: &mut [E]) {
     let [mean, var] = statistics.get_disjoint_mut(layer.running.clone()).expect("statistics do not overlap");
     moments.update_running(mean, var);
 }
 
-/// Adds the gradients of a batch norm's parameters; `raw`, its input, becomes its gradient. `g` is that of its output or, with
-/// a ReLU behind it, of the ReLU's output: it then becomes that of the ReLU's input, unless that follows from `raw`.
+/// Backward pass of a batch norm and of the ReLU after it, if there is one. Replaces `raw`, the norm's input, by its gradient,
+/// and adds to the gradients of the norm's parameters. `g` is the gradient of the norm's output or, with a ReLU, of the ReLU's.
+/// With [`batch_norm::Relu::Output`], `g` becomes the gradient of the ReLU's input.
 ///
-/// Where `ranks` have the rows among them, the sums are theirs, and the first one alone adds to the gradients.
+/// If several `ranks` of a group share the rows, the sums are over all of them, and only the first of them adds to the gradients.
 pub(super) fn norm_backward<E: Real>(
     ranks: &Ranks,
     layer: &BatchNorm,
@@ -75,7 +76,7 @@ pub(super) fn norm_backward<E: Real>(
     backward_input(raw, moments, weight, &sums, g, relu);
 }
 
-/// Why a backward pass has the batch's statistics.
+/// The message of the panic when a backward pass lacks the batch's statistics.
 const OF_A_BATCH: &str = "only what was normalised by the batch's statistics has a backward pass";
 
 impl<E: Real> Convolutions for Host<E>

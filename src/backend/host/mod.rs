@@ -1,4 +1,4 @@
-//! The host: all cores, by our own kernels.
+//! The backend for the host: this project's own kernels on all CPU cores.
 
 mod bank;
 mod contrasts;
@@ -21,7 +21,7 @@ use crate::{
     ranks::Ranks,
 };
 
-/// The host's memory and cores.
+/// The host, with its pool of memory and its ranks.
 #[derive(Clone, Debug, Default)]
 pub struct Host<E> {
     pool: Buffers<E>,

@@ -1,4 +1,4 @@
-//! Linear layers of projectors and predictors on the host. Sums over the batch are the tree of [`parts`].
+//! Linear layers of projectors and predictors on the host. Sums over the batch follow the tree over its [`parts`].
 
 use std::convert::Infallible;
 
@@ -22,7 +22,7 @@ use crate::{
     ranks::Ranks,
 };
 
-/// A norm's input, and the batch's statistics; none where a layer has no norm.
+/// A norm's input, and the batch's statistics; None for a layer without a norm.
 type KeptNorm<E> = Option<(Buffer<E>, Moments<E>)>;
 
 impl<E: Real> Perceptrons for Host<E>
@@ -74,7 +74,7 @@ where
         match (&layer.norm, kept) {
             (Some(norm), Some((mut raw, moments))) => {
                 let relu = output.map_or(Relu::None, |output| Relu::Output(output));
-                // Every rank has all rows of the batch.
+                // Every rank has all rows of the batch, so the norm exchanges nothing.
                 norm_backward(&Ranks::default(), norm, params, gradients, (&mut raw, &moments), relu, &mut g);
                 g = raw;
             }

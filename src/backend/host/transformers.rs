@@ -1,5 +1,5 @@
-//! Transformers on the host: images are taken in groups, each of which goes through a whole block on one thread, so that what the
-//! block computes in between stays in that core's cache.
+//! Transformers on the host. Each group of images passes through a whole block on one thread, so the block's intermediate results
+//! stay in that core's cache.
 
 use std::{convert::Infallible, marker::PhantomData, ops::Range};
 
@@ -29,10 +29,11 @@ use crate::{
     },
 };
 
-/// Tokens of a group, at least: every group's gradient costs a pass over the weights.
+/// A part of the batch is divided into several groups only if each has at least this many tokens, because the gradient of each
+/// group costs a pass over the weights.
 const GROUP_TOKENS: usize = 256;
 
-/// The images of each group of `n` images: those of a part of the batch, or a piece of one.
+/// Divides `n` images of `tokens` tokens into groups. A group is a part of the batch, or a piece of a part.
 fn groups([n, tokens]: [usize; 2]) -> Vec<Range<usize>> {
     let count = parts(n);
     let part = n / count;
@@ -49,7 +50,7 @@ impl<E: Real> Transformers for Host<E>
 where
     Cpu: CpuTensors<E>,
 {
-    /// Those of each group.
+    /// The tokens of each group.
     type Tokens = Vec<Buffer<E>>;
     type KeptBlock = Vec<Kept<OnHost<E>>>;
     type KeptNorm = Buffer<E>;
@@ -67,7 +68,7 @@ where
         let weight = &params[layer.weight.clone()];
         layer.patches.forward(Source::plain(images), size, weight, E::zero(), &mut embedded, None);
 
-        // What is added to every image: the class token or the bias, and the position.
+        // The same values are added to every image: the class token (first row) or the bias, and the position.
         let own = &buffers[layer.positions.clone()];
         let mut offset = match (grid.h, grid.w) == (layer.grid, layer.grid) {
             true => own.to_vec(),
@@ -144,7 +145,7 @@ where
         Ok(layer.fc1.matmul.run(BackwardPass { layer, params, gradients, shape, kept, g, pool: &self.pool }))
     }
 
-    /// They are all that the last block gives.
+    /// Concatenates the groups. On the host, the last block's output has class tokens only.
     fn class_tokens(&self, _: [usize; 2], x: Vec<Buffer<E>>) -> Result<Buffer<E>, Infallible> {
         Ok(x.iter().flat_map(|x| x.iter()).copied().collect::<Vec<_>>().into())
     }
@@ -190,19 +191,19 @@ where
     }
 }
 
-/// A block's rows on the host.
+/// The types of a block's rows on the host.
 pub struct OnHost<E>(PhantomData<E>);
 
 impl<E: Real> Types for OnHost<E> {
     type Rows = Buffer<E>;
-    /// The rows alone: statistics are computed again.
+    /// The rows without statistics, which the backward pass recomputes.
     type Normed = Buffer<E>;
     /// Queries [.., width], keys and values side by side [.., 2 width].
     type Qkv = [Buffer<E>; 2];
     type Weights = ();
 }
 
-/// The layers of a block: the queries' part of `qkv`, that of keys and values, and the others.
+/// The linear layers of a block: the part of `qkv` for queries, the part for keys and values, `proj`, `fc1` and `fc2`.
 fn layers(block: &Block) -> [Linear; 5] {
     let (Block { qkv, proj, fc1, fc2, .. }, width) = (block, block.width());
     let part = |rows: Range<usize>| Linear {
@@ -214,8 +215,8 @@ fn layers(block: &Block) -> [Linear; 5] {
     [part(0..width), part(width..3 * width), proj.clone(), fc1.clone(), fc2.clone()]
 }
 
-/// Packs the weights of all layers, as the forward pass multiplies by them or as the backward pass does, and calls `work` with
-/// them.
+/// Packs the weights of all layers for the products of the forward pass (transposed) or of the backward pass, and calls `work`
+/// with the packed weights.
 fn with_factors<E: Real, P: Operand<E>, R>(
     layers: &[Linear; 5],
     params: &[E],
@@ -236,14 +237,14 @@ fn with_factors<E: Real, P: Operand<E>, R>(
     })
 }
 
-/// A block's pass forward.
+/// The forward pass of all groups through a block.
 struct ForwardPass<'a, E: Real> {
     layer: &'a Block,
     params: &'a [E],
     shape: [usize; 2],
     x: Vec<Buffer<E>>,
     pool: &'a Buffers<E>,
-    /// Where intermediate results come from, if they are kept.
+    /// The pool for the memory of intermediate results that are kept; None if none are.
     keep: Option<&'a Buffers<E>>,
 }
 
@@ -266,11 +267,11 @@ impl<E: Real> WithOperand<E> for ForwardPass<'_, E> {
     }
 }
 
-/// A block's pass backward.
+/// The backward pass of all groups through a block.
 struct BackwardPass<'a, E: Real> {
     layer: &'a Block,
     params: &'a [E],
-    /// Those of the block.
+    /// The gradients of the block's parameters.
     gradients: &'a mut [E],
     shape: [usize; 2],
     kept: Vec<Kept<OnHost<E>>>,
@@ -307,7 +308,7 @@ impl<E: Real> WithOperand<E> for BackwardPass<'_, E> {
     }
 }
 
-/// What all groups share.
+/// The block with the values that all groups share.
 struct BlockOnHost<'a, E> {
     layer: &'a Block,
     layers: &'a [Linear; 5],
@@ -319,16 +320,17 @@ struct BlockOnHost<'a, E> {
     keep: Option<&'a Buffers<E>>,
 }
 
-/// A group of images on its way through a block. The last block computes its class tokens alone, where no others are read.
+/// A group of images that passes through a block. In the last block, only the first norm and the keys and values are computed for
+/// all tokens; the rest is computed for the class tokens alone.
 struct Group<'a, E, P> {
     block: &'a BlockOnHost<'a, E>,
     images: usize,
-    /// The gradient of the block's parameters, over this group, in a backward pass.
+    /// The gradient of the block's parameters from this group, in a backward pass.
     sums: &'a mut [E],
     operand: PhantomData<P>,
 }
 
-/// A layer's place among [`layers`].
+/// Indices into [`layers`].
 const QUERIES: usize = 0;
 const KEYS_VALUES: usize = 1;
 const OUTPUT: usize = 4;
@@ -352,12 +354,12 @@ impl<'a, E: Real, P: Operand<E>> Group<'a, E, P> {
         self.block.layer.width()
     }
 
-    /// Elements of an image that are read of the output.
+    /// Elements of an image in the block's output: those of the class token in the last block, else of all tokens.
     fn read(&self) -> usize {
         self.width() * if self.block.layer.last { 1 } else { self.block.tokens }
     }
 
-    /// Elements of an image.
+    /// Elements of all tokens of an image.
     fn image(&self) -> usize {
         self.width() * self.block.tokens
     }
@@ -366,12 +368,12 @@ impl<'a, E: Real, P: Operand<E>> Group<'a, E, P> {
         self.block.layer.attention(self.block.tokens)
     }
 
-    /// Room for what the backward pass will need, if there is one.
+    /// Memory for a result that the backward pass needs: from the pool if results are kept, else working memory of this thread.
     fn take_kept(&self, len: usize) -> Buffer<E> {
         self.block.keep.map_or_else(|| Buffer::of_thread(len), |pool| pool.take(len))
     }
 
-    /// The rows that are read on, of all of `x`.
+    /// Copies the class tokens out of `x` in the last block; None in other blocks, which use all rows.
     fn gather(&self, x: &[E]) -> Option<Buffer<E>> {
         let (read, image) = (self.read(), self.image());
         (read < image).then(|| {
@@ -389,16 +391,16 @@ impl<'a, E: Real, P: Operand<E>> Group<'a, E, P> {
         }
     }
 
-    /// y = start + x times the factors of a layer, for rows x of `input` elements.
+    /// y = start + x times the packed weights of a layer, for rows x of `input` elements.
     fn multiply(&self, layer: usize, x: &[E], input: usize, start: Start<E>, y: &mut [E]) {
         Left::with_rows::<P>(x, input, |x| multiply::<E, P>(x, self.block.factors[layer], y, start));
     }
 
-    /// y = x w^T + bias, plus the rows `residual` where there are any.
+    /// y = x w^T + bias, plus the rows `residual` if given.
     fn forward(&self, layer: usize, x: &[E], residual: Option<&[E]>) -> Buffer<E> {
         let layer_of = &self.block.layers[layer];
         let len = x.len() / layer_of.input * layer_of.output;
-        // The block's output leaves the thread.
+        // The block's output outlives this thread's working memory.
         let mut y = if layer == OUTPUT { self.block.pool.take(len) } else { self.take_kept(len) };
         let bias = &self.block.params[layer_of.bias.clone()];
         let start = residual.map_or(Start::Bias(bias), |rows| Start::Rows(rows, bias));
@@ -414,7 +416,7 @@ impl<'a, E: Real, P: Operand<E>> Group<'a, E, P> {
         gx
     }
 
-    /// Writes the gradients of a layer's bias and weight, gy^T x, over the rows in order.
+    /// Writes the gradients of a layer's bias (the column sums of g) and weight (g^T x). Both sum over the rows in order.
     fn write_gradient(&mut self, layer: usize, x: &[E], g: &[E]) {
         let layer = &self.block.layers[layer];
         let (rows, first) = (g.len() / layer.output, self.block.layer.params().start);
@@ -453,7 +455,7 @@ impl<E: Real, P: Operand<E>> Operations for Group<'_, E, P> {
         mut g: Buffer<E>,
     ) -> Result<Buffer<E>, Infallible> {
         if g.len() < x.len() {
-            // No gradient comes from the rows that are not read.
+            // In the last block, g covers the class tokens only. The gradient of the other rows starts at zero.
             let (read, image) = (self.read(), self.image());
             let mut all = self.block.pool.take(x.len());
             for (all, g) in all.chunks_exact_mut(image).zip(g.chunks_exact(read)) {
@@ -537,7 +539,7 @@ fn tokens<'a, E>(q: &'a [E], kv: &'a [E], width: usize) -> [Tokens<'a, E>; 3] {
     [Tokens { data: q, row: width }, Tokens { data: kv, row: 2 * width }, Tokens { data: &kv[width..], row: 2 * width }]
 }
 
-/// The gradients of a norm's weight and bias, which lie one behind the other.
+/// Splits the gradients of a norm's parameters into those of its weight and of its bias, which follow the weight's.
 fn halves<E>(values: &mut [E]) -> [&mut [E]; 2] {
     let (first, second) = values.split_at_mut(values.len() / 2);
     [first, second]

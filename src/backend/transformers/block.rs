@@ -1,18 +1,19 @@
-//! A transformer's block, forward and backward, on whatever rows of tokens a device takes through it at a time.
+//! The forward and backward pass of a transformer block, written once for all devices. A device chooses how many rows of tokens
+//! pass through a block at a time, and provides the [operations](Operations).
 
-/// The types of a block's rows on a device.
+/// The types in which a device holds the rows and intermediate results of a block.
 pub trait Types {
     /// [rows, columns]
     type Rows;
-    /// Rows that were normalised, and what is kept of their statistics.
+    /// The input of a layer norm, with the statistics that the device keeps of it.
     type Normed;
     /// Queries, keys and values.
     type Qkv;
-    /// What attention keeps beside its output.
+    /// Results of the attention, beside its output, that its backward pass needs.
     type Weights;
 }
 
-/// A linear layer behind the attention.
+/// A linear layer after the attention.
 #[derive(Clone, Copy, Debug)]
 pub enum Layer {
     Proj,
@@ -27,13 +28,13 @@ pub enum Norm {
     Second,
 }
 
-/// What a block's backward pass needs. Outputs of norms and of the GELU are computed again.
+/// The results that a block's backward pass needs. It recomputes the outputs of norms and of the GELU.
 pub struct Kept<T: Types> {
     input: T::Normed,
     qkv: T::Qkv,
     attended: T::Rows,
     weights: T::Weights,
-    /// Input of the perceptron's half.
+    /// The input of the second half of the block, the perceptron.
     middle: T::Normed,
     /// Output of `fc1`, before the GELU.
     hidden: T::Rows,
@@ -44,19 +45,19 @@ type Normed<O> = <<O as Operations>::Types as Types>::Normed;
 type Qkv<O> = <<O as Operations>::Types as Types>::Qkv;
 type Weights<O> = <<O as Operations>::Types as Types>::Weights;
 
-/// What a device does with the rows that it takes through a block.
+/// The operations of a device on the rows that pass through a block.
 pub trait Operations {
     type Types: Types;
     type Error;
 
-    /// The normalised rows, and what is kept of those given.
+    /// The normalised rows, and `x` in the form that the backward pass needs.
     fn layer_norm(&self, norm: Norm, x: Rows<Self>) -> Result<(Rows<Self>, Normed<Self>), Self::Error>;
 
-    /// The normalised rows again.
+    /// Recomputes the normalised rows.
     fn normed(&self, norm: Norm, x: &Normed<Self>) -> Result<Rows<Self>, Self::Error>;
 
-    /// Adds to `g` the gradient of the rows given, from that of the normalised ones. Adds to the gradient of the norm's
-    /// parameters.
+    /// Adds to `g` the gradient of the norm's input `x`, computed from the gradient `g_normed` of its output. Adds to the
+    /// gradients of the norm's parameters.
     fn norm_backward(
         &mut self,
         norm: Norm,
@@ -65,18 +66,18 @@ pub trait Operations {
         g: Rows<Self>,
     ) -> Result<Rows<Self>, Self::Error>;
 
-    /// x w^T + bias, plus the rows `residual` where there are any.
+    /// x w^T + bias, plus the rows `residual` if given.
     fn linear(&self, layer: Layer, x: &Rows<Self>, residual: Option<&Normed<Self>>) -> Result<Rows<Self>, Self::Error>;
 
-    /// The gradient of a layer's input.
+    /// The gradient of a layer's input, from the gradient `g` of its output.
     fn linear_backward(&self, layer: Layer, g: &Rows<Self>) -> Result<Rows<Self>, Self::Error>;
 
-    /// Adds to the gradients of a layer's parameters.
+    /// Adds to the gradients of a layer's parameters, for input `x` and output gradient `g`.
     fn add_gradient(&mut self, layer: Layer, x: &Rows<Self>, g: &Rows<Self>) -> Result<(), Self::Error>;
 
     fn qkv(&self, x: &Rows<Self>) -> Result<Qkv<Self>, Self::Error>;
 
-    /// The gradient of the input. Adds to the gradients of the layer's parameters.
+    /// The gradient of the input of the qkv layer. Adds to the gradients of the layer's parameters.
     fn qkv_backward(&mut self, x: Rows<Self>, g: Qkv<Self>) -> Result<Rows<Self>, Self::Error>;
 
     fn attention(&self, qkv: &Qkv<Self>) -> Result<(Rows<Self>, Weights<Self>), Self::Error>;
@@ -91,14 +92,14 @@ pub trait Operations {
 
     fn gelu(&self, x: &Rows<Self>) -> Result<Rows<Self>, Self::Error>;
 
-    /// Its output again; `g` becomes the gradient of its input.
+    /// Recomputes the output of the GELU. Replaces `g`, the gradient of its output, by that of its input.
     fn gelu_backward(&self, x: Rows<Self>, g: &mut Rows<Self>) -> Result<Rows<Self>, Self::Error>;
 }
 
-/// A block's output, and what its backward pass needs.
+/// A block's output, and the results that its backward pass needs.
 type Passed<O> = Result<(Rows<O>, Kept<<O as Operations>::Types>), <O as Operations>::Error>;
 
-/// The block's output, and what its backward pass needs.
+/// The forward pass: the block's output, and the results that the backward pass needs.
 ///
 /// # Errors
 /// When the device fails.
@@ -117,13 +118,14 @@ pub fn forward<O: Operations>(on: &O, input: Rows<O>) -> Passed<O> {
     Ok((output, Kept { input, qkv, attended, weights, middle, hidden }))
 }
 
-/// The gradient of the block's input from that of its output, `g`. Adds to the gradients of the parameters.
+/// The backward pass: the gradient of the block's input, from the gradient `g` of its output. Adds to the gradients of the
+/// parameters.
 ///
 /// # Errors
 /// When the device fails.
 pub fn backward<O: Operations>(on: &mut O, kept: Kept<O::Types>, g: Rows<O>) -> Result<Rows<O>, O::Error> {
     let Kept { input, qkv, attended, weights, middle, hidden } = kept;
-    // The residual connections pass g on as it is; each half of the block adds its own part.
+    // The residual connections pass g through unchanged. Each half of the block adds the gradient through its layers.
     let mut g_hidden = on.linear_backward(Layer::Fc2, &g)?;
     let active = on.gelu_backward(hidden, &mut g_hidden)?;
     on.add_gradient(Layer::Fc2, &active, &g)?;

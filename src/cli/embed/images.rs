@@ -75,7 +75,7 @@ fn by_key(store: &Store, argument: &Path) -> anyhow::Result<Option<Manifest>> {
     }
 }
 
-/// Its shards, which are Parquet in the Hugging Face image schema.
+/// The images of a data artifact: its shards are Parquet files in the Hugging Face image schema.
 fn of_artifact(store: &Store, manifest: &Manifest, split: Option<SplitName>) -> anyhow::Result<Images> {
     let short = manifest.key.short();
     let artifact = match store.find("data", &manifest.key) {

@@ -28,11 +28,11 @@ use crate::{
     stage::{Interrupt, Silent, Stopped},
 };
 
-/// Checkpoints that the default number of steps leads to, at least.
+/// The fewest checkpoints that a training with the default number of steps saves.
 const CHECKPOINTS: u64 = 3;
-/// The smallest default number of steps: enough time to kill in.
+/// The smallest default number of steps, so that training lasts long enough to be killed.
 const STEPS: u64 = 12;
-/// How many rounds may end before they can be killed.
+/// How many times to try a training with kills. A try counts only if it was killed at least once.
 const ATTEMPTS: usize = 5;
 
 /// Prove that pretraining gives the same bits after kills and resumes as without
@@ -73,7 +73,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
         resume_check::train(&Store::open(&global.runs), &experiment, steps, &reporter)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // On Ctrl-C the training ends by itself; this process stays to remove its folder.
+    // On Ctrl-C the training process stops by itself. This process continues, to remove the scratch folder.
     let interrupt = Interrupt::default();
     run::watch(&interrupt)?;
     let scratch = tempfile::tempdir().context("creating a scratch folder (TMPDIR says where)")?;
@@ -93,7 +93,7 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     Ok(if verdict.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs both trainings one after the other in one runs folder, so that images are read once.
+/// Runs both trainings, one after the other, in the same runs folder, so that images are read once.
 struct Trial<'a> {
     args: &'a Args,
     global: &'a Global,

@@ -1,27 +1,27 @@
-// Views of decoded images, byte for byte those of the CPU: 8-bit steps that round where Pillow rounds. Compiled once per
-// storage of the result, behind `storage.cuh`.
+// Makes views of decoded images, byte for byte those of the CPU: 8-bit steps that round where Pillow rounds. The host puts
+// `storage.cuh` before this file, and compiles both once per storage type of the result.
 //
-// Products that are added to something are rounded first, as on the CPU.
+// Products are rounded before they are added to anything (no fused multiply-add), as on the CPU.
 
 typedef unsigned char byte;
 
-// What one view makes of one image; `View` in cuda.rs fills it.
+// The steps of one view of one image. `Views::push` in cuda.rs fills it.
 struct View {
-    int stride;                   // bytes from row to row of the piece that was uploaded
+    int stride;                   // bytes from row to row of the uploaded piece of the image
     int left, top, width, height; // the part that the view shows, within the piece
-    int down, along;              // where the weights of columns and rows begin
+    int down, along;              // where the weights of columns and of rows start
     int down_window, along_window;
-    int columns_first;            // whether columns are resized before rows
-    int kinds[4];     // changes of colour, in order; 0 for none
-    float factors[4]; // their factors; of a hue, its shift
+    int columns_first;            // whether to resize columns before rows
+    int kinds[4];     // changes of colour, in order; 0 for no change
+    float factors[4]; // factors of the changes; for a hue, its shift
     int grayscale;
-    int blur; // pixels to either side that count in full; -1 without a blur
+    int blur; // pixels on either side that count in full; -1 for no blur
     unsigned int weight, far_weight;
-    int threshold; // 256 without solarisation
+    int threshold; // 256 for no solarisation
     int mirrored;
 };
 const int BRIGHTNESS = 1, CONTRAST = 2, SATURATION = 3, HUE = 4;
-const int BITS = 22; // of a weight's fraction
+const int BITS = 22; // bits of a weight's fraction
 
 // Weighted sum of bytes `step` apart, by entry i of a table of weights (`Filters` in filters.rs).
 DEVICE byte weigh(const int *table, int window, int i, const byte *from, int step) {
@@ -33,7 +33,8 @@ DEVICE byte weigh(const int *table, int window, int i, const byte *from, int ste
     return (byte)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-// The parts, resized along the first of their axes. Places are where each image's piece and its result begin.
+// Resizes the part of each view along the first of its two axes. `places` holds, per image, the start of its piece in `pixels`
+// and the start of its result in `resized`.
 KERNEL(resize_first)(const View *views, const long long *places, const int *weights, const byte *pixels, int side,
                      byte *resized) {
     View view = views[blockIdx.x];
@@ -79,7 +80,7 @@ DEVICE void shift_hue(byte *pixel, byte shift) {
     byte q = (byte)(int)(product(value, 1.0 - (double)(saturation * fraction)) + 0.5);
     byte t = (byte)(int)(product(value, 1.0 - product((double)saturation, 1.0 - (double)fraction)) + 0.5);
     byte v = most;
-    switch (whole % 6) { // the last hue, 255, is the first again
+    switch (whole % 6) { // the last hue, 255, equals the first
     case 0: r = v, g = t, b = p; break;
     case 1: r = q, g = v, b = p; break;
     case 2: r = p, g = v, b = t; break;
@@ -102,7 +103,8 @@ DEVICE byte mean_luma(const byte *image, int count, unsigned int *shared) {
     return (byte)(int)((double)total / (double)count + 0.5);
 }
 
-// One box blur along lines of `side` pixels, whose neighbours lie `step` bytes apart; beyond the ends they repeat the last.
+// One box blur along lines of `side` pixels. Neighbours on a line are `step` bytes apart. Pixels beyond an end repeat the
+// outermost.
 DEVICE void box_blur(const View &view, const byte *from, byte *to, int side, bool down) {
     int step = down ? 3 * side : 3;
     for (int i = threadIdx.x; i < 3 * side * side; i += 256) {
@@ -118,8 +120,8 @@ DEVICE void box_blur(const View &view, const byte *from, byte *to, int side, boo
     __syncthreads();
 }
 
-// Everything behind `resize_first`; a block has an image. `bytes` and `other` [n, side, side, 3] are its working memory;
-// `normalised` [3, 256] is what each channel's bytes become.
+// All steps after `resize_first`; one block per image. `bytes` and `other` [n, side, side, 3] are working memory. `normalised`
+// [3, 256] holds the output value of each byte of each channel.
 KERNEL(augment)(const View *views, const long long *places, const int *weights, const byte *resized, int side,
                 const float *normalised, byte *bytes, byte *other, scalar *out) {
     SHARED unsigned int shared[256];
@@ -143,7 +145,7 @@ KERNEL(augment)(const View *views, const long long *places, const int *weights, 
         int kind = view.kinds[change];
         float factor = view.factors[change];
         byte mean = kind == CONTRAST ? mean_luma(bytes, count, shared) : 0;
-        // A thread has the same pixels every time: only the mean has to wait for the others.
+        // A thread handles the same pixels in every step, so only the mean has to wait for other threads.
         for (int i = threadIdx.x; i < count && kind; i += 256) {
             byte *pixel = bytes + 3 * i;
             if (kind == HUE) {
@@ -160,7 +162,7 @@ KERNEL(augment)(const View *views, const long long *places, const int *weights, 
         pixel[0] = pixel[1] = pixel[2] = luma(pixel[0], pixel[1], pixel[2]);
     }
     __syncthreads();
-    if (view.blur >= 0) // rows three times, then columns; it ends where it began
+    if (view.blur >= 0) // three times along rows, three times along columns; the result ends up in `bytes`
         for (int pass = 0; pass < 6; pass++) box_blur(view, pass % 2 ? other : bytes, pass % 2 ? bytes : other, side, pass >= 3);
     for (int i = threadIdx.x; i < 3 * count; i += 256) {
         int x = i / 3 % side, value = bytes[view.mirrored ? i + 3 * (side - 1 - 2 * x) : i];

@@ -8,7 +8,7 @@ use super::planes::{BlurBuffers, Planes};
 use crate::ops::simd::avx2;
 use crate::ops::simd::vectorized;
 
-/// Box blurs in a row; together they come close to a Gaussian.
+/// Number of successive box blurs, which together approximate a Gaussian.
 const PASSES: usize = 3;
 
 /// Blurs with standard deviation `sigma` in pixels; pixels beyond the edge repeat the outermost.
@@ -22,7 +22,7 @@ pub(super) fn gaussian_blur(planes: &mut Planes, sigma: f32, buffers: &mut BlurB
     sums.resize(side, 0);
     let plane = side * side;
     for bytes in planes.bytes.chunks_exact_mut(plane) {
-        // Rows are blurred as columns of the turned plane: the loops run along memory either way.
+        // Rows are blurred as columns of the transposed plane, so that the loops run along memory in both directions.
         transpose(bytes, turned, side);
         for _ in 0..PASSES {
             box_blur(turned, other, side, kernel, sums);
@@ -96,7 +96,7 @@ fn add_row(sums: &mut [u32], row: &[u8]) {
     );
 }
 
-/// The row in front of a box, the box's first row, the one behind it, and what comes out.
+/// The row before a box, the box's first row, the row behind the box, and the output row.
 struct Rows<'a> {
     before: &'a [u8],
     first: &'a [u8],
@@ -115,17 +115,17 @@ fn blur_row(sums: &mut [u32], rows: Rows, weight: u32, far_weight: u32) {
             for x in 0..n {
                 let far = before[x] as u32 + next[x] as u32;
                 out[x] = ((sums[x] * weight + far * far_weight + (1 << 23)) >> 24) as u8;
-                // The sum never falls below what leaves it.
+                // The sum contains the row that leaves it, so it never becomes negative.
                 sums[x] = sums[x].wrapping_add(next[x] as u32).wrapping_sub(first[x] as u32);
             }
         },
     );
 }
 
-/// Pixels of a side of a tile that is turned at once.
+/// Side in pixels of a tile that is transposed at once.
 const TILE: usize = 8;
 
-/// Turns columns to rows.
+/// Transposes a plane.
 fn transpose(from: &[u8], to: &mut [u8], side: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = avx2() {
@@ -158,7 +158,7 @@ fn transpose_by(turned: impl Fn([[u8; TILE]; TILE]) -> [[u8; TILE]; TILE], from:
     }
 }
 
-/// A tile by instructions that interleave bytes, pairs and fours of them.
+/// Transposes a tile by instructions that interleave bytes, then pairs of bytes, then groups of four.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn turned(simd: V3, tile: [[u8; TILE]; TILE]) -> [[u8; TILE]; TILE] {

@@ -13,7 +13,8 @@ fn luma(r: u8, g: u8, b: u8) -> u8 {
 #[inline(always)]
 fn blend(a: u8, b: u8, factor: f32) -> u8 {
     let value = (a as f32 + factor * (b as f32 - a as f32)).clamp(0.0, 255.0);
-    // SAFETY: the value is finite and fits; a checked cast would keep the loops from becoming vector code.
+    // SAFETY: `to_int_unchecked` needs a finite value in the range of i32. The value is clamped to 0..=255, and it is finite
+    // because `factor` is. A checked cast would keep the loops from being vectorised.
     unsafe { value.to_int_unchecked::<i32>() as u8 }
 }
 
@@ -22,7 +23,7 @@ pub(super) fn brightness(planes: &mut Planes, factor: f32) {
     blend_from(&mut planes.bytes, 0, factor);
 }
 
-/// Every byte from `a` towards itself or beyond.
+/// Blends every byte with `a`: from `a` towards the byte's own value, or beyond it.
 fn blend_from(bytes: &mut [u8], a: u8, factor: f32) {
     vectorized(
         #[inline(always)]
@@ -34,7 +35,7 @@ fn blend_from(bytes: &mut [u8], a: u8, factor: f32) {
     );
 }
 
-/// `ImageEnhance.Contrast(…).enhance(factor)`: away from the mean luma, rounded.
+/// `ImageEnhance.Contrast(…).enhance(factor)`: blends with the rounded mean luma of the image.
 pub(super) fn contrast(planes: &mut Planes, factor: f32) {
     let [r, g, b] = planes.split();
     let sum = vectorized(
@@ -52,7 +53,7 @@ pub(super) fn contrast(planes: &mut Planes, factor: f32) {
     blend_from(&mut planes.bytes, mean, factor);
 }
 
-/// `ImageEnhance.Color(…).enhance(factor)`: away from each pixel's luma.
+/// `ImageEnhance.Color(…).enhance(factor)`: blends each pixel with its luma.
 pub(super) fn saturation(planes: &mut Planes, factor: f32) {
     vectorized(
         #[inline(always)]
@@ -66,7 +67,7 @@ pub(super) fn saturation(planes: &mut Planes, factor: f32) {
     );
 }
 
-/// `convert("L")` in all three planes.
+/// `convert("L")`, written to all three planes.
 pub(super) fn grayscale(planes: &mut Planes) {
     vectorized(
         #[inline(always)]
@@ -80,7 +81,7 @@ pub(super) fn grayscale(planes: &mut Planes) {
     );
 }
 
-/// `ImageOps.solarize`: bytes from `threshold` on are inverted.
+/// `ImageOps.solarize`: bytes at or above `threshold` are inverted.
 pub(super) fn solarize(planes: &mut Planes, threshold: u8) {
     vectorized(
         #[inline(always)]

@@ -1,4 +1,4 @@
-//! The `augmentations:` section of a spec: what each view goes through, in torchvision's order and meaning.
+//! The `augmentations:` section of a spec: the steps of each view, in torchvision's order and with its semantics.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,14 +30,14 @@ pub struct AugmentationsConfig {
 }
 
 impl AugmentationsConfig {
-    /// What training reads of it.
+    /// The part of the section that training reads.
     pub fn of_training(&self) -> TrainingSection<'_> {
         let (view1, view2, local_crops) = (&self.view1, &self.view2, self.local_crops.as_ref());
         let usual = EvalTransformConfig::default();
         TrainingSection { size: self.size, mean: self.mean, std: self.std, view1, view2, local_crops, eval: usual }
     }
 
-    /// What evaluation reads of it.
+    /// The part of the section that evaluation reads.
     pub fn of_evaluation(&self) -> EvalSection {
         EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval }
     }
@@ -53,12 +53,12 @@ pub struct TrainingSection<'a> {
     pub view2: &'a ViewConfig,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_crops: Option<&'a LocalCropsConfig>,
-    // The defaults, whatever the spec says: its evaluation must not change a training.
+    // Always the defaults: the spec's settings for evaluation must not change a training.
     eval: EvalTransformConfig,
 }
 
 impl TrainingSection<'_> {
-    /// How scores during training see an image.
+    /// How images are transformed for scores during training.
     pub fn of_scores(&self) -> EvalSection {
         EvalSection { size: self.size, mean: self.mean, std: self.std, eval: self.eval }
     }

@@ -1,4 +1,4 @@
-//! `torchvision.transforms.RandomResizedCrop`: which part of an image a view shows.
+//! `torchvision.transforms.RandomResizedCrop`: chooses the part of an image that a view shows.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use super::RandomResizedCropConfig;
 use crate::dataset::CropBox;
 
-/// Draws a box of random area and aspect ratio; after ten misses, the largest centred box whose ratio is allowed.
+/// Draws a box of random area and aspect ratio. If ten draws do not fit, returns the largest centred box with an allowed ratio.
 pub(super) fn random_crop(
     config: &RandomResizedCropConfig,
     width: u32,
@@ -35,7 +35,7 @@ pub(super) fn random_crop(
     CropBox { left: (width - cw) / 2, top: (height - ch) / 2, width: cw, height: ch }
 }
 
-/// A number from a range; the range may be a point.
+/// A uniform number from a range, which may be a single point.
 pub(super) fn uniform(random: &mut ChaCha8Rng, [low, high]: [f64; 2]) -> f64 {
     low + (high - low) * random.random::<f64>()
 }

@@ -1,5 +1,5 @@
-//! Augmentation on a GPU: images are decoded and their views drawn on the CPU, by the code that draws the CPU's own; the
-//! device resizes, changes and normalises. A view has the very bytes that the CPU gives it.
+//! Augmentation on a GPU. The CPU decodes the images and draws their views, with the same code as for its own views. The device
+//! resizes, changes and normalises. The views are bit-identical to those of the CPU.
 
 use rayon::prelude::*;
 
@@ -18,29 +18,29 @@ use crate::{
 const KERNELS: &[&str] = &["resize_first", "augment"];
 const TEXT: &str = concat!(include_str!("../../ops/cuda/storage.cuh"), include_str!("augment.cu"));
 
-/// The kernels, once per storage of the views.
+/// The kernels, compiled once per storage type of the views.
 pub static SOURCES: [Source; 3] = [
     Source { name: "augment_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
     Source { name: "augment_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
     Source { name: "augment_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Bytes of the device's memory that the images of one pass take up, if they are more than one.
+/// The most bytes of device memory for the images of one pass. A single image may need more.
 const PASS_BYTES: usize = 256 << 20;
-/// Blocks per image of the first kernel.
+/// Blocks per image of the kernel `resize_first`.
 const BLOCKS: usize = 16;
 
-/// What views show of an image, and what each makes of it.
+/// The part of an image that its views show, and the drawn values of each view.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// Interleaved RGB rows of the smallest box around the views' parts.
+    /// Interleaved RGB rows of the smallest box around the parts of all views.
     pixels: Vec<u8>,
     around: CropBox,
     views: Vec<Drawn>,
 }
 
 impl Piece {
-    /// Of an image that holds all that its views show.
+    /// Copies the box `around` out of `image`, which must contain it.
     pub fn new(image: &Part, views: Vec<Drawn>, around: CropBox) -> Piece {
         let (rows, stride) = image.rows(around);
         let row = |y: usize| &rows[stride * y..][..3 * around.width as usize];
@@ -48,7 +48,7 @@ impl Piece {
         Piece { pixels, around, views }
     }
 
-    /// Bytes that it takes up on the device, with what is made of it there.
+    /// Bytes that the piece takes on the device, including the working memory of its largest view.
     fn bytes(&self, pipelines: &[Pipeline]) -> usize {
         let view = |(view, pipeline): (&Drawn, &Pipeline)| {
             let side = pipeline.size as usize;
@@ -58,7 +58,7 @@ impl Piece {
     }
 }
 
-/// Bytes of a part that is resized along the first of its axes.
+/// Bytes of a part after it has been resized along the first of its axes.
 fn resized_first(part: CropBox, side: u32) -> usize {
     let other = if columns_first(part, (side, side)) { part.width } else { part.height };
     3 * side as usize * other as usize
@@ -80,21 +80,21 @@ struct Pass {
     views: Vec<Views>,
 }
 
-/// One view of each of them, as the kernels read it.
+/// One view of each image of a pass, in the form that the kernels read.
 #[derive(Clone, Debug, Default)]
 struct Views {
     /// `View`s of augment.cu.
     records: Vec<u32>,
-    /// Where each image's piece begins, and where what the first pass makes of it does.
+    /// Per image, where its piece starts, and where its result of `resize_first` starts.
     places: Vec<u64>,
     /// Weights of columns and rows.
     weights: Vec<i32>,
-    /// Bytes that the first pass makes of all.
+    /// Bytes that `resize_first` writes for all images.
     resized: usize,
 }
 
 impl Pieces {
-    /// Of images whose views were drawn for `pipelines`.
+    /// Packs images, whose views were drawn for `pipelines`, into passes.
     pub fn new(pipelines: &[Pipeline], pieces: &[Piece]) -> Pieces {
         let mut passes: Vec<&[Piece]> = Vec::new();
         let mut rest = pieces;
@@ -113,7 +113,7 @@ impl Pieces {
         Pieces { images: pieces.len(), pipelines: pipelines.to_vec(), passes }
     }
 
-    /// How many images they are of.
+    /// Number of images.
     pub fn count(&self) -> usize {
         self.images
     }
@@ -123,7 +123,7 @@ impl Pieces {
         self.pipelines.iter().map(|pipeline| pipeline.size as usize)
     }
 
-    /// A tensor [images, size, size, 3] on the device for each pipeline: the normalised views.
+    /// Runs the pipelines. Returns one tensor [images, size, size, 3] on the device per pipeline: the normalised views.
     ///
     /// # Errors
     /// When the device fails.
@@ -169,7 +169,7 @@ impl Pass {
 }
 
 impl Views {
-    /// Adds the view of an image whose piece, `around`, begins at `start`.
+    /// Adds the view of an image whose piece covers the box `around` and starts at `start`.
     fn push(&mut self, view: &Drawn, around: CropBox, start: u64, side: u32) {
         let part = view.part;
         let (down, along) = (Filters::new(part.height, side), Filters::new(part.width, side));
@@ -219,12 +219,14 @@ impl Views {
         let (views, side_arg) = ([records.arg(), places.arg(), weights.arg()], Arg::count(side));
         let resized = gpu.take(Kind::U8, self.resized)?;
         let args = [&views[..], &[pixels.arg(), side_arg, resized.arg()]].concat();
-        // SAFETY: records, places and weights are of these images, and the places lie within pixels and resized parts.
+        // SAFETY: `Pass::new` built records, places and weights for exactly these `images`, so the places lie within `pixels` and
+        // `resized`, and the indices of weights lie within `weights`.
         unsafe { gpu.launch(source, "resize_first", [images, BLOCKS, 1], &args) }?;
         let values = images * 3 * side * side;
         let (bytes, other) = (gpu.take(Kind::U8, values)?, gpu.take(Kind::U8, values)?);
         let rest = [resized.arg(), side_arg, normalised.arg(), bytes.arg(), other.arg(), out.arg(scalar, values)];
-        // SAFETY: the same, and every image has its pixels in the results.
+        // SAFETY: as above; `bytes`, `other` and `out` hold `values` elements, which is `side` x `side` pixels per image, and
+        // `normalised` has 3 x 256 values.
         unsafe { gpu.launch(source, "augment", [images, 1, 1], &[&views[..], &rest].concat()) }
     }
 }
@@ -269,7 +271,7 @@ mod tests {
         stream(3, Purpose::Augment, 1, sample as u64, view as u32)
     }
 
-    /// The views of all pictures by the CPU, one tensor per pipeline.
+    /// The CPU's views of all pictures, one tensor per pipeline.
     fn expected(pictures: &[RgbImage], pipelines: &[Pipeline]) -> Vec<Vec<f32>> {
         let view = |(v, pipeline): (usize, &Pipeline)| {
             let len = 3 * (pipeline.size as usize).pow(2);
@@ -291,7 +293,7 @@ mod tests {
         pictures.iter().enumerate().map(piece).collect()
     }
 
-    /// The device's views of all pictures have the CPU's very bits.
+    /// Asserts that the device's views of all pictures are bit-identical to the CPU's.
     fn same(pictures: &[RgbImage], pipelines: &[Pipeline]) {
         let expected = expected(pictures, pipelines);
         let pieces = Pieces::new(pipelines, &pieces(pictures, pipelines));
@@ -309,7 +311,7 @@ mod tests {
         });
     }
 
-    /// One operation at a time, on every picture; the probability of the others is 0.
+    /// Runs one operation at a time on every picture, without the others.
     #[test]
     fn every_operation_gives_the_cpus_bytes() {
         let jitter = |name: &str, strength: f32| {
@@ -353,7 +355,7 @@ mod tests {
         same(&pictures, &pipelines(24, [&view, &view]));
     }
 
-    /// All colours, or nearly: every eighth value of each channel and its neighbours.
+    /// A grid of 49 x 49 x 49 colours: in each channel, every 16th value and the two after it, and 255.
     #[test]
     fn every_colour_is_shifted_as_on_the_cpu() {
         let colours: Vec<u8> = (0..=255).filter(|v| v % 16 < 3 || *v == 255).collect();

@@ -1,4 +1,4 @@
-//! How evaluation sees an image: resized so that the shorter side fits, then the centre.
+//! The evaluation transform: resizes an image's shorter side, then cuts out the centre.
 
 use super::{EvalSection, normalize::Normalize, resize::Target, scratch::with_scratch};
 use crate::dataset::{CropBox, Part};
@@ -12,8 +12,8 @@ pub struct EvalTransform {
 }
 
 impl EvalTransform {
-    /// Up to 64 pixels the images are taken to be of the network's size; above, ImageNet's margin (256 for 224) is kept.
-    /// A shorter side below `size` is raised to it: there is no padding.
+    /// The default of `resize` is `size` up to 64 pixels, since such images are assumed to have the network's size already;
+    /// above, it keeps ImageNet's margin (256 for 224). A `resize` below `size` is raised to it, since there is no padding.
     pub fn new(config: &EvalSection) -> EvalTransform {
         let usual = if config.size <= 64 { config.size } else { config.size * 256 / 224 };
         let resize = config.eval.resize.unwrap_or(usual).max(config.size);
@@ -25,14 +25,14 @@ impl EvalTransform {
         self.resize
     }
 
-    /// The part of an image of this size that its view is made of.
+    /// The part of an image of this size that the transform reads.
     pub fn reads(&self, size: (u32, u32)) -> CropBox {
         self.target(size).reads(CropBox::whole(size))
     }
 
     /// Writes the centre of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
     ///
-    /// Panics when `out` has another length or the image lacks what is read.
+    /// Panics when `out` has another length, or the image lacks a pixel that is read.
     pub fn apply(&self, image: &Part, out: &mut [f32]) {
         let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
@@ -43,7 +43,7 @@ impl EvalTransform {
         });
     }
 
-    /// The centre of an image of this size.
+    /// The size that an image of this size is resized to, and the centre box of it.
     fn target(&self, (width, height): (u32, u32)) -> Target {
         let (width, height) = self.resized(width, height);
         // Python's `round`: halves go to the even number.

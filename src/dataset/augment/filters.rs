@@ -4,19 +4,19 @@ use std::ops::Range;
 
 use crate::dataset::CropBox;
 
-/// Bits of a weight's fraction: 8 bits of a sample and 2 for sums beyond it leave as many of 32.
+/// Bits of a weight's fraction. Of 32 bits, 8 are for the sample and 2 for sums that overshoot, which leaves 22.
 pub(super) const BITS: u32 = 22;
 
-/// Whether columns are resized before rows, as Pillow does since version 13 where that is less work: the order shows in the
-/// bytes that are rounded between.
+/// Whether columns are resized before rows. Pillow does so since version 13 if it is less work. The order affects the result,
+/// because bytes are rounded between the two passes.
 pub(super) fn columns_first(part: CropBox, (width, height): (u32, u32)) -> bool {
     let shrinks_by = |from: u32, to: u32| i64::from(from) - i64::from(to);
     let (across, down) = (shrinks_by(part.width, width), shrinks_by(part.height, height));
     down > 0 && down > 2 * across
 }
 
-/// Resizing of an axis: for each target pixel its first source pixel, how many there are, and their weights, of which there
-/// is room for `window`.
+/// Weights that resize one axis: for each target pixel its first source pixel, the number of its source pixels, and their
+/// weights, padded to `window` entries.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Filters {
     pub window: usize,
@@ -25,10 +25,10 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// From `from` to `to` pixels; pixels beyond the ends have no share.
+    /// Weights to resize an axis from `from` to `to` pixels. Pixels beyond the ends have no weight.
     pub fn new(from: u32, to: u32) -> Filters {
         let scale = f64::from(from) / f64::from(to);
-        // The triangle is as wide as a target pixel, and no narrower than a source pixel.
+        // The triangle's half-width is one target pixel, but at least one source pixel.
         let radius = scale.max(1.0);
         let window = radius.ceil() as usize * 2 + 1;
         let mut values = Vec::with_capacity(to as usize * (2 + window));
@@ -36,7 +36,7 @@ impl Filters {
         for i in 0..to {
             let first = weigh((f64::from(i) + 0.5) * scale, radius, from, &mut weights);
             values.extend([first as i32, weights.len() as i32]);
-            // Half is added to what is never negative, and the fraction dropped.
+            // Weights are never negative, so adding a half and dropping the fraction rounds them.
             values.extend(weights.iter().map(|w| (w * f64::from(1u32 << BITS) + 0.5) as i32));
             values.resize((i as usize + 1) * (2 + window), 0);
         }
@@ -48,7 +48,8 @@ impl Filters {
         self.values.len() / (2 + self.window)
     }
 
-    /// Leaves these target pixels alone, and counts source pixels from the first that they have a share in; returns those.
+    /// Keeps only these target pixels, and counts source pixels from the first one that they read. Returns the range of source
+    /// pixels that they read.
     pub fn only(&mut self, pixels: Range<u32>) -> Range<u32> {
         let entry = 2 + self.window;
         self.values.truncate(entry * pixels.end as usize);
@@ -65,9 +66,9 @@ impl Filters {
     }
 }
 
-/// The first source pixel around `centre`, and into `weights` those from it on, which add up to 1.
+/// Returns the first source pixel around `centre`, and writes the weights from that pixel on to `weights`. They add up to 1.
 ///
-/// The order of the operations is Pillow's: another one rounds to other weights.
+/// The order of the operations is Pillow's; another order would round to other weights.
 fn weigh(centre: f64, radius: f64, from: u32, weights: &mut Vec<f64>) -> u32 {
     let first = (centre - radius + 0.5).max(0.0) as u32;
     let end = ((centre + radius + 0.5) as u32).min(from);
@@ -76,7 +77,7 @@ fn weigh(centre: f64, radius: f64, from: u32, weights: &mut Vec<f64>) -> u32 {
     weights.extend((first..end).map(|x| (1.0 - ((f64::from(x) - centre + 0.5) * per_pixel).abs()).max(0.0)));
     let total: f64 = weights.iter().sum();
     weights.iter_mut().for_each(|w| *w /= total);
-    // What counts for nothing need not be read.
+    // Source pixels with weight 0 at the end need not be read.
     while weights.len() > 1 && weights.last() == Some(&0.0) {
         weights.pop();
     }

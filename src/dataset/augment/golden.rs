@@ -1,4 +1,4 @@
-//! Every deterministic step against Pillow's own output (tests/golden/augment/make_fixtures.py).
+//! Compares every deterministic step with Pillow's own output (tests/golden/augment/make_fixtures.py).
 
 use image::{RgbImage, imageops};
 use safetensors::SafeTensors;
@@ -36,7 +36,7 @@ fn cases(operation: &str) -> Vec<(Vec<f64>, RgbImage)> {
     cases
 }
 
-/// Largest difference and its cases must stay within `tolerance`.
+/// Asserts that no byte differs by more than `tolerance`; the message says how many bytes differ.
 fn check(what: &str, arguments: &[f64], found: &[u8], expected: &[u8], tolerance: u8) {
     assert_eq!(found.len(), expected.len());
     let most = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
@@ -85,13 +85,13 @@ fn cropping_and_resizing_equal_pillow() {
         let [left, top, width, height, to_width, to_height] = arguments[..] else { panic!("{arguments:?}") };
         let mut out = Planes::default();
         let part = CropBox { left, top, width, height };
-        // Buffers that served a larger part before give the same.
+        // Buffers that held a larger part before must not change the result.
         let mut resizer = Resizer::default();
         for size in [(67, 59), (to_width, to_height)] {
             resizer.crop_resize(&image, part, Target::whole(size.0, size.1), &mut out);
         }
         check("resize", &[left, top, width, height].map(f64::from), &out.interleaved(), &expected, 0);
-        // Boxes of it are cut out of the same.
+        // A box of the result must equal the same box cut out of the whole result.
         let shown = CropBox { left: to_width / 3, top: to_height / 2, width: to_width.div_ceil(3), height: 1 };
         let target = Target { size: (to_width, to_height), shown };
         resizer.crop_resize(&image, part, target, &mut out);

@@ -18,15 +18,15 @@ pub(super) fn hue(planes: &mut Planes, turns: f64) {
     );
 }
 
-/// What is added to an 8-bit hue: towards zero, then modulo 256, as NumPy casts it.
+/// The number to add to an 8-bit hue: rounded towards zero, then modulo 256, as NumPy casts it.
 pub(super) fn shift(turns: f64) -> u8 {
     (turns * 255.0) as i32 as u8
 }
 
-/// Pillow's `rgb2hsv`, which rounds down. Of its divisions by the range of the channels one is left: the distances of the largest
-/// and the smallest channel to the largest are 0 and 1.
+/// Pillow's `rgb2hsv`, which rounds down. Pillow divides the distance of each channel from the largest one by the range of the
+/// channels. Only the middle channel needs that division: for the largest and the smallest channel the results are 0 and 1.
 ///
-/// No branches, so that the loop becomes vector code; for grey, whose hue is 0, the divisors are kept from 0.
+/// The code has no branches, so that the loop is vectorised. Grey has hue 0; `max` keeps its divisors from being 0.
 #[inline(always)]
 fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let (most, least) = (r.max(g).max(b), r.min(g).min(b));
@@ -34,7 +34,7 @@ fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let range = (most - least) as f32;
     let saturation = range / most.max(1) as f32;
     let part = (most - middle) as f32 / range.max(1.0);
-    // Where the sixth of the circle begins, and its direction: from the largest channel and the smallest.
+    // The start of the sixth of the hue circle and its direction follow from the largest and the smallest channel.
     let (red, green) = (r == most, g == most);
     let least_is_blue = b == least;
     let by_red = if least_is_blue { 1.0 } else { -1.0 };
@@ -45,19 +45,20 @@ fn to_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
     let start: f32 = if range == 0.0 { 0.0 } else { start };
     let forwards = if green { least_is_blue } else { r == least };
     let forwards = if red { !least_is_blue } else { forwards };
-    // Pillow computes in double precision from here on; divided and not multiplied, single precision comes to the same bytes.
+    // Pillow computes in double precision from here on. With a division, and not a multiplication by 1/6, single precision yields
+    // the same bytes.
     let turns = (start + if forwards { part } else { -part }) / 6.0;
     let hue = if turns < 0.0 { turns + 1.0 } else { turns };
     (byte(hue * 255.0), byte(saturation * 255.0), most)
 }
 
-/// Pillow's `hsv2rgb`: each channel is the value less a share of the saturation, which rises and falls around the circle.
+/// Pillow's `hsv2rgb`: each channel is the value less a share of the saturation. The share rises and falls around the hue circle.
 #[inline(always)]
 fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
     const SIXTH: i32 = 255;
     let sixfold = h as i32 * 6;
     let (saturation, value) = (s as f32 * (1.0 / 255.0), v as f32);
-    // In sixths of the circle from this one on.
+    // The hue's distance behind a sixth of the circle, in sixths.
     let after = |sixth: i32| (sixfold - SIXTH * sixth) as f32 * (1.0 / 255.0);
     let channel = |share: f32| byte(value * (1.0 - saturation * share.clamp(0.0, 1.0)) + 0.5);
     let red = channel(after(1).min(1.0 - after(4)));
@@ -66,11 +67,12 @@ fn to_rgb(h: u8, s: u8, v: u8) -> (u8, u8, u8) {
     (red, green, blue)
 }
 
-/// Drops the fraction of a value from 0 to below 256.
+/// Drops the fraction of a value in 0..256.
 #[inline(always)]
 fn byte(value: f32) -> u8 {
     debug_assert!((0.0..256.0).contains(&value));
-    // SAFETY: the value is finite and fits; a checked cast would keep the loop from becoming vector code.
+    // SAFETY: `to_int_unchecked` needs a finite value in the range of i32. Callers pass finite values in 0..256, which debug
+    // builds assert. A checked cast would keep the loop from being vectorised.
     unsafe { value.to_int_unchecked::<i32>() as u8 }
 }
 
@@ -78,7 +80,7 @@ fn byte(value: f32) -> u8 {
 mod tests {
     use super::*;
 
-    /// Pillow's `rgb2hsv` in its own arithmetic: single precision, where it adds constants double.
+    /// Pillow's `rgb2hsv` in its own arithmetic: single precision, but double precision where constants are added.
     fn pillow_hsv(r: u8, g: u8, b: u8) -> (u8, u8, u8) {
         let (most, least) = (r.max(g).max(b), r.min(g).min(b));
         if most == least {

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{ColorJitterConfig, color, crop::uniform, hue::hue, planes::Planes};
 
-/// A drawn change.
+/// One change of colour with its drawn strength.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Change {
     Brightness(f64),
@@ -14,7 +14,7 @@ pub(super) enum Change {
     Hue(f64),
 }
 
-/// Draws the changes in their order; None for what the configuration leaves alone.
+/// Draws the strengths of the changes, and their order. None stands for a change that the configuration turns off.
 pub(super) fn draw(config: &ColorJitterConfig, random: &mut ChaCha8Rng) -> [Option<Change>; 4] {
     let mut factor = |strength: f32| {
         let strength = strength as f64;

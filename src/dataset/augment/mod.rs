@@ -1,7 +1,7 @@
 //! Augmentation of one view of one image, with torchvision's semantics.
 //!
-//! Steps work on 8-bit planes and round where Pillow rounds. Random numbers come from the caller's stream alone, so a
-//! view is the same whatever the thread and the order.
+//! Steps work on 8-bit planes and round where Pillow rounds. All random numbers come from the caller's stream, so a view does not
+//! depend on the thread or on the order of views.
 
 mod blur;
 mod color;

@@ -1,8 +1,8 @@
-//! Planes of bytes to the encoder's input: `(x / 255 - mean) / std`, height x width x channel.
+//! Converts planes of bytes to the encoder's input: `(x / 255 - mean) / std`, height x width x channel.
 
 use super::planes::Planes;
 
-/// What each byte of each channel becomes.
+/// A table of the normalised value of each byte of each channel.
 #[derive(Clone, Debug)]
 pub(super) struct Normalize([[f32; 256]; 3]);
 
@@ -12,7 +12,7 @@ impl Normalize {
         Normalize(std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))))
     }
 
-    /// The values of red's 256 bytes, then green's and blue's.
+    /// The values for the 256 bytes of red, then of green, then of blue.
     pub fn values(&self) -> &[f32] {
         self.0.as_flattened()
     }

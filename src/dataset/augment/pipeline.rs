@@ -1,4 +1,4 @@
-//! One view: the steps of a [`ViewConfig`] in their order.
+//! Makes one view: draws and runs the steps of a [`ViewConfig`] in their order.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -29,8 +29,8 @@ impl Pipeline {
         Pipeline { view: view.clone(), size, normalize: Normalize::new(mean, std) }
     }
 
-    /// Draws all that is random of a view of an image of `width` x `height` pixels, in an order of its own, which is part of
-    /// what a seed means.
+    /// Draws all random values of a view of an image of `width` x `height` pixels. The order of the draws is fixed: changing it
+    /// would change what a seed produces.
     pub fn draw(&self, (width, height): (u32, u32), random: &mut ChaCha8Rng) -> Drawn {
         let view = &self.view;
         let part = random_crop(&view.random_resized_crop, width, height, random);
@@ -44,10 +44,10 @@ impl Pipeline {
         Drawn { part, changes, grayscale, sigma, threshold, mirrored }
     }
 
-    /// Writes a view that was drawn of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
+    /// Writes a drawn view of `image` to `out`: `size * size * 3` values, height x width x channel, normalised.
     ///
     /// # Panics
-    /// When `out` has another length or the image lacks the view's part.
+    /// When `out` has another length, or the image lacks the part that the view shows.
     pub fn make(&self, drawn: &Drawn, image: &Part, out: &mut [f32]) {
         let side = self.size as usize;
         assert_eq!(out.len(), 3 * side * side, "length of the output");
@@ -71,7 +71,7 @@ impl Pipeline {
     }
 }
 
-/// What was drawn for one view of one image; steps run in this order.
+/// The values drawn for one view of one image. Steps run in the order of these fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
     /// The part of the image that the view shows.
@@ -85,7 +85,8 @@ pub struct Drawn {
     pub(super) mirrored: bool,
 }
 
-/// Draws a view per pipeline from the stream of the same place, and the box around what they show.
+/// Draws one view per pipeline, and returns the views with the smallest box around their parts. `random` returns the stream of
+/// the view with this index.
 pub fn draw_all<'a>(
     pipelines: impl Iterator<Item = &'a Pipeline>,
     size: (u32, u32),
@@ -112,7 +113,8 @@ mod tests {
     };
     use serde_json::{Value, json};
 
-    /// The whole of a square image goes through `steps`; mean 0 and deviation 1, so that values are bytes over 255.
+    /// A pipeline that shows the whole of a square image and then runs `steps`. Mean 0 and deviation 1 keep the values at bytes /
+    /// 255.
     fn pipeline(mut steps: Value) -> Pipeline {
         steps["random_resized_crop"] = json!({ "scale": [1.0, 1.0], "ratio": [1.0, 1.0] });
         let config = json!({ "size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "view1": steps, "view2": steps });
@@ -147,13 +149,13 @@ mod tests {
         let pipeline = pipeline(steps);
         let first = view(&pipeline, 7);
         assert_ne!(first, view(&pipeline, 8));
-        // Whatever the thread and its buffers did before.
+        // The thread and the previous content of its buffers make no difference.
         let elsewhere = std::thread::scope(|scope| scope.spawn(|| view(&pipeline, 7)).join().unwrap());
         assert_eq!(first, elsewhere);
         assert_eq!(first, view(&pipeline, 7));
     }
 
-    /// How often a step with this probability changes the image, and that it does what its name says.
+    /// The share of views that a step with this probability changes. Asserts that each changed view is right.
     fn rate(steps: Value, is_right: impl Fn(&[f32]) -> bool) -> f64 {
         let (pipeline, plain) = (pipeline(steps), view(&pipeline(json!({})), 0));
         let changed: Vec<_> = (0..4000).map(|i| view(&pipeline, i)).filter(|v| *v != plain).collect();
@@ -164,7 +166,7 @@ mod tests {
     #[test]
     fn steps_happen_as_often_as_their_probability_says() {
         let (grey, byte) = (|v: &[f32]| v.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]), |b: u8| b as f32 / 255.0);
-        // 4000 draws: four standard deviations are 0.032 at most.
+        // With 4000 draws, four standard deviations are at most 0.032.
         let near = |rate: f64, p: f64| assert!((rate - p).abs() < 0.032, "{rate} for {p}");
         near(rate(json!({ "grayscale": { "p": 0.2 } }), grey), 0.2);
         near(rate(json!({ "horizontal_flip": { "p": 0.5 } }), |v| v[0] == byte(240) && v[45] == 0.0), 0.5);

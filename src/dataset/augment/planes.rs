@@ -1,6 +1,6 @@
-//! The working image of a thread: three planes of bytes.
+//! A thread's working image as three planes of bytes.
 
-/// What a blur works in.
+/// Working memory of a blur.
 #[derive(Default)]
 pub(super) struct BlurBuffers {
     pub turned: Vec<u8>,
@@ -8,22 +8,22 @@ pub(super) struct BlurBuffers {
     pub sums: Vec<u32>,
 }
 
-/// An RGB image, plane by plane: the loops over it need no shuffling of bytes.
+/// An RGB image, plane by plane, so that loops over it need not rearrange bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Planes {
     pub width: usize,
-    /// Red, green, blue: as many bytes each, rows from the top.
+    /// The planes red, green and blue, of equal length; rows from the top.
     pub bytes: Vec<u8>,
 }
 
 impl Planes {
-    /// Makes room for `width` x `height` pixels, of any colour.
+    /// Changes the size to `width` x `height` pixels, whose colours are unspecified.
     pub fn resize(&mut self, width: usize, height: usize) {
         self.width = width;
         self.bytes.resize(3 * width * height, 0);
     }
 
-    /// Pixels side by side, as image files have them.
+    /// The pixels as interleaved RGB bytes.
     pub fn interleaved(&self) -> Vec<u8> {
         let [red, green, blue] = self.split();
         red.iter().zip(green).zip(blue).flat_map(|((&r, &g), &b)| [r, g, b]).collect()

@@ -1,4 +1,4 @@
-//! Bilinear resizing with antialiasing: the bytes of Pillow's `Image.resize(…, BILINEAR)` of a crop.
+//! Bilinear resizing with antialiasing. The bytes equal those of Pillow's `Image.resize(…, BILINEAR)` of a crop.
 
 #[cfg(target_arch = "x86_64")]
 use pulp::{bytemuck::cast, x86::V3};
@@ -17,16 +17,16 @@ use crate::{
 /// Bytes of a row that are mixed at once.
 const CHUNK: usize = 64;
 
-/// Resizes parts of images, with buffers that grow to the largest and stay.
+/// Resizes parts of images. Its buffers grow to the largest size needed and are kept.
 #[derive(Default)]
 pub(super) struct Resizer {
-    /// What the first of the two passes makes.
+    /// The result of the first of the two passes.
     between: Vec<u8>,
     #[cfg(target_arch = "x86_64")]
     fours: Fours,
 }
 
-/// What a part is resized to, and the box of it that is wanted.
+/// The size that a part is resized to, and the box of the result that is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     pub size: (u32, u32),
@@ -34,12 +34,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// All of `width` x `height` pixels.
+    /// A target that wants all of `width` x `height` pixels.
     pub fn whole(width: u32, height: u32) -> Target {
         Target { size: (width, height), shown: CropBox::whole((width, height)) }
     }
 
-    /// Weights of columns and rows, and the box of a part of an image that they read.
+    /// The weights for columns and rows, and the box of the image that they read.
     fn filters(self, part: CropBox) -> ([Filters; 2], CropBox) {
         let Target { size: (width, height), shown } = self;
         let (mut across, mut down) = (Filters::new(part.width, width), Filters::new(part.height, height));
@@ -49,7 +49,7 @@ impl Target {
         ([across, down], CropBox { left, top, width: columns.len() as u32, height: rows.len() as u32 })
     }
 
-    /// The box of a part of an image that is read for it.
+    /// The box of the image that is read to resize a part of it.
     pub fn reads(self, part: CropBox) -> CropBox {
         self.filters(part).1
     }
@@ -58,11 +58,11 @@ impl Target {
 /// Rows of bytes.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
-    /// From the first row's first byte on.
+    /// Starts at the first byte of the first row.
     bytes: &'a [u8],
     /// Bytes from row to row.
     stride: usize,
-    /// Bytes of a row.
+    /// Bytes used of a row.
     length: usize,
 }
 
@@ -74,7 +74,8 @@ impl<'a> Rows<'a> {
 }
 
 impl Resizer {
-    /// Resizes a part of `image` into `planes`. Pixels beyond the box have no share in the result: torchvision crops first.
+    /// Resizes a part of `image` into `planes`. Pixels outside the part have no influence on the result, since torchvision crops
+    /// first.
     pub fn crop_resize(&mut self, image: &Part, part: CropBox, target: Target, planes: &mut Planes) {
         let ([across, down], read) = target.filters(part);
         let (bytes, stride) = image.rows(read);
@@ -102,7 +103,8 @@ impl Resizer {
         }
     }
 
-    /// Interleaved pixels at their new width, plane by plane; there are as many rows as the planes have.
+    /// Resizes rows of interleaved pixels to their new width, and splits them into planes. `source` must have as many rows as the
+    /// planes.
     fn resize_rows(&mut self, source: Rows, filters: &Filters, out: [&mut [u8]; 3]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = avx2() {
@@ -116,13 +118,13 @@ impl Resizer {
 /// Added to a sum before its fraction is dropped.
 const HALF: i32 = 1 << (BITS - 1);
 
-/// A sum without its fraction. Weights that were rounded up may add up to more than 1.
+/// Drops the fraction of a sum and clamps it to a byte. Weights that were rounded up may add up to more than 1.
 #[inline(always)]
 fn round(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// As [`Resizer::resize_rows`], on any unit.
+/// Does the same as [`Resizer::resize_rows`], on any CPU.
 fn resize_rows(source: Rows, filters: &Filters, [red, green, blue]: [&mut [u8]; 3]) {
     let width = filters.len();
     let rows = red.chunks_exact_mut(width).zip(green.chunks_exact_mut(width)).zip(blue.chunks_exact_mut(width));
@@ -140,19 +142,19 @@ fn resize_rows(source: Rows, filters: &Filters, [red, green, blue]: [&mut [u8]; 
     }
 }
 
-/// Weights for four target pixels at a time, in pairs of source pixels: AVX2 multiplies and adds pairs of 16 bits, so that a
-/// weight is split in two.
+/// Weights for four target pixels at a time, in pairs of source pixels. AVX2 multiplies and adds pairs of 16-bit numbers, so each
+/// weight is split into two halves.
 #[cfg(target_arch = "x86_64")]
 #[derive(Default)]
 struct Fours {
-    /// Pairs of source pixels of every target pixel; weights of what is too much are 0.
+    /// Pairs of source pixels per target pixel, the same for all. Surplus source pixels have weight 0.
     pairs: usize,
-    /// Byte in a row at which each target pixel's source begins.
+    /// Byte offset in a row where each target pixel's source starts.
     starts: Vec<[u32; 4]>,
-    /// By four target pixels and pair of source pixels: upper and lower halves of the weights of the first and the third target
-    /// pixel, then of the second and the fourth.
+    /// Per four target pixels and pair of source pixels, four vectors: the upper and the lower halves of the weights of target
+    /// pixels 0 and 2, then those of target pixels 1 and 3.
     weights: Vec<[[i16; 16]; 4]>,
-    /// A row with room behind it.
+    /// Copy of a row, with padding behind it.
     row: Vec<u8>,
 }
 
@@ -199,7 +201,7 @@ impl Fours {
         );
     }
 
-    /// With `PAIRS` known to the compiler unless it is 0.
+    /// Resizes rows with `PAIRS` pairs per target pixel, a number that the compiler knows. With 0, `self.pairs` is read instead.
     #[inline(always)]
     fn resize_rows_by<const PAIRS: usize>(
         &mut self,
@@ -210,14 +212,14 @@ impl Fours {
     ) {
         let pairs = if PAIRS == 0 { self.pairs } else { PAIRS };
         let Fours { starts, weights, row: padded, .. } = self;
-        // Red of two pixels as a pair of 16 bits, then green, blue, and nothing.
+        // Spreads two pixels to pairs of 16-bit numbers: both reds, both greens, both blues, and zeros.
         const SPREAD: [i8; 16] = [0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1];
-        // Four pixels of four bytes to four reds, greens and blues.
+        // Regroups four pixels of four bytes into four reds, four greens and four blues.
         const PLANES: [i8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1];
         let (avx, avx2) = (simd.avx, simd.avx2);
         let spread = cast([SPREAD; 2]);
         let half = avx._mm256_set1_epi32(HALF);
-        // Beyond the last pair that counts others are read.
+        // The load of the last pair reads beyond the pixels that count, so this many bytes must follow.
         let room = 6 * pairs + Self::LOAD;
         for y in 0..red.len() / width {
             let mut row = &source.bytes[source.stride * y..];
@@ -263,8 +265,8 @@ impl Fours {
     }
 }
 
-/// Four pixels at the beginning of what is left of a plane. What is too much of them is overwritten by the next row, where there is
-/// one.
+/// Writes four pixels at the start of the rest of a plane. Surplus pixels at the end of a row are overwritten by the next row; at
+/// the end of the plane they are dropped.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn put(plane: &mut [u8], four: [u8; 4]) {
@@ -274,7 +276,7 @@ fn put(plane: &mut [u8], four: [u8; 4]) {
     }
 }
 
-/// Rows mixed to a new height, without gaps between them.
+/// Mixes rows to a new height. The rows of `out` have no gaps between them.
 fn resize_columns(source: Rows, filters: &Filters, out: &mut [u8]) {
     vectorized(
         #[inline(always)]
@@ -298,7 +300,7 @@ fn resize_columns(source: Rows, filters: &Filters, out: &mut [u8]) {
     );
 }
 
-/// Weighted sums of `N` bytes of every row from `first` on.
+/// Weighted sums of `N` bytes from byte `start` on, over the rows from `first` on, one row per weight.
 #[inline(always)]
 fn mix<const N: usize>(source: Rows, first: usize, weights: &[i32], start: usize) -> [u8; N] {
     let mut sums = [HALF; N];
@@ -314,7 +316,7 @@ fn mix<const N: usize>(source: Rows, first: usize, weights: &[i32], start: usize
     bytes
 }
 
-/// `width` x `height` interleaved RGB pixels of the whole of `image`, whatever its shape.
+/// Resizes the whole of `image` to `width` x `height` interleaved RGB pixels; its aspect ratio is not kept.
 pub fn shrink(image: &Part, width: u32, height: u32) -> Vec<u8> {
     let whole = CropBox::whole(image.size());
     let mut planes = Planes::default();

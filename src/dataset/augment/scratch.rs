@@ -1,4 +1,4 @@
-//! The buffers that the steps of a thread share.
+//! Buffers of a thread that all augmentation steps share.
 
 use std::cell::RefCell;
 
@@ -7,7 +7,7 @@ use super::{
     resize::Resizer,
 };
 
-/// Buffers that grow to the largest image a thread has seen and stay.
+/// Buffers that grow to the largest image that the thread has seen, and are kept.
 #[derive(Default)]
 pub(super) struct Scratch {
     pub resizer: Resizer,
@@ -19,7 +19,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Runs `work` with this thread's buffers. `work` must not call back here.
+/// Runs `work` with this thread's buffers. `work` must not call `with_scratch` again.
 pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(work)
 }

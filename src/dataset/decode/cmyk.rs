@@ -1,6 +1,6 @@
-//! Inks to colours.
+//! Converts CMYK to RGB.
 
-/// RGB of cyan, magenta and yellow over black, as Pillow converts them.
+/// RGB of cyan, magenta, yellow and black inks, converted as in Pillow.
 #[inline(always)]
 pub fn rgb(inks: [u8; 3], black: u8) -> [u8; 3] {
     let white = 255 - u32::from(black);

@@ -1,19 +1,19 @@
-//! GIF: the first frame as Pillow shows it.
+//! Decodes GIF: the first frame, as Pillow shows it.
 
 use std::{fmt, iter::repeat};
 
 use gif::{ColorOutput, DecodeOptions};
 use image::RgbImage;
 
-/// Pixels of the first frame. A frame that goes beyond the canvas makes it larger; where it does not reach, the canvas has the
-/// frame's transparent colour, or its first; colours beyond the palette are black.
+/// Decodes the first frame. A frame that extends beyond the canvas enlarges it. Pixels outside the frame get the frame's
+/// transparent colour, or colour 0 if it has none. Colours beyond the palette are black.
 ///
-/// Errors: a short reason for people; that of `check`, which is given width and height.
+/// Errors: a short reason for people, or an error of `check`, which is called with width and height.
 pub fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> Result<RgbImage, String> {
     let said = |error: &dyn fmt::Display| format!("GIF: {error}");
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
-    // The size is checked before memory is taken.
+    // `check` limits the size before memory is allocated.
     options.set_memory_limit(gif::MemoryLimit::Unlimited);
     let mut decoder = options.read_info(bytes).map_err(|error| said(&error))?;
     let frame = decoder.next_frame_info().map_err(|error| said(&error))?.ok_or_else(|| said(&"it holds no image"))?;
@@ -43,7 +43,7 @@ mod tests {
     const COLORS: [u8; 12] = [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120];
     const OWN: [u8; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13];
 
-    /// A canvas, and a frame of two colours at (1, 1) of it.
+    /// A GIF with a frame of two pixels at (1, 1) of a canvas.
     fn file(canvas: (u16, u16), own: bool, transparent: Option<u8>, indices: [u8; 2]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut encoder = Encoder::new(&mut bytes, canvas.0, canvas.1, &COLORS).unwrap();
@@ -55,7 +55,7 @@ mod tests {
         bytes
     }
 
-    /// Its size and colours, of which all but the frame's are alike.
+    /// The size of a GIF, its colour outside the frame (asserted to be uniform), and the two colours of the frame.
     fn seen(bytes: &[u8]) -> ((u32, u32), [u8; 3], [[u8; 3]; 2]) {
         let image = decode(bytes, |_, _| Ok(())).unwrap();
         let outside = image.get_pixel(0, 0).0;
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn what_a_frame_does_not_reach_is_as_in_pillow() {
-        // As Pillow 13 reads such files.
+        // The expected colours are those that Pillow 13 reads.
         let frame = [[40, 50, 60], [70, 80, 90]];
         assert_eq!(seen(&file((4, 3), false, None, [1, 2])), ((4, 3), [10, 20, 30], frame));
         assert_eq!(seen(&file((4, 3), false, Some(2), [1, 2])), ((4, 3), [70, 80, 90], frame));

@@ -1,26 +1,26 @@
-//! What a file is, by its first bytes: names lie.
+//! Recognises the kind of a file by its first bytes, since names can be wrong.
 
 use image::ImageFormat;
 
-/// Bytes from the beginning of a file that [`Kind::of`] needs to tell an image from anything else.
+/// Number of first bytes that [`Kind::of`] needs to tell an image from any other file.
 pub const HEAD: usize = 160;
 
 /// The formats that are decoded, for messages.
 pub const DECODED: &str = "JPEG, PNG, WebP, BMP, GIF, PNM or TIFF";
 
-/// What the bytes of a file are.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An image that is decoded.
     Image(ImageFormat),
     /// A picture of a format that is not decoded.
     Foreign {
-        /// What people call it.
+        /// Usual name of the format.
         name: &'static str,
-        /// What to do with it.
+        /// Advice on how to convert it.
         advice: &'static str,
     },
-    /// Anything else; a few things that often lie in an image's place have a name.
+    /// Any other file. Some kinds that are often found in place of an image have a name.
     Other(&'static str),
 }
 
@@ -46,7 +46,7 @@ const OPEN_EXR: Kind =
     Kind::Foreign { name: "OpenEXR", advice: "convert it to TIFF or PNG (`oiiotool a.exr -o a.tif`)" };
 
 impl Kind {
-    /// The kind of a file that begins with `bytes`. [`HEAD`] bytes are enough, but for camera RAW within a TIFF: its first
+    /// The kind of a file that starts with `bytes`. [`HEAD`] bytes are enough, except for camera RAW within a TIFF, whose first
     /// directory may be anywhere in the file.
     pub fn of(bytes: &[u8]) -> Kind {
         match bytes {
@@ -81,12 +81,13 @@ impl Kind {
     }
 }
 
-/// `rest` follows the letters BM; after 12 more bytes comes the length of a header, of which there are few.
+/// Whether `rest`, which follows the letters BM, looks like a BMP: behind 12 more bytes comes the length of a header, which has
+/// few possible values.
 fn is_bmp(rest: &[u8]) -> bool {
     matches!(rest.get(12..16), Some(&[12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))
 }
 
-/// Files of boxes: the brands of the first one tell what they hold.
+/// The kind of an ISO media file, which consists of boxes: the brands in the first box name the content.
 fn of_iso_media(bytes: &[u8]) -> Kind {
     let length = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
     let brands: Vec<&[u8]> = bytes[8..bytes.len().min(length.clamp(8, HEAD))].chunks_exact(4).collect();
@@ -99,8 +100,8 @@ fn of_iso_media(bytes: &[u8]) -> Kind {
     }
 }
 
-/// Whether a TIFF is a camera's: its first directory says so by Adobe's DNG version, by a compression or colour of sensors, or by
-/// being a thumbnail that a camera has put before the directories of the sensor.
+/// Whether a TIFF is camera RAW. Its first directory shows this by Adobe's DNG version, by a compression or colour space of
+/// sensors, or by being a thumbnail that a camera puts before the directories of the sensor data.
 fn is_raw(bytes: &[u8]) -> bool {
     let little = bytes[0] == b'I';
     let short = |at: usize| {
@@ -131,7 +132,7 @@ fn is_raw(bytes: &[u8]) -> bool {
     make && below && thumbnail
 }
 
-/// What else is found in an image's place.
+/// Names some other kinds of files that are found in place of images.
 fn of_text(bytes: &[u8]) -> &'static str {
     let head = bytes[..bytes.len().min(HEAD)].trim_ascii_start().to_ascii_lowercase();
     match () {
@@ -149,7 +150,7 @@ fn of_text(bytes: &[u8]) -> &'static str {
 mod tests {
     use super::*;
 
-    /// A TIFF of one directory: tag, value of two bytes.
+    /// A TIFF with one directory; each entry is a tag and a 16-bit value.
     fn tiff(entries: &[(u16, u16)]) -> Vec<u8> {
         let mut bytes = b"II*\0\x08\0\0\0".to_vec();
         bytes.extend((entries.len() as u16).to_le_bytes());

@@ -1,4 +1,4 @@
-//! Encoded bytes to RGB pixels and back; the only place where images are decoded.
+//! Decodes image files to RGB pixels and encodes pixels as PNG. Images are decoded only here.
 
 mod cmyk;
 mod gif;
@@ -24,16 +24,16 @@ use super::CropBox;
 
 /// Images with more pixels are refused, as Pillow refuses them: a header of a few bytes can announce gigabytes.
 const MOST_PIXELS: u64 = 178_956_970;
-/// Bytes that a decoder may take beside the pixels.
+/// The most memory in bytes that a decoder of the `image` crate may allocate beside the pixels.
 const MOST_BYTES: u64 = 2 << 30;
 
-/// Bytes of working memory that a thread keeps from one image to the next.
+/// The most bytes of working memory that a thread keeps from one image to the next.
 const MOST_KEPT: usize = 64 << 20;
 
 /// Why an image is not decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// What the file is, in a word or two, to count by: `HEIC`, `JPEG`.
+    /// Kind of the file in a word or two, for counting: `HEIC`, `JPEG`.
     pub kind: &'static str,
     /// A short reason for people.
     pub reason: String,
@@ -45,13 +45,14 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Decodes an image of any format of [`DECODED`], told by its content, to 8-bit RGB as it is to be seen.
+/// Decodes an image to 8-bit RGB in its upright orientation. Its content decides which format of [`DECODED`] it has.
 ///
-/// The first frame counts. The orientation of EXIF or TIFF is applied. Grey is repeated, CMYK converted; alpha is dropped and the
-/// colour below it stays, as in Pillow's `convert("RGB")` and so in torchvision. Of more than 8 bits the upper 8 stay, as in Pillow;
-/// floats are cut to 0..1 and scaled.
+/// Of several frames, the first is decoded. The orientation of EXIF or TIFF is applied. Grey is repeated in all channels, CMYK is
+/// converted. Alpha is dropped and the colour below it kept, as in Pillow's `convert("RGB")` and so in torchvision. Of values
+/// with more than 8 bits the upper 8 are kept, as in Pillow. Floats are clamped to 0..1 and scaled.
 ///
-/// Errors: a file that is none of the formats, damaged, or of more than [`MOST_PIXELS`], which no memory is taken for.
+/// Errors: a file of none of the formats, a damaged file, or one of more than [`MOST_PIXELS`] pixels, for which no memory is
+/// allocated.
 pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
     let format = match Kind::of(bytes) {
         Kind::Image(format) => format,
@@ -73,7 +74,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, Refusal> {
 /// How an image is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stored {
-    /// What people call its format: `JPEG`.
+    /// Usual name of the format: `JPEG`.
     pub format: &'static str,
     /// `grey`, `grey with alpha`, `RGB`, `RGB with alpha` or `CMYK`.
     pub channels: &'static str,
@@ -82,7 +83,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// How an image that decodes is stored; palettes count as the colours in them. None where its header does not say.
+    /// How a decodable image is stored. A palette image counts as its colours. None if the header does not say.
     pub fn of(bytes: &[u8]) -> Option<Stored> {
         let Kind::Image(format) = Kind::of(bytes) else { return None };
         if format == ImageFormat::Jpeg {
@@ -104,9 +105,9 @@ impl Stored {
     }
 }
 
-/// Whether an image is whole and of a kind that [`decode`] decodes: what every image of a source has to pass once.
+/// Checks that an image is undamaged and can be decoded by [`decode`]. Every image of a source passes this check once.
 ///
-/// Errors: as of [`decode`].
+/// Errors: as for [`decode`].
 pub(super) fn verify(bytes: &[u8]) -> Result<(), Refusal> {
     match Kind::of(bytes) {
         Kind::Image(ImageFormat::Jpeg) => {
@@ -132,14 +133,14 @@ fn decode_as(format: ImageFormat, bytes: &[u8]) -> Result<RgbImage, String> {
     Ok(opened::turned(image, orientation))
 }
 
-/// A JPEG whose markers have been read, of no more pixels than are decoded.
+/// Opens a JPEG: reads its markers, and checks that it has no more pixels than are decoded.
 fn jpeg(bytes: &[u8]) -> Result<Jpeg<'_>, String> {
     let jpeg = Jpeg::open(bytes)?;
     let (width, height) = jpeg.size();
     check_size(width, height).map(|()| jpeg)
 }
 
-/// Whether there are pixels, and not too many for memory.
+/// Refuses images without pixels, and images with more than [`MOST_PIXELS`].
 fn check_size(width: u32, height: u32) -> Result<(), String> {
     match width as u64 * height as u64 {
         0 => Err(format!("{width} x {height} pixels: nothing to see")),
@@ -148,7 +149,7 @@ fn check_size(width: u32, height: u32) -> Result<(), String> {
     }
 }
 
-/// Pixels as they are stored, and how they are to be turned, of the other formats.
+/// Decodes one of the other formats: the stored pixels, and the orientation to apply.
 fn decode_other(format: ImageFormat, bytes: &[u8]) -> Result<(RgbImage, Orientation), String> {
     let said = |error: image::ImageError| format!("{}: {error}", name(format));
     let mut limits = Limits::no_limits();
@@ -163,7 +164,7 @@ fn decode_other(format: ImageFormat, bytes: &[u8]) -> Result<(RgbImage, Orientat
     Ok((rgb8(DynamicImage::from_decoder(decoder).map_err(said)?), orientation))
 }
 
-/// Any pixels to 8-bit RGB by the rules of [`decode`].
+/// Converts pixels of any type to 8-bit RGB by the rules of [`decode`].
 fn rgb8(image: DynamicImage) -> RgbImage {
     let (width, height) = (image.width(), image.height());
     let from = |pixels: Vec<u8>| RgbImage::from_raw(width, height, pixels).expect("three values per pixel");
@@ -179,7 +180,7 @@ fn rgb8(image: DynamicImage) -> RgbImage {
     }
 }
 
-/// What people call a format that is decoded.
+/// The usual name of a format that is decoded.
 fn name(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::Jpeg => "JPEG",
@@ -206,7 +207,7 @@ pub(super) mod tests {
     use super::*;
     use image::codecs::jpeg::JpegEncoder;
 
-    /// A small picture that is the same nowhere.
+    /// A picture whose pixels all differ, up to 256 x 256 pixels.
     pub fn picture(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]))
     }
@@ -251,7 +252,7 @@ pub(super) mod tests {
     fn other_pixel_formats_become_rgb() {
         let rgba = encode_png(&[10, 20, 30, 0], 1, 1, ExtendedColorType::Rgba8).unwrap();
         assert_eq!(decode(&rgba).unwrap().into_raw(), [10, 20, 30]);
-        // A CMYK JPEG (Adobe marker, as in ImageNet), uniform in colour; Pillow's `convert("RGB")` gives 150, 75, 38.
+        // A CMYK JPEG of one colour (with Adobe marker, as in ImageNet). Pillow's `convert("RGB")` yields 150, 75, 38.
         let cmyk = include_bytes!("../../../tests/golden/augment/cmyk.jpg");
         for pixel in decode(cmyk).unwrap().pixels() {
             for (found, expected) in pixel.0.iter().zip([150i32, 75, 38]) {
@@ -276,7 +277,7 @@ pub(super) mod tests {
             assert_eq!(decode(&bytes).unwrap(), image, "{format:?}");
             assert!(decode(&bytes[..bytes.len() / 2]).is_err(), "half a {format:?} passed");
         }
-        // Of few colours, which a GIF keeps; the first frame counts.
+        // The picture has few enough colours for a GIF to keep them. The first frame is the one that is decoded.
         let first = RgbImage::from_fn(8, 6, |x, _| image::Rgb([if x < 3 { 250 } else { 10 }, 0, 90]));
         let mut bytes = Vec::new();
         let mut frames = image::codecs::gif::GifEncoder::new(&mut bytes);
@@ -299,7 +300,7 @@ pub(super) mod tests {
         assert_eq!(decode(&bytes).unwrap().into_raw(), [0, 128, 255]);
     }
 
-    /// An EXIF block with an orientation alone.
+    /// An EXIF block that contains only an orientation.
     fn exif(orientation: u8) -> Vec<u8> {
         [b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation], &[0; 6]].concat()
     }
@@ -313,7 +314,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_orientation_is_applied() {
-        // What is upright at the left, by the orientation that its file would have.
+        // Stores the upright picture in the way that each orientation describes.
         let upright = picture(24, 16);
         let (w, h) = (24, 16);
         for orientation in 1..=8u8 {
@@ -346,7 +347,7 @@ pub(super) mod tests {
             assert_eq!(found.dimensions(), (w, h), "JPEG, orientation {orientation}");
             let off =
                 |a: &RgbImage, b: &RgbImage| a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b) as u64).sum::<u64>();
-            // Turned as the PNG of the same stored pixels is, to the bit.
+            // The JPEG must be turned exactly as a PNG with the same stored pixels.
             let mut png = Vec::new();
             let mut encoder = PngEncoder::new(&mut png);
             encoder.set_exif_metadata(exif(orientation)).unwrap();
@@ -383,7 +384,7 @@ pub(super) mod tests {
         bmp[18..26].copy_from_slice(&[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0]);
         let mut gif = of(ImageFormat::Gif);
         gif[6..10].fill(0xff);
-        // Lossless: sizes less 1, of 14 bits each, behind a byte of signature.
+        // In lossless WebP, a signature byte is followed by width - 1 and height - 1 of 14 bits each.
         let mut webp = of(ImageFormat::WebP);
         assert_eq!((&webp[12..16], webp[20]), (b"VP8L".as_slice(), 0x2f));
         webp[21..25].copy_from_slice(&(16_000_u32 | 16_000 << 14).to_le_bytes());
@@ -391,7 +392,7 @@ pub(super) mod tests {
         let directory = u32::from_le_bytes([tiff[4], tiff[5], tiff[6], tiff[7]]) as usize;
         for entry in 0..usize::from(tiff[directory]) {
             let at = directory + 2 + 12 * entry;
-            // ImageWidth, ImageLength and RowsPerStrip, so that one strip is left.
+            // ImageWidth, ImageLength and RowsPerStrip: the image still has a single strip.
             if matches!(u16::from_le_bytes([tiff[at], tiff[at + 1]]), 256 | 257 | 278) {
                 tiff[at + 8..at + 10].fill(0xff);
             }

@@ -1,4 +1,4 @@
-//! Images whose size is known before their pixels are, so that no more is decoded than is looked at.
+//! Opens images so that their size is known before pixels are decoded, and only the needed part is decoded.
 
 use std::{cell::Cell, mem::take};
 
@@ -8,21 +8,21 @@ use super::{Kind, MOST_KEPT, Refusal, decode, jpeg::Jpeg};
 use crate::dataset::CropBox;
 
 thread_local! {
-    /// The memory of the last part: a batch's images are about as large as each other.
+    /// The memory of the last dropped [`Part`], kept for the next: images of a batch have similar sizes.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// An image as it is to be seen, of which parts can be had.
+/// An image in its upright orientation, of which a part can be decoded.
 pub(in crate::dataset) struct Opened<'a>(Inner<'a>);
 
 enum Inner<'a> {
     Jpeg(Jpeg<'a>),
-    /// Other formats are decoded whole.
+    /// An image of another format, decoded as a whole.
     Whole(RgbImage),
 }
 
 impl<'a> Opened<'a> {
-    /// Errors: as of [`decode`], of a JPEG those of its markers.
+    /// Opens an image. Errors: as for [`decode`]; for a JPEG, only errors in its markers.
     pub fn new(bytes: &'a [u8]) -> Result<Opened<'a>, Refusal> {
         if Kind::of(bytes) != Kind::Image(image::ImageFormat::Jpeg) {
             return Ok(Opened(Inner::Whole(decode(bytes)?)));
@@ -30,7 +30,7 @@ impl<'a> Opened<'a> {
         Ok(Opened(Inner::Jpeg(super::jpeg(bytes).map_err(refused)?)))
     }
 
-    /// Width and height.
+    /// Width and height in the upright orientation.
     pub fn size(&self) -> (u32, u32) {
         match &self.0 {
             Inner::Jpeg(jpeg) => {
@@ -41,9 +41,9 @@ impl<'a> Opened<'a> {
         }
     }
 
-    /// At least this part.
+    /// Decodes at least this part.
     ///
-    /// Errors: damage; of a JPEG it may go unnoticed outside the part, which [`verify`](super::verify) looks through.
+    /// Errors: damage. In a JPEG, damage outside the part may go unnoticed; [`verify`](super::verify) checks all of it.
     pub fn part(self, part: CropBox) -> Result<Part, Refusal> {
         let size = self.size();
         match self.0 {
@@ -63,11 +63,11 @@ fn refused(reason: String) -> Refusal {
     Refusal { kind: "JPEG", reason }
 }
 
-/// Part of an image.
+/// Decoded pixels of a part of an image.
 #[derive(Debug)]
 pub struct Part {
     pixels: RgbImage,
-    /// Where they lie in the image.
+    /// The box of the image that the pixels cover.
     at: CropBox,
     size: (u32, u32),
 }
@@ -78,10 +78,10 @@ impl Part {
         self.size
     }
 
-    /// Interleaved RGB from the first pixel of a box within it on, and the bytes from row to row.
+    /// Interleaved RGB bytes that start at the first pixel of the box `part`, and the number of bytes from row to row.
     ///
     /// # Panics
-    /// When it does not hold the box.
+    /// When the pixels do not cover the box.
     pub fn rows(&self, part: CropBox) -> (&[u8], usize) {
         assert!(self.at.holds(part), "{part:?} is not in {:?}", self.at);
         let stride = 3 * self.at.width as usize;
@@ -106,24 +106,24 @@ impl Drop for Part {
     }
 }
 
-/// Whether width and height change places.
+/// Whether the orientation swaps width and height.
 fn turns(orientation: Orientation) -> bool {
     use Orientation::*;
     matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
-/// Pixels as they are to be seen.
+/// Applies the orientation to pixels.
 pub(super) fn turned(pixels: RgbImage, orientation: Orientation) -> RgbImage {
     let mut image = DynamicImage::ImageRgb8(pixels);
     image.apply_orientation(orientation);
     image.into_rgb8()
 }
 
-/// Where a part lies in an image of this size as it is stored.
+/// The box of the stored image that a part of the upright image comes from. `width` and `height` are those of the stored image.
 fn stored(part: CropBox, orientation: Orientation, (width, height): (u32, u32)) -> CropBox {
     use Orientation::*;
     let CropBox { left, top, .. } = part;
-    // Of the image as it is stored: from the other side, unless it is turned.
+    // Positions counted from the opposite side of the stored image. `w` and `h` below are the part's size in the stored image.
     let across = |from: u32, length: u32| width - from - length;
     let down = |from: u32, length: u32| height - from - length;
     let (w, h) = if turns(orientation) { (part.height, part.width) } else { (part.width, part.height) };
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn what_lies_behind_a_part_is_not_read() {
         let file = jpeg(&picture(64, 640));
-        // Half of the image data, and the marker at their end.
+        // The first half of the file, with an end marker behind it.
         let half = [&file[..file.len() / 2], &[0xff, 0xd9]].concat();
         decode(&half).unwrap_err();
         let part = CropBox { left: 8, top: 16, width: 40, height: 60 };

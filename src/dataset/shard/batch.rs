@@ -1,4 +1,4 @@
-//! Samples to rows of a shard.
+//! Packs samples into record batches, the rows of a shard.
 
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use crate::{
     tables::{TRAIN, column},
 };
 
-/// A batch ends at whichever comes first.
+/// Limits of a batch, which ends at whichever is reached first.
 const BATCH_ROWS: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// SHA-256 of a sample's label (a byte that says whether there is one, then eight bytes, little-endian) and its image.
+/// SHA-256 over a sample's label and its image. The label is hashed as one byte that says whether it exists, then eight bytes,
+/// little-endian.
 pub fn row_hash(bytes: &[u8], label: Option<i64>) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update([label.is_some() as u8]);
@@ -25,7 +26,7 @@ pub fn row_hash(bytes: &[u8], label: Option<i64>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Collects the samples of a split and numbers them.
+/// Collects the samples of a split, numbers them, and packs them into batches.
 #[derive(Default)]
 pub struct Batcher {
     samples: Vec<Sample>,
@@ -34,12 +35,12 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// One that goes on behind so many samples.
+    /// A batcher that resumes after this number of samples.
     pub fn after(samples: u64) -> Self {
         Batcher { next_id: samples as i64, ..Batcher::default() }
     }
 
-    /// Adds a sample; gives a batch when enough have gathered.
+    /// Adds a sample. Returns a batch when enough samples have been collected.
     pub fn push(&mut self, sample: Sample) -> anyhow::Result<Option<RecordBatch>> {
         self.bytes += sample.bytes.len();
         self.samples.push(sample);
@@ -49,7 +50,7 @@ impl Batcher {
         self.finish()
     }
 
-    /// What is left; None when nothing is.
+    /// The remaining samples as a batch; None if there are none.
     pub fn finish(&mut self) -> anyhow::Result<Option<RecordBatch>> {
         let samples = std::mem::take(&mut self.samples);
         self.bytes = 0;
@@ -69,7 +70,7 @@ fn rows(first_id: i64, samples: &[Sample]) -> anyhow::Result<RecordBatch> {
     let bytes = BinaryArray::from_iter_values(samples.iter().map(|sample| &sample.bytes));
     let paths: StringArray = samples.iter().map(|sample| sample.path.as_deref()).collect();
     let image = StructArray::new(column::image_fields(), vec![Arc::new(bytes), Arc::new(paths)], None);
-    // The same of both splits.
+    // The test split has the same columns.
     Ok(TRAIN.rows([
         column::SAMPLE_ID.of(first_id..first_id + samples.len() as i64),
         column::IMAGE.array(image),

@@ -1,4 +1,4 @@
-//! Shards: the Parquet files that images are ingested into, laid out so that one `pread` fetches one image.
+//! Shards: the Parquet files that images are ingested into. Their layout lets one `pread` fetch one image.
 //!
 //! The column `image.bytes` is uncompressed, plain, and has one value per data page. A page is a Thrift header, the
 //! value's length (4 bytes) and the value, so the image is the last `bytes_size` bytes of the page that the offset
@@ -25,15 +25,15 @@ use crate::{
     tables::{self, Table, column},
 };
 
-/// Shards end before they are larger than this.
+/// A shard ends before it exceeds this size.
 pub const SHARD_BYTES: u64 = 256 << 20;
 /// Row groups end at about this many bytes; a writer holds one of them in memory.
 const ROW_GROUP_BYTES: usize = 16 << 20;
 
-/// Where the images lie in a file.
+/// Path of the column with the encoded images.
 const IMAGE_BYTES: [&str; 2] = [column::IMAGE.name, column::BYTES.name];
 
-/// The shards of a split; `content_hash` is [`row_hash`].
+/// The table definition of a split's shards. The column `content_hash` holds the [`row_hash`].
 pub fn table(split: SplitName) -> Table {
     match split {
         SplitName::Train => tables::TRAIN,
@@ -41,7 +41,7 @@ pub fn table(split: SplitName) -> Table {
     }
 }
 
-/// Parquet settings of a shard: what makes random access possible, and light compression for the rest.
+/// Parquet settings of a shard: a layout of the images that permits random access, and light compression for the other columns.
 pub fn properties() -> WriterProperties {
     let path = |parts: &[&str]| ColumnPath::new(parts.iter().map(|part| part.to_string()).collect());
     let (bytes, hash) = (path(&IMAGE_BYTES), path(&[column::CONTENT_HASH.name]));
@@ -55,7 +55,7 @@ pub fn properties() -> WriterProperties {
         .set_column_dictionary_enabled(bytes.clone(), false)
         .set_column_data_page_row_count_limit(bytes.clone(), 1)
         .set_column_statistics_enabled(bytes, EnabledStatistics::None)
-        // Hashes neither repeat nor compress nor order.
+        // Hashes do not repeat, do not compress, and have no useful order.
         .set_column_compression(hash.clone(), Compression::UNCOMPRESSED)
         .set_column_dictionary_enabled(hash.clone(), false)
         .set_column_statistics_enabled(hash, EnabledStatistics::None)

@@ -1,4 +1,4 @@
-//! Where one shard ends and the next begins.
+//! Decides where one shard ends and the next starts.
 
 use std::{borrow::Borrow, iter::Peekable};
 
@@ -6,13 +6,13 @@ use arrow::array::{AsArray, RecordBatch};
 
 use crate::tables::column::{BYTES, IMAGE, PATH};
 
-/// What a row takes in a shard beside its image: page header, offset index, hash and the other columns, rounded up.
+/// Bytes of a row in a shard beside its image: page header, offset index, hash and the other columns, rounded up.
 const ROW_OVERHEAD: u64 = 128;
 
-/// Writes batches until the shard holds about `limit` bytes, but at least one; false when there was none.
+/// Writes batches until the shard holds about `limit` bytes, but at least one batch. Returns false if there was no batch.
 ///
-/// Bytes are counted from the rows, not from what the Parquet writer made of them: where shards end is part of an
-/// artifact's content and must not move with the writer's version.
+/// Bytes are counted from the rows and not from the Parquet writer's output: where shards end is part of an artifact's content
+/// and must not change with the writer's version.
 pub fn fill<T: Borrow<RecordBatch>>(
     batches: &mut Peekable<impl Iterator<Item = T>>,
     limit: u64,

@@ -1,4 +1,4 @@
-//! Random access to the samples of a split: offset, size and label per row in memory, images on disk.
+//! Random access to the samples of a split. Offset, size and label of each row are in memory, the images on disk.
 
 use std::{
     fs::File,
@@ -30,13 +30,14 @@ use crate::{
     tables::{TRAIN, column::*},
 };
 
-/// Files beyond this many are opened for each image: a process may have 1024 open files by default.
+/// Number of shards whose files stay open, since a process may have 1024 open files by default. Further shards are opened for
+/// each read.
 const FILES_KEPT_OPEN: usize = 512;
-/// A plain value's length, little-endian, lies before it.
+/// Bytes of the length before each value (little-endian) in Parquet's plain encoding.
 const PREFIX: usize = 4;
-/// Bytes of a page before its value: Thrift header (about 20) and the value's length.
+/// The most bytes of a page before its value: the Thrift header (about 20 bytes) and the value's length.
 const MOST_OVERHEAD: i64 = 64;
-/// Stands for a label that is missing.
+/// Marks a missing label.
 const NO_LABEL: i64 = i64::MIN;
 
 /// A split, open for reading from any number of threads.
@@ -55,16 +56,16 @@ struct Shard {
 
 #[derive(Clone, Copy, Debug)]
 struct Row {
-    /// Where the image's length lies in its shard; the image follows.
+    /// Where the image's length is stored in its shard; the image follows it.
     offset: u64,
     size: u32,
     shard: u32,
 }
 
 impl Split {
-    /// Opens the shards of a split, in the order of their numbers.
+    /// Opens the shards of a split, which are given in the order of their numbers.
     ///
-    /// Errors: files that are not shards or do not follow each other; they are named.
+    /// Errors: a file that is not a shard, or does not continue the one before it; the error names the file.
     pub fn open(shards: &[PathBuf]) -> anyhow::Result<Split> {
         let mut split = Split { shards: vec![], rows: vec![], labels: vec![] };
         for path in shards {
@@ -83,7 +84,7 @@ impl Split {
         let mut pages = pages.into_iter();
         for batch in builder.with_projection(mask).with_batch_size(8192).build()? {
             let batch = batch?;
-            // The columns of both splits are the same.
+            // The test split has the same columns.
             let (ids, labels) = (TRAIN.integers(&batch, SAMPLE_ID)?, TRAIN.integers(&batch, LABEL)?);
             let sizes = TRAIN.values(&batch, BYTES_SIZE)?.as_primitive::<Int32Type>();
             for i in 0..batch.num_rows() {
@@ -112,7 +113,7 @@ impl Split {
         self.rows.len()
     }
 
-    /// Whether there is no sample.
+    /// Whether the split has no samples.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -142,10 +143,12 @@ impl Split {
         decode(&self.value(i)?[PREFIX..]).map_err(|refusal| self.undecoded(i, refusal))
     }
 
-    /// At least a part of sample `i`: `wanted` says by its width and height which, and what else there is to say of it.
+    /// Decodes at least a part of sample `i`. `wanted` gets width and height, and returns the part and a value that is passed
+    /// through.
     ///
     /// # Errors
-    /// When it cannot be read, or is damaged. Ingestion looked all of it through: damage outside the part may go unnoticed now.
+    /// When the sample cannot be read, or is damaged. Damage outside the part may go unnoticed here; ingestion has verified the
+    /// whole image.
     pub fn part<T>(&self, i: usize, wanted: impl FnOnce((u32, u32)) -> (CropBox, T)) -> anyhow::Result<(Part, T)> {
         let value = self.value(i)?;
         let opened = Opened::new(&value[PREFIX..]).map_err(|refusal| self.undecoded(i, refusal))?;
@@ -158,7 +161,7 @@ impl Split {
         anyhow::anyhow!("sample {i} of `{}` does not decode: {refusal}", shard.display())
     }
 
-    /// One read: the image behind its length, which must be the one that the row has.
+    /// Reads length and image of sample `i` in one read, and checks that the length is the one in the row.
     fn value(&self, i: usize) -> anyhow::Result<Vec<u8>> {
         let Row { offset, size, shard } = self.rows[i];
         let Shard { path, file } = &self.shards[shard as usize];
@@ -177,7 +180,7 @@ impl Split {
     }
 }
 
-/// Offset and size of the page of each image, in the order of the rows.
+/// Offset and size of each image's page, in the order of the rows.
 fn image_pages(metadata: &ParquetMetaData) -> anyhow::Result<Vec<(i64, i32)>> {
     let mut pages = Vec::with_capacity(metadata.file_metadata().num_rows() as usize);
     for (number, group) in metadata.row_groups().iter().enumerate() {

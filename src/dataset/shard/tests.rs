@@ -1,4 +1,4 @@
-//! Written shards are read back sample by sample, and damaged ones are refused.
+//! Writes shards and reads them back sample by sample; damaged shards are refused.
 
 use std::{fs, fs::File, path::Path, path::PathBuf};
 
@@ -11,7 +11,7 @@ use crate::dataset::{
     decode::tests::{picture, png},
 };
 
-/// Sample `i`: a size that differs from its neighbours'; every third one lacks what may be lacking.
+/// Sample `i`. Neighbours differ in size. Every third sample has no path, and only every third one has a label.
 fn sample(i: usize) -> Sample {
     let bytes = (0..1 + i * 37 % 5000).map(|b| (b * 31 + i) as u8).collect();
     Sample {

@@ -18,7 +18,8 @@ use crate::ops::random::{Purpose, stream};
 use shape::Shape;
 use texture::Texture;
 
-/// Shape and texture of a class. The first five classes differ in both; up to ten need both to be told apart.
+/// Shape and texture of a class. The first five classes differ in both. With more classes, both are needed to tell all of them
+/// apart.
 fn class(label: u32) -> (Shape, Texture) {
     let shape = (label % 5) as usize;
     (Shape::ALL[shape], Texture::ALL[(shape + label as usize / 5) % 5])

@@ -1,4 +1,4 @@
-//! One picture: background and clutter, the object that the class is about, noise over all.
+//! Draws one picture: background, clutter, the object that shows the class, and noise over everything.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -50,7 +50,7 @@ fn stroke(canvas: &mut Canvas, random: &mut ChaCha8Rng) {
     });
 }
 
-/// The class: place, size, turn and colours are free.
+/// Draws the object that shows the class. Its place, size, rotation and colours are random.
 fn object(canvas: &mut Canvas, shape: Shape, texture: Texture, behind: Paint, random: &mut ChaCha8Rng) {
     let side = canvas.size as f32;
     let radius = side * random.random_range(0.24..0.4);
@@ -70,14 +70,15 @@ fn object(canvas: &mut Canvas, shape: Shape, texture: Texture, behind: Paint, ra
     });
 }
 
-/// Any colour.
+/// A random colour.
 fn paint(random: &mut ChaCha8Rng) -> Paint {
     std::array::from_fn(|_| random.random())
 }
 
-/// A colour whose luminance is at least `least` from that of `other`; `least` is a half at most.
+/// A random colour whose luminance differs from that of `other` by at least `least`, which is at most 0.5.
 fn apart(other: Paint, least: f32, random: &mut ChaCha8Rng) -> Paint {
-    // Far from a medium grey hardly any colour is: without an end some picture of every few tens of thousands would take hours.
+    // If `other` is medium grey and `least` is 0.5, hardly any colour is far enough away. Without a limit on the draws, one
+    // picture in a few tens of thousands would take hours.
     const DRAWS: usize = 1 << 20;
     let luminance = |p: Paint| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
     let far = |candidate: &Paint| (luminance(*candidate) - luminance(other)).abs() >= least;

@@ -1,6 +1,6 @@
 //! The shapes, as signed distances: negative inside, in units of the shape's radius.
 
-/// An outline.
+/// The outline of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Disc,

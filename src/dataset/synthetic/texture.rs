@@ -1,6 +1,6 @@
-//! The textures: which of two paints a point of the plane gets, in units of the texture's period.
+//! The textures: they choose between two paints at each point of the plane, in units of the texture's period.
 
-/// A fill.
+/// The fill of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Texture {
     Plain,
@@ -23,10 +23,12 @@ impl Texture {
         }
     }
 
-    /// Share of the second paint at (`x`, `y`): 0 to 1, soft over `edge`; `salt` varies what is random in it.
+    /// Share of the second paint at (`x`, `y`), 0 to 1, with soft transitions of width `edge`. `salt` varies the random parts of
+    /// a texture.
     pub fn share(self, x: f32, y: f32, edge: f32, salt: u32) -> f32 {
         let soft = |distance: f32| (0.5 - distance / edge).clamp(0.0, 1.0);
-        // Distance to the nearest change of stripes of width 0.5: negative in the odd ones.
+        // Signed distance to the nearest border between stripes of width 0.5: negative within every second stripe. Stripes are
+        // 0.5 wide.
         let stripe = |v: f32| ((v - v.floor()) - 0.5).abs() - 0.25;
         match self {
             Texture::Plain => 0.0,
@@ -44,7 +46,7 @@ impl Texture {
     }
 }
 
-/// A random value per cell of a third of the period.
+/// A random value for each square cell; a period has three cells in each direction.
 fn cell(x: f32, y: f32, salt: u32) -> f32 {
     let (x, y) = ((x * 3.0).floor() as i32 as u32, (y * 3.0).floor() as i32 as u32);
     let mut hash = salt ^ x.wrapping_mul(0x9e37_79b1) ^ y.wrapping_mul(0x85eb_ca77);

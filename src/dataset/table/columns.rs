@@ -1,24 +1,24 @@
-//! Which columns of a table hold the images and the labels.
+//! Finds the columns of a table that hold the images and the labels.
 
 use arrow::datatypes::{DataType, Schema};
 
 use super::{DataError, SplitName, Table, TableConfig};
 
-/// Names under which the columns are looked for.
+/// Column names that are searched by default.
 const IMAGES: [&str; 2] = ["image", "img"];
 const LABELS: [&str; 3] = ["label", "labels", "fine_label"];
 /// Fields of a column of images that is a struct, as `datasets` writes it.
 pub const BYTES: &str = "bytes";
 pub const PATH: &str = "path";
-/// What `label_column` says when no labels are to be read.
+/// Value of `label_column` that turns labels off.
 const NO_LABELS: &str = "none";
 
-/// The columns that matter.
+/// The columns of images and labels.
 #[derive(Clone)]
 pub struct Columns {
     pub image: ImageColumn,
     pub label: Option<Label>,
-    /// Columns that could be labels, where none was found by its name.
+    /// Columns that could hold labels, if no column has one of the usual names.
     others: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub struct ImageColumn {
 pub struct Label {
     pub name: String,
     pub kind: LabelKind,
-    /// Names of the classes in the metadata, by number.
+    /// Class names from the metadata, by number.
     pub classes: Option<Vec<String>>,
 }
 
@@ -48,9 +48,9 @@ pub enum LabelKind {
 }
 
 impl Columns {
-    /// The columns that the configuration names, or that are called as usual.
+    /// Finds the columns that the configuration names or, by default, those with the usual names.
     ///
-    /// Errors: a column is not there, or of a type that is not read.
+    /// Errors: a column that is missing, or of a type that is not accepted.
     pub fn find(table: &Table, config: &TableConfig) -> Result<Columns, DataError> {
         let schema = &*table.schema;
         let has = |name: &&str| schema.field_with_name(name).is_ok();
@@ -83,7 +83,7 @@ impl Columns {
             Some(name) => Some(Some(name).filter(has).ok_or_else(|| missing(&format!("`{name}`")))?),
             None => LABELS.into_iter().find(has),
         };
-        // A column of nulls alone has no type, and no labels.
+        // A column that holds only nulls has no type, and no labels.
         let label = label.filter(|name| *kind(schema, name) != DataType::Null);
         let label = label.map(|name| match label_kind(kind(schema, name)) {
             Some(kind) => Ok(Label { name: name.to_owned(), kind, classes: class_names(schema, name) }),
@@ -104,12 +104,12 @@ impl Columns {
         Ok(Columns { image, label, others })
     }
 
-    /// The same without labels.
+    /// The same columns without the label.
     pub fn without_label(&self) -> Columns {
         Columns { label: None, ..self.clone() }
     }
 
-    /// What to say where no column is called as labels are called, and others could be labels.
+    /// A note for the user if no column has a usual name for labels although other columns could be labels.
     pub fn other_labels(&self, split: SplitName) -> Option<String> {
         let list: Vec<_> = self.others.iter().map(|name| format!("`{name}`")).collect();
         let [usual @ .., last] = LABELS;
@@ -136,7 +136,7 @@ fn image_column(name: &str, kind: &DataType) -> Option<ImageColumn> {
             let (bytes, paths) = (field(BYTES), field(PATH).is_some_and(is_text));
             match bytes {
                 Some(kind) if is_binary(kind) => column(true, paths),
-                // A column of nulls alone has no type of its own.
+                // A field that holds only nulls has no type of its own.
                 None | Some(DataType::Null) if paths => column(false, true),
                 _ => None,
             }
@@ -172,7 +172,7 @@ fn class_names(schema: &Schema, label: &str) -> Option<Vec<String>> {
     let text = |name: &serde_json::Value| Some(name.as_str()?.to_owned());
     match &about["info"]["features"][label]["names"] {
         serde_json::Value::Array(names) => names.iter().map(text).collect(),
-        // By number, as the card of a data set writes them.
+        // An object keyed by number, as data set cards write it.
         serde_json::Value::Object(names) => {
             (0..names.len()).map(|number| text(names.get(&number.to_string())?)).collect()
         }

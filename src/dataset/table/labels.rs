@@ -1,4 +1,4 @@
-//! What labels mean across files: classes have numbers, which each file may give in its own way.
+//! Maps the labels of all files to the class numbers of the data set. Each file may number its classes in its own way.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,22 +14,22 @@ use crate::dataset::{MOST_CLASSES, names::composed};
 
 /// The classes of a data set.
 ///
-/// Names in the metadata are numbered as the first file with names numbers them, and the numbers of other files are taken to
-/// their names. Text that no metadata name follows, sorted: that of the training split, then what the test split alone has.
-/// Numbers that nothing names stay as they are.
+/// Names from metadata are numbered as in the first file that has names; the numbers of other files are mapped by name. Text
+/// labels that are no such names follow in sorted order: first those of the training split, then those that only the test split
+/// has. Numbers without names stay as they are.
 pub struct Classes {
     names: Vec<String>,
     by_name: HashMap<String, i64>,
-    /// The file whose metadata number the names.
+    /// The file whose metadata define the numbers of the names.
     named: Option<PathBuf>,
-    /// Files whose numbers are not those of the data set: their number to ours.
+    /// For each file whose numbers differ from those of the data set: the data set's number by the file's number.
     renumbered: HashMap<PathBuf, Vec<i64>>,
 }
 
 impl Classes {
-    /// The classes that the files of both splits have.
+    /// Collects the classes of the files of both splits.
     ///
-    /// Errors: numbers without names beside files that number their classes differently or hold text.
+    /// Errors: numbers without names, if other files number their classes differently or hold text.
     pub fn new(container: Container, train: &[Outline], test: &[Outline]) -> Result<Classes, DataError> {
         let mut classes =
             Classes { names: Vec::new(), by_name: HashMap::new(), named: None, renumbered: HashMap::new() };
@@ -41,7 +41,7 @@ impl Classes {
             let Some(names) = label.classes.as_deref().filter(|_| label.kind == LabelKind::Number) else { continue };
             let numbers: Vec<i64> = names.iter().map(|name| classes.add(name)).collect();
             match first {
-                // A file may know fewer classes than the others.
+                // A file may list only the first of another file's classes.
                 Some((other, all)) if !all.starts_with(names) && !names.starts_with(all) => {
                     differs = differs.or(Some((other, path)));
                     classes.renumbered.insert(path.to_owned(), numbers);
@@ -62,7 +62,7 @@ impl Classes {
                 classes.add(name);
             }
         }
-        // A number without a name means one thing only where all files number alike.
+        // A number without a name is unambiguous only if all files number their classes alike.
         let unnamed = labelled().find(|(_, label)| label.kind == LabelKind::Number && label.classes.is_none());
         if let Some((unnamed, _)) = unnamed {
             let unnamed = unnamed.to_owned();
@@ -77,7 +77,7 @@ impl Classes {
         Ok(classes)
     }
 
-    /// Number of a class, which is given one if it has none.
+    /// The number of a class; a new class gets the next number.
     fn add(&mut self, name: &str) -> i64 {
         let name = composed(name);
         let next = self.names.len() as i64;
@@ -115,7 +115,8 @@ impl Classes {
         }
     }
 
-    /// Names by number, where there is a label (`most` is the largest); without names, numbers stand for themselves.
+    /// Class names by number, up to the largest label `most`; empty if no label was read (-1). Classes without names are called
+    /// by their numbers.
     pub fn names(&self, most: i64) -> Vec<String> {
         match self.names.is_empty() || most < 0 {
             true => (0..=most).map(|label| label.to_string()).collect(),

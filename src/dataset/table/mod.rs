@@ -25,14 +25,15 @@ pub use open::Container;
 use open::Table;
 use rows::{Image, Row, Rows};
 
-/// A file without its rows.
+/// The columns and the row count of a file, without its rows.
 struct Outline {
     path: PathBuf,
     columns: Columns,
     rows: u64,
 }
 
-/// The files of a split: a file stands for itself, a folder for those below it whose names say the split, or no split.
+/// The files of a split: a file stands for itself, a folder for the files below it whose names indicate the split, or no split at
+/// all.
 fn files(container: Container, config: &TableConfig, split: SplitName, base: &Path) -> Result<Files, DataError> {
     match config.of(split) {
         Some(paths) => layout::find(resolve(paths, split, base)?, split, container.endings()),
@@ -40,7 +41,7 @@ fn files(container: Container, config: &TableConfig, split: SplitName, base: &Pa
     }
 }
 
-/// All files of a split, opened one after another: a wrong column in the last one is known before the first row is read.
+/// Opens all files of a split first, so that a wrong column in the last file is reported before the first row is read.
 fn outlines(
     container: Container,
     config: &TableConfig,
@@ -56,7 +57,7 @@ fn outlines(
     Ok((files.paths.into_iter().map(outline).collect::<Result<_, DataError>>()?, files.note))
 }
 
-/// The files themselves, and those that they name in place of bytes.
+/// Collects the table files themselves, and the image files that their rows name in place of bytes.
 pub(super) fn source_files(
     container: Container,
     config: &TableConfig,
@@ -68,7 +69,7 @@ pub(super) fn source_files(
     let mut images = BTreeSet::new();
     for (number, path) in paths.into_iter().enumerate() {
         found.push(SourceFile { role: format!("{split}/{number:05}.{}", container.endings()[0]), path: path.clone() });
-        // A file that does not open says so when it is read.
+        // A file that does not open is reported when it is read.
         let Ok(table) = Table::open(container, path) else { continue };
         let Ok(columns) = Columns::find(&table, config) else { continue };
         if !table.may_name_files(&columns.image) {
@@ -90,9 +91,9 @@ pub struct Tables<'a> {
     container: Container,
     config: &'a TableConfig,
     base: &'a Path,
-    /// The training split's files, and what to tell of others; then the test split's.
+    /// For the training split, then the test split: its files, and a note on files that were left out.
     splits: [(Vec<Outline>, Option<String>); 2],
-    /// The labels of both splits count by the same names, whichever is read.
+    /// Both splits number their classes by the same names, whichever split is read.
     classes: Classes,
 }
 

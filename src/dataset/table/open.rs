@@ -1,4 +1,4 @@
-//! Opening a table: Parquet, or Arrow IPC (file or stream); what else lies in its place is named.
+//! Opens a table: Parquet, or Arrow IPC (file or stream). Any other file is refused with a description of what it is.
 
 use std::{
     fs::File,
@@ -23,7 +23,7 @@ use crate::dataset::decode::Kind;
 
 /// Rows are decoded in batches of about this many bytes.
 const BATCH_BYTES: i64 = 16 << 20;
-/// Bytes that tell what a file is.
+/// Number of first bytes by which the kind of a file is recognised.
 const HEAD: usize = 512;
 
 /// The two kinds of files that hold tables.
@@ -43,7 +43,7 @@ impl Container {
     }
 }
 
-/// Batches, or what went wrong.
+/// Record batches, or the error of reading them.
 pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch, DataError>>>;
 
 /// An open file.
@@ -55,14 +55,14 @@ pub struct Table {
 
 enum Contents {
     Parquet(Box<ParquetRecordBatchReaderBuilder<File>>),
-    /// Its batches are read from the start each time.
+    /// The batches are read from the start of the file each time.
     Arrow,
 }
 
 impl Table {
     /// Opens a file and reads its schema.
     ///
-    /// Errors: what the file is, where it is no such table.
+    /// Errors: a file that is not such a table; the error describes what it is, if that is known.
     pub fn open(container: Container, path: PathBuf) -> Result<Table, DataError> {
         let broken = |error: String| DataError::Unreadable {
             reason: found_instead(container, &path).unwrap_or(error),
@@ -86,7 +86,7 @@ impl Table {
         }
     }
 
-    /// Number of rows. Of an Arrow file it shows only in the batches themselves.
+    /// Number of rows. An Arrow file does not store it, so its batches are read and counted.
     pub fn count(&self) -> Result<u64, DataError> {
         match &self.contents {
             Contents::Parquet(builder) => Ok(builder.metadata().file_metadata().num_rows() as u64),
@@ -98,7 +98,7 @@ impl Table {
         }
     }
 
-    /// Whether there may be rows that name a file in place of bytes.
+    /// Whether rows may name an image file in place of bytes.
     pub fn may_name_files(&self, image: &ImageColumn) -> bool {
         let Contents::Parquet(builder) = &self.contents else { return image.paths };
         let bytes = [image.name.as_str(), BYTES];
@@ -111,7 +111,7 @@ impl Table {
                 }))
     }
 
-    /// The rows of some columns, a bounded batch at a time; an Arrow file's batches are as large as they were written.
+    /// The rows of some columns in batches of bounded size. The batches of an Arrow file have the size they were written with.
     pub fn batches(self, columns: &[&str]) -> Result<Batches, DataError> {
         let path = self.path;
         match self.contents {
@@ -152,7 +152,7 @@ fn arrow(path: &Path, columns: Option<&[usize]>) -> Result<(SchemaRef, ArrowBatc
             let reader = FileReader::try_new(file, columns)?;
             Ok((reader.schema(), Box::new(reader)))
         }
-        // The length of the first message, which the reader takes memory for.
+        // `a` to `d` are the length of the first message. The reader allocates that many bytes, so the length is checked first.
         [0xff, 0xff, 0xff, 0xff, a, b, c, d] if u64::from(u32::from_le_bytes([a, b, c, d])) <= length => {
             let reader = StreamReader::try_new(file, columns)?;
             Ok((reader.schema(), Box::new(reader)))
@@ -161,7 +161,7 @@ fn arrow(path: &Path, columns: Option<&[usize]>) -> Result<(SchemaRef, ArrowBatc
     }
 }
 
-/// What a file is that does not open as a table; None where nothing is known beyond the error.
+/// Describes a file that does not open as a table. None if nothing is known beyond the error.
 fn found_instead(container: Container, path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let mut head = Vec::with_capacity(HEAD);
@@ -206,7 +206,7 @@ fn found_instead(container: Container, path: &Path) -> Option<String> {
 fn text(head: &[u8]) -> Option<String> {
     let whole = match std::str::from_utf8(head) {
         Ok(text) => text,
-        // A character may be cut in two at the end.
+        // The head may end in the middle of a character.
         Err(error) if error.valid_up_to() + 4 > head.len() => std::str::from_utf8(&head[..error.valid_up_to()]).ok()?,
         Err(_) => return None,
     };

@@ -1,4 +1,4 @@
-//! The rows of a file, one by one.
+//! Reads the rows of a table file one by one.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ pub struct Row {
     pub file: Arc<Path>,
     pub number: u64,
     pub image: Image,
-    /// The path in the row.
+    /// The image's path as the row states it.
     pub path: Option<String>,
     pub label: Option<Value>,
 }
@@ -34,17 +34,17 @@ pub enum Value {
     Text(String),
 }
 
-/// Where the image is.
+/// The image of a row, or where it is stored.
 pub enum Image {
     Bytes(Vec<u8>),
     /// A file that the row names, and its size.
     File(PathBuf, u64),
-    /// Nowhere, and why.
+    /// The row has no image; the text says why.
     Missing(String),
 }
 
 impl Image {
-    /// Bytes that it takes.
+    /// Size of the image in bytes.
     pub fn size(&self) -> u64 {
         match self {
             Image::Bytes(bytes) => bytes.len() as u64,
@@ -65,7 +65,7 @@ impl Row {
 pub struct Rows;
 
 impl Rows {
-    /// Reads a file row by row. A path in it is looked for beside the file, and from `base`.
+    /// Reads a file row by row. A path in a row is searched beside the file, then in `base`.
     pub fn of(
         container: Container,
         path: &Path,
@@ -96,7 +96,7 @@ impl Rows {
     }
 }
 
-/// The texts in a label column, of every row that has one.
+/// The texts of a label column; rows without a label are left out.
 pub fn texts(
     container: Container,
     path: &Path,
@@ -125,13 +125,13 @@ fn column(batch: &RecordBatch, name: &str, file: &Path) -> Result<ArrayRef, Data
     batch.column_by_name(name).cloned().ok_or_else(gone)
 }
 
-/// A value that does not fit is an error, and no missing label.
+/// Casts a column to a type. A value that does not fit is an error, and not a missing label.
 fn cast_to(array: &ArrayRef, kind: DataType, file: &Path) -> Result<ArrayRef, DataError> {
     let options = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(array, &kind, &options).map_err(unreadable(file))
 }
 
-/// The columns of a batch, of one type each.
+/// The columns of a batch, each cast to one type.
 struct Batch {
     image: ArrayRef,
     bytes: Option<BinaryViewArray>,
@@ -182,7 +182,7 @@ impl Batch {
             (None, Some(path)) => named_file(path, places),
             (None, None) => Image::Missing("it holds neither bytes nor the path of an image".into()),
         };
-        // `datasets` writes -1 where a label is withheld.
+        // `datasets` writes -1 for a withheld label.
         let number = self.numbers.as_ref().filter(|l| l.is_valid(i)).map(|l| l.value(i)).filter(|&label| label >= 0);
         let text = self.texts.as_ref().filter(|l| l.is_valid(i)).map(|l| l.value(i)).filter(|text| !text.is_empty());
         let label = number.map(Value::Number).or(text.map(|text| Value::Text(text.to_owned())));

@@ -1,4 +1,4 @@
-//! Reading foreign Parquet: column shapes, labels, class names, and what can be wrong.
+//! Reads Parquet and Arrow files of other origin: column shapes, labels, class names, and possible errors.
 
 use std::{collections::HashMap, fs, sync::Arc};
 
@@ -43,7 +43,7 @@ fn write_as(path: &Path, batch: &RecordBatch, codec: Compression) {
     writer.close().unwrap();
 }
 
-/// `struct<bytes, path>`; None is a null in `bytes`.
+/// A `struct<bytes, path>` column; None is a null in `bytes`.
 fn images(bytes: Vec<Option<&[u8]>>) -> ArrayRef {
     let paths: StringArray = (0..bytes.len()).map(|i| (i % 2 == 0).then(|| format!("{i}.png"))).collect();
     let fields = vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)];
@@ -104,7 +104,7 @@ fn plain_bytes_and_missing_labels() {
     let (rows, summary) = run(config(&path, OnError::Fail)).unwrap();
     assert_eq!((rows, summary.classes.len()), (vec![(None, None); 3], 0));
 
-    // Null and -1 are missing labels; without names, classes are called by their numbers.
+    // Null and -1 are missing labels. Classes without names are called by their numbers.
     let labels: ArrayRef = Arc::new(Int32Array::from(vec![None, Some(-1), Some(3)]));
     write(&path, vec![("jpg", bytes), ("class", labels)], &[]);
     let named = TableConfig {
@@ -175,7 +175,7 @@ fn names(names: &[&str]) -> String {
     serde_json::json!({ "info": { "features": { "label": { "names": names, "_type": "ClassLabel" } } } }).to_string()
 }
 
-/// A file of as many images as there are labels.
+/// Writes a file with one image per label.
 fn labelled(path: &Path, labels: ArrayRef, classes: Option<&[&str]>) {
     let image = png(&picture(6, 5));
     let about = classes.map(names);
@@ -254,7 +254,7 @@ fn names_by_number_are_names_in_their_order() {
         run(config(&path, OnError::Fail)).unwrap().1.classes
     };
     assert_eq!(of(r#"{"1": "bee", "0": "ant"}"#), ["ant", "bee"]);
-    // Names that leave a number out name nothing.
+    // Names that skip a number are ignored.
     assert_eq!(of(r#"{"1": "bee", "2": "cat"}"#), ["0", "1"]);
 }
 
@@ -268,7 +268,7 @@ fn text_and_dictionaries_are_classes_in_the_order_of_their_names() {
     labelled(&dir.join("train/b.parquet"), Arc::new(coded), None);
     labelled(&dir.join("test.parquet"), text(vec![Some("yak"), Some("cat"), Some("Äffin")]), None);
     let both = splits(dir, "train", "test.parquet");
-    // What the test split alone has comes last.
+    // Classes that only the test split has come last.
     let classes = ["cat", "emu", "Äffin", "yak"].map(str::to_owned).to_vec();
     let train = vec![Some(1), None, Some(2), None, Some(0), Some(1), Some(0)];
     assert_eq!(of_split(&both, SplitName::Train), Ok((classes.clone(), train)));
@@ -323,7 +323,7 @@ fn paths_in_place_of_bytes_are_followed() {
     assert_eq!(fail(config(&path, OnError::Fail), &path), format!("cannot read image `FILE row 2`: {lost}"));
     let (rows, summary) = run(config(&path, OnError::Skip)).unwrap();
     assert_eq!((rows.len(), &*summary.skipped[0].kind), (2, "no bytes"));
-    // Files that are named are files of the source: their content is in its key.
+    // Image files that a table names are files of the source, so that their content is part of its key.
     let files = source_files(&DataConfig::Parquet(config(&path, OnError::Skip)), Path::new("")).unwrap();
     let named: Vec<_> = files.iter().map(|f| f.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
     assert_eq!(named, ["x.parquet", "images/0.png"]);
@@ -410,7 +410,7 @@ fn arrow_files_and_streams_are_read_as_parquet_is() {
     };
     let whole = fs::read(&stream).unwrap();
     assert!(refused(&whole[..whole.len() / 2]).starts_with("cannot read `FILE`: "));
-    // A length of two gigabytes, which no memory is taken for.
+    // A message length of two gigabytes, for which no memory is allocated.
     assert!(refused(b"\xff\xff\xff\xff\xff\xff\xff\x7f").starts_with("cannot read `FILE`: "));
     assert_eq!(refused(b"PAR1...."), "cannot read `FILE`: it is a Parquet file (`format: parquet`), and not Arrow");
 }

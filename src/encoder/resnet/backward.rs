@@ -1,4 +1,4 @@
-//! Backward pass: from the features' gradient to the parameters'.
+//! Backward pass of a residual network: from the gradient of the features to those of the parameters.
 
 use super::{
     ResNet,
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl ResNet {
-    /// Adds to the gradients those of one forward pass of `images`, from its features' gradient. Gives the gradient of the
-    /// images, if it is wanted.
+    /// The backward pass of one forward pass of `images`, from the gradient `g_features` of its features. Adds to the gradients
+    /// of the parameters. Returns the gradient of the images if `of_images` is true.
     ///
     /// # Errors
     /// When the device fails.
@@ -30,7 +30,7 @@ impl ResNet {
         let mut g = on.average_pool_backward(g_features, sizes[self.blocks.len()], self.feature_dim)?;
         for ((block, size), (input, saved)) in self.blocks.iter().zip(sizes).zip(blocks).rev() {
             g = backward(on, block, learned, &input, size, saved, output, g)?;
-            // A block's input is the output of the one before.
+            // A block's input is the output of the previous block.
             output = input;
         }
         if let Some((argmax, stem_output)) = pooled {
@@ -46,7 +46,7 @@ impl ResNet {
         Ok(None)
     }
 
-    /// Size of each block's input, and of the last one's output.
+    /// The size of each block's input, then that of the last block's output.
     fn input_sizes(&self, size: Size) -> Vec<Size> {
         let mut at = self.stem.conv.output_size(size);
         if self.max_pool {
@@ -61,7 +61,7 @@ impl ResNet {
     }
 }
 
-/// The gradient of a block's input `x`, from that of its output, `g`.
+/// The gradient of a block's input `x`, from the gradient `g` of its output. Adds to the gradients of the parameters.
 #[allow(clippy::too_many_arguments, reason = "a block, what went through it, and where gradients go")]
 pub(super) fn backward<B: Backend>(
     on: &B,
@@ -79,14 +79,14 @@ pub(super) fn backward<B: Backend>(
     for layer in before {
         sizes.push(layer.conv.output_size(*sizes.last().expect("not empty")));
     }
-    // The ReLU behind the addition passes its gradient on to both branches.
+    // The gradient of the sum flows to both branches: g through the last norm, gx to the shortcut.
     let [mut g, mut gx] = on.output_backward(&last.norm, learned, normed, output, g)?;
     if let (Some(layer), Some(normed)) = (&block.shortcut, shortcut) {
         let g = on.norm_backward(&layer.norm, learned, normed, None, gx)?;
         gx = on.conv_backward(layer, learned, Source::Plain(x), size, &g, None)?;
     }
     for (layer, size) in block.convs.iter().zip(&sizes).rev() {
-        // All but the first convolution read what the one before left.
+        // Every convolution but the first reads the output of the previous one.
         let Some(read) = inner.pop() else { break };
         let g_read = on.conv_backward(layer, learned, Source::Inner(&read), *size, &g, None)?;
         drop(g);

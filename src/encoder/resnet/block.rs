@@ -1,11 +1,11 @@
-//! The blocks of a residual network, with names and layout of their tensors.
+//! The blocks of a residual network, with the names and layout of their tensors.
 
 use crate::{
     backend::layers::{BatchNorm, ConvNorm},
     ops::{arena::Layout, conv2d::Conv2d, matmul::MatmulPrecision},
 };
 
-/// A residual block: convolutions in a row, beside a shortcut that is the identity or a projection.
+/// A residual block: a chain of convolutions, and a shortcut. The shortcut is a projection, or the identity if None.
 #[derive(Clone, Debug)]
 pub struct Block {
     pub convs: Vec<ConvNorm>,
@@ -19,7 +19,7 @@ impl Block {
     }
 }
 
-/// Lays out the tensors in torch's order while blocks are described.
+/// Builds descriptions of blocks, and lays out their tensors in torch's order.
 #[derive(Debug, Default)]
 pub struct Builder {
     params: Layout,
@@ -27,7 +27,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A convolution called `conv` ([input, output] channels) with the batch norm called `norm` behind it.
+    /// A convolution called `conv` ([input, output] channels), followed by a batch norm called `norm`.
     pub fn conv_norm(
         &mut self,
         conv: &str,

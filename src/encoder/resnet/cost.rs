@@ -1,4 +1,4 @@
-//! Multiply-adds of a residual network.
+//! Counts the multiply-adds of a residual network.
 
 use super::ResNet;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl ResNet {
-    /// Multiply-adds of the features of images of `size`.
+    /// Multiply-adds to compute the features of images of `size`.
     pub fn multiply_adds(&self, size: Size) -> u64 {
         let mut total = of_convolution(&self.stem.conv, size);
         let mut at = self.stem.conv.output_size(size);

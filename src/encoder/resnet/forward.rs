@@ -1,4 +1,4 @@
-//! Forward pass: for training, for the momentum branch, for evaluation.
+//! Forward pass of a residual network, for training, the momentum branch and evaluation.
 
 use super::ResNet;
 use crate::{
@@ -7,11 +7,11 @@ use crate::{
     ops::{conv2d::Size, pool},
 };
 
-/// What the backward pass needs of a forward pass.
+/// The results of a forward pass that the backward pass needs.
 pub struct Saved<B: Backend> {
     pub(super) size: Size,
     pub(super) stem: B::Normed,
-    /// Where the max-pooling found its maxima, and what it read: the stem's output.
+    /// The positions of the maxima of the max-pooling, and its input: the stem's output.
     pub(super) pooled: Option<(B::Argmax, B::Buffer)>,
     /// Each block's input and intermediate results.
     pub(super) blocks: Vec<(B::Buffer, SavedBlock<B>)>,
@@ -21,14 +21,14 @@ pub struct Saved<B: Backend> {
 
 /// One block's intermediate results.
 pub struct SavedBlock<B: Backend> {
-    /// All convolutions but the last.
+    /// The outputs of all convolutions but the last.
     pub inner: Vec<B::Inner>,
     pub last: B::Normed,
     pub shortcut: Option<B::Normed>,
 }
 
 impl ResNet {
-    /// Features [n, feature_dim] of images [n, h, w, 3] and, with `keep`, what the backward pass needs.
+    /// Features [n, feature_dim] of images [n, h, w, 3] and, with `keep`, the results that the backward pass needs.
     ///
     /// # Errors
     /// When the device fails.
@@ -62,7 +62,7 @@ impl ResNet {
     }
 }
 
-/// A block's output. `size`, the input's, becomes the output's.
+/// A block's output. Replaces `size`, that of the input, by that of the output.
 pub(super) fn forward<B: Backend>(
     on: &B,
     block: &Block,

@@ -24,7 +24,7 @@ use crate::{
 };
 use block::{Block, Builder};
 
-/// Numbers that tell residual networks apart.
+/// The numbers in which residual networks differ.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Blocks per stage.
@@ -70,7 +70,7 @@ impl ResNet {
         Ok(Self { params, buffers, feature_dim: channels, stem, max_pool, blocks })
     }
 
-    /// Reads the factors of all convolutions' products as `matmul` says.
+    /// Sets the precision in which all convolutions read the factors of their products.
     pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
         let units = self.blocks.iter_mut().flat_map(|block| block.convs.iter_mut().chain(&mut block.shortcut));
         for unit in [&mut self.stem].into_iter().chain(units) {
@@ -78,7 +78,7 @@ impl ResNet {
         }
     }
 
-    /// Convolutions from N(0, 2 / fan-out), batch norm at the identity (torchvision's defaults).
+    /// Initial parameters and buffers: convolutions from N(0, 2 / fan-out), batch norm at the identity (torchvision's defaults).
     pub fn init<E: Real>(&self, seed: u64) -> (Vec<E>, Vec<E>) {
         let mut params = vec![E::zero(); self.params.len()];
         for (i, entry) in self.params.entries.iter().enumerate() {

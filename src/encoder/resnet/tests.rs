@@ -19,17 +19,18 @@ fn load<E: Real>(layout: &Layout, state: &Golden) -> Vec<E> {
     values
 }
 
-/// Everything that a step gives.
+/// The results of a step.
 struct Step<E> {
     features: Vec<E>,
     eval: Vec<E>,
     buffers: Vec<E>,
     gradients: Vec<E>,
-    /// Where it is wanted.
+    /// The gradient of the images, if it was requested.
     gx: Option<Vec<E>>,
 }
 
-/// Forward in training and in evaluation, and backward from the gradient that `cot` makes of the features.
+/// Runs a forward pass in training and in evaluation mode, and a backward pass from the gradient that `cot` computes from the
+/// features.
 fn step<B: Backend>(
     on: &B,
     net: &ResNet,
@@ -58,7 +59,7 @@ fn resnet18() -> ResNet {
     ResNet::new(Shape { depths: [2, 2, 2, 2], bottleneck: false }, &config).unwrap()
 }
 
-/// Checks the network against a whole torchvision step: features, all gradients, running statistics, eval mode.
+/// Compares the network with a whole step of torchvision: features, all gradients, running statistics, eval mode.
 fn reference<B: Backend>(on: &B, f32_tolerance: f64) -> Vec<B::Real> {
     let (golden, state) = (Golden::load("resnet18_w8_cifar"), Golden::load("resnet18_w8_cifar_state"));
     let net = resnet18();
@@ -116,14 +117,15 @@ fn resnet18_agrees_with_torchvision_in_f32() {
     on_every_gpu(|gpu| reference(&Gpu::new(gpu.clone(), Cpu::default(), Math::F32), 5e-5));
 }
 
-/// Bottlenecks, the ImageNet stem and max-pooling, in every arithmetic of a GPU, against the host.
+/// Compares every arithmetic of a GPU with the host, for bottlenecks, the ImageNet stem and max-pooling.
 #[test]
 fn resnet50_on_a_gpu_agrees_with_the_host() {
     let Some(gpu) = one_gpu() else { return };
     let config = ResnetConfig { width_multiplier: 0.125, ..ResnetConfig::default() };
     let net = ResNet::new(Shape { depths: [3, 4, 6, 3], bottleneck: true }, &config).unwrap();
     let (mut params, buffers) = net.init::<f32>(3);
-    // Small residual branches: as it is initialised, so deep a network makes much of any rounding in so small a batch.
+    // Makes the residual branches small. With the usual initial values, a network this deep amplifies every rounding error
+    // in a batch this small.
     for entry in net.params.entries.iter().filter(|entry| entry.name.ends_with("bn3.weight")) {
         params[entry.range()].fill(0.1);
     }
@@ -132,7 +134,8 @@ fn resnet50_on_a_gpu_agrees_with_the_host() {
     let cot: Vec<f32> = (0..size.n * net.feature_dim).map(|i| (i as f32 * 0.37).cos()).collect();
     let values = [&params[..], &buffers, &x];
     let expected = step(&Host::default(), &net, values, size, false, |_| cot.clone());
-    // Cosine with the host's: ReLUs and maxima near their edge change sides, so single values may differ, directions not.
+    // Gradients are compared by their cosine. ReLUs and maxima near a threshold change sides, so single values may differ,
+    // but directions do not.
     for (math, features_off, least_cosine) in
         [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97), (Math::Bf16, 0.8, 0.5)]
     {
@@ -146,7 +149,7 @@ fn resnet50_on_a_gpu_agrees_with_the_host() {
     }
 }
 
-/// The bottleneck block and, around it, the ImageNet stem and max-pooling: gradients against finite differences.
+/// Covers bottleneck blocks, the ImageNet stem and max-pooling.
 #[test]
 fn resnet50_gradients_agree_with_finite_differences() {
     let net = ResNet::new(
@@ -162,7 +165,7 @@ fn resnet50_gradients_agree_with_finite_differences() {
     let run = |params: &[f64]| step(&on, &net, [params, &buffers, &x], size, false, |_| cot.clone());
     let loss = |params: &[f64]| run(params).features.iter().zip(&cot).map(|(f, c)| f * c).sum::<f64>();
     let gradients = run(&params).gradients;
-    // Along a random direction per tensor, so that every tensor is covered by two evaluations.
+    // One direction per tensor, so that two evaluations cover the tensor.
     for (t, entry) in net.params.entries.iter().enumerate() {
         let direction: Vec<f64> = (0..entry.len()).map(|i| ((i + 7 * t) as f64 * 1.3).sin()).collect();
         let at = |step: f64| {
@@ -172,11 +175,11 @@ fn resnet50_gradients_agree_with_finite_differences() {
             }
             loss(&moved)
         };
-        // A tiny step, lest many ReLUs and maxima change sides on the way.
+        // The step is tiny, so that few ReLUs and maxima change sides between the two points.
         let difference = (at(1e-8) - at(-1e-8)) / 2e-8;
         let along: f64 = gradients[entry.range()].iter().zip(&direction).map(|(g, d)| g * d).sum();
         let error = (along - difference).abs();
-        // The loss is about 10, so that rounding alone moves the difference by 1e-4.
+        // The loss is about 10, so rounding alone changes the difference by 1e-4.
         assert!(error < 1e-4 * difference.abs() + 1e-3, "{}: {along} instead of {difference}", entry.name);
     }
 }
@@ -222,7 +225,7 @@ fn bottleneck_agrees_with_torchvision() {
 #[test]
 fn names_and_shapes_are_torchvisions() {
     let net = ResNet::new(Shape { depths: [3, 4, 6, 3], bottleneck: true }, &ResnetConfig::default()).unwrap();
-    assert_eq!(net.params.len(), 25_557_032 - 2048 * 1000 - 1000); // torchvision's count less its classifier
+    assert_eq!(net.params.len(), 25_557_032 - 2048 * 1000 - 1000); // torchvision's count without its classifier
     let shape = |name: &str| net.params.entries.iter().find(|e| e.name == name).unwrap().shape.clone();
     assert_eq!(shape("conv1.weight"), [64, 3, 7, 7]);
     assert_eq!(shape("layer2.0.downsample.0.weight"), [512, 256, 1, 1]);

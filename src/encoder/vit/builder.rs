@@ -7,7 +7,7 @@ use crate::{
     ops::{arena::Layout, matmul::MatmulPrecision},
 };
 
-/// Lays out the tensors in timm's order while layers are described.
+/// Builds descriptions of layers, and lays out their tensors in timm's order.
 #[derive(Debug, Default)]
 pub struct Builder {
     params: Layout,
@@ -21,7 +21,7 @@ impl Builder {
         self.params.entries[index].range()
     }
 
-    /// A tensor that training leaves alone.
+    /// A tensor that is not trained.
     pub fn buffer(&mut self, name: &str, shape: &[usize]) -> Range<usize> {
         let index = self.buffers.push(name, shape);
         self.buffers.entries[index].range()
@@ -41,7 +41,7 @@ impl Builder {
         LayerNorm { weight, bias }
     }
 
-    /// A block with tokens of `width`, a perceptron of `hidden` and so many attention heads.
+    /// A block with tokens of `width`, a perceptron of width `hidden`, and `heads` attention heads.
     pub fn block(&mut self, name: &str, width: usize, hidden: usize, heads: usize) -> Block {
         Block {
             norm1: self.norm(&format!("{name}.norm1"), width),

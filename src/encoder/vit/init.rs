@@ -14,8 +14,9 @@ use crate::ops::{
 const CLS_TOKEN_STD: f64 = 1e-6;
 
 impl Vit {
-    /// Linear layers from Xavier's uniform distribution, queries, keys and values each as a matrix of its own; the patch
-    /// embedding likewise, as a linear layer on patches; class token from N(0, 1e-12); biases zero, norms the identity.
+    /// Initial parameters and buffers. Linear layers are drawn from Xavier's uniform distribution; queries, keys and values
+    /// count as separate matrices, and the patch embedding as a linear layer on patches. The class token is drawn from
+    /// N(0, 1e-12). Biases are zero, and norms are the identity.
     pub fn init<E: Real>(&self, seed: u64) -> (Vec<E>, Vec<E>) {
         let mut params = vec![E::zero(); self.params.len()];
         for (i, entry) in self.params.entries.iter().enumerate() {
@@ -35,7 +36,7 @@ impl Vit {
     }
 }
 
-/// Inputs and outputs of one element of a linear layer, added; None for other tensors.
+/// The sum of fan-in and fan-out of a linear layer's weight; None for other tensors.
 fn fans(entry: &Entry) -> Option<usize> {
     match entry.shape[..] {
         [output, input] if entry.name.ends_with(".qkv.weight") => Some(output / 3 + input),

@@ -1,6 +1,6 @@
 //! Vision transformers (Dosovitskiy et al. 2021) as in timm's `vit_*_patch16_224`: class token, pre-norm blocks, exact GELU.
 //!
-//! The features are the class token behind the last norm. Positions are fixed (MoCo-v3): a buffer, not a parameter.
+//! The features are the class token after the last norm. Positions are fixed as in MoCo-v3: a buffer, not a parameter.
 
 mod builder;
 mod cost;
@@ -23,7 +23,7 @@ use builder::Builder;
 /// Hidden width of the perceptrons, as a multiple of the tokens' width.
 const MLP_RATIO: usize = 4;
 
-/// Numbers that tell vision transformers apart.
+/// The sizes in which vision transformers differ.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Elements of a token.
@@ -46,8 +46,8 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// A network of `shape` with the settings of `config` (whose `heads` count), for images of `size` pixels unless
-    /// `config` says another size.
+    /// A network of `shape` with the settings of `config`. If `config` has heads or an image size, these replace the heads of
+    /// `shape` and `size` (in pixels).
     ///
     /// # Errors
     /// When the heads do not divide the width or the patches do not divide the image.
@@ -86,7 +86,7 @@ impl Vit {
         Ok(Self { params, buffers, shape, embedding, blocks, norm })
     }
 
-    /// Reads the factors of all linear layers as `matmul` says; those of attention stay as they are.
+    /// Sets the precision in which all linear layers read the factors of their products. That of attention does not change.
     pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
         self.embedding.patches.matmul = matmul;
         for block in &mut self.blocks {
@@ -101,7 +101,7 @@ impl Vit {
         self.shape.width
     }
 
-    /// Whether training moves tensor `entry` of the parameters.
+    /// Whether training updates tensor `entry` of the parameters.
     pub fn trains(&self, entry: usize) -> bool {
         !(self.embedding.frozen && self.params.entries[entry].name.starts_with("patch_embed."))
     }

@@ -1,4 +1,5 @@
-//! Forward and backward pass. There are no batch statistics: training, momentum branch and evaluation compute the same.
+//! Forward and backward pass of a vision transformer. It has no batch statistics, so training, momentum branch and evaluation
+//! compute the same.
 
 use super::Vit;
 use crate::{
@@ -6,16 +7,17 @@ use crate::{
     ops::conv2d::Size,
 };
 
-/// What the backward pass needs of a forward pass.
+/// The results of a forward pass that the backward pass needs.
 pub struct Saved<B: Backend> {
     size: Size,
     blocks: Vec<B::KeptBlock>,
-    /// Of the last norm, on the class tokens.
+    /// The results of the last norm, which normalises the class tokens.
     norm: B::KeptNorm,
 }
 
 impl Vit {
-    /// Features [n, width] of images [n, h, w, 3] and, with `keep`, what the backward pass needs. `buffers` are the branch's.
+    /// Features [n, width] of images [n, h, w, 3] and, with `keep`, the results that the backward pass needs. `buffers` are those
+    /// of the branch.
     ///
     /// # Errors
     /// When the device fails.
@@ -41,8 +43,8 @@ impl Vit {
         Ok((features, keep.then_some(Saved { size, blocks, norm })))
     }
 
-    /// Adds to the gradients those of one forward pass of `images`, from its features' gradient; those of a frozen patch
-    /// embedding are left alone.
+    /// The backward pass of one forward pass of `images`, from the gradient `g_features` of its features. Adds to the
+    /// gradients of the parameters, except those of a frozen patch embedding.
     ///
     /// # Errors
     /// When the device fails.
@@ -57,7 +59,7 @@ impl Vit {
         let Saved { size, blocks, norm } = saved;
         let shape = [size.n, self.embedding.tokens(size)];
         let g_cls = on.layer_norm_backward(&self.norm, learned, size.n, norm, g_features)?;
-        // Only the class tokens lead to the features.
+        // The features depend on the class tokens only.
         let mut g = on.class_tokens_backward(shape, g_cls)?;
         for (block, kept) in self.blocks.iter().zip(blocks).rev() {
             g = on.block_backward(block, learned, shape, kept, g)?;

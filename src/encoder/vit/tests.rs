@@ -28,7 +28,7 @@ fn load<E: Real>(layout: &Layout, state: &Golden) -> Vec<E> {
     values
 }
 
-/// Features, and gradients of the parameters from that of the features.
+/// Features, and gradients of the parameters from the gradient `cot` of the features.
 fn step<B: Backend>(
     on: &B,
     net: &Vit,
@@ -81,7 +81,7 @@ fn agrees_with_timm_in_f32() {
     on_every_gpu(|gpu| reference(&Gpu::new(gpu.clone(), Cpu::default(), Math::F32), 1e-5));
 }
 
-/// Sizes of images beside the one that the positions are laid out for.
+/// Image sizes that differ from the one that the positions are laid out for.
 const OTHERS: [(&str, usize, usize); 3] = [("large", 24, 24), ("small", 8, 8), ("wide", 12, 20)];
 
 fn other_sizes<B: Backend>(on: &B, f32_tolerance: f64) -> [Vec<B::Real>; 3] {
@@ -121,7 +121,7 @@ fn positions_are_moco_v3s() {
     assert_close("positions", &positions::sin_cos::<f64>(4, 16), &Golden::load("vit_w16").get("out.sincos4"), 1e-12);
 }
 
-/// Away from the base grid too, whose positions are interpolated.
+/// The images are not of the base size, so that positions are interpolated too.
 #[test]
 fn gradients_agree_with_finite_differences() {
     let net = small(false);
@@ -166,7 +166,7 @@ fn a_frozen_patch_embedding_has_no_gradient_and_changes_no_other() {
     frozen_and_free(&Gpu::new(gpu, Cpu::default(), Math::F32));
 }
 
-/// Heads of the usual width and many tokens, in every arithmetic of a GPU, against the host.
+/// Compares every arithmetic of a GPU with the host, for heads of the usual width and many tokens.
 #[test]
 fn every_arithmetic_of_a_gpu_agrees_with_the_host() {
     let Some(gpu) = one_gpu() else { return };
@@ -178,7 +178,7 @@ fn every_arithmetic_of_a_gpu_agrees_with_the_host() {
     let cot: Vec<f32> = (0..size.n * 128).map(|i| (i as f32 * 0.37).cos()).collect();
     let values = [&params[..], &buffers, &x];
     let [features, gradients] = step(&Host::default(), &net, values, size, &cot);
-    // f32 sums in another order; tensor cores read 11 bits of each operand, through three blocks.
+    // In f32, sums have another order. Tensor cores round each operand to 11 bits (bf16: 8), and errors grow over three blocks.
     for (math, features_off, least_cosine) in
         [(Math::F32, 1e-5, 0.999_999), (Math::Tf32, 1e-2, 0.9999), (Math::F16, 1e-2, 0.9999), (Math::Bf16, 8e-2, 0.99)]
     {
@@ -214,7 +214,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 
 #[test]
 fn names_and_shapes_are_timms() {
-    // timm's count of vit_small_patch16_224 less its classifier and its positions.
+    // timm's count for vit_small_patch16_224, without its classifier and its positions.
     let net = Vit::new(Shape { width: 384, depth: 12, heads: 6 }, &VitConfig::default(), 224).unwrap();
     assert_eq!(net.params.len(), 21_590_016);
     let shape = |layout: &Layout, name: &str| layout.entries.iter().find(|e| e.name == name).unwrap().shape.clone();

@@ -23,7 +23,7 @@ pub struct InfonceConfig {
 }
 
 impl InfonceConfig {
-    /// The loss of both directions, each with N candidates.
+    /// The loss if all candidates are equally likely: the sum of two directions with N candidates each.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         2.0 * self.loss_scale * libm::log(n as f64)
     }
@@ -39,7 +39,7 @@ pub struct SimclrConfig {
 }
 
 impl SimclrConfig {
-    /// The loss with 2N - 1 candidates.
+    /// The loss if all 2N - 1 candidates are equally likely.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         libm::log((2 * n - 1) as f64)
     }

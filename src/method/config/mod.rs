@@ -32,8 +32,8 @@ pub enum MethodConfig {
 }
 
 impl MethodConfig {
-    /// Sections that a method does not take, by its name. SimCLR and SwAV compare projections, so they have no predictor. SimCLR's
-    /// loss takes exactly two views.
+    /// The sections that the method called `name` does not take. SimCLR and SwAV compare projections, so they have no predictor.
+    /// SimCLR's loss takes exactly two views.
     pub fn not_taken(name: &str) -> &'static [&'static str] {
         match name {
             "simclr" => &["predictor", "augmentations.local_crops"],
@@ -52,8 +52,8 @@ impl MethodConfig {
         }
     }
 
-    /// The loss of a batch of `n` images if all candidates (for SwAV, all prototypes) are equally likely; None if it is not a single
-    /// value.
+    /// The loss of a batch of `n` images if all candidates (for SwAV, all prototypes) are equally likely; None if that is not a
+    /// single value.
     pub fn uninformative_loss(&self, n: usize) -> Option<f64> {
         match self {
             MethodConfig::Infonce(config) => Some(config.uninformative_loss(n)),
@@ -64,7 +64,8 @@ impl MethodConfig {
         }
     }
 
-    /// The positiveness of a neighbour with a `share` of the weight of all neighbours; None without attention.
+    /// The positiveness of a neighbour that has `share` of the weight of all neighbours. None without attention over several
+    /// neighbours.
     pub fn share_of_positiveness(&self, share: f64) -> Option<f64> {
         match self {
             MethodConfig::Snclr(config) if config.k > 1 && config.attention != Attention::Uniform => {

@@ -38,7 +38,7 @@ pub struct NnclrConfig {
 }
 
 impl NnclrConfig {
-    /// The loss of both directions, each with N candidates.
+    /// The loss if all candidates are equally likely: the sum of two directions with N candidates each.
     pub(super) fn uninformative_loss(&self, n: usize) -> f64 {
         2.0 * self.loss_scale * libm::log(n as f64)
     }

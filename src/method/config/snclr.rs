@@ -61,8 +61,8 @@ pub struct SnclrConfig {
 }
 
 impl SnclrConfig {
-    /// The loss of both directions, each with N (K + 1) candidates. K + 1 of them are positives, whose weights sum to 1 + 1 / gamma.
-    /// None with a threshold, which changes that sum.
+    /// The loss if all candidates are equally likely: the sum of two directions with N (K + 1) candidates each. K + 1 of them are
+    /// positives, whose weights sum to 1 + 1 / gamma. None with a threshold, which changes the sum of weights.
     pub(super) fn uninformative_loss(&self, n: usize) -> Option<f64> {
         let (all, weights) = (libm::log((n * (self.k + 1)) as f64), 1.0 + 1.0 / self.gamma);
         let direction = match self.objective {
@@ -138,7 +138,8 @@ impl From<DetachWords> for Detach {
     }
 }
 
-// The key of a training holds what is written here: what there was before `projection` keeps the words that it had.
+// The serialised value is part of a training's key. The variants that are older than `projection` therefore keep their older
+// words, `false` and `true`.
 impl Serialize for Detach {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -1,4 +1,4 @@
-//! The queue C: a FIFO of projections of earlier batches, in which neighbours are looked up.
+//! The queue C: a FIFO of projections of earlier batches. Methods look up neighbours in it.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use crate::{
 /// Marks a row without a sample, or a sample without a label.
 const NONE: i64 = -1;
 
-/// The queue. It stores rows at unit length, as the search needs them, and their lengths apart.
+/// The queue. It stores rows at unit length, as the search needs them, and their original lengths separately.
 pub struct Queue<B: Backend> {
     /// Prefix of its tensors in a checkpoint.
     name: &'static str,
@@ -31,7 +31,7 @@ pub struct Queue<B: Backend> {
     marks: Marks,
     /// Number of rows of each sample.
     copies: BTreeMap<i64, usize>,
-    /// Place of the next row.
+    /// Index of the row that is overwritten next.
     next: usize,
 }
 
@@ -56,7 +56,7 @@ pub struct TooFewNeighbours {
     k: usize,
 }
 
-/// Rows of a batch, and the rows of the queue that they replace.
+/// A run of consecutive rows: its first row in the batch, and the rows of the queue that it replaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     from: usize,
@@ -96,8 +96,8 @@ impl<B: Backend> Queue<B> {
         !self.copies.contains_key(&NONE)
     }
 
-    /// The K rows nearest to each of `queries` [n, dim] (unit length) by cosine; with `exclude`, rows that came from
-    /// the query's own sample are excluded. `k` is at least 1.
+    /// The K rows nearest to each of `queries` [n, dim] (unit length) by cosine. With `exclude`, the sample of each query,
+    /// rows of that sample are left out. `k` is at least 1.
     ///
     /// # Errors
     /// [`TooFewNeighbours`] when fewer than K rows are left; or when the device fails.
@@ -182,7 +182,8 @@ impl<B: Backend> Queue<B> {
     }
 }
 
-/// The places of `n` rows of a batch in a queue of `length`, from `next` on. If there are more than fit, the last ones stay.
+/// The places of `n` rows of a batch in a queue of `length`, from row `next` on. With [`Overflow::Wrap`], a batch that is longer
+/// than the queue leaves its last rows there. With [`Overflow::Truncate`], the rows beyond the queue's end are dropped.
 fn runs(n: usize, length: usize, next: usize, overflow: Overflow) -> Vec<Run> {
     let (skipped, taken) = match overflow {
         Overflow::Truncate => (0, n.min(length - next)),

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Samples that are their own labels, of step 0.
+/// The origin of rows of step 0. The label of a sample is its index.
 fn origin(samples: &[i64]) -> Origin<'_> {
     Origin { samples, labels: samples, step: 0 }
 }
@@ -23,7 +23,7 @@ fn queue<B: Backend<Real = f32>>(on: &B, length: usize, dim: usize) -> Queue<B> 
     Queue::new(on, "queue", [length, dim], 0, MatmulPrecision::Full).unwrap()
 }
 
-/// Runs a test on the host, and on a GPU, emulated or not.
+/// Runs a test on the host, and on a GPU (emulated or real).
 macro_rules! on_both {
     ($test:ident) => {
         $test(&Host::<f32>::default());
@@ -103,7 +103,7 @@ fn as_they_were<B: Backend<Real = f32>>(on: &B) {
     assert_eq!((near.vectors.tensor().as_vec(), near.origins.wait().unwrap().samples), (vec![1.0], vec![4]));
 }
 
-/// What a step diagnoses later is what its search found, though the batch has been enqueued since.
+/// The diagnosis of a step reports the neighbours that its search found, even if rows were enqueued before it is read.
 #[test]
 fn neighbours_are_told_as_they_were_when_they_were_found() {
     on_both!(as_they_were);

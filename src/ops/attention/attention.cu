@@ -1,15 +1,15 @@
-// Softmax attention of several heads within each sample, tile by tile: no matrix of all weights exists. Queries, keys and
-// values lie as [samples, tokens, 3, heads, head width]. Compiled once per arithmetic, behind `matmul.cuh`.
+// Softmax attention of several heads within each sample, tile by tile: no matrix of all weights exists. Queries, keys and values
+// are stored as [samples, tokens, 3, heads, head width]. Compiled once per arithmetic, after `matmul.cuh`.
 //
-// A block has a sample's head (x), a tile of queries or keys (y) and D columns of the head's width (z). Of wider heads each
-// block goes through all columns for the weights. Sums run in an order that the shapes alone determine.
+// A block has a sample's head (x), a tile of queries or keys (y) and D columns of the head's width (z). If heads are wider than
+// D, each block still goes through all columns to compute the weights. Sums run in an order that the shapes alone determine.
 
-// Keys at a time, and queries at a time in the backward pass: what shared memory has room for.
+// Keys per step, and queries per step or block of the backward pass: as many as shared memory has room for.
 const int TILE = WIDE == 8 ? 64 : 32;
 // Queries of a block in the forward pass.
 const int ROWS = 64;
 
-// A head of a sample: its first token's elements.
+// A head of a sample: pointers to its elements in the first token.
 struct Head {
     const scalar *q, *k, *v;
     int tokens, dim, width, chunks, own;
@@ -21,12 +21,13 @@ struct Head {
         chunks = (dim + columns - 1) / columns, own = blockIdx.z;
     }
 
-    // The place of element (0, 0) of the block's head in a tensor [samples, tokens, parts, heads, head width].
+    // Offset of the head's first element in a tensor [samples, tokens, parts, heads, head width].
     DEVICE_MEMBER size_t place(int heads, int parts) const {
         return (size_t)(blockIdx.x / heads) * tokens * parts * width + blockIdx.x % heads * dim;
     }
 
-    // Columns c to c + D of some tokens as a tile [SIZE][D + WIDE]; beyond the tokens or the head it is zero.
+    // Loads columns c to c + D of the tokens from `first` on into a tile [SIZE][D + WIDE], with zeros beyond the tokens or the
+    // head.
     template <int SIZE, int D>
     DEVICE_MEMBER void load(const scalar *from, int stride, int first, int c, scalar *tile) const {
         from += c;
@@ -66,7 +67,7 @@ template <class A> struct PerRow {
             }
     }
 
-    // Of the threads' parts of each row, their maximum or their sum in order.
+    // Combines the parts that threads have of each row: to their maximum, or to their sum in order.
     template <bool LARGEST> DEVICE_MEMBER void combine(float (*shares)[17]) {
         __syncthreads();
         for (int i = 0; i < A::TM; i++)
@@ -82,8 +83,8 @@ template <class A> struct PerRow {
     }
 };
 
-// y = softmax(q k^T scale) v; and of each query the logarithm of its summed exponentials, [samples, heads, tokens], where it
-// is asked for. Maximum and sum are those of the keys so far; what has been summed is scaled when the maximum grows.
+// y = softmax(q k^T scale) v, and in `logs`, unless it is null, the logarithm of each query's summed exponentials, [samples,
+// heads, tokens]. Maximum and sum are those of the keys so far; sums so far are rescaled when the maximum grows.
 template <int D>
 DEVICE void forward(int tokens, int heads, int dim, float scale, const scalar *qkv, scalar *y, float *logs) {
     typedef Layout<D + WIDE, true> Deep;
@@ -103,7 +104,7 @@ DEVICE void forward(int tokens, int heads, int dim, float scale, const scalar *q
     total.fill(0.0f);
     for (int n = 0; n < tokens; n += TILE) {
         s.clear();
-        for (int i = 1; i <= head.chunks; i++) { // the own columns come last
+        for (int i = 1; i <= head.chunks; i++) { // the block's own columns come last
             int c = (head.own + i) % head.chunks * D;
             __syncthreads();
             if (head.chunks > 1 || n == 0) head.load<ROWS, D>(head.q, stride, m, c, q);
@@ -149,7 +150,7 @@ DEVICE void forward(int tokens, int heads, int dim, float scale, const scalar *q
 #pragma unroll
                 for (int e = 0; e < Scores::EACH; e++) sums.sums[i][j][e] *= factors[e / 2];
         }
-        sum.template combine<false>(shares); // whose barrier is the weights', too
+        sum.template combine<false>(shares); // its barrier is also that for `weights`
         for (int i = 0; i < Scores::TM; i++)
             for (int h = 0; h < Scores::HALVES; h++) total.values[i][h] += sum.values[i][h];
         sums.template add<Weights, Flat, TILE>(weights, v);
@@ -172,7 +173,7 @@ DEVICE void forward(int tokens, int heads, int dim, float scale, const scalar *q
     }
 }
 
-// The dot product of each query's output and its gradient, [samples, heads, tokens]; a warp has one.
+// The dot product of each query's output and its gradient, [samples, heads, tokens]. Each warp computes one.
 KERNEL(attention_along)(int tokens, int heads, int dim, int count, const scalar *y, const scalar *gy, float *along) {
     int i = blockIdx.x * 8 + threadIdx.x / 32;
     if (i >= count) return;
@@ -184,7 +185,7 @@ KERNEL(attention_along)(int tokens, int heads, int dim, int count, const scalar 
     if (threadIdx.x % 32 == 0) along[((size_t)sample * heads + head) * tokens + token] = sum;
 }
 
-// What both backward kernels need of a tile of queries and a tile of keys.
+// Computations on a tile of queries and a tile of keys that both backward kernels share.
 template <int D> struct Backward {
     typedef Layout<D + WIDE, true> Deep;
     typedef Layout<D + WIDE, false> Flat;
@@ -193,8 +194,9 @@ template <int D> struct Backward {
     const scalar *gy;
     Scores s, g;
 
-    // The weights in s, and in g the gradients of the logits, of the queries from m and the keys from n on. Leaves the own
-    // columns of all four tiles in shared memory. `queries` or `keys` are loaded where they are not those of before.
+    // Computes the weights into s and the gradients of the logits into g, for the queries from m and the keys from n on. Leaves
+    // the block's own columns of all four tiles in shared memory. `queries` and `keys` say whether their tiles differ from those
+    // of the last call, and must be loaded.
     DEVICE_MEMBER void weights(int m, int n, bool queries, bool keys, float scale, const float *logs, const float *along,
                                scalar *q, scalar *k, scalar *v, scalar *gy_tile) {
         s.clear();
@@ -231,7 +233,7 @@ template <int D> struct Backward {
                 }
     }
 
-    // An accumulator as a tile [TILE][TILE + WIDE].
+    // Stores an accumulator as a tile [TILE][TILE + WIDE].
     DEVICE_MEMBER static void store(const Scores &values, scalar *tile) {
 #pragma unroll
         for (int i = 0; i < Scores::TM; i++)
@@ -242,7 +244,7 @@ template <int D> struct Backward {
                     from_float(tile[values.row(i, e) * (TILE + WIDE) + values.column(j, e)], values.sums[i][j][e]);
     }
 
-    // Sums of tokens from `first` on to their place in the gradient of queries, keys or values.
+    // Writes the sums of the tokens from `first` on to the gradient of queries, keys or values.
     DEVICE_MEMBER void write(const Accumulator<TILE, D> &sums, int first, scalar *to) const {
 #pragma unroll
         for (int i = 0; i < Accumulator<TILE, D>::TM; i++)

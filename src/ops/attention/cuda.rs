@@ -1,4 +1,5 @@
-//! Attention on a GPU. Addresses are of the device; tensors lie as on the CPU, in the arithmetic's storage.
+//! Attention on a GPU. Tensors are in device memory, in the arithmetic's storage; queries, keys and values are side by side as
+//! [samples, tokens, 3, heads, head width].
 
 use super::Attention;
 use crate::ops::{
@@ -16,7 +17,7 @@ const KERNELS: [&str; 7] = [
     "attention_keys_64",
 ];
 
-/// Those of 16 bits also have these.
+/// Further kernels of the 16-bit arithmetics.
 const BY_WARPS: [&str; 6] = [
     "attention_warps_forward_32",
     "attention_warps_forward_64",
@@ -37,13 +38,14 @@ pub static SOURCES: [Source; 4] = [
     Source { name: "attention_bf16", defines: "#define MATH 3", text: TEXT, kernels: &KERNELS_OF_WARPS },
 ];
 
-/// Queries of a block in the forward pass, and queries or keys of a block whose warps have rows of their own.
+/// Queries of a block in the forward pass.
 const ROWS: usize = 64;
+/// Queries or keys of a block in the kernels whose warps have rows of their own, in all passes.
 const ROWS_OF_WARPS: usize = 128;
-/// Weights that a block of the summing kernel has: one per warp.
+/// Queries of a block of the kernel `attention_along`: one per warp.
 const WARPS: usize = 8;
 
-/// Samples on a GPU.
+/// A number of samples on a GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Samples<'a> {
     pub gpu: &'a Gpu,
@@ -51,18 +53,18 @@ pub struct Samples<'a> {
     pub samples: usize,
 }
 
-/// What the backward pass reads of a forward pass.
+/// Tensors of the forward pass that the backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Attended<'a> {
     pub qkv: View<'a>,
     /// The output.
     pub y: View<'a>,
-    /// Per sample, head and query the logarithm of the summed exponentials of its logits (f32).
+    /// The logarithm of the summed exponentials of the logits, for each sample, head and query (f32).
     pub logs: View<'a>,
 }
 
 impl Attention {
-    /// Room for [`Attended::logs`].
+    /// Takes memory for [`Attended::logs`].
     ///
     /// # Errors
     /// When memory runs out.
@@ -70,7 +72,8 @@ impl Attention {
         on.gpu.take(Kind::F32, self.queries(on))
     }
 
-    /// y = softmax(q k^T / sqrt(head width)) v, and the logs, where they are wanted. No matrix of weights is kept.
+    /// y = softmax(q k^T / sqrt(head width)) v, and `logs`, if given, as in [`Attended::logs`]. No matrix of attention weights
+    /// is stored.
     ///
     /// # Errors
     /// When the device fails.
@@ -85,12 +88,13 @@ impl Attention {
         on.samples * self.heads * self.tokens
     }
 
-    /// `parts` times the tokens' width per token.
+    /// An argument that has `parts` times the width per token.
     fn parts(&self, on: Samples, view: View, parts: usize) -> Arg {
         view.arg(on.math.scalar(), on.samples * self.tokens * self.width * parts)
     }
 
-    /// Writes the gradient of `qkv` to `g_qkv`, from that of y, `gy`. The weights are computed again, tile by tile.
+    /// Computes the gradient of `qkv` into `g_qkv` from `gy`, the gradient of y. The attention weights are recomputed tile by
+    /// tile.
     ///
     /// # Errors
     /// When the device fails.
@@ -113,7 +117,7 @@ impl Attention {
         Ok(())
     }
 
-    /// Runs a pass over `views` by the kernel that knows such heads.
+    /// Runs a pass over `views` with the kernel for this arithmetic, head width and alignment.
     ///
     /// # Safety
     /// As for [`Gpu::launch`].
@@ -150,7 +154,7 @@ mod tests {
         golden::assert_close,
     };
 
-    /// Narrow and wide heads, some that no load of 16 bytes divides, and one that is gone through in two steps of which the second is
+    /// Narrow and wide heads, some that no load of 16 bytes divides, and one of two blocks of columns, the second of which is
     /// ragged; fewer tokens than a tile has, and several tiles and blocks with a ragged last one.
     const SHAPES: [(Attention, usize); 6] = [
         (Attention { tokens: 20, heads: 2, width: 20 }, 1),
@@ -161,8 +165,8 @@ mod tests {
         (Attention { tokens: 37, heads: 1, width: 84 }, 1),
     ];
 
-    /// Of values around 1: f32 sums in another order; operands of 11 bits each, weights and gradients of the logits among
-    /// them; f16 results are rounded once more.
+    /// Tolerances for values around 1: f32 sums in another order; for tf32 and f16, operands of 11 bits each, including weights
+    /// and gradients of the logits; f16 results are rounded once more. bf16 has three bits less.
     const MATHS: [(Math, f64); 4] = [(Math::F32, 5e-6), (Math::Tf32, 2e-3), (Math::F16, 3e-3), (Math::Bf16, 2.4e-2)];
 
     #[test]

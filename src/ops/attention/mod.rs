@@ -1,7 +1,7 @@
 //! Softmax attention of several heads within each sample: forward and gradient, on the calling thread.
 //!
-//! The attention weights of one sample and head fit a core's cache; the backward pass computes them again instead of keeping
-//! them.
+//! The attention weights of one sample and head fit a core's cache; the backward pass recomputes them, so that they need not be
+//! kept.
 
 pub mod cuda;
 
@@ -17,7 +17,7 @@ pub struct Attention {
     pub width: usize,
 }
 
-/// Tokens of [heads, head width] elements each, which begin every `row` elements.
+/// Tokens of [heads, head width] elements each, which start `row` elements apart.
 #[derive(Clone, Copy)]
 pub struct Tokens<'a, E> {
     pub data: &'a [E],
@@ -25,7 +25,7 @@ pub struct Tokens<'a, E> {
 }
 
 impl<'a, E> Tokens<'a, E> {
-    /// The part of `head` of the tokens of a sample that has `count` of them.
+    /// The columns of `head` in the tokens of a sample, where each sample has `count` tokens.
     fn of(self, sample: usize, count: usize, head: usize, dim: usize) -> Matrix<'a, E> {
         let data = &self.data[sample * count * self.row + head * dim..];
         Matrix { data, rows: count, columns: dim, row_stride: self.row, column_stride: 1 }
@@ -33,8 +33,8 @@ impl<'a, E> Tokens<'a, E> {
 }
 
 impl Attention {
-    /// y [samples, queries, heads, head width] = softmax(q k^T / sqrt(head width)) v, with as many queries of each sample as y has
-    /// room for.
+    /// y [samples, queries, heads, head width] = softmax(q k^T / sqrt(head width)) v, where the length of y determines the
+    /// number of queries per sample.
     pub fn forward<E: Real>(&self, samples: usize, [q, k, v]: [Tokens<E>; 3], y: &mut [E]) {
         let (tokens, dim) = (self.tokens, self.head_width());
         let queries = y.len() / (samples * self.width);
@@ -51,8 +51,8 @@ impl Attention {
         });
     }
 
-    /// Writes the gradients of q [samples, queries, width] and of k and v, side by side [samples, tokens, 2 width], from that of
-    /// y, `gy`.
+    /// Computes gradients from `gy`, the gradient of y: that of q into `g_q` [samples, queries, width], and those of k and v
+    /// side by side into `g_kv` [samples, tokens, 2 width].
     pub fn backward<E: Real>(
         &self,
         samples: usize,
@@ -119,7 +119,7 @@ impl Attention {
         );
     }
 
-    /// g: from the gradient of the weights to that of q k^T.
+    /// Turns `g` from the gradient of the attention weights into the gradient of q k^T.
     fn softmax_backward<E: Real>(&self, weights: &[E], g: &mut [E]) {
         let (tokens, scale) = (self.tokens, self.scale::<E>());
         vectorized(
@@ -136,14 +136,14 @@ impl Attention {
     }
 }
 
-/// Copies rows of `dim` elements to their place, `offset` elements into rows of `stride`.
+/// Copies rows of `dim` elements into rows of `stride` elements, at `offset`.
 fn place<E: Real>(rows: &[E], dim: usize, target: &mut [E], stride: usize, offset: usize) {
     for (row, target) in rows.chunks_exact(dim).zip(target.chunks_exact_mut(stride)) {
         target[offset..offset + dim].copy_from_slice(row);
     }
 }
 
-/// Queries, keys and values that lie as timm's `attn.qkv` gives them, [samples, tokens, 3, heads, head width].
+/// Queries, keys and values in the layout of timm's `attn.qkv` output, [samples, tokens, 3, heads, head width].
 #[cfg(test)]
 pub(crate) mod side_by_side {
     use super::*;
@@ -232,7 +232,8 @@ mod tests {
         assert!(y.iter().all(|y| (y - 100.0).abs() < 1e-4), "{y:?}");
     }
 
-    /// Fewer queries than tokens: what the first ones give, to the bit, and the gradient where the others' is zero.
+    /// With fewer queries than tokens, the outputs have the bits of the same queries among all, and the gradients are those of
+    /// all queries where the other outputs' gradients are zero.
     #[test]
     fn queries_stand_for_themselves() {
         let (t, w) = (SHAPE.tokens, SHAPE.width);

@@ -1,18 +1,18 @@
-// Attention of heads of at most 64 columns in 16 bits, whose loads of 16 bytes divide them. A warp has 16 queries, or 16 keys, and keeps
-// what belongs to them in registers: logits become weights, and these a factor of the next product, without a way through memory. Behind
-// `attention.cu`, for storages of 16 bits.
+// Attention in 16 bits for heads of at most 64 columns, a multiple of a 16-byte load. A warp has 16 queries, or 16 keys, and
+// keeps their values in registers: logits become weights, and weights a factor of the next product, without going through
+// memory. Compiled after `attention.cu`, for storages of 16 bits.
 
 #if MATH >= 2
 
 // Rows of a warp and of a block; keys or queries of a step.
 const int WARP_ROWS = 16, BLOCK_ROWS = 8 * WARP_ROWS, OTHERS = 64;
-// Of them those whose logits are in registers at a time in the backward pass.
+// Keys or queries of a step whose logits are in registers at the same time in the backward pass.
 const int SOME = 32;
 
-// Where element (row, c) of a tile lies.
+// Offset of element (row, c) in a tile.
 template <int D> DEVICE int place(int row, int c) { return Swizzled<OTHERS, D, true>::place(row, c); }
 
-// Has the rows from `first` on brought to a tile; those that there are not, and columns beyond the head, are zero.
+// Starts copying the rows from `first` on to a tile. Rows beyond the tokens and columns beyond the head are zero.
 template <int ROWS, int D>
 DEVICE void bring(const Head &head, const scalar *from, int stride, int first, scalar *tile) {
     for (int i = threadIdx.x; i < ROWS * D / WIDE; i += 256) {
@@ -94,7 +94,7 @@ template <int D> struct Result {
         }
     }
 
-    // Its rows, the first of which is token `first`, by a factor per row.
+    // Writes its rows, each times its factor, to the tokens from `first` on.
     DEVICE_MEMBER void write(const Head &head, int first, const float (&factors)[2], scalar *to, int stride) const {
         int lane = threadIdx.x % 32;
 #pragma unroll
@@ -112,7 +112,7 @@ template <int D> struct Result {
     }
 };
 
-// Of the four threads that share a row.
+// Maximum and sum over the four threads that share a row.
 DEVICE float largest_of_four(float value) {
     for (int step = 1; step < 4; step *= 2) {
         float other = warp_value(value, (int)(threadIdx.x % 32) ^ step);
@@ -125,13 +125,13 @@ DEVICE float sum_of_four(float value) {
     return value;
 }
 
-// What kernels have in shared memory: two tiles of two steps, in whose place the block's own rows come first.
+// Shared memory of a kernel: the two tiles of each of two steps. The block's own rows are loaded to the same memory first.
 template <int D> struct Stages {
     scalar tiles[2][2][OTHERS * D];
 };
 
-// Goes through the rows of two tensors in steps. While `body` works on two tiles, the next ones are on their way; it gets its tiles, the
-// first row in them, and which of the two stages they are.
+// Goes through the rows of two tensors in steps. While `body` works on two tiles, the next ones are being copied. `body` gets
+// the two tiles and the number of their first row.
 template <int D, class Body>
 DEVICE void each_step(const Head &head, const scalar *a, int stride_a, const scalar *b, int stride_b, Stages<D> &stages, const Body &body) {
     int stage = 0;
@@ -147,16 +147,16 @@ DEVICE void each_step(const Head &head, const scalar *a, int stride_a, const sca
         wait_for_copies<1>();
         __syncthreads();
         body(stages.tiles[stage][0], stages.tiles[stage][1], first);
-        __syncthreads(); // all are done with the tiles
+        __syncthreads(); // all threads are done with the tiles
     }
 }
 
-// Has the block's own rows of a tensor brought, in the place of two tiles.
+// Starts copying the block's own rows of a tensor to the memory of two tiles.
 template <int D> DEVICE void bring_own(const Head &head, const scalar *from, int stride, scalar (&tiles)[2][OTHERS * D]) {
     bring<BLOCK_ROWS, D>(head, from, stride, blockIdx.y * BLOCK_ROWS, tiles[0]);
 }
 
-// Waits until all threads have what they have had brought.
+// Waits until the copies of all threads have arrived.
 DEVICE void wait_for_all_copies() {
     end_of_copies();
     wait_for_copies<0>();
@@ -165,7 +165,7 @@ DEVICE void wait_for_all_copies() {
 
 const float LOG2_E = 1.44269504f;
 
-// As `forward`.
+// The forward pass, with the results of `forward`.
 template <int D>
 DEVICE void forward_of_warps(int tokens, int heads, int dim, float scale, const scalar *qkv, scalar *y, float *logs, Stages<D> &stages) {
     Head head;
@@ -175,7 +175,7 @@ DEVICE void forward_of_warps(int tokens, int heads, int dim, float scale, const 
     bring_own<D>(head, head.q, stride, stages.tiles[0]);
     wait_for_all_copies();
     q.load(stages.tiles[0][0]);
-    __syncthreads(); // the tiles are free
+    __syncthreads(); // the tiles may be overwritten
     Result<D> sums;
     sums.clear();
     float largest[2] = {-infinity(), -infinity()}, total[2] = {0.0f, 0.0f}, by = scale * LOG2_E;
@@ -229,7 +229,7 @@ DEVICE void queries_of_warps(int tokens, int heads, int dim, float scale, const 
     wait_for_all_copies();
     q.load(stages.tiles[0][0]);
     g.load(stages.tiles[1][0]);
-    __syncthreads(); // the tiles are free
+    __syncthreads(); // the tiles may be overwritten
     float log[2], mean[2];
     for (int h = 0; h < 2; h++) {
         int row = m + lane / 4 + h * 8;
@@ -270,7 +270,7 @@ DEVICE void keys_of_warps(int tokens, int heads, int dim, float scale, const sca
     wait_for_all_copies();
     k.load(stages.tiles[0][0]);
     v.load(stages.tiles[1][0]);
-    __syncthreads(); // the tiles are free
+    __syncthreads(); // the tiles may be overwritten
     logs += (size_t)blockIdx.x * tokens;
     along += (size_t)blockIdx.x * tokens;
     Result<D> keys, values;

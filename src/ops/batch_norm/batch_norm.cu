@@ -1,16 +1,16 @@
 // Batch normalisation over rows of channels [rows, channels], fused with ReLU and residual.
 //
-// Statistics are taken per piece of the rows and combined in f64, in a fixed order within a part of the batch and as a tree over its
-// parts: results repeat bit by bit, and a large mean costs no precision. Where several ranks have parts, each has a branch of the
-// tree. Compiled once per storage; statistics and coefficients are f32 either way.
+// Statistics are taken per piece of the rows and combined in f64, in a fixed order within a part of the batch and as a tree over
+// its parts: results repeat bit by bit, and a large mean costs no precision. If the parts are on several ranks, each rank has a
+// branch of the tree. Compiled once per storage; statistics and coefficients are f32 either way.
 //
-// Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
+// Compiled after `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
 // Per piece: mean and summed squared deviation, [pieces, 2, channels].
 KERNEL(bn_moments)(const scalar *x, int channels, Shares shares, int part, int piece, float *pieces) {
     Piece rows = piece_of(blockIdx.y, part, piece);
     float *out = pieces + (size_t)blockIdx.y * 2 * channels;
-    // Deviations are from the piece's first row: it is near the mean, as far as the spread goes.
+    // Deviations are taken from the piece's first row, which is about as near the mean as the other values are.
     const scalar *origin = x + (size_t)rows.begin * channels;
     sum_piece<2>(shares, rows, channels,
         [&](auto pack, int row, int c, auto &sums) {
@@ -32,8 +32,8 @@ KERNEL(bn_moments)(const scalar *x, int channels, Shares shares, int part, int p
 // Channel of a thread where a block has 32 channels, and 8 threads for each.
 DEVICE int channel_of() { return blockIdx.x * 32 + threadIdx.x % 32; }
 
-// The sum of what `term` gives for 0 .. count, of each of the block's 32 channels: each of its 8 threads has every eighth, and theirs
-// are added in order.
+// The sum of `term(i)` over i in 0 .. count, for each of the block's 32 channels. Each of a channel's 8 threads sums every
+// eighth term, and the threads' sums are added in order.
 template <class Term> DEVICE double sum_of_block(int count, bool there, const Term &term) {
     SHARED double shared[8][32];
     int line = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -69,7 +69,7 @@ KERNEL(bn_parts)(const float *values, int channels, int part, int piece, double 
     parts[channels + c] = deviation;
 }
 
-// Statistics of some rows: how many, mean, summed squared deviation from it.
+// Statistics of some rows: their number, mean, and summed squared deviation from it.
 struct Spread {
     double rows, mean, deviation;
 };
@@ -79,8 +79,8 @@ DEVICE Spread joined(Spread left, Spread right) {
     return Spread{total, mean, left.deviation + (right.deviation + delta * delta * left.rows * right.rows / total)};
 }
 
-// The branch of the tree that the parts here, of `rows` rows each, are: mean and summed squared deviation [2, channels]. A block has
-// 32 channels.
+// The tree's branch over this rank's parts, of `rows` rows each: mean and summed squared deviation [2, channels]. A block has 32
+// channels.
 KERNEL(bn_branch)(const double *values, int parts, int channels, int rows, double *branch) {
     SHARED Spread shared[8][32];
     int c = channel_of();
@@ -94,9 +94,9 @@ KERNEL(bn_branch)(const double *values, int parts, int channels, int rows, doubl
     branch[channels + c] = all.deviation;
 }
 
-// From the branches of all ranks, of `rows` rows each: moments [3, channels], which are mean, biased variance, 1 / sqrt(var + eps);
-// affine [2, channels]: scale and shift of the normalisation, with weight and bias where there are any. Running statistics, where
-// there are any, move.
+// From the branches of all ranks, of `rows` rows each: moments [3, channels], which are mean, biased variance, 1 / sqrt(var +
+// eps); affine [2, channels]: scale and shift of the normalisation, with weight and bias unless they are null. Running
+// statistics are updated unless they are null.
 KERNEL(bn_combine)(const double *branches, int count, int rows, int channels, const float *weight, const float *bias,
                    float *running_mean, float *running_var, float *moments, float *affine) {
     int c = blockIdx.x * 256 + threadIdx.x;
@@ -130,7 +130,8 @@ KERNEL(bn_eval)(int channels, const float *mean, const float *var, const float *
     affine[channels + c] = (bias ? bias[c] : 0.0f) - mean[c] * scale;
 }
 
-// out = x * scale + shift, plus a residual (as it is, or with an affine map of its own), through a ReLU or not.
+// out = x * scale + shift, plus a residual unless it is null (as it is, or through its own affine map), through a ReLU if
+// `relu`.
 KERNEL(bn_apply)(const scalar *x, const float *affine, const scalar *residual, const float *residual_affine, int relu,
                  int channels, Shares shares, int count, int piece, scalar *out) {
     Piece rows = piece_of(blockIdx.y, count, piece);
@@ -159,8 +160,8 @@ KERNEL(bn_apply)(const scalar *x, const float *affine, const scalar *residual, c
     });
 }
 
-// Per piece: sums of the gradient g and of g (x - mean), [pieces, 2, channels]. Where `output` is given, g counts only where
-// that is positive: the gradient before the ReLU behind the normalisation.
+// Per piece: sums of the gradient g and of g (x - mean), [pieces, 2, channels]. Unless `output` is null, g counts only where
+// `output` is positive: it is the gradient of the input of the ReLU after the normalisation.
 KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output, const float *moments, int channels, Shares shares,
                          int part, int piece, float *pieces) {
     float *out = pieces + (size_t)blockIdx.y * 2 * channels;
@@ -184,7 +185,7 @@ KERNEL(bn_backward_sums)(const scalar *x, const scalar *g, const scalar *output,
         });
 }
 
-// What the backward pass sums over rows: g, and g (x - mean).
+// Sums over rows in the backward pass: of g, and of g (x - mean).
 struct Slopes {
     double g, product;
 };
@@ -206,7 +207,7 @@ KERNEL(bn_backward_parts)(const float *values, int channels, int pieces, double 
     parts[channels + c] = sums[1];
 }
 
-// The branch of the tree that the parts here are: both sums [2, channels]. A block has 32 channels.
+// The tree's branch over this rank's parts: both sums [2, channels]. A block has 32 channels.
 KERNEL(bn_backward_branch)(const double *values, int parts, int channels, double *branch) {
     SHARED Slopes shared[8][32];
     int c = channel_of();
@@ -220,8 +221,9 @@ KERNEL(bn_backward_branch)(const double *values, int parts, int channels, double
     branch[channels + c] = all.product;
 }
 
-// From the branches of all ranks, of `rows` rows in all: adds to the gradients of weight and bias, where they are given, and turns
-// the sums into the coefficients [3, channels] of gx = a g + b x + d, which is w inv_std (g - mean(g) - xhat mean(g xhat)).
+// From the branches of all ranks, of `rows` rows in all: adds to the gradients of weight and bias, unless they are null, and
+// turns the sums into the coefficients [3, channels] of gx = a g + b x + d, which is w inv_std (g - mean(g) - xhat mean(g
+// xhat)).
 KERNEL(bn_backward_combine)(const double *branches, int count, int rows, int channels, const float *moments,
                             const float *weight, float *g_weight, float *g_bias, float *coefficients) {
     int c = blockIdx.x * 256 + threadIdx.x;
@@ -242,8 +244,8 @@ KERNEL(bn_backward_combine)(const double *branches, int count, int rows, int cha
     coefficients[2 * channels + c] = factor * (slope * mean - g / (float)rows);
 }
 
-// gx = a g + b x + d, or added to gx; g is masked by `output` as in bn_backward_sums, and the masked g is kept in `masked`,
-// where it is given. `gx` or `masked` may be `g` itself.
+// gx = a g + b x + d, or added to gx with `accumulate`. g is masked by `output` as in bn_backward_sums, and the masked g is
+// stored in `masked` unless that is null. `gx` or `masked` may be `g` itself.
 KERNEL(bn_backward_input)(const scalar *x, const scalar *g, const scalar *output, const float *coefficients, int channels,
                           Shares shares, int count, int piece, scalar *masked, scalar *gx, int accumulate) {
     Piece rows = piece_of(blockIdx.y, count, piece);
@@ -273,7 +275,7 @@ KERNEL(bn_backward_input)(const scalar *x, const scalar *g, const scalar *output
     });
 }
 
-// g goes from the gradient of a ReLU's output to that of its input.
+// Turns g from the gradient of a ReLU's output into that of its input.
 KERNEL(relu_backward)(const scalar *output, int length, scalar *g) {
     in_packs(length, length % WIDE == 0 && begin_wide(output, g), [&](auto pack, int at) {
         typedef decltype(pack) Values;
@@ -284,7 +286,7 @@ KERNEL(relu_backward)(const scalar *output, int length, scalar *g) {
     });
 }
 
-// to = from, in the other storage or the same.
+// to = from, from f32 to this storage or back.
 KERNEL(narrow)(const float *from, int length, scalar *to) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) from_float(to[i], from[i]);
 }

@@ -38,8 +38,9 @@ pub static SOURCES: [Source; 3] = [
     Source { name: "batch_norm_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Blocks of a pass over all rows, at most, and fewest rows of each.
+/// Most blocks of a pass over all rows.
 const BLOCKS: usize = 4096;
+/// Fewest rows of a block in such a pass.
 const PIECE_ROWS: usize = 32;
 
 /// Rows of channels on a GPU.
@@ -49,15 +50,15 @@ pub struct Rows<'a> {
     pub scalar: Scalar,
     pub rows: usize,
     pub channels: usize,
-    /// Parts of the batch that the rows are of: sums over them are a tree over its parts.
+    /// Number of parts of the batch that these rows are: sums over the batch are a binary tree over its parts.
     pub parts: usize,
 }
 
-/// Gives the branches of the tree over a batch's parts that all ranks have, one behind the other in their order, from the one of
-/// the rows here; f64, and as many values each.
+/// Gathers a branch of the tree over a batch's parts from each rank. The function gets this rank's branch and returns those of
+/// all ranks, one after another in the order of ranks. Values are f64, and each branch has the same number of them.
 pub type Gather<'a> = &'a dyn Fn(Buffer) -> Result<Buffer, GpuError>;
 
-/// For rows that are all of the batch's.
+/// The [`Gather`] for rows that are the whole batch.
 pub const ALL_HERE: Gather = &|own| Ok(own);
 
 /// A normalisation's parameters, or their gradients, [channels] each.
@@ -75,16 +76,16 @@ pub struct MomentsGpu {
     pub affine: Buffer,
 }
 
-/// What is added before the ReLU.
+/// The tensor that is added before the ReLU.
 #[derive(Clone, Copy, Debug)]
 pub enum ResidualGpu<'a> {
     None,
     Plain(View<'a>),
-    /// A tensor and the affine map that is still to be applied to it.
+    /// A tensor and the affine map that must still be applied to it.
     Normalised(View<'a>, View<'a>),
 }
 
-/// What the backward pass reads: x as it was normalised, its statistics, and the output where a ReLU followed.
+/// Tensors that the backward pass reads: the normalisation's input x, its statistics, and the output if a ReLU followed.
 #[derive(Clone, Copy, Debug)]
 pub struct Normalised<'a> {
     pub x: View<'a>,
@@ -101,7 +102,7 @@ impl Rows<'_> {
         unsafe { self.gpu.launch(self.scalar.source(&SOURCES), kernel, grid, args) }
     }
 
-    /// An argument of these rows.
+    /// An argument with the elements of these rows.
     fn of_rows(&self, view: View) -> Arg {
         view.arg(self.scalar, self.len())
     }
@@ -115,7 +116,7 @@ impl Rows<'_> {
         views.map(|view| Arg::optional(view, Kind::F32, self.channels))
     }
 
-    /// An affine map.
+    /// An argument that is an affine map.
     fn affine(&self, view: View) -> Arg {
         view.arg(Kind::F32, 2 * self.channels)
     }
@@ -124,7 +125,7 @@ impl Rows<'_> {
         self.gpu.take(Kind::F32, values * self.channels)
     }
 
-    /// Two values per part and channel.
+    /// Takes memory for two values per part and channel.
     fn take_of_parts(&self) -> Result<Buffer, GpuError> {
         self.gpu.take(Kind::F64, self.parts * 2 * self.channels)
     }
@@ -150,7 +151,7 @@ impl Rows<'_> {
         in_strides(self.len())
     }
 
-    /// The branches of all ranks, from the `take` of the one of these rows, [2, channels] each; and how many they are.
+    /// Takes this rank's branch [2, channels] by `take`, and gathers the branches of all ranks. Returns them and their number.
     fn branches(
         &self,
         gather: Gather,
@@ -164,9 +165,10 @@ impl Rows<'_> {
         Ok((all, count))
     }
 
-    /// Statistics of x, and the affine map by them and `params`. `known` are the moments of pieces of x, [pieces, 2, channels], and the
-    /// rows of a piece, which divide those of a part, where something has taken them already. Running statistics, mean and variance, move. Where other ranks
-    /// have as many rows of the batch, the statistics are of all.
+    /// Statistics of x, and the affine map of the normalisation by them and `params`. If the moments of pieces of x are known
+    /// already, `known` is these moments, [pieces, 2, channels], and the rows of a piece, which divide the rows of a part. The
+    /// running statistics, mean and variance, are updated. If other ranks have as many rows of the batch, the statistics are
+    /// those of all ranks' rows.
     ///
     /// # Errors
     /// When the device fails.
@@ -199,10 +201,10 @@ impl Rows<'_> {
         let (branches, count) = self.branches(gather, |own| {
             let of_parts = self.take_of_parts()?;
             let args = [values, channels, part, piece, of_parts.arg()];
-            // SAFETY: there are as many pieces of each part, and two rows for each part.
+            // SAFETY: `values` has each part's pieces, and `of_parts` two rows for each part.
             unsafe { self.launch("bn_parts", self.across_parts(), &args) }?;
             let args = [of_parts.arg(), parts, channels, part, own.arg()];
-            // SAFETY: there are as many parts, and the branch has two rows.
+            // SAFETY: `of_parts` has as many parts, and the branch has two rows.
             unsafe { self.launch("bn_branch", across(self.channels), &args) }
         })?;
         let found = MomentsGpu { moments: self.take_per_channel(3)?, affine: self.take_per_channel(2)? };
@@ -228,7 +230,7 @@ impl Rows<'_> {
         Ok(affine)
     }
 
-    /// out = x by the affine map, plus the residual, through a ReLU or not.
+    /// out = the affine map of x, plus the residual, through a ReLU if `relu`.
     ///
     /// # Errors
     /// When the device fails.
@@ -247,9 +249,9 @@ impl Rows<'_> {
         unsafe { self.launch("bn_apply", grid, &args) }
     }
 
-    /// From the gradient `g` of the output (behind the ReLU, where there is one) to that of x in `gx`, added where
-    /// `accumulate`; the gradients of weight and bias are added to `g_params`. `masked` receives g before the ReLU. Where other
-    /// ranks have as many rows of the batch, the sums are over all.
+    /// Computes the gradient of x from `g`, the gradient of the output (that of the ReLU, if there is one). It is written to
+    /// `gx`, or added to it with `accumulate`. The gradients of weight and bias are added to `g_params`. `masked` receives the
+    /// gradient of the ReLU's input. If other ranks have as many rows of the batch, the sums are over all ranks' rows.
     ///
     /// # Errors
     /// When the device fails.
@@ -277,10 +279,10 @@ impl Rows<'_> {
         let (branches, count) = self.branches(gather, |own| {
             let of_parts = self.take_of_parts()?;
             let args = [values.arg(), channels, Arg::count(tiles.per_part()), of_parts.arg()];
-            // SAFETY: there are as many pieces of each part, and two rows for each part.
+            // SAFETY: `values` has each part's pieces, and `of_parts` two rows for each part.
             unsafe { self.launch("bn_backward_parts", self.across_parts(), &args) }?;
             let args = [of_parts.arg(), parts, channels, own.arg()];
-            // SAFETY: there are as many parts, and the branch has two rows.
+            // SAFETY: `of_parts` has as many parts, and the branch has two rows.
             unsafe { self.launch("bn_backward_branch", across(self.channels), &args) }
         })?;
         let coefficients = self.take_per_channel(3)?;
@@ -292,11 +294,11 @@ impl Rows<'_> {
         let (masked, gx, accumulate) = (self.of_rows_if(masked), self.of_rows(gx), Arg::Int(accumulate.into()));
         let (grid, over) = self.over_rows(&views);
         let args = [&[x, g, output, coefficients.arg(), channels], &over[..], &[masked, gx, accumulate]].concat();
-        // SAFETY: all but the coefficients, three per channel, have these rows.
+        // SAFETY: the coefficients have three values per channel, and all other tensors have these rows.
         unsafe { self.launch("bn_backward_input", grid, &args) }
     }
 
-    /// `g` goes from the gradient of a ReLU's output to that of its input.
+    /// Turns `g` from the gradient of a ReLU's output into that of its input.
     ///
     /// # Errors
     /// When the device fails.
@@ -306,7 +308,7 @@ impl Rows<'_> {
         unsafe { self.launch("relu_backward", self.strided(), &args) }
     }
 
-    /// Copies f32 values into this storage, as many as there is room for.
+    /// Copies as many f32 values as `to` has elements to the storage `scalar`.
     ///
     /// # Errors
     /// When the device fails.
@@ -329,7 +331,7 @@ impl Rows<'_> {
     }
 }
 
-/// Parameters one by one, where there are any.
+/// Weight and bias, if there are any.
 fn each(params: Option<Params>) -> [Option<View>; 2] {
     [params.map(|params| params.weight), params.map(|params| params.bias)]
 }
@@ -391,7 +393,7 @@ mod tests {
         });
     }
 
-    /// Many parts and channels that fill no block; both kinds of residual; the ReLU's mask in the backward pass.
+    /// Several pieces, and channels that fill no block; a normalised residual; the ReLU's mask in the backward pass.
     #[test]
     fn fused_passes_agree_with_the_cpus() {
         let (n, channels) = (700, 37);

@@ -1,7 +1,7 @@
 //! Element-wise passes over rows of channels, on the calling thread.
 //!
-//! They go vector by vector: the loop that a compiler makes of a row takes several vectors at a time and what is left one by
-//! one, which is all of a row of few channels.
+//! The passes go vector by vector. A compiler would turn a plain loop over a row into one that takes several vectors at a time
+//! and the rest element by element. With few channels, that rest is the whole row.
 
 use pulp::{Scalar, Simd, WithSimd};
 
@@ -13,9 +13,10 @@ use crate::ops::{
     vector::{Vector, lanes},
 };
 
-/// What becomes of each element of `out` [rows, channels].
+/// A computation of each element of `out` [rows, channels].
 trait Pass<E: Real> {
-    /// The vector at `at`, which is in the columns of vector `column`, from what it was. Inline it, or it is slow.
+    /// The new value of the vector at `at`, from its old value `out`. It is in the columns of vector `column`. Must be inlined
+    /// to be fast.
     fn vector<S: Simd>(&self, simd: S, at: usize, column: usize, out: Vector<E, S>) -> Vector<E, S>;
 }
 
@@ -44,7 +45,7 @@ fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
     dispatch(channels, Run { pass, channels, out });
 }
 
-/// Does `work` on rows of `channels` elements: by vectors where these are whole ones, else one by one.
+/// Runs `work` on rows of `channels` elements: vector by vector if these are whole vectors, else element by element.
 pub fn dispatch<W: WithSimd>(channels: usize, work: W) -> W::Output {
     if channels.is_multiple_of(WHOLE_VECTORS) { simd::dispatch(work) } else { work.with_simd(Scalar::new()) }
 }
@@ -69,7 +70,7 @@ struct Normalise<'a, E> {
 }
 
 impl<E: Real> Normalise<'_, E> {
-    /// At least the floor; keeps a NaN, so that it is noticed.
+    /// The value, or the floor if that is larger. Keeps a NaN, so that it is noticed.
     #[inline(always)]
     fn rectified<S: Simd>(&self, simd: S, value: Vector<E, S>) -> Vector<E, S> {
         let floor = Vector::splat(simd, self.floor);
@@ -113,7 +114,7 @@ impl<E: Real> Pass<E> for NormaliseBoth<'_, E> {
     }
 }
 
-/// out = x scale + shift + residual, and zero where that is less and `relu` says so. A residual is that of `out` alone.
+/// out = x scale + shift + residual, through a ReLU if `relu`. The residual has the same elements as `out`.
 pub fn normalise<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
     let floor = if relu { E::zero() } else { E::neg_infinity() };
     let (of, channels) = (Normalise { x, affine, floor }, affine.scale.len());
@@ -126,13 +127,14 @@ pub fn normalise<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, re
     }
 }
 
-/// What passes of a gradient, by the input of the normalisation whose output it belongs to.
+/// Selects the elements of a gradient that pass, by the input x of the normalisation whose output the gradient belongs to.
 pub trait Gate<E: Real>: Copy {
-    /// Of the gradient's vector `g`, in the columns of vector `column`. Inline it, or it is slow.
+    /// The gradient's vector `g`, with zeros for elements that do not pass. It is in the columns of vector `column`. Must be
+    /// inlined to be fast.
     fn pass<S: Simd>(&self, simd: S, x: Vector<E, S>, g: Vector<E, S>, column: usize) -> Vector<E, S>;
 }
 
-/// All of it.
+/// Passes the whole gradient.
 #[derive(Clone, Copy)]
 pub struct Open;
 
@@ -143,7 +145,7 @@ impl<E: Real> Gate<E> for Open {
     }
 }
 
-/// Where the affine map of x is positive, as behind a ReLU.
+/// Passes the gradient where the affine map of x is positive, as a ReLU does.
 impl<E: Real> Gate<E> for &Affine<E> {
     #[inline(always)]
     fn pass<S: Simd>(&self, simd: S, x: Vector<E, S>, g: Vector<E, S>, column: usize) -> Vector<E, S> {
@@ -155,7 +157,7 @@ impl<E: Real> Gate<E> for &Affine<E> {
 struct Combine<'a, E, G> {
     g: &'a [E],
     gate: G,
-    /// Per channel: what g and x are multiplied by, and what is added.
+    /// Per channel: the factor of g, the factor of x, and a constant term.
     factors: [&'a [E]; 3],
 }
 
@@ -168,7 +170,7 @@ impl<E: Real, G: Gate<E>> Pass<E> for Combine<'_, E, G> {
     }
 }
 
-/// x = a g + b x + d with factors [a, b, d] per channel, of what `gate` lets through of g.
+/// x = a g + b x + d with factors [a, b, d] per channel, where g is what passes `gate`.
 pub fn combine<E: Real>(x: &mut [E], g: &[E], gate: impl Gate<E>, factors: [&[E]; 3]) {
     run(Combine { g, gate, factors }, factors[0].len(), x);
 }

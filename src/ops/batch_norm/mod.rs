@@ -27,9 +27,9 @@ use super::{
 
 /// Added to the variance.
 pub const EPS: f64 = 1e-5;
-/// Share of the batch in the running statistics.
+/// Weight of the batch in the running statistics.
 pub const MOMENTUM: f64 = 0.1;
-/// Rows per task, at most; fixed, since sums are taken per task.
+/// Most rows per task. Fixed, because sums are taken per task.
 const CHUNK_ROWS: usize = 512;
 /// Elements per task where rows are long (128 KiB in f32): what a task reads stays in a core's cache between two passes.
 const CHUNK: usize = 1 << 15;
@@ -39,7 +39,7 @@ fn chunk_rows(channels: usize) -> usize {
     (CHUNK / channels).clamp(16, CHUNK_ROWS)
 }
 
-/// The affine map x * scale + shift per channel that a normalisation comes down to.
+/// The affine map x * scale + shift per channel that is equivalent to a normalisation.
 #[derive(Clone, Debug)]
 pub struct Affine<E> {
     pub scale: Vec<E>,
@@ -47,7 +47,7 @@ pub struct Affine<E> {
 }
 
 impl<E: Real> Affine<E> {
-    /// Normalisation by `mean` and `inv_std`, then by `weight` and `bias` where there are any.
+    /// Normalisation by `mean` and `inv_std`, then by `weight` and `bias`, if given.
     pub fn new(mean: &[E], inv_std: &[E], weight_bias: Option<(&[E], &[E])>) -> Self {
         let channels = mean.len();
         let weight = |c: usize| weight_bias.map_or(E::one(), |(w, _)| w[c]);
@@ -68,13 +68,13 @@ pub fn inv_std<E: Real>(var: &[E]) -> Vec<E> {
     var.iter().map(|v| E::of(1.0 / (v.as_f64() + EPS).sqrt())).collect()
 }
 
-/// What is added to a normalised tensor before its ReLU.
+/// The tensor that is added to a normalised one before its ReLU.
 #[derive(Clone, Copy)]
 pub enum Residual<'a, E> {
     None,
     /// A tensor as it is.
     Plain(&'a [E]),
-    /// A tensor that is itself still to be normalised (the shortcut's convolution).
+    /// A tensor that must still be normalised itself (the output of the shortcut's convolution).
     Normalised(&'a [E], &'a Affine<E>),
 }
 
@@ -92,14 +92,14 @@ pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: 
     });
 }
 
-/// The ReLU behind a normalisation, as its backward pass knows it.
+/// The ReLU after a normalisation, and the data from which the backward pass finds its mask.
 #[derive(Clone, Copy)]
 pub enum Relu<'a, E> {
-    /// There is none.
+    /// No ReLU.
     None,
-    /// By its output.
+    /// The ReLU's output.
     Output(&'a [E]),
-    /// By the normalisation of the same input, whose sign is that of the output.
+    /// The affine map of the normalisation: applied to the same input, it is positive where the ReLU's output is.
     Of(&'a Affine<E>),
 }
 
@@ -124,15 +124,14 @@ pub struct BackwardSums<E> {
     pub g_normalised: Vec<E>,
 }
 
-/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel, over the parts of the batch as the moments
-/// were. With a ReLU behind the normalisation, g is
-/// the gradient of that ReLU's input: zero where the output is not positive. `g` becomes it where the output is given;
-/// where it follows from x, it is computed wherever g is read.
+/// The sums of `g` [rows, channels] and of g times the normalised `x`, per channel, over the parts of the batch as for the
+/// moments. With a ReLU after the normalisation, g is the gradient of that ReLU's input: zero where the output is not positive.
+/// With [`Relu::Output`], `g` is overwritten with it; with [`Relu::Of`], it is recomputed wherever g is read.
 pub fn backward_sums<E: Real>(x: &[E], moments: &Moments<E>, g: &mut [E], relu: Relu<E>) -> BackwardSums<E> {
     backward_sums_with(x, moments, g, relu, |own, _| own)
 }
 
-/// The same sums of a batch of which others have rows too: `join` as of [`TileMoments::combine_with`].
+/// The same sums for a batch whose rows are spread over several processes: `join` is that of [`TileMoments::combine_with`].
 pub fn backward_sums_with<E: Real>(
     x: &[E],
     moments: &Moments<E>,
@@ -178,7 +177,7 @@ pub fn backward_sums_with<E: Real>(
     BackwardSums { g, g_normalised: product.map(|(t, s)| E::of(*t * s.as_f64())).collect() }
 }
 
-/// Per column the sum of what `gate` lets through of g and the sum of that times (x - mean), one behind the other.
+/// Per column, the sum of the gated g and the sum of the gated g times (x - mean), one after the other in `sums`.
 fn add_up<E: Real, G: Gate<E>>(x: &[E], g: &[E], gate: G, mean: &[E], sums: &mut [E]) {
     let (channels, rows) = (mean.len(), x.len() / mean.len());
     let (sum, product) = sums.split_at_mut(channels);
@@ -201,7 +200,7 @@ impl<E: Real, G: Gate<E>> ColumnTerms<E, 2> for BackwardTerms<'_, E, G> {
     }
 }
 
-/// Turns the input `x` into its gradient, from `sums` and what [`backward_sums`] left in `g`, in training mode.
+/// Overwrites the input `x` with its gradient in training mode, from `sums` and the `g` that [`backward_sums`] left.
 pub fn backward_input<E: Real>(
     x: &mut [E],
     moments: &Moments<E>,
@@ -212,7 +211,7 @@ pub fn backward_input<E: Real>(
 ) {
     let channels = moments.mean.len();
     let rows = E::of(moments.rows as f64);
-    // The gradient is w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + c per channel.
+    // The gradient is w inv_std (g - mean(g) - xhat mean(g xhat)) = a g + b x + d per channel.
     let mut a = vec![E::zero(); channels];
     let mut b = vec![E::zero(); channels];
     let mut d = vec![E::zero(); channels];

@@ -12,7 +12,8 @@ use crate::ops::{
     vector::Vector,
 };
 
-/// Adds a right branch of the tree over a batch's parts to a left one; both are sums per channel.
+/// Joins a right branch of the tree over a batch's parts to a left one. Both are flat vectors of equal length: sums per channel,
+/// or the number of rows and then means and deviations.
 pub type AddBranch = fn(Vec<f64>, Vec<f64>) -> Vec<f64>;
 
 /// Statistics of a batch per channel.
@@ -23,9 +24,9 @@ pub struct Moments<E> {
     pub var: Vec<E>,
     /// 1 / sqrt(var + eps).
     pub inv_std: Vec<E>,
-    /// Number of rows that they are of.
+    /// Number of rows in the statistics.
     pub rows: usize,
-    /// Parts of the batch among the rows here.
+    /// Number of the batch's parts that this process has.
     pub parts: usize,
 }
 
@@ -69,7 +70,7 @@ pub struct TileSlot<'a, E> {
 }
 
 impl<E: Real> TileMoments<E> {
-    /// To be filled.
+    /// Statistics that are still to be taken.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         Self { wanted: true, tiles: Tiles::new(0, 1, 1), channels: 1, values: Vec::new() }
@@ -80,7 +81,7 @@ impl<E: Real> TileMoments<E> {
         Self { wanted: false, ..Self::new() }
     }
 
-    /// Makes room for the tiles of a batch.
+    /// Sets the tiles of a batch and resizes the memory for them.
     pub fn reset(&mut self, tiles: Tiles, channels: usize) {
         (self.tiles, self.channels) = (tiles, channels);
         // Without statistics each tile still has its (empty) slot.
@@ -101,8 +102,8 @@ impl<E: Real> TileMoments<E> {
         self.combine_with(|own, _| own)
     }
 
-    /// Statistics of the rows of a batch that others have too. `join` gives the sum of all branches of the tree from the one
-    /// of these rows, and is told how to add a right branch to a left one.
+    /// Statistics of a batch whose rows are spread over several processes. `join` gets this process's branch of the tree, and a
+    /// function that joins a right branch to a left one. It returns the tree's result over the branches of all processes.
     pub fn combine_with(&self, join: impl FnOnce(Vec<f64>, AddBranch) -> Vec<f64>) -> Moments<E> {
         let (tiles, channels) = (self.tiles, self.channels);
         let of_part = |part: usize| {
@@ -138,7 +139,7 @@ struct Combined {
 }
 
 impl Combined {
-    /// One behind the other.
+    /// The number of rows, the means and the deviations, one after another.
     fn into_flat(self) -> Vec<f64> {
         [vec![self.rows], self.mean, self.deviation].concat()
     }
@@ -154,7 +155,7 @@ impl Combined {
         self
     }
 
-    /// Adds `rows` rows with the mean and deviation that `of` gives for a channel.
+    /// Adds `rows` rows. `of` returns their mean and summed squared deviation for a channel.
     fn add(&mut self, rows: f64, of: impl Fn(usize) -> [f64; 2]) {
         let (seen, total) = (self.rows, self.rows + rows);
         let (share, weight) = (rows / total, seen * rows / total);

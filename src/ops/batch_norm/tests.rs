@@ -82,7 +82,8 @@ fn a_large_mean_costs_no_precision() {
     assert!((moments.var[0] as f64 - var).abs() < 1e-4 * var, "{} instead of {var}", moments.var[0]);
 }
 
-/// Statistics and backward sums of a batch are those of its parts, combined as a tree: one part after another, by hand.
+/// Statistics and backward sums of a batch are those of its parts, combined as a tree. The test combines them part by part
+/// itself.
 #[test]
 fn parts_of_the_batch_are_combined_as_a_tree() {
     for channels in [5, 16, 80] {
@@ -91,7 +92,8 @@ fn parts_of_the_batch_are_combined_as_a_tree() {
         let (x, g) = (values(0.7), values(1.1));
         let part = rows / count * channels;
         let of = |i: usize| Moments::of(&x[i * part..][..part], channels, 1);
-        // Equal numbers of rows: the mean is that of the means, half of what they differ by is squared.
+        // With equal numbers of rows, the mean is that of both means, and the variance grows by the square of half their
+        // difference.
         let combined = crate::ops::parts::tree(
             count,
             |i| (rows / count, of(i).mean, of(i).var),

@@ -1,7 +1,8 @@
-// Contrastive logits, a chunk of candidates at a time: the products s [rows, n] of candidates and anchors come from the
-// matrix product, and what is taken of them is all that stays. A logit is s * scale.
+// Contrastive logits, computed for one chunk of candidates at a time. A matrix product computes the dot products s [rows, n] of
+// candidates and anchors, and the kernels reduce them, so that only sums remain. A logit is s * scale.
 //
-// Candidate j belongs to anchor a where j / own is (a + shift) mod n; with `alone`, candidate a is none of anchor a's.
+// Candidate j belongs to anchor a if j / own is (a + shift) mod n. With `alone`, the logits of anchor a do not include candidate
+// a.
 
 struct Pairs {
     int n, own, shift, alone;
@@ -9,8 +10,9 @@ struct Pairs {
     DEVICE_MEMBER bool belongs(int anchor, int candidate) const { return candidate / own == (anchor + shift) % n; }
 };
 
-// Per part of the rows and anchor: the largest s, and the sum of exp((s - largest) scale), [parts, 2, n]. Own logits,
-// [n, own], on the way. A block has 32 anchors and 8 of its part's rows at a time.
+// For each part of the rows and each anchor, writes the largest s and the sum of exp((s - largest) scale) to `parts` [parts, 2,
+// n]. Also writes the logits of each anchor's own candidates to `own_logits` [n, own]. A block has 32 anchors and reads 8 rows of
+// its part at a time.
 KERNEL(contrast_sums)(const float *s, int rows, int first, int part_rows, int n, int own, int shift, int alone, float scale,
                       float *parts, float *own_logits) {
     SHARED float shared[8][32];
@@ -21,7 +23,7 @@ KERNEL(contrast_sums)(const float *s, int rows, int first, int part_rows, int n,
     for (int row = begin + line; a < n && row < end; row += 8) {
         float value = s[(size_t)row * n + a];
         if (pairs.belongs(a, first + row)) own_logits[(size_t)a * own + (first + row) % own] = value * scale;
-        // A NaN stays, so that it is noticed.
+        // A NaN is not skipped. A later value may replace it here, but it makes the sum below NaN, so that it is noticed.
         if (pairs.counts(a, first + row) && !(value <= largest)) largest = value;
     }
     shared[line][column] = largest;
@@ -42,7 +44,7 @@ KERNEL(contrast_sums)(const float *s, int rows, int first, int part_rows, int n,
     out[n + a] = sum;
 }
 
-// all [n] = log of the sum of exp over all parts, in their order.
+// all [n] = log of the sum of exp over all parts. Adds the parts in order.
 KERNEL(contrast_combine)(const float *parts, int count, int n, float scale, float *all) {
     int a = blockIdx.x * 256 + threadIdx.x;
     if (a >= n) return;
@@ -54,13 +56,13 @@ KERNEL(contrast_combine)(const float *parts, int count, int n, float scale, floa
     double sum = 0.0;
     for (int part = 0; part < count; part++) {
         const float *values = parts + (size_t)part * 2 * n;
-        // A part of nothing but the anchor itself has no largest.
+        // A part that contains only the anchor itself has no largest value, and its sum is 0.
         if (values[n + a] != 0.0f) sum += (double)(values[n + a] * expf((values[a] - largest) * scale));
     }
     all[a] = largest * scale + (float)log(sum);
 }
 
-// s becomes the gradient with respect to it, from those of `all` [n] and of the own logits [n, own].
+// Replaces s by its gradient, computed from the gradients of `all` [n] and of the own logits [n, own].
 KERNEL(contrast_slopes)(float *s, int rows, int first, int n, int own, int shift, int alone, float scale, const float *all,
                         const float *g_all, const float *g_own) {
     Pairs pairs = {n, own, shift, alone};
@@ -72,7 +74,7 @@ KERNEL(contrast_slopes)(float *s, int rows, int first, int n, int own, int shift
     }
 }
 
-// out [n (k + 1), dim]: a row of a [n, dim], then its k rows of b [n k, dim].
+// out [n (k + 1), dim]: each row of a [n, dim], followed by its k rows of b [n k, dim].
 KERNEL(interleave)(const float *a, const float *b, int k, int dim, int length, float *out) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= length) return;

@@ -1,5 +1,7 @@
-//! Contrastive logits on a GPU without their matrix: a chunk of candidates at a time goes through a scratch buffer, in the
-//! forward pass for the sums over it, and again in the backward pass for its gradient.
+//! Contrastive logits on a GPU without storing their matrix.
+//!
+//! A scratch buffer holds the logits of one chunk of candidates at a time. The forward pass sums over the chunk. The backward
+//! pass computes the chunk again for its gradient.
 
 use super::Pairs;
 use crate::ops::{
@@ -19,14 +21,14 @@ pub static SOURCE: Source = Source {
     kernels: &["contrast_sums", "contrast_combine", "contrast_slopes", "interleave", "scale_rows"],
 };
 
-/// Candidates that a sum is taken over. Fixed: results do not depend on the chunks.
+/// Candidates per partial sum. The number is fixed, so that results do not depend on the chunks.
 const PART: usize = 256;
-/// Elements of the scratch buffer: 32 MiB, which the cache of a large GPU holds.
+/// Target size of the scratch buffer in elements: 32 MiB, which fit in the cache of a large GPU.
 const SCRATCH: usize = 8 << 20;
-/// Most blocks of an element-wise pass.
+/// Maximum number of blocks of an element-wise pass.
 const BLOCKS: usize = 4096;
 
-/// Logits of anchors [n, dim] and candidates [m, dim] (f32), both at unit length.
+/// Logits of anchors [n, dim] and candidates [m, dim] (f32), all rows at unit length.
 #[derive(Clone, Copy, Debug)]
 pub struct ContrastGpu<'a> {
     pub gpu: &'a Gpu,
@@ -36,19 +38,20 @@ pub struct ContrastGpu<'a> {
     pub dim: usize,
     pub pairs: Pairs,
     pub tau: f32,
-    /// Candidates at a time, a multiple of [`PART`].
+    /// Candidates per chunk, a multiple of [`PART`].
     chunk: usize,
 }
 
 impl<'a> ContrastGpu<'a> {
-    /// `shape` is n, m and dim.
+    /// Contrastive logits of the sizes `shape`: n, m and dim.
     pub fn new(gpu: &'a Gpu, math: Math, shape: [usize; 3], pairs: Pairs, tau: f32) -> Self {
         let [n, m, dim] = shape;
         let chunk = (SCRATCH / n / PART).max(1) * PART;
         Self { gpu, math, n, m, dim, pairs, tau, chunk }
     }
 
-    /// all [n]: the log of the sum of exp over all logits of an anchor; own [n, own]: the logits of its own candidates.
+    /// Computes all [n], the log of the sum of exp over all logits of each anchor, and own [n, own], the logits of its own
+    /// candidates.
     ///
     /// # Errors
     /// When the device fails.
@@ -63,15 +66,16 @@ impl<'a> ContrastGpu<'a> {
             let grid = [self.n.div_ceil(32), rows.div_ceil(PART), 1];
             let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first), part_rows];
             let args = [&chunk[..], &self.numbers(), &[parts.arg(), own]].concat();
-            // SAFETY: the chunk lies in the scratch buffer, and each part of it has its two rows in `parts`.
+            // SAFETY: the chunk fits in the scratch buffer, and each of its parts has two rows in `parts`.
             unsafe { self.gpu.launch(&SOURCE, "contrast_sums", grid, &args) }?;
         }
         let args = [parts.arg(), Arg::count(count), n, Arg::Float(1.0 / self.tau), all];
-        // SAFETY: there are as many parts, and a result for each anchor.
+        // SAFETY: `parts` has two rows for each of `count` parts, and `all` has a value for each anchor.
         unsafe { self.gpu.launch(&SOURCE, "contrast_combine", one_each(self.n), &args) }
     }
 
-    /// Adds to the gradients of the anchors and, where wanted, of the candidates; from `all` and the gradients of all and own.
+    /// Adds to the gradients of the anchors and, if given, of the candidates. It computes them from `all` and the gradients of
+    /// all and own.
     ///
     /// # Errors
     /// When the device fails.
@@ -91,11 +95,11 @@ impl<'a> ContrastGpu<'a> {
             let blocks = (rows * self.n).div_ceil(THREADS).min(BLOCKS);
             let chunk = [scratch.arg(), Arg::count(rows), Arg::count(first)];
             let args = [&chunk[..], &self.numbers(), &[all, g_all, g_own]].concat();
-            // SAFETY: the chunk lies in the scratch buffer; the others have their values for each anchor.
+            // SAFETY: the chunk fits in the scratch buffer, and the other views have their values for each anchor.
             unsafe { self.gpu.launch(&SOURCE, "contrast_slopes", [blocks, 1, 1], &args) }?;
             let ((layer, on), [anchors, candidates]) = (self.layer(rows), inputs);
             let chunk = first * self.dim..(first + rows) * self.dim;
-            // Summed over candidates in parts, as weights' gradients are over pixels.
+            // Sums over candidates in parts, as gradients of convolution weights are summed over pixels.
             layer.backward_weight_gpu(on, candidates.part(chunk.clone()), scratch.view(), g_anchors)?;
             if let Some(g_candidates) = g_candidates {
                 layer.backward_data_gpu(on, scratch.view(), anchors, g_candidates.part(chunk), true)?;
@@ -108,20 +112,21 @@ impl<'a> ContrastGpu<'a> {
         self.gpu.take(Kind::F32, self.chunk.min(self.m) * self.n)
     }
 
-    /// First candidate and number of each chunk.
+    /// First candidate and number of candidates of each chunk.
     fn chunks(&self) -> impl Iterator<Item = (usize, usize)> {
         let (m, chunk) = (self.m, self.chunk);
         (0..m).step_by(chunk).map(move |first| (first, chunk.min(m - first)))
     }
 
-    /// The anchors as the weights of a linear layer for `rows` candidates: a 1x1 convolution of images of one pixel.
+    /// A linear layer whose weights are the anchors and whose inputs are `rows` candidates: a 1x1 convolution of images of one
+    /// pixel.
     fn layer(&self, rows: usize) -> (Conv2d, OnGpu<'a>) {
         let conv =
             Conv2d { kernel: 1, stride: 1, padding: 0, input: self.dim, output: self.n, matmul: MatmulPrecision::Full };
         (conv, OnGpu { gpu: self.gpu, math: self.math, size: Size { n: rows, h: 1, w: 1 }, parts: 1 })
     }
 
-    /// s [rows, n] of the candidates from `first` on.
+    /// Computes the dot products s [rows, n] of `rows` candidates, from `first` on, and all anchors.
     fn products(
         &self,
         [anchors, candidates]: [View; 2],
@@ -140,7 +145,7 @@ impl<'a> ContrastGpu<'a> {
     }
 }
 
-/// out [n (k + 1), dim]: row i of a [n, dim], then the k rows of b [n k, dim] that follow each other, for each i.
+/// out [n (k + 1), dim]: for each i, row i of a [n, dim], then rows i k .. (i + 1) k of b [n k, dim].
 ///
 /// # Errors
 /// When the device fails.
@@ -148,7 +153,7 @@ pub fn interleave(gpu: &Gpu, [a, b]: [View; 2], [n, k, dim]: [usize; 3], out: Vi
     let len = n * (k + 1) * dim;
     let [a, b, out] = [(a, n * dim), (b, n * k * dim), (out, len)].map(|(view, len)| view.arg(Kind::F32, len));
     let args = [a, b, Arg::count(k), Arg::count(dim), Arg::count(len), out];
-    // SAFETY: all have the rows of their shape.
+    // SAFETY: each view has the elements of its shape; `View::arg` checks this.
     unsafe { gpu.launch(&SOURCE, "interleave", one_each(len), &args) }
 }
 
@@ -160,7 +165,7 @@ pub fn scale_rows(gpu: &Gpu, [rows, factors]: [View; 2], [n, dim]: [usize; 2], o
     let len = n * dim;
     let [rows, factors, out] = [(rows, len), (factors, n), (out, len)].map(|(view, len)| view.arg(Kind::F32, len));
     let args = [rows, factors, Arg::count(dim), Arg::count(len), out];
-    // SAFETY: all have the rows of their shape.
+    // SAFETY: each view has the elements of its shape; `View::arg` checks this.
     unsafe { gpu.launch(&SOURCE, "scale_rows", one_each(len), &args) }
 }
 
@@ -177,7 +182,7 @@ mod tests {
         tensor::{Matrix, Rows, TensorDevice},
     };
 
-    /// Several chunks and parts, ragged ends, both layouts of pairs, and large logits, against the operation of the CPU.
+    /// Compares with the operation on the CPU: several chunks and parts, ragged ends, both layouts of pairs, and large logits.
     #[test]
     fn agrees_with_the_cpu() {
         let rows = |n: usize, dim: usize, step: f64| {
@@ -188,9 +193,9 @@ mod tests {
         let device = Cpu::default();
         for (n, dim, pairs, tau, math, tolerance) in [
             (45, 20, Pairs::grouped(13), 0.1, Math::F32, 1e-5),
-            // Operands with 10 bits of mantissa, over tau.
+            // The operands have 10 bits of mantissa, and logits are divided by tau.
             (45, 20, Pairs::grouped(13), 0.1, Math::Tf32, 2e-2),
-            // The last part has no candidate but the last anchor itself.
+            // The last part contains no candidate except the last anchor itself.
             (257, 7, Pairs { own: 1, shift: 128, alone: true }, 0.02, Math::F32, 1e-4),
         ] {
             let m = n * pairs.own;
@@ -229,7 +234,7 @@ mod tests {
                 let [all, own, ga, gc] = run(in_chunks);
                 assert_close("all", &all, &expected[0], tolerance);
                 assert_close("own", &own, &expected[1], tolerance);
-                // Slopes over tau, summed.
+                // The gradients are divided by tau and summed.
                 assert_close("ga", &ga, &gradients[0], tolerance * 10.0);
                 assert_close("gc", &gc, &gradients[1], tolerance * 10.0);
                 let at_once = run(whole);

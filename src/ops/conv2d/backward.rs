@@ -1,4 +1,4 @@
-//! Gradients with respect to the input and to the weights.
+//! Gradients of the convolution with respect to its input and its weights.
 
 use rayon::prelude::*;
 
@@ -42,7 +42,7 @@ impl Conv2d {
         self.matmul.run(packed::BackwardData { conv: self, gy, size, weight, gx });
     }
 
-    /// gw += the weight gradient, summed over the parts of the batch.
+    /// gw += the weight gradient, a binary tree's sum over the parts of the batch.
     ///
     /// Shapes as in [`Conv2d::forward`]; `size` is the input's.
     pub fn backward_weight<E: Real>(&self, x: Source<E>, size: Size, gy: &[E], gw: &mut [E]) {

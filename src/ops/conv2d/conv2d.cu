@@ -5,13 +5,13 @@
 //   weight    gw [output, kernel^2 * input]  = gy transposed         times patches of x, in pieces of the pixels
 //
 // No patch matrix exists: each block gathers the patches of its tile into shared memory, some steps ahead of the products. A
-// linear layer is the case of a 1x1 kernel on images of one pixel. Sums run in an order that the shapes alone determine, so
-// results repeat bit by bit, and a pixel's do not depend on how many images there are.
+// linear layer is the case of a 1x1 kernel on images of one pixel. Sums run in an order that the shapes alone determine: results
+// repeat bit by bit, and a pixel's result does not depend on the number of images.
 //
-// With a stride s, the data pass goes through the pixels whose coordinates have the same remainders by s together: each such
-// class meets the same taps of the kernel, and no others.
+// With a stride s, the data pass processes pixels by class: a class is the pixels whose coordinates have the same remainders
+// modulo s. All pixels of a class meet the same taps of the kernel, and no others.
 //
-// Compiled once per arithmetic, behind `matmul.cuh`, `pipeline.cuh` and `parts.cuh`.
+// Compiled once per arithmetic, after `matmul.cuh`, `pipeline.cuh` and `parts.cuh`.
 
 const int FORWARD = 0, DATA = 1, WEIGHT = 2;
 
@@ -26,7 +26,8 @@ template <int PASS> struct Product {
     Geometry g;
     const scalar *a, *b;
     int rows, columns, depth;
-    // Data pass: the class of pixels, as the remainders of y and x; its height and width; its first taps, and how many there are.
+    // Data pass: the class of pixels, as the remainders of y and x; its height and width; its first tap and number of taps along
+    // y and x.
     int y, x, height, width, tap_y, tap_x, taps_y, taps_x;
 
     DEVICE_MEMBER void set(const Geometry &geometry, const scalar *left, const scalar *right) {
@@ -57,7 +58,7 @@ template <int PASS> struct Product {
     }
 };
 
-// A depth as tap of the kernel and channel.
+// A position along the depth, as a tap of the kernel and a channel.
 struct Tap {
     int y, x, channel;
 
@@ -72,7 +73,7 @@ struct Tap {
 // Left operand of the forward and data passes: patches of images.
 template <int PASS, int SIZE> struct Patches : Deep<SIZE> {
     typedef Deep<SIZE> Places;
-    // Of each row: its image, and y and x of the first tap.
+    // For the row of each piece: its image, and y and x of the first tap.
     const scalar *images[Places::PIECES];
     int y[Places::PIECES], x[Places::PIECES];
     int h, w, channels, taps_y, taps_x;
@@ -93,7 +94,7 @@ template <int PASS, int SIZE> struct Patches : Deep<SIZE> {
                 y[i] = (at_y * g.stride + product.y + g.padding - product.tap_y) / g.stride;
                 x[i] = (at_x * g.stride + product.x + g.padding - product.tap_x) / g.stride;
             }
-            if (m >= product.rows) y[i] = -(1 << 24); // outside with every tap
+            if (m >= product.rows) y[i] = -(1 << 24); // outside the image with every tap
         }
         tap = Tap{0, 0, Places::along()};
         tap.wrap(channels, taps_x);
@@ -175,14 +176,14 @@ template <int SIZE> struct Gradients : Flat<SIZE> {
     }
 };
 
-// Right operand of the weight pass: of patches of the images what one tap meets, a line per pixel.
+// Right operand of the weight pass: patches of the images, a line per pixel and a column per tap and channel.
 template <int SIZE> struct TurnedPatches : Flat<SIZE> {
     typedef Flat<SIZE> Places;
     const Product<WEIGHT> *product;
     int n, k, end;
     // The tap and the channel that column n stands for.
     Tap tap;
-    // Of each piece's pixel: image, y and x.
+    // For the pixel of each piece: its image, y and x.
     int image[Places::PIECES], y[Places::PIECES], x[Places::PIECES];
 
     DEVICE_MEMBER void begin(const Product<WEIGHT> &of, int first, int begin, int until) {
@@ -225,7 +226,7 @@ template <int SIZE> struct TurnedPatches : Flat<SIZE> {
     }
 };
 
-// Right operands: weights as lines [output, depth] of the forward pass, or turned.
+// Starts a right operand: the forward pass's weights as lines [output, depth], or the data pass's turned weights.
 template <int SIZE> DEVICE void begin(Lines<SIZE> &weights, const Product<FORWARD> &product, int first) {
     weights.begin(product.b, product.columns, product.depth, first);
 }
@@ -233,8 +234,9 @@ template <int SIZE> DEVICE void begin(TurnedWeights<SIZE> &weights, const Produc
     weights.begin(product, first);
 }
 
-// Mean and summed squared deviation of each column of a whole block's rows, as they are stored, [blocks, 2, columns]: what batch norm
-// needs of the result, while it is at hand. `first` is the first of the columns here.
+// Computes mean and summed squared deviation of each column over the rows of a whole block, [blocks, 2, columns], from the
+// values as they are stored. Batch norm needs them, and here the result is still in shared memory. `first` is the result's
+// column that `memory.out` starts with.
 template <int BM, class Memory> DEVICE void column_moments(Memory &memory, int columns, int first, float *moments) {
     const int OUT = Memory::OUT, LINES = 256 / OUT, EACH = BM / LINES;
     int c = threadIdx.x % OUT, line = threadIdx.x / OUT;
@@ -243,7 +245,7 @@ template <int BM, class Memory> DEVICE void column_moments(Memory &memory, int c
         from_float(value, memory.out[row][c]);
         return to_float(value);
     };
-    // Deviations are from the first row, as in batch norm's own pass.
+    // Deviations are taken from the first row, as in batch norm's own pass.
     float origin = stored(0), sum = 0.0f, squares = 0.0f;
     for (int row = line * EACH; row < (line + 1) * EACH; row++) {
         float d = stored(row) - origin;
@@ -260,15 +262,15 @@ template <int BM, class Memory> DEVICE void column_moments(Memory &memory, int c
     to[columns] = squares - sum * (sum / (float)BM);
 }
 
-// Forward and data passes: the product, plus a bias [columns] and something of the result's shape, where there are any. What
-// is added may lie where the result goes. The sums go through shared memory, so that each thread writes 16 bytes.
+// Forward and data passes: the product, plus a bias [columns] and a tensor `added` of the result's shape, unless these are null.
+// `added` may be the result's own memory. The sums go through shared memory, so that each thread writes 16 bytes at a time.
 template <int PASS, int BM, int BN, int V, class B, class Sums, class Memory>
 DEVICE void whole(const Geometry &geometry, const scalar *left, const scalar *right, const float *bias, const scalar *added,
                   scalar *out, float *moments, Sums &sums, Memory &memory) {
     Product<PASS> product;
     product.set(geometry, left, right);
     int m = blockIdx.x * BM, n = blockIdx.y * BN;
-    if (m >= product.rows) return; // of a smaller class
+    if (m >= product.rows) return; // the grid fits the largest class, and this one is smaller
     Patches<PASS, BM> a;
     B b;
     a.begin(product, m);
@@ -309,8 +311,8 @@ DEVICE void whole(const Geometry &geometry, const scalar *left, const scalar *ri
     }
 }
 
-// Weight pass: piece first + z of the pixels, [pieces, output, kernel^2 * input] in f32. Each part of the batch has `part` pixels,
-// in pieces of `piece`.
+// Weight pass: writes the sums over piece `first` + z of the pixels to `pieces`, [pieces, output, kernel^2 * input] in f32. Each
+// part of the batch has `part` pixels, in pieces of `piece`.
 template <int BM, int BN, int V, class Sums, class Memory>
 DEVICE void weights(const Geometry &geometry, const scalar *gy, const scalar *x, int first, int part, int piece,
                     float *pieces, Sums &sums, Memory &memory) {
@@ -328,7 +330,7 @@ DEVICE void weights(const Geometry &geometry, const scalar *gy, const scalar *x,
         int line = m + row, at = n + column;
         if (line >= product.rows || at >= product.columns) return;
         float *to = out + (size_t)line * product.columns + at;
-        // Of an odd number of columns, pairs begin anywhere.
+        // With an odd number of columns, pairs are not aligned.
         if (product.columns % run.COUNT == 0)
             *(decltype(run) *)to = run;
         else
@@ -336,7 +338,7 @@ DEVICE void weights(const Geometry &geometry, const scalar *gy, const scalar *x,
     });
 }
 
-// In f32 a thread's sums and factors take more registers than two blocks leave it.
+// In f32 a thread's sums and factors take more registers than it has when two blocks share a multiprocessor.
 #if MATH == 0
 #define PASS KERNEL
 #else
@@ -366,7 +368,8 @@ DEVICE void weights(const Geometry &geometry, const scalar *gy, const scalar *x,
         weights<BM, BN, V>(g, gy, x, first, part, piece, pieces, sums, memory);                                        \
     }
 
-// Tiles of a block by its warps: wide and narrow ones, and narrow ones for channel counts that 16-byte loads do not divide.
+// Tiles that the warps of a block multiply on their own: wide and narrow ones, and small ones for channel counts that 16-byte
+// loads do not divide.
 typedef Accumulator<128, 128> Sums128;
 typedef Accumulator<128, 64> Sums64;
 typedef Accumulator<64, 64> SumsAny;
@@ -377,7 +380,7 @@ PASSES(128, 128, 128, WIDE, PASS, Sums128, Memory128)
 PASSES(64, 128, 64, WIDE, PASS, Sums64, Memory64)
 PASSES(any, 64, 64, 1, PASS, SumsAny, MemoryAny)
 
-// The same tiles by groups of warps, where there are such.
+// The same tiles, multiplied by groups of warps on GPUs that can.
 #if MATH >= 2 && GROUPS
 typedef Memory<128, 128, STAGES_OF_GROUPS> GroupMemory128;
 typedef Memory<128, 64, STAGES_OF_GROUPS> GroupMemory64;
@@ -385,7 +388,8 @@ PASSES(groups_128, 128, 128, WIDE, PASS, Groups<128>, GroupMemory128)
 PASSES(groups_64, 128, 64, WIDE, PASS, Groups<64>, GroupMemory64)
 #endif
 
-// `length` elements of rows of `wide` channels from rows of `channels`, with zeros behind.
+// Copies rows of `channels` channels to rows of `wide` channels, filled up with zeros. `length` is the number of elements
+// written.
 KERNEL(conv_pad)(int length, int channels, int wide, const scalar *from, scalar *to) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
         int row = i / wide, c = i - row * wide;
@@ -396,13 +400,14 @@ KERNEL(conv_pad)(int length, int channels, int wide, const scalar *from, scalar 
     }
 }
 
-// gw [length] += rows of `channels` channels from rows of `wide`.
+// gw [length], rows of `channels` channels, += the first `channels` of each row of `wide` channels.
 KERNEL(conv_unpad)(int length, int channels, int wide, const float *from, float *gw) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i < length) gw[i] += from[i / channels * wide + i % channels];
 }
 
-// gw = the tree over `parts` parts of the batch, each the sum of its `pieces` pieces of `values`, in order; or added to gw.
+// gw = the tree's sum over `parts` parts of the batch, each of which is the sum of its `pieces` pieces of `values`, in order.
+// With `accumulate` it is added to gw.
 KERNEL(conv_weight_sum)(int parts, int pieces, int length, const float *values, int accumulate, float *gw) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= length) return;

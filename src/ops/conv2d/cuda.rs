@@ -1,4 +1,4 @@
-//! Convolution on a GPU. Images and weights lie as on the CPU.
+//! Convolution on a GPU. Images and weights have the same layout as on the CPU.
 
 use super::{Conv2d, Size};
 use crate::ops::{
@@ -21,7 +21,7 @@ pub enum Math {
 }
 
 impl Math {
-    /// How images and weights lie in memory.
+    /// The type of images and weights in memory.
     pub fn scalar(self) -> Scalar {
         match self {
             Math::F32 | Math::Tf32 => Scalar::F32,
@@ -30,7 +30,7 @@ impl Math {
         }
     }
 
-    /// Of sources that are compiled once per arithmetic, its own.
+    /// This arithmetic's source among those that are compiled once per arithmetic.
     pub fn source(self, sources: &'static [Source; 4]) -> &'static Source {
         match self {
             Math::F32 => &sources[0],
@@ -56,7 +56,7 @@ const KERNELS: [&str; 12] = [
     "conv_unpad",
 ];
 
-/// Those of 16 bits also have these, on GPUs with groups of warps.
+/// Further kernels of the 16-bit arithmetics, for GPUs whose tensor cores work for groups of warps.
 const BY_GROUPS: [&str; 6] = [
     "conv_forward_groups_128",
     "conv_forward_groups_64",
@@ -89,21 +89,21 @@ pub struct OnGpu<'a> {
     pub math: Math,
     /// The input's size.
     pub size: Size,
-    /// Parts of the batch that the images are of: sums over them are a tree over its parts.
+    /// Number of parts of the batch that these images are: sums over the batch are a binary tree over its parts.
     pub parts: usize,
 }
 
-/// Rows of a block's tile, of which it can give the moments.
+/// Rows of y per piece of moments: those of a block's tile, over which it can compute them.
 pub const MOMENT_ROWS: usize = 128;
-/// Blocks that keep a GPU busy; the weight pass cuts the pixels of a part of the batch into so many pieces. Fixed, since sums are
-/// taken per piece.
+/// Blocks that keep a GPU busy: the weight pass cuts the pixels of a part of the batch into enough pieces for as many blocks.
+/// Fixed, because sums are taken per piece.
 const BUSY: usize = 512;
-/// Fewest pixels in a piece: each takes memory for all weights, once written and once read.
+/// Fewest pixels in a piece: each piece takes memory for all weights, which is written once and read once.
 const PIECE: usize = 2048;
 /// Most pieces of a part.
 const PIECES: usize = 64;
 
-/// What is added to a product.
+/// Tensors that are added to a product.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Added<'a> {
     /// A value per channel (f32).
@@ -125,7 +125,7 @@ impl Variant {
 }
 
 impl Conv2d {
-    /// y = conv(x, weight), or added to y.
+    /// y = conv(x, weight), or y += conv(x, weight) if `accumulate`.
     ///
     /// # Errors
     /// When the device fails.
@@ -133,7 +133,7 @@ impl Conv2d {
         self.forward_added_gpu(on, x, weight, Added { bias: None, tensor: accumulate.then_some(y) }, y)
     }
 
-    /// y = conv(x, weight) plus what is `added`.
+    /// y = conv(x, weight) plus the tensors of `added`.
     ///
     /// # Errors
     /// When the device fails.
@@ -141,8 +141,9 @@ impl Conv2d {
         self.run_forward(on, x, weight, added, y, false).map(drop)
     }
 
-    /// y = conv(x, weight), with what batch norm needs of it on the way: mean and summed squared deviation of each of its columns, of
-    /// each [`MOMENT_ROWS`] rows, [pieces, 2, output]. None where these do not divide the rows of a part of the batch.
+    /// y = conv(x, weight). Also returns the moments that batch norm needs: mean and summed squared deviation of each column of
+    /// y over each [`MOMENT_ROWS`] rows, [pieces, 2, output]. None where [`MOMENT_ROWS`] does not divide the rows of a part of
+    /// the batch, or where the operands only allow a kernel with smaller tiles.
     ///
     /// # Errors
     /// When the device fails.
@@ -174,14 +175,15 @@ impl Conv2d {
         let x = x.arg(on.math.scalar(), on.size.pixels() * self.input);
         let factors = [x, self.weight(on, weight)];
         let moments = Arg::optional(pieces.as_ref().map(Buffer::view), Kind::F32, 0);
-        // SAFETY: both have the elements of their shape, and the blocks go through the pixels of the output, each with its moments.
+        // SAFETY: x and weight have the elements of their shape, the grid covers the output's pixels, and `moments` has room for
+        // those of each block.
         unsafe {
             self.whole(on, &variant.kernel("forward"), grid, [rows, self.output], factors, added, y, &[moments])
         }?;
         Ok(pieces)
     }
 
-    /// gx = conv^T(gy, weight), or added to gx.
+    /// gx = conv^T(gy, weight), or gx += conv^T(gy, weight) if `accumulate`.
     ///
     /// # Errors
     /// When the device fails.
@@ -198,13 +200,14 @@ impl Conv2d {
         let variant = self.variant(on, both, [on.size.pixels(), self.input], [gy, weight]);
         let gy = gy.arg(on.math.scalar(), self.output_size(on.size).pixels() * self.output);
         let factors = [gy, self.weight(on, weight)];
-        // Blocks of each class of pixels: the first class is the largest.
+        // A class is the pixels whose coordinates have the same remainders modulo the stride. The grid fits the first class,
+        // which is the largest.
         let (class, classes) = (
             Size { h: on.size.h.div_ceil(self.stride), w: on.size.w.div_ceil(self.stride), ..on.size },
             self.stride * self.stride,
         );
         let grid = [class.pixels().div_ceil(variant.tile[0]), self.input.div_ceil(variant.tile[1]), classes];
-        // SAFETY: both have the elements of their shape, and the blocks go through the pixels of the input.
+        // SAFETY: gy and weight have the elements of their shape, and the grid covers the input's pixels.
         unsafe {
             self.whole(on, &variant.kernel("data"), grid, [on.size.pixels(), self.input], factors, added, gx, &[])
         }
@@ -220,7 +223,7 @@ impl Conv2d {
             wide.backward_weight_gpu(on, x.view(), gy, padded.view())?;
             let counts = [self.weights(), self.input, wide.input].map(Arg::count);
             let args = [&counts[..], &[padded.arg(), gw.arg(Kind::F32, self.weights())]].concat();
-            // SAFETY: both have the weights' rows, of as many channels.
+            // SAFETY: `padded` and gw have the weights' rows, of `wide.input` and `self.input` channels.
             return unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_unpad", one_each(self.weights()), &args) };
         }
         let depth = self.output_size(on.size).pixels();
@@ -230,13 +233,13 @@ impl Conv2d {
         let part = depth / on.parts;
         let wanted = (BUSY / (tiles[0] * tiles[1])).clamp(1, PIECES).min(part.div_ceil(PIECE));
         let cut = Tiles::new(depth, on.parts, part.div_ceil(wanted).next_multiple_of(32));
-        // No more parts at a time than keep the GPU busy: each takes memory for all weights.
+        // No more parts per launch than keep the GPU busy: each part takes memory for all weights.
         let at_a_time = (BUSY.div_ceil(tiles[0] * tiles[1] * cut.per_part())).next_power_of_two().min(on.parts);
         let (x, gy) =
             (x.arg(on.math.scalar(), on.size.pixels() * self.input), gy.arg(on.math.scalar(), depth * self.output));
         let (kernel, count) = (variant.kernel("weight"), at_a_time * cut.per_part());
         let (source, total) = (on.math.source(&SOURCES), gw.arg(Kind::F32, self.weights()));
-        // The sum of the parts of a launch, in `to` or added to it.
+        // Writes the sum over the parts of a launch to `to`, or adds it to `to`.
         let sum = |launch: usize, to: Arg, accumulate: bool| -> Result<(), GpuError> {
             let pieces = on.gpu.take(Kind::F32, count * self.weights())?;
             let cut_into = [launch * count, cut.part, cut.tile].map(Arg::count);
@@ -245,7 +248,7 @@ impl Conv2d {
             unsafe { on.gpu.launch(source, &kernel, [tiles[0], tiles[1], count], &args) }?;
             let counts = [at_a_time, cut.per_part(), self.weights()].map(Arg::count);
             let args = [&counts[..], &[pieces.arg(), Arg::Int(accumulate.into()), to]].concat();
-            // SAFETY: the same, and a total of each weight.
+            // SAFETY: `pieces` has the weights of each piece, and `to` a total for each weight.
             unsafe { on.gpu.launch(source, "conv_weight_sum", one_each(self.weights()), &args) }
         };
         if at_a_time == on.parts {
@@ -269,10 +272,11 @@ impl Conv2d {
         weight.arg(on.math.scalar(), self.weights())
     }
 
-    /// A product whose result is `out` [rows, columns], by the blocks of `grid`.
+    /// Runs a product on `grid`, whose result is `out` [rows, columns].
     ///
     /// # Safety
-    /// `a` and `b` must have the elements of the images and weights that the pass reads, and blocks write within `out`.
+    /// `a` and `b` must have the elements of the images and weights that the pass reads, and the blocks of `grid` must write
+    /// within `out` and the memory of `more`.
     #[allow(clippy::too_many_arguments, reason = "a product has as many")]
     unsafe fn whole(
         &self,
@@ -292,31 +296,33 @@ impl Conv2d {
         unsafe { on.gpu.launch(on.math.source(&SOURCES), kernel, grid, &args) }
     }
 
-    /// The same convolution of images with more channels, which 16-byte loads divide, where patches are read of images whose
-    /// channels they do not divide: then a copy with zeros costs less than loads of single elements.
+    /// The same convolution with more input channels, a multiple of a 16-byte load, for images that are copied with zeros as the
+    /// additional channels. Such a copy costs less than reading patches by single elements. None where patches are single
+    /// pixels, or 16-byte loads divide the channels already.
     fn padded(&self, math: Math) -> Option<Conv2d> {
         let wide = self.input.next_multiple_of(16 / math.scalar().bytes());
         (self.kernel > 1 && wide != self.input).then_some(Conv2d { input: wide, ..*self })
     }
 
-    /// `rows` rows of the input's channels, each with as many zeros behind as [`Self::padded`] has channels more.
+    /// Copies `rows` rows of the input's channels, each followed by zeros for the additional channels of [`Self::padded`].
     fn pad(&self, on: OnGpu, from: View, rows: usize) -> Result<Buffer, GpuError> {
         let (scalar, wide) = (on.math.scalar(), self.input.next_multiple_of(16 / on.math.scalar().bytes()));
         let to = on.gpu.take(scalar, rows * wide)?;
         let counts = [rows * wide, self.input, wide].map(Arg::count);
         let args = [&counts[..], &[from.arg(scalar, rows * self.input), to.arg()]].concat();
-        // SAFETY: both have as many rows, of as many channels.
+        // SAFETY: `from` has `rows` rows of `self.input` channels, and `to` as many of `wide` channels.
         unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_pad", in_strides(rows * wide), &args) }?;
         Ok(to)
     }
 
-    /// Rows of channels that the weights are.
+    /// Rows of input channels in the weights.
     fn weight_rows(&self) -> usize {
         self.weights() / self.input
     }
 
-    /// Tiles for a product [rows, columns] whose operands are read along axes of a multiple of `contiguous`. They change no result:
-    /// those of 128 columns multiply faster, those of 64 are more where there would be too few.
+    /// Chooses the tiles for a product [rows, columns] whose operands are read along axes of a multiple of `contiguous`
+    /// elements. The choice changes no result: tiles of 128 columns multiply faster, and tiles of 64 columns make more blocks
+    /// where those of 128 are fewer than the multiprocessors.
     fn variant(&self, on: OnGpu, contiguous: usize, [rows, columns]: [usize; 2], operands: [View; 2]) -> Variant {
         let many = rows.div_ceil(128) * columns.div_ceil(128) >= on.gpu.traits().multiprocessors;
         self.variant_of(on, contiguous, columns > 64 && many, operands)
@@ -346,7 +352,7 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-const _: () = assert!(THREADS == 256); // the kernels' tiles are cut for it
+const _: () = assert!(THREADS == 256); // the kernels divide their tiles among as many threads
 
 #[cfg(test)]
 mod tests {
@@ -372,8 +378,9 @@ mod tests {
         [read(&y), once, read(&gx), gw.read().unwrap()]
     }
 
-    /// f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a sum of
-    /// such products is off by up to 2^-10 of its terms' magnitude, and f16 results are rounded once more. bf16 has three bits less.
+    /// Tolerances: f32 sums of up to 147 products as on the CPU; tf32 and f16 operands are rounded to 11 bits each, so that a
+    /// sum of such products is off by up to 2^-10 of its terms' magnitude, and f16 results are rounded once more. bf16 has three
+    /// bits less.
     const MATHS: [(Math, f64); 4] = [(Math::F32, 2e-6), (Math::Tf32, 1e-3), (Math::F16, 2e-3), (Math::Bf16, 1.6e-2)];
 
     #[test]
@@ -449,7 +456,8 @@ mod tests {
             conv.backward_data(&cot, size, &weight, 0.0, &mut gx);
             conv.backward_weight(Images::plain(&x), size, &cot, &mut gw);
             for (math, tolerance) in MATHS {
-                // Sums of up to 1224 products of magnitude 1 that mostly cancel: their errors grow with the root of it.
+                // Sums of up to 2380 products of magnitude 1 that mostly cancel: errors grow with the square root of their
+                // number.
                 let tolerance = tolerance * 32.0;
                 on_every_gpu(|gpu| {
                     let results = passes(gpu, math, &conv, size, [&x, &weight, &cot]);
@@ -464,7 +472,7 @@ mod tests {
         }
     }
 
-    /// Two parts of two pieces each, and channels that fill no tile; rows that the pieces do not divide give none.
+    /// Two parts of two pieces each, and channels that fill no tile. Where pieces do not divide the rows, there are no moments.
     #[test]
     fn moments_of_what_is_convolved_are_those_of_a_pass_over_it() {
         let conv = Conv2d { kernel: 3, stride: 1, padding: 1, input: 8, output: 72, matmul: MatmulPrecision::Full };
@@ -500,7 +508,7 @@ mod tests {
         }
     }
 
-    /// 64 parts, in several launches: a half of the images gives a branch of the tree.
+    /// 64 parts, in several launches: the gradient of half of the images is a branch of the tree.
     #[test]
     fn weight_gradients_of_halves_of_a_batch_are_branches() {
         let Some(gpu) = one_gpu() else { return };

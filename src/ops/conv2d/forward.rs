@@ -1,4 +1,4 @@
-//! Forward pass.
+//! Forward pass of the convolution.
 
 use rayon::prelude::*;
 
@@ -6,8 +6,8 @@ use super::{Conv2d, Size, Source, packed, whole::Whole, winograd};
 use crate::ops::{Real, batch_norm::TileMoments, matrix::Matrix, parts::Threads};
 
 impl Conv2d {
-    /// y = conv(x, weight) + beta y. With `moments`, the output's mean and squared deviation per channel and tile are
-    /// taken while the tile is in the cache.
+    /// y = conv(x, weight) + beta y. `moments`, if given, receives the output's mean and summed squared deviation per channel
+    /// and tile, taken while the tile is in the cache.
     ///
     /// Shapes: x [n, h, w, input], weight [output, kernel, kernel, input], y [n, h', w', output].
     pub fn forward<E: Real>(
@@ -37,9 +37,9 @@ impl Conv2d {
         self.matmul.run(packed::Forward { conv: self, x, size, weight, beta, y, channels, moments });
     }
 
-    /// The patches of the output pixels `rows`, as rows of `row` elements of which those after the patch are zero: the input
-    /// itself where the convolution is pointwise and reads it as it lies, else gathered into `scratch`, which no other
-    /// convolution may have used.
+    /// The patches of the output pixels `rows`, as rows of `row` elements that are zero after the patch. This is the input
+    /// itself where the convolution is pointwise, no ReLU is pending and rows need no zeros. Otherwise patches are gathered into
+    /// `scratch`, which no other convolution may have used: elements after a patch are zero only in new memory.
     pub(super) fn patches<'a, E: Real>(
         &self,
         x: Source<'a, E>,

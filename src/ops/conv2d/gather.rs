@@ -1,4 +1,4 @@
-//! Patches of output pixels: gathered from the input, or scattered back onto its gradient.
+//! Gathers patches of output pixels from the input, and scatters patches back onto its gradient.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use super::{Conv2d, Size, Source};
 use crate::ops::Real;
 
 impl Conv2d {
-    /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches`, rows of `row`
-    /// elements that begin with a patch; what the kernel reads outside the image is zero.
+    /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches`, which has rows of `row`
+    /// elements. Each row starts with a patch; elements after it are left as they are. Pixels outside the image are zero.
     pub(super) fn gather<E: Real>(&self, x: Source<E>, size: Size, rows: Range<usize>, row: usize, patches: &mut [E]) {
         self.for_each_run(size, rows, |patch, at, source, len| {
             let target = &mut patches[patch * row + at..][..len];
@@ -30,7 +30,7 @@ impl Conv2d {
         });
     }
 
-    /// Walks the contiguous runs of each patch: calls `run(patch index, offset in the patch, offset in x or None for
+    /// Calls `run` for each contiguous run of each patch, as `run(patch index, offset in the patch, offset in x or None for
     /// padding, length)`. A kernel row inside the image is one run, since its pixels are neighbours in memory.
     #[inline(always)]
     fn for_each_run(&self, size: Size, rows: Range<usize>, mut run: impl FnMut(usize, usize, Option<usize>, usize)) {

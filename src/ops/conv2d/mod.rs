@@ -1,10 +1,10 @@
 //! 2-D convolution of channels-last images: forward, data gradient, weight gradient.
 //!
-//! Images are [n, height, width, channels], weights [out, height, width, in]. Patches are gathered a tile of output
-//! pixels at a time, small enough for the cache, and multiplied by the weights; no patch matrix of the whole batch exists.
-//! Tiles and the order of every sum are fixed by the shapes alone, so that neither the number of threads nor the CPU changes a
-//! bit. Sums over the batch, those of weight gradients and of batch norm's statistics, are trees over its parts
-//! (see [`parts`](super::parts)).
+//! Images are [n, height, width, channels], weights [out, height, width, in]. Patches are gathered for one tile of output pixels
+//! at a time, small enough for the cache, and multiplied by the weights. No patch matrix of the whole batch exists. Tiles and
+//! the order of every sum are fixed by the shapes alone, so results have the same bits for any number of threads and on any CPU.
+//! Sums over the batch (weight gradients and batch norm's statistics) are binary trees over its parts (see
+//! [`parts`](super::parts)).
 
 mod backward;
 pub mod cuda;
@@ -46,13 +46,14 @@ pub struct Conv2d {
     pub input: usize,
     /// Output channels.
     pub output: usize,
-    /// How factors are read.
+    /// Precision of the factors in matrix products.
     pub matmul: MatmulPrecision,
 }
 
-/// Elements of a tile's patches as they are multiplied (256 KiB in f32): they should stay in a core's cache.
+/// Elements of a tile's patches as they are multiplied, packed where factors are packed (256 KiB in f32). They should stay in a
+/// core's cache.
 const TILE: usize = 1 << 16;
-/// Output pixels per tile, at least.
+/// Fewest output pixels per tile.
 const LEAST_ROWS: usize = 32;
 /// Rows of the products' register blocks.
 const BLOCK_ROWS: usize = 4;
@@ -74,7 +75,7 @@ impl Conv2d {
         self.output * self.patch()
     }
 
-    /// A 1x1 convolution of stride 1 reads its input as it lies.
+    /// Whether the kernel is 1x1 with stride 1 and no padding, so that each pixel of the input is a patch.
     fn is_pointwise(&self) -> bool {
         self.kernel == 1 && self.stride == 1 && self.padding == 0
     }

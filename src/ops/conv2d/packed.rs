@@ -1,4 +1,4 @@
-//! Convolutions with packed weights, tile by tile: patches are gathered, packed where factors are rounded, and multiplied.
+//! Convolutions with packed weights, tile by tile: gathers patches, packs them where factors are rounded, and multiplies.
 
 use std::ops::Range;
 
@@ -14,32 +14,33 @@ use crate::ops::{
     reductions::WHOLE_VECTORS,
 };
 
-/// Elements of patches that are gathered and multiplied at once (16 KiB in f32): they should stay in a core's first cache.
+/// Elements of patches that are gathered and multiplied at once (16 KiB in f32). They should stay in a core's L1 cache.
 const NEAR: usize = 1 << 12;
-/// Elements of weights, at most, that are so few that they may be read again for each of these.
+/// Largest number of weights for which gathering [`NEAR`] elements at a time pays: weights are read again each time.
 const NEAR_WEIGHTS: usize = 2 * NEAR;
-/// Tasks, at least, where parts of few rows are multiplied several at once.
+/// Fewest tasks that must remain when several parts of few rows are multiplied together.
 const LEAST_TASKS: usize = 4;
-/// Output pixels whose weight gradients are summed apart, at least: every sum costs a pass over the weights.
+/// Fewest output pixels of a leaf of the weight gradient: every leaf costs a pass over the weights.
 const LEAF_ROWS: usize = 512;
-/// Weight gradients of at least so many elements are shared out among all threads, instead of what is summed apart.
+/// From this many weights on, all threads share each product of the weight gradient. Below it, each thread has leaves of its
+/// own.
 const SHARED_PRODUCT: usize = 1 << 18;
-/// Output pixels per tile then, at most.
+/// Most output pixels per tile when all threads share a product.
 const SHARED_TILE_ROWS: usize = 1024;
-/// Output pixels of all leaves that are multiplied at once then, at most.
+/// Most output pixels of leaves that are multiplied together when all threads share a product.
 const SHARED_ROWS: usize = 2048;
-/// Output channels per task then.
+/// Output channels per task when all threads share a product.
 const SHARED_OUTPUTS: usize = 64;
-/// Leaves for as many threads as there may be, where parts are multiplied several at once.
+/// Fewest tasks that must remain when several leaves are multiplied together, so that up to as many threads have work.
 const TASKS: usize = 8;
 
 impl Conv2d {
-    /// Output pixels per tile, of the `pixels` of a part.
+    /// Output pixels per tile of a part of `pixels`, where an element holds `pack` factors.
     fn packed_rows(&self, pixels: usize, pack: usize) -> usize {
         even_rows(pixels, (TILE / (self.patch() / pack)).clamp(LEAST_ROWS, 512))
     }
 
-    /// Output pixels whose patches are gathered and multiplied at once, where that pays.
+    /// Output pixels whose patches are gathered and multiplied at once; None where whole tiles are better.
     fn near_rows(&self) -> Option<usize> {
         let rows = (NEAR / self.patch()).next_multiple_of(BLOCK_ROWS).max(LEAST_ROWS);
         (self.weights() <= NEAR_WEIGHTS).then_some(rows)
@@ -55,7 +56,7 @@ pub struct Forward<'a, E> {
     pub weight: Matrix<'a, E>,
     pub beta: E,
     pub y: &'a mut [E],
-    /// Channels of the statistics: all outputs, or fewer where those of several pixels make a row of them.
+    /// Channels of the statistics: all outputs, or fewer where an output row holds several pixels.
     pub channels: usize,
     pub moments: &'a mut TileMoments<E>,
 }
@@ -71,7 +72,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
         moments.reset(tiles.in_rows_of(conv.output / channels), channels);
         E::with_scratch(Panels::<E>::len::<P>([patch, conv.output]), |memory| {
             let weight = Panels::pack::<P>(weight, memory, Threads::All);
-            // Weights are read again for every task, so parts of few rows are taken together.
+            // Every task reads the weights again, so several parts of few rows form one task.
             let few = tiles.per_part() == 1;
             let together = power(|count| few && count * tiles.part <= LEAST_ROWS && parts >= count * LEAST_TASKS);
             let tasks = if together == 1 { tiles } else { Tiles::new(pixels, parts / together, usize::MAX) };
@@ -91,7 +92,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
     }
 }
 
-/// gx += conv^T(gy, weight), for strides that leave no convolution.
+/// gx += conv^T(gy, weight), for strides above 1. (With stride 1 it is a convolution itself.)
 pub struct BackwardData<'a, E> {
     pub conv: &'a Conv2d,
     pub gy: &'a [E],
@@ -146,7 +147,8 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             true => [SHARED_TILE_ROWS / 2, SHARED_TILE_ROWS, SHARED_ROWS],
             false => [LEAF_ROWS, conv.packed_rows(part, 1), conv.packed_rows(part, 1)],
         };
-        // A part of many pixels is cut into leaves; several leaves of few are multiplied at once, where threads still get enough.
+        // A part of many pixels is cut into leaves. Several leaves of few pixels are multiplied together while enough tasks
+        // remain.
         let within = leaves(part, least);
         let (count, leaf) = (parts * within, part / within);
         let even = part.is_multiple_of(within) && leaf.is_multiple_of(P::PACK) && (within == 1 || !P::PACKS);
@@ -154,7 +156,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             let enough = shared || count / together >= TASKS;
             even && together <= count && together * leaf <= most_together && enough
         });
-        // A tile's factors, across its pixels: gradients [pixels, output] and patches [pixels, row].
+        // Calls `work` with a tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile =
             |rows: Range<usize>, threads, patches: &mut Vec<E>, work: &mut dyn FnMut(Left<E>, Panels<E>)| {
                 let gy = Matrix::new(&gy[rows.start * conv.output..rows.end * conv.output], rows.len(), conv.output);
@@ -173,7 +175,8 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             }),
         };
         if together == count && pixels <= most_together && !P::PACKS {
-            // The whole tree at once, without a sum of its own: factors that are packed may be multiplied faster without leaves.
+            // Multiply the whole tree at once and add it to gw without an intermediate sum. Packed factors are excluded: they
+            // may be multiplied faster without leaves.
             return with_tile(0..pixels, threads, &mut Vec::new(), &mut |left, right| {
                 product(left, right, gw, Start::Target, Some(count));
             });

@@ -1,12 +1,12 @@
-//! What a convolution reads: images, or images with a normalisation and ReLU still to come.
+//! The input of a convolution: images, optionally normalised and passed through a ReLU as they are read.
 
 use crate::ops::{
     Real,
     batch_norm::{Affine, Residual, normalise},
 };
 
-/// Images [n, h, w, channels] as they lie or, with `relu_of`, relu(affine(images)), which is computed where it is read
-/// and takes no memory.
+/// Images [n, h, w, channels] as stored or, with `relu_of`, relu(affine(images)), which is computed on each read and never
+/// stored.
 #[derive(Clone, Copy)]
 pub struct Source<'a, E> {
     pub images: &'a [E],
@@ -14,12 +14,13 @@ pub struct Source<'a, E> {
 }
 
 impl<'a, E: Real> Source<'a, E> {
-    /// Images as they lie.
+    /// Images as stored.
     pub fn plain(images: &'a [E]) -> Self {
         Self { images, relu_of: None }
     }
 
-    /// What is read of the elements from `first` on, which begin a pixel, as many whole pixels as `target` holds.
+    /// Copies the elements from `first` on to `target`. `first` must be the first element of a pixel, and `target` must hold
+    /// whole pixels.
     #[inline(always)]
     pub fn copy_to(&self, first: usize, target: &mut [E]) {
         let images = &self.images[first..][..target.len()];

@@ -79,8 +79,8 @@ fn direct(conv: &Conv2d, x: &[f64], size: Size, weight: &[f64]) -> Vec<f64> {
     y
 }
 
-/// Shapes on both sides of every threshold: several tiles, ragged last tiles, pointwise, and weights so large that all
-/// threads share each product; one part of the batch and several, a few of which fit a tile or one of which takes several.
+/// Shapes on both sides of every threshold: several tiles, ragged last tiles, pointwise, and weights so large that all threads
+/// share each product; one part of the batch or several, and tiles that hold several parts or a piece of one.
 const SHAPES: [(Conv2d, Size); 20] = [
     // Winograd's algorithm: whole tiles and several blocks, ragged ones, and weights that all threads share.
     (
@@ -206,7 +206,7 @@ fn tiled_shapes_agree_with_the_definition_and_with_each_other() {
     }
 }
 
-/// Normalising and rectifying on the way in is the same, to the bit, as doing it beforehand.
+/// Normalising and rectifying while reading gives the same bits as doing it beforehand.
 #[test]
 fn a_source_behind_a_normalisation_and_relu_reads_as_its_output_would() {
     for (conv, size) in SHAPES {
@@ -226,14 +226,14 @@ fn a_source_behind_a_normalisation_and_relu_reads_as_its_output_would() {
     }
 }
 
-/// Root mean square of `a` less `b`, against that of `b`.
+/// Root mean square of `a` minus `b`, relative to that of `b`.
 fn distance<E: Real>(a: &[E], b: &[f64]) -> f64 {
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     (square(&mut a.iter().zip(b).map(|(a, b)| a.as_f64() - b)) / square(&mut b.iter().copied())).sqrt()
 }
 
-/// Factors with 8 bits of mantissa are off by 0.17 % (root mean square), their products by 0.24 %, and sums of products
-/// whose errors are independent by as much. Winograd's algorithm, which rounds transformed factors, is off by 1.3 %.
+/// Factors with 8 bits of mantissa are off by 0.17 % (root mean square), their products by 0.24 %, and so are sums of products
+/// whose errors are independent. Winograd's algorithm, which rounds transformed factors, is off by 1.3 %.
 fn bf16_is_as_close_as_its_mantissa_allows<E: Real>() {
     for (conv, size) in SHAPES {
         let rounded = Conv2d { matmul: MatmulPrecision::Bf16, ..conv };
@@ -298,7 +298,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
     }
 }
 
-/// What each rank of several would compute: the outputs and input gradients of a half of the batch are those of the whole, its
+/// What each of two ranks would compute: outputs and input gradients of half of the batch are those of the whole batch, and its
 /// weight gradient is a branch of the tree.
 #[test]
 fn a_batch_is_its_halves_to_the_bit() {
@@ -336,11 +336,11 @@ fn tiles_share_out_evenly() {
     for (rows, most) in [(392, 64), (392, 256), (1568, 512), (6272, 256), (25088, 512), (131072, 455)] {
         let tile = even_rows(rows, most);
         assert!(tile <= most && tile >= LEAST_ROWS, "{rows} {most}: {tile}");
-        // What two threads do differs by less than a tile.
+        // The work of two threads differs by less than a tile.
         let tiles = rows.div_ceil(tile);
         let half = tiles / 2 * tile;
         assert!(half.abs_diff(rows - half) < tile, "{rows} {most}: {tiles} tiles of {tile}");
     }
-    // Too few for more than one.
+    // Too few rows for more than one tile.
     assert_eq!(even_rows(40, 512), 40);
 }

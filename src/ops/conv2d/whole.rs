@@ -1,7 +1,8 @@
-//! Images so small that every output pixel sees all of their pixels: products of whole images.
+//! Convolutions of images so small that every output pixel sees all input pixels, computed as products of whole images.
 //!
-//! A 3x3 kernel on 2x2 pixels meets 16 pairs of an output and an input, on one pixel one; the definition and Winograd's algorithm
-//! multiply 36 and more, most of them zeros of the padding. So the weights are laid out by pairs of pixels, and an image is a row.
+//! On 2x2 pixels a 3x3 kernel joins 16 pairs of an output and an input pixel, on a single pixel one pair. Per pair of channels
+//! the definition takes 36 and 9 multiplications there, and Winograd's algorithm 36, most of them with zeros of the padding. So
+//! the weights are laid out by pairs of pixels here, and an image is a row of a matrix.
 
 use rayon::prelude::*;
 
@@ -14,10 +15,10 @@ use crate::ops::{
     parts::{Threads, parts},
 };
 
-/// Output channels whose weight gradients a task sums.
+/// Output channels per task of the weight gradient.
 const OUTPUTS: usize = 32;
 
-/// A convolution over images of which each output pixel sees all.
+/// A convolution in which each output pixel sees all pixels of its image.
 #[derive(Clone, Copy)]
 pub struct Whole<'a> {
     conv: &'a Conv2d,
@@ -25,7 +26,7 @@ pub struct Whole<'a> {
 }
 
 impl<'a> Whole<'a> {
-    /// None where an output pixel may miss some of the image.
+    /// None where some output pixel does not see the whole image.
     pub fn of(conv: &'a Conv2d, size: Size) -> Option<Self> {
         let keeps_the_size = conv.stride == 1 && conv.kernel == 2 * conv.padding + 1;
         let sees_all = size.h <= conv.padding + 1 && size.w <= conv.padding + 1;
@@ -56,7 +57,7 @@ impl<'a> Whole<'a> {
         down * self.conv.kernel + right
     }
 
-    /// Does `work` with the weights by pairs of pixels: [output pixel, output, input pixel, input].
+    /// Runs `work` with the weights laid out by pairs of pixels: [output pixel, output, input pixel, input].
     fn with_pairs<E: Real>(self, weight: &[E], work: impl FnOnce(Matrix<E>)) {
         let (Conv2d { input, output, .. }, pixels) = (*self.conv, self.pixels());
         let [rows, columns] = [pixels * output, pixels * input];
@@ -96,21 +97,22 @@ pub struct BackwardWeight<'a, E> {
     pub gw: &'a mut [E],
 }
 
-/// What is summed for one tap of the kernel.
+/// The factors of the weight gradient of one tap of the kernel.
 struct Tap<'a, E> {
     whole: Whole<'a>,
     x: &'a Source<'a, E>,
     gy: &'a [E],
-    /// The output and input pixels that meet there.
+    /// The pairs [output pixel, input pixel] that the tap joins.
     pairs: &'a [[usize; 2]],
     /// Images of a part of the batch.
     part: usize,
-    /// Rows of a part: its images and pairs, and zeros behind them.
+    /// Rows of a part: one per image and pair, then rows of zeros.
     leaf: usize,
 }
 
 impl<E: Real> Tap<'_, E> {
-    /// Gathers row by row the gradients of `outputs` channels from `first` on, and the pixels that they saw.
+    /// Gathers, row by row, the gradients of `outputs` channels from `first` on, and the input pixels that the output pixels
+    /// saw.
     fn gather(&self, first: usize, outputs: usize, gradients: &mut [E], images: &mut [E]) {
         let (Conv2d { input, output, .. }, pixels, pairs) = (*self.whole.conv, self.whole.pixels(), self.pairs);
         let rows = gradients.chunks_exact_mut(outputs).zip(images.chunks_exact_mut(input));
@@ -134,7 +136,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
     fn with<P: Operand<E>>(self) {
         let Self { whole, x, gy, gw } = self;
         let (Conv2d { input, .. }, n, pixels) = (*whole.conv, whole.size.n, whole.pixels());
-        // By tap, the pairs of an output and an input pixel that meet there.
+        // For each tap, the pairs of an output and an input pixel that it joins.
         let mut taps = vec![Vec::new(); whole.conv.kernel * whole.conv.kernel];
         for (seeing, seen) in (0..pixels).flat_map(|seeing| (0..pixels).map(move |seen| (seeing, seen))) {
             taps[whole.tap(seeing, seen)].push([seeing, seen]);
@@ -143,7 +145,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         gw.par_chunks_mut(OUTPUTS * whole.conv.patch()).enumerate().for_each(|(i, gw)| {
             let outputs = gw.len() / whole.conv.patch();
             for (tap, pairs) in taps.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-                // A sum over all images and pairs, a part of the batch being a leaf; leaves end with whole elements.
+                // Sums run over all images and pairs. Each part of the batch is a leaf, padded to whole elements.
                 let leaf = (n / parts * pairs.len()).next_multiple_of(P::PACK);
                 let depth = parts * leaf;
                 E::with_scratch(depth * (outputs + input), |rows| {

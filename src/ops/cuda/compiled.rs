@@ -1,15 +1,16 @@
-//! Keeps compiled kernels in a folder of the user's, so that the next process need not wait for the compiler: it takes seconds per
+//! Caches compiled kernels in a folder of the user. Otherwise each process would wait for the compiler, which takes seconds per
 //! source.
 
 use std::{fs, path::Path};
 
 use sha2::{Digest, Sha256};
 
-/// What `compile` makes of `source`, a text that says all that the result depends on: what the folder keeps of it, or made anew and
-/// kept. A folder that cannot be written to, or a damaged file in it, costs time alone.
+/// The result of `compile` for `source`: from the folder if it is there, else compiled now and stored there. `source` is a text
+/// that contains everything that the result depends on. A folder that cannot be written to, or a damaged file in it, costs only
+/// time.
 ///
 /// # Errors
-/// Those of `compile`.
+/// The errors of `compile`.
 pub fn kept<E>(
     folder: Option<&Path>,
     source: &str,
@@ -30,7 +31,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The content of a file, which begins with a line that is its digest.
+/// The content of a file whose first line is the digest of the rest. None if the file is missing or damaged.
 fn read(path: &Path) -> Option<Vec<u8>> {
     let bytes = fs::read(path).ok()?;
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
@@ -38,7 +39,8 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     (digest(content).as_bytes() == &bytes[..end]).then(|| content.to_vec())
 }
 
-/// Processes may write the same file at once: each its own, which takes its place as a whole.
+/// Writes a file. Several processes may write the same file at once: each writes a file of its own and then renames it, so that
+/// the file is replaced as a whole.
 fn write(path: &Path, content: &[u8]) {
     let own = path.with_extension(std::process::id().to_string());
     let text = [digest(content).as_bytes(), b"\n", content].concat();

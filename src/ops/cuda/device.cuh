@@ -1,20 +1,20 @@
-// What our kernels are written in, on a GPU. Prepended to every kernel source; `host.hpp` takes its place where the same
-// sources are compiled for the CPU and emulated. Needs no include, so that NVRTC compiles it anywhere.
+// The primitives that our kernels are written in, for a GPU. This file is prepended to every kernel source. `host.hpp` replaces
+// it when the same sources are compiled for the emulation on the CPU. It includes no headers, so that NVRTC compiles it anywhere.
 
 // Every kernel runs with 256 threads per block.
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(256) name
-// The same where a multiprocessor has to have room for two blocks: one multiplies while the other waits for memory.
+// A kernel of which two blocks must fit on a multiprocessor: one multiplies while the other waits for memory.
 #define KERNEL_OF_TWO(name) extern "C" __global__ void __launch_bounds__(256, 2) name
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define SHARED __shared__ __align__(16)
 
-// IEEE half precision, for storage alone: arithmetic is in f32.
+// IEEE half precision, for storage only: arithmetic is in f32.
 struct half_t {
     unsigned short bits;
 };
 
-// The upper half of a float.
+// bfloat16: the upper half of a float.
 struct bf16_t {
     unsigned short bits;
 };
@@ -39,21 +39,21 @@ DEVICE unsigned int float_bits(float value) { return __float_as_uint(value); }
 DEVICE float bits_float(unsigned int bits) { return __uint_as_float(bits); }
 DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
-// A product that is rounded before anything is added to it.
+// A product that is rounded before anything is added to it (not fused).
 DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
 
-// The sum of a value over a warp's 32 threads, the same bits in each; all of them take part.
+// The sum of a value over a warp's 32 threads, the same bits in each. All 32 threads must call it.
 DEVICE float warp_sum(float value) {
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
     return value;
 }
 
-// The value that a thread of the warp has, by its lane; all 32 take part.
+// The value of the thread in the given lane of the warp. All 32 threads must call it.
 template <class T> DEVICE T warp_value(T value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
-// A bit for each thread of the warp: whether its answer is yes.
+// One bit for each thread of the warp: whether its `yes` is true. All 32 threads must call it.
 DEVICE unsigned int warp_votes(bool yes) { return __ballot_sync(0xffffffffu, yes); }
-// Number of ones, and the place of the lowest of some.
+// Number of one bits, and position of the lowest one bit.
 DEVICE int count_ones(unsigned int bits) { return __popc(bits); }
 DEVICE int lowest_one(unsigned int bits) { return __ffs(bits) - 1; }
 
@@ -64,7 +64,7 @@ DEVICE unsigned int to_tf32(float value) {
     return result;
 }
 
-// d [16, 8] += a [16, 8] b [8, 8], shared out among the 32 threads of a warp as PTX lays down.
+// d [16, 8] += a [16, 8] b [8, 8], distributed over the 32 threads of a warp as PTX specifies.
 DEVICE void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -85,8 +85,8 @@ DEVICE void mma_m16n8k16_bf16(float (&d)[4], const unsigned int (&a)[4], const u
 
 DEVICE unsigned int shared_address(const void *at) { return (unsigned int)__cvta_generic_to_shared(at); }
 
-// Loads matrices of 8 lines of 16 bytes from shared memory, a word of each per thread: thread t gets word t % 4 of line t / 4.
-// Thread t says where line t % 8 of matrix t / 8 lies.
+// Loads matrices of 8 lines of 16 bytes from shared memory, one word of each matrix per thread: thread t gets word t % 4 of line
+// t / 4. Thread t passes the address of line t % 8 of matrix t / 8.
 DEVICE void load_matrices(unsigned int (&to)[4], const void *line) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -99,7 +99,7 @@ DEVICE void load_matrices(unsigned int (&to)[2], const void *line) {
                  : "r"(shared_address(line))
                  : "memory");
 }
-// The same of halves, turned: thread t gets half t / 4 of lines t % 4 * 2 and t % 4 * 2 + 1.
+// The same for matrices of halves, transposed: thread t gets half t / 4 of lines t % 4 * 2 and t % 4 * 2 + 1.
 DEVICE void load_turned_matrices(unsigned int (&to)[4], const void *line) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -113,25 +113,27 @@ DEVICE void load_turned_matrices(unsigned int (&to)[2], const void *line) {
                  : "memory");
 }
 
-// Has 16 bytes copied to shared memory while the thread goes on; zeros where they come from nowhere.
+// Starts an asynchronous copy of 16 bytes to shared memory. Writes zeros if `from` is null.
 DEVICE void copy_later(void *to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(to)), "l"(from ? from : to), "r"(from ? 16 : 0)
                  : "memory");
 }
-// Ends a group of such copies.
+// Ends a group of asynchronous copies.
 DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for the thread's copies but those of the last groups.
+// Waits for the thread's asynchronous copies, except those of the last GROUPS groups.
 template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory"); }
 
-// Shared memory of a size that the driver is told: `NAME_memory` says how many bytes kernel NAME takes.
+// Dynamic shared memory, whose size is an argument of the launch. The variable `NAME_memory` holds the number of bytes that
+// kernel NAME needs.
 #define DYNAMIC(type, name)                                                                                            \
     extern __shared__ __align__(1024) unsigned char dynamic_memory[];                                                  \
     type &name = *(type *)dynamic_memory
 #define TAKES(kernel, type) extern "C" { __device__ int kernel##_memory = sizeof(type); }
 
-// Tensor cores that four warps use together, from shared memory (wgmma). Only compute capability 9.0 has them.
+// Products by tensor cores that a group of four warps computes together from shared memory (wgmma). Only compute capability 9.0
+// has them.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define GROUPS 1
 #else
@@ -139,9 +141,10 @@ template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wai
 #endif
 #if GROUPS
 
-// Where an operand of a group's product lies: lines of 128 bytes whose pieces of 16 are turned by the line, 8 lines to a block. In a
-// plain operand a line is a row or column, and blocks follow each other by `stride` bytes. In a turned one a line is a depth with 64 of
-// them; blocks follow along the depth by `stride`, and the next 64 by `panel`.
+// Descriptor of an operand of a group's product in shared memory. The operand consists of lines of 128 bytes, 8 lines to a block.
+// Within a line, pieces of 16 bytes are permuted by the number of the line (128-byte swizzle). In a plain operand a line is a row
+// or column, and consecutive blocks are `stride` bytes apart. In a turned (transposed) operand a line holds 64 rows or columns at
+// one depth: consecutive blocks along the depth are `stride` bytes apart, and the next 64 rows or columns are `panel` bytes away.
 typedef unsigned long long Described;
 DEVICE Described describe(const void *at, int panel, int stride) {
     const unsigned long long TURNED_BY_LINES = 1ull << 62;
@@ -149,14 +152,16 @@ DEVICE Described describe(const void *at, int panel, int stride) {
            TURNED_BY_LINES;
 }
 
-// What copies have brought to shared memory is for groups, too; all threads say so for their own.
+// Makes the data that this thread's copies wrote to shared memory visible to group products. Every thread must call it for its
+// own copies.
 DEVICE void copies_are_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void end_of_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for the group's products but the last ones.
+// Waits for the group's products, except the last LAST committed sets of products.
 template <int LAST> DEVICE void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LAST) : "memory"); }
 
-// d [64, 8 N] += a [64, 16] b [16, 8 N], shared out among the 128 threads of a group as PTX lays down, later.
+// Starts d [64, 8 N] += a [64, 16] b [16, 8 N], asynchronously. d is distributed over the 128 threads of a group as PTX
+// specifies.
 #define OF_FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define OF_SIXTEEN(i) OF_FOUR(i), OF_FOUR(i + 1), OF_FOUR(i + 2), OF_FOUR(i + 3)
 #define GROUP_PRODUCT(name, type)                                                                                      \

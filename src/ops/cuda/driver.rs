@@ -1,4 +1,4 @@
-//! A GPU as launch code sees it: memory that is handed back and used again, copies, and launches in order.
+//! The GPU as launch code uses it: memory that is reused, copies, and launches, all done in order.
 
 use std::{
     fmt::Debug,
@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use super::Source;
 use crate::ops::pending::Pending;
 
-/// What a GPU could not do.
+/// An error of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GpuError {
     #[error("no CUDA device: {0}")]
@@ -51,7 +51,7 @@ impl Kind {
     }
 }
 
-/// A type that elements of a buffer have on the host.
+/// A host type for the elements of a buffer.
 pub trait Element: Pod + Send {
     const KIND: Kind;
 }
@@ -73,19 +73,19 @@ pub enum Arg {
     Int(i32),
     Float(f32),
     Double(f64),
-    /// A struct of ints, of which it has the first.
+    /// A struct of up to ten ints. A kernel reads as many as its struct has.
     Ints([i32; 10]),
 }
 
-/// An address on the device, which only a [`View`] gives.
+/// An address on the device. Only a [`View`] or a [`Buffer`] gives one.
 #[derive(Clone, Copy, Debug)]
 pub struct Address(u64);
 
 impl Arg {
-    /// A struct of as many ints, ten at most.
+    /// A struct of the ints `values`, ten at most.
     ///
     /// # Panics
-    /// When there are more, or one of them is too large for an int.
+    /// When there are more than ten, or one of them does not fit an int.
     pub fn ints(values: &[usize]) -> Self {
         let mut ints = [0; 10];
         for (int, value) in ints[..values.len()].iter_mut().zip(values) {
@@ -97,7 +97,7 @@ impl Arg {
     /// A count.
     ///
     /// # Panics
-    /// When it does not fit an int.
+    /// When `n` does not fit an int.
     pub fn count(n: usize) -> Self {
         Arg::Int(i32::try_from(n).expect("counts on the GPU fit an int"))
     }
@@ -110,7 +110,7 @@ impl Arg {
         view.map_or(Arg::At(Address(0)), |view| view.arg(kind, len))
     }
 
-    /// Where the value lies.
+    /// Pointer to the argument's value.
     pub fn pointer(&self) -> *mut std::ffi::c_void {
         match self {
             Arg::At(Address(value)) => value as *const u64 as *mut _,
@@ -122,53 +122,65 @@ impl Arg {
     }
 }
 
-/// What kernels are chosen by.
+/// Properties of a device by which kernels are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traits {
-    /// Whether tensor cores can work for groups of four warps.
+    /// Whether tensor cores can work for groups of four warps (wgmma).
     pub groups: bool,
-    /// Fewer blocks than these leave some of the device idle.
+    /// Number of multiprocessors. A grid with fewer blocks leaves some of the device idle.
     pub multiprocessors: usize,
 }
 
-/// What a [`Gpu`] stands on. Work is done in the order of the calls; only `download` waits for it, and memory of the host
-/// may be used again as soon as a call returns.
+/// The backend of a [`Gpu`]. It does work in the order of the calls. Only `download` waits for the work; host memory may be
+/// reused as soon as a call returns.
 pub trait Driver: Debug + Send + Sync {
-    /// What the device calls itself.
+    /// Name of the device.
     fn name(&self) -> String;
 
-    /// What kernels are chosen by.
+    /// Properties by which kernels are chosen.
     fn traits(&self) -> Traits;
 
-    /// Memory that nobody else has.
+    /// Allocates memory and returns its address.
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError>;
 
-    /// # Safety
-    /// `at` must come from `allocate`, and nobody use it again.
-    unsafe fn free(&self, at: u64);
-
-    /// # Safety
-    /// There must be as many bytes of the device at `at`.
-    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError>;
-
-    /// # Safety
-    /// There must be room for `from` on the device at `to`.
-    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError>;
-
-    /// # Safety
-    /// There must be as many bytes as `to` has on the device at `from`.
-    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
-
-    /// Has so many bytes copied to the host when their turn comes.
+    /// Frees memory.
     ///
     /// # Safety
-    /// There must be as many bytes of the device at `from`.
+    /// `at` must come from `allocate`, and must not be used again.
+    unsafe fn free(&self, at: u64);
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// The device must have `bytes` bytes at `at`.
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError>;
+
+    /// Copies bytes from the host to the device.
+    ///
+    /// # Safety
+    /// The device must have room for `from` at `to`.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError>;
+
+    /// Copies bytes from the device to the host. Waits for all earlier work.
+    ///
+    /// # Safety
+    /// The device must have as many bytes at `from` as `to` has.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError>;
+
+    /// Queues a copy of `bytes` bytes to the host, behind all earlier work.
+    ///
+    /// # Safety
+    /// The device must have `bytes` bytes at `from`.
     unsafe fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError>;
 
+    /// Copies bytes within the device.
+    ///
     /// # Safety
-    /// There must be as many bytes of the device at both addresses.
+    /// The device must have `bytes` bytes at both addresses.
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError>;
 
+    /// Launches a kernel on a grid of blocks.
+    ///
     /// # Safety
     /// As for [`Gpu::launch`].
     unsafe fn launch(
@@ -180,62 +192,63 @@ pub trait Driver: Debug + Send + Sync {
     ) -> Result<(), GpuError>;
 }
 
-/// Bytes on their way to the host.
+/// Bytes that are being copied to the host.
 pub trait Arriving: Send {
-    /// Waits for them.
+    /// Waits until the bytes have arrived, and writes them to `to`.
     fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), GpuError>;
 }
 
-/// A GPU and its memory. Clones are the same one.
+/// A GPU and its memory. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Gpu(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     driver: Box<dyn Driver>,
-    /// Memory of earlier use: address and bytes.
+    /// Memory that was used before and is free now: address and bytes.
     free: Mutex<Vec<(u64, usize)>>,
-    /// What failed where an error of ours cannot be told.
+    /// The first error of a place that cannot return a [`GpuError`].
     noted: Mutex<Option<GpuError>>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         for (at, _) in self.free.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // SAFETY: it came from the driver, and whoever had it handed it back.
+            // SAFETY: the memory came from the driver, and its buffer was dropped.
             unsafe { self.driver.free(at) };
         }
     }
 }
 
 impl Gpu {
-    /// A GPU behind `driver`.
+    /// A GPU with the backend `driver`.
     pub fn new(driver: impl Driver + 'static) -> Self {
         Gpu(Arc::new(Inner { driver: Box::new(driver), free: Mutex::default(), noted: Mutex::default() }))
     }
 
-    /// What the device calls itself.
+    /// Name of the device.
     pub fn name(&self) -> String {
         self.0.driver.name()
     }
 
-    /// What kernels are chosen by.
+    /// Properties by which kernels are chosen.
     pub fn traits(&self) -> Traits {
         self.0.driver.traits()
     }
 
-    /// Notes what failed, where no error of ours can be told; the first failure is the cause of others.
+    /// Records an error at a place that cannot return a [`GpuError`]. Only the first error is kept, because it is the cause of
+    /// later ones.
     pub fn note(&self, error: GpuError) {
         self.0.noted.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    /// What was noted.
+    /// Takes the recorded error, if there is one.
     pub fn take_noted(&self) -> Option<GpuError> {
         self.0.noted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A buffer of `len` elements whose values are unspecified. Work in order makes it safe to use memory again that earlier
-    /// work may still be reading.
+    /// A buffer of `len` elements whose values are unspecified. It may reuse memory that earlier work is still reading. This is
+    /// safe, because the device does its work in order.
     ///
     /// # Errors
     /// When memory runs out.
@@ -250,8 +263,8 @@ impl Gpu {
             None => match self.0.driver.allocate(room) {
                 Ok(at) => (at, room),
                 Err(_) => {
-                    // What is free but of other sizes may be what is lacking.
-                    // SAFETY: it came from the driver, and whoever had it handed it back.
+                    // Frees memory of other sizes: it may be the memory that is lacking.
+                    // SAFETY: the memory came from the driver, and its buffer was dropped.
                     free.drain(..).for_each(|(at, _)| unsafe { self.0.driver.free(at) });
                     (self.0.driver.allocate(room)?, room)
                 }
@@ -270,7 +283,7 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// A buffer of `values`.
+    /// A buffer with a copy of `values`.
     ///
     /// # Errors
     /// When memory runs out.
@@ -289,11 +302,11 @@ impl Gpu {
     /// When the views differ in kind or length.
     pub fn copy(&self, from: View, to: View) -> Result<(), GpuError> {
         assert_eq!((from.kind, from.len), (to.kind, to.len), "a copy is as long as what it is of");
-        // SAFETY: both views are of as many bytes.
+        // SAFETY: both views have as many bytes as are copied.
         unsafe { self.0.driver.copy(from.at, to.at, from.bytes()) }
     }
 
-    /// The elements of a view. Waits for all work before.
+    /// Reads the elements of a view. Waits for all earlier work.
     ///
     /// # Errors
     /// When the device fails.
@@ -302,36 +315,36 @@ impl Gpu {
     /// When the view is of another kind.
     pub fn read<T: Element>(&self, from: View) -> Result<Vec<T>, GpuError> {
         let mut values = vec![T::zeroed(); from.of::<T>().len];
-        // SAFETY: the view has as many elements of this type.
+        // SAFETY: the view has as many elements of this type as `values`.
         unsafe { self.0.driver.download(from.at, bytemuck::cast_slice_mut(&mut values)) }?;
         Ok(values)
     }
 
-    /// The bytes of a view, whatever its kind. Waits for all work before.
+    /// Reads the bytes of a view of any kind. Waits for all earlier work.
     ///
     /// # Errors
     /// When the device fails.
     pub fn read_bytes(&self, from: View) -> Result<Vec<u8>, GpuError> {
         let mut bytes = vec![0; from.bytes()];
-        // SAFETY: the view has as many bytes.
+        // SAFETY: the view has as many bytes as `bytes`.
         unsafe { self.0.driver.download(from.at, &mut bytes) }?;
         Ok(bytes)
     }
 
-    /// Overwrites the bytes of a view, whatever its kind.
+    /// Overwrites the bytes of a view of any kind.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// When the view has not as many.
+    /// When the view has another number of bytes.
     pub fn write_bytes(&self, to: View, bytes: &[u8]) -> Result<(), GpuError> {
         assert_eq!(to.bytes(), bytes.len(), "bytes for every element");
-        // SAFETY: the view has as many bytes.
+        // SAFETY: the view has as many bytes as `bytes`.
         unsafe { self.0.driver.upload(to.at, bytes) }
     }
 
-    /// The elements that a view has when the work before has been done. Does not wait, unless for the values.
+    /// Reads the elements that a view has after all earlier work. The call does not wait; [`Pending::wait`] does.
     ///
     /// # Errors
     /// When the device fails.
@@ -340,7 +353,7 @@ impl Gpu {
     /// When the view is of another kind.
     pub fn read_later<T: Element>(&self, from: View) -> Result<Pending<Vec<T>>, GpuError> {
         let len = from.of::<T>().len;
-        // SAFETY: the view has as many elements of this type.
+        // SAFETY: the view has `len` elements of this type.
         let arriving = unsafe { self.0.driver.download_later(from.at, from.bytes()) }?;
         Ok(Pending::new(move || {
             let mut values = vec![T::zeroed(); len];
@@ -355,10 +368,10 @@ impl Gpu {
     /// When the device fails.
     ///
     /// # Panics
-    /// When the view is of another kind, or has not as many elements.
+    /// When the view is of another kind, or has another number of elements.
     pub fn write<T: Element>(&self, to: View, values: &[T]) -> Result<(), GpuError> {
         assert_eq!(to.of::<T>().len, values.len(), "values for every element");
-        // SAFETY: the view has as many elements of this type.
+        // SAFETY: the view has as many elements of this type as `values`.
         unsafe { self.0.driver.upload(to.at, bytemuck::cast_slice(values)) }
     }
 
@@ -367,17 +380,18 @@ impl Gpu {
     /// # Errors
     /// When the device fails.
     pub fn zero(&self, view: View) -> Result<(), GpuError> {
-        // SAFETY: the view has as many bytes.
+        // SAFETY: the view has `view.bytes()` bytes.
         unsafe { self.0.driver.zero(view.at, view.bytes()) }
     }
 
     /// Runs a kernel on a grid of blocks.
     ///
     /// # Errors
-    /// When it does not compile, or the device fails.
+    /// When the kernel does not compile, or the device fails.
     ///
     /// # Safety
-    /// The arguments must be those that the kernel's source names, and views as long as what it reads and writes there.
+    /// The arguments must be those that the kernel's source names, and each view must be as long as the memory that the kernel
+    /// reads and writes through it.
     pub unsafe fn launch(
         &self,
         source: &'static Source,
@@ -390,46 +404,46 @@ impl Gpu {
     }
 }
 
-/// Memory of a GPU, handed back when dropped.
+/// A buffer of GPU memory. Its memory can be reused once it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
     gpu: Gpu,
     at: u64,
     kind: Kind,
     len: usize,
-    /// Bytes that it has room for.
+    /// Capacity in bytes.
     room: usize,
 }
 
 impl Buffer {
-    /// All elements.
+    /// A view of all elements.
     pub fn view(&self) -> View<'_> {
         View { at: self.at, kind: self.kind, len: self.len, buffer: PhantomData }
     }
 
-    /// As an argument of a kernel that uses all elements.
+    /// The buffer as an argument of a kernel that uses all elements.
     pub fn arg(&self) -> Arg {
         Arg::At(Address(self.at))
     }
 
-    /// All values. Waits for all work before.
+    /// Reads all values. Waits for all earlier work.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// When they are of another kind.
+    /// When the elements are of another kind.
     pub fn read<T: Element>(&self) -> Result<Vec<T>, GpuError> {
         self.gpu.read(self.view())
     }
 
-    /// All values, when the work before has been done. Does not wait, unless for the values.
+    /// Reads the values after all earlier work. The call does not wait; [`Pending::wait`] does.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// When they are of another kind.
+    /// When the elements are of another kind.
     pub fn read_later<T: Element>(&self) -> Result<Pending<Vec<T>>, GpuError> {
         self.gpu.read_later(self.view())
     }
@@ -442,7 +456,7 @@ impl Buffer {
         self.gpu.take(self.kind, self.len)
     }
 
-    /// A copy of it.
+    /// A copy of the buffer.
     ///
     /// # Errors
     /// When memory runs out.
@@ -459,8 +473,8 @@ impl Drop for Buffer {
     }
 }
 
-/// Elements of a buffer that follow each other. It is to them what a `&Cell` is to a value of the host: several views may be of
-/// the same elements, and kernels write through any of them, since the device does its work in order.
+/// Consecutive elements of a buffer. A view corresponds to a `&Cell` on the host: several views may refer to the same elements,
+/// and kernels may write through any of them, because the device does its work in order.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     at: u64,
@@ -473,7 +487,7 @@ impl<'a> View<'a> {
     /// Elements of memory that no [`Buffer`] owns.
     ///
     /// # Safety
-    /// There must be as many elements at `at`, of the same device, as long as the view is used.
+    /// There must be `len` elements of this kind at `at`, on the same device, as long as the view is used.
     pub unsafe fn foreign(at: u64, kind: Kind, len: usize) -> Self {
         View { at, kind, len, buffer: PhantomData }
     }
@@ -483,34 +497,34 @@ impl<'a> View<'a> {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the view has no elements.
     pub fn is_empty(self) -> bool {
         self.len == 0
     }
 
-    /// Their type.
+    /// Type of the elements.
     pub fn kind(self) -> Kind {
         self.kind
     }
 
-    /// Some of the elements.
+    /// A view of the elements in `range`.
     ///
     /// # Panics
-    /// When there are not as many.
+    /// When the range is not within the view.
     pub fn part(self, range: Range<usize>) -> View<'a> {
         assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
         View { at: self.at + (range.start * self.kind.bytes()) as u64, len: range.len(), ..self }
     }
 
-    /// Whether they begin at a multiple of so many bytes.
+    /// Whether the first element is at a multiple of `bytes` bytes.
     pub fn is_aligned(self, bytes: u64) -> bool {
         self.at.is_multiple_of(bytes)
     }
 
-    /// As an argument of a kernel that uses the first `len` elements, of a kind.
+    /// The view as an argument of a kernel that uses the first `len` elements, of a kind.
     ///
     /// # Panics
-    /// When the elements are of another kind, or fewer.
+    /// When the elements are of another kind, or there are fewer.
     pub fn arg(self, kind: impl Into<Kind>, len: usize) -> Arg {
         let kind = kind.into();
         assert!(self.kind == kind && len <= self.len, "{len} {kind:?} wanted, {} {:?} given", self.len, self.kind);
@@ -527,7 +541,7 @@ impl<'a> View<'a> {
         self.len * self.kind.bytes()
     }
 
-    /// Where they begin.
+    /// Address of the first element.
     #[cfg(feature = "nccl")]
     pub(in crate::ops::cuda) fn address(self) -> u64 {
         self.at

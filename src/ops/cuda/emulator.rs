@@ -1,6 +1,6 @@
-//! Kernels on the CPU, for tests: the same sources, compiled as C++ and run by fibers (see `host.hpp`).
+//! Runs kernels on the CPU for tests: the same sources, compiled as C++, with fibers as threads (see `host.hpp`).
 //!
-//! It shows that indices, sums, barriers and launch code are right. It cannot show speed, or what only hardware does.
+//! The emulation checks indices, sums, barriers and launch code. It cannot check speed, or effects that only hardware has.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use libloading::Library;
 
 use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, Traits};
 
-/// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads; gives a complaint or null.
+/// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads. Returns an error text or null.
 type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
 
 /// Order in which the threads of a block run between two barriers. Results must not depend on it.
@@ -28,7 +28,7 @@ pub enum ThreadOrder {
 #[derive(Debug)]
 struct Emulator(ThreadOrder);
 
-/// A GPU that is none; None where there is no C++ compiler, which is said on stderr.
+/// An emulated GPU. None if there is no C++ compiler; a warning on stderr then says so.
 pub fn emulated(order: ThreadOrder) -> Option<Gpu> {
     static COMPILER: OnceLock<bool> = OnceLock::new();
     let found = *COMPILER.get_or_init(|| {
@@ -41,14 +41,14 @@ pub fn emulated(order: ThreadOrder) -> Option<Gpu> {
     found.then(|| Gpu::new(Emulator(order)))
 }
 
-/// The entry to a source's kernels, compiled when it is first asked for. One kernel at a time runs in it.
+/// The entry point of a source's kernels. The source is compiled on first use. The lock lets one kernel run at a time.
 fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
     static LOADED: OnceLock<Mutex<HashMap<&'static str, &'static Mutex<Emulate>>>> = OnceLock::new();
     let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(entry) = loaded.get(source.name) {
         return Ok(entry);
     }
-    let dir = tempfile::tempdir().expect("a temporary folder"); // may go once the library is loaded
+    let dir = tempfile::tempdir().expect("a temporary folder"); // may be removed once the library is loaded
     let library = compile(source, dir.path())?;
     // SAFETY: the library is ours and runs nothing when it is loaded.
     let library = Box::leak(Box::new(unsafe { Library::new(library) }.expect("a library that loads")));
@@ -68,7 +68,7 @@ fn compile(source: &Source, dir: &Path) -> Result<PathBuf, GpuError> {
     std::fs::write(&text, whole).expect("a file in the temporary folder");
     // Optimised, without fused multiply-add and without reordering of sums.
     let flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"];
-    // With what the processor has, values are multiplied eight at a time and halves converted: the same bits, sooner.
+    // With AVX2 and F16C the code multiplies eight values at a time and converts halves in hardware: the same bits, faster.
     let units = [("-mavx2", is_x86_feature_detected!("avx2")), ("-mf16c", is_x86_feature_detected!("f16c"))];
     let units = units.iter().filter(|(_, found)| *found).map(|(flag, _)| flag);
     let output =
@@ -82,7 +82,7 @@ fn compile(source: &Source, dir: &Path) -> Result<PathBuf, GpuError> {
     }
 }
 
-/// The emulation's work is done when the call returns.
+/// Bytes that have already been copied: the emulation finishes its work before a call returns.
 struct Copied(Vec<u8>);
 
 impl Arriving for Copied {
@@ -98,12 +98,12 @@ impl Driver for Emulator {
     }
 
     fn traits(&self) -> Traits {
-        // One order goes without groups, so that both ways are tried, and have to give the same bits.
+        // One order runs without groups, so that tests run both code paths, which must give the same bits.
         Traits { groups: !matches!(self.0, ThreadOrder::Descending), multiprocessors: 1 }
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
-        // NaNs, so that what is read before it was written is noticed.
+        // Fills the memory with NaNs, so that tests notice values that are read before they are written.
         let memory = vec![[0xffu8; 64]; bytes.div_ceil(64) + 8].leak();
         Ok(memory.as_ptr() as u64 / 256 * 256 + 256)
     }
@@ -111,19 +111,19 @@ impl Driver for Emulator {
     unsafe fn free(&self, _at: u64) {}
 
     unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
-        // SAFETY: the memory is this process's, as long as the caller says.
+        // SAFETY: the memory belongs to this process, and is as long as the caller promises.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
-        // SAFETY: the memory is this process's, as long as the caller says.
+        // SAFETY: the memory belongs to this process, and is as long as the caller promises.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
-        // SAFETY: the memory is this process's, as long as the caller says.
+        // SAFETY: the memory belongs to this process, and is as long as the caller promises.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
-        // SAFETY: the memory is this process's, as long as the caller says.
+        // SAFETY: the memory belongs to this process, and is as long as the caller promises.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Driver for Emulator {
         if complaint.is_null() {
             return Ok(());
         }
-        // SAFETY: a literal of the emulation's.
+        // SAFETY: the text is a string literal of the emulation.
         let why = unsafe { CStr::from_ptr(complaint) }.to_string_lossy().into_owned();
         Err(GpuError::Failed { what: kernel.into(), why })
     }

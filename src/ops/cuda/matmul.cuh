@@ -1,5 +1,6 @@
-// Products of matrices whose tiles lie in shared memory. Prepended to the sources that multiply, once per arithmetic: MATH 0
-// is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 and 3 is bf16 in memory, both with f32 sums.
+// Products of matrices whose tiles are in shared memory. This file is prepended to the sources that multiply matrices, which are
+// compiled once per arithmetic: MATH 0 is f32, 1 is tf32 (f32 in memory, tensor cores), 2 is f16 and 3 is bf16 in memory, both
+// with f32 sums.
 
 #if MATH == 2
 typedef half_t scalar;
@@ -9,11 +10,11 @@ typedef bf16_t scalar;
 typedef float scalar;
 #endif
 
-// Elements of a 16-byte load.
+// Elements per 16-byte load.
 const int WIDE = 16 / sizeof(scalar);
 
-// Where the elements of an operand lie in shared memory. DEEP: neighbours follow the depth k, [size][PITCH]; else they follow
-// the row or column, [depth][PITCH]. Pitches are odd multiples of 16 bytes, so that eight lines lie in different banks.
+// Layout of an operand in shared memory. If DEEP, the depth k is contiguous, [size][PITCH]; else the rows or columns are,
+// [depth][PITCH]. Pitches are odd multiples of 16 bytes, so that eight lines are in different banks.
 template <int PITCH, bool IS_DEEP> struct Layout {
     static constexpr bool DEEP = IS_DEEP;
 
@@ -22,20 +23,20 @@ template <int PITCH, bool IS_DEEP> struct Layout {
     }
 };
 
-// The same without unused places: pieces of 16 bytes change places within their line, so that what a warp reads at a time lies in
-// different banks. Flat tiles are panels of 128 bytes side by side. Tensor cores that read shared memory themselves know lines of
-// 128 bytes that are turned in this way.
+// A layout without padding: pieces of 16 bytes are permuted within their line (swizzled), so that the pieces that a warp reads at
+// a time are in different banks. Tiles that are not DEEP (flat tiles) consist of adjacent panels of 128 bytes. Tensor cores that
+// read shared memory directly support lines of 128 bytes that are permuted in this way.
 template <int SIZE, int DEPTH, bool IS_DEEP> struct Swizzled {
     static constexpr bool DEEP = IS_DEEP;
     static constexpr int PANEL = 8 * WIDE;
 
     DEVICE_MEMBER static int place(int line, int along) {
         if (DEEP) {
-            // Of lines of 64 bytes, two lie in the same banks.
+            // Two consecutive lines of 64 bytes fill all banks once, so they have the same permutation.
             int turn = DEPTH == 4 * WIDE ? line / 2 % 4 : line % 8;
             return line * DEPTH + (along / WIDE ^ turn) * WIDE + along % WIDE;
         }
-        // Of floats a warp reads 4 lines at a time, else 8.
+        // A warp reads 4 lines of floats or 8 lines of halves at a time.
         int turn = WIDE == 4 ? line % 4 * 2 : line % 8;
         return along / PANEL * (DEPTH * PANEL) + line * PANEL + (along % PANEL / WIDE ^ turn) * WIDE + along % WIDE;
     }
@@ -44,13 +45,14 @@ template <int SIZE, int DEPTH, bool IS_DEEP> struct Swizzled {
     }
 };
 
-// A block's share of the product, BM x BN, held in registers. In f32 a thread has every 16th row and column of the tile;
-// with tensor cores a warp has a rectangle of 16 x 8 pieces.
+// The part of the product that a block computes, BM x BN, in registers. In f32 a thread has every 16th row and column of the
+// tile; with tensor cores a warp has a rectangle of 16 x 8 pieces.
 template <int BM, int BN> struct Accumulator {
     static constexpr int WARPS_N = BN >= 128 || BM <= 32 ? 4 : 2, WARPS_M = 8 / WARPS_N;
     static constexpr int TM = MATH == 0 ? BM / 16 : BM / WARPS_M / 16, TN = MATH == 0 ? BN / 16 : BN / WARPS_N / 8;
     static constexpr int EACH = MATH == 0 ? 1 : 4;
-    // Rows of each of a thread's pieces, which element e is in number e / 2 of; threads that share a row.
+    // HALVES: number of rows that a thread has of each piece; element e is in row e / 2 of them. SLOTS: number of threads that
+    // share a row.
     static constexpr int HALVES = MATH == 0 ? 1 : 2, SLOTS = MATH == 0 ? 16 : 4 * WARPS_N;
     float sums[TM][TN][EACH];
 
@@ -72,15 +74,15 @@ template <int BM, int BN> struct Accumulator {
         return threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + j * 8 + threadIdx.x % 4 * 2 + e % 2;
     }
 
-    // Number of the thread among those that share its rows.
+    // Index of the thread among the threads that share its rows.
     DEVICE_MEMBER static int slot() {
         return MATH == 0 ? threadIdx.x % 16 : threadIdx.x / 32 % WARPS_N * 4 + threadIdx.x % 4;
     }
 
-    // Adds the product of the tiles in shared memory, whose layouts are A and B and which are DEPTH deep.
+    // Adds the product of two tiles in shared memory, with layouts A and B and depth DEPTH.
     template <class A, class B, int DEPTH> DEVICE_MEMBER void add(const scalar *a, const scalar *b) {
 #if MATH == 0
-        // Four depths at a time: where they follow each other, one load brings them.
+        // Processes four depths at a time. If they are contiguous, one load reads all four.
 #pragma unroll
         for (int k = 0; k < DEPTH; k += WIDE) {
             float right[WIDE][TN];
@@ -144,7 +146,8 @@ template <int BM, int BN> struct Accumulator {
         }
     }
 #else
-    // What the tensor cores read of a [16, STEP] from row m and depth k on: 8 x 8 halves or 8 x 4 floats at a time.
+    // Loads the part of a [16, STEP], from row m and depth k on, that the thread passes to the tensor cores: matrices of 8 x 8
+    // halves or 8 x 4 floats.
     template <class A> DEVICE_MEMBER static void load_left(unsigned int (&to)[4], const scalar *a, int m, int k) {
         int lane = threadIdx.x % 32;
         if (A::DEEP) {
@@ -159,7 +162,7 @@ template <int BM, int BN> struct Accumulator {
         round(to);
     }
 
-    // Likewise of b [STEP, 8] for each two words, from column n on.
+    // The same for b [STEP, 8] per two words, from column n and depth k on.
     template <class B, int WORDS> DEVICE_MEMBER static void load_right(unsigned int (&to)[WORDS], const scalar *b, int n, int k) {
         int lane = threadIdx.x % (8 * WORDS);
         if (B::DEEP) {
@@ -183,13 +186,13 @@ template <int BM, int BN> struct Accumulator {
 #endif
 };
 
-// Sums that a thread has side by side.
+// Sums of a thread that are adjacent in a row.
 template <int N> struct alignas(4 * N) Run {
     static constexpr int COUNT = N;
     float values[N];
 };
 
-// Gives `body` row, column and values of each run of the thread's sums.
+// Calls `body` with the row, column and values of each run of the thread's sums.
 template <class Sums, class Body> DEVICE void each_run(const Sums &sums, const Body &body) {
     const int N = Sums::EACH == 1 ? 1 : 2;
 #pragma unroll

@@ -1,8 +1,8 @@
-//! Our kernels on a GPU: memory, launches, and how their sources are compiled. Unaware of what they compute.
+//! Runs our kernels on a GPU: memory, launches, and the compilation of sources. This module does not know what kernels compute.
 //!
-//! A kernel source (`.cu`, beside the CPU's code for the same operation) is compiled by NVRTC for the GPU at hand when it is
-//! first used. What launches kernels sees a [`Gpu`], behind which is the CUDA driver or, in tests, an emulation that
-//! compiles the very same sources as C++ and runs them on the CPU.
+//! A kernel source (`.cu`, next to the CPU code of the same operation) is compiled by NVRTC for the present GPU when it is first
+//! used. Launch code uses a [`Gpu`]. Its backend is the CUDA driver or, in tests, an emulation that compiles the very same
+//! sources as C++ and runs them on the CPU.
 
 #[cfg(any(test, feature = "cuda"))]
 mod compiled;
@@ -23,15 +23,15 @@ pub use wire::Wire;
 /// Threads per block of every kernel.
 pub const THREADS: usize = 256;
 
-/// A grid that gives each of `n` elements a thread.
+/// A grid with one thread for each of `n` elements.
 pub fn one_each(n: usize) -> [usize; 3] {
     [n.div_ceil(THREADS).max(1), 1, 1]
 }
 
-/// Most blocks of a pass over elements.
+/// Maximum number of blocks of a pass over elements.
 const BLOCKS: usize = 4096;
 
-/// A grid whose threads go through `n` elements in strides.
+/// A grid for `n` elements whose threads go through the elements in strides (grid-stride loop).
 pub fn in_strides(n: usize) -> [usize; 3] {
     [n.div_ceil(THREADS).clamp(1, BLOCKS), 1, 1]
 }

@@ -1,5 +1,5 @@
-// Sums over a batch: a binary tree over its parts, as `src/ops/parts.rs` has it. So their bits do not depend on which rank
-// has which parts. In front of the sources that take such sums.
+// Sums over a batch: a binary tree over its parts, as in `src/ops/parts.rs`. So the bits of a sum do not depend on which rank has
+// which parts. This file is prepended to the sources that compute such sums.
 
 // The rows of a piece. Each part of `part` rows is cut into pieces of `piece` rows; the last one of a part may be shorter.
 struct Piece {
@@ -12,20 +12,20 @@ DEVICE Piece piece_of(int i, int part, int piece) {
 
 DEVICE float joined(float left, float right) { return left + right; }
 
-// The tree's sum of what `leaf` gives for `count` numbers from `first` on, a power of two.
+// Sums the results of `leaf` for `count` numbers from `first` on, in a binary tree. `count` is a power of two.
 template <class T, class Leaf> DEVICE T tree(int first, int count, const Leaf &leaf) {
     T waiting[32];
     int depth = 0;
     for (int i = 0; i < count; i++) {
         T sum = leaf(first + i);
-        // As many branches end with this leaf as its number has ones at its end.
+        // The leaf completes one branch for each trailing one bit of its number.
         for (int ones = i; ones & 1; ones >>= 1) sum = joined(waiting[--depth], sum);
         waiting[depth++] = sum;
     }
     return waiting[0];
 }
 
-// The same of a number that is known when this is compiled: nothing waits in memory.
+// The same for a count that is known at compile time: no partial sums are stored in memory.
 template <class T, int COUNT, class Leaf> DEVICE T tree_of(int first, const Leaf &leaf) {
     if constexpr (COUNT == 1)
         return leaf(first);
@@ -33,7 +33,7 @@ template <class T, int COUNT, class Leaf> DEVICE T tree_of(int first, const Leaf
         return joined(tree_of<T, COUNT / 2>(first, leaf), tree_of<T, COUNT / 2>(first + COUNT / 2, leaf));
 }
 
-// The same of any power of two, which all threads have alike.
+// The same for any power of two, which must be equal in all threads.
 template <class T, class Leaf> DEVICE T tree_of_any(int count, const Leaf &leaf) {
     switch (count) {
     case 1: return tree_of<T, 1>(0, leaf);
@@ -46,8 +46,8 @@ template <class T, class Leaf> DEVICE T tree_of_any(int count, const Leaf &leaf)
     }
 }
 
-// The same for each of a block's 32 lanes that is `there`: of its 8 threads each has a branch of the tree, as far as there are
-// leaves. The first has the result. All threads of the block have to call it.
+// The same for each of a block's 32 lanes that is `there`. Each of the lane's 8 threads sums one branch of the tree; with fewer
+// leaves, fewer threads do. The first of them returns the result. All threads of the block must call it.
 template <class T, class Leaf> DEVICE T tree_of_block(int count, bool there, const Leaf &leaf, T (*shared)[32]) {
     int lane = threadIdx.x % 32, line = threadIdx.x / 32;
     int lines = count < 8 ? count : 8, each = count / lines;

@@ -1,15 +1,16 @@
-// Products of two operands whose tiles are brought to shared memory some steps ahead. Behind `matmul.cuh`.
+// Products of two operands whose tiles are copied to shared memory some steps ahead. Needs `matmul.cuh` in front of it.
 
-// Depth of a step: lines of 128 bytes in 16 bits, else of 64.
+// Depth of a step: lines of 128 bytes for 16-bit elements, of 64 bytes for floats.
 const int BK = WIDE == 8 ? 64 : 4 * WIDE;
-// Steps whose tiles are in shared memory: one is multiplied, the others are on their way. With groups, the one before is, too.
+// Number of steps whose tiles are in shared memory: one is multiplied while the others are copied. With groups, the step before
+// may still be multiplied, too.
 const int STAGES = WIDE == 8 ? 2 : 3, STAGES_OF_GROUPS = 3;
 
-// A tile of one operand [SIZE rows or columns, BK] goes to shared memory in pieces of 16 bytes, a few per thread. An operand knows
-// where they come from: `at(i)` is the place of the thread's piece i, null where it is zero; `at(i, e)` that of its element e, where
-// elements have to be looked for one by one; `next` goes on to the next step.
+// A tile of one operand [SIZE rows or columns, BK] is copied to shared memory in pieces of 16 bytes, a few per thread. The
+// operand knows their source: `at(i)` is the address of the thread's piece i, null if the piece is zero; `at(i, e)` is the
+// address of its element e, if elements have to be found one by one; `next` advances to the next step.
 
-// Pieces that follow the depth: [SIZE][BK].
+// Pieces along the depth: [SIZE][BK].
 template <int SIZE> struct Deep {
     typedef Swizzled<SIZE, BK, true> Shared;
     static constexpr int LINE = BK / WIDE, PIECES = SIZE * LINE / 256, STEP = 256 / LINE;
@@ -18,7 +19,7 @@ template <int SIZE> struct Deep {
     DEVICE_MEMBER static int shared(int i) { return Shared::place(line(i), along()); }
 };
 
-// Pieces that follow the rows or columns: [BK][SIZE].
+// Pieces along the rows or columns: [BK][SIZE].
 template <int SIZE> struct Flat {
     typedef Swizzled<SIZE, BK, false> Shared;
     static constexpr int LINE = SIZE / WIDE, PIECES = BK * LINE / 256, STEP = 256 / LINE;
@@ -27,13 +28,13 @@ template <int SIZE> struct Flat {
     DEVICE_MEMBER static int shared(int i) { return Shared::place(line(i), along()); }
 };
 
-// Lines of memory [lines, depth].
+// An operand that is stored as lines [lines, depth].
 template <int SIZE> struct Lines : Deep<SIZE> {
     typedef Deep<SIZE> Places;
     const scalar *lines[Places::PIECES];
     int k, depth;
 
-    // The lines from `first` on.
+    // Starts at depth 0 of the lines from `first` on.
     DEVICE_MEMBER void begin(const scalar *from, int count, int depth_, int first) {
         depth = depth_;
 #pragma unroll
@@ -52,7 +53,7 @@ template <int SIZE> struct Lines : Deep<SIZE> {
     DEVICE_MEMBER void next() { k += BK; }
 };
 
-// Has the thread's pieces of a step brought to shared memory: V elements at a time, all of a piece or one.
+// Copies the thread's pieces of a step to shared memory, V elements at a time: a whole piece, asynchronously, or one element.
 template <int V, class Operand> DEVICE void load(const Operand &operand, scalar *shared) {
 #pragma unroll
     for (int i = 0; i < Operand::PIECES; i++) {
@@ -68,8 +69,8 @@ template <int V, class Operand> DEVICE void load(const Operand &operand, scalar 
     }
 }
 
-// Shared memory of a block: the tiles of all steps; when these are done, columns of the result on their way out, and sums over some of
-// its rows.
+// Shared memory of a block: the tiles of all stages. After the last step it holds columns of the result that are about to be
+// written, and sums over some of the result's rows.
 template <int BM, int BN, int COUNT = STAGES> struct Memory {
     static constexpr int OUT = 64, PITCH = OUT + 4;
     union {
@@ -81,7 +82,7 @@ template <int BM, int BN, int COUNT = STAGES> struct Memory {
     };
 };
 
-// Has the thread's pieces of the next step of both operands brought.
+// Copies the thread's pieces of the next step of both operands to shared memory.
 template <int BM, int V, class A, class B> DEVICE void load_step(A &a, B &b, scalar *tiles) {
     load<V>(a, tiles);
     load<V>(b, tiles + BM * BK);
@@ -89,7 +90,7 @@ template <int BM, int V, class A, class B> DEVICE void load_step(A &a, B &b, sca
     b.next();
 }
 
-// The product of two operands over `steps` steps. While one is multiplied, the next ones are on their way.
+// The product of two operands over `steps` steps. While one step is multiplied, the next ones are copied.
 template <int V, int BM, int BN, class A, class B>
 DEVICE void multiply(A &a, B &b, int steps, Memory<BM, BN> &memory, Accumulator<BM, BN> &sums) {
     sums.clear();
@@ -100,7 +101,7 @@ DEVICE void multiply(A &a, B &b, int steps, Memory<BM, BN> &memory, Accumulator<
     int stage = 0;
     for (int step = 0; step < steps; step++) {
         wait_for_copies<STAGES - 2>();
-        __syncthreads(); // all have their pieces of this step, and are done with the one whose place is taken now
+        __syncthreads(); // all threads have their pieces of this step, and are done with the one whose memory is reused now
         if (step + STAGES - 1 < steps) load_step<BM, V>(a, b, memory.steps[stage == 0 ? STAGES - 1 : stage - 1]);
         end_of_copies();
         const scalar *now = memory.steps[stage];
@@ -112,7 +113,7 @@ DEVICE void multiply(A &a, B &b, int steps, Memory<BM, BN> &memory, Accumulator<
 
 #if MATH >= 2 && GROUPS
 
-// A block's share of the product, 128 x BN, by its two groups of four warps, which have 64 rows each.
+// The part of the product that a block computes, 128 x BN. Its two groups of four warps have 64 rows each.
 template <int BN> struct Groups {
     static constexpr int TM = 1, TN = BN / 8, EACH = 4;
     float sums[TM][TN][EACH];
@@ -121,14 +122,15 @@ template <int BN> struct Groups {
     DEVICE_MEMBER static int column(int j, int e) { return j * 8 + threadIdx.x % 4 * 2 + e % 2; }
 };
 
-// Where lines or columns of a tile from `first` on lie, from depth k on.
+// Descriptor of the lines or columns of a tile from `first` on, from depth k on.
 template <class Shared> DEVICE Described describe_tile(const scalar *tile, int first, int k) {
-    const int LINE = 8 * WIDE; // halves of 128 bytes
+    const int LINE = 8 * WIDE; // halves per 128 bytes
     if (Shared::DEEP) return describe(tile + first * BK + k, 16, 8 * LINE * sizeof(scalar));
     return describe(tile + first * BK + k * LINE, BK * LINE * sizeof(scalar), 8 * LINE * sizeof(scalar));
 }
 
-// The same by groups: their tensor cores read the tiles where they lie. The products of a step go on while the next one begins.
+// The same product by groups: their tensor cores read the tiles directly from shared memory. The products of a step continue
+// while the next step starts.
 template <int V, int BN, class A, class B>
 DEVICE void multiply(A &a, B &b, int steps, Memory<128, BN, STAGES_OF_GROUPS> &memory, Groups<BN> &sums) {
     const int AHEAD = STAGES_OF_GROUPS - 2;
@@ -143,7 +145,7 @@ DEVICE void multiply(A &a, B &b, int steps, Memory<128, BN, STAGES_OF_GROUPS> &m
     for (int step = 0; step < steps; step++) {
         wait_for_copies<AHEAD - 1>();
         copies_are_for_groups();
-        __syncthreads(); // all have their pieces of this step, and both groups are done with the step before the last one
+        __syncthreads(); // all have their pieces of this step, and both groups are done with the last step but one
         if (step + AHEAD < steps) load_step<128, V>(a, b, memory.steps[next]);
         end_of_copies();
         const scalar *left = memory.steps[stage], *right = left + 128 * BK;

@@ -1,12 +1,13 @@
-// Passes over rows of channels [rows, channels] that keep or sum something per channel. Behind `storage.cuh` and `parts.cuh`.
+// Passes over rows of channels [rows, channels] that use or sum values per channel. Needs `storage.cuh` and `parts.cuh` in front
+// of it.
 
-// How a block's threads share out its rows: `lanes` of them have a row together, `width` channels each. A power of two.
+// How a block's threads share its rows: `lanes` threads, a power of two, have a row together, with `width` channels each.
 struct Shares {
     int width, lanes;
 };
 
-// Has `body` run with the size of pack that the launch says. A thread gets its first channel, its first row and the distance to its
-// next one. Its channels stay the same, so that it reads what belongs to them once.
+// Calls `body` with a pack of `shares.width` elements, the thread's first channel, its first row, and the distance to its next
+// row. A thread keeps its channels for all rows, so that it reads values per channel only once.
 template <class Body> DEVICE void share_rows(Shares shares, int begin, int channels, const Body &body) {
     int c = (blockIdx.x * shares.lanes + threadIdx.x % shares.lanes) * shares.width;
     int first = begin + threadIdx.x / shares.lanes, step = 256 / shares.lanes;
@@ -17,13 +18,13 @@ template <class Body> DEVICE void share_rows(Shares shares, int begin, int chann
         body(Pack<1>(), c, first, step);
 }
 
-// A number of each of V channels.
+// Reads one number for each of V channels.
 template <int V> DEVICE void read_channels(float (&to)[V], const float *from) {
     for (int e = 0; e < V; e++) to[e] = from[e];
 }
 
-// Sums of N values over the rows of a piece. `row` adds what a row gives to sums [N][V]; `result` gets a channel's N sums. Within a
-// thread rows are added in order, and then the threads' sums.
+// Sums N values per channel over the rows of a piece. `row` adds the values of a row to sums [N][V]; `result` gets a channel's N
+// sums. Each thread adds its rows in order. Then the sums of the threads are added in order.
 template <int N, class Row, class Result>
 DEVICE void sum_piece(Shares shares, Piece rows, int channels, const Row &row, const Result &result) {
     SHARED float shared[N][256 * WIDE];

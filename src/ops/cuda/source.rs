@@ -5,17 +5,17 @@ use super::Kind;
 /// One source, compiled as a whole.
 #[derive(Debug)]
 pub struct Source {
-    /// Name that tells it from the others.
+    /// Unique name of the source.
     pub name: &'static str,
-    /// Definitions in front of the text.
+    /// Preprocessor definitions in front of the text.
     pub defines: &'static str,
     /// CUDA C++ without includes.
     pub text: &'static str,
-    /// Its kernels.
+    /// Names of the kernels.
     pub kernels: &'static [&'static str],
 }
 
-/// The names of both lists, of which there are N.
+/// Concatenates two lists to one of N names.
 pub const fn joined<const A: usize, const B: usize, const N: usize>(
     first: &[&'static str; A],
     second: &[&'static str; B],
@@ -30,13 +30,13 @@ pub const fn joined<const A: usize, const B: usize, const N: usize>(
 }
 
 impl Source {
-    /// The whole text for the compiler of a GPU.
+    /// The whole text for the GPU's compiler.
     pub fn for_gpu(&self) -> String {
         [include_str!("device.cuh"), self.defines, self.text].join("\n")
     }
 }
 
-/// How elements lie in memory; sums are in f32 either way.
+/// Storage type of elements. Sums are always in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scalar {
     F32,
@@ -60,7 +60,7 @@ impl Scalar {
         Kind::from(self).bytes()
     }
 
-    /// Of sources that are compiled once per storage, its own.
+    /// The source for this storage type, out of sources that are compiled once per storage type.
     pub fn source(self, sources: &'static [Source; 3]) -> &'static Source {
         match self {
             Scalar::F32 => &sources[0],

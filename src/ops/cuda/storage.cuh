@@ -1,5 +1,5 @@
-// How a tensor is stored: STORAGE 0 is f32, 1 is f16, 2 is bf16. In front of the sources that go through elements, which are compiled
-// once for each.
+// How a tensor is stored: STORAGE 0 is f32, 1 is f16, 2 is bf16. This file is prepended to the sources of passes over elements,
+// which are compiled once per storage type.
 
 #if STORAGE == 0
 typedef float scalar;
@@ -9,10 +9,10 @@ typedef half_t scalar;
 typedef bf16_t scalar;
 #endif
 
-// Elements of 16 bytes.
+// Elements per 16 bytes.
 const int WIDE = 16 / sizeof(scalar);
 
-// V elements that follow each other, moved at a time. They begin at a multiple of their size.
+// V consecutive elements that are loaded and stored together. Their address is a multiple of their size.
 template <int V> struct alignas(V * sizeof(scalar)) Pack {
     static constexpr int COUNT = V;
     scalar elements[V];
@@ -23,11 +23,11 @@ template <int V> struct alignas(V * sizeof(scalar)) Pack {
     DEVICE_MEMBER void set(int e, float value) { from_float(elements[e], value); }
 };
 
-// Whether tensors begin where packs of 16 bytes may. One that is not there does.
+// Whether the addresses of all tensors are multiples of 16, as packs of 16 bytes need. A null pointer counts as a multiple.
 template <class... T> DEVICE bool begin_wide(const T *...tensors) { return (((size_t)tensors % 16 == 0) && ...); }
 
-// Goes through the packs of `length` elements from number `first` on, `step` apart: of 16 bytes where they are `wide`, else of one
-// element. `body` gets a pack of the size, for its type, and its place.
+// Calls `body` for every `step`-th pack of `length` elements, from pack `first` on. A pack has 16 bytes if `wide` is set, else
+// one element. `body` gets an empty pack, for its type, and the index of the pack's first element.
 template <class Body> DEVICE void each_pack(int first, int step, int length, bool wide, const Body &body) {
     if (wide) {
         for (int i = first; i < length / WIDE; i += step) body(Pack<WIDE>(), i * WIDE);
@@ -36,7 +36,7 @@ template <class Body> DEVICE void each_pack(int first, int step, int length, boo
     }
 }
 
-// The same shared out among all threads of all blocks.
+// The same for all packs, distributed over all threads of all blocks.
 template <class Body> DEVICE void in_packs(int length, bool wide, const Body &body) {
     each_pack(blockIdx.x * 256 + threadIdx.x, gridDim.x * 256, length, wide, body);
 }

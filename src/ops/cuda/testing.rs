@@ -1,16 +1,16 @@
-//! The GPUs that tests of kernels run on: the emulation, and `cuda:0` where there is one.
+//! The GPUs that tests of kernels run on: the emulation, and `cuda:0` if there is one.
 
 use half::{bf16, f16};
 
 use super::{Buffer, Gpu, Kind, Scalar};
 
-/// With this variable set, tests run on `cuda:0` alone, and fail where it is not usable.
+/// With this variable set, tests run on `cuda:0` alone, and fail if it is not usable.
 const ONLY_CUDA: &str = "SNCLR_ONLY_CUDA";
-/// With this variable set, tests fail where there is no emulation, instead of testing nothing.
+/// With this variable set, tests fail if there is no emulation, instead of testing nothing.
 const REQUIRED: &str = "SNCLR_REQUIRE_EMULATION";
 
-/// Runs `test` on the emulation, in three orders of a block's threads, and on the GPU at hand, twice: a result that depends
-/// on the order of threads, or differs when repeated, fails. `test` compares with the reference itself and gives its result.
+/// Runs `test` on the emulation, in three orders of a block's threads, and twice on `cuda:0` if there is one. Fails if the result
+/// depends on the order of threads or differs when repeated. `test` itself compares the result with a reference, and returns it.
 pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
     let results: Vec<T> = [0, 1, 2].into_iter().filter_map(emulation).map(|gpu| test(&gpu)).collect();
     assert!(results.iter().all(|r| *r == results[0]), "the order of threads changes the result: a barrier is missing");
@@ -19,13 +19,13 @@ pub fn on_every_gpu<T: PartialEq>(test: impl Fn(&Gpu) -> T) {
     }
 }
 
-/// A GPU for tests that take long: `cuda:0`, or the emulation in one order of threads. None where there is neither a GPU
-/// nor a compiler.
+/// A GPU for tests that take long: `cuda:0`, or the emulation in one order of threads. None if there is neither a GPU nor a
+/// compiler.
 pub fn one_gpu() -> Option<Gpu> {
     nvidia().or_else(|| emulation(2))
 }
 
-/// A buffer of values in a storage.
+/// A buffer of `values` in the storage type `scalar`.
 pub fn upload(gpu: &Gpu, scalar: Scalar, values: &[f32]) -> Buffer {
     match scalar {
         Scalar::F32 => gpu.upload(values),

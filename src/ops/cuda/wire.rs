@@ -1,19 +1,20 @@
-//! How values get from the memory of one rank's GPU into another's.
+//! Transfers values from the memory of one rank's GPU to that of another rank's GPU.
 
 use std::fmt::Debug;
 
 use super::{Gpu, GpuError, View};
 
-/// Exchanges between ranks of what lies in their GPUs' memory, in the order of each device's work. All ranks call the same in the
+/// Exchanges between ranks of values in GPU memory, in the order of each device's work. All ranks must make the same calls in the
 /// same order, with views of the same kind and length.
 pub trait Wire: Debug + Send + Sync {
-    /// `all` becomes what all ranks have in `own`, one behind the other in their order.
+    /// Gathers the values `own` of all ranks in `all`, one rank after the other.
     ///
     /// # Errors
     /// When the device or the exchange fails.
     fn all_gather(&self, gpu: &Gpu, own: View, all: View) -> Result<(), GpuError>;
 
-    /// `send` is cut into a piece for each rank, in their order. So is `receive`: piece r becomes what rank r sent to this one.
+    /// Sends piece r of `send` to rank r, and receives piece r of `receive` from rank r. Both views are cut into one piece per
+    /// rank, in the order of the ranks.
     ///
     /// # Errors
     /// When the device or the exchange fails.

@@ -1,11 +1,11 @@
-//! GELU on a GPU. Addresses are of the device.
+//! GELU on a GPU. All views are of GPU memory.
 
 use crate::ops::cuda::{Arg, Gpu, GpuError, Scalar, Source, View, in_strides};
 
 const KERNELS: &[&str] = &["gelu", "gelu_backward"];
 const TEXT: &str = concat!(include_str!("../cuda/storage.cuh"), include_str!("gelu.cu"));
 
-/// The kernels, once per storage.
+/// The kernels, compiled once per storage type.
 pub static SOURCES: [Source; 3] = [
     Source { name: "gelu_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
     Source { name: "gelu_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
@@ -23,7 +23,7 @@ pub fn gelu(gpu: &Gpu, scalar: Scalar, x: View, y: View) -> Result<(), GpuError>
     unsafe { gpu.launch(scalar.source(&SOURCES), "gelu", in_strides(len), &args) }
 }
 
-/// `g` goes from the gradient of y to that of x; y itself is computed again into `y`.
+/// Turns `g` from the gradient of y into the gradient of x. Computes y again, into `y`.
 ///
 /// # Errors
 /// When the device fails.

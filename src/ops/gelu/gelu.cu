@@ -1,4 +1,4 @@
-// The exact GELU, y = x Phi(x), and its gradient. Compiled once per storage. Behind `storage.cuh`.
+// The exact GELU, y = x Phi(x), and its gradient. Compiled once per storage type. Needs `storage.cuh` in front of it.
 
 // Phi(x), the standard normal distribution function.
 DEVICE float below(float x) { return 0.5f * (1.0f + erff(x * 0.70710678118654752f)); }
@@ -12,7 +12,7 @@ KERNEL(gelu)(const scalar *x, int length, scalar *y) {
     });
 }
 
-// g becomes g (Phi(x) + x phi(x)), phi being the normal density; y becomes x Phi(x) again.
+// Multiplies g by Phi(x) + x phi(x), where phi is the normal density. Computes y = x Phi(x) again.
 KERNEL(gelu_backward)(const scalar *x, int length, scalar *g, scalar *y) {
     in_packs(length, length % WIDE == 0 && begin_wide(x, g, y), [&](auto pack, int at) {
         typedef decltype(pack) Values;

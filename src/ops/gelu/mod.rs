@@ -17,8 +17,8 @@ pub fn gelu<E: Real>(x: &[E], y: &mut [E]) {
     );
 }
 
-/// g becomes g (Phi(x) + x phi(x)): from the output's gradient to the input's; phi is the normal density. y becomes x Phi(x)
-/// once more.
+/// Turns g from the output's gradient into the input's: g (Phi(x) + x phi(x)), where phi is the normal density. Also computes y
+/// again.
 pub fn gelu_backward<E: Real>(x: &[E], g: &mut [E], y: &mut [E]) {
     let (half, root) = (E::of(0.5), E::of(std::f64::consts::FRAC_1_SQRT_2));
     let density = E::of(1.0 / (2.0 * std::f64::consts::PI).sqrt());

@@ -1,4 +1,4 @@
-//! Layer norm on a GPU. Addresses are of the device; statistics, parameters and their gradients are f32.
+//! Layer norm on a GPU. All views are of GPU memory; statistics, parameters and their gradients are f32.
 
 use crate::ops::{
     cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, View},
@@ -13,17 +13,17 @@ const TEXT: &str = concat!(
     include_str!("layer_norm.cu")
 );
 
-/// The kernels, once per storage.
+/// The kernels, compiled once per storage type.
 pub static SOURCES: [Source; 3] = [
     Source { name: "layer_norm_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
     Source { name: "layer_norm_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
     Source { name: "layer_norm_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Rows that a block has: one per warp.
+/// Rows per block: one per warp.
 const BLOCK_ROWS: usize = 8;
 
-/// Rows [rows, dim] on a GPU with their norm's parameters.
+/// Rows [rows, dim] on a GPU and the parameters of their layer norm.
 #[derive(Clone, Copy, Debug)]
 pub struct NormRows<'a> {
     pub gpu: &'a Gpu,
@@ -36,7 +36,7 @@ pub struct NormRows<'a> {
 }
 
 impl NormRows<'_> {
-    /// Room for the rows' statistics: mean and 1 / sqrt(var + eps) of each.
+    /// Allocates memory for the statistics of the rows: mean and 1 / sqrt(var + eps) of each row.
     ///
     /// # Errors
     /// When memory runs out.
@@ -44,7 +44,7 @@ impl NormRows<'_> {
         self.gpu.take(Kind::F32, self.rows * 2)
     }
 
-    /// y = the normalised rows of x; their statistics are written.
+    /// y = the normalised rows of x. Writes the statistics of the rows.
     ///
     /// # Errors
     /// When the device fails.
@@ -52,7 +52,7 @@ impl NormRows<'_> {
         self.run(x, statistics, y, false)
     }
 
-    /// y = the normalised rows of x, whose statistics are given.
+    /// y = the normalised rows of x. Reads the statistics of the rows.
     ///
     /// # Errors
     /// When the device fails.
@@ -65,7 +65,7 @@ impl NormRows<'_> {
         let [weight, bias] = [self.weight, self.bias].map(|view| self.of_columns(view));
         let (x, statistics, y) = (self.of_rows(x), self.statistics(statistics), self.of_rows(y));
         let args = [x, rows, dim, weight, bias, Arg::Int(given.into()), statistics, y];
-        // SAFETY: all have the elements of their shape.
+        // SAFETY: each view has the elements of its shape; `View::arg` checks this.
         unsafe { self.gpu.launch(self.scalar.source(&SOURCES), "ln_forward", self.grid(), &args) }
     }
 
@@ -81,8 +81,8 @@ impl NormRows<'_> {
         view.arg(Kind::F32, self.rows * 2)
     }
 
-    /// gx = the gradient of x from that of y, added where `accumulate`; adds to the gradients of weight and bias. The rows are
-    /// those of a batch of `parts` parts.
+    /// gx = the gradient of x, from that of y, or gx += that gradient if `accumulate` is set. Adds to the gradients of weight and
+    /// bias. The rows belong to a batch of `parts` parts.
     ///
     /// # Errors
     /// When the device fails.
@@ -102,7 +102,7 @@ impl NormRows<'_> {
         let (x, statistics, gy) = (self.of_rows(x), self.statistics(statistics), self.of_rows(gy));
         let [rows, dim] = [self.rows, self.dim].map(Arg::count);
         let args = [x, statistics, gy, dim, shares, Arg::count(tiles.part), Arg::count(tiles.tile), sums.arg()];
-        // SAFETY: all have the elements of their shape, and `sums` two rows for each piece.
+        // SAFETY: each view has the elements of its shape; `View::arg` checks this. `sums` has two rows for each piece.
         unsafe { self.gpu.launch(source, "ln_backward_params", [across, tiles.count(), 1], &args) }?;
         for (i, to) in g_params.into_iter().enumerate() {
             let from = sums.view().part(i * self.dim..sums.view().len());
@@ -110,7 +110,7 @@ impl NormRows<'_> {
         }
         let (weight, gx) = (self.of_columns(self.weight), self.of_rows(gx));
         let args = [x, statistics, rows, dim, weight, gy, Arg::Int(accumulate.into()), gx];
-        // SAFETY: all have the elements of their shape.
+        // SAFETY: each view has the elements of its shape; `View::arg` checks this.
         unsafe { self.gpu.launch(source, "ln_backward", self.grid(), &args) }
     }
 
@@ -130,7 +130,7 @@ mod tests {
         layer_norm::{self, Affine},
     };
 
-    /// Several parts of rows; more than a warp's and no whole number of them in a row.
+    /// Several pieces of rows; a row has more elements than a warp has threads, and no multiple of them.
     const ROWS: usize = 261;
     const DIM: usize = 75;
 
@@ -139,7 +139,7 @@ mod tests {
         let ramp = |n: usize, step: f32| {
             (0..n).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * step).sin()))).collect::<Vec<_>>()
         };
-        // A mean beside the spread, as a residual stream may have.
+        // The mean is larger than the spread, as may happen in a residual stream.
         let x: Vec<f32> = ramp(ROWS * DIM, 0.7).iter().map(|v| bf16::to_f32(bf16::from_f32(v * 2.0 + 3.0))).collect();
         let (gy, before, weight, bias) =
             (ramp(ROWS * DIM, 0.37), ramp(ROWS * DIM, 0.11), ramp(DIM, 1.3), ramp(DIM, 0.2));
@@ -154,7 +154,7 @@ mod tests {
         layer_norm::forward(&x, Affine { weight: &weight, bias: &bias }, &mut y);
         layer_norm::backward(&x, &weight, &gy, &mut gx, [&mut gw, &mut gb]);
         [&mut gw, &mut gb].into_iter().flatten().for_each(|g| *g += 0.25);
-        // f32: sums of 75 and 261 values in another order; f16: y and gx have 11 bits, in bf16 8.
+        // f32: sums of 75 and 261 values have another order. y and gx have 11 bits in f16 and 8 in bf16.
         for (scalar, tolerance) in [(Scalar::F32, 2e-6), (Scalar::F16, 6e-4), (Scalar::Bf16, 5e-3)] {
             on_every_gpu(|gpu| {
                 let up = |values: &[f32]| upload(gpu, scalar, values);

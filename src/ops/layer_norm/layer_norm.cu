@@ -1,12 +1,12 @@
-// Layer norm of rows [rows, dim]. A warp has a row; sums within it are in f32, in a fixed order. Compiled once per storage;
-// statistics and parameters are f32 either way. Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
+// Layer norm of rows [rows, dim]. Each warp has one row; sums within it are in f32, in a fixed order. Compiled once per storage
+// type; statistics and parameters are always f32. Needs `storage.cuh`, `parts.cuh` and `rows.cuh` in front of it.
 
-// Goes through the `dim` elements of a warp's row as `each_pack` does.
+// Calls `body` for the `dim` elements of a warp's row, as `each_pack` does.
 template <class Body> DEVICE void in_row(int dim, bool wide, const Body &body) {
     each_pack(threadIdx.x % 32, 32, dim, wide, body);
 }
 
-// y = the normalised rows of x. Mean and 1 / sqrt(var + eps) of each row are written, or read where they are `given`.
+// y = the normalised rows of x. Mean and 1 / sqrt(var + eps) of each row are written, or read if they are `given`.
 KERNEL(ln_forward)(const scalar *x, int rows, int dim, const float *weight, const float *bias, int given,
                    float *statistics, scalar *y) {
     int row = blockIdx.x * 8 + threadIdx.x / 32;
@@ -46,7 +46,7 @@ KERNEL(ln_forward)(const scalar *x, int rows, int dim, const float *weight, cons
     });
 }
 
-// gx = inv_std (g - mean(g) - xhat mean(g xhat)) with g = gy weight, or added to gx.
+// gx = inv_std (g - mean(g) - xhat mean(g xhat)) with g = gy weight. The result is added to gx if `accumulate` is set.
 KERNEL(ln_backward)(const scalar *x, const float *statistics, int rows, int dim, const float *weight, const scalar *gy,
                     int accumulate, scalar *gx) {
     int row = blockIdx.x * 8 + threadIdx.x / 32;
@@ -78,7 +78,7 @@ KERNEL(ln_backward)(const scalar *x, const float *statistics, int rows, int dim,
     });
 }
 
-// Per piece of the rows the sums that the gradients of weight and bias consist of, [pieces, 2, dim].
+// Partial sums of the gradients of weight and bias, for each piece of the rows: [pieces, 2, dim].
 KERNEL(ln_backward_params)(const scalar *x, const float *statistics, const scalar *gy, int dim, Shares shares, int part, int piece,
                            float *sums) {
     float *out = sums + (size_t)blockIdx.y * 2 * dim;

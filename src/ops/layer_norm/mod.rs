@@ -4,7 +4,7 @@ pub mod cuda;
 
 use super::{Real, reductions::sum, simd::vectorized};
 
-/// Term added to the variance: that of timm's vision transformers.
+/// Term added to the variance, as in timm's vision transformers.
 pub const EPS: f64 = 1e-6;
 
 /// Weight and bias [dim].

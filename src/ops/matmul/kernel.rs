@@ -1,4 +1,4 @@
-//! The innermost product: a block of the result stays in registers.
+//! The innermost matrix product, which keeps a block of the result in registers.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -24,16 +24,16 @@ pub struct Target<'a, E> {
     pub data: &'a mut [E],
     pub row: usize,
     pub start: Start<'a, E>,
-    /// Cuts the sum over k into leaves, which are summed as a binary tree and then added to the start; None where the sum goes
-    /// on from its start.
+    /// Cuts the sum over k into leaves, which are summed as a binary tree and then added to the start. With None, the sum is not
+    /// cut and continues from its start.
     pub leaves: Option<Leaves<'a, E>>,
 }
 
 /// The leaves of equal length into which a sum is cut.
 pub struct Leaves<'a, E> {
-    /// How many, a power of two.
+    /// Number of leaves, a power of two.
     pub count: usize,
-    /// Where left branches wait for their right ones, [`Leaves::memory`] elements.
+    /// Memory that keeps left branches until their right ones are summed, [`Leaves::memory`] elements.
     pub waiting: &'a mut [E],
 }
 
@@ -47,25 +47,25 @@ impl<E> Leaves<'_, E> {
 /// Elements of the largest block of registers: 16 vectors.
 const BLOCK: usize = 16 * WHOLE_VECTORS;
 
-/// What the sums of a product begin with.
+/// The initial value of a product's sums.
 #[derive(Clone, Copy)]
 pub enum Start<'a, E> {
     Zero,
-    /// What the target holds.
+    /// The target's values.
     Target,
-    /// The same in every row: a value per column.
+    /// A value per column, the same in every row.
     Bias(&'a [E]),
-    /// Rows that lie as far apart as the target's, and a value per column.
+    /// Rows as far apart as the target's, plus a value per column.
     Rows(&'a [E], &'a [E]),
 }
 
 impl<'a, E> Start<'a, E> {
-    /// To add to the target, or to overwrite it.
+    /// The start of a product that adds to the target, or else overwrites it.
     pub fn adding(add: bool) -> Self {
         if add { Start::Target } else { Start::Zero }
     }
 
-    /// From column `first` on.
+    /// The start for the columns from `first` on.
     pub fn from_column(self, first: usize) -> Self {
         match self {
             Start::Zero | Start::Target => self,
@@ -80,21 +80,22 @@ impl<'a, E> Start<'a, E> {
 pub struct RawTarget<E> {
     pub data: *mut E,
     pub row: usize,
-    /// Rows that sums begin with, as far apart as the target's.
+    /// Initial values of the sums, in rows as far apart as the target's.
     pub rows: Option<*const E>,
-    /// What they begin with in every row.
+    /// Initial values that are added to every row, one per column.
     pub bias: Option<*const E>,
     pub leaves: Option<usize>,
-    /// Where left branches wait, by level.
+    /// Memory that keeps left branches, by level.
     pub waiting: *mut E,
-    /// Columns that there are; a block of registers may hold more.
+    /// Columns of the result; a block of registers may hold more.
     pub columns: usize,
 }
 
-/// That c [m, n] = a [m, k] b [k, n] stays within its matrices.
+/// Checks that c [m, n] = a [m, k] b [k, n] stays within its matrices.
 ///
 /// # Panics
-/// When it does not, the leaves do not divide k, b's columns are no neighbours, or its rows end within a vector.
+/// When it does not, a size is zero, the leaves do not divide k, the leaves' memory is too short, b's columns are not
+/// neighbours, or its last row ends within a vector.
 #[inline(always)]
 pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<E>) {
     assert!(m > 0 && k > 0 && n > 0);
@@ -112,7 +113,7 @@ pub fn check<E>([m, k, n]: [usize; 3], a: Strided<E>, b: Strided<E>, c: &Target<
     });
 }
 
-/// Products of one shape, whose matrices follow each other.
+/// A series of products of one shape, whose matrices are evenly spaced in memory.
 #[derive(Clone, Copy)]
 pub struct Series {
     pub times: usize,
@@ -202,10 +203,11 @@ fn product<E: Number, P: Operand<E>, S: Simd>(simd: S, shape: [usize; 3], a: Str
     }
 }
 
-/// The `VECTORS` vectors of columns from `column` on, `ROWS` rows at a time and the rest one by one; returns `VECTORS`.
+/// Computes `VECTORS` vectors of columns from `column` on, `ROWS` rows at a time and the remaining rows one by one. Returns
+/// `VECTORS`.
 ///
 /// # Safety
-/// The columns must lie within b, the first of them within c, and all rows within the matrices.
+/// The columns must be within b, the first of them within c, and all rows within the matrices.
 #[inline(always)]
 unsafe fn columns<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
@@ -230,7 +232,7 @@ unsafe fn columns<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VE
 /// A block of sums in registers.
 type Sums<E, S, const ROWS: usize, const VECTORS: usize> = [[<E as VectorElement>::Vector<S>; VECTORS]; ROWS];
 
-/// `ROWS` rows from `row` on of the `VECTORS` vectors of columns from `column` on.
+/// Computes `ROWS` rows from `row` on of `VECTORS` vectors of columns from `column` on.
 ///
 /// # Safety
 /// As for [`columns`].
@@ -300,7 +302,7 @@ fn add<E: Number, S: Simd, const ROWS: usize, const VECTORS: usize>(
 /// The `valid` elements at `from`, and zeros after them.
 ///
 /// # Safety
-/// There must be as many.
+/// `from` must point to `valid` elements.
 #[inline(always)]
 unsafe fn load<E: Number, S: Simd, const VECTORS: usize>(
     simd: S,
@@ -324,19 +326,19 @@ unsafe fn load<E: Number, S: Simd, const VECTORS: usize>(
 /// Writes the first `valid` elements of `values` to `target`.
 ///
 /// # Safety
-/// There must be room for as many.
+/// `target` must have room for `valid` elements, and `values` must have as many.
 #[inline(never)]
 unsafe fn store_ragged<E: Number, S: Simd, const VECTORS: usize>(
     values: [E::Vector<S>; VECTORS],
     target: *mut E,
     valid: usize,
 ) {
-    // SAFETY: as the caller promises; the vectors hold more.
+    // SAFETY: as the caller promises.
     unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast(), target, valid) };
 }
 
-/// What `sums` begin with and, in order over `depth`, the products of the rows that begin at the first pointer with the columns
-/// that begin at the second.
+/// `sums` plus, in order over `depth`, the products of the rows that start at the first pointer with the columns that start at
+/// the second.
 ///
 /// # Safety
 /// As for [`columns`].
@@ -388,12 +390,12 @@ unsafe fn tree<E: Number, P: Operand<E>, S: Simd, const ROWS: usize, const VECTO
         sums = unsafe { sum::<E, P, S, ROWS, VECTORS>(simd, zero, leaf * depth..(leaf + 1) * depth, a, b) };
         let level = leaf.trailing_ones() as usize;
         for level in 0..level {
-            // SAFETY: the leaf ends a right branch of each of these levels, whose left one was written before it.
+            // SAFETY: the leaf ends a right branch of each of these levels, whose left branch was written earlier.
             let left = unsafe { waiting.add(level * BLOCK).cast::<Sums<E, S, ROWS, VECTORS>>().read_unaligned() };
             sums = add::<E, S, ROWS, VECTORS>(simd, left, sums);
         }
         if leaf + 1 < leaves {
-            // SAFETY: there is room for as many levels as any leaf but the last ends.
+            // SAFETY: `waiting` has a block for each level, and only the last leaf would reach one more.
             unsafe { waiting.add(level * BLOCK).cast::<Sums<E, S, ROWS, VECTORS>>().write_unaligned(sums) };
         }
     }

@@ -1,8 +1,8 @@
-//! Matrix products whose factors are packed for the registers first, in full precision or rounded to bf16.
+//! Matrix products whose factors are first packed for the registers, in full precision or rounded to bf16.
 //!
-//! In bf16 (8 bits of mantissa) two factors that follow each other in a sum share one element of 32 bits, and one
-//! instruction multiplies and adds both where the CPU has it (AVX512-BF16, or AMX for 16 by 16 sums at once); elsewhere factors
-//! are rounded and computed with in full. Sums are never rounded below the precision of the result.
+//! In bf16 (8 bits of mantissa), two consecutive factors of a sum share one element of 32 bits, and one instruction multiplies
+//! and adds both where the CPU has it (AVX512-BF16, or AMX for 16 by 16 sums at once). On other CPUs, factors are rounded to
+//! bf16 and multiplied in full precision. Sums are never rounded below the precision of the result.
 
 #![allow(
     clippy::needless_range_loop,
@@ -27,19 +27,19 @@ use pairs::Pairs;
 
 use super::number::Number;
 
-/// How the factors of the encoder's products are read.
+/// The precision in which the factors of the encoder's products are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatmulPrecision {
-    /// As they are.
+    /// Factors as they are.
     #[default]
     Full,
-    /// Rounded to bf16, to nearest even.
+    /// Factors rounded to bf16, to nearest even.
     Bf16,
 }
 
 /// A number whose factors can be rounded to bf16.
 pub trait Factor: Number {
-    /// How two factors of bf16 share an element, where [`Factor::multiplies_pairs`].
+    /// How two bf16 factors share an element, where [`Factor::multiplies_pairs`] is true.
     type Pairs: Operand<Self>;
     /// Whether the running CPU multiplies pairs of bf16 and adds them to this type.
     fn multiplies_pairs() -> bool;
@@ -67,14 +67,14 @@ impl Factor for f64 {
     }
 }
 
-/// Work that goes the same way however factors are held.
+/// Work that is generic over the way in which factors are held.
 pub trait WithOperand<E: Number> {
     type Output;
     fn with<P: Operand<E>>(self) -> Self::Output;
 }
 
 impl MatmulPrecision {
-    /// Does `work` with factors held in the fastest way that the running CPU has.
+    /// Runs `work` with factors held in the fastest way that the running CPU supports.
     pub fn run<E: Factor, W: WithOperand<E>>(self, work: W) -> W::Output {
         match self {
             MatmulPrecision::Full => work.with::<Full>(),
@@ -84,7 +84,7 @@ impl MatmulPrecision {
     }
 }
 
-/// What multiplies bf16 on the running CPU; None where factors are rounded and multiplied in full.
+/// The CPU feature that multiplies bf16 on the running CPU; None where factors are rounded and multiplied in full precision.
 pub fn bf16_unit() -> Option<&'static str> {
     #[cfg(target_arch = "x86_64")]
     if tiles::available() {

@@ -10,21 +10,21 @@ use crate::ops::{number::Number, simd::dispatch, vector::lanes};
 
 /// A way to hold factors in elements of `E`.
 ///
-/// Where an element holds several factors they follow each other in the sum, and the element's bits are not a number.
+/// If an element holds several factors, they are consecutive in the sum, and the element's bits are not a number of `E`.
 pub trait Operand<E: Number>: Send + Sync + 'static {
     /// Factors per element.
     const PACK: usize;
-    /// Whether packing changes factors; where it does not, they may be read where they lie.
+    /// Whether packing changes factors. If not, they may be read without packing.
     const PACKS: bool = true;
 
-    /// Runs `work` compiled for the vector unit that this way needs.
+    /// Runs `work` compiled for the vector unit that this way of holding factors needs.
     fn dispatch<W: WithSimd>(work: W) -> W::Output;
 
-    /// The element of `PACK` factors.
+    /// Packs `PACK` factors into an element.
     fn pack(factors: &[E]) -> E;
 
-    /// c [m, n] = a [m, k] b [k, n], b's columns being neighbours; k counts elements. Each element of c is a sum over k in an
-    /// order that k and the leaves fix. Rows of b end with whole vectors, whatever n is.
+    /// c [m, n] = c's start + a [m, k] b [k, n], where k counts elements. Columns of b must be neighbours in memory, and its
+    /// rows padded to whole vectors, whatever n is. Each element of c is a sum over k in an order that k and the leaves fix.
     ///
     /// # Panics
     /// When the leaves do not divide k, or a slice is too short.
@@ -35,7 +35,7 @@ pub trait Operand<E: Number>: Send + Sync + 'static {
         Self::series(Series::ONE, shape, a, b, c);
     }
 
-    /// As [`Operand::product`], several times.
+    /// A series of products, each as [`Operand::product`].
     fn series(series: Series, shape: [usize; 3], a: Strided<E>, b: Strided<E>, c: Target<E>)
     where
         Self: Sized,
@@ -43,13 +43,13 @@ pub trait Operand<E: Number>: Send + Sync + 'static {
         Self::dispatch(Product::<E, Self> { series, shape, a, b, c, operand: PhantomData });
     }
 
-    /// sum + a b, with all factors of the elements.
+    /// sum + a b, over all factors of the elements.
     fn multiply_add<S: Simd>(simd: S, a: E::Vector<S>, b: E::Vector<S>, sum: E::Vector<S>) -> E::Vector<S>;
 
-    /// Writes a vector of factors that follow each other in the sum: a vector's worth of factors, in elements.
+    /// Writes a vector of factors that are consecutive in the sum, packed into elements.
     ///
     /// # Safety
-    /// `target` must have room for as many elements as hold a vector of factors.
+    /// `target` must have room for the elements that hold a vector of factors.
     unsafe fn store_along<S: Simd>(simd: S, factors: E::Vector<S>, target: *mut E);
 
     /// Writes factor `part` of each of a vector of elements; part 0 overwrites the elements, and must come first.
@@ -110,7 +110,7 @@ impl<E: Number> Operand<E> for Full {
 /// Factors rounded to bf16 in elements of full width, for CPUs that do not multiply bf16 and for checking.
 pub struct Rounded;
 
-/// Nearest bf16; an f64 by way of f32.
+/// Rounds to the nearest bf16; an f64 is rounded to f32 first.
 fn round<E: Number>(x: E) -> E {
     E::of(bf16::from_f32(x.as_f64() as f32).to_f64())
 }

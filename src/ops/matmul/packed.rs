@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{Leaves, Operand, Start, Strided, Target};
 use crate::ops::{matrix::Matrix, number::Number, parts::Threads, reductions::WHOLE_VECTORS, vector::lanes};
 
-/// Columns of a right factor that lie side by side: what the registers take at once, on the widest CPU.
+/// Columns of a panel of a right factor: as many as the registers take at once on the widest CPU.
 pub const PANEL: usize = 64;
 /// Elements along the sum that are multiplied at once, so that a panel's part stays in a core's cache.
 const DEPTH: usize = 1024;
@@ -19,7 +19,7 @@ const TASK_DEPTH: usize = 64;
 /// with zeros to whole vectors.
 #[derive(Clone, Copy)]
 pub struct Panels<'a, E> {
-    /// All panels, one behind the other.
+    /// All panels, one after another.
     pub values: &'a [E],
     /// Elements along the sum.
     pub depth: usize,
@@ -32,7 +32,7 @@ pub struct Panel<'a, E> {
     /// [elements of k, width in whole vectors]
     pub values: &'a [E],
     pub first: usize,
-    /// Columns that there are.
+    /// Columns without padding.
     pub width: usize,
 }
 
@@ -66,7 +66,7 @@ impl<'a, E: Number> Panels<'a, E> {
         })
     }
 
-    /// The first `columns` columns, which end within the last panel.
+    /// The first `columns` columns. Only columns of the last [`WHOLE_VECTORS`] may be left out.
     pub fn first(self, columns: usize) -> Self {
         assert!(columns.next_multiple_of(WHOLE_VECTORS) == self.columns.next_multiple_of(WHOLE_VECTORS));
         Self { columns, ..self }
@@ -89,12 +89,12 @@ impl<'a, E: Number> Left<'a, E> {
         Self { factors: Strided { data: memory, row: k / P::PACK, column: 1 }, rows: a.len() / k }
     }
 
-    /// Does `work` with the dense rows `a` of `k` factors: packed as by [`Left::rows`], or where they lie if packing would not
-    /// change them.
+    /// Runs `work` with the dense rows `a` of `k` factors: packed as by [`Left::rows`], or in place if packing would not change
+    /// them.
     pub fn with_rows<P: Operand<E>>(a: &[E], k: usize, work: impl FnOnce(Left<E>)) {
         let whole = k.next_multiple_of(WHOLE_VECTORS);
         if P::PACKS && k < whole {
-            // Rows are packed by whole vectors.
+            // Packing takes whole vectors of a row.
             E::with_scratch(a.len() / k * whole, |padded| {
                 for (padded, a) in padded.chunks_exact_mut(whole).zip(a.chunks_exact(k)) {
                     padded[..k].copy_from_slice(a);
@@ -109,8 +109,8 @@ impl<'a, E: Number> Left<'a, E> {
         }
     }
 
-    /// Does `work` with the transpose of the dense `a`, packed. Factors that packing would not change are copied as well: a
-    /// product walks down their columns, which is slow in memory and fast in a cache.
+    /// Runs `work` with the transpose of the dense `a`, packed. Factors that packing would not change are copied as well: a
+    /// product walks down their columns, which is slow in main memory and fast in a cache.
     pub fn with_transposed<P: Operand<E>>(a: Matrix<E>, threads: Threads, work: impl FnOnce(Left<E>)) {
         let row = a.columns.next_multiple_of(WHOLE_VECTORS);
         E::with_scratch(elements::<E, P>(a.rows) * row, |memory| work(Left::transposed::<P>(a, memory, threads)));
@@ -133,7 +133,7 @@ impl<'a, E: Number> Left<'a, E> {
         Self { factors: Strided { data: memory, row: 1, column: row }, rows: a.columns }
     }
 
-    /// Some of its rows.
+    /// The rows `rows` of this factor.
     pub fn part(self, rows: Range<usize>) -> Self {
         let data = &self.factors.data[rows.start * self.factors.row..];
         Self { factors: Strided { data, ..self.factors }, rows: rows.len() }
@@ -160,7 +160,7 @@ pub fn multiply_leaves<E: Number, P: Operand<E>>(
         return;
     }
     let mut product = |waiting: &mut [E]| {
-        // A tree is not cut.
+        // A tree's sum must not be cut along the depth.
         let step = if leaves.is_none() { DEPTH } else { b.depth };
         for first in (0..b.depth).step_by(step) {
             let depth = step.min(b.depth - first);
@@ -181,12 +181,12 @@ pub fn multiply_leaves<E: Number, P: Operand<E>>(
     }
 }
 
-/// Elements that hold `factors` factors which follow each other in the sum.
+/// Number of elements that hold `factors` consecutive factors of a sum.
 pub fn elements<E: Number, P: Operand<E>>(factors: usize) -> usize {
     factors.div_ceil(P::PACK)
 }
 
-/// Packs dense factors, neighbours of which follow each other in the sum.
+/// Packs dense factors whose neighbours in memory are consecutive in the sum.
 struct PackAlong<'a, E, P> {
     factors: &'a [E],
     packed: &'a mut [E],
@@ -202,13 +202,14 @@ impl<E: Number, P: Operand<E>> WithSimd for PackAlong<'_, E, P> {
         let step = lanes::<E, S>() / P::PACK;
         assert_eq!(self.packed.len(), factors.len() * step);
         for i in 0..factors.len() {
-            // SAFETY: the assertion leaves room for `step` elements per vector.
+            // SAFETY: `packed` has `step` elements per vector, by the assertion.
             unsafe { P::store_along(simd, factors[i], self.packed.as_mut_ptr().add(i * step)) };
         }
     }
 }
 
-/// Packs `columns` of `b` [k, n], whole vectors of them, as [elements of k, columns]; columns that b has not are zero.
+/// Packs the columns `columns` of `b` [k, n], whole vectors of them, as [elements of k, columns]. Columns beyond those of b are
+/// zero.
 fn pack_across<E: Number, P: Operand<E>>(b: Matrix<E>, columns: Range<usize>, packed: &mut [E]) {
     let width = columns.len();
     assert!(width.is_multiple_of(WHOLE_VECTORS));
@@ -272,7 +273,7 @@ impl<E: Number, P: Operand<E>> WithSimd for PackAcross<'_, E, P> {
     }
 }
 
-/// Columns of `b` that lie as rows, a block of them at a time: packed along the sum, then turned.
+/// Packs columns of `b` that are contiguous in memory. A block of them at a time is packed along the sum, then transposed.
 struct PackTransposed<'a, E, P> {
     b: Matrix<'a, E>,
     columns: Range<usize>,
@@ -337,7 +338,7 @@ mod tests {
                 multiply::<E, P>(left, panels, &mut c, Start::Zero);
             });
         }
-        // The right factor as a transpose; added twice.
+        // The right factor as a transpose, and its product added to the first.
         let mut columns = vec![E::zero(); k * n];
         for (i, b) in b.iter().enumerate() {
             columns[i % n * k + i / n] = *b;
@@ -384,7 +385,7 @@ mod tests {
         check::<f32, Rounded>(|x| half::bf16::from_f32(x).to_f64(), 1e-6);
     }
 
-    /// The CPU's own bf16 against factors rounded one by one: only the sums round differently.
+    /// Compares the CPU's bf16 instruction with factors rounded one by one: only the sums round differently.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn pairs_of_bf16_equal_rounded_factors() {
@@ -393,7 +394,7 @@ mod tests {
         }
     }
 
-    /// The same by tiles, on any CPU with AVX512-BF16: where it has none, their instructions are emulated.
+    /// The same for AMX tiles, on any CPU with AVX512-BF16: tile instructions that it lacks are emulated.
     #[test]
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn tiles_of_bf16_equal_rounded_factors() {

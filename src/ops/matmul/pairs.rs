@@ -13,7 +13,7 @@ use super::{
 /// Two factors per element: the first in the lower half.
 pub struct Pairs;
 
-/// As the vector that `S` has where it is AVX-512.
+/// Reinterprets a vector of `S`, which must be AVX-512, as the register type.
 #[inline(always)]
 fn wide<S: Simd>(vector: S::f32s) -> __m512 {
     const { assert!(size_of::<__m512>() == 64) };
@@ -32,7 +32,7 @@ impl Operand<f32> for Pairs {
             work.with_simd(unit)
         }
         let unit = unit::v4().expect("bf16 pairs are only chosen where the CPU multiplies them");
-        // SAFETY: `unit` is there only where the CPU has these features.
+        // SAFETY: `unit` exists only where the CPU has these features.
         unsafe { run(unit, work) }
     }
 
@@ -43,7 +43,7 @@ impl Operand<f32> for Pairs {
 
     fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if tiles::available() && tiles::fit(shape, &c) {
-            // SAFETY: just checked.
+            // SAFETY: tiles are available and fit the product, as just checked.
             unsafe { tiles::series(series, shape, a, b, c) }
         } else {
             Self::dispatch(Product::<f32, Self> { series, shape, a, b, c, operand: PhantomData });
@@ -52,7 +52,7 @@ impl Operand<f32> for Pairs {
 
     #[inline(always)]
     fn multiply_add<S: Simd>(_: S, a: S::f32s, b: S::f32s, sum: S::f32s) -> S::f32s {
-        // SAFETY: reached through `dispatch` alone, where the CPU has the instruction; `wide` checks the width.
+        // SAFETY: only reached through `dispatch`, where the CPU has the instruction; `wide` checks the width.
         unsafe {
             let bits = |v: S::f32s| transmute_copy::<__m512, __m512bh>(&wide::<S>(v));
             transmute_copy(&_mm512_dpbf16_ps(wide::<S>(sum), bits(a), bits(b)))
@@ -81,7 +81,7 @@ impl Operand<f32> for Pairs {
 
     #[inline(always)]
     unsafe fn store_both_across<S: Simd>(_: S, [first, second]: [S::f32s; 2], target: *mut f32) {
-        // Of the 32 factors that one instruction rounds, the first ones are the lower half: one after another in turn.
+        // One instruction rounds 32 factors, those of `first` into the lower half. This order interleaves the halves.
         const IN_TURN: [u16; 32] = {
             let mut order = [0; 32];
             let mut i = 0;

@@ -1,4 +1,4 @@
-//! What multiplies pairs of bf16, and how two share an element.
+//! The vector unit that multiplies pairs of bf16, and the element that holds a pair.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use pulp::{Arch, x86::V4};
 
 use crate::ops::simd::unit;
 
-/// The unit in use, where it is AVX-512 and the CPU has AVX512-BF16 too.
+/// The vector unit in use, if it is AVX-512 and the CPU has AVX512-BF16 too.
 pub fn v4() -> Option<V4> {
     static UNIT: OnceLock<Option<V4>> = OnceLock::new();
     *UNIT.get_or_init(|| match unit() {
@@ -16,7 +16,7 @@ pub fn v4() -> Option<V4> {
     })
 }
 
-/// The element of two factors: the first in the lower half.
+/// Packs two factors into an element, the first in the lower half.
 #[inline(always)]
 pub fn pack(factors: &[f32]) -> f32 {
     let [first, second] = [0, 1].map(|i| u32::from(bf16::from_f32(factors[i]).to_bits()));

@@ -1,4 +1,4 @@
-//! Rows of unit length on a GPU; addresses are of the device, values f32.
+//! Scales rows of f32 values on a GPU to unit length. All views are of GPU memory.
 
 use crate::ops::cuda::{Arg, Gpu, GpuError, Kind, Source, View};
 
@@ -10,14 +10,14 @@ pub static SOURCE: Source = Source {
     kernels: &["normalize_forward", "normalize_backward"],
 };
 
-/// y = each of the rows x [rows, dim] at unit length; `norms` receives their lengths. y may be x.
+/// y = the rows of x [rows, dim], scaled to unit length. `norms`, if given, receives the lengths of x. y may be x.
 ///
 /// # Errors
 /// When the device fails.
 pub fn forward(gpu: &Gpu, x: View, [rows, dim]: [usize; 2], y: View, norms: Option<View>) -> Result<(), GpuError> {
     let [x, y] = [x, y].map(|view| view.arg(Kind::F32, rows * dim));
     let args = [x, Arg::count(dim), y, Arg::optional(norms, Kind::F32, rows)];
-    // SAFETY: x and y have as many rows, and there is a length for each.
+    // SAFETY: x and y have `rows` rows, and `norms`, if given, has a length for each; `View::arg` checks this.
     unsafe { gpu.launch(&SOURCE, "normalize_forward", [rows, 1, 1], &args) }
 }
 
@@ -27,7 +27,7 @@ pub fn forward(gpu: &Gpu, x: View, [rows, dim]: [usize; 2], y: View, norms: Opti
 /// When the device fails.
 pub fn backward(gpu: &Gpu, [x, y, gy]: [View; 3], [rows, dim]: [usize; 2], gx: View) -> Result<(), GpuError> {
     let [x, y, gy, gx] = [x, y, gy, gx].map(|view| view.arg(Kind::F32, rows * dim));
-    // SAFETY: all have as many rows.
+    // SAFETY: all views have `rows` rows; `View::arg` checks this.
     unsafe { gpu.launch(&SOURCE, "normalize_backward", [rows, 1, 1], &[x, y, gy, Arg::count(dim), gx]) }
 }
 

@@ -1,10 +1,10 @@
-//! Rows of unit length: y = x / max(|x|, 1e-12).
+//! Scales rows to unit length: y = x / max(|x|, 1e-12).
 
 pub mod cuda;
 
 use super::Real;
 
-/// Norms below it count as it (torch's `F.normalize`).
+/// Lower bound of norms, as in torch's `F.normalize`.
 const EPS: f64 = 1e-12;
 
 /// Scales each row of x [rows, dim] to unit length, in place.
@@ -22,7 +22,7 @@ pub fn norm<E: Real>(row: &[E]) -> f64 {
     row.iter().map(|v| v.as_f64() * v.as_f64()).sum::<f64>().sqrt().max(EPS)
 }
 
-/// Adds to the gradient of x from that of y, x at unit length: gx += (gy - y (y . gy)) / |x|.
+/// Adds to gx, the gradient of x, from gy, the gradient of y = x / |x|: gx += (gy - y (y . gy)) / |x|.
 pub fn normalize_backward<E: Real>([x, y, gy]: [&[E]; 3], dim: usize, gx: &mut [E]) {
     let rows = gx.chunks_exact_mut(dim).zip(gy.chunks_exact(dim)).zip(x.chunks_exact(dim)).zip(y.chunks_exact(dim));
     for (((gx, gy), x), y) in rows {

@@ -1,4 +1,4 @@
-// Rows of unit length, and their gradient. A block per row.
+// Scales rows to unit length, and the gradient of this operation. One block per row.
 
 DEVICE float block_sum(float value) {
     SHARED float shared[256];
@@ -19,7 +19,7 @@ DEVICE float inverse_norm(const float *row, int dim) {
     return 1.0f / (norm > 1e-12f ? norm : 1e-12f);
 }
 
-// y = x / max(|x|, 1e-12); y may be x. Lengths go to `norms`, where it is given.
+// y = x / max(|x|, 1e-12). y may be x. Writes the lengths to `norms` if it is given.
 KERNEL(normalize_forward)(const float *x, int dim, float *y, float *norms) {
     const float *row = x + (size_t)blockIdx.x * dim;
     float inverse = inverse_norm(row, dim);

@@ -1,4 +1,4 @@
-//! Pooling on a GPU; addresses are of the device.
+//! Pooling on a GPU. All tensors are in device memory.
 
 use super::pooled;
 use crate::ops::{
@@ -26,7 +26,7 @@ pub struct Images<'a> {
 }
 
 impl Images<'_> {
-    /// Elements of the images, and of what max-pooling makes of them.
+    /// Number of elements of the images, and of the images after max-pooling.
     fn lens(&self) -> [usize; 2] {
         [self.size, pooled(self.size)].map(|size| size.pixels() * self.channels)
     }
@@ -36,7 +36,7 @@ impl Images<'_> {
         x.arg(self.scalar, self.lens()[0])
     }
 
-    /// y = max over 3x3 windows of stride 2; `argmax` (a byte each) keeps which pixel won.
+    /// y = max over 3x3 windows of stride 2; `argmax` (a byte per output element) keeps which of the window's nine pixels won.
     ///
     /// # Errors
     /// When the device fails.

@@ -30,7 +30,7 @@ pub fn max_pool<E: Real>(x: &[E], size: Size, channels: usize, y: &mut [E], argm
                 let (y, argmax) = (&mut y[ox * channels..][..channels], &mut argmax[ox * channels..][..channels]);
                 let x = &x[pixel * channels..][..channels];
                 for c in 0..channels {
-                    // A NaN wins over everything, so that it is noticed. No branch, or it is no vector code.
+                    // A NaN wins over everything, so that it is noticed. Without branches, so that the loop is vectorised.
                     let wins = (argmax[c] == u8::MAX) | (x[c] > y[c]) | x[c].is_nan();
                     y[c] = if wins { x[c] } else { y[c] };
                     argmax[c] = if wins { offset } else { argmax[c] };
@@ -65,8 +65,8 @@ pub fn max_pool_backward<E: Real>(gy: &[E], argmax: &[u8], size: Size, channels:
     });
 }
 
-/// Calls `f(ox, offset, pixel index in the image)` for the outputs of row `oy` and the pixels of their windows that lie inside the
-/// image, compiled for the CPU at hand.
+/// Calls `f(ox, offset, pixel index in the image)` for the outputs of row `oy` and the pixels of their windows inside the image,
+/// compiled for the vector unit in use.
 #[inline(always)]
 fn for_each_offset(size: Size, oy: usize, mut f: impl FnMut(usize, u8, usize)) {
     vectorized(

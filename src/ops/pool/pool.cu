@@ -1,12 +1,13 @@
-// Pooling of channels-last images: 3x3 maximum of stride 2 with padding 1, and the global average.
-// Compiled once per storage; features and sums are f32 either way. Behind `storage.cuh`.
+// Pooling of channels-last images: 3x3 maximum of stride 2 with padding 1, and the global average. Compiled once per storage;
+// features and sums are f32 either way. Compiled after `storage.cuh`.
 
-// Which of their windows' pixels V elements are.
+// For each of V elements, which of its window's pixels won.
 template <int V> struct alignas(V) Winners {
     unsigned char argmax[V];
 };
 
-// y = max over 3x3 windows; `argmax` keeps which of its nine pixels won (the first of equals). A NaN wins over everything.
+// y = max over 3x3 windows; `argmax` keeps which of the window's nine pixels won (the first of equals). A NaN wins over
+// everything.
 KERNEL(max_pool)(const scalar *x, int h, int w, int channels, int oh, int ow, int length, scalar *y, unsigned char *argmax) {
     in_packs(length, channels % WIDE == 0 && begin_wide(x, y, argmax), [&](auto pack, int at) {
         typedef decltype(pack) Values;
@@ -29,7 +30,7 @@ KERNEL(max_pool)(const scalar *x, int h, int w, int channels, int oh, int ow, in
     });
 }
 
-// gx: every pixel gathers from the windows that it won.
+// gx: every pixel sums the gradients of the windows in which it won.
 KERNEL(max_pool_backward)(const scalar *gy, const unsigned char *argmax, int h, int w, int channels, int oh, int ow,
                           int length, scalar *gx) {
     in_packs(length, channels % WIDE == 0 && begin_wide(gy, argmax, gx), [&](auto pack, int at) {

@@ -1,7 +1,7 @@
 // Sums over the rows of matrices [rows, columns], by pieces of the rows that are added in order within a part of the batch and
 // as a tree over its parts: results repeat bit by bit. Compiled once per storage; sums are f32 either way.
 //
-// Behind `storage.cuh`, `parts.cuh` and `rows.cuh`.
+// Compiled after `storage.cuh`, `parts.cuh` and `rows.cuh`.
 
 // Per piece the sums of its rows, [pieces, columns].
 KERNEL(column_sums)(const scalar *x, int columns, Shares shares, int part, int piece, float *sums) {
@@ -15,8 +15,8 @@ KERNEL(column_sums)(const scalar *x, int columns, Shares shares, int part, int p
         [&](int c, const float (&sums)[1]) { out[c] = sums[0]; });
 }
 
-// sums += the tree over `parts` parts of the batch, each of which has `pieces` pieces of `values`, which lie `stride` apart.
-// A block has 32 columns.
+// sums += the tree over `parts` parts of the batch, each of which has `pieces` pieces of `values`, which are `stride` apart. A
+// block has 32 columns.
 KERNEL(add_parts)(const float *values, int parts, int pieces, int stride, int columns, float *sums) {
     SHARED float shared[8][32];
     int c = blockIdx.x * 32 + threadIdx.x % 32;

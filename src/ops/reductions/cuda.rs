@@ -1,4 +1,4 @@
-//! Sums over rows on a GPU. Addresses are of the device; sums are f32.
+//! Sums over rows on a GPU. Matrices are in device memory; sums are f32.
 
 use crate::ops::{
     cuda::{Arg, Gpu, GpuError, Kind, Scalar, Source, View},
@@ -20,25 +20,26 @@ pub static SOURCES: [Source; 3] = [
     Source { name: "columns_bf16", defines: "#define STORAGE 2", text: TEXT, kernels: KERNELS },
 ];
 
-/// Columns of a block whose threads have one each, and most threads that have a row together.
+/// Columns of a block whose threads have one column each, and most threads that share a row.
 const WIDTH: usize = 32;
-/// Blocks of a part of the batch, at most. Fixed, since sums are taken per block.
+/// Most blocks of a part of the batch. Fixed, because sums are taken per block.
 const BLOCKS: usize = 1024;
-/// Pieces of a part, at most: one thread adds them up.
+/// Most pieces of a part: one thread adds them up.
 const PIECES: usize = 64;
 /// Fewest rows of a piece.
 const PIECE_ROWS: usize = 64;
 
-/// How the rows of a batch of `parts` parts are cut into pieces. The pieces of a part depend on its rows alone, never on how many
-/// parts are here.
+/// Cuts the rows of a batch of `parts` parts into pieces. The pieces of a part depend on its rows and columns alone, never on
+/// the number of parts that this process has.
 pub fn pieces([rows, columns]: [usize; 2], parts: usize) -> Tiles {
     let (across, part) = (columns.div_ceil(WIDTH), rows / parts);
     let wanted = (BLOCKS / across).clamp(1, PIECES).min(part.div_ceil(PIECE_ROWS)).max(1);
     Tiles::new(rows, parts, part.div_ceil(wanted))
 }
 
-/// How many of a block's threads have a row together and how many columns each of them has, and how many blocks it takes for all
-/// columns. A thread has 16 bytes, where they divide the columns and `views` begin at as many.
+/// Returns, as a kernel's argument, the columns of each thread and the number of a block's threads that share a row; and the
+/// number of blocks for all columns. A thread has 16 bytes of columns if those divide the columns and all `views` are aligned to
+/// as many, else one column.
 pub fn shares(scalar: Scalar, columns: usize, views: &[View]) -> (Arg, usize) {
     let width = 16 / scalar.bytes();
     if !columns.is_multiple_of(width) || !views.iter().all(|view| view.is_aligned(16)) {
@@ -70,12 +71,12 @@ pub fn add_column_sums(
     let values = gpu.take(Kind::F32, tiles.count() * columns)?;
     let x = x.arg(scalar, rows * columns);
     let args = [x, Arg::count(columns), shares, Arg::count(tiles.part), Arg::count(tiles.tile), values.arg()];
-    // SAFETY: x has as many rows, and `values` a row for each piece.
+    // SAFETY: x has `rows` rows, and `values` has a row for each piece.
     unsafe { gpu.launch(scalar.source(&SOURCES), "column_sums", [across, tiles.count(), 1], &args) }?;
     add_parts(gpu, values.view(), [parts, tiles.per_part()], columns, sums.part(0..columns))
 }
 
-/// sums += the tree's sum over `parts` parts, each of which is the sum of its `pieces` pieces of `values`, in order. Pieces lie
+/// sums += the tree's sum over `parts` parts, each of which is the sum of its `pieces` pieces of `values`, in order. Pieces are
 /// `stride` values apart.
 ///
 /// # Errors
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn sums_agree_with_the_cpus() {
-        // Several parts, the last of them short, and columns that fill no block.
+        // Several pieces, the last one shorter, and columns that fill no block.
         let (rows, width) = (701, 37);
         let x: Vec<f32> = (0..rows * width).map(|i| bf16::to_f32(bf16::from_f32((i as f32 * 0.37).sin()))).collect();
         let mut expected = vec![0.5; width];
@@ -127,7 +128,7 @@ mod tests {
         });
     }
 
-    /// 16 parts of several pieces each: a half of the rows sums to a branch of the tree.
+    /// With 16 parts of several pieces each, half of the rows sum to a branch of the tree.
     #[test]
     fn halves_of_a_batch_sum_to_branches() {
         let (rows, width, parts) = (16 * 150, 37, 16);

@@ -10,9 +10,9 @@ use super::{
 };
 use pulp::{Simd, WithSimd};
 
-/// Rows whose sums are taken apart, at least, where a part of the batch has more.
+/// Fewest rows of a leaf, where a part of the batch is cut into several.
 const SUM_ROWS: usize = 256;
-/// Partial sums within a row; fixed, so that the CPU does not change a bit, and a multiple of any vector's width.
+/// Partial sums within a row. Fixed, so that results have the same bits on any CPU, and a multiple of any vector's width.
 const LANES: usize = 16;
 
 /// sums += the sum of the rows of x [rows, sums.len()], which are those of a batch of `parts` parts.
@@ -26,7 +26,7 @@ pub fn add_column_sums<E: Number>(x: &[E], parts: usize, sums: &mut [E]) {
     });
 }
 
-/// The sums of the rows of x, on this thread.
+/// sums = the sum of the rows of x, computed on this thread.
 pub fn column_sums<E: Number>(x: &[E], sums: &mut [E]) {
     let (dim, rows) = (sums.len(), x.len() / sums.len());
     if dim.is_multiple_of(WHOLE_VECTORS) {
@@ -45,7 +45,7 @@ pub fn column_sums<E: Number>(x: &[E], sums: &mut [E]) {
     );
 }
 
-/// x
+/// The elements of x themselves, as terms of a sum.
 pub struct Values<'a, E> {
     pub x: &'a [E],
 }
@@ -57,22 +57,22 @@ impl<E: Number> ColumnTerms<E, 1> for Values<'_, E> {
     }
 }
 
-/// Columns that come in a multiple of this many are whole vectors on any CPU.
+/// A multiple of this many columns is whole vectors on any CPU.
 pub const WHOLE_VECTORS: usize = 16;
-/// Rows that are summed side by side: an addition takes several cycles, but many can be under way.
+/// Rows that are summed side by side: an addition takes several cycles, but several additions can overlap.
 const REGISTER_ROWS: usize = 4;
-/// Columns from which on sums lie in memory, so that the rows are read as they lie. Not vectors: the order of the sums must not
-/// depend on the CPU.
+/// From this many columns on, sums are kept in memory, so that rows are read in the order of memory. Counted in columns rather
+/// than vectors: the order of the sums must not depend on the CPU.
 const WIDE: usize = 64;
 
-/// What is summed over the rows of matrices [rows, columns], given as vectors: `N` terms per element.
+/// The terms that are summed over the rows of matrices [rows, columns], as vectors: `N` terms per element.
 pub trait ColumnTerms<E: Number, const N: usize> {
-    /// The terms of the vector at `at`, which is in the columns of vector `column`. Inline it, or it is slow.
+    /// The terms of the vector at `at`, which is in the columns of vector `column`. Must be inlined to be fast.
     fn terms<S: Simd>(&self, simd: S, at: usize, column: usize) -> [Vector<E, S>; N];
 }
 
-/// Per column the sums of `terms` over all rows, in a fixed order. The columns, of which there are as many as each of `sums`
-/// has elements, must come in whole vectors.
+/// Computes for each column the sums of `terms` over all rows, in a fixed order. Each of `sums` has an element per column; the
+/// columns must be whole vectors.
 pub struct ColumnSums<'a, E, T, const N: usize> {
     pub terms: T,
     pub rows: usize,

@@ -18,10 +18,11 @@ pub static SOURCE: Source = Source {
     ],
 };
 
-/// Rows per piece of a column sum; fixed, so that results do not depend on how many there are at a time.
+/// Rows per piece of a column sum. The number is fixed, so that the order of a sum depends on the number of rows alone.
 const ROWS: usize = 64;
 
-/// Writes to `y` the assignment [rows, columns] of the scores `own`, for which those `beside` are normalised with them.
+/// Writes to `y` the assignment [rows, columns] of the scores `own`. The scores `beside` of other samples, if given, are
+/// normalised together with them.
 ///
 /// # Errors
 /// When the device fails.
@@ -44,10 +45,11 @@ pub fn assign(
     }
     gpu.copy(own, own_q)?;
 
-    // Each thread of the next kernel's blocks reads the maximum of one block.
+    // At most as many blocks as a block has threads: each thread of the next kernel's blocks reads the maximum of one block.
     let blocks = count.div_ceil(THREADS).min(THREADS);
     let maxima = gpu.take(Kind::F32, blocks)?;
-    // SAFETY: of the launches below: q has `rows` rows of `columns`, and the others what their kernels say of each.
+    // SAFETY: for the launches below, q has `rows` rows of `columns` values, `maxima` has `blocks` values, `sums` is [pieces,
+    // columns], `factors` is [columns], and `own` and `y` are as long as `View::arg` checks.
     let launch = |kernel: &str, grid: [usize; 3], args: &[Arg]| unsafe { gpu.launch(&SOURCE, kernel, grid, args) };
     launch("sinkhorn_max", [blocks, 1, 1], &[q.arg(), Arg::count(count), maxima.arg()])?;
     let inverse = Arg::Float((1.0 / settings.epsilon) as f32);
@@ -98,7 +100,7 @@ mod tests {
             let expected = expected.split_off(beside * columns);
             on_every_gpu(|gpu| {
                 let found = found(gpu, settings, columns, &scores[..beside * columns], &scores[beside * columns..]);
-                // exp of up to -40: its argument's rounding is what differs.
+                // The results differ by the rounding of exp's argument, which goes down to -40.
                 assert_close(&format!("{beside} + {own} by {columns}"), &found, &expected, 1e-5);
                 found
             });
@@ -123,7 +125,7 @@ mod tests {
         let expected = golden.get::<f32>("out.q_a");
         on_every_gpu(|gpu| {
             let found = found(gpu, Sinkhorn { epsilon: 0.05, iterations: 3 }, 5, &queue, &own);
-            // Scores in f32 over epsilon.
+            // The f32 scores are divided by epsilon.
             assert_close("codes", &found, &expected, 1e-5);
             found
         });

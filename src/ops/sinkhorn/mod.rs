@@ -1,4 +1,4 @@
-//! Sinkhorn's normalisation: scores of samples and prototypes to an assignment that uses all prototypes alike.
+//! Sinkhorn's normalisation: turns scores of samples and prototypes into an assignment that uses all prototypes equally.
 
 pub mod cuda;
 
@@ -13,18 +13,18 @@ use super::{
 /// How scores are normalised.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sinkhorn {
-    /// Regularisation: what scores are divided by before the exponential.
+    /// Regularisation: the number by which scores are divided before the exponential.
     pub epsilon: f64,
-    /// Rounds of columns and rows in turn.
+    /// Number of rounds. Each round normalises columns, then rows.
     pub iterations: usize,
 }
 
-/// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose
-/// columns sum to about rows / columns: exp(scores / epsilon), then columns and rows in turn (Caron et al. 2020, appendix A).
-/// The last `own` rows are those of the batch.
+/// Turns scores [rows, columns] (samples by prototypes), in place, into an assignment whose rows sum to 1 and whose columns sum
+/// to about rows / columns: exp(scores / epsilon), then columns and rows alternately (Caron et al. 2020, appendix A). The last
+/// `own` rows are those of the batch.
 pub fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, own: usize, Sinkhorn { epsilon, iterations }: Sinkhorn) {
     let rows = scores.len() / columns;
-    // Subtracting the maximum cancels in the first division.
+    // Subtracting the maximum prevents overflow. It cancels in the first division.
     let most = scores.iter().copied().fold(E::neg_infinity(), E::max);
     let inverse = E::of(1.0 / epsilon);
     scores.par_chunks_mut(columns).for_each(|row| {
@@ -50,7 +50,8 @@ pub fn sinkhorn<E: Real>(scores: &mut [E], columns: usize, own: usize, Sinkhorn 
     scores.iter_mut().for_each(|q| *q *= rows);
 }
 
-/// Per column the tree's sum over the rows of the batch, the last `own` of q, added to that over the rows before them.
+/// Sums of the columns: the sum over the rows before the batch plus the sum over the rows of the batch, the last `own` rows of q.
+/// Each of the two is a tree's sum (see [`add_tree`]).
 fn column_sums<E: Real>(q: &[E], columns: usize, own: usize) -> Vec<f64> {
     let mut total = vec![0.0; columns];
     let (beside, own) = q.split_at(q.len() - own * columns);

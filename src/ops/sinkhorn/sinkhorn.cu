@@ -1,6 +1,6 @@
 // Sinkhorn's normalisation of scores [rows, columns], in place. Sums are f64, in a fixed order.
 
-// The largest of a value over the block's threads, the same in each.
+// The largest value of all threads of the block. Every thread gets the result.
 DEVICE float block_max(float value) {
     SHARED float shared[256];
     shared[threadIdx.x] = value;
@@ -12,7 +12,7 @@ DEVICE float block_max(float value) {
     return shared[0];
 }
 
-// The largest of each block's share of the scores.
+// Writes the largest score of each block's share.
 KERNEL(sinkhorn_max)(const float *scores, int count, float *maxima) {
     float most = -infinity();
     for (int i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) most = fmaxf(most, scores[i]);
@@ -20,14 +20,14 @@ KERNEL(sinkhorn_max)(const float *scores, int count, float *maxima) {
     if (threadIdx.x == 0) maxima[blockIdx.x] = most;
 }
 
-// q = exp((score - most) / epsilon), most the largest of up to 256 maxima.
+// q = exp((score - most) / epsilon), where `most` is the largest of up to 256 maxima.
 KERNEL(sinkhorn_exp)(float *scores, int count, const float *maxima, int blocks, float inverse) {
     float most = block_max(threadIdx.x < blocks ? maxima[threadIdx.x] : -infinity());
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i < count) scores[i] = expf((scores[i] - most) * inverse);
 }
 
-// Per piece of rows the sums of its columns, [pieces, columns].
+// Column sums of each piece of rows, [pieces, columns].
 KERNEL(sinkhorn_columns)(const float *q, int rows, int columns, int piece, double *sums) {
     int c = blockIdx.x * 256 + threadIdx.x, begin = blockIdx.y * piece;
     if (c >= columns) return;
@@ -36,7 +36,7 @@ KERNEL(sinkhorn_columns)(const float *q, int rows, int columns, int piece, doubl
     sums[(size_t)blockIdx.y * columns + c] = sum;
 }
 
-// What brings a column's sum to 1 / columns.
+// The factor that brings the sum of each column to 1 / columns.
 KERNEL(sinkhorn_factors)(const double *sums, int pieces, int columns, float *factors) {
     int c = blockIdx.x * 256 + threadIdx.x;
     if (c >= columns) return;
@@ -45,7 +45,7 @@ KERNEL(sinkhorn_factors)(const double *sums, int pieces, int columns, float *fac
     factors[c] = (float)(1.0 / (sum * (double)columns));
 }
 
-// Multiplies columns by their factors, then brings the sum of the block's row to 1 / rows.
+// Multiplies the elements of the block's row by the factors of their columns, then scales the row so that its sum is 1 / rows.
 KERNEL(sinkhorn_rows)(float *q, int rows, int columns, const float *factors) {
     SHARED double shared[256];
     float *row = q + (size_t)blockIdx.x * columns;

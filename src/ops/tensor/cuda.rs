@@ -1,8 +1,8 @@
-//! The losses' operations on a GPU through CUDA's driver: the same kernels that the encoder uses, in f32.
+//! The losses' operations on a GPU through the CUDA driver, with the same kernels as the encoder, in f32.
 //!
-//! dfdx keeps the storage of tensors private, but hands out that of gradients. So a tensor with values of ours is made as a
-//! gradient, which costs a copy; and the values of a tensor that dfdx made are read as the gradient of ones that it is
-//! multiplied by, which is exact and costs a few passes over them.
+//! dfdx keeps the storage of tensors private, but gives access to the storage of gradients. So a tensor with our values is
+//! created as a gradient, which costs a copy. To read a tensor that dfdx made, it is multiplied by ones: the gradient of the ones
+//! then equals the tensor exactly. This costs a few passes over the values.
 
 use std::{
     collections::HashMap,
@@ -31,16 +31,16 @@ use crate::ops::{
     sinkhorn::{self, Sinkhorn},
 };
 
-/// The device of dfdx's with the number `index`.
+/// Opens dfdx's device with the number `index`.
 ///
 /// # Errors
-/// When there is none, or it is too old.
+/// When there is no such device, or it is too old.
 pub fn open(index: usize) -> Result<Cuda, GpuError> {
     nvidia::check(index)?;
     Cuda::try_build(index, 0).map_err(|error| GpuError::NoDevice(format!("cuda:{index}: {error:?}")))
 }
 
-/// Our side of a dfdx device, on the same stream: the same one for all of a number.
+/// The [`Gpu`] of a dfdx device, on the same stream. It is the same one for all calls with the same device number.
 ///
 /// # Errors
 /// When the device fails.
@@ -57,34 +57,34 @@ pub fn gpu(cuda: &Cuda) -> Result<Gpu, GpuError> {
     Ok(gpu)
 }
 
-/// The ranks of `id` by NCCL, on the stream of a dfdx device; waits until all have joined.
+/// Joins the ranks of `id` by NCCL, on the stream of a dfdx device. Blocks until all ranks have joined.
 ///
 /// # Errors
-/// When NCCL cannot reach them, or two of them have the same GPU.
+/// When NCCL cannot reach the other ranks, or two ranks have the same GPU.
 #[cfg(feature = "nccl")]
 pub fn join_by_nccl(cuda: &Cuda, place: [usize; 2], id: nvidia::nccl::Id) -> Result<Arc<dyn Wire>, GpuError> {
     Ok(Arc::new(nvidia::nccl::Nccl::join(raw(cuda)?, place, id)?))
 }
 
-/// The device below a dfdx device: dfdx keeps it to itself, but not the storage, which knows it.
+/// The cudarc device of a dfdx device. dfdx keeps it private, but a storage gives access to its device.
 fn raw(cuda: &Cuda) -> Result<Arc<CudaDevice>, GpuError> {
     let storage: <Cuda as Storage<f32>>::Vec =
         cuda.try_alloc_len(1).map_err(|error| GpuError::NoDevice(format!("{error:?}")))?;
     Ok(storage.device())
 }
 
-/// The values of storage, e.g. of a gradient.
+/// A view of a dfdx storage, e.g. of a gradient.
 fn of_storage(values: &<Cuda as Storage<f32>>::Vec) -> View<'_> {
-    // SAFETY: the storage has as many elements, and is borrowed as long as the view is used.
+    // SAFETY: the view borrows the storage, which therefore stays in place while the view is used.
     unsafe { lasting(values) }
 }
 
-/// The same, for as long as the caller likes.
+/// A view of a dfdx storage, with a lifetime that the caller chooses.
 ///
 /// # Safety
 /// The storage must stay where it is as long as the view is used.
 unsafe fn lasting<'a>(values: &<Cuda as Storage<f32>>::Vec) -> View<'a> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the storage has `len` elements, and stays in place, as the caller promises.
     unsafe { View::foreign(*values.device_ptr(), Kind::F32, values.len()) }
 }
 
@@ -110,12 +110,12 @@ fn values(tensor: &Matrix<f32, Cuda>) -> Result<Rc<OnGpu>, CudaError> {
     copied.map(Rc::new).map_err(noted(&gpu))
 }
 
-/// Our side of a dfdx device, for dfdx.
+/// The [`Gpu`] of a dfdx device, with dfdx's error type.
 fn ours(cuda: &Cuda) -> Result<Gpu, CudaError> {
     gpu(cuda).map_err(|_| CudaError::Driver(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)))
 }
 
-/// As an error of dfdx's, whose variants are fixed: the device notes what it was.
+/// Converts our errors to dfdx's, whose variants are fixed. The GPU keeps the original error (see [`Gpu::note`]).
 fn noted(gpu: &Gpu) -> impl Fn(GpuError) -> CudaError {
     |error| {
         let code = match error {
@@ -128,18 +128,18 @@ fn noted(gpu: &Gpu) -> impl Fn(GpuError) -> CudaError {
     }
 }
 
-/// As an error of ours.
+/// Converts an error of dfdx to ours.
 fn failed(error: CudaError) -> GpuError {
     GpuError::Failed { what: "making a tensor".into(), why: error.to_string() }
 }
 
-/// What one of our kernels wrote, as rows.
+/// Rows from values that one of our kernels wrote.
 fn rows(cuda: &Cuda, gpu: &Gpu, values: OnGpu, shape: (usize, usize)) -> Result<Rows<f32, Cuda>, CudaError> {
     let tensor = tensor(cuda, gpu, values.view(), shape).map_err(noted(gpu))?;
     Ok(Rows::new(tensor, Rc::new(values)))
 }
 
-/// Room for rows.
+/// Memory for n rows.
 fn take(gpu: &Gpu, (n, columns): (usize, usize)) -> Result<OnGpu, CudaError> {
     gpu.take(Kind::F32, n * columns).map_err(noted(gpu))
 }
@@ -158,7 +158,7 @@ impl TensorDevice<f32> for Cuda {
     }
 
     fn read_later(tensor: &Matrix<f32, Self>) -> Result<Pending<Vec<f32>>, CudaError> {
-        // The copy may go at once: its memory is used again by later work alone.
+        // The copied values may be dropped at once: only later work on the stream uses their memory again.
         values(tensor)?.read_later().map_err(noted(&ours(tensor.device())?))
     }
 
@@ -239,7 +239,7 @@ impl TensorDevice<f32> for Cuda {
         let own = tensor(&cuda, &gpu, own.view(), (n, pairs.own)).map_err(noted(&gpu))?;
         let (all_ghost, own_ghost) = (all.ghost(), own.ghost());
         tape.add_backward_op(move |gradients| {
-            // SAFETY: of all four: dfdx lets the storage go with the gradients alone, which outlive this step.
+            // SAFETY: for all four views: dfdx frees the storage only together with the gradients, which outlive this step.
             let of = |storage: &mut Buffer<f32, Self>| unsafe { lasting(storage) };
             let slopes = [of(gradients.get_or_alloc_mut(&all_ghost)?), of(gradients.get_or_alloc_mut(&own_ghost)?)];
             let g_anchors = of(gradients.get_or_alloc_mut(anchors.tensor())?);
@@ -280,7 +280,7 @@ impl TensorDevice<f32> for Cuda {
         tensor(scores.device(), &gpu, y.view(), (n, columns)).map_err(noted(&gpu))
     }
 
-    // What follows are compositions of dfdx's operations.
+    // The methods below are compositions of dfdx's operations.
 
     fn group_dots(a: Traced<f32, Self>, b: Traced<f32, Self>) -> Result<Traced<f32, Self>, CudaError> {
         let ((n, width), k) = (*a.shape(), b.shape().0 / a.shape().0);

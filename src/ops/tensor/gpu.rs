@@ -1,4 +1,4 @@
-//! Between buffers of a GPU and the rows of a dfdx device.
+//! Converts between GPU buffers and the rows of a dfdx device.
 
 use std::rc::Rc;
 
@@ -7,24 +7,24 @@ use dfdx::prelude::*;
 use super::{Matrix, Rows, TensorDevice};
 use crate::ops::cuda::{Buffer, Gpu, GpuError, View};
 
-/// A dfdx device beside a GPU.
+/// A dfdx device that exchanges rows and gradients with a GPU.
 pub trait GpuTensors: TensorDevice<f32> {
-    /// Rows of f32 values on the GPU.
+    /// Makes rows from f32 values on the GPU.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// When there are more or fewer than the shape has.
+    /// When the number of values differs from that of the shape.
     fn rows_at(&self, gpu: &Gpu, at: View, shape: (usize, usize)) -> Result<Rows<f32, Self>, GpuError>;
 
-    /// The values of rows on the GPU.
+    /// The values of rows as a GPU buffer.
     ///
     /// # Errors
     /// When the device fails.
     fn lend(gpu: &Gpu, rows: &Rows<f32, Self>) -> Result<Rc<Buffer>, GpuError>;
 
-    /// The gradient of a tensor on the GPU; zero where it took no part.
+    /// The gradient of a tensor as a GPU buffer. It is zero if the tensor took no part in the loss.
     ///
     /// # Errors
     /// When memory runs out.
@@ -46,7 +46,7 @@ pub trait GpuTensors: TensorDevice<f32> {
     ) -> Result<(), GpuError>;
 }
 
-/// In tests the GPU may be emulated; then losses are on the CPU.
+/// For tests with an emulated GPU: the losses then run on the CPU.
 impl GpuTensors for Cpu {
     fn rows_at(&self, gpu: &Gpu, at: View, shape: (usize, usize)) -> Result<Rows<f32, Self>, GpuError> {
         Ok(Rows::new(self.tensor_from_vec(gpu.read(at)?, shape), ()))

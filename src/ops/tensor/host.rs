@@ -28,7 +28,7 @@ impl<E: Real, D> CpuTensors<E> for D where
 {
 }
 
-/// A logit that no other notices: a row is no candidate of itself.
+/// Added to the dot product of a row with itself, so that exp of the logit is 0: a row is no candidate of itself.
 const NEVER: f64 = -1e9;
 
 impl<E: Real> TensorDevice<E> for Cpu
@@ -191,7 +191,7 @@ where
         })
     }
 
-    /// The sum is the tree of [`parts`](mod@parts), however many threads there are.
+    /// The sum is the tree of [`parts`](mod@parts), for any number of threads.
     fn batch_mean(x: TracedPerRow<E, Self>) -> Result<TracedScalar<E, Self>, CpuError> {
         let (x, tape) = x.split_tape();
         let (n, share) = (x.shape().0, E::of(x.shape().0 as f64));
@@ -216,7 +216,7 @@ where
     })
 }
 
-/// The logits of each anchor's own candidates [n, own], where s [n, m] are tau times the logits.
+/// The logits of each anchor's own candidates [n, own], from s [n, m], which is tau times the logits.
 fn own_columns<E: Real>(s: Traced<E, Cpu>, pairs: Pairs, tau: E) -> Result<Traced<E, Cpu>, CpuError>
 where
     Cpu: CpuTensors<E>,
@@ -229,7 +229,8 @@ where
     })
 }
 
-/// The values y of x, on the tape of x: `backward` gets x, y and the gradient of y, and adds to the gradient of x.
+/// Puts y, the result of an operation on x, on the tape of x. `backward` gets x, y and the gradient of y, and adds to the
+/// gradient of x.
 pub fn record<E: Real, X: Shape, Y: Shape>(
     (x, mut tape): (Tensor<X, E, Cpu>, OwnedTape<E, Cpu>),
     y: Vec<E>,
@@ -249,7 +250,7 @@ where
     Ok(y.put_tape(tape))
 }
 
-/// Values as rows on the device of `like`.
+/// Rows of `values` on the device of `like`.
 fn rows<E: Real>(like: &Rows<E, Cpu>, values: Vec<E>, shape: (usize, usize)) -> Result<Rows<E, Cpu>, CpuError>
 where
     Cpu: CpuTensors<E>,
@@ -269,7 +270,7 @@ where
     values
 }
 
-/// Calls `f` with the elements of a tensor in row-major order, copied to memory that the thread uses again and again.
+/// Calls `f` with the elements of a tensor in row-major order, copied to working memory that the thread reuses.
 fn with_elements<S: Shape, E: Real, R>(x: &Tensor<S, E, Cpu>, f: impl FnOnce(&[E]) -> R) -> R
 where
     Cpu: Device<E, Err = CpuError>,
@@ -304,7 +305,7 @@ mod tests {
         assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < tolerance), "{a:?} {b:?}");
     }
 
-    /// Compares the gradients along a cotangent, too, of all `inputs`.
+    /// Compares the values and, along a cotangent, the gradients of all `inputs`.
     #[track_caller]
     fn assert_alike<S: Shape>(
         [found, expected]: [Tensor<S, f64, Cpu, OwnedTape<f64, Cpu>>; 2],

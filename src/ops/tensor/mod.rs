@@ -1,8 +1,9 @@
-//! Where our differentiable operations meet dfdx's tape: the one place among the operations that knows dfdx's tensors.
+//! Connects our differentiable operations to dfdx's tape. Among the operations, only this module knows dfdx's tensors.
 //!
-//! dfdx keeps the storage of tensors private but hands out gradient buffers. An operation of ours therefore reads its inputs
-//! where the device keeps them beside the tensor (see [`Rows`]), and records a closure that takes the output's gradient and
-//! adds to the inputs'. What is computed stands in the other modules, on slices of the host and on memory of a GPU.
+//! dfdx keeps the storage of tensors private but gives access to gradient buffers. So our operations read their inputs from
+//! values that the device keeps beside the tensor (see [`Rows`]). Each operation records a closure that reads the output's
+//! gradient and adds to the gradients of the inputs. The other modules contain the computations, on slices of the host and on GPU
+//! memory.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -18,27 +19,27 @@ use dfdx::prelude::*;
 
 use super::{Real, contrast::Pairs, pending::Pending, sinkhorn::Sinkhorn};
 
-/// A device with all differentiable operations of the losses, beside whose tensors our kernels find the same values. All of
-/// them fail as the device does.
+/// A device with all differentiable operations of the losses. It keeps the values of a tensor beside the tensor, where our
+/// kernels can read them. Each operation fails if the device fails.
 pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
-    /// Where the values of a tensor lie; nothing where they can be read from it.
+    /// A handle to the values of a tensor for our kernels; `()` if they can be read from the tensor.
     type Values: Clone + 'static;
 
     /// The values of a tensor that dfdx made.
     fn values(tensor: &Matrix<E, Self>) -> Result<Self::Values, Self::Err>;
 
-    /// The values that a tensor of dfdx's has now, without a wait for them.
+    /// The current values of a dfdx tensor. The call does not wait for them.
     fn read_later(tensor: &Matrix<E, Self>) -> Result<Pending<Vec<E>>, Self::Err>;
 
-    /// The same of rows of ours.
+    /// The current values of rows. The call does not wait for them.
     fn read_rows_later(rows: &Rows<E, Self>) -> Result<Pending<Vec<E>>, Self::Err> {
         Self::read_later(rows.tensor())
     }
 
-    /// The values of [`linear`].
+    /// The forward pass of [`linear`].
     fn linear_forward(x: &Rows<E, Self>, w: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
-    /// Adds to the gradient of x.
+    /// Adds to gx, the gradient of x in [`linear`], from gy, that of the result.
     fn linear_backward_x(
         w: &Rows<E, Self>,
         gx: &mut Buffer<E, Self>,
@@ -46,7 +47,7 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
         rows: usize,
     ) -> Result<(), Self::Err>;
 
-    /// Adds to the gradient of w.
+    /// Adds to gw, the gradient of w in [`linear`], from gy, that of the result.
     fn linear_backward_w(
         x: &Rows<E, Self>,
         gw: &mut Buffer<E, Self>,
@@ -54,10 +55,10 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
         out: usize,
     ) -> Result<(), Self::Err>;
 
-    /// The values of [`normalize`].
+    /// The forward pass of [`normalize`].
     fn normalize_forward(x: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
-    /// Adds to the gradient of x.
+    /// Adds to gx, the gradient of x in [`normalize`], from gy, that of the result y.
     fn normalize_backward(
         x: &Rows<E, Self>,
         y: &Rows<E, Self>,
@@ -65,8 +66,8 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
         gy: &Buffer<E, Self>,
     ) -> Result<(), Self::Err>;
 
-    /// For each of N anchors: log of the sum of exp over all logits [N], and the logits of its own candidates [N, own].
-    /// Anchors [N, D] and candidates [M own, D] have unit length; on a GPU, M is N; a logit is a cosine over tau.
+    /// For each of N anchors: the log of the sum of exp over all logits [N], and the logits of its own candidates [N, own].
+    /// Anchors [N, D] and candidates [M own, D] have unit length. On a GPU, M must be N. A logit is a cosine divided by tau.
     fn contrast<R: Tape<E, Self>>(
         anchors: TracedRows<E, Self>,
         candidates: Rows<E, Self, R>,
@@ -76,17 +77,17 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
     where
         OwnedTape<E, Self>: Merge<R>;
 
-    /// Rows a_i, b_(i k) .. b_(i k + k - 1) for each i, of a [n, d] and b [n k, d]: [n (k + 1), d].
+    /// For each i, row i of a [n, d], then rows i k .. (i + 1) k of b [n k, d]: [n (k + 1), d].
     fn interleave(a: &Rows<E, Self>, b: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
-    /// Each row of `rows` [n, d] times its factor, of `factors` [n, 1].
+    /// Each row of `rows` [n, d] times its factor in `factors` [n, 1].
     fn scale_rows(rows: &Rows<E, Self>, factors: &Rows<E, Self>) -> Result<Rows<E, Self>, Self::Err>;
 
     /// y [n, k]: the dot products of row i of a [n, width] with the rows i k .. (i + 1) k of b [n k, width].
     fn group_dots(a: Traced<E, Self>, b: Traced<E, Self>) -> Result<Traced<E, Self>, Self::Err>;
 
-    /// The assignment [n, columns] of the samples whose scores are given, no gradient; the scores `beside` [m, columns] of
-    /// other samples are normalised with them.
+    /// The assignment [n, columns] for `scores`, without gradient. The scores `beside` [m, columns] of other samples are
+    /// normalised together with them.
     fn assign(
         scores: &Rows<E, Self>,
         beside: Option<&Rows<E, Self>>,
@@ -105,11 +106,11 @@ pub trait TensorDevice<E: Real>: Device<E, Err: Send + Sync> {
     /// e^x of each element.
     fn exp(x: Traced<E, Self>) -> Result<Traced<E, Self>, Self::Err>;
 
-    /// The mean of a value per image.
+    /// The mean over the batch of one value per image.
     fn batch_mean(x: TracedPerRow<E, Self>) -> Result<TracedScalar<E, Self>, Self::Err>;
 }
 
-/// Rows [n, columns] that operations of ours read: a tensor, and where kernels find its values.
+/// Rows [n, columns] that our operations read: a tensor, and a handle to its values for kernels.
 pub struct Rows<E: Real, D: TensorDevice<E>, T = NoneTape> {
     tensor: Matrix<E, D, T>,
     values: D::Values,
@@ -125,15 +126,15 @@ impl<E: Real, D: TensorDevice<E>> Clone for Rows<E, D> {
 }
 
 impl<E: Real, D: TensorDevice<E>> Rows<E, D> {
-    /// A tensor with the same values beside it.
+    /// Rows of a tensor and a handle to the same values.
     pub fn new(tensor: Matrix<E, D>, values: D::Values) -> Self {
         Self { tensor, values }
     }
 
-    /// A tensor that dfdx made.
+    /// Rows of a tensor that dfdx made.
     ///
     /// # Errors
-    /// The device's.
+    /// When the device fails.
     pub fn of(tensor: Matrix<E, D>) -> Result<Self, D::Err> {
         Ok(Self { values: D::values(&tensor)?, tensor })
     }
@@ -155,12 +156,12 @@ impl<E: Real, D: TensorDevice<E>, T> Rows<E, D, T> {
         &self.tensor
     }
 
-    /// The tensor, for operations of dfdx's.
+    /// The tensor, for dfdx's operations.
     pub fn into_tensor(self) -> Matrix<E, D, T> {
         self.tensor
     }
 
-    /// Where kernels find the values.
+    /// The handle to the values for kernels.
     pub fn values(&self) -> &D::Values {
         &self.values
     }
@@ -177,7 +178,7 @@ impl<E: Real, D: TensorDevice<E>, T> Rows<E, D, T> {
 }
 
 impl<E: Real, D: TensorDevice<E>, T: Tape<E, D>> Rows<E, D, T> {
-    /// The rows off their tape, and the tape.
+    /// Separates the rows from their tape.
     pub fn split_tape(self) -> (Rows<E, D>, T) {
         let (tensor, tape) = self.tensor.split_tape();
         (Rows { tensor, values: self.values }, tape)
@@ -196,19 +197,19 @@ pub type TracedPerRow<E, D> = Tensor<(usize,), E, D, OwnedTape<E, D>>;
 /// A scalar on a tape.
 pub type TracedScalar<E, D> = Tensor<Rank0, E, D, OwnedTape<E, D>>;
 
-/// What a contrastive loss is made of, per anchor: log of the sum of exp over all logits [N], and the logits of its own
+/// The inputs of a contrastive loss, per anchor: the log of the sum of exp over all logits [N], and the logits of its own
 /// candidates [N, own].
 pub type Logits<E, D> = (TracedPerRow<E, D>, Traced<E, D>);
 
 /// A device's buffer of elements.
 pub type Buffer<E, D> = <D as Storage<E>>::Vec;
 
-/// `x` on a tape of its own. Gradients go by the tensor, so that tapes of one tensor may be merged later.
+/// `x` on a tape of its own. Gradients are stored per tensor, so tapes with the same tensor may be merged later.
 pub fn traced<E: Dtype, D: Storage<E>>(x: Matrix<E, D>) -> Traced<E, D> {
     x.put_tape(OwnedTape::default())
 }
 
-/// An error of dfdx's, which is no `std::error::Error` on every device.
+/// Converts an error of dfdx, which does not implement `std::error::Error` on every device.
 pub fn device_error(error: impl std::fmt::Debug) -> anyhow::Error {
     anyhow::anyhow!("the device failed: {error:?}")
 }

@@ -1,4 +1,4 @@
-//! Operations whose way on the tape is the same on every device.
+//! Operations that are recorded on the tape in the same way on every device.
 
 use dfdx::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::ops::Real;
 /// Linear layer without bias: y [n, out] = x [n, in] w^T, with torch's weight layout w [out, in].
 ///
 /// # Errors
-/// The device's, when memory runs out.
+/// When the device fails, e.g. because memory runs out.
 pub fn linear<E: Real, D: TensorDevice<E>, T: Tape<E, D>, R: Tape<E, D>>(
     x: Rows<E, D, T>,
     w: Rows<E, D, R>,
@@ -35,10 +35,10 @@ where
     Ok(y.put_tape(tape))
 }
 
-/// Each row of x at unit length.
+/// Scales each row of x to unit length.
 ///
 /// # Errors
-/// The device's, when memory runs out.
+/// When the device fails, e.g. because memory runs out.
 pub fn normalize<E: Real, D: TensorDevice<E>, T: Tape<E, D>>(x: Rows<E, D, T>) -> Result<Rows<E, D, T>, D::Err> {
     let (x, mut tape) = x.split_tape();
     let y = D::normalize_forward(&x)?;

@@ -1,4 +1,4 @@
-//! What lies between images and tokens, on a GPU.
+//! Operations between images and a transformer's tokens, on a GPU.
 
 use crate::ops::cuda::{Arg, Buffer, Gpu, GpuError, Kind, Scalar, Source, THREADS, View, one_each};
 
@@ -6,7 +6,7 @@ const KERNELS: &[&str] =
     &["embed_tokens", "class_tokens", "spread_class_tokens", "patch_tokens", "interpolate_positions"];
 const TEXT: &str = concat!(include_str!("../cuda/storage.cuh"), include_str!("tokens.cu"));
 
-/// The kernels, once per storage.
+/// The kernels, compiled once per storage type.
 pub static SOURCES: [Source; 3] = [
     Source { name: "tokens_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
     Source { name: "tokens_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
@@ -24,14 +24,15 @@ pub struct Tokens<'a> {
 }
 
 impl Tokens<'_> {
-    /// x = the class token and the embedded patches with their bias, both f32, positions [tokens, width] added.
+    /// x = the class token, then the embedded patches plus their bias, with positions [tokens, width] added to all. Class token,
+    /// bias and positions are f32.
     ///
     /// # Errors
     /// When the device fails.
     pub fn embed(&self, embedded: View, positions: View, [cls, bias]: [View; 2], x: View) -> Result<(), GpuError> {
         let [cls, bias] = [cls, bias].map(|view| view.arg(Kind::F32, self.width));
         let from = [self.patches(embedded), positions.arg(Kind::F32, self.tokens * self.width), cls, bias];
-        // SAFETY: all have the rows of their shape.
+        // SAFETY: each view has the elements of its shape; `View::arg` checks this.
         unsafe { self.run("embed_tokens", &from, self.samples * self.tokens, self.all(x)) }
     }
 
@@ -40,27 +41,27 @@ impl Tokens<'_> {
     /// # Errors
     /// When the device fails.
     pub fn class_tokens(&self, x: View, cls: View) -> Result<(), GpuError> {
-        // SAFETY: both have the rows of their shape.
+        // SAFETY: both views have the elements of their shapes; `View::arg` checks this.
         unsafe { self.run("class_tokens", &[self.all(x)], self.samples, self.of_samples(cls)) }
     }
 
-    /// x = the class tokens cls (f32) at their places, zero elsewhere.
+    /// x = the class tokens cls (f32) as each sample's first token, zeros elsewhere.
     ///
     /// # Errors
     /// When the device fails.
     pub fn spread_class_tokens(&self, cls: View, x: View) -> Result<(), GpuError> {
         let rows = self.samples * self.tokens;
-        // SAFETY: both have the rows of their shape.
+        // SAFETY: both views have the elements of their shapes; `View::arg` checks this.
         unsafe { self.run("spread_class_tokens", &[self.of_samples(cls)], rows, self.all(x)) }
     }
 
-    /// patches [samples, tokens - 1, width] = the tokens but the class tokens.
+    /// patches [samples, tokens - 1, width] = all tokens except the class tokens.
     ///
     /// # Errors
     /// When the device fails.
     pub fn patch_tokens(&self, x: View, patches: View) -> Result<(), GpuError> {
         let rows = self.samples * (self.tokens - 1);
-        // SAFETY: both have the rows of their shape.
+        // SAFETY: both views have the elements of their shapes; `View::arg` checks this.
         unsafe { self.run("patch_tokens", &[self.all(x)], rows, self.patches(patches)) }
     }
 
@@ -72,12 +73,12 @@ impl Tokens<'_> {
         view.arg(self.scalar, self.samples * (self.tokens - 1) * self.width)
     }
 
-    /// A row of f32 per sample.
+    /// An argument with a row of f32 per sample.
     fn of_samples(&self, view: View) -> Arg {
         view.arg(Kind::F32, self.samples * self.width)
     }
 
-    /// A pass that writes `rows` rows of the tokens' width to `to`.
+    /// Runs a kernel that writes `rows` rows of the tokens' width to `to`.
     ///
     /// # Safety
     /// As for [`Gpu::launch`].
@@ -90,7 +91,7 @@ impl Tokens<'_> {
     }
 }
 
-/// Positions [1 + h * w, width] from those of a grid of another size, as [`super::positions::interpolate`] makes them.
+/// Interpolates positions [1 + h * w, width] from those of a grid of another size, like [`super::positions::interpolate`].
 ///
 /// # Errors
 /// When the device fails.
@@ -106,7 +107,7 @@ pub fn interpolate(
     let positions = positions.arg(Kind::F32, (1 + grid * grid) * width);
     let [grid, h, w, width] = [grid, h, w, width].map(Arg::count);
     let args = [positions, grid, h, w, width, out.arg()];
-    // SAFETY: both have the positions of their grid.
+    // SAFETY: `positions` and `out` have the positions of their grids.
     unsafe { gpu.launch(&SOURCES[0], "interpolate_positions", one_each(len), &args) }?;
     Ok(out)
 }

@@ -1,4 +1,4 @@
-//! What lies between images and a transformer's tokens: positions, class tokens, patches.
+//! Operations between images and a transformer's tokens: positions, class tokens, patches.
 
 pub mod cuda;
 pub mod positions;

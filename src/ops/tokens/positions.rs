@@ -2,9 +2,9 @@
 
 use crate::ops::Real;
 
-/// Largest wavelength is 2 pi times this.
+/// The largest wavelength is 2 pi times this value.
 const TEMPERATURE: f64 = 10_000.0;
-/// The parameter a of the cubic convolution, as torch has it.
+/// The parameter a of cubic convolution, as in torch.
 const CUBIC: f64 = -0.75;
 
 /// Positions [1 + grid * grid, width]: zeros for the class token, then [sin y, cos y, sin x, cos x] of each patch in
@@ -26,8 +26,8 @@ pub fn sin_cos<E: Real>(grid: usize, width: usize) -> Vec<E> {
     positions
 }
 
-/// Positions [1 + h * w, width] for another grid, by torch's bicubic interpolation without antialiasing, as DINO does (but
-/// with the exact ratio of the sizes, which DINO offsets by 0.1 patches); the class token's stays.
+/// Positions [1 + h * w, width] for another grid, by torch's bicubic interpolation without antialiasing, as in DINO (but with the
+/// exact ratio of the sizes, which DINO offsets by 0.1 patches). The class token's position does not change.
 pub fn interpolate<E: Real>(positions: &[E], grid: usize, [h, w]: [usize; 2], width: usize) -> Vec<E> {
     let (rows, columns) = (filters(grid, h), filters(grid, w));
     let mut out = positions[..width].to_vec();
@@ -44,8 +44,8 @@ pub fn interpolate<E: Real>(positions: &[E], grid: usize, [h, w]: [usize; 2], wi
     out
 }
 
-/// The four source cells of each of `to` cells along an axis of `from` cells, with their weights; cells beyond the border
-/// are the border's.
+/// For each of `to` cells along an axis, its four source cells out of `from` cells, with their weights. The border cell stands in
+/// for cells beyond the border.
 fn filters(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
     let near = |t: f64| ((CUBIC + 2.0) * t - (CUBIC + 3.0)) * t * t + 1.0;
     let far = |t: f64| ((CUBIC * t - 5.0 * CUBIC) * t + 8.0 * CUBIC) * t - 4.0 * CUBIC;

@@ -1,7 +1,8 @@
-// What lies between images and tokens [n, tokens, width], of which the first is the class token. Compiled once per storage;
-// parameters, positions and features are f32 either way. Behind `storage.cuh`.
+// Operations between images and tokens [n, tokens, width]. The first token of a sample is the class token. Compiled once per
+// storage type; parameters, positions and features are always f32. Needs `storage.cuh` in front of it.
 
-// Tokens of embedded patches [n, tokens - 1, width] (without their bias): positions and class token or bias are added.
+// Tokens from embedded patches [n, tokens - 1, width] without bias: adds the positions, and the class token (first token) or the
+// bias (all other tokens).
 KERNEL(embed_tokens)(const scalar *embedded, const float *positions, const float *cls, const float *bias, int tokens,
                      int width, int length, scalar *x) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
@@ -18,7 +19,7 @@ KERNEL(class_tokens)(const scalar *x, int tokens, int width, int length, float *
         cls[i] = to_float(x[(size_t)(i / width) * tokens * width + i % width]);
 }
 
-// Tokens that are zero but for the class tokens.
+// Tokens that are zero except for the class tokens.
 KERNEL(spread_class_tokens)(const float *cls, int tokens, int width, int length, scalar *x) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
         int row = i / width;
@@ -26,7 +27,7 @@ KERNEL(spread_class_tokens)(const float *cls, int tokens, int width, int length,
     }
 }
 
-// The tokens but the class tokens, [n, tokens - 1, width].
+// All tokens except the class tokens, [n, tokens - 1, width].
 KERNEL(patch_tokens)(const scalar *x, int tokens, int width, int length, scalar *patches) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) {
         int row = i / width;
@@ -34,8 +35,8 @@ KERNEL(patch_tokens)(const scalar *x, int tokens, int width, int length, scalar 
     }
 }
 
-// Weights of the four source cells around cell i of `to` along an axis of `from` cells, the first of which is `first`:
-// cubic convolution with a = -0.75.
+// Weights, by cubic convolution with a = -0.75, of the four source cells around cell i of `to` cells along an axis of `from`
+// cells. Writes the first source cell to `first`.
 DEVICE void cubic(int from, int to, int i, int &first, double (&weights)[4]) {
     double source = ((double)i + 0.5) * (double)from / (double)to - 0.5, whole = floor(source), t = source - whole;
     const double a = -0.75;
@@ -46,7 +47,7 @@ DEVICE void cubic(int from, int to, int i, int &first, double (&weights)[4]) {
     first = (int)whole - 1;
 }
 
-// Positions [1 + h w, width] from those of a grid of another size; cells beyond the border are the border's.
+// Positions [1 + h w, width] from those of a grid of another size. The border cell stands in for cells beyond the border.
 KERNEL(interpolate_positions)(const float *positions, int grid, int h, int w, int width, float *out) {
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= (1 + h * w) * width) return;

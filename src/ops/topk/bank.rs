@@ -1,4 +1,4 @@
-//! Rows that are searched again and again.
+//! A bank of rows that is searched many times.
 
 use super::{Factors, TopK, search};
 use crate::ops::{
@@ -7,25 +7,25 @@ use crate::ops::{
     reductions::WHOLE_VECTORS,
 };
 
-/// Rows [m, dim] and, where a search rounds factors, the same packed for it: rounding them anew would take each search a
-/// seventh of its time.
+/// Rows [m, dim] and, if the search rounds factors, a rounded and packed copy of the rows. Rounding them in each search would
+/// take a seventh of its time.
 #[derive(Clone, Debug)]
 pub struct Bank<E> {
     dim: usize,
     matmul: MatmulPrecision,
     rows: Vec<E>,
-    /// Empty where factors are read as they are.
+    /// Empty if the search reads the factors unchanged.
     packed: Vec<E>,
 }
 
 impl<E: Real> Bank<E> {
-    /// A bank of `rows` whose search reads factors as `matmul` says.
+    /// A bank of `rows` that is searched with factors in the precision `matmul`.
     ///
     /// # Panics
     /// When `dim` does not divide the length of `rows`.
     pub fn new(rows: Vec<E>, dim: usize, matmul: MatmulPrecision) -> Self {
         assert!(rows.len().is_multiple_of(dim));
-        // In bf16 dimensions come in whole vectors.
+        // Bf16 needs whole vectors of dimensions.
         let matmul = if dim.is_multiple_of(WHOLE_VECTORS) { matmul } else { MatmulPrecision::Full };
         let packed = matmul.run(Pack { rows: &rows, dim, first: 0, packed: Vec::new() });
         Self { dim, matmul, rows, packed }
@@ -36,7 +36,7 @@ impl<E: Real> Bank<E> {
         &self.rows
     }
 
-    /// Has the search read factors as `matmul` says.
+    /// Sets the precision of the factors in the search.
     pub fn set_matmul_precision(&mut self, matmul: MatmulPrecision) {
         *self = Self::new(std::mem::take(&mut self.rows), self.dim, matmul);
     }
@@ -49,7 +49,7 @@ impl<E: Real> Bank<E> {
         self.packed = matmul.run(Pack { rows, dim, first, packed });
     }
 
-    /// As [`super::top_k`].
+    /// Searches the bank like [`super::top_k`].
     pub fn top_k(&self, queries: &[E], k: usize, excluded: impl Fn(usize, usize) -> bool + Sync) -> TopK<E> {
         let bank = if self.packed.is_empty() { Factors::Plain(&self.rows) } else { Factors::Packed(&self.packed) };
         let rows = self.rows.len() / self.dim;
@@ -57,7 +57,7 @@ impl<E: Real> Bank<E> {
     }
 }
 
-/// Writes rows into packed ones, from row `first` on; those that are not there yet are appended.
+/// Packs rows and writes them to the packed rows from row `first` on. Rows beyond the end are appended.
 struct Pack<'a, E> {
     rows: &'a [E],
     dim: usize,

@@ -1,4 +1,4 @@
-//! The k best of streams of scores.
+//! Keeps the k best of a stream of scores for each query.
 
 use std::cmp::Ordering;
 
@@ -6,28 +6,29 @@ use rayon::prelude::*;
 
 use crate::ops::{Real, reductions::WHOLE_VECTORS, simd::vectorized};
 
-/// Queries whose scores are compared with their floors at once.
+/// Number of queries whose scores are compared with their floors at once.
 const CHUNK: usize = 64;
 
-/// Keeps at least the `k` best (score, row) seen so far. It collects up to `2 k`, then drops the worse half: a selection
-/// per `k` arrivals is cheaper than keeping an order at each.
+/// Keeps at least the `k` best pairs (score, row) so far. It collects up to `2 k` pairs, then drops the worse half: one selection
+/// per `k` new pairs is cheaper than keeping the pairs sorted.
 #[derive(Clone)]
 pub struct Best<E> {
     k: usize,
     kept: Vec<(E, usize)>,
 }
 
-/// The bests of several queries, and per query the k-th best at its last selection: only what exceeds that floor can
-/// matter, as equal ones come later and lose the tie. Before the first selection it is NaN, which nothing falls below.
+/// The best pairs of several queries, and a floor per query: the k-th best score at its last selection, or a higher floor from
+/// another run. Only a score above the floor can be among the best, because an equal score comes from a later row and loses the
+/// tie. Before the first selection the floor is NaN, which every score passes.
 #[derive(Clone)]
 pub struct Bests<E> {
     bests: Vec<Best<E>>,
-    /// Those of the queries, then what makes them whole vectors.
+    /// The floors of the queries, then infinite floors that fill the last vector.
     floors: Vec<E>,
 }
 
 impl<E: Real> Bests<E> {
-    /// Nothing seen yet; `k` is at least 1.
+    /// An empty collection for `queries` queries. `k` is at least 1.
     pub fn new(queries: usize, k: usize) -> Self {
         let best = Best { k, kept: Vec::with_capacity(2 * k) };
         let mut floors = vec![E::nan(); queries];
@@ -35,8 +36,8 @@ impl<E: Real> Bests<E> {
         Self { bests: vec![best; queries], floors }
     }
 
-    /// Takes `scores` [rows, width], of which a row begins with the scores of all queries with one bank row; the width is
-    /// that of all queries in whole vectors. The first is that of bank row `first`; bank rows must come in order.
+    /// Takes `scores` [rows, width]. Each row holds the scores of all queries with one bank row, padded to whole vectors. The
+    /// first row belongs to bank row `first`. Bank rows must arrive in ascending order.
     pub fn offer(&mut self, first: usize, scores: &[E], width: usize, excluded: impl Fn(usize, usize) -> bool) {
         assert_eq!(self.floors.len(), width);
         vectorized(
@@ -56,7 +57,7 @@ impl<E: Real> Bests<E> {
         );
     }
 
-    /// Takes those `scores` of queries from `start` on with bank row `row` that exceed their floors.
+    /// Takes the `scores` that exceed their floors. They are the scores of the queries from `start` on with bank row `row`.
     #[inline(always)]
     fn scan(&mut self, start: usize, scores: &[E], row: usize, excluded: &impl Fn(usize, usize) -> bool) {
         for (i, part) in scores.as_chunks::<WHOLE_VECTORS>().0.iter().enumerate() {
@@ -92,12 +93,12 @@ impl<E: Real> Bests<E> {
         best.kept.push((if score.is_nan() { E::neg_infinity() } else { score }, row));
         if best.kept.len() == 2 * best.k {
             best.select();
-            // One taken over may be higher; a NaN never is.
+            // A floor from another run may be higher. `max` ignores a floor that is NaN.
             self.floors[query] = best.kept[best.k - 1].0.max(self.floors[query]);
         }
     }
 
-    /// Gives the own floors to `floors`, and takes over those that are higher.
+    /// Raises the shared `floors` to this run's floors, then this run's floors to just below the shared ones.
     pub fn exchange(&mut self, floors: &mut Floors<E>) {
         for (own, shared) in self.floors.iter_mut().zip(&mut floors.0) {
             *shared = shared.max(*own);
@@ -105,24 +106,25 @@ impl<E: Real> Bests<E> {
         }
     }
 
-    /// The best of all of them: per query at most `k`, best first.
+    /// Merges the best pairs of all runs: at most `k` per query, best first.
     pub fn merge(parts: Vec<Self>) -> Vec<Vec<(E, usize)>> {
         let queries = parts.first().map_or(0, |part| part.bests.len());
         (0..queries).into_par_iter().map(|query| Best::merge(parts.iter().map(|part| &part.bests[query]))).collect()
     }
 }
 
-/// Per query a score that `k` rows are known to reach, wherever they lie; NaN where none is known.
+/// Per query a score that at least `k` rows of the bank are known to reach. NaN if no such score is known.
 pub struct Floors<E>(Vec<E>);
 
 impl<E: Real> Floors<E> {
-    /// Nothing known.
+    /// No floor is known yet.
     pub fn none(queries: usize) -> Self {
         Self(vec![E::nan(); queries])
     }
 }
 
-/// Less than `floor`, as a row that equals another run's floor may come first by its number; NaN where there is nothing less.
+/// A number just below `floor`: a row whose score equals another run's floor may win the tie by its lower number, so it has to
+/// pass. NaN if `floor` is not finite.
 fn below<E: Real>(floor: E) -> E {
     if floor.is_finite() { floor - (floor.abs() * E::epsilon() + E::min_positive_value()) } else { E::nan() }
 }
@@ -134,7 +136,7 @@ fn passes<E: Real>(score: E, floor: E) -> bool {
     !(score <= floor)
 }
 
-/// Whether any score exceeds its floor. No early exit: without one the loop becomes vector instructions.
+/// Whether any score exceeds its floor. The loop has no early exit, so that it compiles to vector instructions.
 #[inline(always)]
 fn reaches<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> bool {
     let mut any = false;
@@ -156,7 +158,7 @@ fn hits<E: Real, const N: usize>(scores: &[E; N], floors: &[E; N]) -> u32 {
 }
 
 impl<E: Real> Best<E> {
-    /// The best of all of them: at most `k`, best first.
+    /// Merges the pairs of all `parts`: at most `k`, best first.
     fn merge<'a>(parts: impl Iterator<Item = &'a Self>) -> Vec<(E, usize)> {
         let mut all = Self { k: 0, kept: Vec::new() };
         for part in parts {
@@ -168,7 +170,7 @@ impl<E: Real> Best<E> {
         all.kept
     }
 
-    /// Drops all but the `k` best; the worst of these is then the last.
+    /// Drops all pairs except the `k` best. The worst of these is then the last one.
     fn select(&mut self) {
         if self.kept.len() > self.k {
             self.kept.select_nth_unstable_by(self.k - 1, better);
@@ -177,7 +179,7 @@ impl<E: Real> Best<E> {
     }
 }
 
-/// Larger scores first, then lower rows. NaN was replaced on arrival.
+/// Orders larger scores first, then lower rows. No score is NaN: `Bests::take` replaces NaN.
 fn better<E: Real>(a: &(E, usize), b: &(E, usize)) -> Ordering {
     if a.0 == b.0 {
         a.1.cmp(&b.1)

@@ -1,4 +1,4 @@
-//! The search on a GPU, where the bank lies, and the rows that it finds.
+//! Top-k search in a bank on a GPU, and copies of the rows that it finds.
 
 use super::TopK;
 use crate::ops::{
@@ -16,20 +16,20 @@ pub static SOURCE: Source = Source {
     kernels: KERNELS,
 };
 
-/// Queries of a block, and rows of the bank that it has at a time.
+/// Queries per block, and bank rows that a block multiplies at a time.
 const QUERIES: usize = 128;
 const ROWS: usize = 64;
-/// Blocks that keep a GPU busy.
+/// Number of blocks that keeps a GPU busy.
 const BUSY: usize = 264;
-/// Most slices of the bank, and fewest rows in one. Slices change no result.
+/// Maximum number of slices of the bank, and minimum number of rows per slice. Slices do not change results.
 const SLICES: usize = 128;
 const SLICE_ROWS: usize = 512;
-/// Warps of a block: in the merge each has a query.
+/// Warps per block. In the merge each warp has one query.
 const WARPS: usize = THREADS / 32;
-/// Most rows that a search finds: as many as a warp has room for.
+/// Maximum number of rows that a search finds: the capacity of a warp.
 const MOST: usize = 1024;
 
-/// What is known of each row: its sample, and two integers more.
+/// Number of integers that are stored with each row: its sample, and two more.
 pub const MARKS: usize = 3;
 
 /// A bank of rows [length, dim] of unit length on a GPU.
@@ -39,24 +39,24 @@ pub struct BankGpu {
     dim: usize,
     length: usize,
     rows: Buffer,
-    /// Length that each row came with.
+    /// Length of each row before it was normalised.
     norms: Buffer,
     /// [MARKS, length]
     marks: Buffer,
 }
 
-/// What a search found, on the GPU.
+/// The result of a search, on the GPU.
 #[derive(Debug)]
 pub struct FoundGpu {
     n: usize,
     pub k: usize,
-    /// Dot products, and rows of the bank, [n, k], best first; and how many there are per query, [n].
+    /// Dot products [n, k], best first. `rows` [n, k] are their bank rows, and `counts` [n] the number of rows per query.
     pub scores: Buffer,
     rows: Buffer,
     counts: Buffer,
 }
 
-/// The rows that a search found, on the GPU.
+/// Copies of the rows that a search found, on the GPU.
 #[derive(Debug)]
 pub struct GatheredGpu {
     /// [n k, dim]
@@ -68,7 +68,7 @@ pub struct GatheredGpu {
 }
 
 impl BankGpu {
-    /// Copies a bank to the GPU: rows [length, dim], the length that each came with, and its marks.
+    /// Copies a bank to the GPU: rows [length, dim], the length of each row before it was normalised, and its marks.
     ///
     /// # Errors
     /// When memory runs out.
@@ -79,7 +79,7 @@ impl BankGpu {
         Ok(Self { gpu: gpu.clone(), dim, length, rows, norms, marks })
     }
 
-    /// Overwrites the rows from `first` on by rows of any length.
+    /// Normalises `rows`, which may have any length, and overwrites the bank's rows from `first` on with them.
     ///
     /// # Errors
     /// When the device fails.
@@ -96,12 +96,12 @@ impl BankGpu {
         Ok(())
     }
 
-    /// The rows themselves.
+    /// The rows of the bank, [length, dim].
     pub fn rows(&self) -> View<'_> {
         self.rows.view()
     }
 
-    /// All rows and the lengths they came with. Waits for the device.
+    /// All rows and their lengths before they were normalised. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
@@ -109,8 +109,8 @@ impl BankGpu {
         Ok((self.rows.read()?, self.norms.read()?))
     }
 
-    /// What [`super::top_k`] finds, with `exclude` the sample of each query, whose own rows are left out. There are
-    /// n queries [n, dim].
+    /// Searches like [`super::top_k`], for n queries [n, dim]. `exclude` is the sample of each query: bank rows of the same
+    /// sample are left out.
     ///
     /// # Errors
     /// When the device fails.
@@ -142,17 +142,17 @@ impl BankGpu {
             33..=128 => "top_k_4",
             _ => "top_k_32",
         };
-        // SAFETY: the bank has m rows, and every slice its lists for every query.
+        // SAFETY: the bank has m rows, and `lists` has a list for every query of every slice.
         unsafe { gpu.launch(&SOURCE, kernel, [blocks, slices, 1], &[&problem[..], &list_args].concat()) }?;
         let [scores, rows, counts] = take(1)?;
         let results = [scores.arg(), rows.arg(), counts.arg()];
         let args = [&[n_arg, k_arg, Arg::count(slices)][..], &list_args, &results].concat();
-        // SAFETY: the same, and a result for every query.
+        // SAFETY: `lists` has the same sizes as above, and the results have a list for every query.
         unsafe { gpu.launch(&SOURCE, "top_k_merge", [n.div_ceil(WARPS), 1, 1], &args) }?;
         Ok(FoundGpu { n, k, scores, rows, counts })
     }
 
-    /// The rows that were found, as they are now. Every query must have found k.
+    /// Copies the rows that were found, with their current values. Every query must have found k rows.
     ///
     /// # Errors
     /// When memory runs out.
@@ -165,21 +165,21 @@ impl BankGpu {
         let sizes = [self.length, self.dim, MARKS].map(Arg::count);
         let results = [to.vectors.arg(), to.norms.arg(), to.marks.arg()];
         let args = [&[found.rows.arg()][..], &bank, &sizes, &results].concat();
-        // SAFETY: every row that was found is one of the bank's, and has its place in the results.
+        // SAFETY: every row that was found is a row of the bank, and has a place in the results.
         unsafe { self.gpu.launch(&SOURCE, "gather", [rows, 1, 1], &args) }?;
         Ok(to)
     }
 }
 
 impl FoundGpu {
-    /// As [`super::top_k`] gives it. Waits for the device.
+    /// Reads the result in the form of [`super::top_k`]. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn read(&self) -> Result<TopK<f32>, GpuError> {
         let (scores, rows, counts): (Vec<f32>, Vec<i32>, Vec<i32>) =
             (self.scores.read()?, self.rows.read()?, self.counts.read()?);
-        // The worst-off query sets how many all get.
+        // The query with the fewest rows sets the number of rows of all queries.
         let least = counts.iter().map(|count| *count as usize).min().unwrap_or(self.k);
         let of_each = |list: &[i32]| list.chunks(self.k).flat_map(|row| &row[..least]).map(|r| *r as usize).collect();
         let indices = of_each(&rows);
@@ -217,7 +217,7 @@ mod tests {
                 let found = found.read().unwrap();
                 assert_eq!(found.k, expected.k);
                 for (i, (a, b)) in found.scores.iter().zip(&expected.scores).enumerate() {
-                    // Sums of 20 products of magnitude 1 in another order.
+                    // The GPU adds the up to 20 products, of magnitude 1, in another order.
                     assert!((a - b).abs() < 1e-5, "{n}x{m}: score {i}: {a} instead of {b}");
                     let score = |row: usize| -> f32 {
                         let query = &queries[i / found.k * dim..][..dim];
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Small integers: every product is exact and many coincide, so that rows must agree, ties and all.
+    /// Small integers: every product is exact and many scores are equal, so that the rows must agree, including ties.
     #[test]
     fn equal_scores_go_to_the_lower_row() {
         let bank: Vec<f32> = ramp(1500, 0.3).iter().map(|v| (v * 3.0).round()).collect();

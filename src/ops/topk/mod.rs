@@ -1,9 +1,11 @@
-//! The k largest dot products of each query with the rows of a bank, without ever holding all of them.
+//! Finds the k largest dot products of each query with the rows of a bank, without storing all dot products.
 //!
-//! The bank is cut into blocks of rows. Each block's dot products come from one matrix product, in full precision or of
-//! factors rounded to bf16, and are scanned against every query's running k-th best; almost all of them fall below it and
-//! cost one comparison. A score is one sum in the order of the dimensions, and which k win depends on the scores alone (ties
-//! go to the lower row), so that neither the number of threads nor who computed which block can change a bit of the result.
+//! The bank is cut into blocks of rows. One matrix product computes the dot products of a block, in full precision or with
+//! factors rounded to bf16. Each score is then compared with the k-th best score of its query so far. Almost all scores are lower
+//! and cost only this comparison.
+//!
+//! A score is one sum in the order of the dimensions. Which k rows win depends on the scores alone, and ties go to the lower row.
+//! So neither the number of threads nor the assignment of blocks to threads changes a bit of the result.
 
 mod bank;
 mod best;
@@ -26,11 +28,11 @@ use super::{
     reductions::WHOLE_VECTORS,
 };
 
-/// Queries per matrix product. Every block of them reads the whole bank; packed, they must stay in a core's cache.
+/// Queries per matrix product. Each block of queries reads the whole bank. A packed block must stay in a core's cache.
 const QUERY_BLOCK: usize = 256;
-/// Bank rows per matrix product. They and their scores must stay in the cache too.
+/// Bank rows per matrix product. The rows and their scores must stay in the cache, too.
 const BANK_BLOCK: usize = 128;
-/// Blocks after which a thread takes over what the others have found out.
+/// Number of blocks after which a thread exchanges its floors (see [`Floors`]) with the other threads.
 const EXCHANGE: usize = 4;
 
 /// The rows that [`top_k`] found, best first.
@@ -44,15 +46,15 @@ pub struct TopK<E> {
     pub scores: Vec<E>,
 }
 
-/// The `k` rows of `bank` [m, dim] with the largest dot product with each row of `queries` [n, dim], in descending order;
-/// of equal ones the lower row comes first. Factors are read as `matmul` says, in bf16 only where `dim` comes in whole
-/// vectors.
+/// The `k` rows of `bank` [m, dim] with the largest dot product with each row of `queries` [n, dim], in descending order. Among
+/// equal scores the lower row comes first. `matmul` is the precision of the factors; bf16 is used only if `dim` is a multiple of
+/// `WHOLE_VECTORS`.
 ///
-/// `excluded(query, row)` rules a row out for a query. It is asked only about rows that reach the best found so far, and
-/// must always give the same answer.
+/// `excluded(query, row)` rules a row out for a query. It is called only for rows that may be among the best so far, and must
+/// always return the same answer.
 ///
-/// The result's `k` is smaller than asked when some query has fewer rows that are not excluded: it is the number that the
-/// worst-off query has, for all queries. NaN counts as negative infinity.
+/// The result's `k` is smaller than requested if some query has fewer rows that are not excluded. The smallest number of rows of
+/// any query then applies to all queries. A NaN score counts as negative infinity.
 ///
 /// # Panics
 /// When `dim` is 0 or does not divide the lengths of `queries` and `bank`.
@@ -69,7 +71,7 @@ pub fn top_k<E: Real>(
     search(queries, Factors::Plain(bank), [bank.len() / dim, dim], k, matmul, excluded)
 }
 
-/// The factors of a bank's rows: as they are, or packed as the products want them.
+/// The factors of a bank's rows: unchanged, or packed in the layout of the matrix product.
 #[derive(Clone, Copy)]
 enum Factors<'a, E> {
     Plain(&'a [E]),
@@ -103,7 +105,8 @@ fn search<E: Real>(
     TopK { k, indices: rows().map(|row| row.1).collect(), scores: rows().map(|row| row.0).collect() }
 }
 
-/// The search for one block of queries: per query at most `k`, best first. Blocks of the bank are shared out among the threads.
+/// The search for one block of queries. It finds at most `k` rows per query, best first. The threads share the blocks of the
+/// bank.
 struct Search<'a, E, F> {
     queries: &'a [E],
     bank: Factors<'a, E>,
@@ -119,7 +122,7 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
     fn with<P: Operand<E>>(self) -> Self::Output {
         let Self { queries, bank, rows, dim, k, excluded } = self;
         let n = queries.len() / dim;
-        // Products come in whole vectors of queries.
+        // The matrix product computes whole vectors of queries.
         let width = n.next_multiple_of(WHOLE_VECTORS);
         let mut padded = queries.to_vec();
         padded.resize(width * dim, E::zero());
@@ -141,8 +144,8 @@ impl<E: Real, F: Fn(usize, usize) -> bool + Sync> WithOperand<E> for Search<'_, 
                 }
                 bests.offer(range.start, scores, width, &excluded);
             };
-            // One run for each thread, since a run begins without floors, below which nothing is looked at. Each takes the
-            // blocks that no other took, and now and then the floors that all have reached.
+            // There is one run per thread, not per block: a run starts without floors, so it has to look at every score at first.
+            // Each run takes the next block that no other run has taken, and exchanges floors with the other runs now and then.
             let blocks = rows.div_ceil(BANK_BLOCK);
             let runs = rayon::current_num_threads().min(blocks);
             let (next, floors) = (AtomicUsize::new(0), Mutex::new(Floors::none(n)));

@@ -115,8 +115,8 @@ fn golden_topk() {
     }
 }
 
-/// In bf16 the k best of the rounded factors' scores are found, and those scores differ from the exact ones by the
-/// rounding of factors: 0.24 % of a term's size, for each of as many terms as there are dimensions.
+/// With bf16 the search finds the k best scores of the rounded factors. These scores differ from the exact ones by the rounding
+/// of the factors: 0.24 % of each term, with one term per dimension.
 #[test]
 fn bf16_finds_the_best_of_its_own_scores() {
     let (n, m, dim, k) = (QUERY_BLOCK + 20, 3 * BANK_BLOCK + 5, 64, 20);

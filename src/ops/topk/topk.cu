@@ -1,16 +1,18 @@
-// The k largest dot products of each query with the rows of a bank. A block has 128 queries and a slice of the bank; it multiplies
-// 64 rows at a time, of which its warps take what exceeds a query's k-th best so far. No matrix of all scores exists.
+// Finds the k largest dot products of each query with the rows of a bank. A block has 128 queries and a slice of the bank. It
+// multiplies 64 rows at a time, and its warps keep the scores that exceed a query's k-th best score so far. No matrix of all
+// scores exists.
 //
-// Scores are f32 sums in one order, whatever the slices, and of equal ones the lower row comes first: results repeat.
+// Scores are f32 sums whose order does not depend on the slices, and among equal scores the lower row comes first. So results are
+// reproducible.
 //
-// Behind `matmul.cuh` (in f32) and `pipeline.cuh`.
+// Needs `matmul.cuh` (in f32) and `pipeline.cuh` in front of it.
 
 const int QUERIES = 128, ROWS = 64;
-// Slices, at most.
+// Maximum number of slices.
 const int SLICES = 128;
 
-// The best scores of a query and their rows, descending, shared out among a warp: entry e * 32 + lane is the thread's e-th. There is
-// room for 32 E.
+// The best scores of a query and their rows in descending order, distributed over a warp: entry e * 32 + lane is element e of the
+// thread in that lane. The capacity is 32 E entries.
 template <int E> struct Best {
     float scores[E];
     int rows[E];
@@ -34,7 +36,7 @@ template <int E> struct Best {
             if (entry(e) < count) to_scores[entry(e)] = scores[e], to_rows[entry(e)] = rows[e];
     }
 
-    // Puts a score behind those that are no lower. At most k stay.
+    // Inserts a score after all scores that are at least as high. At most k entries stay.
     DEVICE_MEMBER void insert(float score, int row, int k) {
         int lane = threadIdx.x % 32, place = 0;
 #pragma unroll
@@ -44,7 +46,7 @@ template <int E> struct Best {
             float before = warp_value(scores[e], lane + 31);
             int row_before = warp_value(rows[e], lane + 31);
             if (e > 0) {
-                // The entry before a line's first is the last of the line above.
+                // Lane 0's predecessor is the entry of lane 31 in the line above.
                 float last = warp_value(scores[e > 0 ? e - 1 : 0], 31);
                 int last_row = warp_value(rows[e > 0 ? e - 1 : 0], 31);
                 if (lane == 0) before = last, row_before = last_row;
@@ -67,8 +69,8 @@ template <int E> struct Best {
     }
 };
 
-// Best scores and rows per slice, [slices, queries, k], and how many there are, [slices, queries]. A row is left out for
-// the query whose sample it came from, where samples are given.
+// Writes the best scores and rows per slice, [slices, queries, k], and their number, [slices, queries]. If samples are given,
+// rows of a query's own sample are left out.
 template <int E, int V>
 DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const float *bank, int n, int m, int dim, int k,
                   int slice_rows, const long long *query_samples, const long long *bank_samples, float *scores, int *rows,
@@ -76,7 +78,7 @@ DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const flo
     int lane = threadIdx.x % 32, first_query = blockIdx.x * QUERIES;
     int begin = blockIdx.y * slice_rows, end = begin + slice_rows < m ? begin + slice_rows : m;
     size_t lists = (size_t)blockIdx.y * n;
-    // A warp has every eighth query from its first one on. Nobody else reads or writes what belongs to them.
+    // A warp has every eighth query from its first one on. No other warp reads or writes the lists of these queries.
     int own = first_query + threadIdx.x / 32, last = first_query + QUERIES < n ? first_query + QUERIES : n;
     for (int query = own; query < last; query += 8)
         if (lane == 0) counts[lists + query] = 0;
@@ -94,7 +96,7 @@ DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const flo
             int count = warp_value(lane == 0 ? counts[lists + query] : 0, 0);
             float *best_scores = scores + (lists + query) * k;
             int *best_rows = rows + (lists + query) * k;
-            // What the next one has to exceed, once there are k.
+            // The score that the next row has to exceed, once there are k rows.
             float floor = warp_value(lane == (k - 1) % 32 && count == k ? best_scores[k - 1] : 0.0f, (k - 1) % 32);
             Best<E> best;
             bool changed = false;
@@ -125,7 +127,7 @@ DEVICE void top_k(Memory<QUERIES, ROWS> &memory, const float *queries, const flo
     }
 }
 
-// By how many entries a thread has of a list of k, and whether 16-byte loads divide the width.
+// One kernel per number of entries that a thread has of a list of k. It uses 16-byte loads if they divide the width.
 #define TOP_K(E)                                                                                                               \
     KERNEL_OF_TWO(top_k_##E)(const float *queries, const float *bank, int n, int m, int dim, int k, int slice_rows,            \
                              const long long *query_samples, const long long *bank_samples, float *scores, int *rows,          \
@@ -140,8 +142,9 @@ TOP_K(1)
 TOP_K(4)
 TOP_K(32)
 
-// The best of all slices, which are in the order of their rows; of equal scores those of the first slice come first. A warp has a
-// query, and a thread every 32nd slice: as far as it has gone through each, and the best of their next ones.
+// Merges the lists of all slices. Slices are in the order of their rows, so among equal scores those of the first slice come
+// first. A warp has a query, and a thread has every 32nd slice: it keeps its position in the list of each slice and finds the
+// best of the next entries.
 KERNEL(top_k_merge)(int n, int k, int slices, const float *scores, const int *rows, const int *counts,
                     float *best_scores, int *best_rows, int *best_counts) {
     int query = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -150,7 +153,7 @@ KERNEL(top_k_merge)(int n, int k, int slices, const float *scores, const int *ro
     for (int i = 0; i < SLICES / 32; i++) heads[i] = 0;
     int found = 0;
     for (; found < k; found++) {
-        // Best among the thread's own, then among the warp's; -1 is none.
+        // The best among the thread's own slices, then among the warp's. -1 means that there is none.
         float best = 0.0f;
         int winner = -1;
         for (int i = 0; i < SLICES / 32; i++) {
@@ -177,7 +180,8 @@ KERNEL(top_k_merge)(int n, int k, int slices, const float *scores, const int *ro
     if (lane == 0) best_counts[query] = found;
 }
 
-// The rows that were found, a block each: vector, length, and what else is known, [kinds, found] of [kinds, length].
+// Copies the rows that were found, one block per row: the vector, its length before it was normalised, and its marks, from
+// [kinds, length] to [kinds, found].
 KERNEL(gather)(const int *found, const float *bank, const float *norms, const long long *marks, int length, int dim,
                int kinds, float *vectors, float *found_norms, long long *found_marks) {
     int row = found[blockIdx.x];

@@ -1,4 +1,4 @@
-//! Embeddings that a file already holds. The hash of an image finds its row.
+//! Reads embeddings that a file already holds. The hash of an image identifies its row.
 
 use std::{collections::HashMap, fs::File, path::Path, path::PathBuf};
 
@@ -17,7 +17,7 @@ use crate::tables::{
     column::{Column, EMBEDDING, IMAGE_SHA256},
 };
 
-/// A file of embeddings. Hashes and places of the rows are in memory; embeddings stay on disk.
+/// A file of embeddings. Hashes and numbers of the rows are in memory; embeddings stay on disk.
 pub struct Known {
     path: PathBuf,
     file: File,
@@ -28,7 +28,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Opens a file; None if it is not a whole file of `snclr embed`.
+    /// Opens a file; None if it is not a complete file written by `snclr embed`.
     pub fn open(path: &Path) -> Option<Known> {
         let file = File::open(path).ok()?;
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
@@ -58,7 +58,7 @@ impl Known {
         Ok(rows)
     }
 
-    /// The encoder that made the embeddings.
+    /// The footer, which identifies the encoder that computed the embeddings.
     pub fn footer(&self) -> &Footer {
         &self.footer
     }
@@ -68,7 +68,7 @@ impl Known {
         self.len
     }
 
-    /// The row of an image.
+    /// The row of the image with this hash, if the file has one.
     pub fn row(&self, hash: &Hash) -> Option<u64> {
         self.rows.get(hash).copied()
     }

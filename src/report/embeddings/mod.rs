@@ -1,7 +1,7 @@
 //! Computes embeddings of any images by the encoder of a run, and writes them as Parquet. Rows that the file already holds are
 //! kept.
 //!
-//! Images are streamed: memory holds a few batches, and hash and place of each row that is kept.
+//! Images are streamed: memory holds a few batches, and the hash and row number of each row that is kept.
 
 mod known;
 mod table;
@@ -33,14 +33,14 @@ use crate::{
 use known::Known;
 use table::{About, Footer, Hash};
 
-/// How many batches the reader may be ahead.
+/// Number of batches that the reader may be ahead of the encoder.
 const AHEAD: usize = 2;
 /// A batch ends at this many encoded bytes, even if it holds few images.
 const BATCH_BYTES: usize = 16 << 20;
 /// The most skipped images that are listed.
 const NAMED: usize = 5;
 
-/// Which encoder of a run.
+/// One of the encoders of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Branch {
     /// The trained encoder, which the scores of the run are from
@@ -56,7 +56,7 @@ pub struct Images {
     pub data: DataConfig,
     /// The splits in order; None for files on the command line, which are read as the training split.
     pub splits: Option<Vec<SplitName>>,
-    /// Class names by label, if they are better known here than in the data.
+    /// Class names by label, in place of those of the data; empty to use those of the data.
     pub classes: Vec<String>,
 }
 
@@ -66,7 +66,7 @@ pub struct Request<'a> {
     pub images: &'a Images,
     pub branch: Branch,
     pub path: &'a Path,
-    /// Compute everything again, whatever the file holds.
+    /// Compute everything again, even rows that the file already holds.
     pub overwrite: bool,
 }
 
@@ -99,8 +99,8 @@ pub enum InTheWay {
 
 const WHAT_TO_DO: &str = "choose another file, or replace this one with --overwrite";
 
-/// Writes the requested embeddings. The file appears whole, or stays as it was. After an interruption or an unreadable image,
-/// the finished rows are kept beside it (`.NAME.partial`), and the next call continues from there.
+/// Writes the requested embeddings. The file is replaced as a whole, or stays as it was. After an interruption or an unreadable
+/// image, the finished rows are kept beside it (`.NAME.partial`), and the next call resumes from there.
 ///
 /// # Errors
 /// [`InTheWay`]; [`Stopped`]; when artifacts of the run are missing or damaged, the data cannot be read, or the disk is full.
@@ -118,8 +118,8 @@ pub fn write(
     let path = std::path::absolute(request.path)?;
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_string_lossy();
     let (dir, partial) = (path.parent().unwrap_or(Path::new("/")), path.with_file_name(format!(".{name}.partial")));
-    // The lock is not beside the file, where its own file would stay. A lock only saves work: a user without write access to
-    // the runs folder goes without.
+    // The lock is in the runs folder, because a lock file beside the output would be left there. The lock only avoids duplicate
+    // work: a user without write access to the runs folder proceeds without it.
     let lock = format!("embed-{}", &hash::bytes(path.as_os_str().as_encoded_bytes())[..16]);
     let _lock = match Lock::attempt(&store.root().join("locks"), &lock) {
         Ok(Attempt::Busy(holder)) => return Err(InTheWay::Busy { path: request.path.to_owned(), holder }.into()),
@@ -228,7 +228,7 @@ fn footer(run: &Run, embedder: &Embedder, branch: Branch) -> Footer {
     }
 }
 
-/// Files whose rows can be kept: the old file (called `shown`), and the partial file of an interrupted call.
+/// Files whose rows can be kept: the old file at `path` (`shown` in messages), and the partial file of an interrupted call.
 fn known(path: &Path, shown: &Path, partial: &Path, footer: &Footer) -> anyhow::Result<Vec<Known>> {
     let mut all = Vec::new();
     if path.symlink_metadata().is_ok() {
@@ -416,7 +416,7 @@ fn read(
     Ok(all)
 }
 
-/// Rewords an error of the data, which names a key of a spec, to name the option of this command.
+/// Rewords an error about the data so that it names the option of this command, and not the key of a spec.
 fn said_for_a_command_line(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<DataError>() {
         Ok(DataError::Image { name, reason }) => {

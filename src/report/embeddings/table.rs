@@ -47,7 +47,8 @@ pub fn batch(rows: &[About], embeddings: Vec<f32>, dim: usize) -> RecordBatch {
     ])
 }
 
-/// Parquet settings without dictionary, statistics or compression for embeddings, which gain nothing by them.
+/// Parquet settings. Embeddings are stored without dictionary, statistics or compression, and hashes without dictionary or
+/// statistics, because they gain nothing from these.
 pub fn properties() -> WriterProperties {
     let embedding = ColumnPath::new([EMBEDDING.name, "list", "item"].map(str::to_owned).to_vec());
     WriterProperties::builder()
@@ -72,7 +73,8 @@ pub fn parse_hash(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// The schema of a file. Its metadata holds the footer's values, so that any reader of the schema sees them.
+/// The schema of a file. Its metadata holds the footer's values except the class names, so that any reader of the schema sees
+/// them.
 pub fn schema_with(footer: &Footer, dim: usize) -> SchemaRef {
     let known = footer.pairs(dim).into_iter().filter(|(key, _)| key != "snclr.classes");
     Arc::new(Schema::new_with_metadata(

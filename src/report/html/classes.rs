@@ -54,8 +54,8 @@ impl Evaluation {
         (labels, counts)
     }
 
-    /// `labels`; per label `[images, right, predicted]`; the `matrix` [label][predicted] of up to [`MATRIX`] classes, null
-    /// beyond; `pairs` that are confused most as `[label, predicted, images]`.
+    /// The JSON of the page: `name`; `labels`; `scores` with `[images, right, predicted]` per label; `matrix` [label][predicted],
+    /// which is null beyond [`MATRIX`] classes; and `pairs`, the most confused ones, as `[label, predicted, images]`.
     pub fn to_json(&self) -> Value {
         let (labels, counts) = self.counts();
         let count = |label: i64, guess: i64| counts.get(&(label, guess)).copied().unwrap_or(0);

@@ -23,7 +23,7 @@ const EXAMPLES: usize = 6;
 /// Side of a picture in pixels.
 const SIDE: u32 = 96;
 
-/// The page of `contents`, which were read from `data`. A row of `facts` is a label and a value per split.
+/// The page of `contents`, which were read from `data`. Each row of `facts` is a label followed by one value per split.
 ///
 /// # Errors
 /// When an image cannot be read.

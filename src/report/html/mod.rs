@@ -28,7 +28,7 @@ use crate::{
 /// Marks the best value in a row of scores.
 const BEST: &str = "★ ";
 
-/// The page of `runs`: the report of one, or the comparison of several. The same runs give the same bytes.
+/// The page of `runs`: a report of one run, or a comparison of several. The same runs give the same bytes.
 ///
 /// # Errors
 /// When artifacts of a run are missing, damaged, or from an older version of this program. A run without results has only its
@@ -45,7 +45,7 @@ pub fn render(store: &Store, runs: &[Run]) -> anyhow::Result<String> {
     let groups = group::single(&distinct);
     comparison.look_at_artifacts(store, &groups);
     comparison.add_gains(store, &groups)?;
-    // The grid shows these already.
+    // The gains of a run by metric, for the page of a single run. The grid already shows the gains of a comparison.
     let gains = |i: usize| -> serde_json::Map<String, Value> {
         let of_run = |(metric, gains): &(String, Vec<Option<Paired>>)| {
             Some((metric.clone(), Value::from(grid::difference(gains[i].as_ref()?))))

@@ -1,4 +1,4 @@
-//! The neighbours of a few images in the queue, with their positiveness, early and late in training.
+//! The nearest neighbours that a few images have in the queue, with their positiveness, early and late in training.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ struct Moment {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Neighbour {
-    /// None for a random vector from the start of the queue.
+    /// None for one of the random vectors that fill the queue at the start of training.
     sample: Option<i64>,
     label: Option<i64>,
     weight: f64,

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use serde_json::Value;
 
-/// The largest page: small enough to send by mail.
+/// The largest size of a page in bytes: small enough to send by mail.
 const LARGEST: usize = 5 << 20;
 
 const PAGE: &str = include_str!("page.html");

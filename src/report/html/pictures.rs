@@ -19,7 +19,8 @@ pub struct Sheet {
 }
 
 impl Sheet {
-    /// An empty sheet of tiles with sides of at most `largest` pixels and about `size`.
+    /// An empty sheet. The side of a tile is `size`, but at most `largest` pixels, rounded down to whole blocks, with two at
+    /// least.
     pub fn new(size: u32, largest: u32) -> Self {
         Sheet { side: (size.min(largest) / BLOCK * BLOCK).max(2 * BLOCK), tiles: Vec::new() }
     }

@@ -8,7 +8,8 @@ pub struct Work {
     pub total: Option<u64>,
     pub unit: String,
     pub done: u64,
-    /// Time and progress of the first report, from which speed is measured. After a resume it includes earlier work.
+    /// Time and progress of the first report. Speed is measured from there, since after a resume that progress includes earlier
+    /// work.
     pub pace: Option<(Instant, u64)>,
     pub message: String,
     pub last_line: Instant,

@@ -1,24 +1,24 @@
-//! Finds 64-bit hashes within a small Hamming distance. Each hash is filed under four of its parts, so that a search compares
-//! few.
+//! Finds 64-bit hashes within a small Hamming distance. Each hash is stored under each of its four parts, so that a search
+//! compares only a few hashes.
 
 /// Bits in a part.
 const BITS: usize = 16;
 const PARTS: usize = 64 / BITS;
 /// Bits by which a part may differ: if every part differs by more, the hashes differ by more than [`RADIUS`].
 const RADIUS_OF_PART: u32 = 2;
-/// Bits by which near hashes may differ. Then one of their four parts differs by 2 at most.
+/// Bits by which near hashes may differ. At least one of their four parts then differs by 2 bits at most.
 pub const RADIUS: u32 = (RADIUS_OF_PART + 1) * PARTS as u32 - 1;
 
-/// The index.
+/// An index of 64-bit hashes with numbers.
 pub struct Index {
     parts: [Filed; PARTS],
-    /// All changes of a part by few bits.
+    /// All changes of a part by at most [`RADIUS_OF_PART`] bits, as masks for XOR.
     changes: Vec<u16>,
 }
 
-/// Hashes and their numbers, in the order of one part.
+/// Hashes and their numbers, sorted by one part.
 struct Filed {
-    /// Where the hashes of each value of the part begin.
+    /// Index of the first hash of each value of the part.
     begins: Vec<u32>,
     hashes: Vec<u64>,
     numbers: Vec<u32>,
@@ -56,7 +56,8 @@ impl Index {
         Index { parts: std::array::from_fn(|at| Filed::new(all, at)), changes }
     }
 
-    /// Calls back with number and distance of every hash within [`RADIUS`] bits; for some more than once.
+    /// Calls `found` with the number and the distance of every hash within [`RADIUS`] bits. Some hashes are passed more than
+    /// once.
     pub fn near(&self, hash: u64, mut found: impl FnMut(u32, u32)) {
         for (at, filed) in self.parts.iter().enumerate() {
             for change in &self.changes {

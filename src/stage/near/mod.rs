@@ -1,4 +1,4 @@
-//! Finds near duplicates: 64-bit hashes give candidates, and thumbnails or embeddings confirm them.
+//! Finds near duplicates: 64-bit hashes select candidates, and thumbnails or embeddings confirm them.
 //!
 //! Memory holds a hash and its places in the index, about 60 bytes per image. Thumbnails or embeddings are in a file without a
 //! name, which disappears with the process.
@@ -25,13 +25,13 @@ use thumbnail::{BYTES, Thumbnail, Window};
 use super::{Interrupt, Progress, Stopped};
 use crate::ops::random::Normals;
 
-/// The most images to compare one with: the nearest by hash.
+/// The most candidates that one image is compared with: the nearest by hash.
 const MOST: usize = 32;
 /// Images to look up between two checks for an interruption.
 const AT_ONCE: usize = 1024;
-/// Likeness of thumbnails from which two images count as near duplicates.
+/// The smallest likeness of thumbnails at which two images count as near duplicates.
 const ALIKE: f32 = 0.8;
-/// Number of independent hashes of embeddings: a pair that one misses, another may find.
+/// Number of independent hashes of embeddings. One hash may find a pair that another misses.
 const ROUNDS: u64 = 2;
 
 /// The numbers of two images, the later one first, and their likeness: 1 for equal images.
@@ -76,10 +76,11 @@ impl Records {
 
 /// A way to compare images.
 trait Compared: Sync {
+    /// The form in which an image is compared.
     type Item: Send + Sync;
-    /// The image in the form in which it is compared.
+    /// The choice of what is compared, e.g. a window of a thumbnail.
     type Way: Copy + Send;
-    /// Likeness from which two images count as near duplicates.
+    /// The smallest likeness at which two images count as near duplicates.
     fn from(&self) -> f32;
 
     fn item(&self, number: u32) -> anyhow::Result<Self::Item>;
@@ -129,7 +130,7 @@ fn search<C: Compared>(
     Ok(found)
 }
 
-/// Each pair once, with the larger of both likenesses, in the order of the images.
+/// Keeps each pair once, with the larger of its likenesses, in the order of the images.
 fn distinct(mut pairs: Vec<Pair>) -> Vec<Pair> {
     pairs.sort_by(|a, b| (a.again, a.first).cmp(&(b.again, b.first)).then(b.likeness.total_cmp(&a.likeness)));
     pairs.dedup_by_key(|pair| (pair.again, pair.first));
@@ -178,7 +179,7 @@ pub fn by_thumbnails(
 struct Embeddings<'a> {
     records: &'a Records,
     mean: &'a [f32],
-    /// 64 directions, as wide as an embedding.
+    /// 64 directions, each as wide as an embedding.
     directions: Vec<f32>,
     from: f32,
 }
@@ -202,7 +203,7 @@ impl Compared for Embeddings<'_> {
         self.from
     }
 
-    /// The embedding less the mean, scaled to length 1: what all images share does not distinguish them.
+    /// The embedding minus the mean, scaled to length 1. The mean is common to all images, so it does not distinguish them.
     fn item(&self, number: u32) -> anyhow::Result<Vec<f32>> {
         let record = self.records.read(number)?;
         let values = record.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
@@ -221,7 +222,7 @@ impl Compared for Embeddings<'_> {
     }
 }
 
-/// The pairs whose embeddings less their `mean` have a cosine of at least `from`; `numbers` are those of the images to compare.
+/// The candidates whose embeddings, minus `mean`, have a cosine of at least `from`. `numbers` are the images to compare.
 ///
 /// # Errors
 /// When the records cannot be read; when the user interrupts.

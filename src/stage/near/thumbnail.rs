@@ -4,7 +4,7 @@ use std::{f32::consts::PI, sync::LazyLock};
 
 use crate::dataset::{Part, augment::shrink};
 
-/// Height and width of the grey plane, and of each of the two colour planes behind it.
+/// Side of the grey plane, and of each of the two colour planes that follow it.
 const SIDE: usize = 32;
 const COLOUR_SIDE: usize = SIDE / 2;
 /// Bytes in a thumbnail.
@@ -18,7 +18,7 @@ const COLOURS: usize = 8;
 const FAINT: f32 = 16.0;
 /// Images with a smaller standard deviation of grey values (out of 255) have too little contrast to compare.
 const PLAIN: f32 = 2.0;
-/// The divisions of a side, and the shifts in them, that make up the small crops.
+/// Sides of the small crops, as shares of the image's sides.
 const PARTS: [f32; 2] = [0.95, 0.89];
 
 /// A part of a thumbnail: left, top, width and height as shares of its sides.
@@ -52,7 +52,7 @@ impl Window {
     }
 }
 
-/// Grey values, then half of red less green and half of blue less green, about 128.
+/// A grey plane and two colour planes. The colours are half of red minus green and half of blue minus green, plus 128.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thumbnail(Box<[u8; BYTES]>);
 
@@ -103,8 +103,8 @@ impl Thumbnail {
         squares as f32 / values.len() as f32 - mean * mean < PLAIN * PLAIN
     }
 
-    /// The perceptual hash of a window: the signs of its lowest frequencies without the mean. Brightness and contrast do not
-    /// change them.
+    /// The perceptual hash of a window: the signs of its lowest frequencies without the mean. It does not depend on brightness
+    /// and contrast.
     pub fn hash(&self, window: Window) -> u64 {
         static COSINES: LazyLock<[[f32; SAMPLES]; FREQUENCIES]> = LazyLock::new(|| {
             let cosine = |k: usize, i: usize| libm::cosf(PI * k as f32 * (i as f32 + 0.5) / SAMPLES as f32);
@@ -123,8 +123,8 @@ impl Thumbnail {
         hash
     }
 
-    /// The likeness of a window, or a nearby one, to the whole of another image: the smallest of the correlations of grey
-    /// values and of details, and the cosine of colours. 1 for equal images.
+    /// The likeness of a window, or of the best window near it, to the whole of another image: the smallest of the correlation of
+    /// grey values, the correlation of details, and the cosine of colours. 1 for equal images.
     pub fn likeness(&self, window: Window, other: &Thumbnail) -> f32 {
         let whole = other.grey().sample::<SAMPLES>(Window::WHOLE);
         let score = |window: Window| correlation(&self.grey().sample::<SAMPLES>(window), &whole);
@@ -178,7 +178,7 @@ fn cosine(a: impl Iterator<Item = f32>, b: impl Iterator<Item = f32>) -> f32 {
     ab / (aa * bb).sqrt()
 }
 
-/// Each sample less the mean of its surroundings.
+/// Each sample minus the mean of the 7 x 7 samples around it.
 fn details<const N: usize>(samples: &[[f32; N]; N]) -> [[f32; N]; N] {
     std::array::from_fn(|y| {
         std::array::from_fn(|x| {
@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    /// A disc on a ground.
+    /// A disc on a background.
     fn disc(ground: [u8; 3], disc: [u8; 3], noise: u8) -> Thumbnail {
         let image = RgbImage::from_fn(40, 40, |x, y| {
             let within = x.abs_diff(15).pow(2) + y.abs_diff(22).pow(2) < 80;
@@ -228,7 +228,7 @@ mod tests {
         assert!(likeness(&first, &disc(teal, blue, 4)) > 0.95);
         assert!(likeness(&first, &disc(teal.map(|v| v - 20), blue.map(|v| v - 50), 4)) > 0.9, "a darker one");
         assert!(likeness(&first, &disc(red, pink, 0)) < 0.5, "{}", likeness(&first, &disc(red, pink, 0)));
-        // Without colours grey values alone count.
+        // Without colours, only grey values count.
         let grey = disc([90; 3], [200; 3], 0);
         assert!(likeness(&grey, &disc([92, 90, 88], [200, 203, 200], 3)) > 0.95);
     }

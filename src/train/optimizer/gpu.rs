@@ -1,5 +1,5 @@
-//! Optimisers on a GPU, with loss scaling for f16. The same pass updates the moving average and the copies in 16 bits.
-//! Nothing here waits for the device.
+//! Optimisers on a GPU, with loss scaling for f16. The pass over the parameters also updates the moving average and the copies in
+//! 16 bits. Updates never wait for the device.
 
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ const KERNELS: &[&str] = &[
 ];
 const TEXT: &str = concat!(include_str!("../../ops/cuda/storage.cuh"), include_str!("optimizer.cu"));
 
-/// The kernels.
+/// The kernels, for each storage type of the encoder.
 pub static SOURCES: [Source; 3] = [
     Source { name: "optimizer_f32", defines: "#define STORAGE 0", text: TEXT, kernels: KERNELS },
     Source { name: "optimizer_f16", defines: "#define STORAGE 1", text: TEXT, kernels: KERNELS },
@@ -39,7 +39,7 @@ pub static SOURCES: [Source; 3] = [
 
 /// Elements per block of an update.
 const CHUNK: usize = 4096;
-/// The most blocks that look for what is not finite: each has a flag.
+/// The most blocks that search for gradients that are not finite. Each block has a flag.
 const BLOCKS: usize = 2048;
 /// Initial loss scale, and the number of steps without overflow after which it doubles (torch's defaults).
 pub(super) const FIRST_SCALE: f32 = 65536.0;
@@ -47,8 +47,8 @@ const GROWTH_INTERVAL: i32 = 2000;
 /// Number of floats of the state in a checkpoint.
 const KEPT: usize = 5;
 
-/// The buffers that the pass over the parameters also updates, as arguments of the kernels: the average, and the encoders'
-/// copies in 16 bits.
+/// Arguments of the kernels for the buffers that the pass over the parameters also updates: the average, and the copies in 16
+/// bits of the encoder's parameters and of their average.
 fn followers<D: GpuTensors>(storage: Scalar, params: &Params, average: Option<&Average<OnGpu<D>>>) -> [Arg; 7] {
     let target = average.map(|average| &*average.target);
     let averaged = target.map_or(0, |target| target.all().len());
@@ -84,21 +84,22 @@ pub struct OptimizerGpu {
     config: OptimizerConfig,
     gpu: Gpu,
     layout: Layout,
-    /// Which tensors are updated, and the chunks of all tensors on the device.
+    /// Which tensors are updated, the chunks of all tensors on the device, and the number of chunks.
     chunks: Option<(Vec<bool>, Buffer, usize)>,
     /// One or two moments, in the layout of the parameters.
     moments: Vec<Buffer>,
     /// [`KEPT`] floats (loss scale, steps since it changed, whether this update is skipped, skipped updates, applied updates),
     /// then the factor on the gradients of this update.
     state: Buffer,
-    /// How the encoder's copies are stored.
+    /// The storage type of the encoder's copies.
     storage: Scalar,
-    /// Number of parameters, from the first, whose gradients are scaled; 0 but for f16.
+    /// Number of parameters, from the first, whose gradients carry the loss scale: those of the encoder in f16, else 0.
     scaled: usize,
 }
 
 impl OptimizerGpu {
-    /// A fresh optimiser for the parameters of `layout`, whose first `encoder` are an encoder's that computes in `math`.
+    /// A fresh optimiser for the parameters of `layout`. The first `encoder` of them belong to an encoder that computes in
+    /// `math`.
     ///
     /// # Errors
     /// When memory runs out.
@@ -109,7 +110,7 @@ impl OptimizerGpu {
         math: Math,
         encoder: usize,
     ) -> Result<Self, GpuError> {
-        // Gradients in f16 may leave its range; those in bf16 have that of f32.
+        // Gradients may leave the range of f16. The range of bf16 is that of f32.
         let (storage, scaled) = (math.scalar(), if math == Math::F16 { encoder } else { 0 });
         let moments: Result<Vec<_>, _> = (0..moments(config)).map(|_| gpu.zeros(Kind::F32, layout.len())).collect();
         let first = if scaled > 0 { FIRST_SCALE } else { 1.0 };
@@ -122,8 +123,8 @@ impl OptimizerGpu {
         self.storage.source(&SOURCES)
     }
 
-    /// Updates the parameters, the average and the copies by one step. An update whose f16 gradients overflowed is skipped and
-    /// counted; average and copies are updated all the same.
+    /// Updates the parameters, the average and the copies by one step. If gradients overflowed in f16, the update of the
+    /// parameters is skipped and counted, but average and copies are updated.
     fn step<D: GpuTensors>(&mut self, update: Update<OnGpu<D>>) -> Result<(), GpuError> {
         let Update { params, gradients, batches, learning_rate, trains, average } = update;
         let len = self.layout.len();
@@ -133,14 +134,15 @@ impl OptimizerGpu {
             let blocks = self.scaled.div_ceil(THREADS).min(BLOCKS);
             let found = self.gpu.take(Kind::I32, blocks)?;
             let args = [gradients, Arg::count(self.scaled), found.arg()];
-            // SAFETY: as many gradients are scaled, and every block has its flag.
+            // SAFETY: the first `scaled` gradients are the encoder's, so there are at least as many, and `found` has a flag for
+            // every block.
             unsafe { self.gpu.launch(self.source(), "find_non_finite", [blocks, 1, 1], &args) }?;
             flags = Some(found);
         }
         let blocks = flags.as_ref().map_or(0, |flags| flags.view().len());
         let flags = Arg::optional(flags.as_ref().map(Buffer::view), Kind::I32, blocks);
         let args = [flags, Arg::count(blocks), Arg::Int(GROWTH_INTERVAL), self.state.arg()];
-        // SAFETY: there are as many flags.
+        // SAFETY: there are `blocks` flags, or no flags at all, and `state` has the six floats of the kernel.
         unsafe { self.gpu.launch(self.source(), "begin_update", [1, 1, 1], &args) }?;
 
         self.find_chunks(trains)?;
@@ -152,8 +154,9 @@ impl OptimizerGpu {
         let moved =
             [&tensors[..], &gradients, &[self.moments[0].arg()], &followers(self.storage, params, average.as_ref())]
                 .concat();
-        // SAFETY: of every launch below: chunks lie within parameters, gradients and moments, of which the layout says how many
-        // there are, and the others have what their kernels say of each chunk or tensor.
+        // SAFETY: this holds for every launch below. Parameters, gradients and moments have as many elements as the layout, and
+        // all chunks are within the layout. `state` has six floats, `coefficients` two, `norms` two per chunk, and `trust` one
+        // per tensor, as the kernels require. `followers` checks that the other buffers are no longer than the parameters.
         let launch = |kernel: &str, grid, args: &[Arg]| unsafe { self.gpu.launch(self.source(), kernel, grid, args) };
         let run = |kernel: &str, more: &[Arg]| launch(kernel, grid, &[&moved[..], more].concat());
         let lr = learning_rate;
@@ -215,7 +218,8 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         let len = average.target.all().len();
         let from = params.all().part(0..len).arg(Kind::F32, len);
         let args = [&[from, Arg::count(len)][..], &followers(self.math().scalar(), params, Some(&average))].concat();
-        // SAFETY: there are `len` parameters, and the buffers to update are no longer.
+        // SAFETY: `from` has `len` parameters. `followers` passes the lengths of the buffers to update, and checks that they are
+        // no longer than all parameters.
         unsafe { self.device().launch(self.math().scalar().source(&SOURCES), "follow_all", in_strides(len), &args) }
     }
 
@@ -230,11 +234,11 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         }
         let len = g.view().len();
         let args = [g.view().arg(Kind::F32, len), Arg::count(len), optimizer.state.arg()];
-        // SAFETY: the gradient has `len` values.
+        // SAFETY: the gradient has `len` values, and `state` starts with the loss scale.
         unsafe { self.device().launch(optimizer.source(), "scale", in_strides(len), &args) }
     }
 
-    /// None but in f16.
+    /// None unless the encoder computes in f16.
     fn scaling(&self, optimizer: &OptimizerGpu) -> Result<Option<Scaling>, GpuError> {
         if optimizer.scaled == 0 {
             return Ok(None);
@@ -243,7 +247,7 @@ impl<D: GpuTensors> Optimize for OnGpu<D> {
         Ok(Some(Scaling { scale: state[0], skipped: state[3] as u64, taken: state[4] as u64 }))
     }
 
-    /// As on the host, with the state of loss scaling in f16.
+    /// Moments and number of updates, as on the host; in f16 also the state of loss scaling.
     fn kept(&self, optimizer: &OptimizerGpu) -> Result<Kept<f32>, GpuError> {
         let moment = |i: usize| optimizer.moments.get(i).map(Buffer::read).transpose();
         let state: Vec<f32> = self.device().read(optimizer.state.view().part(0..KEPT))?;

@@ -30,8 +30,8 @@ impl<E: Real> Optimizer<E> {
         Self { config: config.clone(), layout: layout.clone(), moments, steps: 0 }
     }
 
-    /// Updates the parameters by one step at learning rate `lr`. Tensors for which `trains` is false do not change at all, by
-    /// decay or momentum either.
+    /// Updates the parameters by one step at learning rate `lr`. Tensors for which `trains` is false do not change at all,
+    /// neither by weight decay nor by momentum.
     pub fn step(&mut self, params: &mut [E], gradients: &[E], lr: f64, trains: &[bool]) {
         self.steps += 1;
         let steps = self.steps as i32;
@@ -104,7 +104,8 @@ where
         Ok(())
     }
 
-    /// Runs the step on a thread of rayon. From another thread, every parallel loop would have to wake one and wait for it.
+    /// Runs the step on a thread of rayon. From another thread, every parallel loop would have to wake a rayon thread and wait
+    /// for it.
     fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         rayon::scope(|_| trainer.step_here(batch, due))
     }

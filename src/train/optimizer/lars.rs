@@ -9,7 +9,7 @@ use crate::{
     train::LarsConfig,
 };
 
-/// Elements per task: fixed, so that the number of threads does not change a bit.
+/// Elements per task. The number is fixed, so the bits of the result do not depend on the number of threads.
 const PART: usize = 1 << 15;
 
 pub(super) fn step<E: Real>(config: &LarsConfig, lr: f64, tensor: TensorStep<E>) {

@@ -31,7 +31,7 @@ pub struct Update<'a, B: Backend> {
     pub gradients: &'a mut B::Buffer,
     pub batches: u64,
     pub learning_rate: f64,
-    /// Whether to update each tensor. The others do not change at all, by decay or momentum either.
+    /// Whether to update each tensor. The other tensors do not change at all, neither by weight decay nor by momentum.
     pub trains: Vec<bool>,
     /// The average to update in the same pass.
     pub average: Option<Average<'a, B>>,
@@ -49,7 +49,7 @@ pub trait Optimize: Backend {
     /// An optimiser with its state.
     type Optimizer;
 
-    /// A fresh optimiser for the parameters of `layout`, of which the first `encoder` are an encoder's.
+    /// A fresh optimiser for the parameters of `layout`. The first `encoder` of them belong to the encoder.
     fn optimizer(
         &self,
         config: &OptimizerConfig,
@@ -76,7 +76,7 @@ pub trait Optimize: Backend {
     /// The state of an optimiser. Waits for the device.
     fn kept(&self, optimizer: &Self::Optimizer) -> Result<Kept<Self::Real>, Self::Error>;
 
-    /// Restores the state; missing parts stay as they are.
+    /// Restores the state of an optimiser. Parts that `kept` lacks stay as they are.
     fn go_on_from(&self, optimizer: &mut Self::Optimizer, kept: Kept<Self::Real>) -> Result<(), Self::Error>;
 
     /// The state for a checkpoint, which any device can restore. Waits for the device.
@@ -102,7 +102,7 @@ pub trait Optimize: Backend {
     /// Calls [`Trainer::step_here`] on the thread that suits the device.
     ///
     /// # Errors
-    /// As of [`Trainer::step`].
+    /// Those of [`Trainer::step`].
     fn step(trainer: &mut Trainer<Self>, batch: &Loaded<Self>, due: StepPlan) -> anyhow::Result<Option<StepRow>> {
         trainer.step_here(batch, due)
     }
@@ -114,7 +114,7 @@ pub struct Kept<E> {
     moments: [Option<Vec<E>>; 2],
     /// Number of updates so far.
     steps: Option<i64>,
-    /// For f16 only.
+    /// The state of loss scaling, for f16 only.
     loss_scaling: Option<Vec<E>>,
 }
 
@@ -145,7 +145,7 @@ impl<E: Clone> Kept<E> {
     }
 }
 
-/// Moments per parameter.
+/// Number of moments per parameter.
 fn moments(config: &OptimizerConfig) -> usize {
     match config {
         OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,

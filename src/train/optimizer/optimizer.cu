@@ -1,33 +1,36 @@
 // Optimisers, their loss scaling, and the moving average, over flat buffers in f32.
 //
-// A block has a chunk of one tensor. `state` is six floats on the device, so that no step waits for the host; UNSCALE is
-// what gradients in f16 are multiplied by in this update.
+// Each block updates a chunk of one tensor. `state` is an array of six floats on the device, so that no step waits for the host.
+// UNSCALE is the factor that removes the loss scale from the gradients of this update.
 enum { SCALE, GOOD, SKIP, SKIPPED, TAKEN, UNSCALE };
 
 struct Chunk {
     int offset, length, tensor, weight, moves;
 };
 
-// The sum of several batches' gradients; the first `scaled` carry the loss scale. A mean gradient is wanted.
+// The mean gradient over the batches of an update: `g` is the sum of their gradients, and `share` is one over their number. The
+// first `scaled` elements of `g` carry the loss scale.
 #define GRADIENTS const float *g, int scaled, float share
 DEVICE float gradient(int i, const float *state, GRADIENTS) {
     return g[i] * (i < scaled ? state[UNSCALE] : 1.0f) * share;
 }
 
-// What follows the parameters in the same pass, where it is given: the average of the first `shared` of them,
-// target <- keep target + take p, and both in the encoder's storage as far as the first `encoder`.
+// The buffers that the pass over the parameters also updates. Each pointer may be null.
+// target: the average of the first `shared` parameters, target <- keep target + take p.
+// narrow, narrow_target: copies of the first `encoder` parameters, and of their average, in the encoder's storage type.
 #define FOLLOWERS float *target, int shared, float keep, float take, scalar *narrow, scalar *narrow_target, int encoder
 DEVICE void follow(int i, float p, FOLLOWERS) {
     if (narrow && i < encoder) from_float(narrow[i], p);
     if (!target || i >= shared) return;
-    // Not fused, in whichever kernel this is: what is averaged with a step or by itself has the same bits.
+    // `product` prevents fused multiply-adds. So the average has the same bits in every kernel, with a step or by itself.
     float average = product(keep, target[i]) + product(take, p);
     target[i] = average;
     if (narrow_target && i < encoder) from_float(narrow_target[i], average);
 }
 #define FOLLOW(i, p) follow(i, p, target, shared, keep, take, narrow, narrow_target, encoder)
 
-// `moves` is whether the tensor is moved, and the update not skipped: what follows does so either way.
+// Loops over the elements i of the block's chunk. `moves` is whether the tensor is trained and the update is not skipped. The
+// buffers of FOLLOW are updated either way.
 #define EACH_OF_CHUNK(i)                                                                                               \
     Chunk chunk = chunks[blockIdx.x];                                                                                  \
     bool moves = chunk.moves && state[SKIP] == 0.0f;                                                                   \
@@ -47,7 +50,7 @@ KERNEL(sgd_step)(const Chunk *chunks, const float *state, float *p, GRADIENTS, f
     }
 }
 
-// Coefficients that depend on how many steps were taken: rate, correction.
+// The coefficients that depend on the number of updates so far: rate, correction.
 KERNEL(adamw_prepare)(const float *state, double lr, double beta1, double beta2, float *coefficients) {
     if (threadIdx.x > 0) return;
     double steps = state[TAKEN];
@@ -90,9 +93,9 @@ KERNEL(lars_norms)(const Chunk *chunks, const float *state, const float *p, GRAD
     if (threadIdx.x < 2) norms[2 * blockIdx.x + threadIdx.x] = shared[threadIdx.x][0];
 }
 
-// Per tensor: eta |p| / |d|, or 1 where either is zero and for tensors of one axis. A tensor's chunks are neighbours.
+// Per tensor: eta |p| / |d|, or 1 if either is zero or the tensor has one axis. The chunks of a tensor are consecutive.
 KERNEL(lars_trust)(const Chunk *chunks, int count, const double *norms, double eta, float *trust) {
-    // A warp per chunk, of which those of a tensor's first chunk go through all of its chunks.
+    // There is a warp per chunk. Only the warp of a tensor's first chunk continues, and adds up all chunks of the tensor.
     int first = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (first >= count || (first > 0 && chunks[first - 1].tensor == chunks[first].tensor)) return;
     double p_norm = 0.0, d_norm = 0.0;
@@ -123,7 +126,7 @@ KERNEL(lars_step)(const Chunk *chunks, const float *state, float *p, GRADIENTS, 
     }
 }
 
-// What follows parameters that have not moved.
+// Updates the average and the copies when the parameters have not changed.
 KERNEL(follow_all)(const float *p, int length, FOLLOWERS) {
     for (int i = blockIdx.x * 256 + threadIdx.x; i < length; i += gridDim.x * 256) FOLLOW(i, p[i]);
 }
@@ -146,8 +149,9 @@ KERNEL(find_non_finite)(const float *values, int length, int *found) {
     found[blockIdx.x] = mine;
 }
 
-// Before an update: whether it is skipped, and the loss scale from then on: halved when something overflowed, doubled
-// after so many steps in a row that did not. Without `found` no update is skipped.
+// Runs before an update. Decides whether the update is skipped, and sets the loss scale of the next step: it is halved (down to
+// 1) if a gradient overflowed, and doubled (up to 2^24) after `growth_interval` consecutive updates without overflow. Without
+// `found`, no update is skipped and the scale stays.
 KERNEL(begin_update)(const int *found, int blocks, int growth_interval, float *state) {
     if (threadIdx.x > 0) return;
     int skip = 0;

@@ -1,4 +1,4 @@
-//! Divides flat buffers into tensors, for the optimisers on the host.
+//! Division of flat buffers into tensors, for the optimisers on the host.
 
 use crate::ops::{
     Real,
@@ -14,7 +14,7 @@ pub struct TensorStep<'a, E> {
 }
 
 impl<E> TensorStep<'_, E> {
-    /// Weights have two axes or more; biases and batch norm's parameters have one.
+    /// Whether the tensor is a weight. Weights have two axes or more; biases and batch norm's parameters have one.
     pub fn is_weight(&self) -> bool {
         self.entry.shape.len() > 1
     }

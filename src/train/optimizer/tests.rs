@@ -28,7 +28,7 @@ fn adamw() -> OptimizerConfig {
     OptimizerConfig::Adamw(AdamwConfig { base_lr: 1e-2, lr_scaling, betas, eps: 1e-8, weight_decay: 0.1 })
 }
 
-/// A model of nothing but parameters.
+/// A model that has only parameters.
 struct Moving<B: Optimize> {
     on: B,
     layout: Layout,
@@ -61,7 +61,7 @@ impl<B: Optimize> Moving<B> {
     }
 }
 
-/// The golden case's three steps.
+/// Compares the three steps of a golden case.
 fn agrees<B: Optimize>(on: &B, case: &str, config: &OptimizerConfig, lrs: [f64; 3]) -> Vec<B::Real> {
     let golden = Golden::load(case);
     let mut layout = Layout::default();
@@ -72,7 +72,7 @@ fn agrees<B: Optimize>(on: &B, case: &str, config: &OptimizerConfig, lrs: [f64; 
     let mut model = Moving::new(on, config, &layout, 0, load("in."));
     for (i, lr) in lrs.into_iter().enumerate() {
         model.update(&load(&format!("in.grad{i}.")), 1, lr, |_| true, None);
-        // State taken out and put into a fresh optimiser must go on as if nothing had happened.
+        // A fresh optimiser with the restored state must continue as if nothing had happened.
         let state = on.optimizer_state(&model.optimizer).unwrap();
         model.optimizer = on.optimizer(config, &layout, 0).unwrap();
         on.restore_optimizer(&mut model.optimizer, &state).unwrap();
@@ -122,7 +122,7 @@ fn ramp(len: usize, step: f32) -> Vec<f32> {
     (0..len).map(|i| (i as f32 * step).sin()).collect()
 }
 
-/// Tensors of several of a GPU's chunks, accumulation, and a tensor that stays.
+/// Covers tensors that span several chunks on a GPU, accumulation, and a tensor that is not trained.
 #[test]
 fn every_optimiser_moves_large_tensors_as_the_host_does_and_leaves_others() {
     let mut layout = Layout::default();
@@ -189,8 +189,8 @@ fn the_average_moves_by_what_is_left_of_the_momentum() {
     });
 }
 
-/// A step that takes average and half precision along, against a plain step and the average in a pass of its own: the same
-/// bits, with a tensor that is not moved, and when the update is skipped.
+/// Compares a step that also updates average and 16-bit copies with a plain step and a separate pass for the average. The bits
+/// agree, also for a tensor that is not trained, and if the update is skipped.
 #[test]
 fn what_follows_a_step_has_the_bits_of_separate_passes() {
     let mut layout = Layout::default();

@@ -1,4 +1,4 @@
-//! Coefficients of single blocks, out of the bits of a scan.
+//! Reads the coefficients of single blocks from the bits of a scan.
 
 use super::huffman::{Bits, Codes, Damage};
 
@@ -12,28 +12,28 @@ pub const ZIGZAG: [usize; 64] = [
     47, 55, 62, 63,
 ];
 
-/// A scan's part of the coefficients.
+/// The range of coefficients and of their bits that a scan contains.
 #[derive(Clone, Copy, Debug)]
 pub struct Scan {
-    /// First and last coefficient.
+    /// First and last coefficient, in zigzag order.
     pub from: usize,
     pub to: usize,
-    /// Bit from which on values were sent before, 0 if never, and the bit down to which they are sent now.
+    /// The lowest bit that earlier scans have sent (0 if there were none), and the lowest bit that this scan sends.
     pub before: u8,
     pub now: u8,
 }
 
-/// The difference of a first coefficient from the one before it.
+/// Reads the difference between a first coefficient (DC) and the one before it.
 #[inline(always)]
 fn step(bits: &mut Bits, codes: &Codes) -> Result<i32, Damage> {
-    // Its symbols are sizes alone; a larger one would be of more than 15 bits.
+    // The symbols are sizes only. A symbol with a nonzero upper half would be a size of more than 15 bits.
     match bits.value(codes)? {
         (0, _, step) => Ok(step),
         _ => Err(Damage),
     }
 }
 
-/// Reads all of a block at once. `last` is the component's last first coefficient.
+/// Reads a whole block at once. `last` is the first coefficient of the component's previous block.
 #[inline(always)]
 pub fn read_whole(
     bits: &mut Bits,
@@ -62,7 +62,8 @@ pub fn read_whole(
     bits.check()
 }
 
-/// Reads a scan's part of one block of a progressive image. `ended` is the number of blocks to come that have nothing more.
+/// Reads a scan's part of one block of a progressive image. `ended` is the number of following blocks without new values in this
+/// scan.
 pub fn read_part(
     scan: &Scan,
     bits: &mut Bits,
@@ -84,7 +85,7 @@ pub fn read_part(
     bits.check()
 }
 
-/// The upper bits of the values of a block.
+/// Reads the upper bits of a block's values, which no earlier scan has sent.
 fn begin(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &mut Block) -> Result<(), Damage> {
     if *ended > 0 {
         *ended -= 1;
@@ -108,7 +109,7 @@ fn begin(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &m
     Ok(())
 }
 
-/// One more bit of the values of a block, and values that are new.
+/// Reads one more bit of a block's existing values, and values that are new.
 fn refine(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &mut Block) -> Result<(), Damage> {
     let one = 1i16 << scan.now;
     let more = |bits: &mut Bits, value: &mut i16| {
@@ -130,7 +131,7 @@ fn refine(scan: &Scan, bits: &mut Bits, codes: &Codes, ended: &mut u32, block: &
                 1 => new = if bits.bit() { one } else { -one },
                 _ => return Err(Damage),
             }
-            // Over `zeros` places without a value yet; those with one on the way get their bit.
+            // Passes `zeros` places that have no value yet. Places that have a value get their next bit on the way.
             while place <= scan.to {
                 let value = &mut block[ZIGZAG[place]];
                 place += 1;

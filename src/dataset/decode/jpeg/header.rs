@@ -1,4 +1,4 @@
-//! What the markers of a JPEG say.
+//! Reads the markers of a JPEG.
 
 use super::planes::Colors;
 
@@ -13,11 +13,11 @@ pub struct Announced {
     /// Sampling factors.
     pub h: usize,
     pub v: usize,
-    /// Number of its table of quantizers.
+    /// Number of its quantization table.
     pub table: usize,
 }
 
-/// What the markers say, and that the file is whole.
+/// The information in the markers. A header exists only for files with an end-of-image marker.
 #[derive(Debug)]
 pub struct Header<'a> {
     pub width: usize,
@@ -30,19 +30,20 @@ pub struct Header<'a> {
     adobe: Option<u8>,
 }
 
-/// Marker, its offset after itself, its segment without the length.
+/// A marker, the offset behind its segment, and the segment without its length.
 pub type Segment<'a> = (u8, usize, &'a [u8]);
 
-/// How far the next 0xFF is.
+/// Distance to the next 0xFF; None if there is none.
 fn next_ff(bytes: &[u8]) -> Option<usize> {
-    // Most of a file is data of a scan, where it is rare: whole blocks of bytes are passed over at once.
+    // Most of a file is scan data, in which 0xFF is rare, so whole blocks without it are skipped at once.
     const BLOCK: usize = 32;
     let none = |block: &&[u8]| block.iter().fold(true, |none, &byte| none & (byte != 0xff));
     let passed = BLOCK * bytes.chunks_exact(BLOCK).take_while(none).count();
     bytes[passed..].iter().position(|&byte| byte == 0xff).map(|step| passed + step)
 }
 
-/// The next marker at or after `at`: 0xFF followed by neither a stuffed zero, a fill byte nor a restart marker.
+/// The next marker at or after `at`: 0xFF followed by neither a stuffed zero nor a fill byte. Restart markers, SOI and TEM are
+/// skipped.
 pub fn next_segment(bytes: &[u8], mut at: usize) -> Result<Segment<'_>, String> {
     let marker = loop {
         let step = bytes.get(at..).and_then(next_ff).ok_or(TRUNCATED)?;
@@ -115,7 +116,7 @@ impl<'a> Header<'a> {
             return Err(format!("JPEG of {count} components, which is not decoded: 1, 3 and 4 are"));
         }
         if let [only] = &mut self.components[..] {
-            (only.h, only.v) = (1, 1); // there is nothing to share samples with
+            (only.h, only.v) = (1, 1); // factors only matter relative to other components
         }
         let (h, v) = self.most();
         if self.components.iter().any(|c| h % c.h != 0 || v % c.v != 0) {

@@ -1,6 +1,6 @@
-//! Bits of a scan, and the codes that they spell.
+//! Reads the bits of a scan and decodes its Huffman codes.
 
-/// Entropy data that end early or hold an invalid code.
+/// The error for entropy-coded data that end early or contain an invalid code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage;
 
@@ -10,21 +10,22 @@ impl From<Damage> for String {
     }
 }
 
-/// Codes of at most this many bits are found by one look.
+/// Codes of at most this many bits are decoded by a single table lookup.
 const LOOK: u32 = 10;
 
 /// A table of codes of 1 to 16 bits.
 #[derive(Clone, Debug)]
 pub struct Codes {
     symbols: Vec<u8>,
-    /// By length - 1: one beyond its largest code, and what to add to a code for its place in `symbols`.
+    /// By code length - 1: one more than the largest code of this length, and the offset from a code to its index in `symbols`.
     by_length: [(i32, i32); 16],
-    /// By the next [`LOOK`] bits.
+    /// Lookup table, indexed by the next [`LOOK`] bits.
     looks: Box<[Look; 1 << LOOK]>,
 }
 
-/// A code and the value behind it: 0 where the code is longer than a look; else, from the lowest bit on, 8 bits each of their
-/// length together, of the code's, of the value's, and of the number of zeros before the value.
+/// A decoded code, packed into 32 bits. 0 means that no code of at most [`LOOK`] bits matches. Otherwise it has four bytes, from
+/// the lowest: bits of the code and its value together, bits of the code, bits of the value, and the number of zeros before the
+/// value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Look(u32);
 
@@ -57,7 +58,8 @@ impl Look {
 }
 
 impl Codes {
-    /// From how many codes there are of each length, and their symbols.
+    /// Builds the table from the number of codes of each length, and their symbols. Fails if the counts are impossible or do not
+    /// match the symbols.
     pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Result<Codes, Damage> {
         let (mut code, mut place) = (0i32, 0i32);
         let mut by_length = [(0, 0); 16];
@@ -69,7 +71,7 @@ impl Codes {
             }
             let of_length = symbols.get(place as usize..place as usize + usize::from(count)).ok_or(Damage)?;
             if length <= LOOK {
-                // All looks that begin with the code.
+                // Fills all entries whose index starts with the code.
                 let room = looks.chunks_exact_mut(1 << (LOOK - length)).skip(code as usize);
                 room.zip(of_length).for_each(|(looks, &symbol)| looks.fill(Look::new(length, symbol)));
             }
@@ -82,14 +84,14 @@ impl Codes {
         Ok(Codes { symbols: symbols.to_vec(), by_length, looks })
     }
 
-    /// The code that bits begin with, of which 16 are there.
+    /// Decodes the code at the upper end of `held`, of which at least 16 bits must be valid.
     #[inline(always)]
     fn look(&self, held: u64) -> Result<Look, Damage> {
         let look = self.looks[(held >> (64 - LOOK)) as usize];
         if look.0 == 0 { self.long(held) } else { Ok(look) }
     }
 
-    /// A code of more than [`LOOK`] bits.
+    /// Decodes a code of more than [`LOOK`] bits.
     #[cold]
     #[inline(never)]
     fn long(&self, held: u64) -> Result<Look, Damage> {
@@ -104,7 +106,7 @@ impl Codes {
     }
 }
 
-/// The signed number that the uppermost `size` bits, at most 16, are: one that begins with 0 is negative.
+/// The signed number in the uppermost `size` bits (at most 16), in JPEG's encoding: a number that starts with bit 0 is negative.
 #[inline(always)]
 fn signed(held: u64, size: u32) -> i32 {
     let number = (held >> 1 >> (63 - size)) as i32;
@@ -115,19 +117,20 @@ fn signed(held: u64, size: u32) -> i32 {
 /// The image data of a scan from one marker to the next, without the zeros that are stuffed behind every 0xFF.
 pub struct Stretch<'a> {
     file: &'a [u8],
-    /// Where the marker behind it lies in the file, or the file's end.
+    /// Offset in the file of the marker behind the stretch, or the end of the file.
     end: usize,
-    /// As many bytes as the file has, and room for what a look beyond the end sees.
+    /// A buffer of the file's length plus that of `BEYOND`. It holds the data, followed by the bytes that a read beyond the end
+    /// sees.
     bytes: Vec<u8>,
-    /// How many of them it has.
+    /// Length of the data in `bytes`.
     length: usize,
 }
 
 impl<'a> Stretch<'a> {
-    /// What a look beyond the end sees.
+    /// The bytes that a read beyond the end sees.
     const BEYOND: [u8; 8] = [0; 8];
 
-    /// That of `file` from `start`; `memory` is used for it.
+    /// The stretch of `file` that starts at `start`. `memory` is reused as its buffer.
     pub fn new(file: &'a [u8], start: usize, memory: Vec<u8>) -> Stretch<'a> {
         let mut stretch = Stretch { file, end: start, bytes: memory, length: 0 };
         stretch.bytes.resize(file.len() + Self::BEYOND.len(), 0);
@@ -135,24 +138,25 @@ impl<'a> Stretch<'a> {
         stretch
     }
 
-    /// Where the marker behind it lies.
+    /// Offset in the file of the marker behind the stretch.
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// Its bits, from the first on.
+    /// A reader at the first bit.
     pub fn bits(&self) -> Bits<'_> {
         Bits { bytes: &self.bytes[..self.length + Self::BEYOND.len()], at: 0, held: 0, count: 0 }
     }
 
-    /// The memory that it was given.
+    /// Returns the buffer for reuse.
     pub fn into_memory(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Goes beyond the restart marker of this number, which must come next; `left` bits were not read before it.
+    /// Moves to the data behind the restart marker of this number, which must come next. `left` is the number of unread bits
+    /// before it.
     pub fn restart(&mut self, number: u32, left: usize) -> Result<(), Damage> {
-        // A unit too few and not the bits that fill a byte.
+        // So many unread bits are no padding of the last byte: the file has more data than the units before the marker need.
         if left >= 64 {
             return Err(Damage);
         }
@@ -167,15 +171,16 @@ impl<'a> Stretch<'a> {
         Ok(())
     }
 
-    /// Takes what lies between `self.end` and the next marker.
+    /// Reads the data between `self.end` and the next marker.
     fn read(&mut self) {
         const ONES: u64 = u64::from_ne_bytes([1; 8]);
         let (mut from, mut to) = (self.end, 0);
         loop {
-            // Eight bytes at a time, of which those before an 0xFF are kept.
+            // Copies eight bytes at a time, and keeps those before the first 0xFF.
             if let Some(eight) = self.file.get(from..).and_then(<[u8]>::first_chunk::<8>) {
                 self.bytes[to..to + 8].copy_from_slice(eight);
-                // It is a zero in the complement; the lowest bit that is found is right.
+                // A byte 0xFF is zero in the complement. This test for zero bytes may also mark bytes above the first one, but
+                // its lowest mark is right.
                 let other = !u64::from_le_bytes(*eight);
                 let zeros = other.wrapping_sub(ONES) & !other & (ONES << 7);
                 let plain = zeros.trailing_zeros() as usize / 8;
@@ -202,31 +207,32 @@ impl<'a> Stretch<'a> {
     }
 }
 
-/// Reads the bits of a stretch. Behind its end come zeros; [`Bits::check`] finds that they were read.
+/// Reads the bits of a stretch. Behind its end it reads zeros; [`Bits::check`] reports that.
 #[derive(Clone, Copy)]
 pub struct Bits<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The uppermost `count` bits are the next; what else is in it will come again.
+    /// The uppermost `count` bits are the next ones. Bits below them may be set already; `fill` will set them to the same values
+    /// again.
     held: u64,
     count: u32,
 }
 
 impl Bits<'_> {
-    /// How many bits were not read yet; 0 if more were read than there are.
+    /// The number of unread bits; 0 if more bits were read than exist.
     #[inline(always)]
     pub fn left(&self) -> usize {
         (8 * (self.bytes.len() - Stretch::BEYOND.len()) + self.count as usize).saturating_sub(8 * self.at)
     }
 
-    /// Whether all bits that were read were there.
+    /// Fails if more bits were read than exist.
     #[inline(always)]
     pub fn check(&self) -> Result<(), Damage> {
         let there = 8 * (self.bytes.len() - Stretch::BEYOND.len());
         if 8 * self.at > there + self.count as usize { Err(Damage) } else { Ok(()) }
     }
 
-    /// Makes `self.count` at least 56.
+    /// Loads bytes until `self.count` is at least 56.
     #[inline(always)]
     fn fill(&mut self) {
         let eight = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk);
@@ -258,10 +264,12 @@ impl Bits<'_> {
         number as u32
     }
 
-    /// The next code and the value behind it: how many zeros are before it, of how many bits it is, itself.
+    /// Reads the next code and the value behind it. Returns the number of zeros before the value, its number of bits, and the
+    /// value.
     #[inline(always)]
     pub fn value(&mut self, codes: &Codes) -> Result<(usize, u32, i32), Damage> {
-        // A code and a value have 31 bits at most. Without a branch, which would be foreseen badly.
+        // A code and a value have at most 31 bits together. Filling always, without a branch, avoids branches that the CPU would
+        // predict badly.
         self.fill();
         let look = codes.look(self.held)?;
         let value = signed(self.held << look.length(), look.size());
@@ -269,7 +277,7 @@ impl Bits<'_> {
         Ok((look.zeros(), look.size(), value))
     }
 
-    /// The next code alone: its two halves.
+    /// Reads only the next code, and returns the two halves of its symbol.
     #[inline(always)]
     pub fn symbol(&mut self, codes: &Codes) -> Result<(usize, u32), Damage> {
         self.fill();

@@ -3,11 +3,11 @@
 use super::blocks::Block;
 
 const BITS: u32 = 13;
-/// Bits kept beyond whole numbers between the two passes.
+/// Fraction bits that are kept between the two passes.
 const BETWEEN: u32 = 2;
 
-/// Eight values for each of `LANES`, transformed and rounded off by `shift` bits; of those that come in all but the first `SOME`
-/// are 0. Damaged files can go beyond 32 bits; what comes of them then is their own affair.
+/// One pass: transforms eight values for each of `LANES`, and shifts the results right by `shift` bits with rounding. Input
+/// values from index `SOME` on are 0. In damaged files values may exceed 32 bits; they wrap around, and the result is arbitrary.
 #[inline(always)]
 fn pass<const SOME: usize, const LANES: usize>(v: &[[i32; LANES]; SOME], shift: u32) -> [[i32; LANES]; 8] {
     let mut done = [[0; LANES]; 8];
@@ -58,7 +58,7 @@ fn both<const SOME: usize>(coefficients: &Block, quantizers: &Block) -> [[u8; 8]
         }
     }
     let rows = pass(&turned, BITS + BETWEEN + 3);
-    // Turned as bytes, of which a register holds them all.
+    // The result is transposed as bytes, which fill fewer registers than 32-bit numbers.
     let mut bytes = [[0; 8]; 8];
     for (row, bytes) in rows.iter().zip(&mut bytes) {
         for (value, byte) in row.iter().zip(bytes) {
@@ -74,7 +74,7 @@ fn both<const SOME: usize>(coefficients: &Block, quantizers: &Block) -> [[u8; 8]
     samples
 }
 
-/// Samples of a block, row by row: `coefficients`, each multiplied by its place in `quantizers`.
+/// The samples of a block, row by row. Each coefficient is multiplied by the quantizer at the same place.
 #[inline(always)]
 pub fn block(coefficients: &Block, quantizers: &Block) -> [[u8; 8]; 8] {
     let any = |places: &[i16]| places.iter().fold(0, |any, &value| any | value) != 0;
@@ -85,7 +85,7 @@ pub fn block(coefficients: &Block, quantizers: &Block) -> [[u8; 8]; 8] {
             false => both::<4>(coefficients, quantizers),
         };
     }
-    // Both passes together, where there is one value alone.
+    // A block with only its first coefficient: both passes reduce to one formula.
     let value = i32::from(coefficients[0].wrapping_mul(quantizers[0]));
     [[(((value + 4) >> 3) + 128).clamp(0, 255) as u8; 8]; 8]
 }

@@ -1,4 +1,4 @@
-//! JPEG: baseline and progressive files to libjpeg's pixels, every damage reported.
+//! Decodes baseline and progressive JPEG to the pixels of libjpeg, and reports all damage.
 
 mod blocks;
 mod header;
@@ -21,7 +21,7 @@ thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// Runs `work` with this thread's memory, which stays for the next image unless one image alone is that large.
+/// Runs `work` with this thread's memory. The memory is kept for the next image unless it exceeds [`MOST_KEPT`].
 fn with_memory<R>(work: impl FnOnce(&mut Memory) -> R) -> R {
     MEMORY.with_borrow_mut(|memory| {
         let done = work(memory);
@@ -32,7 +32,7 @@ fn with_memory<R>(work: impl FnOnce(&mut Memory) -> R) -> R {
     })
 }
 
-/// A file whose markers have been read.
+/// A JPEG file whose markers have been read.
 #[derive(Debug)]
 pub struct Jpeg<'a> {
     bytes: &'a [u8],
@@ -40,17 +40,17 @@ pub struct Jpeg<'a> {
 }
 
 impl<'a> Jpeg<'a> {
-    /// Errors: a short reason for people: kinds that are not decoded, and damage.
+    /// Reads the markers. Errors: a short reason for people, for kinds that are not decoded and for damage.
     pub fn open(bytes: &'a [u8]) -> Result<Jpeg<'a>, String> {
         Ok(Jpeg { bytes, header: Header::of(bytes)? })
     }
 
-    /// Width and height as it is stored.
+    /// Width and height of the stored image, before orientation.
     pub fn size(&self) -> (u32, u32) {
         (self.header.width as u32, self.header.height as u32)
     }
 
-    /// How it is to be turned.
+    /// The orientation to apply to the stored image.
     pub fn orientation(&self) -> Orientation {
         self.header.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
     }
@@ -60,14 +60,14 @@ impl<'a> Jpeg<'a> {
         self.header.components.len()
     }
 
-    /// RGB of a part of it, as it is stored, into `out`. Damage behind the part may go unnoticed.
+    /// Decodes a part of the stored image to RGB in `out`. Damage behind the part may go unnoticed.
     ///
     /// Errors: a short reason for people.
     pub fn decode(&self, part: CropBox, out: &mut Vec<u8>) -> Result<(), String> {
         with_memory(|memory| scans::decode(self.bytes, &self.header, part, memory, out))
     }
 
-    /// Whether the file is whole, without its pixels.
+    /// Checks the whole file for damage without computing its pixels.
     ///
     /// Errors: a short reason for people.
     pub fn verify(&self) -> Result<(), String> {
@@ -79,7 +79,7 @@ impl<'a> Jpeg<'a> {
 pub mod tests {
     use super::*;
 
-    /// Files of 37 x 29 pixels by libjpeg-turbo's `cjpeg`, and what Pillow 13 reads in them (`Image.convert("RGB")`).
+    /// Files of 37 x 29 pixels by libjpeg-turbo's `cjpeg`, and the pixels that Pillow 13 decodes (`Image.convert("RGB")`).
     macro_rules! golden {
         ($($name:literal),*) => {
             [$((
@@ -132,7 +132,7 @@ pub mod tests {
             let half = [&jpeg[..(scan + jpeg.len()) / 2], &[0xff, 0xd9]].concat();
             let found = verify(&half);
             verify(jpeg).unwrap();
-            // Scans of a progressive file may be missing, a part of a scan may not.
+            // A progressive file may lack whole scans, but not a part of a scan.
             assert!(found.is_err(), "{name}: half of it passed");
         }
     }
@@ -146,7 +146,7 @@ pub mod tests {
                 let Ok(jpeg) = Jpeg::open(&broken) else { continue };
                 let (width, height) = jpeg.size();
                 if (1..=0x10_0000).contains(&(u64::from(width) * u64::from(height))) {
-                    // Nor do the two disagree about damage.
+                    // `decode` and `verify` must also agree about the damage.
                     let found = jpeg.decode(CropBox::whole((width, height)), &mut vec![]);
                     assert_eq!(found, jpeg.verify());
                 }

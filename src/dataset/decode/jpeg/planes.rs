@@ -1,4 +1,4 @@
-//! Planes of samples to pixels: libjpeg's smooth upsampling and its colours, to the bit.
+//! Converts planes of samples to pixels with libjpeg's smooth upsampling and colour conversion, bit for bit.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::{dataset::CropBox, ops::simd::vectorized};
 pub struct Plane {
     pub width: usize,
     pub height: usize,
-    /// From a row to the next; what is beyond `width` is not looked at.
+    /// Samples from one row to the next. Samples beyond `width` are ignored.
     pub stride: usize,
     /// How many pixels share a sample in each direction.
     pub across: usize,
@@ -18,7 +18,7 @@ pub struct Plane {
     pub samples: Vec<u8>,
 }
 
-/// What the components of an image are.
+/// The colour space of an image's components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colors {
     Grey,
@@ -29,7 +29,7 @@ pub enum Colors {
     Ycck,
 }
 
-/// What rows of pixels are put together in.
+/// Working memory for rows of pixels.
 #[derive(Default)]
 pub struct Lines {
     lines: [Vec<u8>; 4],
@@ -52,14 +52,16 @@ impl Plane {
         &self.samples[self.stride * y..][..self.width]
     }
 
-    /// The samples of some pixels of a row, put into `line` where they are not at hand. `sums` is for values between.
+    /// The samples of some pixels of a row. They are computed into `line` unless the plane holds them as they are. `sums` is for
+    /// intermediate values.
     ///
-    /// Doubled sides are interpolated (3/4 of the nearer sample, 1/4 of the farther one), with libjpeg's alternating rounding;
-    /// others are repeated, and so are planes of 2 columns and less.
+    /// Samples that 2 x 1, 1 x 2 or 2 x 2 pixels share are interpolated (3/4 of the nearer one, 1/4 of the farther one) with
+    /// libjpeg's alternating rounding. Other samples are repeated, and so are those of a plane that is widened from at most 2
+    /// columns.
     #[inline(always)]
     fn line<'a>(&'a self, y: usize, pixels: Range<usize>, sums: &mut Vec<u16>, line: &'a mut Vec<u8>) -> &'a [u8] {
         let row = self.row(y / self.down);
-        // The row that is second nearest; at an edge the row itself.
+        // The second nearest row; at an edge, the row itself.
         let upper = y.is_multiple_of(2);
         let other = || match upper {
             true => self.row((y / 2).saturating_sub(1)),
@@ -85,7 +87,8 @@ impl Plane {
     }
 }
 
-/// Samples that pixels are made of, of which `shared` share one: theirs and one to either side, of `all`.
+/// The range of samples that pixels depend on if `shared` pixels share a sample: their own samples and, if samples are shared,
+/// one more on either side, within the `all` samples of the axis.
 fn read(pixels: Range<u32>, shared: usize, all: usize) -> Range<usize> {
     let (start, end) = (pixels.start as usize / shared, (pixels.end as usize).div_ceil(shared));
     match shared {
@@ -94,13 +97,13 @@ fn read(pixels: Range<u32>, shared: usize, all: usize) -> Range<usize> {
     }
 }
 
-/// Three of the near value and one of the far one.
+/// Three times the near value plus the far value.
 #[inline(always)]
 fn sum(near: u8, far: u8) -> u16 {
     3 * u16::from(near) + u16::from(far)
 }
 
-/// A row between two rows; 2 bits are rounded off after adding `bias`.
+/// Interpolates a row between two rows: adds `bias` and drops 2 bits.
 #[inline(always)]
 fn mix(row: &[u8], other: &[u8], bias: u16, out: &mut [u8]) {
     for ((out, &near), &far) in out.iter_mut().zip(row).zip(other) {
@@ -108,8 +111,9 @@ fn mix(row: &[u8], other: &[u8], bias: u16, out: &mut [u8]) {
     }
 }
 
-/// Doubles some samples of a row of `all` with these values: bits are rounded off after adding a bias, one for the left and one
-/// for the right of the two pixels of a sample. `sums` becomes the values with their neighbours, or the outermost once more.
+/// Doubles some samples of a row that has `all` samples, given by `value`. Adds a bias, one for the left and one for the right
+/// pixel of a sample, and drops `shift` bits. `sums` receives the values and their neighbours; beyond an end, the outermost value
+/// is repeated.
 #[inline(always)]
 fn stretch(
     samples: Range<usize>,
@@ -133,7 +137,7 @@ fn stretch(
     }
 }
 
-/// RGB of a part of an image of these components.
+/// Converts a part of an image to RGB. `planes` are its components.
 pub fn rgb<'a>(
     planes: impl Iterator<Item = &'a Plane> + Clone,
     colors: Colors,
@@ -158,7 +162,7 @@ pub fn rgb<'a>(
     );
 }
 
-/// One row of pixels from those of its components.
+/// Converts one row of pixels from the rows of its components.
 #[inline(always)]
 fn colored([a, b, c, d]: [&[u8]; 4], colors: Colors, out: &mut [[u8; 3]]) {
     let three = a.iter().zip(b).zip(c).map(|((&a, &b), &c)| [a, b, c]);
@@ -178,8 +182,8 @@ fn colored([a, b, c, d]: [&[u8]; 4], colors: Colors, out: &mut [[u8; 3]]) {
     }
 }
 
-/// Libjpeg's sums of 32 bits, of which the upper 16 count. Factors are less whole numbers, so that all but the green ones'
-/// products need no more than 16 bits: `(2 x factor >> 16) + 1 >> 1` is `x factor + half >> 16`.
+/// libjpeg's fixed-point conversion, which keeps the upper 16 bits of 32-bit sums. Each factor is reduced by a whole number, so
+/// that all products but those for green fit in 16 bits: `(2 x factor >> 16) + 1 >> 1` equals `x factor + half >> 16`.
 #[inline(always)]
 fn from_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let (y, cb, cr) = (i16::from(y), i16::from(cb) - 128, i16::from(cr) - 128);

@@ -1,4 +1,4 @@
-//! The scans of a JPEG, one after another, into the planes of its components.
+//! Reads the scans of a JPEG one after another into the planes of its components.
 
 use std::ops::Range;
 
@@ -12,50 +12,50 @@ use super::{
 };
 use crate::{dataset::CropBox, ops::simd::vectorized};
 
-/// A component while scans fill it.
+/// A component while scans are read into it.
 struct Component {
-    /// Blocks of a unit in either direction.
+    /// Blocks per unit (MCU), horizontally and vertically.
     h: usize,
     v: usize,
-    /// Blocks that hold samples, in either direction.
+    /// Number of blocks that contain samples of the image, across and down.
     blocks: (usize, usize),
-    /// Blocks of a row with those that fill the last unit up.
+    /// Blocks per row, including those that pad the last unit.
     stride: usize,
-    /// Of a progressive image all blocks, as scans refine each other; of others those of one row of units.
+    /// For a progressive image all blocks, since its scans refine each other; otherwise the blocks of one row of units.
     coefficients: Vec<Block>,
-    /// Its table when its first scan began; None before.
+    /// The component's quantization table at the start of its first scan; None before that scan.
     quantizers: Option<Block>,
-    /// Whether a scan has sent other coefficients than the first.
+    /// Whether a first scan of coefficients other than the first one (AC) has been read.
     begun: bool,
-    /// Without samples where they are not asked for.
+    /// The component's samples; its buffer is empty or stale if no samples are wanted.
     plane: Plane,
-    /// Blocks whose samples are asked for, in either direction.
+    /// Ranges of blocks whose samples are wanted, across and down.
     wanted: (Range<usize>, Range<usize>),
 }
 
-/// What markers between scans change.
+/// Tables and settings that markers between scans change.
 #[derive(Default)]
 struct Tables {
     quantizers: [Option<Block>; 4],
     /// By kind (first coefficient, others) and number.
     codes: [[Option<Codes>; 4]; 2],
-    /// Units between restart markers; 0 without.
+    /// Number of units between restart markers; 0 for no restart markers.
     restart: usize,
 }
 
-/// A component's part in a scan.
+/// The part of a scan that belongs to one component.
 struct Part<'a> {
     component: &'a mut Component,
     first: &'a Codes,
     others: &'a Codes,
-    /// Blocks of a unit in either direction.
+    /// Blocks per unit of this scan, horizontally and vertically.
     h: usize,
     v: usize,
-    /// Its last first coefficient.
+    /// The first coefficient (DC) of the component's previous block; 0 at the start and after a restart marker.
     last: i32,
 }
 
-/// What images are decoded in, which grows to the largest.
+/// Working memory for decoding, which grows to the largest image.
 #[derive(Default)]
 pub struct Memory {
     data: Vec<u8>,
@@ -64,9 +64,10 @@ pub struct Memory {
     lines: Lines,
 }
 
-/// RGB of a part of an image into `out`. What lies behind its last row is not looked at in image data whose blocks are sent whole:
-/// [`verify`] finds damage there.
+/// Decodes a part of an image to RGB in `out`. In a file that is not progressive, image data behind the part's last row are not
+/// read; [`verify`] finds damage there.
 ///
+/// Errors: a short reason for people.
 /// Errors: a short reason for people.
 pub fn decode(
     bytes: &[u8],
@@ -90,9 +91,9 @@ pub fn decode(
     Ok(())
 }
 
-/// Whether the image data are whole; takes about as long as the reading of codes in any decoder.
+/// Checks that the image data are whole. This takes about as long as any decoder needs to read the Huffman codes.
 ///
-/// Errors: as of [`decode`].
+/// Errors: as for [`decode`].
 pub fn verify(bytes: &[u8], header: &Header, memory: &mut Memory) -> Result<(), String> {
     let components = read(bytes, header, None, memory)?;
     memory.take_back(components);
@@ -100,7 +101,7 @@ pub fn verify(bytes: &[u8], header: &Header, memory: &mut Memory) -> Result<(), 
 }
 
 impl Memory {
-    /// Bytes that it holds.
+    /// Number of bytes allocated.
     pub fn bytes(&self) -> usize {
         let blocks: usize = self.coefficients.iter().map(Vec::capacity).sum();
         self.data.capacity() + size_of::<Block>() * blocks + self.samples.iter().map(Vec::capacity).sum::<usize>()
@@ -113,7 +114,7 @@ impl Memory {
     }
 }
 
-/// Reads all scans, and gives the components the samples of a part if it is wanted and the image is not progressive.
+/// Reads all scans. If a part is wanted and the image is not progressive, also computes the samples of the part.
 fn read(bytes: &[u8], header: &Header, wanted: Option<CropBox>, memory: &mut Memory) -> Result<Vec<Component>, String> {
     let (most_h, most_v) = header.most();
     let units = (header.width.div_ceil(8 * most_h), header.height.div_ceil(8 * most_v));
@@ -123,7 +124,8 @@ fn read(bytes: &[u8], header: &Header, wanted: Option<CropBox>, memory: &mut Mem
         let (across, down, stride) = (most_h / c.h, most_v / c.v, units.0 * c.h);
         let mut samples = std::mem::take(&mut memory.samples[i]);
         let mut coefficients = std::mem::take(&mut memory.coefficients[i]);
-        // Samples and coefficients of before may stay where they are overwritten: scans of a progressive image add to them.
+        // Samples and coefficients of an earlier image may stay, since they are overwritten. Only a progressive image needs
+        // zeroed coefficients, because its scans add to them.
         if wanted.is_some() {
             samples.resize(64 * stride * blocks.1, 0);
         }
@@ -170,8 +172,8 @@ fn read(bytes: &[u8], header: &Header, wanted: Option<CropBox>, memory: &mut Mem
 }
 
 impl Component {
-    /// Gives blocks of `rows` rows from `top` on their samples, if they are wanted; the coefficients are those of the first of
-    /// these rows and on.
+    /// Computes the samples of the wanted blocks among the `rows` block rows from row `top` on. `coefficients` starts with row
+    /// `top`.
     #[inline(always)]
     fn transform(&mut self, top: usize, rows: usize) {
         let (stride, quantizers) = (self.plane.stride, self.quantizers.unwrap_or([0; 64]));
@@ -216,7 +218,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Codes of a kind and number; where none were sent, those of the standard. If they are not `needed`, any will do.
+    /// The codes of a kind and number; if the file has none, those of the standard. If codes are not `needed`, any codes are
+    /// returned.
     fn codes(&self, kind: usize, number: u8, needed: bool) -> Result<&Codes, String> {
         let number = if needed { usize::from(number) } else { 0 };
         let sent = self.codes[kind].get(number).and_then(Option::as_ref);
@@ -224,7 +227,7 @@ impl Tables {
     }
 }
 
-/// Reads the entropy data of a scan into the coefficients, and of a baseline one into samples.
+/// Reads the entropy-coded data of a scan into the coefficients and, in a baseline file, computes samples from them.
 fn read_scan(
     header: &Header,
     tables: &Tables,
@@ -245,7 +248,7 @@ fn read_scan(
         return Err(HEADER.into());
     }
     let alone = count == 1;
-    // Each component is in a scan at most once.
+    // A component may occur only once in a scan.
     let mut left: Vec<_> = components.iter_mut().map(Some).collect();
     let mut parts = Vec::new();
     for selector in selectors.chunks_exact(2) {
@@ -272,7 +275,7 @@ fn read_scan(
         ),
     };
     match read {
-        // It refines what an earlier scan sent, which was left out of the file: libjpeg goes on as well.
+        // The scan refines coefficients whose first scan is missing from the file. libjpeg ignores such a scan as well.
         Err(_) if scan.from > 0 && scan.before > 0 && !parts[0].component.begun => return Ok(()),
         read => read?,
     }
@@ -282,7 +285,7 @@ fn read_scan(
     Ok(())
 }
 
-/// A scan of whole blocks; each row of units becomes samples when it is read.
+/// Reads a scan of whole blocks. Each row of units is converted to samples as soon as it has been read.
 #[inline(always)]
 fn read_wholes(
     data: &mut Stretch,
@@ -290,7 +293,7 @@ fn read_wholes(
     (across, down): (usize, usize),
     parts: &mut [Part],
 ) -> Result<(), Damage> {
-    // Behind what is wanted of any component nothing is read; if nothing is, all is to be looked at.
+    // Rows behind the wanted part of every component are not read. If no part is wanted, all rows are read to verify them.
     let rows = parts.iter().map(|part| part.component.wanted.1.end.div_ceil(part.v)).max().filter(|&rows| rows > 0);
     let mut bits = data.bits();
     for y in 0..rows.unwrap_or(down) {
@@ -324,7 +327,7 @@ fn begins_anew(restart: usize, unit: usize) -> bool {
     restart > 0 && unit > 0 && unit.is_multiple_of(restart)
 }
 
-/// A scan of parts of blocks.
+/// Reads a scan of a progressive image, which contains parts of blocks.
 fn read_parts(
     scan: &Scan,
     data: &mut Stretch,

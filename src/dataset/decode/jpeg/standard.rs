@@ -1,4 +1,5 @@
-//! The codes that a JPEG without tables of its own means, as frames of Motion JPEG are (annex K of the standard).
+//! The standard Huffman codes (annex K of the JPEG standard) for files without tables of their own, such as frames of Motion
+//! JPEG.
 
 use std::sync::OnceLock;
 
@@ -28,7 +29,7 @@ const CHROMA: [u8; 162] = [
     234, 242, 243, 244, 245, 246, 247, 248, 249, 250,
 ];
 
-/// By kind (first coefficient, others) and number: luma, chroma.
+/// The codes by kind (first coefficient, others) and number (0 is luma, 1 is chroma).
 pub fn codes() -> &'static [[Codes; 2]; 2] {
     static CODES: OnceLock<[[Codes; 2]; 2]> = OnceLock::new();
     CODES.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! Strips and tiles as they are without their compression.
+//! Decompresses strips and tiles.
 
 use std::io::Read;
 
@@ -8,10 +8,10 @@ use fax::{
 };
 use weezl::{BitOrder, decode::Decoder};
 
-/// The error where there is less than announced.
+/// The error for image data that are shorter than announced.
 pub const SHORT: &str = "damaged TIFF (its image data are broken or end early)";
 
-/// How the bytes of a strip or tile were packed.
+/// The compression of a strip or tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -25,7 +25,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// By the number in the file, and the options of group 3.
+    /// The compression of this number in the file. `options` are those of group 3 fax.
     pub fn of(number: u64, options: u64) -> Result<Compression, String> {
         Ok(match number {
             1 => Compression::None,
@@ -56,7 +56,7 @@ impl Compression {
         })
     }
 
-    /// The first `rows` times `row` bytes of what was packed; a row of fax has `width` pixels. Not for JPEG.
+    /// Decompresses the first `rows` rows of `row` bytes each. A row of fax has `width` pixels. Not for JPEG.
     pub fn unpacked(self, packed: &[u8], rows: usize, row: usize, width: usize) -> Result<Vec<u8>, String> {
         let size = rows * row;
         let bytes = match self {
@@ -72,7 +72,7 @@ impl Compression {
     }
 }
 
-/// At most `size` bytes; what comes before an error counts.
+/// Reads at most `size` bytes. An error ends the data, but the bytes before it count.
 fn read(packed: impl Read, size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = packed.take(size as u64).read_to_end(&mut bytes);
@@ -119,7 +119,7 @@ fn pack_bits(mut packed: &[u8], size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Rows of bits, 1 where it is black.
+/// Decodes rows of bits, in which 1 is black.
 fn fax(kind: Compression, packed: &[u8], rows: usize, row: usize, width: usize) -> Result<Vec<u8>, String> {
     let narrow =
         u16::try_from(width).map_err(|_| format!("fax of {width} columns, which is not decoded: 65535 are"))?;
@@ -136,7 +136,7 @@ fn fax(kind: Compression, packed: &[u8], rows: usize, row: usize, width: usize) 
         let mut decoder = Group3Decoder::new(input).map_err(|_| SHORT)?;
         for _ in 0..rows {
             let status = decoder.advance();
-            // Behind the last row may be no end of a line, which is an error for the decoder.
+            // The last row may lack its end-of-line code, which the decoder reports as an error.
             let whole = decoder.transitions().last().is_some_and(|&end| usize::from(end) >= width);
             if !whole && !matches!(status, Ok(DecodeStatus::Incomplete)) {
                 break;

@@ -1,20 +1,20 @@
-//! The first directory of a TIFF or BigTIFF.
+//! Reads the first directory of a TIFF or BigTIFF.
 
 use std::ops::Range;
 
-/// The error where the structure of a file contradicts itself.
+/// The error for a file whose structure contradicts itself.
 pub const STRUCTURE: &str = "damaged TIFF (its directory contradicts itself)";
 
-/// Fields by number; those whose values lie outside of the file are left out.
+/// The fields of a directory. Fields whose values lie outside the file are left out.
 #[derive(Debug)]
 pub struct Directory<'a> {
     pub bytes: &'a [u8],
     pub little: bool,
-    /// Number, type, place of the values.
+    /// Tag, type, and byte range of the values.
     fields: Vec<(u16, u16, Range<usize>)>,
 }
 
-/// A number of `bytes`, 8 at most.
+/// Reads a number of at most 8 bytes.
 pub fn number(bytes: &[u8], little: bool) -> u64 {
     let add = |sum: u64, &byte: &u8| sum << 8 | u64::from(byte);
     if little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) }
@@ -28,7 +28,7 @@ impl<'a> Directory<'a> {
             Some(number(found, little))
         };
         let big = read(2, 2) == Some(43);
-        // Bytes of offsets and of counts of values, of a count of fields, and of a field.
+        // Sizes in bytes of an offset or a count of values, of the count of fields, and of a field.
         let (wide, counted, field) = if big { (8, 8, 20) } else { (4, 2, 12) };
         let place = |at: usize, count: usize| read(at, count).and_then(|number| usize::try_from(number).ok());
         let start = place(if big { 8 } else { 4 }, wide).ok_or(STRUCTURE)?;
@@ -49,24 +49,24 @@ impl<'a> Directory<'a> {
         Ok(Directory { bytes, little, fields })
     }
 
-    /// The bytes of a field.
+    /// The bytes of a field's values.
     pub fn raw(&self, tag: u16) -> Option<&'a [u8]> {
         self.fields.iter().find(|field| field.0 == tag).map(|(.., place)| &self.bytes[place.clone()])
     }
 
-    /// The whole numbers of a field, none without it.
+    /// The whole numbers of a field; empty if the field is missing.
     pub fn numbers(&self, tag: u16) -> Vec<u64> {
         let Some((_, kind, place)) = self.fields.iter().find(|field| field.0 == tag) else { return vec![] };
         self.bytes[place.clone()].chunks_exact(size_of(*kind)).map(|value| number(value, self.little)).collect()
     }
 
-    /// The first number of a field, or what it is without it.
+    /// The first number of a field, or `default` if the field is missing.
     pub fn first(&self, tag: u16, default: u64) -> u64 {
         self.numbers(tag).first().copied().unwrap_or(default)
     }
 }
 
-/// Bytes of a value of a type.
+/// Size in bytes of a value of this type.
 fn size_of(kind: u16) -> usize {
     match kind {
         3 | 8 => 2,

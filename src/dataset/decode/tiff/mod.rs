@@ -1,4 +1,4 @@
-//! TIFF and BigTIFF: strips and tiles, whole numbers of 1 to 64 bits and floats, in one plane or in several.
+//! Decodes TIFF and BigTIFF: strips and tiles, integers of 1 to 64 bits and floats, in one plane or in several.
 
 mod compression;
 mod directory;
@@ -12,30 +12,30 @@ use compression::{Compression, SHORT};
 use directory::{Directory, STRUCTURE};
 use samples::{Format, Packing, Predictor};
 
-/// Bytes that a strip or tile may have.
+/// The most bytes that a strip or tile may have.
 const MOST_BYTES: usize = 2 << 30;
 
-/// What the samples of a pixel are.
+/// The colour space of the samples.
 #[derive(Clone, Debug)]
 enum Colors {
-    /// Whether 0 is white.
+    /// `inverted` means that 0 is white.
     Grey {
         inverted: bool,
     },
     Rgb,
-    /// Red, green and blue of each number.
+    /// Red, green and blue of each index.
     Palette(Vec<[u8; 3]>),
     Cmyk,
 }
 
-/// Where samples lie.
+/// How the samples are stored in the file.
 struct Layout<'a> {
     directory: Directory<'a>,
     width: usize,
     height: usize,
     packing: Packing,
     compression: Compression,
-    /// Planes, each with all chunks; one if pixels are whole.
+    /// Number of planes, each with all chunks; 1 if the samples of a pixel are stored together.
     planes: usize,
     /// Width and height of a chunk: a tile, or a strip.
     chunk: (usize, usize),
@@ -44,11 +44,12 @@ struct Layout<'a> {
     reversed: bool,
 }
 
-/// Pixels as they are stored, and how they are to be turned. `check` is given width and height, and refuses those of no pixels.
+/// Decodes the stored pixels, and returns them with the orientation to apply. `check` is called with width and height, of the
+/// image and of its tiles; it must refuse sizes of 0.
 ///
-/// Alpha that colours were multiplied by is divided out, as Pillow does; other alpha is left out.
+/// If colours were multiplied by alpha, they are divided by it, as in Pillow. Any other alpha is dropped.
 ///
-/// Errors: a short reason for people: kinds that are not decoded, and damage.
+/// Errors: a short reason for people, for kinds that are not decoded and for damage.
 pub fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> Result<(RgbImage, Orientation), String> {
     let layout = Layout::of(Directory::of(bytes)?, check)?;
     let (width, height, directory) = (layout.width, layout.height, &layout.directory);
@@ -97,7 +98,7 @@ pub fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Result<(), String>) -> R
     Ok((image, orientation.unwrap_or(Orientation::NoTransforms)))
 }
 
-/// A colour without the alpha that it was multiplied by.
+/// Divides a colour by the alpha that it was multiplied by.
 fn divided(value: u8, alpha: u8) -> u8 {
     (u32::from(value) * 255).checked_div(u32::from(alpha)).unwrap_or(0).min(255) as u8
 }
@@ -167,7 +168,7 @@ impl<'a> Layout<'a> {
                 return Ok(Colors::Palette((0..count).map(color).collect()));
             }
             5 if self.compression != Compression::Jpeg => return Ok(Colors::Cmyk),
-            // The JPEG's decoder gives RGB.
+            // The JPEG decoder converts to RGB.
             6 if self.compression == Compression::Jpeg => return Ok(Colors::Rgb),
             3 => "palette of numbers that are no indices",
             5 => "CMYK of JPEG",
@@ -179,7 +180,7 @@ impl<'a> Layout<'a> {
         Err(format!("TIFF of {name} colours, which is not decoded: write it anew as RGB (ImageMagick)"))
     }
 
-    /// Gives `sink` all samples: plane, row, column of the first pixel, samples of pixels from there on.
+    /// Passes all samples to `sink`: plane, row, column of the first pixel, and the samples of consecutive pixels.
     fn read(
         &self,
         mut sink: impl FnMut(usize, usize, usize, &[u64]) -> Result<(), &'static str>,
@@ -195,7 +196,7 @@ impl<'a> Layout<'a> {
             let rest = self.directory.bytes.get(from..).ok_or(SHORT)?;
             let count = counts.get(index).map_or(rest.len(), |&count| rest.len().min(count as usize));
             let shown = (self.height - top).min(self.chunk.1);
-            // A tile is whole even beyond the image.
+            // A tile has all of its rows, even those beyond the image.
             let rows = if self.tiled { self.chunk.1 } else { shown };
             let mut bytes = self.unpacked(&rest[..count], rows)?;
             let visible = (self.width - left).min(self.chunk.0) * self.packing.samples;
@@ -207,7 +208,7 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// The bytes of a chunk.
+    /// Decompresses a chunk.
     fn unpacked(&self, packed: &[u8], rows: usize) -> Result<Vec<u8>, String> {
         if self.compression == Compression::Jpeg {
             return self.unpacked_jpeg(packed, rows);
@@ -224,12 +225,12 @@ impl<'a> Layout<'a> {
         self.compression.unpacked(packed, rows, self.row(), self.chunk.0)
     }
 
-    /// The bytes of a chunk that is a JPEG, whose tables may be in the directory.
+    /// Decompresses a chunk that is a JPEG, whose tables may be in the directory.
     fn unpacked_jpeg(&self, packed: &[u8], rows: usize) -> Result<Vec<u8>, String> {
         if self.packing.bits != 8 || ![1, 3].contains(&self.packing.samples) {
             return Err("TIFF of JPEG of other than 1 or 3 samples of 8 bits, which is not decoded".into());
         }
-        // What Adobe's programs write where the components are RGB.
+        // The marker that Adobe's programs write if the components are RGB.
         const RGB: &[u8] = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0";
         let own = packed.strip_prefix(b"\xff\xd8").ok_or(SHORT)?;
         let tables = self.directory.raw(347).and_then(|tables| tables.strip_prefix(b"\xff\xd8"));
@@ -258,7 +259,7 @@ mod tests {
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Files in `folder` with what a table beside them says in `column`, where it says something.
+    /// The TIFF files in `folder` with their entries in `column` of a table beside them; files with empty entries are left out.
     fn expected(folder: PathBuf, table: &str, name: &str, column: &str) -> Vec<(String, Vec<u8>, String)> {
         let mut table = csv::Reader::from_path(folder.join(table)).unwrap();
         let header = table.headers().unwrap().clone();

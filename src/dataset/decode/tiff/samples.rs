@@ -1,10 +1,10 @@
-//! Rows of bytes to samples, and samples to 8 bits.
+//! Unpacks rows of bytes to samples, and converts samples to 8 bits.
 
 use half::f16;
 
 use super::directory::number;
 
-/// What the bits of a sample mean.
+/// The number format of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Unsigned,
@@ -12,16 +12,17 @@ pub enum Format {
     Float,
 }
 
-/// How samples lie in a row.
+/// How samples are packed in a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Packing {
     pub format: Format,
-    /// Of a sample, 1 to 64.
+    /// Bits per sample, 1 to 64.
     pub bits: u32,
     /// Samples from a pixel to the next.
     pub samples: usize,
     pub little: bool,
-    /// What a row was predicted by: nothing, the pixel before, or that in bytes of floats.
+    /// The prediction that was subtracted from a row: none, the pixel before, or the pixel before in the reordered bytes of
+    /// floats.
     pub predictor: Predictor,
 }
 
@@ -33,7 +34,7 @@ pub enum Predictor {
 }
 
 impl Packing {
-    /// The samples of a row of `count`, as the bits that they are, put into `values`.
+    /// Unpacks the `count` samples of a row into `values`, as raw bits.
     pub fn unpack(&self, row: &mut [u8], count: usize, values: &mut Vec<u64>) {
         values.clear();
         let bytes = (self.bits / 8) as usize;
@@ -68,13 +69,13 @@ impl Packing {
         }
     }
 
-    /// The largest number of so many bits.
+    /// The largest number of `bits` bits.
     fn most(&self) -> u64 {
         u64::MAX >> (64 - self.bits)
     }
 
-    /// A sample in 8 bits: the upper 8 of more; of fewer, so that the largest number becomes 255. The lowest signed number becomes
-    /// 0. Floats are cut to 0..1 and scaled.
+    /// Converts a sample to 8 bits. Of more than 8 bits the upper 8 are kept; fewer bits are scaled so that the largest number
+    /// becomes 255. The lowest signed number becomes 0. Floats are clamped to 0..1 and scaled.
     pub fn eight(&self, value: u64) -> u8 {
         let unsigned = |value: u64| match self.bits {
             ..8 => ((value * 255 + self.most() / 2) / self.most()) as u8,

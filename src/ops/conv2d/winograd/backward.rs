@@ -1,4 +1,4 @@
-//! Weight gradient.
+//! Winograd's weight gradient.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -17,11 +17,13 @@ use crate::ops::{
     parts::{Tiles, Work, add_tree, leaf_rows, leaves, write_tree},
 };
 
-/// Tiles whose gradients are summed apart, at least: every sum costs a transformation of the weights' gradient.
+/// Fewest tiles of a leaf: every leaf costs a transformation of the weights' gradient.
 const LEAF_TILES: usize = 384;
-/// Channels of both sides, at most, whose gradients a thread sums at a time: the products of all points stay in its cache.
+/// Most input channels, and most output channels, whose gradients a thread sums at a time: the products of all points stay in
+/// its cache.
 const REGION: usize = 64;
-/// Elements of all transformed tiles and gradients together when threads share the stages: regions read them again and again.
+/// Most elements of transformed tiles and gradients held at once when all threads share the stages: each region reads them
+/// again.
 const SHARED_TILES: usize = 1 << 21;
 
 /// gw += the weight gradient.
@@ -59,7 +61,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
     }
 }
 
-/// What all blocks share.
+/// The inputs and settings that all blocks share.
 struct WeightGradient<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
@@ -86,7 +88,7 @@ impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
         });
     }
 
-    /// One block's part of the transformed weights' gradient [36, output, input], added to `sum` or in its place.
+    /// Adds one block's part of the transformed weights' gradient [36, output, input] to `sum`, or overwrites `sum` with it.
     fn one_block(&self, block: usize, sum: &mut [E], add: bool) {
         let [input, output] = self.matrices();
         E::with_scratch(POINTS * (input + output), |memory| {
@@ -107,7 +109,7 @@ impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
             |channels: usize| (1..=REGION / CHANNELS).map(|n| n * CHANNELS).rfind(|n| channels.is_multiple_of(*n));
         let [rows, columns] = [output, input].map(|channels| region(channels).expect("whole vectors"));
         let (weights, Tiles { parts, .. }) = (rows * TAPS * columns, self.tiling.blocks);
-        // As many leaves at once as memory is set aside for: several parts, or a piece of one.
+        // Leaves of several parts are processed at once if they fit SHARED_TILES; otherwise a part is cut into several leaves.
         let [tiles_len, gradients_len] = self.matrices();
         let at_once = (SHARED_TILES / (POINTS * (tiles_len + gradients_len))).max(1);
         let per_part = self.tiling.blocks.per_part();
@@ -115,7 +117,7 @@ impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
         let together = if within > 1 { 1 } else { parts.min(leaves(at_once / per_part, 1)) };
         let blocks_of = |leaf: usize| leaf_rows(self.tiling.blocks.count(), parts, within, leaf);
         E::with_scratch(output * TAPS * input, |total| {
-            // Region by region, so that each is written by one thread.
+            // `total` is stored region by region, so that one thread writes each region.
             write_tree(parts * within / together, total, Work::Within, |group, total| {
                 let first = blocks_of(group * together).start;
                 let count = blocks_of(group * together + together - 1).end - first;
@@ -152,7 +154,7 @@ impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
         let Region { first, blocks, rows, columns } = region;
         let ([tiles_len, gradients_len], shape) = (self.matrices(), [rows.len(), columns.len()]);
         let len = rows.len() * columns.len();
-        // A line of the cache apart, as the tiles' matrices are.
+        // Each matrix is followed by a cache line of padding, as the tiles' matrices are.
         E::with_scratch(POINTS * (len + CHANNELS), |products| {
             for (point, products) in products.chunks_exact_mut(len + CHANNELS).enumerate() {
                 for block in blocks.clone() {
@@ -190,9 +192,9 @@ impl<E: Real, P: Operand<E>> WeightGradient<'_, E, P> {
 
 /// Some of the weights, and the blocks over which their gradient is summed.
 struct Region {
-    /// The block that the matrices begin with.
+    /// The first block of the matrices.
     first: usize,
-    /// Blocks among those of the matrices.
+    /// Blocks to sum over, counted from `first`.
     blocks: Range<usize>,
     /// Output channels.
     rows: Range<usize>,

@@ -1,4 +1,4 @@
-//! Forward pass, which is also the data gradient with mirrored weights.
+//! Winograd's forward pass, which with mirrored weights is also the data gradient.
 
 use std::marker::PhantomData;
 
@@ -18,7 +18,7 @@ use crate::ops::{
     simd::dispatch,
 };
 
-/// Elements of all transformed tiles and products together when threads share the stages.
+/// Most elements of transformed tiles and products held at once when all threads share the stages.
 const SHARED_TILES: usize = 1 << 23;
 
 /// y = conv(x, kernels) + beta y with `beta` 0 or 1.
@@ -43,7 +43,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
             let weights = &Weights::of::<P>(input, output, kernels, memory);
             moments.reset(tiling.statistics, output);
             let pass = Blocks::<E, P> { conv, tiling, x, weights, add: beta != E::zero(), operand: PhantomData };
-            // Statistics are those of a block or, where it has several parts, of each.
+            // A block has one slot for statistics, or one per part where it has several parts.
             let slots = tiling.statistics.count() / tiling.blocks.count();
             let take = |y: &[E], slots: &mut [TileSlot<E>]| {
                 y.chunks(y.len() / slots.len()).zip(slots).for_each(|(y, slot)| slot.of(y));
@@ -66,7 +66,7 @@ impl<E: Real> WithOperand<E> for Forward<'_, E> {
     }
 }
 
-/// What all blocks share.
+/// The inputs and settings that all blocks share.
 struct Blocks<'a, E, P> {
     conv: &'a Conv2d,
     tiling: &'a Tiling,
@@ -98,7 +98,7 @@ impl<E: Real, P: Operand<E>> Blocks<'_, E, P> {
     /// The product of a point's matrix of a block.
     fn product(&self, point: usize, block: usize, tiles: &[E], products: &mut [E]) {
         let factors = Strided { data: tiles, row: self.conv.input / P::PACK, column: 1 };
-        // In whole register blocks.
+        // Rows are rounded up to whole register blocks.
         let rows = self.tiling.tiles_of(block).next_multiple_of(BLOCK_ROWS);
         multiply::<E, P>(Left { factors, rows }, self.weights.point(point), products, Start::Zero);
     }
@@ -125,7 +125,7 @@ impl<E: Real, P: Operand<E>> Blocks<'_, E, P> {
             tiles.par_chunks_exact_mut(POINTS * input).enumerate().for_each(|(i, points)| {
                 self.input(first + i, points);
             });
-            // Point by point, so that its weights stay in the cache while block after block passes.
+            // Go point by point, so that a point's weights stay in the cache while block after block is multiplied.
             by_point(products, output).into_par_iter().enumerate().for_each(|(i, products)| {
                 let (point, block) = (i / count, i % count);
                 let tiles = &tiles[(block * POINTS + point) * input..][..input];

@@ -1,7 +1,7 @@
-//! Transformed tiles: from images, and back to images.
+//! Transforms images to tiles, and products of tiles back to images.
 //!
-//! A block of tiles is 36 matrices, one per point of the transformed tile, packed as factors of products: along the channels
-//! [tiles, channels] where those are summed over, across the tiles where these are.
+//! A block of tiles is 36 matrices [tiles, channels], one per point of the transformed tile, packed as factors of products. They
+//! are packed along the channels where products sum over channels, and across the tiles where they sum over tiles.
 
 use std::marker::PhantomData;
 
@@ -21,11 +21,11 @@ use crate::ops::{
 /// Elements of working memory that [`TransformInput`] needs.
 pub fn strip_len(tiling: &Tiling, channels: usize) -> usize {
     let row = (tiling.tiles_per_strip * EDGE + 2) * channels;
-    // as many lines of pixels, and a line of zeros
+    // SIDE transformed rows, SIDE rows of pixels and one of zeros
     (2 * SIDE + 1) * row
 }
 
-/// B^T d B of every tile of a block: d are the tile's 4x4 pixels and a border of one, zero outside the image.
+/// B^T d B of every tile of a block, where d is the tile's 4x4 pixels and a border of one pixel, zero outside the image.
 pub struct TransformInput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
@@ -33,36 +33,36 @@ pub struct TransformInput<'a, E> {
     pub images: Source<'a, E>,
     pub channels: usize,
     pub strip: &'a mut [E],
-    /// The block's matrices, [`Tiling::matrix`] apart.
+    /// The block's matrices, [`Tiling::matrix`] elements apart.
     pub points: &'a mut [E],
 }
 
 impl<'a, E: Real> TransformInput<'a, E> {
-    /// The work, with results packed along the channels.
+    /// The transformation with results packed along the channels.
     pub fn along<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
         Transform::<E, P, Input, 6, false> { of: self, kinds: PhantomData }
     }
 
-    /// The work, with results packed across the tiles.
+    /// The transformation with results packed across the tiles.
     pub fn across<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
         Transform::<E, P, Input, 6, true> { of: self, kinds: PhantomData }
     }
 
-    /// The same for a gradient, packed across the tiles: A g A^T of every tile, where g is the gradient of its 4x4
+    /// The transformation of a gradient, packed across the tiles: A g A^T of every tile, where g is the gradient of its 4x4
     /// outputs, zero outside the image.
     pub fn gradient<P: Operand<E>>(self) -> impl WithSimd<Output = ()> {
         Transform::<E, P, Gradient, 4, true> { of: self, kinds: PhantomData }
     }
 }
 
-/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows; tiles overlap where `IN` is more
-/// than a tile's edge, and reach half of what it is more beyond it.
+/// Transforms `IN` rows of pixels down the columns, then `IN` columns along the rows. If `IN` exceeds a tile's edge, tiles
+/// overlap and reach beyond their 4x4 pixels by half of the excess on each side.
 struct Transform<'a, E, P, M, const IN: usize, const ACROSS: bool> {
     of: TransformInput<'a, E>,
     kinds: PhantomData<(P, M)>,
 }
 
-/// A map along one axis of a tile. A trait rather than a closure: only so is it compiled for the vector unit.
+/// A map along one axis of a tile. It is a trait because a closure would not be compiled for the vector unit.
 trait Map<E: Real, const IN: usize> {
     fn map<S: Simd>(values: [Vector<E, S>; IN]) -> [Vector<E, S>; SIDE];
 }
@@ -139,12 +139,12 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
             for x in 0..line {
                 let mut pixels = [Vector::splat(simd, E::zero()); IN];
                 for i in 0..IN {
-                    // SAFETY: every line has as many vectors, by the assertion.
+                    // SAFETY: every line has `line` vectors, by the assertion.
                     pixels[i] = Vector::new(simd, unsafe { *lines[i].get_unchecked(x) });
                 }
                 let values = M::map(pixels);
                 for i in 0..SIDE {
-                    // SAFETY: there are SIDE rows, each with room for a line behind its border, by the first assertions.
+                    // SAFETY: there are SIDE rows, each with room for its border and a line, by the first assertions.
                     unsafe { *rows.get_unchecked_mut(i * row + border * channels + x) = values[i].lanes };
                 }
             }
@@ -154,7 +154,7 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
                 while t < tiles {
                     let (at, part) = ((tile + t) / tiles_per_row * points_row, (tile + t) % tiles_per_row);
                     let together = if tiles_per_row == 2 && part == 0 && t + 1 < tiles { 2 } else { 1 };
-                    // SAFETY: the assertion leaves room for all tiles of all points.
+                    // SAFETY: `points` has room for all tiles of all points, by the assertion.
                     let target = unsafe { points.as_mut_ptr().add(i * SIDE * matrix + at) };
                     for v in 0..channels {
                         let first = t * EDGE * channels + v;
@@ -187,10 +187,10 @@ impl<E: Real, P: Operand<E>, M: Map<E, IN>, const IN: usize, const ACROSS: bool>
     }
 }
 
-/// The map of `IN` pixels of a line, from vector `first` on, one every `channels` vectors.
+/// Maps `IN` pixels of a line: those at vector `first` and at every `channels`-th vector after it.
 ///
 /// # Safety
-/// The line must have as many.
+/// The line must contain these `IN` vectors.
 #[inline(always)]
 unsafe fn along<E: Real, S: Simd, M: Map<E, IN>, const IN: usize>(
     simd: S,
@@ -210,10 +210,10 @@ unsafe fn along<E: Real, S: Simd, M: Map<E, IN>, const IN: usize>(
 pub struct TransformOutput<'a, E> {
     pub tiling: &'a Tiling,
     pub block: usize,
-    /// The block's matrices, [`Tiling::matrix`] apart.
+    /// The block's matrices, [`Tiling::matrix`] elements apart.
     pub points: &'a [E],
     pub channels: usize,
-    /// The block's pixels; what they hold is kept and added to where `add` says so.
+    /// The block's pixels: the result is added to them if `add` is set, otherwise it overwrites them.
     pub pixels: &'a mut [E],
     pub add: bool,
 }
@@ -246,7 +246,7 @@ impl<E: Real> WithSimd for TransformOutput<'_, E> {
                         let mut products = [zero; SIDE];
                         for j in 0..SIDE {
                             let at = (i * SIDE + j) * matrix + tile * vectors + v;
-                            // SAFETY: the assertion leaves room for all tiles of all points.
+                            // SAFETY: `points` has room for all tiles of all points, by the assertion.
                             products[j] = Vector::new(simd, unsafe { *points.get_unchecked(at) });
                         }
                         let values = transform::output(products);

@@ -1,4 +1,4 @@
-//! How an image is cut into tiles of 4x4 outputs, and tiles are grouped into blocks.
+//! Cuts images into tiles of 4x4 outputs, and groups tiles into blocks.
 
 use std::ops::Range;
 
@@ -15,17 +15,17 @@ pub const EDGE: usize = 4;
 pub const SIDE: usize = 6;
 /// Points of a transformed tile.
 pub const POINTS: usize = SIDE * SIDE;
-/// Channels must come in so many: whole vectors, and whole register blocks of the products.
+/// Channel counts must be multiples of this: whole vectors, and whole register blocks of the products.
 pub const CHANNELS: usize = WHOLE_VECTORS;
 /// Elements of a block's transformed inputs and outputs together: they should stay in a core's cache.
 const BLOCK: usize = 1 << 17;
-/// Tiles per block at most, where they may be cut freely.
+/// Most tiles per block, unless a block cannot be cut further.
 const MOST_TILES: usize = 64;
 
 /// The tiles of a batch of images.
 ///
-/// Tiles in a row make a strip; consecutive strips make a block. A block is a piece of one part of the batch, or several whole
-/// parts, and its pixels are neighbours in memory.
+/// A strip is a row of tiles of an image; a block is several consecutive strips. A block is a piece of one part of the batch, or
+/// several whole parts. Its pixels are contiguous in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiling {
     pub size: Size,
@@ -37,18 +37,18 @@ pub struct Tiling {
     pub blocks: Tiles,
     /// Pixels by block.
     pub pixels: Tiles,
-    /// Pixels by block, and by part where a block has several.
+    /// Pixels by block, or by part where a block has several parts.
     pub statistics: Tiles,
 }
 
 impl Tiling {
-    /// The tiling of images of `size` for a convolution that keeps their size; None where the algorithm does not apply or
-    /// would not pay.
+    /// The tiling of images of `size` for a convolution that keeps their size; None where the algorithm does not apply, or
+    /// blocks would be too large.
     pub fn of(conv: &Conv2d, size: Size) -> Option<Self> {
         Self::new(conv, size, usize::MAX)
     }
 
-    /// The same in blocks of at most one part each.
+    /// As [`Tiling::of`], in blocks of at most one part each.
     pub fn of_parts(conv: &Conv2d, size: Size) -> Option<Self> {
         Self::new(conv, size, 1)
     }
@@ -60,7 +60,7 @@ impl Tiling {
         }
         let (strips_per_image, tiles_per_strip) = (size.h.div_ceil(EDGE), size.w.div_ceil(EDGE));
         let most = match most_parts {
-            // Sums over tiles are the longer the more a block has.
+            // The weight gradient sums over a block's tiles: larger blocks have longer sums.
             1 if conv.input * conv.output >= SHARED => MOST_TILES,
             _ => (BLOCK / (POINTS * (conv.input + conv.output))).clamp(16, MOST_TILES),
         };
@@ -71,7 +71,7 @@ impl Tiling {
         }
         let strips = (most / (unit * tiles_per_strip)).max(1) * unit;
         let (all, parts) = (size.n * strips_per_image, parts(size.n));
-        // Blocks of a part are about as large: one block somewhat larger is better than a small one left over.
+        // All blocks of a part have about the same size: slightly larger blocks are better than a small one left over.
         let units = all / parts / unit;
         let even = units.div_ceil(((units * unit + strips / 2) / strips).max(1)) * unit;
         let statistics = Tiles::new(size.pixels(), parts, even * size.h * size.w / strips_per_image);
@@ -102,8 +102,9 @@ impl Tiling {
         (self.blocks.tile * self.tiles_per_strip).next_multiple_of(BLOCK_ROWS)
     }
 
-    /// Elements from one point's matrix of a block to the next one's, for rows of `row` elements. That is a line of the
-    /// cache more than the matrix takes: at powers of two the same place in all matrices would share a set of the cache.
+    /// Elements from one point's matrix of a block to the next one's, for rows of `row` elements. That is a cache line (of f32)
+    /// more than the matrix takes: with a power of two, the same place in all matrices would fall into the same set of the
+    /// cache.
     pub fn matrix(&self, row: usize) -> usize {
         self.rows() * row + CHANNELS
     }

@@ -1,4 +1,4 @@
-//! Weights to transformed weights, and their gradients back.
+//! Transforms weights, and transforms the gradients of transformed weights back.
 
 use std::marker::PhantomData;
 
@@ -20,17 +20,18 @@ use crate::ops::{
 const KERNEL: usize = 3;
 pub const TAPS: usize = KERNEL * KERNEL;
 
-/// The kernels of a convolution.
+/// The kernels of a convolution, as they are stored.
 #[derive(Clone, Copy)]
 pub enum Kernels<'a, E> {
-    /// As it has them: [output, taps, input].
+    /// The convolution's own weights, [output, taps, input].
     Own(&'a [E]),
-    /// Those of the convolution whose data gradient it computes, [input, mirrored taps, output].
+    /// The weights of the convolution whose data gradient this one computes, [input, taps, output]; taps are read mirrored.
     Mirrored(&'a [E]),
 }
 
 impl<E: Real> Kernels<'_, E> {
-    /// Those of [`CHANNELS`] channels each from channels `i` and `o` on, of [input, output], as `taps` [inputs, taps, outputs].
+    /// Copies the kernels of [`CHANNELS`] input channels from `i` on and as many output channels from `o` on to `taps`, [inputs,
+    /// taps, outputs].
     fn gather(self, [input, output]: [usize; 2], [i, o]: [usize; 2], taps: &mut [E]) {
         match self {
             Kernels::Own(weight) => {
@@ -93,20 +94,21 @@ impl<'a, E: Real> Weights<'a, E> {
         Self { values, depth, output }
     }
 
-    /// The factor of a point.
+    /// The right factor of a point.
     pub fn point(&self, point: usize) -> Panels<'_, E> {
         let len = self.depth * self.output;
         Panels { values: &self.values[point * len..][..len], depth: self.depth, columns: self.output }
     }
 }
 
-/// G g G^T of the kernels of [`CHANNELS`] input with as many output channels.
+/// G g G^T of the kernels of [`CHANNELS`] input channels and as many output channels.
 struct Transform<'a, 'b, E, P> {
     /// [inputs, taps, outputs]
     taps: &'a [E],
     points: &'a mut [&'b mut [E]],
-    /// Where the first result belongs in a point's matrix, and elements of a row of it.
+    /// Offset of the first result in a point's matrix.
     at: usize,
+    /// Elements of a row of that matrix.
     row: usize,
     operand: PhantomData<P>,
 }
@@ -131,7 +133,7 @@ impl<E: Real, P: Operand<E>> WithSimd for Transform<'_, '_, E, P> {
                     for j in 0..SIDE {
                         let point = &mut self.points[i * SIDE + j][target..][..CHANNELS];
                         let point = std::ptr::from_mut(&mut E::vectors_mut::<S>(point)[v]).cast();
-                        // SAFETY: that is room for a vector.
+                        // SAFETY: `point` is a whole vector of the point's matrix.
                         unsafe {
                             match P::PACK {
                                 2 => P::store_both_across(simd, [first[j].lanes, second[j].lanes], point),
@@ -164,8 +166,8 @@ fn down<E: Real, S: Simd>(simd: S, taps: &[E::Vector<S>], v: usize) -> [[Vector<
     rows
 }
 
-/// The gradient of weights [rows, taps, columns] from that of the transformed ones, G^T u G. `points` are 36 matrices
-/// [rows, columns] of the same length, which may be more than they need.
+/// The gradient of weights [rows, taps, columns] from that of the transformed ones, G^T u G. `points` are 36 slices of equal
+/// length, each of which starts with a matrix [rows, columns] and may be longer.
 pub fn gradient<E: Real>(points: &[E], [rows, columns]: [usize; 2], gradient: &mut [E]) {
     dispatch(Gradient { points, rows, columns, gradient });
 }
@@ -195,7 +197,7 @@ impl<E: Real> WithSimd for Gradient<'_, E> {
                 for i in 0..SIDE {
                     let mut line = [zero; SIDE];
                     for j in 0..SIDE {
-                        // SAFETY: the assertion leaves room for all points.
+                        // SAFETY: each point's slice contains its matrix, by the assertion.
                         let value = unsafe { *points.get_unchecked((i * SIDE + j) * point + o * vectors + v) };
                         line[j] = Vector::new(simd, value);
                     }

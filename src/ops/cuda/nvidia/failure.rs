@@ -1,19 +1,19 @@
-//! Failures of the driver as errors of ours.
+//! Converts failures of the driver to our errors.
 
 use cudarc::driver::DriverError;
 
 use crate::ops::cuda::GpuError;
 
-/// What the driver calls an error.
+/// The driver's text for an error.
 pub fn explain(error: &DriverError) -> String {
-    // SAFETY: the text is the driver's own, or there is none.
+    // The driver may have no text for an error.
     match error.error_string() {
         Ok(text) => text.to_string_lossy().into_owned(),
         Err(_) => format!("{error:?}"),
     }
 }
 
-/// An error at something.
+/// Converts a failure of the driver at `what`.
 pub fn failed(what: &str) -> impl FnOnce(DriverError) -> GpuError {
     move |error| GpuError::Failed { what: what.into(), why: explain(&error) }
 }

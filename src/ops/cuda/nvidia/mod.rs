@@ -1,4 +1,4 @@
-//! The CUDA driver, on the stream of a device that others use too.
+//! The CUDA driver as a backend, on the stream of a device that dfdx uses, too.
 
 mod failure;
 #[cfg(feature = "nccl")]
@@ -23,7 +23,7 @@ use self::{
 };
 use super::{Arg, Arriving, Driver, GpuError, Source, THREADS, Traits, compiled::kept};
 
-/// A usable GPU.
+/// A GPU that the driver knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     pub index: usize,
@@ -34,7 +34,7 @@ pub struct Device {
     pub memory: usize,
 }
 
-/// All GPUs that can be used. Never panics, whatever the machine lacks.
+/// All GPUs that the driver knows, including those that [`check`] refuses. Never panics, whatever the machine lacks.
 ///
 /// # Errors
 /// When there is no driver or no device.
@@ -45,7 +45,7 @@ pub fn devices() -> Result<Vec<Device>, GpuError> {
     let device = |index: c_int| {
         let device = result::device::get(index)?;
         let mut name = [0; 128];
-        // SAFETY: `device` is one of this driver's, and `name` holds as many bytes as are allowed.
+        // SAFETY: `device` comes from this driver, which writes at most `name.len()` bytes to `name`.
         let (capability, memory) = unsafe {
             sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device).result()?;
             let major = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
@@ -64,7 +64,7 @@ pub fn devices() -> Result<Vec<Device>, GpuError> {
     }
 }
 
-/// Bytes of the memory of this thread's device that are in use, by any process; None where the driver does not tell.
+/// Bytes of memory that any process uses on this thread's device. None if the driver does not report them.
 pub fn memory_in_use() -> Option<usize> {
     let (free, total) = result::mem_get_info().ok()?;
     Some(total - free)
@@ -73,7 +73,7 @@ pub fn memory_in_use() -> Option<usize> {
 /// Checks that the device with the number `index` can be used.
 ///
 /// # Errors
-/// When there is none, or it is too old.
+/// When there is no such device, or it is too old.
 pub fn check(index: usize) -> Result<(), GpuError> {
     let devices = devices()?;
     let Some(device) = devices.get(index) else {
@@ -90,7 +90,7 @@ pub fn check(index: usize) -> Result<(), GpuError> {
     Ok(())
 }
 
-/// A device as a driver of our kernels: same context, same stream.
+/// A CUDA device as a [`Driver`] of our kernels, with the same context and stream.
 #[derive(Debug)]
 pub struct Nvidia {
     device: Arc<CudaDevice>,
@@ -98,13 +98,13 @@ pub struct Nvidia {
     /// Architecture in NVRTC's terms, e.g. `compute_90a`.
     architecture: &'static str,
     traits: Traits,
-    /// What copies from and to the host go through.
+    /// Page-locked memory for copies from and to the host.
     pinned: Arc<Pinned>,
-    /// Kernels of the sources that are compiled and loaded.
+    /// Functions of the sources that are compiled and loaded, by the names of source and kernel.
     loaded: Mutex<HashMap<&'static str, HashMap<&'static str, Function>>>,
 }
 
-/// A kernel's handle, and the bytes of shared memory that the driver has to be told of.
+/// A kernel's handle, and the bytes of dynamic shared memory that a launch has to request.
 #[derive(Clone, Copy, Debug)]
 struct Function {
     handle: sys::CUfunction,
@@ -122,8 +122,8 @@ impl Nvidia {
     pub fn new(device: Arc<CudaDevice>) -> Result<Self, GpuError> {
         let devices = devices()?;
         let found = devices.get(device.ordinal()).ok_or_else(|| GpuError::NoDevice("it has gone".into()))?;
-        let _ = keep_memory(&device); // a device without it does the same, more slowly
-        // What 9.0 alone has, later ones do not understand.
+        let _ = keep_memory(&device); // a device without memory pools works, too, but more slowly
+        // Code for `compute_90a` runs only on compute capability 9.0, not on later ones.
         let (architecture, groups) = match found.capability {
             90 => ("compute_90a", true),
             91.. => ("compute_90", false),
@@ -145,7 +145,7 @@ impl Nvidia {
         self.device.bind_to_thread().map_err(failed("changing threads"))
     }
 
-    /// The function of a kernel; its source is compiled when it is first used.
+    /// The function of a kernel. Its source is compiled on first use.
     fn function(&self, source: &'static Source, kernel: &str) -> Result<Function, GpuError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let functions = match loaded.entry(source.name) {
@@ -174,12 +174,12 @@ impl Nvidia {
     }
 }
 
-/// Bytes of shared memory that a kernel takes beyond what its code declares: its module has the number, `device.cuh` says how. The
-/// driver is told that the kernel may have them.
+/// Bytes of dynamic shared memory that a kernel needs. Its module stores the number in a variable, which `TAKES` of `device.cuh`
+/// defines; a kernel without one needs none. Also tells the driver that the kernel may use that much.
 fn dynamic_memory(module: sys::CUmodule, kernel: sys::CUfunction, name: &str) -> Result<u32, DriverError> {
     let symbol = CString::new(format!("{name}_memory")).expect("names of kernels have no NUL");
     let (mut at, mut size, mut bytes) = (0, 0, 0i32);
-    // SAFETY: the module is loaded, and the kernel one of its; what has this name is an int.
+    // SAFETY: the module is loaded, `kernel` belongs to it, and the variable of this name is an int.
     unsafe {
         let found = sys::cuModuleGetGlobal_v2(&mut at, &mut size, module, symbol.as_ptr());
         if found == sys::CUresult::CUDA_ERROR_NOT_FOUND {
@@ -194,18 +194,20 @@ fn dynamic_memory(module: sys::CUmodule, kernel: sys::CUfunction, name: &str) ->
     Ok(bytes as u32)
 }
 
-/// The folder of compiled kernels, `snclr/kernels` where the user keeps what can be made again; None where no variable says where that is.
+/// The folder of compiled kernels: `snclr/kernels` in the user's cache folder. None if neither `XDG_CACHE_HOME` nor `HOME` is an
+/// absolute path.
 fn folder_of_kernels() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(caches.join("snclr").join("kernels"))
 }
 
-/// A source in the language of the driver's compiler, PTX. It is kept for the next process, as the driver keeps what it makes of it.
+/// Translates a source to PTX, the language of the driver's compiler. The PTX is cached for later processes, as the driver caches
+/// the code that it compiles from it.
 fn translate(source: &Source, architecture: &str) -> Result<CString, GpuError> {
     let failed = |log: String| GpuError::Compile { name: source.name.into(), log };
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: both are places for an int.
+    // SAFETY: both pointers are to an int.
     let _ = unsafe { nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
     let text = source.for_gpu();
     let all = format!("NVRTC {major}.{minor}, {architecture}\n{text}");
@@ -213,14 +215,14 @@ fn translate(source: &Source, architecture: &str) -> Result<CString, GpuError> {
     CString::new(ptx).map_err(|_| failed("the compiler gave something else than text".into()))
 }
 
-/// What NVRTC makes of a text, or what it says against it.
+/// The PTX that NVRTC compiles from a text, or its error log.
 fn compile_ptx(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
-    // Both of NVRTC's texts end with NUL.
+    // PTX and log end with NUL.
     let bytes =
         |text: Vec<c_char>| text.into_iter().map(|c| c as u8).take_while(|byte| *byte != 0).collect::<Vec<u8>>();
     let code = |error: NvrtcError| format!("{error:?}");
     let program = nvrtc::result::create_program(text).map_err(code)?;
-    // Without the second one, generic lambdas would be functions of the host.
+    // Without the second option, generic lambdas would be host functions.
     let options = [format!("--gpu-architecture={architecture}"), "--device-as-default-execution-space".to_owned()];
     // SAFETY: the program was made just now, and is destroyed once at the end.
     unsafe {
@@ -236,8 +238,8 @@ fn compile_ptx(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Lets the driver keep the memory of dfdx's tensors for the next ones. It would give it back whenever the host waits, and
-/// fetch it anew in the next step.
+/// Lets the driver keep freed memory of dfdx's tensors for later tensors. Otherwise it would release the memory whenever the host
+/// waits, and allocate it again in the next step.
 fn keep_memory(device: &CudaDevice) -> Result<(), DriverError> {
     let (mut pool, mut most) = (std::ptr::null_mut(), u64::MAX);
     let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
@@ -265,39 +267,39 @@ impl Driver for Nvidia {
     }
 
     unsafe fn free(&self, at: u64) {
-        // A device that fails here has failed before and said so.
+        // A device that fails here has failed before, and that error was reported.
         if self.bind().is_ok() {
-            // SAFETY: it came from `malloc_sync`, as the caller promises.
+            // SAFETY: the address came from `allocate`, which calls `malloc_sync`, as the caller promises.
             let _ = unsafe { result::free_sync(at) };
         }
     }
 
     unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
         self.bind()?;
-        // SAFETY: there are as many bytes, as the caller promises.
+        // SAFETY: the device has as many bytes as are accessed, as the caller promises.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream()) }.map_err(failed("clearing memory"))
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
-        // Straight from `from`, which is no page-locked memory, the driver would wait for all work before.
-        // SAFETY: there is room, as the caller promises.
+        // `from` is not page-locked. If the driver copied directly from it, it would wait for all earlier work.
+        // SAFETY: the device has room for `from` at `to`, as the caller promises.
         unsafe { self.pinned.upload(to, from) }
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.bind()?;
-        // SAFETY: there are as many bytes, as the caller promises.
+        // SAFETY: the device has as many bytes as are accessed, as the caller promises.
         unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("copying from the GPU"))
     }
 
     unsafe fn download_later(&self, from: u64, bytes: usize) -> Result<Box<dyn Arriving>, GpuError> {
-        // SAFETY: there are as many bytes, as the caller promises.
+        // SAFETY: the device has as many bytes as are accessed, as the caller promises.
         Ok(Box::new(unsafe { Pinned::download(&self.pinned, from, bytes) }?))
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
         self.bind()?;
-        // SAFETY: there are as many bytes, as the caller promises.
+        // SAFETY: the device has as many bytes as are accessed, as the caller promises.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream()) }.map_err(failed("copying on the GPU"))
     }
 

@@ -16,13 +16,13 @@ use cudarc::{
 use super::failure::failed;
 use crate::ops::cuda::{Gpu, GpuError, View, Wire};
 
-/// Bytes by which the ranks find each other.
+/// NCCL's unique id, by which the ranks find each other.
 pub type Id = [u8; 128];
 
-/// What NCCL exchanges: bytes, whatever they are of.
+/// The data type of all exchanges: bytes, whatever the type of the elements.
 const BYTES: sys::ncclDataType_t = sys::ncclDataType_t::ncclUint8;
 
-/// A fresh one, which the first rank makes for all.
+/// Creates a new id. The first rank creates it for all ranks.
 ///
 /// # Errors
 /// When NCCL finds no network.
@@ -31,7 +31,7 @@ pub fn id() -> Result<Id, GpuError> {
     Ok(id.internal.map(|byte| byte as u8))
 }
 
-/// The ranks, each with a GPU of its own.
+/// A group of ranks, each with its own GPU.
 #[derive(Debug)]
 pub struct Nccl {
     device: Arc<CudaDevice>,
@@ -45,10 +45,11 @@ struct Communicator(sys::ncclComm_t);
 // SAFETY: NCCL takes calls for a communicator from any thread, one at a time. All go through the lock of `Nccl::communicator`.
 unsafe impl Send for Communicator {}
 
-/// A failure of NCCL's as an error of ours.
+/// Converts a failure of NCCL at `what` to our error.
 fn refused(what: &str) -> impl FnOnce(NcclError) -> GpuError {
     |NcclError(code)| {
-        // SAFETY: NCCL gives texts of its own that end with NUL, or null; the last error is asked of no communicator.
+        // SAFETY: both functions return null or a NUL-terminated text of NCCL's own. The last error takes no communicator: null
+        // is allowed.
         let [why, more] = unsafe { [sys::ncclGetErrorString(code), sys::ncclGetLastError(std::ptr::null_mut())] }
             .map(|text| unsafe { of(text) });
         GpuError::Failed { what: what.into(), why: if more.is_empty() { why } else { format!("{why}: {more}") } }
@@ -56,7 +57,7 @@ fn refused(what: &str) -> impl FnOnce(NcclError) -> GpuError {
 }
 
 /// # Safety
-/// There must be a text that ends with NUL, or the pointer be null.
+/// `text` must be null or point to a NUL-terminated text.
 unsafe fn of(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
@@ -66,22 +67,22 @@ unsafe fn of(text: *const c_char) -> String {
 }
 
 impl Nccl {
-    /// Joins the ranks of `id`; waits until all `size` have.
+    /// Joins the ranks of `id`. Blocks until all `size` ranks have joined.
     ///
     /// # Errors
-    /// When NCCL cannot reach them, or two of them have the same GPU.
+    /// When NCCL cannot reach the other ranks, or two ranks have the same GPU.
     pub fn join(device: Arc<CudaDevice>, [rank, size]: [usize; 2], id: Id) -> Result<Self, GpuError> {
         device.bind_to_thread().map_err(failed("changing threads"))?;
         let [ranks, own] = [size, rank].map(|n| n as c_int);
         let mut communicator = std::ptr::null_mut();
         let id = sys::ncclUniqueId { internal: id.map(|byte| byte as c_char) };
-        // SAFETY: the communicator is written to a place of ours, for the device that is bound to this thread.
+        // SAFETY: the communicator is written to a local variable, for the device that is bound to this thread.
         let joined = unsafe { result::comm_init_rank(&mut communicator, ranks, id, own) };
         joined.map_err(refused("joining the other ranks by NCCL"))?;
         Ok(Self { device, size, communicator: Mutex::new(Communicator(communicator)) })
     }
 
-    /// Has NCCL do something behind the device's work so far.
+    /// Queues an NCCL call on the device's stream, behind its work so far.
     fn queue(
         &self,
         what: &str,
@@ -98,7 +99,8 @@ impl Wire for Nccl {
         assert_eq!(own.bytes() * self.size, all.bytes(), "room for what every rank has");
         let (from, to) = (own.address() as *const c_void, all.address() as *mut c_void);
         self.queue("gathering from all ranks", |communicator, stream| {
-            // SAFETY: there are as many bytes of this device at both addresses, and its work is done in order.
+            // SAFETY: both views are of this device and have the lengths that were checked above, and the device does its work in
+            // order.
             unsafe { result::all_gather(from, to, own.bytes(), BYTES, communicator, stream) }
         })
     }
@@ -111,14 +113,14 @@ impl Wire for Nccl {
             let exchanged = (0..self.size).try_for_each(|rank| {
                 let at = |view: View| (view.address() as usize + rank * piece) as *mut c_void;
                 let peer = rank as c_int;
-                // SAFETY: each piece lies within its view, which is of this device, and its work is done in order.
+                // SAFETY: each piece is within its view, the views are of this device, and the device does its work in order.
                 unsafe {
                     result::send(at(send), piece, BYTES, peer, communicator, stream)?;
                     result::recv(at(receive), piece, BYTES, peer, communicator, stream)?;
                 }
                 Ok(())
             });
-            // The group ends in any case: what NCCL is asked afterwards would be part of it.
+            // The group must end even after a failure. Otherwise later NCCL calls would become part of it.
             let ended = result::group_end();
             exchanged.and(ended)
         })
@@ -129,7 +131,7 @@ impl Drop for Nccl {
     fn drop(&mut self) {
         let communicator = self.communicator.get_mut().unwrap_or_else(PoisonError::into_inner).0;
         if self.device.bind_to_thread().is_ok() && self.device.synchronize().is_ok() {
-            // SAFETY: nobody uses it again, and what it was asked for has been done. An error here has no one to hear it.
+            // SAFETY: the communicator is not used again, and all its work has been done. No caller could receive an error here.
             let _ = unsafe { result::comm_destroy(communicator) };
         }
     }

@@ -1,4 +1,4 @@
-//! Page-locked memory of the host: copies from and to it go in the order of the device's work, and nobody waits.
+//! Page-locked host memory. Copies from and to it run in the order of the device's work, and the host does not wait.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,10 +7,10 @@ use cudarc::driver::{CudaDevice, result, sys};
 use super::failure::failed;
 use crate::ops::cuda::{Arriving, GpuError};
 
-/// Smallest block in bytes; sizes are powers of two, so that few kinds are needed.
+/// Smallest block in bytes. Block sizes are powers of two, so that few different sizes are needed.
 const LEAST: usize = 4096;
 
-/// Blocks of earlier use. One whose copy has not ended is left alone.
+/// A pool of blocks that were used before. A block is used again only after its copy has ended.
 #[derive(Debug)]
 pub struct Pinned {
     device: Arc<CudaDevice>,
@@ -21,7 +21,7 @@ pub struct Pinned {
 struct Block {
     at: *mut u8,
     room: usize,
-    /// Recorded behind the copy that the block was last used for.
+    /// Event that is recorded behind the last copy of the block.
     ended: sys::CUevent,
 }
 
@@ -31,26 +31,27 @@ unsafe impl Send for Block {}
 /// A copy to the host that is under way.
 pub struct Download {
     pinned: Arc<Pinned>,
-    /// Until it is dropped, and handed back.
+    /// The block that receives the copy, until `drop` returns it to the pool.
     block: Option<Block>,
 }
 
 impl Pinned {
-    /// None yet, for copies in the order of the work of `device`.
+    /// An empty pool, for copies in the order of the work of `device`.
     pub fn new(device: Arc<CudaDevice>) -> Self {
         Self { device, free: Mutex::default() }
     }
 
-    /// Has `from` copied to an address of the device; it may change right after.
+    /// Queues a copy of `from` to an address of the device. `from` may change as soon as the call returns.
     ///
     /// # Errors
     /// When memory runs out or the device fails.
     ///
     /// # Safety
-    /// There must be room for `from` on the device at `to`.
+    /// The device must have room for `from` at `to`.
     pub unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), GpuError> {
         let block = self.take(from.len())?;
-        // SAFETY: the block has that much room, and no copy is under way in it; `to` has room, as the caller promises.
+        // SAFETY: the block has room for `from`, and no copy is under way in it. The device has room at `to`, as the caller
+        // promises.
         let copied = unsafe {
             let bytes = std::slice::from_raw_parts_mut(block.at, from.len());
             bytes.copy_from_slice(from);
@@ -61,16 +62,16 @@ impl Pinned {
         copied.map_err(failed("copying to the GPU")).and(recorded)
     }
 
-    /// Has `bytes` bytes copied from an address of the device.
+    /// Queues a copy of `bytes` bytes from an address of the device to the host.
     ///
     /// # Errors
     /// When memory runs out or the device fails.
     ///
     /// # Safety
-    /// There must be as many bytes of the device at `from`.
+    /// The device must have `bytes` bytes at `from`.
     pub unsafe fn download(pinned: &Arc<Self>, from: u64, bytes: usize) -> Result<Download, GpuError> {
         let block = pinned.take(bytes)?;
-        // SAFETY: the block has that much room, and `from` as many bytes, as the caller promises.
+        // SAFETY: the block has room for `bytes` bytes. The device has as many at `from`, as the caller promises.
         let copied = unsafe {
             let bytes = std::slice::from_raw_parts_mut(block.at, bytes);
             result::memcpy_dtoh_async(bytes, from, *pinned.device.cu_stream())
@@ -95,7 +96,7 @@ impl Pinned {
             |error| GpuError::Memory { bytes: room, why: format!("page-locked memory of the host: {error:?}") };
         let flags =
             sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32 | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        // SAFETY: both write to places of ours.
+        // SAFETY: both functions write to local variables.
         unsafe {
             sys::cuMemAllocHost_v2(&mut at, room).result().map_err(memory)?;
             sys::cuEventCreate(&mut event, flags).result().map_err(failed("creating an event"))?;
@@ -116,10 +117,11 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.device.bind_to_thread().is_err() {
-            return; // the device has failed before and said so
+            return; // the device has failed before, and that error was reported
         }
         for block in self.free.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // SAFETY: they are the driver's, and nobody else has them; a copy under way is waited for.
+            // SAFETY: memory and event came from the driver, nothing else uses them, and `cuEventSynchronize` waits for a copy
+            // that is still under way.
             unsafe {
                 let _ = sys::cuEventSynchronize(block.ended).result();
                 let _ = sys::cuMemFreeHost(block.at.cast()).result();
@@ -133,7 +135,7 @@ impl Arriving for Download {
     fn wait(self: Box<Self>, to: &mut [u8]) -> Result<(), GpuError> {
         let block = self.block.as_ref().expect("it is there until the drop");
         self.pinned.device.bind_to_thread().map_err(failed("changing threads"))?;
-        // SAFETY: the event is the block's; behind it the copy of so many bytes has ended.
+        // SAFETY: the event belongs to the block. After it, the copy of as many bytes as `to` has into the block has ended.
         unsafe {
             sys::cuEventSynchronize(block.ended).result().map_err(failed("waiting for a copy"))?;
             std::ptr::copy_nonoverlapping(block.at, to.as_mut_ptr(), to.len());

@@ -1,7 +1,7 @@
-//! Tile instructions on a CPU that has none, for tests: each is an illegal instruction there, whose signal's handler does what
-//! Intel's manual (Software Developer's Manual, volume 2, chapters 3-5) says of it.
+//! Emulates tile instructions on a CPU that has none, for tests. Each of them raises a signal there, as an illegal instruction,
+//! and the signal's handler does what Intel's manual (Software Developer's Manual, volume 2, chapters 3-5) specifies.
 //!
-//! It shows that registers, shapes, addresses and the order of everything are right. It cannot show speed.
+//! Emulation shows that registers, shapes, addresses and the order of instructions are right. It cannot show speed.
 
 use std::{cell::UnsafeCell, marker::PhantomData, sync::Once};
 
@@ -55,7 +55,7 @@ impl Operand<f32> for Tiles {
     }
 }
 
-/// Bytes of a row of a tile register, at most.
+/// Most bytes of a row of a tile register.
 const ROW: usize = 64;
 
 /// A thread's tile registers.
@@ -71,8 +71,8 @@ thread_local! {
     };
 }
 
-/// From now on illegal tile instructions are emulated in this process, and other illegal ones end it as ever. Where the CPU
-/// has tiles they are not illegal, once the process may use them.
+/// Installs the handler in this process: illegal tile instructions are emulated from now on, and other illegal instructions
+/// still end the process. On a CPU with tiles, the instructions are legal once the process may use them, and are not emulated.
 pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -89,7 +89,7 @@ pub fn install() {
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the system passes the interrupted thread's registers; its instruction pointer is at the illegal instruction, and
-    // this thread does nothing else with its tile registers meanwhile.
+    // nothing else on this thread uses its emulated tile registers while the handler runs.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let at = registers[libc::REG_RIP as usize] as *const u8;
@@ -99,7 +99,7 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
         });
         match done {
             Some(bytes) => registers[libc::REG_RIP as usize] += bytes as libc::greg_t,
-            // Executed again, it ends the process.
+            // The instruction is executed again, and ends the process.
             None => drop(libc::signal(libc::SIGILL, libc::SIG_DFL)),
         }
     }
@@ -125,7 +125,8 @@ const GENERAL: [libc::c_int; 16] = [
     libc::REG_R15,
 ];
 
-/// Executes the instruction that `code` begins with; its length, or None where it is no tile instruction or an illegal one.
+/// Executes the instruction at the start of `code`. Returns its length, or None where it is not a tile instruction or is an
+/// illegal one.
 unsafe fn step(registers: &mut Registers, code: &[u8], general: impl Fn(u8) -> usize) -> Option<usize> {
     // VEX with three bytes, opcode map 0F38, W0 and 128 bits.
     let [0xc4, extension, vex, opcode, modrm] = *code.first_chunk::<5>()? else { return None };
@@ -144,7 +145,8 @@ unsafe fn step(registers: &mut Registers, code: &[u8], general: impl Fn(u8) -> u
         return Some(5);
     }
     let address = Address::decode(&code[4..], extension, general)?;
-    // SAFETY: the program's own promise; what a real instruction would fault on, this faults on too.
+    // SAFETY: the program promises that the addresses are valid, as for the real instruction. An address on which that would
+    // fault faults here, too.
     unsafe {
         match (opcode, prefix) {
             (0x49, 0) => configure(registers, &*(address.base as *const Shapes)),
@@ -218,7 +220,7 @@ struct Address {
     /// Bytes from a row to the next.
     stride: usize,
     has_index: bool,
-    /// Of the instruction, from the byte that says how it is addressed.
+    /// Bytes of the instruction from its ModRM byte on.
     bytes: usize,
 }
 

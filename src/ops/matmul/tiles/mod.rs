@@ -1,7 +1,7 @@
 //! Products of pairs of bf16 by AMX, whose tile registers hold 16 rows of 16 elements.
 //!
-//! One instruction multiplies two tiles and adds to a third: of each sum, 16 elements or 32 factors. A block of the result of
-//! 32 by 32 stays in four registers while two of each factor pass.
+//! One instruction multiplies two tiles and adds the product to a third: 16 elements, that is 32 factors, to each sum. A 32 by
+//! 32 block of the result stays in four registers, while two tiles of each factor at a time pass through the other four.
 
 #[cfg(all(test, target_os = "linux"))]
 pub mod emulator;
@@ -30,20 +30,21 @@ const SUMS: [[u8; 2]; 2] = [[0, 1], [2, 3]];
 const LEFT: [u8; 2] = [4, 5];
 const RIGHT: [u8; 2] = [6, 7];
 
-/// Whether the running CPU has the instructions, the system lets this process use them, and they compute right.
+/// Whether the running CPU has the instructions, the system lets this process use them, and they compute correctly.
 pub fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    // SAFETY: asked only where the CPU and the system have tiles.
+    // SAFETY: called only where the CPU and the system support tiles.
     let right = || unsafe { computes_right() };
     *AVAILABLE.get_or_init(|| cpu_has_tiles() && unit::v4().is_some() && may_use_tiles() && right())
 }
 
-/// Whether tiles can do a product: they hold whole rows of sums, which are not cut into leaves.
+/// Whether tiles can compute a product: its columns must fill whole tiles, and its sums must not be cut into leaves.
 pub fn fit([_, _, n]: [usize; 3], c: &Target<f32>) -> bool {
     c.leaves.is_none() && n.is_multiple_of(SIDE)
 }
 
-/// Whether the instructions do here what their manual says: small whole numbers, whose products and sums are exact.
+/// Whether the instructions compute here what their manual says, tested on small whole numbers, whose products and sums are
+/// exact.
 ///
 /// # Safety
 /// The CPU must have tiles and AVX-512.
@@ -64,7 +65,7 @@ unsafe fn computes_right() -> bool {
     (0..m * n).all(|at| c[at] == 1.0 + (0..k).map(|l| pair(l, at / n, at % n)).sum::<f32>())
 }
 
-/// AMX-TILE and AMX-BF16, as CPUID says.
+/// Whether CPUID reports AMX-TILE and AMX-BF16.
 fn cpu_has_tiles() -> bool {
     const TILE: u32 = 1 << 24;
     const BF16: u32 = 1 << 22;
@@ -72,12 +73,13 @@ fn cpu_has_tiles() -> bool {
     found & TILE != 0 && found & BF16 != 0
 }
 
-/// Linux keeps room for the registers only in processes that ask for it (Documentation/arch/x86/xstate.rst).
+/// Asks Linux for permission to use the registers, and returns whether it was granted. Linux keeps space for them only in
+/// processes that ask (Documentation/arch/x86/xstate.rst).
 #[cfg(target_os = "linux")]
 fn may_use_tiles() -> bool {
     const REQUEST_PERMISSION: libc::c_int = 0x1023;
     const TILE_DATA: libc::c_long = 18;
-    // SAFETY: the call takes two numbers and changes nothing but what this process may use.
+    // SAFETY: the call takes two numbers, and changes only this process's permissions.
     unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
 }
 
@@ -89,7 +91,7 @@ fn may_use_tiles() -> bool {
 /// [`super::Operand::series`] of elements that are pairs.
 ///
 /// # Safety
-/// [`available`] must have said so.
+/// [`available`] must have returned true.
 ///
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
@@ -104,7 +106,7 @@ pub unsafe fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Stri
 /// A single product of elements that are pairs.
 ///
 /// # Safety
-/// [`available`] must have said so.
+/// [`available`] must have returned true.
 ///
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
@@ -112,7 +114,7 @@ unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target
     check(shape, a, b, &c);
     let [m, k, n] = shape;
     assert!(fit(shape, &c));
-    // Tiles begin with zero or with what the target holds.
+    // Tiles start from zero or from the target's values. Other starts are written to the target first.
     let add = !matches!(c.start, Start::Zero);
     match c.start {
         Start::Zero | Start::Target => {}
@@ -155,8 +157,9 @@ unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target
 #[derive(Clone, Copy)]
 struct Left {
     data: *const f32,
-    /// Elements from a row to the next, and from a tile to the one that follows it along the sum.
+    /// Elements from a row to the next.
     row: usize,
+    /// Elements from a tile to the next one along the sum.
     step: usize,
 }
 
@@ -196,7 +199,7 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
 /// A block of `ROWS` by `COLUMNS` tiles; the right factor's rows are `b_row` elements apart.
 ///
 /// # Safety
-/// [`configure`] must have been called for it on this thread, and bounds have been checked.
+/// [`configure`] must have been called for this block on this thread, and all bounds must have been checked.
 #[inline(always)]
 unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
     steps: usize,
@@ -253,7 +256,7 @@ unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
     }
 }
 
-/// What LDTILECFG reads.
+/// The configuration of the tile registers, as LDTILECFG reads it.
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -264,7 +267,7 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// For a block of `rows` rows, and `depth` elements along the sum.
+    /// The configuration for a block of `rows` rows and `depth` elements along the sum.
     fn new(rows: usize, depth: usize) -> Self {
         const ELEMENT: usize = size_of::<f32>();
         let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
@@ -285,8 +288,8 @@ impl Shapes {
     }
 }
 
-// One instruction each. The compiler knows no tile registers and thus neither uses nor saves them between two of these, whose
-// order it keeps, as they are volatile.
+// Each of these functions is one instruction. The compiler does not know tile registers, and thus neither uses nor saves them
+// between two of the functions. It keeps their order, because the instructions are volatile.
 
 /// # Safety
 /// The CPU must have tiles.
@@ -304,7 +307,7 @@ unsafe fn release() {
     unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
 }
 
-/// Sums from zero, or from what is there.
+/// Starts sums from zero, or from the values at `from` if `add` is set.
 ///
 /// # Safety
 /// As [`load`].
@@ -321,7 +324,7 @@ unsafe fn begin<const TILE: u8>(from: *const f32, row: usize, add: bool) {
 }
 
 /// # Safety
-/// The registers must be configured, and the tile's rows, `row` elements apart, be there.
+/// The registers must be configured, and the tile's rows must exist in memory, `row` elements apart.
 #[inline(always)]
 unsafe fn load<const TILE: u8>(from: *const f32, row: usize) {
     // SAFETY: as the caller promises.
@@ -359,7 +362,7 @@ mod tests {
     fn emulated_tiles_compute_right() {
         if unit::v4().is_some() {
             emulator::install();
-            // SAFETY: what the CPU lacks is emulated.
+            // SAFETY: instructions that the CPU lacks are emulated.
             assert!(unsafe { computes_right() });
         }
     }

@@ -1,14 +1,14 @@
-//! Left factors that lie across their rows, turned into tiles.
+//! Transposes left factors that are stored by columns into tiles.
 
 use std::arch::x86_64::*;
 
 use super::{BLOCK, SIDE, Strided};
 
-/// Writes the rows of `a` [rows, k] as tiles along the sum: [k / 16, 32, 16], zero where `a` ends within one. The rows must be
-/// neighbours, and at most [`BLOCK`].
+/// Writes the rows of `a` [rows, k] as tiles along the sum: [k / 16 rounded up, 32, 16], zero beyond the end of `a`. The rows
+/// must be neighbours in memory, and at most [`BLOCK`].
 ///
 /// # Safety
-/// The CPU must have AVX-512, and `a` as many elements.
+/// The CPU must have AVX-512, and `a` the elements of its shape.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn turn([rows, k]: [usize; 2], a: Strided<f32>, tiles: &mut [f32]) {
     assert!(a.row == 1 && rows <= BLOCK);
@@ -19,18 +19,18 @@ pub unsafe fn turn([rows, k]: [usize; 2], a: Strided<f32>, tiles: &mut [f32]) {
             let mut lines = [_mm512_setzero_ps(); SIDE];
             for (l, line) in lines.iter_mut().enumerate().take(k.saturating_sub(step * SIDE)) {
                 let at = a.data.as_ptr().wrapping_add((step * SIDE + l) * a.column + i * SIDE);
-                // SAFETY: as the caller promises; the mask leaves out what lies beyond the last row.
+                // SAFETY: as the caller promises; the mask leaves out elements beyond the last row.
                 *line = unsafe { _mm512_maskz_loadu_ps(mask, at) };
             }
             for (line, target) in transpose(lines).into_iter().zip(tile.chunks_exact_mut(SIDE)) {
-                // SAFETY: there are 16 elements.
+                // SAFETY: `target` has 16 elements.
                 unsafe { _mm512_storeu_ps(target.as_mut_ptr(), line) };
             }
         }
     }
 }
 
-/// The transpose of 16 rows of 16: pairs within fours of each row, then fours of all rows, change places.
+/// The transpose of 16 rows of 16 elements: first within groups of four elements of each row, then of whole groups between rows.
 #[target_feature(enable = "avx512f")]
 fn transpose(rows: [__m512; SIDE]) -> [__m512; SIDE] {
     let mut pairs = rows;
