@@ -1,5 +1,4 @@
-//! Keeps compiled kernels in a folder of the user's, so that the next process need not wait for the compiler: it takes seconds per
-//! source.
+//! Keeps compiled kernels in a folder, so that the next process need not wait for the compiler: it takes seconds per source.
 
 use std::{fs, path::Path};
 
