@@ -1,5 +1,4 @@
-//! Caches compiled kernels in a folder of the user. Otherwise each process would wait for the compiler, which takes seconds per
-//! source.
+//! Keeps compiled kernels in a folder, so that the next process need not wait for the compiler: it takes seconds per source.
 
 use std::{fs, path::Path};
 

@@ -5,14 +5,13 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString, c_char, c_int, c_void},
-    path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use libloading::Library;
 
-use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, Traits};
+use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, Traits, compiled::kept};
 
 /// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads. Returns an error text or null.
 type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
@@ -30,56 +29,81 @@ struct Emulator(ThreadOrder);
 
 /// An emulated GPU. None if there is no C++ compiler; a warning on stderr then says so.
 pub fn emulated(order: ThreadOrder) -> Option<Gpu> {
-    static COMPILER: OnceLock<bool> = OnceLock::new();
-    let found = *COMPILER.get_or_init(|| {
-        let found = Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success());
-        if !found {
+    compiler().map(|_| Gpu::new(Emulator(order)))
+}
+
+/// The C++ compiler's name and version, if there is one.
+fn compiler() -> Option<&'static str> {
+    static VERSION: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let found = Command::new("c++").arg("--version").output().ok().filter(|output| output.status.success());
+        if found.is_none() {
             eprintln!("warning: no C++ compiler (Debian's package g++): CUDA kernels are not run");
         }
-        found
-    });
-    found.then(|| Gpu::new(Emulator(order)))
+        found.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    VERSION.get_or_init(find).as_deref()
 }
 
-/// The entry point of a source's kernels. The source is compiled on first use. The lock lets one kernel run at a time.
-fn entry(source: &'static Source) -> Result<&'static Mutex<Emulate>, GpuError> {
-    static LOADED: OnceLock<Mutex<HashMap<&'static str, &'static Mutex<Emulate>>>> = OnceLock::new();
-    let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(entry) = loaded.get(source.name) {
-        return Ok(entry);
+/// The entry points of the copies of a source's library. A copy runs one kernel at a time, because its memory is static. There are
+/// as many copies as processors, so that tests do not wait for each other.
+type Copies = &'static [Mutex<Emulate>];
+
+/// The copies of a source's library. The first caller compiles it. Callers for other sources do not wait for that.
+fn copies(source: &'static Source) -> Result<Copies, GpuError> {
+    type Slot = &'static Mutex<Option<Copies>>;
+    static SLOTS: OnceLock<Mutex<HashMap<&'static str, Slot>>> = OnceLock::new();
+    let slot: Slot = {
+        let mut slots = SLOTS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(source.name).or_insert_with(|| Box::leak(Box::default()))
+    };
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(copies) = *slot {
+        return Ok(copies);
     }
-    let dir = tempfile::tempdir().expect("a temporary folder"); // may be removed once the library is loaded
-    let library = compile(source, dir.path())?;
-    // SAFETY: the library is ours and runs nothing when it is loaded.
-    let library = Box::leak(Box::new(unsafe { Library::new(library) }.expect("a library that loads")));
-    // SAFETY: `emulate` has this type, and the library stays loaded.
-    let emulate = *unsafe { library.get::<Emulate>(b"emulate") }.expect("the library's entry");
-    let entry: &'static Mutex<Emulate> = Box::leak(Box::new(Mutex::new(emulate)));
-    loaded.insert(source.name, entry);
-    Ok(entry)
+    let library = compile(source)?;
+    let dir = tempfile::tempdir().expect("a temporary folder"); // may be removed once the copies are loaded
+    let load = |copy: usize| {
+        // The loader recognises a library by its inode, so each copy needs a file of its own.
+        let path = dir.path().join(format!("{copy}.so"));
+        std::fs::write(&path, &library).expect("a file in the temporary folder");
+        // SAFETY: the library is ours and runs nothing when it is loaded.
+        let library = Box::leak(Box::new(unsafe { Library::new(path) }.expect("a library that loads")));
+        // SAFETY: `emulate` has this type, and the library stays loaded.
+        Mutex::new(*unsafe { library.get::<Emulate>(b"emulate") }.expect("the library's entry"))
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let loaded: Copies = Vec::leak((0..processors).map(load).collect());
+    *slot = Some(loaded);
+    Ok(loaded)
 }
 
-fn compile(source: &Source, dir: &Path) -> Result<PathBuf, GpuError> {
-    let (text, library) = (dir.join(format!("{}.cpp", source.name)), dir.join(format!("{}.so", source.name)));
+/// The library of a source. It is kept beside the test program, for its next start and for processes that tests start.
+fn compile(source: &Source) -> Result<Vec<u8>, GpuError> {
     let table: String =
         source.kernels.iter().map(|name| format!("    {{\"{name}\", Caller<&{name}>::run}},\n")).collect();
     let table = format!("const Named KERNELS[] = {{\n{table}    {{nullptr, nullptr}},\n}};\n");
     let whole = [include_str!("host.hpp"), source.defines, source.text, &table].join("\n");
-    std::fs::write(&text, whole).expect("a file in the temporary folder");
     // Optimised, without fused multiply-add and without reordering of sums.
-    let flags = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"];
+    let mut flags = vec!["-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"];
     // With AVX2 and F16C the code multiplies eight values at a time and converts halves in hardware: the same bits, faster.
-    let units = [("-mavx2", is_x86_feature_detected!("avx2")), ("-mf16c", is_x86_feature_detected!("f16c"))];
-    let units = units.iter().filter(|(_, found)| *found).map(|(flag, _)| flag);
-    let output =
-        Command::new("c++").args(flags).args(units).arg(&text).arg("-o").arg(&library).output().expect("c++ runs");
-    match output.status.success() {
-        true => Ok(library),
-        false => Err(GpuError::Compile {
-            name: source.name.into(),
-            log: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }),
-    }
+    flags.extend(is_x86_feature_detected!("avx2").then_some("-mavx2"));
+    flags.extend(is_x86_feature_detected!("f16c").then_some("-mf16c"));
+    let folder = std::env::current_exe().expect("a program").with_file_name("emulated-kernels");
+    let all = format!("{}{}\n{whole}", compiler().expect("a compiler"), flags.join(" "));
+    kept(Some(&folder), &all, || {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (text, library) = (dir.path().join(format!("{}.cpp", source.name)), dir.path().join("library.so"));
+        std::fs::write(&text, whole).expect("a file in the temporary folder");
+        let output = Command::new("c++").args(flags).arg(&text).arg("-o").arg(&library).output().expect("c++ runs");
+        match output.status.success() {
+            true => Ok(std::fs::read(&library).expect("the library")),
+            false => Err(GpuError::Compile {
+                name: source.name.into(),
+                log: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }),
+        }
+    })
 }
 
 /// Bytes that have already been copied: the emulation finishes its work before a call returns.
@@ -148,7 +172,9 @@ impl Driver for Emulator {
         grid: [usize; 3],
         args: &[Arg],
     ) -> Result<(), GpuError> {
-        let entry = entry(source)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let copies = copies(source)?;
+        let free = copies.iter().find_map(|copy| copy.try_lock().ok());
+        let entry = free.unwrap_or_else(|| copies[0].lock().unwrap_or_else(PoisonError::into_inner));
         let (name, grid) = (CString::new(kernel).expect("no NUL"), grid.map(|n| n as u32));
         let pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
         // SAFETY: the arguments are those of the kernel, as the caller promises.
