@@ -18,6 +18,7 @@ use common::{
     slurm::{Slurm, printed},
     text,
 };
+use expect_test::expect;
 use serde_json::{Value, json};
 
 fn short() -> String {
@@ -270,12 +271,22 @@ fn what_kubernetes_cannot_do_without_is_asked_for() {
     scratch.write("cluster.yaml", KUBERNETES.replace("MOUNT", "/elsewhere"));
     let outside = scratch.run("submit tiny.yaml --executor kubernetes --cluster cluster.yaml");
     assert_eq!(outside.code, 2);
-    assert!(outside.stderr.contains("is not on the volume that is mounted at /elsewhere"), "{}", outside.stderr);
+    expect![[r#"
+        error: the runs folder SCRATCH/runs is not on the volume that is mounted at /elsewhere; pods see nothing else (kubernetes.mount)
+    "#]]
+    .assert_eq(&scratch.relative(&outside.stderr));
     scratch.write("cluster.yaml", "al: {gpus: 1}\n");
     let wrong = scratch.run("submit tiny.yaml --dry-run --cluster cluster.yaml");
     assert_eq!(wrong.code, 2);
-    assert!(wrong.stderr.starts_with("error: cluster.yaml:1:1: al: unknown key\n"), "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("did you mean `all`?"), "{}", wrong.stderr);
+    expect![[r#"
+        error: cluster.yaml:1:1: al: unknown key
+          found:   al: a section with the keys gpus
+          allowed: all, stages, kubernetes
+          help:    did you mean `all`?
+
+        cluster.yaml: 1 error
+    "#]]
+    .assert_eq(&wrong.stderr);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use common::{Scratch, text};
+use expect_test::expect;
 use serde_json::{Value, json};
 
 fn write_run(root: &Path, run: &str, name: &str, created: u64, tau: f64, top1: f64) {
@@ -79,7 +80,13 @@ fn formats_for_programs_and_documents() {
         stdout(&with("--csv")),
         "kind,key,warm-00000001,cold-00000002\nspec,method.tau,0.2,0.1\nscore,knn/top1,0.5,0.75\n"
     );
-    assert!(stdout(&with("--md")).contains("| knn/top1 | 50.00 % | **75.00 %** |"));
+    expect![[r#"
+        |  | warm-00000001 | cold-00000002 |
+        |---|---:|---:|
+        | method.tau | 0.2 | 0.1 |
+        | knn/top1 | 50.00 % | **75.00 %** |
+    "#]]
+    .assert_eq(stdout(&with("--md")));
     assert!(out.exists() && !root.path().join("results/comparison.parquet").exists());
     assert_eq!(compare(root.path(), &["warm", "--csv", "--md"]).status.code(), Some(2));
 }
@@ -115,9 +122,27 @@ fn runs_that_differ_in_their_seed_alone_are_one_column() {
     let value: Value = serde_json::from_str(stdout(&compare(root.path(), &with("--json")))).unwrap();
     assert_eq!(value["groups"][0], json!({"label": "r0 (n=2)", "runs": ["r0", "r2"], "seeds": [0, 2]}));
     assert_eq!(value["scores"][0]["groups"]["r0 (n=2)"]["values"], json!({"r0": 0.5, "r2": 0.6}));
-    assert!(stdout(&compare(root.path(), &with("--md"))).ends_with("\n\n± sample standard deviation over seeds\n"));
-    let single = compare(root.path(), &with("--no-group"));
-    assert!(stdout(&single).contains("│ seed       ┆       0 ┆         1 ┆       2 │"), "{}", stdout(&single));
+    expect![[r#"
+        |  | r0 (n=2) | r1 |
+        |---|---:|---:|
+        | seed | [0,2] | 1 |
+        | method.tau | 0.1 | 0.2 |
+        | knn/top1 | 55.00 ± 7.07 % | **75.00 %** |
+
+        ± sample standard deviation over seeds
+    "#]]
+    .assert_eq(stdout(&compare(root.path(), &with("--md"))));
+    expect![[r#"
+        ┌────────────┬─────────┬───────────┬─────────┐
+        │            ┆      r0 ┆        r1 ┆      r2 │
+        ╞════════════╪═════════╪═══════════╪═════════╡
+        │ seed       ┆       0 ┆         1 ┆       2 │
+        │ method.tau ┆     0.1 ┆       0.2 ┆     0.1 │
+        │ knn/top1   ┆ 50.00 % ┆ * 75.00 % ┆ 60.00 % │
+        └────────────┴─────────┴───────────┴─────────┘
+        * best
+    "#]]
+    .assert_eq(stdout(&compare(root.path(), &with("--no-group"))));
 
     let other = compare(root.path(), &["r0", "r1", "--baseline", "r2"]);
     assert_eq!(String::from_utf8_lossy(&other.stderr), "error: --baseline r2 is not among the compared runs\n");

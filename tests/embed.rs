@@ -15,7 +15,8 @@ use arrow::{
     array::{Array, AsArray},
     datatypes::{Float32Type, Int64Type},
 };
-use common::{Scratch, signal, text};
+use common::{Scratch, complaint, signal, text};
+use expect_test::expect;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -210,24 +211,55 @@ fn what_cannot_be_read_is_named_or_left_out() {
     let line = "embed tiny --data photos -o out.parquet";
     let said = scratch.run(line);
     assert_eq!(said.code, 1);
-    let expected = "error: cannot read image `photos/broken.png`: it is of an unknown format, and not JPEG, PNG, WebP, BMP, GIF, PNM or TIFF (`--on-error skip` leaves such images out)\n";
-    assert!(said.stderr.ends_with(expected), "{}", said.stderr);
+    expect![[r#"
+        error: cannot read image `photos/broken.png`: it is of an unknown format, and not JPEG, PNG, WebP, BMP, GIF, PNM or TIFF (`--on-error skip` leaves such images out)
+    "#]]
+    .assert_eq(complaint(&said.stderr));
     assert!(!scratch.path("out.parquet").exists());
     let json = scratch.json(&format!("{line} --on-error skip --json"));
     assert_eq!((counts(&json)[0], &json["skipped"]), (3, &json!(1)));
-    for (args, expected) in [
-        ("--data nothing -o x.parquet", "no such file or folder: `nothing`"),
-        ("--data abcdef01 -o x.parquet", "there is no file, folder or data artifact `abcdef01`"),
-        ("--data photos -o x.csv", "x.csv: the name must end in .parquet, the only format"),
-        ("--data out.parquet -o out.parquet --overwrite", "this file holds the images; choose another output file"),
+    let refused = [
+        (
+            "--data nothing -o x.parquet",
+            expect![[r#"
+                error: no such file or folder: `nothing`
+            "#]],
+        ),
+        (
+            "--data abcdef01 -o x.parquet",
+            expect![[r#"
+                error: there is no file, folder or data artifact `abcdef01`
+            "#]],
+        ),
+        (
+            "--data photos -o x.csv",
+            expect![[r#"
+                error: x.csv: the name must end in .parquet, the only format
+            "#]],
+        ),
+        (
+            "--data out.parquet -o out.parquet --overwrite",
+            expect![[r#"
+                error: out.parquet: this file holds the images; choose another output file
+            "#]],
+        ),
         (
             "--data photos --split test -o x.parquet",
-            "--split applies to a spec, a data artifact, or a folder of tables",
+            expect![[r#"
+                error: --split applies to a spec, a data artifact, or a folder of tables or archives whose names contain `train` and `test`
+            "#]],
         ),
-        ("--data tiny.yaml --on-error skip -o x.parquet", "apply to files and folders, not to a spec"),
-    ] {
+        (
+            "--data tiny.yaml --on-error skip -o x.parquet",
+            expect![[r#"
+                error: --format, --labels and --on-error apply to files and folders, not to a spec
+            "#]],
+        ),
+    ];
+    for (args, expected) in refused {
         let said = scratch.run(&format!("embed tiny {args}"));
-        assert!(said.code == 1 && said.stderr.contains(expected), "{args}: {}", said.stderr);
+        assert_eq!(said.code, 1, "{args}: {}", said.stderr);
+        expected.assert_eq(&said.stderr);
     }
 }
 
@@ -244,9 +276,11 @@ fn a_hubs_folder_is_known_by_its_content_and_asks_for_the_split() {
         fs::copy(shards.join(format!("{split}-00000.parquet")), file).expect("a copy");
     }
     let said = scratch.run("embed tiny --data hub -o out.parquet");
-    let expected =
-        "the file names in `hub` are of several splits: train, test; choose one by --split train or --split test";
-    assert!(said.code == 1 && said.stderr.contains(expected), "{}", said.stderr);
+    assert_eq!(said.code, 1);
+    expect![[r#"
+        error: the file names in `hub` are of several splits: train, test; choose one by --split train or --split test
+    "#]]
+    .assert_eq(&said.stderr);
     let embedded = |split: &str| {
         counts(&scratch.json(&format!("embed tiny --data hub --split {split} -o {split}.parquet --json")))[0]
     };

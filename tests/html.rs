@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::{METHODS, Scratch, tiny_with};
+use expect_test::expect;
 use serde_json::{Value, json};
 
 /// Width and height of the browser's window in pixels.
@@ -173,5 +174,8 @@ fn a_run_that_is_not_there_is_an_error() {
     let scratch = Scratch::new();
     let finished = scratch.run("report tiny.yaml");
     assert_eq!(finished.code, 1);
-    assert!(finished.stderr.contains("has no finished run in runs/results"), "{}", finished.stderr);
+    expect![[r#"
+        error: spec "tiny" (tiny.yaml) has no finished run in runs/results; `snclr run tiny.yaml` makes one
+    "#]]
+    .assert_eq(&finished.stderr);
 }

@@ -5,6 +5,7 @@ mod common;
 use std::{collections::BTreeSet, process::Stdio, thread::sleep, time::Duration};
 
 use common::{Scratch, statuses, text};
+use expect_test::expect;
 use serde_json::{Value, json};
 
 fn names(list: &Value) -> BTreeSet<String> {
@@ -110,13 +111,12 @@ fn killed_training_is_proved_to_resume_exactly() {
     }
     let short = scratch.run("verify resume tiny.yaml --set epochs=1 --steps 50");
     assert_eq!(short.code, 1);
-    assert!(
-        short.stderr.contains(
-            "error: the training must have more than 50 steps; use fewer (--steps) or more epochs (--set epochs=…)"
-        ),
-        "{}",
-        short.stderr
-    );
+    expect![[r#"
+        training 50 steps without a kill
+        error: the training must have more than 50 steps; use fewer (--steps) or more epochs (--set epochs=…)
+        error: the training ended with exit status: 1; nothing was compared
+    "#]]
+    .assert_eq(&short.stderr);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use arrow::{
     array::{AsArray, RecordBatch},
     datatypes::{Float64Type, Int64Type},
 };
-use common::{METHODS, Scratch, tiny_with};
+use common::{Finished, METHODS, Scratch, tiny_with};
+use expect_test::expect;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 /// A table of the only pretrain artifact in `runs`.
@@ -99,12 +100,27 @@ fn what_a_method_cannot_have_is_refused_with_a_reason() {
     scratch.write("a.yaml", tiny_with((simclr.0, simclr.1, true, ""), false));
     let finished = scratch.run("run a.yaml");
     assert_eq!(finished.code, 2);
-    assert!(finished.stderr.contains("simclr has no predictor: it compares projections"), "{}", finished.stderr);
+    expect![[r#"
+        error: a.yaml:16:12: predictor: simclr has no predictor: it compares projections
+          found:   predictor: a section with the keys layers, hidden, output, method.name: "simclr"
+          allowed: no `predictor` with simclr and swav
+          help:    remove the section `predictor`
+
+        a.yaml: 1 error
+    "#]]
+    .assert_eq(&finished.stderr);
     let crops = "augmentations.local_crops={count: 1, size: 8, view: {random_resized_crop: {}}}";
     scratch.write("b.yaml", tiny_with(simclr, false));
     let output = scratch.command("validate b.yaml --set").arg(crops).output().expect("the program");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("SimCLR's loss is defined for two views of each image"), "{stderr}");
+    expect![[r#"
+        error: --set augmentations.local_crops={count: 1, size: 8, view: {random_resized_crop: {}}}: augmentations.local_crops: SimCLR's loss is defined for two views of each image
+          found:   augmentations.local_crops: a section with the keys count, size, view, method.name: "simclr"
+          allowed: no `local_crops` with simclr
+          help:    remove the section `augmentations.local_crops`, or use another method, such as infonce
+
+        b.yaml: 1 error
+    "#]]
+    .assert_eq(&Finished::of(output).stderr);
 }
 
 /// A projection of one number has an effective rank of 1, which counts as a collapse.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use common::{Finished, Scratch, copy_tree, signal, statuses};
+use expect_test::expect;
 use serde_json::Value;
 use snclr::{
     artifact::{Artifact, Attempt, Components, Kind, Store},
@@ -340,24 +341,53 @@ fn cleaning_takes_what_nobody_has_used_and_no_run_here_needs() {
 #[test]
 fn addresses_and_modes_that_make_no_sense_are_refused_before_anything_runs() {
     let scratch = Scratch::new();
-    for (arguments, expected) in [
-        ("--cache cache", "expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER"),
-        ("--cache file://cache", "a folder is given from the root, as file:///FOLDER"),
-        ("--cache s3://x --cache-mode both", "invalid value 'both'"),
-    ] {
+    let refused = [
+        (
+            "--cache cache",
+            expect![[r#"
+                error: invalid value 'cache' for '--cache <URL>': "cache": expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
+
+                For more information, try '--help'.
+            "#]],
+        ),
+        (
+            "--cache file://cache",
+            expect![[r#"
+                error: invalid value 'file://cache' for '--cache <URL>': "file://cache": a folder is given from the root, as file:///FOLDER
+
+                For more information, try '--help'.
+            "#]],
+        ),
+        (
+            "--cache s3://x --cache-mode both",
+            expect![[r#"
+                error: invalid value 'both' for '--cache-mode <MODE>'
+                  [possible values: read, write, off]
+
+                For more information, try '--help'.
+            "#]],
+        ),
+    ];
+    for (arguments, expected) in refused {
         let refused = scratch.run(&format!("run tiny.yaml {arguments}"));
         assert_eq!(refused.code, 2, "{}", refused.stderr);
-        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        expected.assert_eq(&refused.stderr);
     }
     assert!(!scratch.path("runs").exists());
     let refused = scratch.command("gc --cache").env_remove("SNCLR_CACHE").output().expect("the program");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no cache to clean: name it by --cache URL"));
+    expect![[r#"
+        error: no cache to clean: name it by --cache URL, SNCLR_CACHE, or cache: {url: URL} in .snclr.yaml
+    "#]]
+    .assert_eq(&Finished::of(refused).stderr);
     // After a wrong SNCLR_CACHE, `gc` must not clean the cache that a file names instead.
     scratch.write(".snclr.yaml", format!("cache: {{url: \"{}\"}}\n", folder(&scratch, "cache")));
     let refused =
         Finished::of(scratch.command("gc --cache").env("SNCLR_CACHE", "cache").output().expect("the program"));
     assert_eq!(refused.code, 2, "{}", refused.stderr);
-    assert!(refused.stderr.contains("SNCLR_CACHE: \"cache\": expected s3://BUCKET/PREFIX"), "{}", refused.stderr);
+    expect![[r#"
+        error: SNCLR_CACHE: "cache": expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
+    "#]]
+    .assert_eq(&refused.stderr);
 }
 
 #[test]
@@ -380,15 +410,41 @@ fn a_file_may_name_the_cache_and_options_go_before_it() {
     let run = Finished::of(command.env("XDG_CONFIG_HOME", scratch.path("settings")).output().expect("the program"));
     assert_all(&serde_json::from_str(&run.stdout).expect("JSON"), "fetched");
 
-    for (text, expected) in [
-        ("cache: {urls: x}", "error: .snclr.yaml:1:9: cache.urls: unknown key"),
-        ("cache: {url: \"s3://x\", mode: both}", "  allowed: read, write, off"),
-        ("cache: {url: somewhere}", "error: .snclr.yaml: cache.url: \"somewhere\": expected s3://BUCKET/PREFIX"),
-    ] {
+    let refused = [
+        (
+            "cache: {urls: x}",
+            expect![[r#"
+                error: .snclr.yaml:1:9: cache.urls: unknown key
+                  found:   urls: "x"
+                  allowed: url, mode, checkpoints
+                  help:    did you mean `url`?
+
+                .snclr.yaml: 1 error
+            "#]],
+        ),
+        (
+            "cache: {url: \"s3://x\", mode: both}",
+            expect![[r#"
+                error: .snclr.yaml:1:30: cache.mode: unknown value
+                  found:   "both"
+                  allowed: read, write, off
+                  help:    use one of the allowed values
+
+                .snclr.yaml: 1 error
+            "#]],
+        ),
+        (
+            "cache: {url: somewhere}",
+            expect![[r#"
+                error: .snclr.yaml: cache.url: "somewhere": expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER
+            "#]],
+        ),
+    ];
+    for (text, expected) in refused {
         scratch.write(".snclr.yaml", text);
         let refused = scratch.run("run tiny.yaml");
         assert_eq!(refused.code, 2, "{}", refused.stderr);
-        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        expected.assert_eq(&refused.stderr);
     }
 }
 

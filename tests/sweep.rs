@@ -9,6 +9,7 @@ use std::{
 };
 
 use common::{Finished, Scratch, TINY, signal, statuses, text};
+use expect_test::expect;
 use serde_json::{Value, json};
 
 /// A quicker spec than the tiny one, for many points.
@@ -146,12 +147,13 @@ fn compares_by_seed(scratch: &Scratch, runs: &[String]) {
 
     // A point that has not run is reported and left out.
     let partly = scratch.run("compare grid.yaml --sweep seed=1,5 --json");
-    assert!(
-        partly.stderr.contains("note: grid.yaml: no finished run of method.tau=0.1, seed=5\n"),
-        "{}",
-        partly.stderr
-    );
     assert_eq!(partly.code, 0);
+    expect![[r#"
+        note: grid.yaml: no finished run of method.tau=0.1, seed=5
+        note: grid.yaml: no finished run of method.tau=0.2, seed=5
+        comparison written to runs/results/comparison.parquet
+    "#]]
+    .assert_eq(&partly.stderr);
 }
 
 #[test]
@@ -372,8 +374,11 @@ both.yaml: 1 error
         );
     }
     let twice = refused("plan tiny.yaml --method swav --sweep method.name=infonce,nnclr");
-    assert!(
-        twice.starts_with("error: --sweep method.name=infonce,nnclr: method.name: given twice on the command line\n"),
-        "{twice}"
-    );
+    expect![[r#"
+        error: --sweep method.name=infonce,nnclr: method.name: given twice on the command line
+          help:    keep one `--sweep` or `--set` of it
+
+        tiny.yaml: 1 error
+    "#]]
+    .assert_eq(&twice);
 }

@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Finished, METHODS, Scratch, checkpoints, signal, tiny_with, wait_for_another_checkpoint};
+use common::{Finished, METHODS, Scratch, checkpoints, complaint, signal, tiny_with, wait_for_another_checkpoint};
+use expect_test::expect;
 
 /// Starts the program with `args` on `size` ranks with one thread each.
 fn on_ranks(scratch: &Scratch, size: usize, args: &str) -> Vec<Child> {
@@ -74,8 +75,16 @@ fn ranks_that_do_not_fit_say_so_once() {
         ended.stderr
     };
     let two = [("RANK", "0"), ("WORLD_SIZE", "2")];
-    assert!(alone(&two[..1]).starts_with("error: RANK is set and WORLD_SIZE is not"));
-    assert!(alone(&two).starts_with("error: torchrun has started 2 processes, and MASTER_ADDR is not set"));
+    expect![[r#"
+        error: RANK is set and WORLD_SIZE is not: this looks like a process of torchrun, but not how many there are
+          help: set both, or none to run alone
+    "#]]
+    .assert_eq(&alone(&two[..1]));
+    expect![[r#"
+        error: torchrun has started 2 processes, and MASTER_ADDR is not set: it says where the first one listens
+          help: MASTER_ADDR is the first one's machine, MASTER_PORT a free port there (docs/how-to/many-ranks.md)
+    "#]]
+    .assert_eq(&alone(&two));
     let nobody = [("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")];
     let second = [("RANK", "1"), ("WORLD_SIZE", "2")];
     assert!(alone(&[second, nobody].concat()).starts_with("error: rank 1 of 2 cannot reach rank 0 at localhost:1: "));
@@ -109,7 +118,11 @@ fn a_rank_that_ends_ends_all_and_any_number_goes_on_to_the_same_bits() {
     let first = ended(ranks.by_ref().take(1).collect());
     assert!(begun.elapsed() < Duration::from_secs(1 + 2), "{:?}", begun.elapsed());
     assert_eq!((codes(&first), errors(&first).len()), (vec![1], 1));
-    assert!(first[0].stderr.contains("error: rank 0 of 2 has waited 1 s for another rank"), "{}", first[0].stderr);
+    expect![[r#"
+        error: rank 0 of 2 has waited 1 s for another rank, which has stopped or is far behind
+          help: the same command, with any number of ranks, goes on from the last checkpoint; --collective-timeout SECONDS allows for more
+    "#]]
+    .assert_eq(complaint(&first[0].stderr));
     signal(stopped, "KILL");
     ended(ranks.collect());
     // A signal to a rank other than the first makes one checkpoint, and all ranks stop.

@@ -62,7 +62,11 @@ pub fn code(error: &anyhow::Error) -> u8 {
 
 /// The text that is printed for `error`.
 pub fn text(error: &anyhow::Error) -> String {
-    if let Some(errors) = error.downcast_ref::<SpecErrors>() {
+    let of_cache = || match error.downcast_ref() {
+        Some(CacheError::BadFile(errors)) => Some(errors),
+        _ => None,
+    };
+    if let Some(errors) = error.downcast_ref::<SpecErrors>().or_else(of_cache) {
         // The text of each of these errors starts with `error:` and its place.
         return errors.to_string();
     }

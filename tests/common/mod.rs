@@ -1,4 +1,7 @@
 //! Helpers of the integration tests: they run the program in a scratch directory, as a user would.
+//!
+//! Texts that the program prints stand whole in the tests, in `expect!`; `UPDATE_EXPECT=1 cargo test --release --features remote`
+//! takes them again, for `git diff` to show. Tests look for parts only where the rest of a text differs from run to run.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod figures;
@@ -99,6 +102,12 @@ impl Scratch {
         std::fs::write(path, text).expect("a file");
     }
 
+    /// A text in which `SCRATCH` stands for the path of the scratch directory.
+    pub fn relative(&self, text: &str) -> String {
+        let (given, real) = (self.dir.path(), self.dir.path().canonicalize().expect("the scratch directory"));
+        text.replace(&real.display().to_string(), "SCRATCH").replace(&given.display().to_string(), "SCRATCH")
+    }
+
     /// The program with `args` (separated by blanks), in the scratch directory.
     pub fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_snclr"));
@@ -180,6 +189,19 @@ impl Finished {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
+
+/// The error at the end of a program's stderr, without the progress before it; all of the text if it has no error.
+pub fn complaint(stderr: &str) -> &str {
+    match stderr.starts_with("error:") {
+        true => stderr,
+        false => stderr.find("\nerror:").map_or(stderr, |at| &stderr[at + 1..]),
+    }
+}
+
+/// The lines of a text that begin with `begin`.
+pub fn lines(text: &str, begin: &str) -> String {
+    text.lines().filter(|line| line.starts_with(begin)).map(|line| format!("{line}\n")).collect()
 }
 
 /// Copies a folder.
