@@ -105,7 +105,16 @@ fn what_cannot_be_measured_is_a_matter_of_usage() {
             For more information, try '--help'.
         "#]],
     );
-    refused("bench --scaling --case small", expect![[""]]);
+    refused(
+        "bench --scaling --case small",
+        expect![[r#"
+            error: the argument '--scaling' cannot be used with '--case <CASE>'
+
+            Usage: snclr bench --scaling
+
+            For more information, try '--help'.
+        "#]],
+    );
     refused(
         "bench --case knn --precision f16",
         expect![[r#"

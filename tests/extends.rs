@@ -168,7 +168,13 @@ new.yaml: 1 error
     );
     scratch.write("other.yaml", "name: [\n");
     let finished = scratch.run("validate new.yaml");
-    expect![[""]].assert_eq(&finished.stderr);
+    expect![[r#"
+        error: base/../other.yaml:2:1: not valid YAML: did not find expected node content, while parsing a flow node
+          help:    check the indentation, brackets and quotes of this line and the one before
+
+        new.yaml: 1 error
+    "#]]
+    .assert_eq(&finished.stderr);
     scratch.write("other.yaml", "# nothing\n");
     let finished = scratch.run("validate new.yaml");
     expect![[r#"

@@ -74,7 +74,11 @@ fn hugging_face_parquet_runs_and_without_labels_the_probes_say_why_they_are_skip
 
     let finished = run(&scratch, "{format: parquet, train: bare.parquet}");
     assert_eq!(finished.code, 0, "{}", finished.stderr);
-    expect![[""]].assert_eq(&lines(&finished.stderr, "note:"));
+    expect![[r#"
+        note: linear_probe: skipped, the train split has no labels
+        note: knn: skipped, the train split has no labels
+    "#]]
+    .assert_eq(&lines(&finished.stderr, "note:"));
     let json: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
     assert!(json["metrics"]["train/loss"].is_number() && json["metrics"].get("knn/top1").is_none());
 }
@@ -143,7 +147,18 @@ fn what_makes_scores_meaningless_is_told_each_time_and_audit_names_the_images() 
     std::os::unix::fs::symlink("gone.jpg", scratch.path("photos/train/cat/link.jpg")).expect("a link");
     scratch.write("photos/test/dog/half.jpg", &encoded(1, image::ImageFormat::Jpeg)[..200]);
     let again = run(&scratch, data);
-    expect![[""]].assert_eq(&lines(&again.stderr, "warning:").replace(&leak, "the same leak\n"));
+    expect![[r#"
+        warning: skipped `photos/train/cat/link.jpg`: it is a link to `gone.jpg`, which is not there
+        warning: data.train: 1 image skipped: 1 unreadable
+        warning: skipped `photos/test/dog/half.jpg`: truncated JPEG (no end-of-image marker)
+        warning: data.test: 1 image skipped: 1 JPEG
+        the same leak
+        warning: skipped `photos/train/cat/link.jpg`: it is a link to `gone.jpg`, which is not there
+        warning: data.train: 1 image skipped: 1 unreadable
+        warning: skipped `photos/test/dog/half.jpg`: truncated JPEG (no end-of-image marker)
+        warning: data.test: 1 image skipped: 1 JPEG
+    "#]]
+    .assert_eq(&lines(&again.stderr, "warning:").replace(&leak, "the same leak\n"));
     assert_eq!(pretrain(&again), (pretrain(&first).0, "cached".to_owned()));
     let json: serde_json::Value = serde_json::from_str(&again.stdout).expect("JSON");
     let ran = json["stages"].as_array().expect("stages").iter().filter(|stage| stage["status"] == "ran");
@@ -229,5 +244,14 @@ fn a_corrupt_image_is_named_or_skipped_and_counted() {
     assert!(listed.contains(two), "{listed}");
     let finished = run(&scratch, &data("skip"));
     assert_eq!(finished.code, 0, "{}", finished.stderr);
-    expect![[""]].assert_eq(&lines(&finished.stderr, "warning:"));
+    expect![[r#"
+        warning: skipped `photos/train/cat/empty.jpg`: the file is empty
+        warning: skipped `photos/train/dog/broken.jpg`: truncated JPEG (no end-of-image marker)
+        warning: data.train: 2 images skipped: 1 JPEG, 1 no image
+        warning: data: 40 of the 40 test images are training images, byte for byte, so that scores count them as known; the table `duplicates` of the data artifact lists them
+        warning: skipped `photos/train/cat/empty.jpg`: the file is empty
+        warning: skipped `photos/train/dog/broken.jpg`: truncated JPEG (no end-of-image marker)
+        warning: data.train: 2 images skipped: 1 JPEG, 1 no image
+    "#]]
+    .assert_eq(&lines(&finished.stderr, "warning:"));
 }

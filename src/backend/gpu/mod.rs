@@ -47,7 +47,7 @@ pub struct Params {
     half: Option<Buffer>,
     /// Number of the encoder's parameters, which come first.
     encoder: usize,
-    }
+}
 
 impl Params {
     /// The parameters in `range`, f32.
