@@ -19,7 +19,7 @@ use super::Global;
 use crate::{
     remote::{self, Address, Cache, Options},
     run::Verbosity,
-    spec::{Format, SpecErrors},
+    spec::Format,
 };
 
 /// Name of the settings file in the current folder.
@@ -84,8 +84,6 @@ pub enum CacheError {
     BadAddress { path: PathBuf, what: String },
     #[error("{VARIABLE}: {what}")]
     BadVariable { what: String },
-    #[error(transparent)]
-    BadFile(#[from] SpecErrors),
 }
 
 impl CacheArgs {
@@ -93,8 +91,8 @@ impl CacheArgs {
     /// names the cache.
     ///
     /// # Errors
-    /// [`CacheError`].
-    pub fn open(&self, global: &Global) -> Result<Option<Cache>, CacheError> {
+    /// [`CacheError`], or the [`SpecErrors`](crate::spec::SpecErrors) of a settings file.
+    pub fn open(&self, global: &Global) -> anyhow::Result<Option<Cache>> {
         let named = named()?.filter(|_| self.cache.is_none());
         let mode = match self.cache_mode.or(named.as_ref().and_then(|named| named.mode)).unwrap_or(Mode::Write) {
             Mode::Read => remote::Mode::Read,
@@ -125,13 +123,13 @@ impl CacheArgs {
 /// The cache to clean: the given one, or else the one that runs would use.
 ///
 /// # Errors
-/// [`CacheError`].
-pub fn to_clean(given: Option<Address>) -> Result<Address, CacheError> {
+/// [`CacheError`], or the [`SpecErrors`](crate::spec::SpecErrors) of a settings file.
+pub fn to_clean(given: Option<Address>) -> anyhow::Result<Address> {
     check_available()?;
     match (given, env::var(VARIABLE)) {
         (Some(address), _) => Ok(address),
-        (None, Ok(text)) => text.parse().map_err(|what| CacheError::BadVariable { what }),
-        (None, Err(_)) => named()?.map(|named| named.address).ok_or(CacheError::NotNamed),
+        (None, Ok(text)) => text.parse().map_err(|what| CacheError::BadVariable { what }.into()),
+        (None, Err(_)) => named()?.map(|named| named.address).ok_or_else(|| CacheError::NotNamed.into()),
     }
 }
 
@@ -144,7 +142,7 @@ struct Named {
 }
 
 /// The cache named in the current folder's file, or else in the user's settings; None where neither names one.
-fn named() -> Result<Option<Named>, CacheError> {
+fn named() -> anyhow::Result<Option<Named>> {
     static FORMAT: LazyLock<Format<Config>> = LazyLock::new(Format::default);
     let settings = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let settings = settings.or_else(|| env::home_dir().map(|home| home.join(".config")));

@@ -62,11 +62,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
 
 /// The text that is printed for `error`.
 pub fn text(error: &anyhow::Error) -> String {
-    let of_cache = || match error.downcast_ref() {
-        Some(CacheError::BadFile(errors)) => Some(errors),
-        _ => None,
-    };
-    if let Some(errors) = error.downcast_ref::<SpecErrors>().or_else(of_cache) {
+    if let Some(errors) = error.downcast_ref::<SpecErrors>() {
         // The text of each of these errors starts with `error:` and its place.
         return errors.to_string();
     }
