@@ -93,6 +93,45 @@ fn every_leaf_that_differs_is_told_with_what_it_will_take() {
     assert_eq!(scratch.run("plan tiny.yaml --check").code, 0, "plan says the same");
 }
 
+#[test]
+fn a_sweep_is_told_by_its_points_and_their_sum() {
+    let scratch = Scratch::new();
+    scratch.json("run tiny.yaml --json");
+    scratch.write("tau.yaml", "extends: tiny.yaml\nname: tau\nsweep:\n  method.tau: [0.2, 0.4]\n");
+    scratch.write("seed.yaml", "extends: tiny.yaml\nname: seeds\nsweep:\n  seed: [1, 2]\n");
+    let specs = "explain tau.yaml seed.yaml --set epochs=10";
+    let told = scratch.json(&format!("{specs} --json"));
+    let points = told["points"].as_array().expect("points");
+    assert_eq!(
+        points.iter().map(|point| &point["values"]).collect::<Vec<_>>(),
+        [
+            &json!({ "name": "tau", "method.tau": 0.2 }),
+            &json!({ "name": "tau", "method.tau": 0.4 }),
+            &json!({ "name": "seeds", "seed": 1 }),
+            &json!({ "name": "seeds", "seed": 2 }),
+        ]
+    );
+    // Two points are the same experiment, of a seed whose data and untrained encoder are there. What is shared counts once, in
+    // the sum too.
+    let total = &told["total"];
+    assert_eq!((&total["stages"], &total["pending"], &total["cached"]), (&json!(15), &json!(13), &json!(2)));
+    let of = |point: &Value, name: &str| stage(point, name)["estimate"]["seconds"].as_f64().unwrap_or(0.0);
+    let stages = ["data", "pretrain", "embed", "embed_random_init", "linear_probe", "knn"];
+    let sum: f64 = [0, 1, 3].iter().flat_map(|&i| stages.map(|name| of(&points[i], name))).sum();
+    assert!((total["seconds"].as_f64().unwrap() - sum).abs() < 1e-9 && sum > 0.0, "{total} {sum}");
+    assert_eq!(total["no_estimate"], json!([]));
+
+    let shown = scratch.run(specs).stdout;
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 5, "{shown}");
+    assert!(
+        lines[1].starts_with("point 2 of 4: name=tau, method.tau=0.4: 4 of 6 stages to run, 2 cached; about "),
+        "{shown}"
+    );
+    assert!(lines[4].starts_with("13 of 15 stages to run, 2 cached; about "), "{shown}");
+    assert!(lines[4].ends_with(" in 4 points; shared stages count once"), "{shown}");
+}
+
 /// In bf16 the key holds the kind of unit that multiplies; in f32 it does not.
 #[test]
 #[cfg(target_arch = "x86_64")]

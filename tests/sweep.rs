@@ -103,6 +103,29 @@ fn a_grid_shares_its_stages_runs_once_and_compares_by_seed() {
     compares_by_seed(&scratch, &all(&done, "run"));
 }
 
+/// Several specs run as one sweep. Points have the name of their spec, and keys that their spec does not vary are left empty.
+#[test]
+fn several_specs_are_one_sweep() {
+    let scratch = scratch();
+    scratch.write("tau.yaml", "extends: tiny.yaml\nname: tau\nsweep:\n  method.tau: [0.1]\n");
+    let run = scratch.run("run tau.yaml tiny.yaml --json");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let done = points(&run);
+    assert_eq!(done[0]["values"], json!({ "name": "tau", "method.tau": 0.1 }));
+    assert_eq!(done[1]["values"], json!({ "name": "tiny" }));
+    let cells = |line: &str| line.split(['│', '┆']).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+    let table: Vec<_> = run.stderr.lines().filter(|line| line.starts_with('│')).map(cells).collect();
+    assert_eq!(table[0][1..5], ["point", "name", "method.tau", "status"]);
+    assert_eq!(
+        (&table[1][1..5], &table[2][1..5]),
+        (&["1", "tau", "0.1", "ran"].map(str::to_owned)[..], &["2", "tiny", "-", "ran"].map(str::to_owned)[..])
+    );
+    // Each is the same run as by itself.
+    let alone = scratch.json("run tiny.yaml --json");
+    assert_eq!(alone["run"], done[1]["run"]);
+    assert_eq!(scratch.run("plan tau.yaml tiny.yaml --check").code, 0);
+}
+
 fn compares_by_seed(scratch: &Scratch, runs: &[String]) {
     let json = scratch.json("compare grid.yaml --json");
     let labels = [format!("{} (n=2)", runs[0]), format!("{} (n=2)", runs[2])];

@@ -31,6 +31,41 @@ pub struct Specs {
     pub changes: Changes,
 }
 
+impl Specs {
+    /// The points of all specs, in order. With several specs it is a sweep, whose points have the name of their spec as first value.
+    /// Lists on stderr the settings that a newly chosen method or variant does not accept.
+    ///
+    /// # Errors
+    /// All errors of all points of the first spec that is invalid.
+    pub fn load(&self) -> Result<Points, SpecErrors> {
+        let points = self.read()?;
+        for note in points.notes() {
+            // A closed stderr is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "note: {note}");
+        }
+        Ok(points)
+    }
+
+    /// Like [`Specs::load`], without a word on stderr.
+    ///
+    /// # Errors
+    /// As [`Specs::load`].
+    pub fn read(&self) -> Result<Points, SpecErrors> {
+        let changes = self.changes.of_spec();
+        let mut all = Points { points: vec![], is_sweep: self.specs.len() > 1 };
+        for spec in &self.specs {
+            let mut of_spec = spec::load_points(spec, &changes)?;
+            for point in of_spec.points.iter_mut().filter(|_| self.specs.len() > 1) {
+                let name = point.loaded.experiment.name.clone();
+                point.values.insert(0, ("name".to_owned(), name.into()));
+            }
+            all.is_sweep |= of_spec.is_sweep;
+            all.points.append(&mut of_spec.points);
+        }
+        Ok(all)
+    }
+}
+
 impl Changes {
     /// The points of the spec at `path`: one, unless the spec or the command line sweeps. Lists on stderr the settings that a
     /// newly chosen method or variant does not accept.
@@ -38,12 +73,7 @@ impl Changes {
     /// # Errors
     /// All errors of all points, at once.
     pub fn load(&self, path: &Path) -> Result<Points, SpecErrors> {
-        let points = spec::load_points(path, &self.of_spec())?;
-        for note in points.notes() {
-            // A closed stderr is no reason to stop.
-            let _ = writeln!(std::io::stderr(), "note: {note}");
-        }
-        Ok(points)
+        Specs { specs: vec![path.to_owned()], changes: self.clone() }.load()
     }
 
     /// The changes in the form that `spec` takes, without clap.

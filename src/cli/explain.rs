@@ -1,98 +1,157 @@
 //! `snclr explain`: says why stages would run, field by field, and how long they would take.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::HashSet, io::Write, path::Path, process::ExitCode, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Global, show};
+use super::{Global, changes::Specs, show};
 use crate::{
-    artifact::{Environment, Store},
+    artifact::{Environment, Key, Store},
     plan::{
         Against, Difference, Planned, Planner, Verdict,
-        estimate::{self, Estimate},
+        estimate::{Estimate, Estimator},
     },
     report,
     run::{Reporter, duration},
-    spec,
+    spec::{Point, Points},
     stage::Interrupt,
 };
 
-/// Explain why stages of a spec would run, field by field, and how long they would take
+/// Explain why stages of specs would run, field by field, and how long they would take
 ///
 /// Times and sizes are estimated from earlier artifacts of the same encoder, method and image size, scaled by the number of
-/// images.
+/// images. Of several points, only the sums are shown.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Spec of the experiment
-    pub spec: PathBuf,
+    #[command(flatten)]
+    pub specs: Specs,
     /// Compare with the artifacts of this run, instead of the most similar ones
     #[arg(long, value_name = "RUN")]
     pub against: Option<String>,
-    /// Override a key of the spec, e.g. `method.tau=0.1`; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-/// The explanation.
+/// The explanation of one point.
 struct Explanation {
     /// The run to compare with.
     against: Option<String>,
     stages: Vec<Planned>,
+    /// See [`Planner::prospects`].
+    prospects: Vec<Key>,
     estimates: Vec<Option<Result<Estimate, &'static str>>>,
 }
 
 /// Runs the command.
+///
+/// # Errors
+/// When a spec is invalid, its source files cannot be read, or there is no such run.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let experiment = spec::load(&args.spec, &args.set)?.experiment;
+    let Points { points, is_sweep } = args.specs.load()?;
     let against = args.against.as_ref().map(|run| report::find(&global.runs, run)).transpose()?;
     let store = Store::open(&global.runs);
-    let reporter = Reporter::new(global.verbosity());
-    let planner = Planner::new(&store, &experiment, Path::new(""), &reporter, &Interrupt::default())?;
-    reporter.stage_ends();
-    let stages = planner.plan(against.as_ref().map_or(Against::Nearest, |run| Against::Run(&run.record)));
     let mut here = Environment::here();
     if let Some(threads) = global.threads {
         here.threads = threads as u64;
     }
-    let estimates = estimate::estimates(&store, &stages, &here);
-    let told = Explanation { against: against.map(|run| run.record.run), stages, estimates };
+    let estimator = Estimator::new(&store, &here);
+    let reporter = Reporter::new(global.verbosity());
+    let mut told = Vec::new();
+    for point in &points {
+        let experiment = &point.loaded.experiment;
+        let planner = Planner::new(&store, experiment, Path::new(""), &reporter, &Interrupt::default())?;
+        reporter.stage_ends();
+        let stages = planner.plan(against.as_ref().map_or(Against::Nearest, |run| Against::Run(&run.record)));
+        let against = against.as_ref().map(|run| run.record.run.clone());
+        let (prospects, estimates) = (planner.prospects(&stages), estimator.of(&stages));
+        told.push(Explanation { against, stages, prospects, estimates });
+    }
     let mut out = std::io::stdout().lock();
-    match args.json {
-        true => writeln!(out, "{}", told.json())?,
-        false => write!(out, "{}", told.text())?,
+    match (args.json, is_sweep) {
+        (true, false) => writeln!(out, "{}", told[0].json())?,
+        (false, false) => write!(out, "{}", told[0].text())?,
+        (true, true) => writeln!(out, "{}", points_json(&points, &told))?,
+        (false, true) => write!(out, "{}", points_text(&points, &told))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-impl Explanation {
-    fn pending(&self) -> usize {
-        self.stages.iter().filter(|stage| !stage.is_cached()).count()
-    }
+fn points_json(points: &[Point], told: &[Explanation]) -> Value {
+    let point = |(point, explanation): (&Point, &Explanation)| {
+        let mut json = explanation.json();
+        json["values"] = point.object();
+        json
+    };
+    let Total { stages, pending, seconds, bytes, unknown } = Total::of(told);
+    json!({
+        "points": points.iter().zip(told).map(point).collect::<Vec<_>>(),
+        "total": {
+            "stages": stages, "pending": pending, "cached": stages - pending,
+            "seconds": seconds, "bytes": bytes.round(), "no_estimate": unknown,
+        },
+    })
+}
 
-    /// The sum of all estimates in seconds and bytes, and the stages without an estimate.
-    fn total(&self) -> (f64, f64, Vec<&'static str>) {
-        let (mut seconds, mut bytes, mut unknown) = (0.0, 0.0, Vec::new());
-        for (stage, estimate) in self.stages.iter().zip(&self.estimates) {
-            match estimate {
-                None => {}
-                Some(Ok(estimate)) => {
-                    seconds += estimate.seconds;
-                    bytes += estimate.bytes;
+fn points_text(points: &[Point], told: &[Explanation]) -> String {
+    let mut text = String::new();
+    for (i, (point, explanation)) in points.iter().zip(told).enumerate() {
+        let total = Total::of(std::slice::from_ref(explanation));
+        text += &format!("point {} of {}: {}: {}\n", i + 1, points.len(), point.label(), total.line());
+    }
+    text + &format!("{} in {} points; shared stages count once\n", Total::of(told).line(), points.len())
+}
+
+/// Numbers of stages, and the sums of their estimates. A stage that several points share counts once.
+#[derive(Debug, Default, PartialEq)]
+struct Total {
+    stages: usize,
+    pending: usize,
+    seconds: f64,
+    bytes: f64,
+    /// Stages without an estimate.
+    unknown: Vec<&'static str>,
+}
+
+impl Total {
+    fn of(told: &[Explanation]) -> Total {
+        let mut total = Total::default();
+        let mut seen = HashSet::new();
+        for explanation in told {
+            let stages = explanation.stages.iter().zip(&explanation.prospects).zip(&explanation.estimates);
+            for ((stage, _), estimate) in stages.filter(|((stage, key), _)| seen.insert((stage.stage, key.as_str()))) {
+                total.stages += 1;
+                total.pending += usize::from(!stage.is_cached());
+                match estimate {
+                    None => {}
+                    Some(Ok(estimate)) => {
+                        total.seconds += estimate.seconds;
+                        total.bytes += estimate.bytes;
+                    }
+                    Some(Err(_)) if total.unknown.contains(&stage.stage.name()) => {}
+                    Some(Err(_)) => total.unknown.push(stage.stage.name()),
                 }
-                Some(Err(_)) => unknown.push(stage.stage.name()),
             }
         }
-        (seconds, bytes, unknown)
+        total
     }
 
+    fn line(&self) -> String {
+        let mut line = show::to_do(self.pending, self.stages);
+        if self.pending == 0 {
+            return line;
+        }
+        if self.seconds > 0.0 {
+            line += &format!("; about {} and {}", time(self.seconds), show::bytes(self.bytes));
+        }
+        if !self.unknown.is_empty() {
+            line += &format!("; unknown for {}", self.unknown.join(", "));
+        }
+        line
+    }
+}
+
+impl Explanation {
     fn json(&self) -> Value {
         let value = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok());
         let difference = |d: &Difference| json!({ "leaf": d.leaf, "old": value(&d.old), "new": value(&d.new) });
@@ -127,7 +186,7 @@ impl Explanation {
                 "no_estimate": unknown,
             })
         };
-        let (seconds, bytes, unknown) = self.total();
+        let Total { seconds, bytes, unknown, .. } = Total::of(std::slice::from_ref(self));
         json!({
             "against": self.against,
             "stages": self.stages.iter().zip(&self.estimates).map(stage).collect::<Vec<_>>(),
@@ -150,7 +209,7 @@ impl Explanation {
                 Some(Ok(estimate)) => text += &format!("    {}\n", foretell(estimate)),
             }
         }
-        text + &self.last_line() + "\n"
+        text + &Total::of(std::slice::from_ref(self)).line() + "\n"
     }
 
     fn verdict(&self, stage: &Planned) -> String {
@@ -180,22 +239,6 @@ impl Explanation {
             (Some(_), None) => {}
         }
         text
-    }
-
-    fn last_line(&self) -> String {
-        let pending = self.pending();
-        let mut line = show::to_do(pending, self.stages.len());
-        if pending == 0 {
-            return line;
-        }
-        let (seconds, bytes, unknown) = self.total();
-        if unknown.len() < pending {
-            line += &format!("; about {} and {}", time(seconds), show::bytes(bytes));
-        }
-        if !unknown.is_empty() {
-            line += &format!("; unknown for {}", unknown.join(", "));
-        }
-        line
     }
 }
 

@@ -1,15 +1,10 @@
 //! `snclr plan`: shows which stages are cached, and why the others must run.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, io::Write, path::Path, process::ExitCode};
 
 use serde_json::{Value, json};
 
-use super::{Global, changes::Changes, show};
+use super::{Global, changes::Specs, show};
 use crate::{
     artifact::{Key, Store},
     plan::{Against, Planned, Planner},
@@ -23,10 +18,8 @@ const PENDING: u8 = 3;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Spec of the experiment
-    pub spec: PathBuf,
     #[command(flatten)]
-    pub changes: Changes,
+    pub specs: Specs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -40,7 +33,7 @@ pub struct Args {
 /// # Errors
 /// When the spec is invalid or its source files cannot be read.
 pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let points = args.changes.load(&args.spec)?;
+    let points = args.specs.load()?;
     let store = Store::open(&global.runs);
     let reporter = Reporter::new(global.verbosity());
     let mut plans = Vec::new();

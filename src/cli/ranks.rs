@@ -14,7 +14,7 @@ use crate::{
         follow::{self, UnfitRun},
         watch,
     },
-    spec::{self, Points},
+    spec::Points,
     stage::Interrupt,
     train::{Device, Precision},
 };
@@ -29,7 +29,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<ExitCode> {
     match ranks::open(args.collective_timeout)? {
         None => {
             global.device.choose()?;
-            super::run::run(args, args.changes.load(&args.spec)?, &interrupt, global)
+            super::run::run(args, args.specs.load()?, &interrupt, global)
         }
         Some(ranks) => among(ranks, args, &interrupt, global),
     }
@@ -73,11 +73,7 @@ fn tell(error: &anyhow::Error) -> u8 {
 /// Reads the spec, and checks that the ranks agree with each other and with it. All get the same points, or the same error.
 fn start(ranks: &Ranks, args: &Args, device: Device) -> anyhow::Result<Points> {
     // Only the first rank prints notes.
-    let points = if ranks.is_first() {
-        args.changes.load(&args.spec)
-    } else {
-        spec::load_points(&args.spec, &args.changes.of_spec())
-    };
+    let points = if ranks.is_first() { args.specs.load() } else { args.specs.read() };
     // If the program file cannot be read, the hash of no bytes takes its place below.
     let program = std::env::current_exe().and_then(|path| hash::file(&path, |_| ()));
     let text =

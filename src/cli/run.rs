@@ -1,7 +1,6 @@
 //! `snclr run`: runs all stages of a spec that are not cached.
 
 use std::{
-    path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Global, cache::CacheArgs, changes::Changes, show, sweep, values};
+use super::{Global, cache::CacheArgs, changes::Specs, show, sweep, values};
 use crate::{
     artifact::Store,
     remote::Cache,
@@ -21,10 +20,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Spec of the experiment
-    pub spec: PathBuf,
     #[command(flatten)]
-    pub changes: Changes,
+    pub specs: Specs,
     /// Run only this stage, whose inputs must be cached; tasks of a cluster use it
     #[arg(long, value_name = "STAGE", value_parser = stage, conflicts_with_all = ["keep_going", "jobs"])]
     pub only: Option<Stage>,

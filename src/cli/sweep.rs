@@ -10,7 +10,7 @@ use super::{failure, show};
 use crate::{
     remote::Cache,
     run::{Finished, How, Jobs, Reporter, Setting, Verbosity, is_interruption},
-    spec::Point,
+    spec::{self, Point},
     stage::{Progress, Stopped},
 };
 
@@ -100,7 +100,12 @@ fn to_json(points: &[Point], endings: &[Ending], cache: Option<&Cache>) -> Value
 fn table(points: &[Point], endings: &[Ending]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    let keys: Vec<&str> = points.iter().take(1).flat_map(|point| &point.values).map(|(key, _)| key.as_str()).collect();
+    let mut keys: Vec<&str> = vec![];
+    for (key, _) in points.iter().flat_map(|point| &point.values) {
+        if !keys.contains(&key.as_str()) {
+            keys.push(key);
+        }
+    }
     let scores = ["linear/top1", "knn/top1"];
     table.set_header(["point"].iter().chain(&keys).chain(&["status", "linear top-1", "kNN top-1", "run"]));
     for (i, (point, ending)) in points.iter().zip(endings).enumerate() {
@@ -110,9 +115,11 @@ fn table(points: &[Point], endings: &[Ending]) -> Table {
             value.map_or("-".to_owned(), |value| format!("{:.1} %", 100.0 * value))
         };
         let mut row = vec![(i + 1).to_string()];
-        row.extend(
-            point.values.iter().map(|(_, value)| value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
-        );
+        // Several specs may vary different keys.
+        row.extend(keys.iter().map(|key| {
+            let value = point.values.iter().find(|(own, _)| own == key);
+            value.map_or("-".to_owned(), |(_, value)| spec::plain(value))
+        }));
         row.push(status(ending).to_owned());
         row.extend(scores.map(score));
         row.push(finished.map_or("-".to_owned(), |finished| finished.outcome.record.run.clone()));

@@ -25,11 +25,8 @@ impl Work {
     ///
     /// # Errors
     /// When a spec is invalid, source files cannot be read, or results cannot be written.
-    pub fn of(Specs { specs, changes }: &Specs, global: &Global) -> anyhow::Result<Work> {
-        let mut points = Vec::new();
-        for spec in specs {
-            points.extend(changes.load(spec)?.points);
-        }
+    pub fn of(specs: &Specs, global: &Global) -> anyhow::Result<Work> {
+        let points = specs.load()?.points;
         let interrupt = Interrupt::default();
         run::watch(&interrupt)?;
         let reporter = Reporter::new(global.verbosity());

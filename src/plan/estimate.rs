@@ -36,20 +36,32 @@ pub struct Basis {
 pub const NOTHING_COMPARABLE: &str = "nothing comparable has run";
 pub const IMAGES_UNKNOWN: &str = "the number of images is not known before the data stage has run";
 
-/// An estimate for every stage that would run, or why there is none; None for cached stages.
-///
-/// Times grow with the images that go through (for kNN with their square, for the linear probe also with its epochs), sizes with
-/// the images or steps that have rows. Among comparable artifacts, one made with the same CPU and number of threads is preferred,
-/// and then the newest.
-pub fn estimates(store: &Store, stages: &[Planned], here: &Environment) -> Vec<Option<Result<Estimate, &'static str>>> {
-    let past = Past::new(store);
-    let data = &stages[0];
-    let images = match data.artifact() {
-        Some(artifact) => Some(Images::of_data(artifact.manifest())),
-        None => Images::of_synthetic(&data.components),
-    };
-    let estimate = |planned: &Planned| (!planned.is_cached()).then(|| one(planned, images, &past, here));
-    stages.iter().map(estimate).collect()
+/// Estimates stages from the artifacts of a store.
+pub struct Estimator<'a> {
+    past: Past<'a>,
+    here: &'a Environment,
+}
+
+impl<'a> Estimator<'a> {
+    /// Reads the manifests of all artifacts. `here` is where the stages will run.
+    pub fn new(store: &'a Store, here: &'a Environment) -> Self {
+        Estimator { past: Past::new(store), here }
+    }
+
+    /// An estimate for every stage that would run, or why there is none; None for cached stages.
+    ///
+    /// Times grow with the images that go through (for kNN with their square, for the linear probe also with its epochs), sizes
+    /// with the images or steps that have rows. Among comparable artifacts, one made with the same CPU and number of threads is
+    /// preferred, and then the newest.
+    pub fn of(&self, stages: &[Planned]) -> Vec<Option<Result<Estimate, &'static str>>> {
+        let data = &stages[0];
+        let images = match data.artifact() {
+            Some(artifact) => Some(Images::of_data(artifact.manifest())),
+            None => Images::of_synthetic(&data.components),
+        };
+        let estimate = |planned: &Planned| (!planned.is_cached()).then(|| one(planned, images, &self.past, self.here));
+        stages.iter().map(estimate).collect()
+    }
 }
 
 fn one(of: &Planned, images: Option<Images>, past: &Past, here: &Environment) -> Result<Estimate, &'static str> {

@@ -41,3 +41,4 @@ pub use problem::Problem;
 pub use reference::reference;
 pub use schema::schema;
 pub use semantic::semantic;
+pub use sweep::plain;

@@ -230,7 +230,7 @@ pub fn point(axes: &[Axis], document: &Document, number: usize) -> Result<Combin
     Ok((values, point))
 }
 
-/// Formats a value as on a command line.
+/// A value as text, as on a command line: without quotes.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
