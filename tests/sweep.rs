@@ -157,16 +157,25 @@ fn compares_by_seed(scratch: &Scratch, runs: &[String]) {
         scores["values"][&labels[1]].as_f64().expect("it") - scores["values"][&labels[0]].as_f64().expect("it");
     assert!((of("difference") - difference).abs() < 1e-12 && knn["p"].is_null());
     assert!(of("low") <= of("difference") && of("difference") <= of("high"));
+    assert_eq!(knn["over_seeds"], true);
 
     // Single runs have McNemar's p, and each of them can be the baseline.
     let json = scratch.json(&format!("compare grid.yaml --json --no-group --baseline {}", runs[3]));
     assert_eq!(json["runs"].as_array().expect("runs").len(), 4);
     let differences = json["differences"].as_array().expect("differences");
     assert_eq!(differences.len(), 6);
-    assert!(differences.iter().all(|row| row["baseline"] == json!(runs[3]) && row["p"].is_f64()), "{json}");
+    assert!(
+        differences
+            .iter()
+            .all(|row| row["baseline"] == json!(runs[3]) && row["p"].is_f64() && row["over_seeds"] == false),
+        "{json}"
+    );
     let table = scratch.run("compare grid.yaml").stdout;
     assert!(table.contains(" ± ") && table.contains("± sample standard deviation over seeds\n"), "{table}");
-    assert!(table.contains("│ knn/top1 difference ") && table.contains("40 test samples"), "{table}");
+    assert!(
+        table.contains("│ knn/top1 difference ") && table.contains("interval over seeds and 40 test samples"),
+        "{table}"
+    );
 
     // A point that has not run is reported and left out.
     let partly = scratch.run("compare grid.yaml --sweep seed=1,5 --json");

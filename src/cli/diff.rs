@@ -113,7 +113,7 @@ fn to_text(diff: &Diff, samples: usize) -> String {
         return text + "the same run\n";
     }
     text += if diff.spec.is_empty() { "spec: no differences\n" } else { "spec, a -> b\n" };
-    let leaf = |value: &Option<Value>| value.as_ref().map_or("(none)".to_owned(), grid::text);
+    let leaf = |value: &Option<Value>| value.as_ref().map_or("(none)".to_owned(), spec::plain);
     for row in &diff.spec {
         text += &format!("    {} {} -> {}\n", row.key, leaf(&row.a), leaf(&row.b));
     }

@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_weights_that_training_started_from_have_columns_where_there_are_any() {
-        let paired = Paired { samples: 40, difference: 0.05, low: -0.025, high: 0.125, p: Some(0.5) };
+        let paired =
+            Paired { samples: 40, difference: 0.05, low: -0.025, high: 0.125, over_seeds: false, p: Some(0.5) };
         let from_file =
             Scores { trained: 0.75, initial: Some(0.7), untrained: Some(0.3), shuffled: None, gain: Some(paired) };
         let expected = "\

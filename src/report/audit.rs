@@ -174,7 +174,14 @@ mod tests {
 
     #[test]
     fn a_training_must_not_fall_wholly_below_the_weights_it_started_from() {
-        let gain = |low, high| Paired { samples: 40, difference: (low + high) / 2.0, low, high, p: Some(0.25) };
+        let gain = |low, high| Paired {
+            samples: 40,
+            difference: (low + high) / 2.0,
+            low,
+            high,
+            over_seeds: false,
+            p: Some(0.25),
+        };
         assert_eq!(below(Some(&gain(-0.1, 0.0))), None);
         assert_eq!(below(Some(&gain(0.1, 0.2))), None);
         let told = "in points, the difference to them is -15.00 [-20.00, -10.00], p 0.250";

@@ -159,29 +159,34 @@ impl Comparison {
         if self.is_grouped() {
             text += "± sample standard deviation over seeds\n";
         }
-        if !self.gains.is_empty() {
-            text += "over initial: trained minus the weights that training started from, in points, with its 95 % interval \
-                     (paired bootstrap over the test samples)\n";
-        }
-        if let Some(row) = self.differences.first() {
-            let mut samples: Vec<usize> = self
-                .differences
-                .iter()
-                .flat_map(|row| row.values.iter().flatten().map(|paired| paired.samples))
-                .collect();
-            samples.sort_unstable();
-            samples.dedup();
-            let samples: Vec<String> = samples.iter().map(ToString::to_string).collect();
+        let gains: Vec<&Paired> = self.gains.iter().flat_map(|(_, values)| values).flatten().collect();
+        if !gains.is_empty() {
             text += &format!(
-                "difference to {} in points, with its 95 % interval (paired bootstrap over {} test samples)",
-                self.runs[row.baseline],
-                samples.join(" or ")
+                "over initial: trained minus the weights that training started from, in points, {}\n",
+                interval(&gains)
             );
-            let has_p = self.differences.iter().any(|row| row.values.iter().flatten().any(|paired| paired.p.is_some()));
+        }
+        let differences: Vec<&Paired> = self.differences.iter().flat_map(|row| &row.values).flatten().collect();
+        if let Some(row) = self.differences.first() {
+            text += &format!("difference to {} in points, {}", self.runs[row.baseline], interval(&differences));
+            let has_p = differences.iter().any(|paired| paired.p.is_some());
             text += if has_p { "; p of McNemar's exact test\n" } else { "\n" };
         }
         text
     }
+}
+
+/// What the intervals of `differences` cover.
+fn interval(differences: &[&Paired]) -> String {
+    let samples: BTreeSet<usize> = differences.iter().map(|paired| paired.samples).collect();
+    let samples = samples.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+    let over = |over_seeds: bool| differences.iter().any(|paired| paired.over_seeds == over_seeds);
+    let seeds = match (over(true), over(false)) {
+        (true, false) => "seeds and ",
+        (true, true) => "seeds, where both sides have several, and ",
+        (false, _) => "",
+    };
+    format!("with its 95 % interval over {seeds}{samples} test samples")
 }
 
 fn spec_rows(groups: &[Group]) -> Vec<SpecRow> {

@@ -1,6 +1,7 @@
 //! Writes a comparison as CSV: one row per leaf or score, one column per run or group, numbers unrounded.
 
-use super::{Comparison, grid::text, paired::Paired};
+use super::{Comparison, paired::Paired};
+use crate::spec;
 
 /// The rows `kind, key, <run>...`. A cell is empty where a run has no value. The score of a group is the mean; rows `deviation`
 /// and `n` follow it. Differences between columns are rows of the kinds `difference`, `low`, `high` and `p`. Gains over the
@@ -12,7 +13,7 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["kind", "key"].into_iter().chain(comparison.runs.iter().map(String::as_str)))?;
     for row in &comparison.spec {
-        let values = row.values.iter().map(|value| value.as_ref().map(text).unwrap_or_default());
+        let values = row.values.iter().map(|value| value.as_ref().map(spec::plain).unwrap_or_default());
         writer.write_record(["spec".into(), row.key.clone()].into_iter().chain(values))?;
     }
     let mut figures = |kind: &str, key: &str, values: Vec<Option<f64>>| {

@@ -1,8 +1,7 @@
 //! A comparison as a grid of text cells, for the tables in the terminal, in Markdown and in HTML.
 
-use serde_json::Value;
-
 use super::{Comparison, paired::Paired};
+use crate::spec;
 
 /// The most runs to show side by side. More are listed one below the other.
 const SIDE_BY_SIDE: usize = 4;
@@ -14,7 +13,7 @@ pub type Grid = Vec<Vec<String>>;
 pub fn grid(comparison: &Comparison, mark: impl Fn(&str) -> String) -> Grid {
     let mut rows: Grid = vec![[String::new()].into_iter().chain(comparison.runs.iter().cloned()).collect()];
     for row in &comparison.spec {
-        let values = row.values.iter().map(|value| value.as_ref().map_or("-".into(), text));
+        let values = row.values.iter().map(|value| value.as_ref().map_or("-".into(), spec::plain));
         rows.push([row.key.clone()].into_iter().chain(values).collect());
     }
     for row in &comparison.scores {
@@ -44,14 +43,6 @@ pub fn grid(comparison: &Comparison, mark: impl Fn(&str) -> String) -> Grid {
 fn transpose(rows: &Grid) -> Grid {
     let columns = rows.first().map_or(0, Vec::len);
     (0..columns).map(|column| rows.iter().map(|row| row[column].clone()).collect()).collect()
-}
-
-/// A leaf of a spec as text, without quotes.
-pub fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// A metric with its significant digits, and its deviation if it is a mean; accuracies in per cent.
@@ -97,7 +88,7 @@ mod tests {
     fn means_have_their_spread_and_differences_their_interval() {
         assert_eq!(figure("knn/top1", 0.8764, Some(0.0031)), "87.64 ± 0.31 %");
         assert_eq!(figure("train/images_per_second", 1234.56, Some(3.21)), "1234.6 ± 3.2");
-        let paired = Paired { samples: 40, difference: 0.0125, low: -0.025, high: 0.05, p: None };
+        let paired = Paired { samples: 40, difference: 0.0125, low: -0.025, high: 0.05, over_seeds: false, p: None };
         assert_eq!(difference(&paired), "+1.25 [-2.50, 5.00]");
         assert_eq!(difference(&Paired { p: Some(0.625), ..paired.clone() }), "+1.25 [-2.50, 5.00], p 0.625");
         assert_eq!(difference(&Paired { p: Some(1e-9), ..paired }), "+1.25 [-2.50, 5.00], p < 0.001");

@@ -9,7 +9,8 @@ use super::Run;
 /// Leaves that name a run without changing its results.
 pub const NAMES: [&str; 2] = ["name", "description"];
 
-const SEED: &str = "seed";
+/// The leaf with the seed of a run.
+pub const SEED: &str = "seed";
 
 /// One run, or several that differ only by seed.
 #[derive(Clone, Debug)]

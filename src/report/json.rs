@@ -7,7 +7,8 @@ use super::{Comparison, comparison::DifferenceRow, paired::Paired};
 /// `{"runs": [...], "groups": [...], "spec": [{"key", "values": {run: value}}], "scores": [{"metric", "values": {run: value},
 /// "best": [run], "groups": {...}}], "differences": [...], "gains": [...], "notes": [...]}`; null where a run has no value.
 /// `run` is the label of a column. `groups` has its runs, their seeds and their mean. A difference compares two columns by a
-/// metric; a gain compares a column with the weights that its training started from.
+/// metric; a gain compares a column with the weights that its training started from. `over_seeds` says whether the interval from
+/// `low` to `high` covers the choice of seeds besides that of test samples.
 ///
 /// # Errors
 /// Never for finite figures.
@@ -52,10 +53,10 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<String> {
 
 fn differences(runs: &[String], row: &DifferenceRow) -> Vec<Value> {
     let one = |(compared, paired): (&String, &Option<Paired>)| {
-        let Paired { samples, difference, low, high, p } = paired.as_ref()?;
+        let Paired { samples, difference, low, high, over_seeds, p } = paired.as_ref()?;
         Some(json!({
             "metric": row.metric, "baseline": runs[row.baseline], "compared": compared, "samples": samples,
-            "difference": difference, "low": low, "high": high, "p": p,
+            "difference": difference, "low": low, "high": high, "over_seeds": over_seeds, "p": p,
         }))
     };
     runs.iter().zip(&row.values).filter_map(one).collect()
@@ -63,9 +64,10 @@ fn differences(runs: &[String], row: &DifferenceRow) -> Vec<Value> {
 
 fn gains(runs: &[String], metric: &str, values: &[Option<Paired>]) -> Vec<Value> {
     let one = |(run, paired): (&String, &Option<Paired>)| {
-        let Paired { samples, difference, low, high, p } = paired.as_ref()?;
+        let Paired { samples, difference, low, high, over_seeds, p } = paired.as_ref()?;
         Some(json!({
-            "metric": metric, "run": run, "samples": samples, "difference": difference, "low": low, "high": high, "p": p,
+            "metric": metric, "run": run, "samples": samples, "difference": difference, "low": low, "high": high,
+            "over_seeds": over_seeds, "p": p,
         }))
     };
     runs.iter().zip(values).filter_map(one).collect()

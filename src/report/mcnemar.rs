@@ -1,17 +1,12 @@
 //! McNemar's exact test: whether two classifiers differ by more than chance.
 
+use statrs::distribution::{Binomial, DiscreteCDF};
+
 /// Two-sided p of McNemar's exact test. Of the samples on which two classifiers differ, the second is right on `won` and the
 /// first on `lost`. If both were equally good, each sample would be a coin toss.
 pub fn mcnemar(won: usize, lost: usize) -> f64 {
-    let tosses = won + lost;
-    // ln of (tosses over i) / 2^tosses, from one i to the next.
-    let mut ln_term = -(tosses as f64) * std::f64::consts::LN_2;
-    let mut tail = 0.0;
-    for i in 0..=won.min(lost) {
-        tail += libm::exp(ln_term);
-        ln_term += libm::log((tosses - i) as f64 / (i + 1) as f64);
-    }
-    (2.0 * tail).min(1.0)
+    let tosses = Binomial::new(0.5, (won + lost) as u64).expect("a share as probability");
+    (2.0 * tosses.cdf(won.min(lost) as u64)).min(1.0)
 }
 
 #[cfg(test)]

@@ -1,12 +1,19 @@
-//! Paired comparison of two classifiers on the same test samples: difference, bootstrap interval, McNemar's test.
+//! Paired comparison of two classifiers on the same test samples: difference, 95 % interval, McNemar's test.
 
 use std::collections::BTreeMap;
 
 use anyhow::Context;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use super::{Run, artifacts, mcnemar::mcnemar, predictions};
+use super::{
+    Run, artifacts,
+    group::{SEED, mean_and_deviation},
+    mcnemar::mcnemar,
+    predictions,
+};
 use crate::artifact::{Artifact, Store};
 
 /// Scores with predictions per sample, and their stages.
@@ -18,6 +25,8 @@ const RESAMPLINGS: usize = 10_000;
 /// For each test sample, whether the classifier behind a top-1 score is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correctness {
+    /// Seed of the run.
+    pub seed: Option<u64>,
     /// Content hash of the test split: the same for the same samples in the same order.
     pub split: String,
     /// Whether each sample is right, by its number in the split.
@@ -55,7 +64,8 @@ impl Correctness {
         let of_run = || format!("stage {stage} of run {}", run.record.run);
         let first = read(&evaluation).with_context(of_run)?.into_iter().next();
         let right = |p: &predictions::Prediction| (p.sample, p.is_right());
-        Ok(first.map(|first| Correctness { split, right: first.predictions.iter().map(right).collect() }))
+        let seed = run.spec.get(SEED).and_then(Value::as_u64);
+        Ok(first.map(|first| Correctness { seed, split, right: first.predictions.iter().map(right).collect() }))
     }
 }
 
@@ -66,9 +76,12 @@ pub struct Paired {
     pub samples: usize,
     /// Difference of the accuracies, from -1 to 1.
     pub difference: f64,
-    /// Ends of the 95 % bootstrap interval over test samples. It covers the choice of samples, not of seeds.
+    /// Ends of the 95 % interval.
     pub low: f64,
     pub high: f64,
+    /// Whether the interval covers the choice of seeds too, which needs several runs on both sides. Otherwise it covers the choice
+    /// of test samples alone.
+    pub over_seeds: bool,
     /// Two-sided p of McNemar's exact test; None if one of the two is an average over seeds.
     pub p: Option<f64>,
 }
@@ -92,8 +105,8 @@ pub fn gain(store: &Store, runs: &[&Run], metric: &str) -> anyhow::Result<Option
     Ok(if initial.len() == runs.len() && trained.len() == runs.len() { compare(&initial, &trained) } else { None })
 }
 
-/// Compares `second` with `first`. Each is the correctness of one run, or of several runs, which are averaged sample by sample.
-/// None if the samples differ.
+/// Compares `second` with `first`. Each is the correctness of one run, or of several runs of different seeds, which are averaged
+/// sample by sample. None if the samples differ.
 pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> {
     let one = first.first()?;
     let is_same = |other: &Correctness| other.split == one.split && other.right.keys().eq(one.right.keys());
@@ -103,13 +116,70 @@ pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> 
     let share =
         |runs: &[Correctness], id: &i64| runs.iter().filter(|run| run.right[id]).count() as f64 / runs.len() as f64;
     let differences: Vec<f64> = one.right.keys().map(|id| share(second, id) - share(first, id)).collect();
-    let (low, high) = interval(&differences);
+    let samples = differences.len();
+    let difference = differences.iter().sum::<f64>() / samples as f64;
+    let by_seed = over_seeds(first, second);
+    let (low, high) = match by_seed {
+        None => interval(&differences),
+        Some(by_seed) => {
+            let margin = margin([by_seed, Spread::of_mean(&differences)?]);
+            (difference - margin, difference + margin)
+        }
+    };
     let p = (first.len() == 1 && second.len() == 1).then(|| {
         let count = |value: f64| differences.iter().filter(|difference| **difference == value).count();
         mcnemar(count(1.0), count(-1.0))
     });
-    let samples = differences.len();
-    Some(Paired { samples, difference: differences.iter().sum::<f64>() / samples as f64, low, high, p })
+    Some(Paired { samples, difference, low, high, over_seeds: by_seed.is_some(), p })
+}
+
+/// How far an estimate strays: its variance, and the degrees of freedom with which that is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    variance: f64,
+    freedom: f64,
+}
+
+impl Spread {
+    /// That of the mean of independent values; None if there are fewer than two.
+    fn of_mean(values: &[f64]) -> Option<Spread> {
+        let values: Vec<Option<f64>> = values.iter().copied().map(Some).collect();
+        let deviation = mean_and_deviation(&values).1?;
+        Some(Spread { variance: deviation * deviation / values.len() as f64, freedom: (values.len() - 1) as f64 })
+    }
+
+    /// That of the sum of independent estimates, by Welch and Satterthwaite.
+    fn of_sum(parts: [Spread; 2]) -> Spread {
+        let variance: f64 = parts.iter().map(|part| part.variance).sum();
+        let squares: f64 = parts.iter().map(|part| part.variance * part.variance / part.freedom).sum();
+        let least = parts[0].freedom.min(parts[1].freedom);
+        Spread { variance, freedom: if squares > 0.0 { variance * variance / squares } else { least } }
+    }
+}
+
+/// How far the choice of seeds moves the difference of the mean accuracies. Runs of the same seeds are paired. None if a side has
+/// one run alone.
+fn over_seeds(first: &[Correctness], second: &[Correctness]) -> Option<Spread> {
+    let accuracy =
+        |run: &Correctness| run.right.values().filter(|right| **right).count() as f64 / run.right.len() as f64;
+    let by_seed = |runs: &[Correctness]| -> BTreeMap<Option<u64>, f64> {
+        runs.iter().map(|run| (run.seed, accuracy(run))).collect()
+    };
+    let (firsts, seconds) = (by_seed(first), by_seed(second));
+    if firsts.keys().eq(seconds.keys()) {
+        let differences: Vec<f64> =
+            firsts.values().zip(seconds.values()).map(|(first, second)| second - first).collect();
+        return Spread::of_mean(&differences);
+    }
+    let of = |runs: &[Correctness]| Spread::of_mean(&runs.iter().map(accuracy).collect::<Vec<_>>());
+    Some(Spread::of_sum([of(first)?, of(second)?]))
+}
+
+/// Half of the 95 % interval of an estimate that strays for two reasons: a t interval.
+fn margin(parts: [Spread; 2]) -> f64 {
+    let Spread { variance, freedom } = Spread::of_sum(parts);
+    let t = StudentsT::new(0.0, 1.0, freedom).map_or(f64::NAN, |t| t.inverse_cdf(0.975));
+    t * variance.sqrt()
 }
 
 /// Ends of the 95 % percentile bootstrap interval of the mean. The order of the values does not change the result.
@@ -171,7 +241,7 @@ mod tests {
 
     fn correctness(right: &[bool]) -> Correctness {
         let right = right.iter().enumerate().map(|(i, right)| (i as i64, *right)).collect();
-        Correctness { split: "x".into(), right }
+        Correctness { seed: Some(0), split: "x".into(), right }
     }
 
     #[test]
@@ -210,11 +280,38 @@ mod tests {
         let first = correctness(&[true, true, false, false]);
         let second = correctness(&[true, true, true, true]);
         let single = one(&first, &second).unwrap();
-        assert_eq!((single.samples, single.difference, single.p), (4, 0.5, Some(0.5)));
+        assert_eq!((single.samples, single.difference), (4, 0.5));
+        assert!((single.p.unwrap() - 0.5).abs() < 1e-12 && !single.over_seeds);
         let group = compare(&[first.clone(), second.clone()], &[second.clone(), second.clone()]).unwrap();
         assert_eq!((group.difference, group.p), (0.25, None));
-        assert!(group.low >= 0.0 && group.high <= 0.5);
         assert_eq!(one(&first, &first).unwrap().high, 0.0);
+    }
+
+    #[test]
+    fn with_several_runs_on_both_sides_the_interval_covers_the_seeds() {
+        let runs = |runs: [(u64, [u8; 5]); 3]| {
+            let run = |(seed, right): (u64, [u8; 5])| Correctness {
+                seed: Some(seed),
+                ..correctness(&right.map(|right| right == 1))
+            };
+            runs.map(run)
+        };
+        let first = runs([(1, [1, 1, 0, 0, 0]), (2, [1, 0, 0, 0, 0]), (3, [1, 1, 1, 0, 0])]);
+        let mut second = runs([(1, [1, 1, 1, 1, 0]), (2, [1, 1, 0, 0, 0]), (3, [0, 1, 1, 1, 1])]);
+        let is = |paired: Paired, [difference, low, high]: [f64; 3]| {
+            let off = [paired.difference - difference, paired.low - low, paired.high - high].map(f64::abs);
+            assert!(paired.over_seeds && off.iter().all(|off| *off < 1e-9), "{paired:?}");
+        };
+        // The variances of the means over seeds and over samples, and Student's t, by NumPy and SciPy.
+        let paired = [0.26666666666666666, -0.18259824653818302, 0.7159315798715163];
+        is(compare(&first, &second).unwrap(), paired);
+        second.reverse();
+        is(compare(&first, &second).unwrap(), paired);
+        // With other seeds, the runs are not paired.
+        is(compare(&first[..2], &second).unwrap(), [0.36666666666666664, -0.22350804269473673, 0.9568413760280701]);
+        // One run says nothing about its seed.
+        assert!(!compare(&first[..1], &second).unwrap().over_seeds);
+        assert_eq!(compare(&first, &first).map(|same| (same.low, same.high)), Some((0.0, 0.0)));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Comparison, grid::text};
+use super::Comparison;
 use crate::{
     artifact::table,
+    spec,
     tables::{COMPARISON, column::*},
 };
 
@@ -27,7 +28,7 @@ pub fn render(comparison: &Comparison) -> anyhow::Result<Vec<u8>> {
     let mut rows: Vec<Row> = Vec::new();
     for row in &comparison.spec {
         for (run, value) in comparison.runs.iter().zip(&row.values) {
-            let (value, number) = (value.as_ref().map(text), value.as_ref().and_then(Value::as_f64));
+            let (value, number) = (value.as_ref().map(spec::plain), value.as_ref().and_then(Value::as_f64));
             rows.push(Row { run, kind: "spec", key: &row.key, value, number });
         }
     }

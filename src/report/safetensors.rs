@@ -105,7 +105,7 @@ fn metadata(run: &Run) -> Map<String, Value> {
     let mut metadata = Map::new();
     let mut put = |key: &str, value: Option<&Value>| {
         if let Some(value) = value {
-            metadata.insert(key.into(), super::grid::text(value).into());
+            metadata.insert(key.into(), crate::spec::plain(value).into());
         }
     };
     put("format", Some(&"pt".into()));
