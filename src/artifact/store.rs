@@ -158,7 +158,9 @@ impl Store {
             if sha256 != entry.sha256 {
                 return Err(format!("{file}: does not match its hash"));
             }
-            if artifact.size() > ALWAYS_HASHED / 4 && stamps.lookup(&file, &stamp) != Some(&entry.sha256) {
+            // Smaller artifacts get stamps only behind the limit: a file each would cost more than it spares.
+            let stamped = artifact.size() > ALWAYS_HASHED / 4 || !hash_all;
+            if stamped && stamps.lookup(&file, &stamp) != Some(&entry.sha256) {
                 stamps.record(&file, stamp, &sha256);
             }
         }
