@@ -1,10 +1,12 @@
-//! Checks with Python that TensorBoard can read the event files. `tests/docs.rs` runs the Python code of the documentation.
+//! Checks with Python: TensorBoard reads the event files, and a script makes the page of an ablation. `tests/docs.rs` runs the
+//! Python code of the documentation.
 
 mod common;
 
 use std::process::Command;
 
 use common::{Scratch, python};
+use serde_json::json;
 
 /// The output of a shell line in the scratch folder. The line must succeed.
 #[track_caller]
@@ -36,4 +38,53 @@ print(round(events.Scalars("knn/top1")[0].value, 4))
     let found = shell(&scratch, &format!("'{python}' read.py"));
     let score = json["metrics"]["knn/top1"].as_f64().expect("a score");
     assert_eq!(found.lines().collect::<Vec<_>>(), ["True True", "8 30", &score.to_string()]);
+}
+
+/// `scripts/ablation.py` fills the tables of a page from runs, and draws their curves.
+#[test]
+fn a_page_of_an_ablation_is_made_from_runs() {
+    let Some(python) = python(&["pyarrow"]) else { return };
+    let scratch = Scratch::new();
+    scratch.write("base.yaml", "extends: tiny.yaml\nname: base\nsweep:\n  seed: [1, 2]\n");
+    scratch.write("tau.yaml", "extends: base.yaml\nname: other\nsweep:\n  method.tau: [0.2, 0.4]\n");
+    for spec in ["base.yaml", "tau.yaml"] {
+        assert_eq!(scratch.run(&format!("run {spec}")).code, 0);
+    }
+    let page = "Before.\n<!-- table base tau by method.tau -->\nold\n<!-- end -->\nBetween.\n\
+        <!-- seeds base --sweep seed=1,2 -->\n<!-- end -->\n<!-- correlations tau -->\n<!-- end -->\n\
+        <!-- curves tau method.tau=0.4 -->\n<!-- end -->\nBehind.\n";
+    scratch.write("page.md", page);
+    let program = env!("CARGO_BIN_EXE_snclr");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ablation.py");
+    let line = format!("'{python}' '{script}' --snclr '{program}' --specs . --page page.md");
+    shell(&scratch, &line);
+    let made = std::fs::read_to_string(scratch.path("page.md")).expect("the page");
+
+    let json = scratch.json("compare base.yaml tau.yaml --json");
+    let labels: Vec<String> = json["runs"].as_array().expect("runs").iter().map(common::text).collect();
+    let knn = json["scores"].as_array().expect("scores").iter().find(|row| row["metric"] == "knn/top1").expect("kNN");
+    let of = |label: &String| {
+        let (mean, deviation) = (&knn["values"][label], &knn["groups"][label]["deviation"]);
+        format!("{:.1} ± {:.1}", 100.0 * mean.as_f64().expect("it"), 100.0 * deviation.as_f64().expect("it"))
+    };
+    let difference = json["differences"].as_array().expect("differences").iter();
+    let difference = difference
+        .filter(|row| row["metric"] == "knn/top1" && row["compared"] == json!(labels[2]))
+        .map(|row| ["difference", "low", "high"].map(|end| 100.0 * row[end].as_f64().expect("a number")));
+    let [difference, low, high] = difference.last().expect("it");
+    let rows: Vec<&str> = made.lines().filter(|line| line.starts_with("| 0.")).collect();
+    // The sweep's first setting is the base's, and stands there once.
+    assert_eq!((labels.len(), rows.len()), (3, 2), "{made}");
+    assert!(rows[0].starts_with(&format!("| 0.2 | 2 | {} |  |", of(&labels[0]))), "{made}");
+    let expected = format!("| 0.4 | 2 | {} | {difference:+.1} [{low:.1}, {high:.1}] |", of(&labels[2]));
+    assert!(rows[1].starts_with(&expected), "{expected}: {made}");
+    assert!(made.starts_with("Before.\n<!-- table base tau by method.tau -->\n\n| `method.tau` | seeds |"), "{made}");
+    assert!(made.contains("\nsnclr compare base.yaml tau.yaml\n") && !made.contains("old"), "{made}");
+    assert!(made.contains("<!-- end -->\nBetween.\n") && made.ends_with("Behind.\n"), "{made}");
+    assert!(made.contains("| effective positives | "), "{made}");
+    let drawn = std::fs::read_to_string(scratch.path("images/ablation-effective-positives.svg")).expect("curves");
+    assert_eq!(drawn.matches("<polyline").count(), 1, "{drawn}");
+
+    shell(&scratch, &line);
+    assert_eq!(std::fs::read_to_string(scratch.path("page.md")).expect("the page"), made, "again the same");
 }
