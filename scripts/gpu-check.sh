@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to show, in one call of under 8 minutes: dfdx's own operations against the CPU (in f16 and with AMP,
-# too), every test of our kernels, killing and resuming to the same bits, and speed beside PyTorch. Ours needs nothing installed
-# but a driver and the CUDA 13 libraries (NVRTC, cuBLAS, cuRAND, and NCCL for one part; those of Python packages are found); the
-# other side PyTorch.
+# Everything that a GPU has to show, in calls of under 8 minutes: dfdx's own operations against the CPU (in f16 and with AMP, too),
+# every test of our kernels, killing and resuming to the same bits, and speed beside PyTorch. Ours needs nothing installed but a
+# driver and the CUDA 13 libraries (NVRTC, cuBLAS, cuRAND, and NCCL for one part; those of Python packages are found); the other
+# side PyTorch.
 #
-#   scripts/gpu-check.sh --pack            on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.gz
+#   scripts/gpu-check.sh --pack            on the machine that builds, after scripts/cuda-setup.sh: target/gpu-check.tar.xz
 #   scripts/gpu-check.sh [OUT]             on the GPU machine, in a copy of the repository with that file: prints the table,
 #                                          writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
-#   scripts/gpu-check.sh --without-gpu [OUT]  without a GPU, with target/release/snclr: the same parts as far as a CPU has them, small
+#   scripts/gpu-check.sh --part GROUP ... [OUT]  only these, beside what earlier calls left in OUT: checks, speed, compiled, times;
+#                                          and two that take a call of their own: sanitizer, cifar10
+#   scripts/gpu-check.sh --without-gpu ... without a GPU, with target/release/snclr: the same as far as a CPU has it, small
 #
-# PYTHON names the Python that has PyTorch (python3); SECONDS_IN_ALL is the time after which nothing goes on (460).
+# PYTHON names the Python that has PyTorch (python3); SECONDS_IN_ALL is the time after which nothing goes on (460). The group cifar10
+# trains for CIFAR10_EPOCHS (20) on the folder CIFAR10, which has train.parquet and test.parquet.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pack=target/gpu-check
@@ -38,22 +41,43 @@ if [ "${1:-}" = --pack ]; then
   strip "$pack/snclr" "$pack/tests" "$pack/gpu" "$pack/gpu-nccl" "$pack/half"
   rm -rf "$pack/include" && cp -r "$toolkit/include" "$pack/include"
   echo "$toolkit/include" >"$pack/include-path" # where the programs look for dfdx's headers
-  tar -C target -czf "$pack.tar.gz" gpu-check
-  du -h "$pack.tar.gz"
+  XZ_OPT=-9 tar -C target -cJf "$pack.tar.xz" gpu-check
+  du -h "$pack.tar.xz"
   exit
 fi
-if [ "${1:-}" = --without-gpu ]; then
-  without_gpu=yes
+groups=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --without-gpu) without_gpu=yes ;;
+    --part)
+      case ${2:-} in
+        checks | speed | compiled | times | sanitizer | cifar10) groups+=("$2") ;;
+        *) echo "--part ${2:-}: one of checks, speed, compiled, times, sanitizer, cifar10 is wanted" >&2 && exit 2 ;;
+      esac
+      shift
+      ;;
+    -*) echo "$1: one of --pack, --part, --without-gpu is wanted" >&2 && exit 2 ;;
+    *) break ;;
+  esac
   shift
-fi
+done
 
 out=${1:-$pack/out}
 mkdir -p "$out"
-rm -f "$out"/*.json "$out"/*.log
 parts=$out/parts.log # a JSON object per line
-: >"$parts"
+if [ ${#groups[@]} = 0 ]; then
+  groups=(checks speed compiled times)
+  rm -f "$out"/*.json "$out"/*.log
+fi
+touch "$parts"
+wants() { # group
+  [[ " ${groups[*]} " = *" $1 "* ]]
+}
 status=0
 record() { # name, result, seconds or null, why
+  # What an earlier call recorded of the part counts no more.
+  grep -v "^{\"part\": \"$1\"," "$parts" >"$parts.new"
+  mv "$parts.new" "$parts"
   printf '{"part": "%s", "result": "%s", "seconds": %s, "why": "%s"}\n' "$@" >>"$parts"
   echo "$1: $2${4:+: $4}$([ "$3" = null ] || echo ", $3 s")"
 }
@@ -97,7 +121,7 @@ if [ -n "$without_gpu" ]; then
   vit=(vit_tiny --batch 16 --queue-length 512)
   search=(--queries 64 --queue-length 8192) epoch=(--batch 4 --images 16 --queue-length 64 -k 5) steps=2 resumed=4
 else
-  [ -d "$pack" ] || tar -C target -xzf "$pack.tar.gz" || exit 2
+  [ -d "$pack" ] || tar -C target -xJf "$pack.tar.xz" || exit 2
   where=$(cat "$pack/include-path")
   [ -e "$where" ] || { mkdir -p "$(dirname "$where")" && cp -r "$pack/include" "$where"; }
   libraries=${LD_LIBRARY_PATH:-}
@@ -130,47 +154,85 @@ beside_vit() { # name, seconds at most, more arguments: PyTorch's vision transfo
 needs_gpu() { # name, seconds at most, command...
   if [ -n "$without_gpu" ]; then left_out "$1" "needs a GPU"; else part "$@"; fi
 }
+tail_of() { # name, lines at most
+  if [ -e "$out/$1.log" ]; then tail -n "$2" "$out/$1.log"; fi
+}
+# The tests read reference numbers from the repository; without a GPU they fail instead of emulating one.
+kernel_tests=("${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD/src" SNCLR_ONLY_CUDA=1)
+chosen_tests=("$pack/tests" cuda gpu queue)
 
 # --- the parts, the most important ones first
 
-part doctor 20 "${ours[@]}" --runs "$out/runs" doctor
-grep cuda "$out/doctor.log"
-needs_gpu checks 90 "${on_gpu[@]:-}" "$pack/gpu" checks "$out/checks.json"
-[ -e "$out/checks.log" ] && cat "$out/checks.log"
-# One rank by NCCL has the bits of one without. PyTorch brings the library.
-needs_gpu nccl 60 "${on_gpu[@]:-}" "$pack/gpu-nccl" nccl "$out/nccl.json"
-[ -e "$out/nccl.log" ] && cat "$out/nccl.log"
-needs_gpu half 30 "${on_gpu[@]:-}" "$pack/half"
-# Side by side: ours, then PyTorch's.
-figures large 60 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${large[@]}"
-beside large-torch 60 "${large[@]}" --precision "$precision"
-figures small 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${small[@]}"
-beside small-torch 45 "${small[@]}" --precision "$precision"
-figures vit 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${vit[@]}"
-beside_vit vit-torch 45
-figures queue 30 "${ours[@]}" bench --json --steps 20 --case queue "${search[@]}"
-beside queue-torch 40 queue "${search[@]}" --steps 20
-# From JPEG in Parquet to the step, with every core that there is.
-figures epoch 75 "${ours[@]}" bench --json --steps $((2 * steps)) --precision "$precision" --case epoch-imagenet "${epoch[@]}"
-# The tests read reference numbers from the repository; without a GPU they fail instead of emulating one.
-needs_gpu kernels 90 "${on_gpu[@]:-}" "CARGO_MANIFEST_DIR=$PWD/src" SNCLR_ONLY_CUDA=1 "$pack/tests" cuda gpu queue --test-threads 4
-[ -e "$out/kernels.log" ] && tail -n 4 "$out/kernels.log"
-part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.yaml --steps "$resumed"
-[ -e "$out/resume.log" ] && tail -n 3 "$out/resume.log"
-# Compiling takes one to two minutes, of which the figures above know nothing: the better of both counts.
-if [ -n "$without_gpu" ]; then
-  left_out large-compiled "takes minutes on a CPU"
-  left_out small-compiled "takes minutes on a CPU"
-  left_out vit-compiled "takes minutes on a CPU"
-else
-  beside large-compiled 140 "${large[@]}" --precision "$precision" --compile
-  beside_vit vit-compiled 100 --compile
-  beside small-compiled 100 "${small[@]}" --precision "$precision" --compile
+if wants checks; then
+  part doctor 20 "${ours[@]}" --runs "$out/runs" doctor
+  grep cuda "$out/doctor.log"
+  needs_gpu checks 90 "${on_gpu[@]:-}" "$pack/gpu" checks "$out/checks.json"
+  tail_of checks 1000
+  # One rank by NCCL has the bits of one without. PyTorch brings the library.
+  needs_gpu nccl 60 "${on_gpu[@]:-}" "$pack/gpu-nccl" nccl "$out/nccl.json"
+  tail_of nccl 1000
+  needs_gpu half 30 "${on_gpu[@]:-}" "$pack/half"
 fi
-# For orientation, as far as there is time: other precisions, the vision transformer, augmentation.
-beside queue-f16 20 queue "${search[@]}" --precision f16
-needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
-[ -e "$out/times.log" ] && cat "$out/times.log"
+if wants speed; then
+  # Side by side: ours, then PyTorch's.
+  figures large 60 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${large[@]}"
+  beside large-torch 60 "${large[@]}" --precision "$precision"
+  figures small 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${small[@]}"
+  beside small-torch 45 "${small[@]}" --precision "$precision"
+  figures vit 40 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${vit[@]}"
+  beside_vit vit-torch 45
+  figures queue 30 "${ours[@]}" bench --json --steps 20 --case queue "${search[@]}"
+  beside queue-torch 40 queue "${search[@]}" --steps 20
+  # From JPEG in Parquet to the step, with every core that there is.
+  figures epoch 75 "${ours[@]}" bench --json --steps $((2 * steps)) --precision "$precision" --case epoch-imagenet "${epoch[@]}"
+fi
+if wants checks; then
+  needs_gpu kernels 90 "${kernel_tests[@]}" "${chosen_tests[@]}" --test-threads 4
+  tail_of kernels 4
+  part resume 60 "${ours[@]}" --runs "$out/runs" verify resume specs/quickstart.yaml --steps "$resumed"
+  tail_of resume 3
+fi
+if wants compiled; then
+  # Compiling takes one to two minutes, of which the figures above know nothing: the better of both counts.
+  if [ -n "$without_gpu" ]; then
+    left_out large-compiled "takes minutes on a CPU"
+    left_out small-compiled "takes minutes on a CPU"
+    left_out vit-compiled "takes minutes on a CPU"
+  else
+    beside large-compiled 140 "${large[@]}" --precision "$precision" --compile
+    beside_vit vit-compiled 100 --compile
+    beside small-compiled 100 "${small[@]}" --precision "$precision" --compile
+  fi
+fi
+if wants times; then
+  # For orientation, as far as there is time: other precisions, the vision transformer, augmentation.
+  beside queue-f16 20 queue "${search[@]}" --precision f16
+  needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
+  tail_of times 1000
+fi
+if wants sanitizer; then
+  for tool in memcheck racecheck; do
+    if [ -z "$without_gpu" ] && ! command -v compute-sanitizer >/dev/null; then
+      left_out "$tool" "there is no compute-sanitizer, a program of the CUDA toolkit"
+    else
+      needs_gpu "$tool" 220 "${kernel_tests[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 "${chosen_tests[@]}" --test-threads 1
+      tail_of "$tool" 2
+    fi
+  done
+fi
+if wants cifar10; then
+  # The whole pipeline on real images; so few epochs that the time suffices.
+  for method in snclr infonce; do
+    if [ ! -e "${CIFAR10:-}/train.parquet" ]; then
+      left_out "cifar10-$method" "CIFAR10 names no folder with train.parquet and test.parquet"
+    else
+      figures "cifar10-$method" 225 "${ours[@]}" --runs "$out/runs" run "specs/cifar10-fast/$method.yaml" --json \
+        --set "data.train=$CIFAR10/train.parquet" --set "data.test=$CIFAR10/test.parquet" --set "epochs=${CIFAR10_EPOCHS:-20}" \
+        --set "precision=$precision"
+      tail_of "cifar10-$method" 8
+    fi
+  done
+fi
 
 files=()
 for name in checks nccl large large-torch large-compiled small small-torch small-compiled vit vit-torch vit-compiled queue queue-torch queue-f16 epoch times; do

@@ -21,6 +21,8 @@ PARTS = {
     "half": "dfdx's operations and training in f16 and AMP as in f32 on the CPU",
     "kernels": "every kernel test of the CPU on the GPU",
     "resume": "killed and resumed to the same bits",
+    "memcheck": "no kernel test reads or writes where it must not",
+    "racecheck": "no kernel test has a race",
 }
 # The rows of benches/gpu.rs by how their names begin or end, and what they check together.
 CHECKS = {

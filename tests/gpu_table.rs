@@ -1,4 +1,5 @@
-//! Tests of `scripts/gpu_table.py`, which makes the table of `scripts/gpu-check.sh`: measurements, bars, and parts not run.
+//! Tests of `scripts/gpu_table.py`, which makes the table of `scripts/gpu-check.sh`: measurements, bars, and parts not run. And of that
+//! script's groups of parts.
 //!
 //! The inputs here are outputs of the programs on a CPU. The test runs `snclr` itself. PyTorch's output was recorded by
 //! `scripts/bench_reference.py queue small --queries 64 --queue-length 8192 --batch 16` in `tests/gpu_table/torch.json`.
@@ -155,4 +156,35 @@ fn the_documentation_has_the_figures_that_were_kept() {
     let made = String::from_utf8(output.stdout).expect("UTF-8");
     let page = std::fs::read_to_string(root("docs/benchmarks.md")).expect("the page");
     assert!(made.lines().count() > 5 && page.contains(&made), "docs/benchmarks.md needs this table:\n{made}");
+}
+
+/// `--part` runs the parts of a group, and keeps what earlier calls left. What cannot run here says why.
+#[test]
+fn a_group_of_parts_runs_alone() {
+    let Some(python) = python(&["json"]) else { return };
+    let scratch = Scratch::new();
+    let call = |args: &[&str]| {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gpu-check.sh"));
+        command.arg("--without-gpu").args(args).arg(scratch.path("out")).env("PYTHON", &python).env_remove("CIFAR10");
+        let output = command.output().expect("bash");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"), output.stderr)
+    };
+    let parts = || {
+        let log = std::fs::read_to_string(scratch.path("out/parts.log")).expect("the parts");
+        let part = |line: &str| text(&serde_json::from_str::<Value>(line).expect("JSON")["part"]);
+        log.lines().map(part).collect::<Vec<_>>()
+    };
+    let (code, printed, _) = call(&["--part", "cifar10", "--part", "sanitizer"]);
+    assert_eq!(code, Some(0), "{printed}");
+    assert_eq!(parts(), ["memcheck", "racecheck", "cifar10-snclr", "cifar10-infonce"]);
+    assert!(printed.contains("memcheck: not run: needs a GPU\n"), "{printed}");
+    assert!(printed.contains("cifar10-snclr: not run: CIFAR10 names no folder with train.parquet"), "{printed}");
+    assert!(printed.contains("no kernel test has a race"), "{printed}");
+
+    call(&["--part", "sanitizer"]);
+    assert_eq!(parts(), ["cifar10-snclr", "cifar10-infonce", "memcheck", "racecheck"]);
+
+    let (code, _, error) = call(&["--part", "everything"]);
+    assert_eq!(code, Some(2));
+    assert!(String::from_utf8_lossy(&error).starts_with("--part everything: one of checks, speed, "));
 }
