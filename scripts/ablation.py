@@ -5,7 +5,7 @@
 The prose of the page is written by hand. What stands between one of these lines and `<!-- end -->` is made anew:
 
     <!-- table SPEC... by KEY... -->    a row for each setting of the specs, compared with the first; the KEYs tell them apart
-    <!-- seeds SPEC OPTION... -->       how far single seeds of one setting are apart
+    <!-- seeds SPEC OPTION... / ... --> how far single seeds are apart, a row for each list of options of `snclr compare`
     <!-- correlations SPEC... -->       what goes with the score over all runs
     <!-- curves SPEC KEY=VALUE... -->   nothing; curves of the settings that have these values, in the folder images beside the page
 
@@ -101,7 +101,7 @@ def grid(header, rows, texts):
 
 
 def block(runs, specs, options=()):
-    return f"```text\n{shlex.join(['snclr', *runs.command(specs, options)])}\n```"
+    return f"```\n{shlex.join(['snclr', *runs.command(specs, options)])}\n```"
 
 
 def table(runs, words):
@@ -135,17 +135,25 @@ def against(comparison, label):
 
 
 def seeds(runs, words):
-    """The kNN top-1 of each seed."""
-    spec, *options = words
-    comparison = runs.compare([spec], options)
-    rows = []
-    for label, _, members in settings(comparison):
+    """How far the kNN top-1 of single seeds is apart, a row for each list of options."""
+    spec, *rest = words
+    lists, rows = [[]], []
+    for word in rest:
+        if word == "/":
+            lists.append([])
+        else:
+            lists[-1].append(word)
+    for options in lists:
+        comparison = runs.compare([spec], options)
+        (label, _, members), *_ = settings(comparison)
         row = next(row for row in comparison["scores"] if row["metric"] == "knn/top1")
         found = [100 * row["groups"][label]["values"][run] for run in members]
-        mean, deviation = statistics.mean(found), statistics.stdev(found)
-        rows.append([str(len(found)), f"{mean:.1f}", f"{deviation:.1f}", f"{min(found):.1f}", f"{max(found):.1f}"])
-    header = ["seeds", "mean kNN top-1, %", "standard deviation", "least", "greatest"]
-    return grid(header, rows, 0) + "\n\n" + block(runs, [spec], options)
+        figures = (statistics.mean(found), statistics.stdev(found), min(found), max(found))
+        name = " ".join(option for option in options if not option.startswith(("--", "seed=")))
+        rows.append([name or "the base", str(len(found)), *(f"{figure:.1f}" for figure in figures)])
+    header = ["setting", "seeds", "mean kNN top-1, %", "standard deviation", "least", "greatest"]
+    commands = "\n".join(shlex.join(["snclr", *runs.command([spec], options)]) for options in lists)
+    return grid(header, rows, 1) + f"\n\n```\n{commands}\n```"
 
 
 def correlations(runs, specs):

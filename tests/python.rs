@@ -51,7 +51,7 @@ fn a_page_of_an_ablation_is_made_from_runs() {
         assert_eq!(scratch.run(&format!("run {spec}")).code, 0);
     }
     let page = "Before.\n<!-- table base tau by method.tau -->\nold\n<!-- end -->\nBetween.\n\
-        <!-- seeds base --sweep seed=1,2 -->\n<!-- end -->\n<!-- correlations tau -->\n<!-- end -->\n\
+        <!-- seeds base --sweep seed=1,2 / --set epochs=5 -->\n<!-- end -->\n<!-- correlations tau -->\n<!-- end -->\n\
         <!-- curves tau method.tau=0.4 -->\n<!-- end -->\nBehind.\n";
     scratch.write("page.md", page);
     let program = env!("CARGO_BIN_EXE_snclr");
