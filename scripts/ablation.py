@@ -105,17 +105,15 @@ def block(runs, specs, options=()):
 
 
 def table(runs, words):
-    """Scores of all settings, with the difference to the first."""
+    """Scores of all settings, with the difference to the first. A key that has one value in all of them is shown as -."""
     by = words.index("by")
     specs, keys = words[:by], words[by + 1 :]
     comparison = runs.compare(specs)
     header = [f"`{key}`" for key in keys] + ["seeds", "kNN top-1, %", "against the first", "linear top-1, %"]
     header += [heading for heading, *_ in POSITIVES]
-    # A key that all settings have in common is no row of the comparison.
-    common = {key: None for key in keys}
     rows = []
     for label, values, members in settings(comparison):
-        row = [in_words(values.get(key, common[key])) for key in keys] + [str(len(members))]
+        row = [in_words(values.get(key)) for key in keys] + [str(len(members))]
         row.append(shown(score(comparison, "knn/top1", label), 100, 1))
         row.append(against(comparison, label))
         row.append(shown(score(comparison, "linear/top1", label), 100, 1))

@@ -67,11 +67,10 @@ fn a_page_of_an_ablation_is_made_from_runs() {
         let (mean, deviation) = (&knn["values"][label], &knn["groups"][label]["deviation"]);
         format!("{:.1} ± {:.1}", 100.0 * mean.as_f64().expect("it"), 100.0 * deviation.as_f64().expect("it"))
     };
-    let difference = json["differences"].as_array().expect("differences").iter();
-    let difference = difference
-        .filter(|row| row["metric"] == "knn/top1" && row["compared"] == json!(labels[2]))
-        .map(|row| ["difference", "low", "high"].map(|end| 100.0 * row[end].as_f64().expect("a number")));
-    let [difference, low, high] = difference.last().expect("it");
+    let mut differences = json["differences"].as_array().expect("differences").iter();
+    let row = differences.find(|row| row["metric"] == "knn/top1" && row["compared"] == json!(labels[2]));
+    let row = row.expect("the difference of the second setting");
+    let [difference, low, high] = ["difference", "low", "high"].map(|end| 100.0 * row[end].as_f64().expect("a number"));
     let rows: Vec<&str> = made.lines().filter(|line| line.starts_with("| 0.")).collect();
     // The sweep's first setting is the base's, and stands there once.
     assert_eq!((labels.len(), rows.len()), (3, 2), "{made}");
