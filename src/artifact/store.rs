@@ -158,7 +158,7 @@ impl Store {
             if sha256 != entry.sha256 {
                 return Err(format!("{file}: does not match its hash"));
             }
-            // Smaller artifacts get stamps only behind the limit: a file each would cost more than it spares.
+            // A small artifact gets stamps only once the limit is reached: until then, it is hashed anyway.
             let stamped = artifact.size() > ALWAYS_HASHED / 4 || !hash_all;
             if stamped && stamps.lookup(&file, &stamp) != Some(&entry.sha256) {
                 stamps.record(&file, stamp, &sha256);

@@ -46,16 +46,17 @@ impl Specs {
         Ok(points)
     }
 
-    /// Like [`Specs::load`], without a word on stderr.
+    /// Like [`Specs::load`], but prints nothing.
     ///
     /// # Errors
     /// As [`Specs::load`].
     pub fn read(&self) -> Result<Points, SpecErrors> {
         let changes = self.changes.of_spec();
-        let mut all = Points { points: vec![], is_sweep: self.specs.len() > 1 };
+        let several = self.specs.len() > 1;
+        let mut all = Points { points: vec![], is_sweep: several };
         for spec in &self.specs {
             let mut of_spec = spec::load_points(spec, &changes)?;
-            for point in of_spec.points.iter_mut().filter(|_| self.specs.len() > 1) {
+            for point in of_spec.points.iter_mut().filter(|_| several) {
                 let name = point.loaded.experiment.name.clone();
                 point.values.insert(0, ("name".to_owned(), name.into()));
             }

@@ -133,7 +133,7 @@ pub fn compare(first: &[Correctness], second: &[Correctness]) -> Option<Paired> 
     Some(Paired { samples, difference, low, high, over_seeds: by_seed.is_some(), p })
 }
 
-/// How far an estimate strays: its variance, and the degrees of freedom with which that is known.
+/// The variance of an estimate, and the degrees of freedom with which it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Spread {
     variance: f64,
@@ -141,14 +141,14 @@ struct Spread {
 }
 
 impl Spread {
-    /// That of the mean of independent values; None if there are fewer than two.
+    /// The spread of the mean of independent values; None if there are fewer than two.
     fn of_mean(values: &[f64]) -> Option<Spread> {
         let values: Vec<Option<f64>> = values.iter().copied().map(Some).collect();
         let deviation = mean_and_deviation(&values).1?;
         Some(Spread { variance: deviation * deviation / values.len() as f64, freedom: (values.len() - 1) as f64 })
     }
 
-    /// That of the sum of independent estimates, by Welch and Satterthwaite.
+    /// The spread of the sum of independent estimates, by the formula of Welch and Satterthwaite.
     fn of_sum(parts: [Spread; 2]) -> Spread {
         let variance: f64 = parts.iter().map(|part| part.variance).sum();
         let squares: f64 = parts.iter().map(|part| part.variance * part.variance / part.freedom).sum();
@@ -157,8 +157,8 @@ impl Spread {
     }
 }
 
-/// How far the choice of seeds moves the difference of the mean accuracies. Runs of the same seeds are paired. None if a side has
-/// one run alone.
+/// The spread over seeds of the difference between the mean accuracies. If both sides have the same seeds, their runs are paired.
+/// None if a side has one run only.
 fn over_seeds(first: &[Correctness], second: &[Correctness]) -> Option<Spread> {
     let accuracy =
         |run: &Correctness| run.right.values().filter(|right| **right).count() as f64 / run.right.len() as f64;
@@ -175,7 +175,7 @@ fn over_seeds(first: &[Correctness], second: &[Correctness]) -> Option<Spread> {
     Some(Spread::of_sum([of(first)?, of(second)?]))
 }
 
-/// Half of the 95 % interval of an estimate that strays for two reasons: a t interval.
+/// Half of the width of the 95 % t interval of an estimate whose variance has these two parts.
 fn margin(parts: [Spread; 2]) -> f64 {
     let Spread { variance, freedom } = Spread::of_sum(parts);
     let t = StudentsT::new(0.0, 1.0, freedom).map_or(f64::NAN, |t| t.inverse_cdf(0.975));
@@ -284,6 +284,7 @@ mod tests {
         assert!((single.p.unwrap() - 0.5).abs() < 1e-12 && !single.over_seeds);
         let group = compare(&[first.clone(), second.clone()], &[second.clone(), second.clone()]).unwrap();
         assert_eq!((group.difference, group.p), (0.25, None));
+        assert!(group.low >= 0.0 && group.high <= 0.5);
         assert_eq!(one(&first, &first).unwrap().high, 0.0);
     }
 
