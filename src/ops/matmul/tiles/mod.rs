@@ -58,7 +58,15 @@ unsafe fn computes_right() -> bool {
     let (a, b, mut c) = (factors(m * k, 3), factors(k * n, 5), vec![1.0; m * n]);
     let [left, right] = [(&a, k), (&b, n)].map(|(data, row)| Strided { data, row, column: 1 });
     // SAFETY: as the caller promises.
-    unsafe { product([m, k, n], left, right, Target { data: &mut c, row: n, start: Start::Target, leaves: None }) };
+    unsafe {
+        product(
+            &mut Registers::new(),
+            [m, k, n],
+            left,
+            right,
+            Target { data: &mut c, row: n, start: Start::Target, leaves: None },
+        )
+    };
     let pair = |l: usize, i: usize, j: usize| -> f32 {
         (0..2).map(|part| number(2 * (i * k + l) + part, 3) * number(2 * (l * n + j) + part, 5)).sum()
     };
@@ -96,10 +104,12 @@ fn may_use_tiles() -> bool {
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
 pub unsafe fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, mut c: Target<f32>) {
+    // SAFETY: as the caller promises.
+    let mut registers = unsafe { Registers::new() };
     for i in 0..series.times {
         let (a, b, c) = series.nth(i, (a, b), &mut c);
         // SAFETY: as the caller promises.
-        unsafe { product(shape, a, b, c) };
+        unsafe { product(&mut registers, shape, a, b, c) };
     }
 }
 
@@ -110,7 +120,7 @@ pub unsafe fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Stri
 ///
 /// # Panics
 /// As [`check`], and when tiles do not [`fit`].
-unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
+unsafe fn product(registers: &mut Registers, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
     check(shape, a, b, &c);
     let [m, k, n] = shape;
     assert!(fit(shape, &c));
@@ -140,12 +150,12 @@ unsafe fn product(shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target
             unsafe {
                 if a.column == 1 {
                     let left = Left { data: data.as_ptr(), row: a.row, step: SIDE };
-                    rows_of_blocks(shape, left, right, target);
+                    rows_of_blocks(registers, shape, left, right, target);
                 } else {
                     f32::with_scratch(shape[1].next_multiple_of(SIDE) * BLOCK, |memory| {
                         turn([rows, shape[1]], Strided { data, ..a }, memory);
                         let left = Left { data: memory.as_ptr(), row: SIDE, step: SIDE * BLOCK };
-                        rows_of_blocks(shape, left, right, target);
+                        rows_of_blocks(registers, shape, left, right, target);
                     });
                 }
             }
@@ -167,10 +177,16 @@ struct Left {
 ///
 /// # Safety
 /// [`available`], and all bounds, must have been checked.
-unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f32>, c: Target<f32>) {
+unsafe fn rows_of_blocks(
+    registers: &mut Registers,
+    [rows, k, n]: [usize; 3],
+    left: Left,
+    right: Strided<f32>,
+    c: Target<f32>,
+) {
     // SAFETY: as the caller promises; blocks begin within b and c.
     unsafe {
-        configure(&Shapes::new(rows, k.min(SIDE)));
+        registers.configure(rows, k.min(SIDE));
         for column in (0..n).step_by(BLOCK) {
             let b = right.data.as_ptr().add(column);
             let data = c.data.as_mut_ptr().add(column);
@@ -192,7 +208,6 @@ unsafe fn rows_of_blocks([rows, k, n]: [usize; 3], left: Left, right: Strided<f3
                 (true, true) => block::<2, 2>(steps, left, b, right.row, c),
             }
         }
-        release();
     }
 }
 
@@ -253,6 +268,35 @@ unsafe fn block<const ROWS: usize, const COLUMNS: usize>(
         if ROWS == 2 && COLUMNS == 2 {
             store::<{ SUMS[1][1] }>(sums(1, 1), c.row);
         }
+    }
+}
+
+/// The tile registers of the thread. They are configured when a block of another shape follows, which takes as long as a small
+/// block, and released at the end.
+struct Registers {
+    /// Rows of a block and depth of its tiles.
+    shape: Option<[usize; 2]>,
+}
+
+impl Registers {
+    /// # Safety
+    /// The CPU must have tiles. No other value may exist on this thread.
+    unsafe fn new() -> Self {
+        Self { shape: None }
+    }
+
+    fn configure(&mut self, rows: usize, depth: usize) {
+        if self.shape.replace([rows, depth]) != Some([rows, depth]) {
+            // SAFETY: the CPU has tiles, as was promised for `new`.
+            unsafe { configure(&Shapes::new(rows, depth)) };
+        }
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: as for `configure`.
+        unsafe { release() };
     }
 }
 
