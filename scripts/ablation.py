@@ -1,6 +1,6 @@
 """Writes the tables and curves of docs/ablation.md from the runs of specs/ablation.
 
-    python3 scripts/ablation.py [--snclr PROGRAM] [--runs DIR] [--specs DIR] [--page FILE]
+    python3 scripts/ablation.py [--snclr PROGRAM] [--runs DIR] [--specs DIR] [--page FILE] [--of SPEC]...
 
 The prose of the page is written by hand. What stands between one of these lines and `<!-- end -->` is made anew:
 
@@ -9,7 +9,8 @@ The prose of the page is written by hand. What stands between one of these lines
     <!-- correlations SPEC... -->       what goes with the score over all runs
     <!-- curves SPEC KEY=VALUE... -->   nothing; curves of the settings that have these values, in the folder images beside the page
 
-Each table ends with the command that shows its figures. Needs pyarrow.
+With --of, only what names one of these specs is made anew: the rest may have no runs here. Each table ends with the command that shows
+its figures. Needs pyarrow.
 """
 
 import argparse
@@ -243,12 +244,15 @@ def main():
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--specs", default="specs/ablation")
     parser.add_argument("--page", default="docs/ablation.md", type=Path)
+    parser.add_argument("--of", action="append", metavar="SPEC", help="make only what names this spec")
     args = parser.parse_args()
     runs = Runs(args.snclr, args.runs, args.specs)
     makers = {"table": table, "seeds": seeds, "correlations": correlations}
 
     def made(match):
         kind, *words = shlex.split(match["what"])
+        if args.of and not set(args.of) & set(words):
+            return match[0]
         if kind == "curves":
             curves(runs, words, args.page.parent / "images")
             return match[0]

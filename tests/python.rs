@@ -86,4 +86,12 @@ fn a_page_of_an_ablation_is_made_from_runs() {
 
     shell(&scratch, &line);
     assert_eq!(std::fs::read_to_string(scratch.path("page.md")).expect("the page"), made, "again the same");
+
+    // What does not name the spec stays as it is.
+    scratch.write("page.md", page);
+    shell(&scratch, &format!("{line} --of tau"));
+    let empty = "<!-- seeds base --sweep seed=1,2 / --set epochs=5 -->\n<!-- end -->";
+    let part = std::fs::read_to_string(scratch.path("page.md")).expect("the page");
+    let before = |text: &str| text.split("<!-- seeds").next().expect("a part").to_owned();
+    assert!(part.contains(empty) && before(&part) == before(&made), "{part}");
 }
