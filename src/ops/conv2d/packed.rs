@@ -154,7 +154,7 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
         let even = part.is_multiple_of(within) && leaf.is_multiple_of(P::PACK) && (within == 1 || !P::PACKS);
         let together = power(|together| {
             let enough = shared || count / together >= TASKS;
-            even && together <= count && together * leaf <= most_together && enough
+            P::sums_in_order() && even && together <= count && together * leaf <= most_together && enough
         });
         // Calls `work` with a tile's factors, packed across its pixels: gradients [pixels, output] and patches [pixels, row].
         let with_tile =

@@ -302,7 +302,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 /// weight gradient is a branch of the tree.
 #[test]
 fn a_batch_is_its_halves_to_the_bit() {
-    let sizes = [(32, 5, 5), (48, 12, 9), (128, 2, 3), (36, 2, 2), (16, 20, 32)];
+    let sizes = [(32, 5, 5), (48, 12, 9), (128, 2, 3), (36, 2, 2), (16, 2, 2), (16, 20, 32)];
     let all = [MatmulPrecision::Full, MatmulPrecision::Bf16].into_iter().flat_map(|matmul| {
         SHAPES.iter().flat_map(move |(conv, _)| sizes.map(|size| (Conv2d { matmul, ..*conv }, size)))
     });
@@ -327,6 +327,40 @@ fn a_batch_is_its_halves_to_the_bit() {
         let halves = [[y1, y2].concat(), [gx1, gx2].concat(), sums];
         for (what, (whole, halves)) in ["y", "gx", "gw"].into_iter().zip(whole.iter().zip(&halves)) {
             assert!(whole == halves, "{what} of {conv:?} with {size:?}");
+        }
+    }
+}
+
+/// The same of weight gradients that AMX multiplies, emulated where the CPU lacks it: cutting a sum there changes its bits.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn a_weight_gradient_by_tiles_is_that_of_its_halves_to_the_bit() {
+    use super::{packed, whole};
+    use crate::ops::matmul::{Factor, Tiles, WithOperand};
+
+    if !f32::multiplies_pairs() {
+        return;
+    }
+    for (kernel, stride, [h, w]) in [(3, 1, [2, 2]), (3, 2, [9, 7]), (1, 1, [6, 6])] {
+        let conv = Conv2d { kernel, stride, padding: kernel / 2, input: 16, output: 32, matmul: MatmulPrecision::Bf16 };
+        for n in [16, 32, 64] {
+            let size = Size { n, h, w };
+            let to_f32 = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<_>>();
+            let x = to_f32(ramp(size.pixels() * conv.input, 0.37));
+            let gy = to_f32(ramp(conv.output_size(size).pixels() * conv.output, 0.23));
+            let run = |x: &[f32], gy: &[f32], n: usize| {
+                let (x, size, mut gradient) = (Source::plain(x), Size { n, ..size }, vec![0.0; conv.weights()]);
+                let gw = &mut gradient[..];
+                match Whole::of(&conv, size) {
+                    Some(whole) => whole::BackwardWeight { whole, x, gy, gw }.with::<Tiles>(),
+                    None => packed::BackwardWeight { conv: &conv, x, size, gy, gw }.with::<Tiles>(),
+                }
+                gradient
+            };
+            let ((x1, x2), (gy1, gy2)) = (x.split_at(x.len() / 2), gy.split_at(gy.len() / 2));
+            let halves = [run(x1, gy1, n / 2), run(x2, gy2, n / 2)];
+            let sums: Vec<f32> = halves[0].iter().zip(&halves[1]).map(|(a, b)| a + b).collect();
+            assert!(run(&x, &gy, n) == sums, "{conv:?} with {size:?}");
         }
     }
 }

@@ -4,6 +4,8 @@
 //! the definition takes 36 and 9 multiplications there, and Winograd's algorithm 36, most of them with zeros of the padding. So
 //! the weights are laid out by pairs of pixels here, and an image is a row of a matrix.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{Conv2d, Size, Source, packed};
@@ -12,7 +14,7 @@ use crate::ops::{
     batch_norm::TileMoments,
     matmul::{Left, Operand, Panels, Start, WithOperand, multiply_leaves},
     matrix::Matrix,
-    parts::{Threads, parts},
+    parts::{Threads, Work, parts, write_tree},
 };
 
 /// Output channels per task of the weight gradient.
@@ -111,13 +113,32 @@ struct Tap<'a, E> {
 }
 
 impl<E: Real> Tap<'_, E> {
-    /// Gathers, row by row, the gradients of `outputs` channels from `first` on, and the input pixels that the output pixels
-    /// saw.
-    fn gather(&self, first: usize, outputs: usize, gradients: &mut [E], images: &mut [E]) {
+    /// Writes the gradient [outputs, input] of the tap's weights to `product`, for output channels from `first` on, over some
+    /// parts of the batch.
+    fn product<P: Operand<E>>(&self, parts: Range<usize>, first: usize, product: &mut [E]) {
+        let input = self.whole.conv.input;
+        let (outputs, depth) = (product.len() / input, parts.len() * self.leaf);
+        E::with_scratch(depth * (outputs + input), |rows| {
+            let (gradients, images) = rows.split_at_mut(depth * outputs);
+            self.gather(parts.start, [first, outputs], gradients, images);
+            let (gradients, images) = (Matrix::new(gradients, depth, outputs), Matrix::new(images, depth, input));
+            E::with_scratch(Panels::<E>::len::<P>([depth, input]), |memory| {
+                let images = Panels::pack::<P>(images, memory, Threads::One);
+                Left::with_transposed::<P>(gradients, Threads::One, |gradients| {
+                    let leaves = (parts.len() > 1).then_some(parts.len());
+                    multiply_leaves::<E, P>(gradients, images, product, Start::Zero, leaves);
+                });
+            });
+        });
+    }
+
+    /// Gathers, row by row from a part on, the gradients of `outputs` channels from `first` on, and the input pixels that the output
+    /// pixels saw.
+    fn gather(&self, part: usize, [first, outputs]: [usize; 2], gradients: &mut [E], images: &mut [E]) {
         let (Conv2d { input, output, .. }, pixels, pairs) = (*self.whole.conv, self.whole.pixels(), self.pairs);
         let rows = gradients.chunks_exact_mut(outputs).zip(images.chunks_exact_mut(input));
         for (row, (gradient, image)) in rows.enumerate() {
-            let (part, met_at) = (row / self.leaf, row % self.leaf);
+            let (part, met_at) = (part + row / self.leaf, row % self.leaf);
             if met_at >= self.part * pairs.len() {
                 gradient.fill(E::zero());
                 image.fill(E::zero());
@@ -142,30 +163,22 @@ impl<E: Real> WithOperand<E> for BackwardWeight<'_, E> {
             taps[whole.tap(seeing, seen)].push([seeing, seen]);
         }
         let parts = parts(n);
+        // Parts that are multiplied at once.
+        let together = if P::sums_in_order() { parts } else { 1 };
         gw.par_chunks_mut(OUTPUTS * whole.conv.patch()).enumerate().for_each(|(i, gw)| {
             let outputs = gw.len() / whole.conv.patch();
             for (tap, pairs) in taps.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
                 // Sums run over all images and pairs. Each part of the batch is a leaf, padded to whole elements.
                 let leaf = (n / parts * pairs.len()).next_multiple_of(P::PACK);
-                let depth = parts * leaf;
-                E::with_scratch(depth * (outputs + input), |rows| {
-                    let (gradients, images) = rows.split_at_mut(depth * outputs);
-                    let met = Tap { whole, x: &x, gy, pairs, part: n / parts, leaf };
-                    met.gather(i * OUTPUTS, outputs, gradients, images);
-                    let (gradients, images) =
-                        (Matrix::new(gradients, depth, outputs), Matrix::new(images, depth, input));
-                    E::with_scratch(Panels::<E>::len::<P>([depth, input]) + outputs * input, |memory| {
-                        let (panels, product) = memory.split_at_mut(Panels::<E>::len::<P>([depth, input]));
-                        let images = Panels::pack::<P>(images, panels, Threads::One);
-                        Left::with_transposed::<P>(gradients, Threads::One, |gradients| {
-                            let leaves = (parts > 1).then_some(parts);
-                            multiply_leaves::<E, P>(gradients, images, product, Start::Zero, leaves);
-                        });
-                        for (gw, product) in gw.chunks_exact_mut(whole.conv.patch()).zip(product.chunks_exact(input)) {
-                            let gw = &mut gw[tap * input..][..input];
-                            gw.iter_mut().zip(product).for_each(|(gw, product)| *gw += *product);
-                        }
+                let of_tap = Tap { whole, x: &x, gy, pairs, part: n / parts, leaf };
+                E::with_scratch(outputs * input, |product| {
+                    write_tree(parts / together, product, Work::Alone, |group, product| {
+                        of_tap.product::<P>(group * together..(group + 1) * together, i * OUTPUTS, product);
                     });
+                    for (gw, product) in gw.chunks_exact_mut(whole.conv.patch()).zip(product.chunks_exact(input)) {
+                        let gw = &mut gw[tap * input..][..input];
+                        gw.iter_mut().zip(product).for_each(|(gw, product)| *gw += *product);
+                    }
                 });
             }
         });

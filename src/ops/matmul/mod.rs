@@ -24,6 +24,8 @@ pub use operand::{Full, Operand, Rounded};
 pub use packed::{Left, PANEL, Panels, elements, multiply, multiply_leaves};
 #[cfg(target_arch = "x86_64")]
 use pairs::Pairs;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+pub use tiles::emulator::Tiles;
 
 use super::number::Number;
 

@@ -17,6 +17,12 @@ pub trait Operand<E: Number>: Send + Sync + 'static {
     /// Whether packing changes factors. If not, they may be read without packing.
     const PACKS: bool = true;
 
+    /// Whether a sum keeps its bits when it is cut: into leaves that one product sums, or into products of which each continues the
+    /// sum of the one before. If not, the same cuts must be made however many images are summed.
+    fn sums_in_order() -> bool {
+        true
+    }
+
     /// Runs `work` compiled for the vector unit that this way of holding factors needs.
     fn dispatch<W: WithSimd>(work: W) -> W::Output;
 

@@ -41,6 +41,10 @@ impl Operand<f32> for Pairs {
         unit::pack(factors)
     }
 
+    fn sums_in_order() -> bool {
+        !tiles::available()
+    }
+
     fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if tiles::available() && tiles::fit(shape, &c) {
             // SAFETY: tiles are available and fit the product, as just checked.

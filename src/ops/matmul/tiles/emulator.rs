@@ -28,6 +28,10 @@ impl Operand<f32> for Tiles {
         Pairs::pack(factors)
     }
 
+    fn sums_in_order() -> bool {
+        false
+    }
+
     fn series(series: Series, shape: [usize; 3], a: Strided<f32>, b: Strided<f32>, c: Target<f32>) {
         if !super::fit(shape, &c) {
             return Self::dispatch(Product::<f32, Self> { series, shape, a, b, c, operand: PhantomData });
