@@ -8,6 +8,7 @@
 mod bank;
 mod contrasts;
 mod convolutions;
+pub mod cost;
 pub mod gpu;
 mod host;
 pub mod layers;

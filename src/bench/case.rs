@@ -78,10 +78,14 @@ impl Case {
         }
     }
 
+    /// Whether the case is a pretraining step.
+    pub fn is_step(self) -> bool {
+        Network::of(self).is_some()
+    }
+
     /// Whether the case takes pretraining steps.
     pub(super) fn trains(self) -> bool {
-        use Case::*;
-        matches!(self, Small | Resnet18 | Resnet50 | VitTiny | VitSmall) || self.loads()
+        self.is_step() || self.loads()
     }
 
     /// Whether the case loads and augments images in parallel with the steps that train on them.
@@ -120,11 +124,9 @@ impl Case {
     pub fn prepare(self, options: &Options) -> anyhow::Result<Workload> {
         options.check(self)?;
         match self {
-            Case::Small => step::prepare(self, Network::Small, options),
-            Case::Resnet18 => step::prepare(self, Network::Resnet18, options),
-            Case::Resnet50 => step::prepare(self, Network::Resnet50, options),
-            Case::VitTiny => step::prepare(self, Network::VitTiny, options),
-            Case::VitSmall => step::prepare(self, Network::VitSmall, options),
+            Case::Small | Case::Resnet18 | Case::Resnet50 | Case::VitTiny | Case::VitSmall => {
+                step::prepare(self, options)
+            }
             Case::Epoch => epoch::prepare(self, Network::Small, Recipe::Cifar, options),
             Case::EpochImagenet => epoch::prepare(self, Network::Resnet50, Recipe::Imagenet, options),
             Case::Queue => queue::prepare(options),

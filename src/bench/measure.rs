@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Case, GpuUse, Machine, Options, Workload, machine::peak_rss_mb, peak::dense_peak};
+use super::{Card, Case, GpuUse, Machine, Options, Workload, machine::peak_rss_mb};
 use crate::{stage::Progress, train::Device};
 
 /// Repetitions on a GPU that are not measured. The first compiles kernels. From the second on, the host runs ahead of the GPU.
@@ -106,7 +106,7 @@ pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progr
     let gpu = GpuUse::here();
     let flops = workload.images.zip(workload.flops_per_image).map(|(images, flops)| {
         let tflops = rate(images, time.median) * flops as f64 / 1e12;
-        let peak = gpu.as_ref().and_then(|gpu| dense_peak(&gpu.name, options.precision));
+        let peak = gpu.as_ref().and_then(|gpu| Card::named(&gpu.name)).map(|card| card.dense_peak(options.precision));
         Flops { gflop_per_image: flops as f64 / 1e9, tflops, utilisation: peak.map(|peak| tflops / peak) }
     });
     let rate = |images: usize| Rate { median: rate(images, time.median), maximum: rate(images, time.minimum) };

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "made-up data, of which nothing but the speed is a result")]
 
 mod augment;
+mod card;
 mod case;
 mod epoch;
 mod images;
@@ -10,9 +11,9 @@ mod knn;
 mod machine;
 mod measure;
 mod options;
-mod peak;
 mod probe;
 mod queue;
+mod roofline;
 mod rows;
 mod scaling;
 mod step;
@@ -20,10 +21,12 @@ mod step;
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 pub use augment::Recipe;
+pub use card::Card;
 pub use case::Case;
 pub use machine::{GpuUse, Machine};
 pub use measure::{Flops, Measurement, Rate, Time, measure};
 pub use options::{Options, Unfit};
+pub use roofline::{LayerTime, Roofline, roofline};
 pub use scaling::{Point, Series, points};
 
 /// A case that is ready to be measured.

@@ -39,6 +39,8 @@ pub enum Unfit {
          (small, resnet18, resnet50, vit_tiny, vit_small, epoch, epoch-imagenet), or queue in f32"
     )]
     Device { case: Case, device: Device },
+    #[error("--case {case} is no training step; choose small, resnet18, resnet50, vit_tiny or vit_small")]
+    Roofline { case: Case },
     #[error("--case {case} has no {option}; leave it out, or choose a case that has it ({cases})")]
     Option { case: Case, option: &'static str, cases: String },
 }

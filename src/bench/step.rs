@@ -33,6 +33,18 @@ struct Sizes {
 }
 
 impl Network {
+    /// The network of a case that is a training step; None for other cases.
+    pub fn of(case: Case) -> Option<Self> {
+        match case {
+            Case::Small => Some(Network::Small),
+            Case::Resnet18 => Some(Network::Resnet18),
+            Case::Resnet50 => Some(Network::Resnet50),
+            Case::VitTiny => Some(Network::VitTiny),
+            Case::VitSmall => Some(Network::VitSmall),
+            _ => None,
+        }
+    }
+
     fn sizes(self) -> Sizes {
         let small = |encoder| Sizes { encoder, size: 32, batch: 128, queue_length: 16384, dim: 128, hidden: 512 };
         let large = |encoder| Sizes { encoder, size: 224, batch: 8, queue_length: 65536, dim: 256, hidden: 4096 };
@@ -113,7 +125,8 @@ pub(super) fn on_device<T>(
     done.map_err(|error| Unfit::Training { case, why: format!("{error:#}") })?
 }
 
-pub(super) fn prepare(case: Case, network: Network, options: &Options) -> anyhow::Result<Workload> {
+pub(super) fn prepare(case: Case, options: &Options) -> anyhow::Result<Workload> {
+    let network = Network::of(case).expect("the case is a training step");
     let sections = network.sections(options);
     on_device(case, &sections, Steps { case, sections: &sections, what: network.describe(options) })
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Global, show, values};
 use crate::{
-    bench::{self, Case, Measurement, Options, Point, Rate},
+    bench::{self, Card, Case, LayerTime, Measurement, Options, Point, Rate, Roofline},
     run::{Reporter, start_threads},
     train::Precision,
 };
@@ -30,6 +30,10 @@ pub struct Args {
     /// Measure how cost grows with threads, data set, queue length and K, instead of cases
     #[arg(long, conflicts_with_all = ["cases", "queue_length", "k", "batch", "queries", "images", "save_images"])]
     pub scaling: bool,
+    /// Measure nothing: compute the least time that a GPU of this kind needs for the training steps, layer by layer
+    #[arg(long, value_parser = values::choice::<Card>(), value_name = "CARD")]
+    #[arg(conflicts_with_all = ["scaling", "steps", "queries", "images", "save_images"])]
+    pub roofline: Option<Card>,
     /// Precision of training, as in a spec
     #[arg(long, default_value = "f32", value_parser = precision)]
     pub precision: Precision,
@@ -97,6 +101,15 @@ pub fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
             }
         }
         return print(args.json, || scaling_json(&rows), || scaling_table(&rows));
+    }
+    if let Some(card) = args.roofline {
+        let cases = match args.cases.is_empty() {
+            true => Case::ALL.into_iter().filter(|case| case.is_step()).collect(),
+            false => args.cases,
+        };
+        let found = cases.into_iter().map(|case| bench::roofline(case, &options, card));
+        let found = found.collect::<anyhow::Result<Vec<_>>>()?;
+        return print(args.json, || json!({ "rooflines": found }), || roofline_tables(&found));
     }
     let cases = match args.cases.is_empty() {
         true => Case::ALL.into_iter().filter(|case| options.check(*case).is_ok()).collect(),
@@ -236,6 +249,25 @@ fn scaling_table(rows: &[(Point, Measurement)]) -> String {
     format!("{}\n{}", grid(["varied", "value", "case"], rows), machine(first))
 }
 
+fn roofline_tables(found: &[Roofline]) -> String {
+    found.iter().map(roofline_table).collect::<Vec<_>>().join("\n\n")
+}
+
+fn roofline_table(found: &Roofline) -> String {
+    let Roofline { case, what, precision, card, milliseconds, layers } = found;
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["layer", "times", "GFLOP", "GB", "forward, ms", "backward, ms", "bound by memory"]);
+    for LayerTime { layer, count, gflop, gb, forward_ms, backward_ms, memory_bound } in layers {
+        let [gflop, gb, forward, backward] = [gflop, gb, forward_ms, backward_ms].map(|value| number(*value));
+        let bound = format!("{:.0} %", 100.0 * memory_bound);
+        table.add_row([layer.clone(), count.to_string(), gflop, gb, forward, backward, bound]);
+    }
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let milliseconds = number(*milliseconds);
+    format!("{case}: {what}, {precision}\n{table}\nat least {milliseconds} ms on {}", card.to_uppercase())
+}
+
 fn grid<'a>(header: [&str; 3], rows: impl Iterator<Item = ([String; 3], &'a Measurement)>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
@@ -315,6 +347,37 @@ queue: something
 └───────┴───────────┴─────────┴──────────┴──────┴──────┴───────┴──────────┘
 snclr 1.2.3, 2 cores of a model with AVX-512";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_least_time_of_a_step_is_shown_layer_by_layer() {
+        let layer = |layer: &str, count, backward_ms, memory_bound| LayerTime {
+            layer: layer.into(),
+            count,
+            gflop: 1234.5,
+            gb: 2.0,
+            forward_ms: 1.25,
+            backward_ms,
+            memory_bound,
+        };
+        let found = Roofline {
+            case: Case::Small,
+            what: "something".into(),
+            precision: "f16".into(),
+            card: "h200",
+            milliseconds: 12.34,
+            layers: vec![layer("3x3", 6, 10.25, 0.25), layer("search", 1, 0.0, 1.0)],
+        };
+        let expected = "\
+small: something, f16
+┌────────┬───────┬───────┬──────┬─────────────┬──────────────┬─────────────────┐
+│ layer  ┆ times ┆ GFLOP ┆   GB ┆ forward, ms ┆ backward, ms ┆ bound by memory │
+╞════════╪═══════╪═══════╪══════╪═════════════╪══════════════╪═════════════════╡
+│ 3x3    ┆     6 ┆  1234 ┆ 2.00 ┆        1.25 ┆         10.2 ┆            25 % │
+│ search ┆     1 ┆  1234 ┆ 2.00 ┆        1.25 ┆         0.00 ┆           100 % │
+└────────┴───────┴───────┴──────┴─────────────┴──────────────┴─────────────────┘
+at least 12.3 ms on H200";
+        assert_eq!(roofline_tables(&[found]), expected);
     }
 
     #[test]

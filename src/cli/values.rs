@@ -8,7 +8,7 @@ use clap::{
 };
 
 use crate::{
-    bench::Case,
+    bench::{Card, Case},
     dataset::FileFormat,
     report::{embeddings::Branch, safetensors::Head},
 };
@@ -43,6 +43,19 @@ pub fn choice<T: Choice>() -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(named).map(|name| {
         *T::ALL.iter().find(|value| value.describe().0 == name).expect("the parser lets only names of values through")
     })
+}
+
+impl Choice for Card {
+    const ALL: &'static [Self] = &Card::ALL;
+
+    fn describe(self) -> (&'static str, &'static str) {
+        let help = match self {
+            Card::H100 => "NVIDIA H100, SXM",
+            Card::H200 => "NVIDIA H200, SXM",
+            Card::A100 => "NVIDIA A100, SXM, 80 GB",
+        };
+        (self.name(), help)
+    }
 }
 
 impl Choice for Case {

@@ -3,22 +3,18 @@
 //! Norms, activations and pooling do not count, as in the figures of torchvision and timm.
 
 use super::Encoder;
-use crate::ops::conv2d::{Conv2d, Size};
+use crate::{backend::cost::Pass, ops::conv2d::Size};
 
 impl Encoder {
     /// Multiply-adds to compute the features of one image of `size` pixels (height and width).
     pub fn multiply_adds(&self, size: usize) -> u64 {
-        let image = Size { n: 1, h: size, w: size };
-        match self {
-            Encoder::Resnet(net) => net.multiply_adds(image),
-            Encoder::Vit(net) => net.multiply_adds(image),
-        }
+        let operations = self.operations(Size { n: 1, h: size, w: size });
+        operations
+            .iter()
+            .filter(|operation| operation.pass == Pass::Forward)
+            .map(|operation| operation.multiply_adds)
+            .sum()
     }
-}
-
-/// Multiply-adds of a convolution over images of `size`.
-pub(super) fn of_convolution(conv: &Conv2d, size: Size) -> u64 {
-    (conv.output_size(size).pixels() * conv.output * conv.patch()) as u64
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod vit;
 pub use config::*;
 
 use crate::{
-    backend::{Backend, Branch, Features, Learned},
+    backend::{Backend, Branch, Features, Learned, cost::Operation},
     ops::{Real, arena::Layout, conv2d::Size, matmul::MatmulPrecision},
     rule::Broken,
 };
@@ -94,6 +94,14 @@ impl Encoder {
         match self {
             Encoder::Resnet(_) => true,
             Encoder::Vit(net) => net.trains(entry),
+        }
+    }
+
+    /// The operations of a forward pass over images of `size`, and of the backward pass after it.
+    pub fn operations(&self, size: Size) -> Vec<Operation> {
+        match self {
+            Encoder::Resnet(net) => net.operations(size),
+            Encoder::Vit(net) => net.operations(size),
         }
     }
 

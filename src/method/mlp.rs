@@ -6,6 +6,7 @@ use super::MlpConfig;
 use crate::{
     backend::{
         Backend, Branch, Learned, Passed,
+        cost::{Operation, Operations},
         layers::{BatchNorm, Dense},
     },
     ops::{
@@ -67,6 +68,13 @@ impl Mlp {
     /// Multiply-adds per row, without norms.
     pub fn multiply_adds(&self) -> u64 {
         self.layers.iter().map(|(_, layer)| layer.weight.len() as u64).sum()
+    }
+
+    /// The operations of a forward pass of `n` rows, and of the backward pass after it; without norms, whose rows are few.
+    pub fn operations(&self, n: usize) -> Vec<Operation> {
+        let mut all = Operations::default();
+        self.layers.iter().for_each(|(_, layer)| all.linear([layer.input, layer.output], n, 0));
+        all.into_vec()
     }
 
     /// Initial values: linear layers uniform in +-1/sqrt(inputs) (torch's default), biases zero, batch norm at the identity.

@@ -27,6 +27,7 @@ mod tests;
 
 pub use batch::{Batch, Crop, Loaded};
 pub use config::*;
+pub use cost::Part;
 pub use device::{Device, DeviceError, NOT_BUILT, OnDevice, Trains, found_cuda};
 pub use feed::Feed;
 pub use health::Health;

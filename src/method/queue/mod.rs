@@ -83,12 +83,17 @@ impl<B: Backend> Queue<B> {
         Ok(Self { name, dim, matmul, bank, marks, copies: [(NONE, length)].into(), next: 0 })
     }
 
+    /// Number of rows, and their width.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.marks.samples.len(), self.dim]
+    }
+
     /// All rows [length, dim], at unit length.
     ///
     /// # Errors
     /// When the device fails.
     pub fn all(&self, on: &B) -> anyhow::Result<Rows<B>> {
-        on.bank_rows(&self.bank, (self.marks.samples.len(), self.dim))
+        on.bank_rows(&self.bank, self.shape().into())
     }
 
     /// Whether every row came from a sample.
