@@ -4,7 +4,9 @@
 
 The prose of the page is written by hand. What stands between one of these lines and `<!-- end -->` is made anew:
 
-    <!-- table SPEC... by KEY... -->    a row for each setting of the specs, compared with the first; the KEYs tell them apart
+    <!-- table SPEC... by KEY... [with OPTION...] -->
+                                        a row for each setting of the specs, compared with the first; the KEYs tell them apart, and
+                                        `snclr compare` gets the options
     <!-- seeds SPEC OPTION... / ... --> how far single seeds are apart, a row for each list of options of `snclr compare`
     <!-- correlations SPEC... -->       what goes with the score over all runs
     <!-- curves SPEC KEY=VALUE... -->   nothing; curves of the settings that have these values, in the folder images beside the page
@@ -108,8 +110,9 @@ def block(runs, specs, options=()):
 def table(runs, words):
     """Scores of all settings, with the difference to the first. A key that has one value in all of them is shown as -."""
     by = words.index("by")
-    specs, keys = words[:by], words[by + 1 :]
-    comparison = runs.compare(specs)
+    end = words.index("with") if "with" in words else len(words)
+    specs, keys, options = words[:by], words[by + 1 : end], words[end + 1 :]
+    comparison = runs.compare(specs, options)
     header = [f"`{key}`" for key in keys] + ["seeds", "kNN top-1, %", "against the first", "linear top-1, %"]
     header += [heading for heading, *_ in POSITIVES]
     rows = []
@@ -122,7 +125,7 @@ def table(runs, words):
             found = score(comparison, metric, label)
             row.append(shown(found and (found[0], None), factor, digits))
         rows.append(row)
-    return grid(header, rows, len(keys)) + "\n\n" + block(runs, specs)
+    return grid(header, rows, len(keys)) + "\n\n" + block(runs, specs, options)
 
 
 def against(comparison, label):
