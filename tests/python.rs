@@ -52,7 +52,8 @@ fn a_page_of_an_ablation_is_made_from_runs() {
     }
     let page = "Before.\n<!-- table base tau by method.tau -->\nold\n<!-- end -->\nBetween.\n\
         <!-- seeds base --sweep seed=1,2 / --set epochs=5 -->\n<!-- end -->\n<!-- correlations tau -->\n<!-- end -->\n\
-        <!-- curves tau method.tau=0.4 -->\n<!-- end -->\nBehind.\n";
+        <!-- curves tau method.tau=0.4 -->\n<!-- end -->\n\
+        <!-- table tau by method.tau with --sweep method.tau=0.4 -->\n<!-- end -->\nBehind.\n";
     scratch.write("page.md", page);
     let program = env!("CARGO_BIN_EXE_snclr");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ablation.py");
@@ -81,6 +82,7 @@ fn a_page_of_an_ablation_is_made_from_runs() {
     assert!(made.contains("\nsnclr compare base.yaml tau.yaml\n") && !made.contains("old"), "{made}");
     assert!(made.contains("<!-- end -->\nBetween.\n") && made.ends_with("Behind.\n"), "{made}");
     assert!(made.contains("| effective positives | "), "{made}");
+    assert!(made.contains("\nsnclr compare tau.yaml --sweep method.tau=0.4\n"), "{made}");
     let drawn = std::fs::read_to_string(scratch.path("images/ablation-effective-positives.svg")).expect("curves");
     assert_eq!(drawn.matches("<polyline").count(), 1, "{drawn}");
 
