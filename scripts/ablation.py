@@ -86,7 +86,9 @@ def score(comparison, metric, label):
     return None
 
 
-def in_words(value):
+def in_words(key, value):
+    if key == "method.detach_w" and isinstance(value, bool):
+        return "all" if value else "none"  # specs may say either
     return str(value).lower() if isinstance(value, bool) else "-" if value is None else str(value)
 
 
@@ -117,7 +119,7 @@ def table(runs, words):
     header += [heading for heading, *_ in POSITIVES]
     rows = []
     for label, values, members in settings(comparison):
-        row = [in_words(values.get(key)) for key in keys] + [str(len(members))]
+        row = [in_words(key, values.get(key)) for key in keys] + [str(len(members))]
         row.append(shown(score(comparison, "knn/top1", label), 100, 1))
         row.append(against(comparison, label))
         row.append(shown(score(comparison, "linear/top1", label), 100, 1))
@@ -230,7 +232,7 @@ def curves(runs, words, folder):
     wanted = dict(word.split("=", 1) for word in words if "=" in word)
     chosen = []
     for _, values, members in settings(runs.compare(specs)):
-        has = {key: in_words(value) for key, value in values.items()}
+        has = {key: in_words(key, value) for key, value in values.items()}
         if all(has.get(key, value) == value for key, value in wanted.items()):
             chosen.append((", ".join(value for key, value in has.items() if key not in wanted and value != "-"), members))
     folder.mkdir(exist_ok=True)
