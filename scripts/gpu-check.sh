@@ -8,7 +8,7 @@
 #   scripts/gpu-check.sh [OUT]             on the GPU machine, in a copy of the repository with that file: prints the table,
 #                                          writes OUT/gpu-check.json and logs (OUT: target/gpu-check/out)
 #   scripts/gpu-check.sh --part GROUP ... [OUT]  only these, beside what earlier calls left in OUT: checks, speed, compiled, times;
-#                                          and two that take a call of their own: sanitizer, cifar10
+#                                          and three that take a call of their own: library, sanitizer, cifar10
 #   scripts/gpu-check.sh --without-gpu ... without a GPU, with target/release/snclr: the same as far as a CPU has it, small
 #
 # PYTHON names the Python that has PyTorch (python3); SECONDS_IN_ALL is the time after which nothing goes on (460). The group cifar10
@@ -51,8 +51,8 @@ while [ $# -gt 0 ]; do
     --without-gpu) without_gpu=yes ;;
     --part)
       case ${2:-} in
-        checks | speed | compiled | times | sanitizer | cifar10) groups+=("$2") ;;
-        *) echo "--part ${2:-}: one of checks, speed, compiled, times, sanitizer, cifar10 is wanted" >&2 && exit 2 ;;
+        checks | speed | compiled | times | library | sanitizer | cifar10) groups+=("$2") ;;
+        *) echo "--part ${2:-}: one of checks, speed, compiled, times, library, sanitizer, cifar10 is wanted" >&2 && exit 2 ;;
       esac
       shift
       ;;
@@ -210,6 +210,16 @@ if wants times; then
   needs_gpu times 60 "${on_gpu[@]:-}" "$pack/gpu" times "$out/times.json"
   tail_of times 1000
 fi
+if wants library; then
+  # The same with cuBLASLt's products in place of ours.
+  needs_gpu library-checks 90 "${on_gpu[@]:-}" SNCLR_CUBLASLT=1 "$pack/gpu" checks "$out/library-checks.json"
+  tail_of library-checks 1000
+  needs_gpu library-kernels 120 "${kernel_tests[@]}" SNCLR_CUBLASLT=1 "${chosen_tests[@]}" --test-threads 4
+  tail_of library-kernels 4
+  figures large-library 60 env SNCLR_CUBLASLT=1 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${large[@]}"
+  figures small-library 40 env SNCLR_CUBLASLT=1 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${small[@]}"
+  figures vit-library 40 env SNCLR_CUBLASLT=1 "${ours[@]}" bench --json --steps "$steps" --precision "$precision" --case "${vit[@]}"
+fi
 if wants sanitizer; then
   for tool in memcheck racecheck; do
     if [ -z "$without_gpu" ] && ! command -v compute-sanitizer >/dev/null; then
@@ -235,7 +245,7 @@ if wants cifar10; then
 fi
 
 files=()
-for name in checks nccl large large-torch large-compiled small small-torch small-compiled vit vit-torch vit-compiled queue queue-torch queue-f16 epoch times; do
+for name in checks nccl large large-library large-torch large-compiled small small-library small-torch small-compiled vit vit-library vit-torch vit-compiled queue queue-torch queue-f16 epoch times; do
   [ -e "$out/$name.json" ] && files+=("$out/$name.json")
 done
 echo

@@ -54,9 +54,14 @@ def is_ours(case):
     return case["version"].startswith("snclr")
 
 
-def key(case):
-    """Both sides say what they did in the same words."""
-    return case["case"], case["precision"], case["device"].split(":")[0], case["what"]
+def key(case, library=""):
+    """Both sides say what they did in the same words. Ours with a library is beside PyTorch's as well."""
+    return case["case"], case["precision"], case["device"].split(":")[0], case["what"], library
+
+
+def library_of(case):
+    """The library that computed our products, e.g. `cuBLASLt 130100`; nothing where our kernels did."""
+    return case["device"].partition(", ")[2] if is_ours(case) else ""
 
 
 def sides(cases):
@@ -64,7 +69,7 @@ def sides(cases):
     ours, theirs = {}, {}
     for case in cases:
         if is_ours(case):
-            ours.setdefault(key(case), case)
+            ours.setdefault(key(case, library_of(case)), case)
         elif key(case) not in theirs or milliseconds(case) < milliseconds(theirs[key(case)]):
             theirs[key(case)] = case
     return ours, theirs
@@ -136,9 +141,10 @@ def rows_of_speed(cases):
         if (case, precision) not in done:
             yield compared(f"{case} ({precision})", None, None, bar, aim)
     for found in sorted({**ours, **theirs}, key=lambda key: key[:2] not in BARS):
-        case, precision, _, what = found
+        case, precision, _, what, library = found
         bar, aim = BARS.get((case, precision), (None, None))
-        yield compared(f"{what} ({precision})", ours.get(found), theirs.get(found), bar, aim)
+        by = f", {library}" if library else ""
+        yield compared(f"{what} ({precision}{by})", ours.get(found), theirs.get((*found[:4], "")), bar, aim)
 
 
 def rows_of_waiting(cases):

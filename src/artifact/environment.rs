@@ -22,7 +22,7 @@ pub struct Environment {
     pub cpu: String,
     /// Worker threads.
     pub threads: u64,
-    /// Device that computed the artifact.
+    /// Device that computed the artifact, and its library for products if it has one.
     pub device: String,
 }
 
@@ -35,7 +35,7 @@ impl Environment {
             host: Some(Process::here().host().to_owned()),
             cpu: cpu_model().to_owned(),
             threads: rayon::current_num_threads() as u64,
-            device: Device::chosen().to_string(),
+            device: Device::chosen().with_library(),
         }
     }
 

@@ -113,7 +113,7 @@ pub fn measure(case: Case, options: &Options, steps: usize, progress: &dyn Progr
     Ok(Measurement {
         case,
         precision: options.precision_name(),
-        device: Device::chosen().to_string(),
+        device: Device::chosen().with_library(),
         threads: rayon::current_num_threads(),
         steps,
         milliseconds: time,

@@ -113,6 +113,13 @@ impl Device {
         }
     }
 
+    /// The device, and the library that computes its products if there is one, e.g. `cuda:0, cuBLASLt 130100`: what the bits of
+    /// results depend on.
+    pub fn with_library(self) -> String {
+        let library = if self == Device::Cpu { None } else { driver::library() };
+        library.map_or_else(|| self.to_string(), |library| format!("{self}, {library}"))
+    }
+
     /// A description of the device: for a GPU its model. Empty if the device cannot be used.
     pub fn describe(self) -> String {
         match self {
@@ -213,6 +220,10 @@ mod driver {
         Some((nvidia::devices().ok()?.into_iter().nth(index)?.name, nvidia::memory_in_use()?))
     }
 
+    pub fn library() -> Option<String> {
+        nvidia::library()
+    }
+
     pub fn found() -> Result<Vec<String>, String> {
         let devices = nvidia::devices().map_err(|error| error.to_string())?;
         let text = |d: &nvidia::Device| {
@@ -238,6 +249,10 @@ mod driver {
     }
 
     pub fn in_use(_: usize) -> Option<(String, usize)> {
+        None
+    }
+
+    pub fn library() -> Option<String> {
         None
     }
 

@@ -9,7 +9,7 @@ use crate::{
     backend::{Branch, Learned, Passed, Perceptrons, layers::Dense},
     ops::{
         batch_norm::cuda::{ALL_HERE, MomentsGpu, Normalised, ResidualGpu, Rows},
-        conv2d::cuda::Added,
+        conv2d::cuda::{Added, Bias},
         cuda::{Buffer, GpuError, Scalar},
         reductions::cuda::add_column_sums,
         tensor::GpuTensors,
@@ -26,7 +26,8 @@ impl<D: GpuTensors> Perceptrons for Gpu<D> {
         let (n, params) = (x.view().len() / layer.input, branch.params);
         let raw = self.take_reals(n * layer.output)?;
         let (conv, on) = head(self, n, [layer.input, layer.output]);
-        let added = Added { bias: layer.bias.as_ref().map(|bias| params.of(bias)), tensor: None };
+        let bias = layer.bias.as_ref().map(|bias| params.of(bias)).map(|bias| Bias { exact: bias, stored: bias });
+        let added = Added { bias, tensor: None };
         conv.forward_added_gpu(on, x.view(), params.of(&layer.weight), added, raw.view())?;
         let rows = Rows { gpu: self.device(), scalar: Scalar::F32, rows: n, channels: layer.output, parts: 1 };
         let Some(norm) = &layer.norm else {

@@ -16,7 +16,7 @@ use crate::{
         },
         conv2d::{
             Size,
-            cuda::{Added, OnGpu as Pass},
+            cuda::{Added, Bias, OnGpu as Pass},
         },
         cuda::{Buffer, GpuError, Scalar, View},
         gelu::cuda::{gelu, gelu_backward},
@@ -260,7 +260,8 @@ impl<'a, D: GpuTensors> BlockOnGpu<'a, D> {
     /// y = x w^T + bias, plus the tensor `added` if given.
     fn forward(&self, layer: &Linear, x: &Buffer, added: Option<&Buffer>) -> Result<Buffer, GpuError> {
         let y = self.take(layer.output)?;
-        let added = Added { bias: Some(self.params.of(&layer.bias)), tensor: added.map(Buffer::view) };
+        let bias = Bias { exact: self.params.of(&layer.bias), stored: self.params.factors(&layer.bias) };
+        let added = Added { bias: Some(bias), tensor: added.map(Buffer::view) };
         let (on, weight) = (self.over(), self.params.factors(&layer.weight));
         layer.pointwise().forward_added_gpu(on, x.view(), weight, added, y.view())?;
         Ok(y)

@@ -5,7 +5,7 @@ use crate::{
     backend::{Backend, Branch, Gpu, Host, Learned, Statistics},
     ops::{
         conv2d::{Size, cuda::Math},
-        cuda::testing::{on_every_gpu, one_gpu},
+        cuda::testing::{on_every_gpu, one_gpu, with_library},
         golden::{Golden, assert_close, tolerance},
     },
 };
@@ -117,10 +117,10 @@ fn resnet18_agrees_with_torchvision_in_f32() {
     on_every_gpu(|gpu| reference(&Gpu::new(gpu.clone(), Cpu::default(), Math::F32), 5e-5));
 }
 
-/// Compares every arithmetic of a GPU with the host, for bottlenecks, the ImageNet stem and max-pooling.
+/// Compares every arithmetic of a GPU with the host, with and without a library for products, for bottlenecks, the ImageNet stem
+/// and max-pooling.
 #[test]
 fn resnet50_on_a_gpu_agrees_with_the_host() {
-    let Some(gpu) = one_gpu() else { return };
     let config = ResnetConfig { width_multiplier: 0.125, ..ResnetConfig::default() };
     let net = ResNet::new(Shape { depths: [3, 4, 6, 3], bottleneck: true }, &config).unwrap();
     let (mut params, buffers) = net.init::<f32>(3);
@@ -136,16 +136,18 @@ fn resnet50_on_a_gpu_agrees_with_the_host() {
     let expected = step(&Host::default(), &net, values, size, false, |_| cot.clone());
     // Gradients are compared by their cosine. ReLUs and maxima near a threshold change sides, so single values may differ,
     // but directions do not.
-    for (math, features_off, least_cosine) in
-        [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97), (Math::Bf16, 0.8, 0.5)]
-    {
-        let found = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, false, |_| cot.clone());
-        assert_close(&format!("{math:?} features"), &found.features, &expected.features, features_off);
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
-        let (a, b) = (&expected.gradients, &found.gradients);
-        let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-        eprintln!("{math:?}: the gradients' cosine is {cosine}");
-        assert!(cosine > least_cosine, "{math:?}: the gradients' cosine is {cosine}");
+    for gpu in one_gpu().into_iter().chain(with_library()) {
+        for (math, features_off, least_cosine) in
+            [(Math::F32, 1e-3, 0.9999), (Math::Tf32, 0.1, 0.97), (Math::F16, 0.1, 0.97), (Math::Bf16, 0.8, 0.5)]
+        {
+            let found = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, false, |_| cot.clone());
+            assert_close(&format!("{math:?} features"), &found.features, &expected.features, features_off);
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+            let (a, b) = (&expected.gradients, &found.gradients);
+            let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+            eprintln!("{math:?}: the gradients' cosine is {cosine}");
+            assert!(cosine > least_cosine, "{math:?}: the gradients' cosine is {cosine}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     ops::{
         Number, Real,
         conv2d::{Size, cuda::Math},
-        cuda::testing::{on_every_gpu, one_gpu},
+        cuda::testing::{on_every_gpu, one_gpu, with_library},
         golden::{Golden, assert_close, tolerance},
         tokens::{self, positions},
     },
@@ -166,10 +166,10 @@ fn a_frozen_patch_embedding_has_no_gradient_and_changes_no_other() {
     frozen_and_free(&Gpu::new(gpu, Cpu::default(), Math::F32));
 }
 
-/// Compares every arithmetic of a GPU with the host, for heads of the usual width and many tokens.
+/// Compares every arithmetic of a GPU with the host, with and without a library for products, for heads of the usual width and many
+/// tokens.
 #[test]
 fn every_arithmetic_of_a_gpu_agrees_with_the_host() {
-    let Some(gpu) = one_gpu() else { return };
     let config = VitConfig { patch_size: 4, ..VitConfig::default() };
     let net = Vit::new(Shape { width: 128, depth: 3, heads: 2 }, &config, 36).unwrap();
     let (params, buffers) = net.init::<f32>(3);
@@ -179,15 +179,20 @@ fn every_arithmetic_of_a_gpu_agrees_with_the_host() {
     let values = [&params[..], &buffers, &x];
     let [features, gradients] = step(&Host::default(), &net, values, size, &cot);
     // In f32, sums have another order. Tensor cores round each operand to 11 bits (bf16: 8), and errors grow over three blocks.
-    for (math, features_off, least_cosine) in
-        [(Math::F32, 1e-5, 0.999_999), (Math::Tf32, 1e-2, 0.9999), (Math::F16, 1e-2, 0.9999), (Math::Bf16, 8e-2, 0.99)]
-    {
-        let [found, g] = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, &cot);
-        assert_close(&format!("{math:?} features"), &found, &features, features_off);
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
-        let cosine = dot(&gradients, &g) / (dot(&gradients, &gradients) * dot(&g, &g)).sqrt();
-        eprintln!("{math:?}: the gradients' cosine is {cosine}");
-        assert!(cosine > least_cosine, "{math:?}: the gradients' cosine is {cosine}");
+    for gpu in one_gpu().into_iter().chain(with_library()) {
+        for (math, features_off, least_cosine) in [
+            (Math::F32, 1e-5, 0.999_999),
+            (Math::Tf32, 1e-2, 0.9999),
+            (Math::F16, 1e-2, 0.9999),
+            (Math::Bf16, 8e-2, 0.99),
+        ] {
+            let [found, g] = step(&Gpu::new(gpu.clone(), Cpu::default(), math), &net, values, size, &cot);
+            assert_close(&format!("{math:?} features"), &found, &features, features_off);
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+            let cosine = dot(&gradients, &g) / (dot(&gradients, &gradients) * dot(&g, &g)).sqrt();
+            eprintln!("{math:?}: the gradients' cosine is {cosine}");
+            assert!(cosine > least_cosine, "{math:?}: the gradients' cosine is {cosine}");
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Convolution on a GPU. Images and weights have the same layout as on the CPU.
 
+mod library;
+
 use super::{Conv2d, Size};
 use crate::ops::{
     batch_norm::cuda::Rows,
@@ -103,11 +105,19 @@ const PIECE: usize = 2048;
 /// Most pieces of a part.
 const PIECES: usize = 64;
 
+/// A value per channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Bias<'a> {
+    /// f32, for our kernels.
+    pub exact: View<'a>,
+    /// In the storage type of the result, for a library.
+    pub stored: View<'a>,
+}
+
 /// Tensors that are added to a product.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Added<'a> {
-    /// A value per channel (f32).
-    pub bias: Option<View<'a>>,
+    pub bias: Option<Bias<'a>>,
     /// A tensor of the result's shape, which may be the result's own memory.
     pub tensor: Option<View<'a>>,
 }
@@ -164,6 +174,11 @@ impl Conv2d {
             let (x, weight) = (self.pad(on, x, on.size.pixels())?, self.pad(on, weight, self.weight_rows())?);
             return wide.run_forward(on, x.view(), weight.view(), added, y, moments);
         }
+        // The library computes no moments.
+        if !moments && self.is_for_library(on, [x, weight, y], added) {
+            self.multiply_forward(on, x, weight, added, y)?;
+            return Ok(None);
+        }
         let rows = self.output_size(on.size).pixels();
         let variant = self.variant(on, self.input, [rows, self.output], [x, weight]);
         let grid = [rows.div_ceil(variant.tile[0]), self.output.div_ceil(variant.tile[1]), 1];
@@ -196,6 +211,9 @@ impl Conv2d {
         accumulate: bool,
     ) -> Result<(), GpuError> {
         let added = Added { bias: None, tensor: accumulate.then_some(gx) };
+        if self.is_for_library(on, [gy, weight, gx], added) {
+            return self.multiply_data(on, gy, weight, added, gx);
+        }
         let both = gcd(self.input, self.output);
         let variant = self.variant(on, both, [on.size.pixels(), self.input], [gy, weight]);
         let gy = gy.arg(on.math.scalar(), self.output_size(on.size).pixels() * self.output);
@@ -226,6 +244,9 @@ impl Conv2d {
             // SAFETY: `padded` and gw have the weights' rows, of `wide.input` and `self.input` channels.
             return unsafe { on.gpu.launch(on.math.source(&SOURCES), "conv_unpad", one_each(self.weights()), &args) };
         }
+        if self.is_for_library(on, [x, gy, gw], Added::default()) {
+            return self.multiply_weight(on, x, gy, gw);
+        }
         let depth = self.output_size(on.size).pixels();
         let variant = self.variant_of(on, gcd(self.input, self.output), self.patch() > 64, [x, gy]);
         let tile = variant.tile;
@@ -238,24 +259,39 @@ impl Conv2d {
         let (x, gy) =
             (x.arg(on.math.scalar(), on.size.pixels() * self.input), gy.arg(on.math.scalar(), depth * self.output));
         let (kernel, count) = (variant.kernel("weight"), at_a_time * cut.per_part());
-        let (source, total) = (on.math.source(&SOURCES), gw.arg(Kind::F32, self.weights()));
-        // Writes the sum over the parts of a launch to `to`, or adds it to `to`.
-        let sum = |launch: usize, to: Arg, accumulate: bool| -> Result<(), GpuError> {
-            let pieces = on.gpu.take(Kind::F32, count * self.weights())?;
+        let source = on.math.source(&SOURCES);
+        self.add_parts(on, gw, [at_a_time, cut.per_part()], |launch, pieces| {
             let cut_into = [launch * count, cut.part, cut.tile].map(Arg::count);
             let args = [&[self.geometry(on.size), gy, x][..], &cut_into, &[pieces.arg()]].concat();
             // SAFETY: both images have the pixels that the geometry says, and `pieces` the weights of each piece.
-            unsafe { on.gpu.launch(source, &kernel, [tiles[0], tiles[1], count], &args) }?;
-            let counts = [at_a_time, cut.per_part(), self.weights()].map(Arg::count);
+            unsafe { on.gpu.launch(source, &kernel, [tiles[0], tiles[1], count], &args) }
+        })
+    }
+
+    /// Adds the weight gradients of all parts of the batch to `gw`, in the order of the tree. `of_parts` writes the gradients of
+    /// launch i, `at_a_time` parts of `per_part` pieces each.
+    fn add_parts(
+        &self,
+        on: OnGpu,
+        gw: View,
+        [at_a_time, per_part]: [usize; 2],
+        of_parts: impl Fn(usize, &Buffer) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        let (source, weights) = (on.math.source(&SOURCES), self.weights());
+        // Writes the sum over the parts of a launch to `to`, or adds it to `to`.
+        let sum = |launch: usize, to: Arg, accumulate: bool| -> Result<(), GpuError> {
+            let pieces = on.gpu.take(Kind::F32, at_a_time * per_part * weights)?;
+            of_parts(launch, &pieces)?;
+            let counts = [at_a_time, per_part, weights].map(Arg::count);
             let args = [&counts[..], &[pieces.arg(), Arg::Int(accumulate.into()), to]].concat();
             // SAFETY: `pieces` has the weights of each piece, and `to` a total for each weight.
-            unsafe { on.gpu.launch(source, "conv_weight_sum", one_each(self.weights()), &args) }
+            unsafe { on.gpu.launch(source, "conv_weight_sum", one_each(weights), &args) }
         };
         if at_a_time == on.parts {
-            return sum(0, total, true);
+            return sum(0, gw.arg(Kind::F32, weights), true);
         }
         let branch = |launch: usize| -> Result<Buffer, GpuError> {
-            let branch = on.gpu.take(Kind::F32, self.weights())?;
+            let branch = on.gpu.take(Kind::F32, weights)?;
             sum(launch, branch.arg(), false)?;
             Ok(branch)
         };
@@ -265,7 +301,7 @@ impl Conv2d {
             Ok(left)
         };
         let whole = tree(on.parts / at_a_time, branch, join)?;
-        Rows::add(on.gpu, Scalar::F32, whole.view(), gw.part(0..self.weights()))
+        Rows::add(on.gpu, Scalar::F32, whole.view(), gw.part(0..weights))
     }
 
     fn weight(&self, on: OnGpu, weight: View) -> Arg {
@@ -290,7 +326,10 @@ impl Conv2d {
         more: &[Arg],
     ) -> Result<(), GpuError> {
         let (scalar, len) = (on.math.scalar(), rows * columns);
-        let (bias, tensor) = (Arg::optional(added.bias, Kind::F32, columns), Arg::optional(added.tensor, scalar, len));
+        let (bias, tensor) = (
+            Arg::optional(added.bias.map(|bias| bias.exact), Kind::F32, columns),
+            Arg::optional(added.tensor, scalar, len),
+        );
         let args = [&[self.geometry(on.size), a, b, bias, tensor, out.arg(scalar, len)], more].concat();
         // SAFETY: images and weights have the sizes that the geometry says, as the caller promises; the result was checked.
         unsafe { on.gpu.launch(on.math.source(&SOURCES), kernel, grid, &args) }
@@ -359,7 +398,7 @@ mod tests {
     use super::*;
     use crate::ops::{conv2d::Source as Images, matmul::MatmulPrecision};
     use crate::ops::{
-        cuda::testing::{on_every_gpu, one_gpu, read, upload},
+        cuda::testing::{on_every_gpu, one_gpu, read, upload, with_library},
         golden::{Golden, assert_close},
     };
 
@@ -468,6 +507,61 @@ mod tests {
                     }
                     bits(&results)
                 });
+            }
+        }
+    }
+
+    /// Layers of a transformer and 1x1 convolutions, in two parts, on a device whose library computes products. The library adds in
+    /// another order than our kernels. Half of the batch has the bits of the whole.
+    #[test]
+    fn products_of_a_library_agree_with_the_cpu() {
+        let conv = Conv2d { kernel: 1, stride: 1, padding: 0, input: 24, output: 40, matmul: MatmulPrecision::Full };
+        let size = Size { n: 16, h: 5, w: 3 };
+        let pixels = size.pixels();
+        let ramp = |n: usize, step: f64| (0..n).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+        let (x, weight, bias) = (ramp(pixels * 24, 0.37), ramp(conv.weights(), 0.11), ramp(40, 0.7));
+        let (cot, more) = (ramp(pixels * 40, 0.23), ramp(pixels * 40, 0.29));
+        let (mut y, mut gx, mut gw) = (more.clone(), ramp(pixels * 24, 0.31), vec![0.5; weight.len()]);
+        let old = gx.clone();
+        conv.forward(Images::plain(&x), size, &weight, 1.0, &mut y, None);
+        y.iter_mut().zip(bias.iter().cycle()).for_each(|(y, bias)| *y += bias);
+        conv.backward_data(&cot, size, &weight, 1.0, &mut gx);
+        conv.backward_weight(Images::plain(&x), size, &cot, &mut gw);
+        for gpu in with_library() {
+            for (math, tolerance) in MATHS {
+                let scalar = math.scalar();
+                // y, gx, gw of `images`, which are `parts` parts of the batch.
+                let passes = |images: std::ops::Range<usize>, parts: usize| {
+                    let size = Size { n: images.len(), ..size };
+                    let on = OnGpu { gpu: &gpu, math, size, parts };
+                    let part = |values: &[f32], channels: usize| {
+                        upload(&gpu, scalar, &values[images.start * 15 * channels..images.end * 15 * channels])
+                    };
+                    let [x, cot, more] = [part(&x, 24), part(&cot, 40), part(&more, 40)];
+                    let (weight, exact) = (upload(&gpu, scalar, &weight), gpu.upload(&bias).unwrap());
+                    let (stored, y) = (upload(&gpu, scalar, &bias), cot.take_alike().unwrap());
+                    assert_eq!(conv.is_for_library(on, [x.view(); 3], Added::default()), math != Math::F32);
+                    let bias = Bias { exact: exact.view(), stored: stored.view() };
+                    let added = Added { bias: Some(bias), tensor: Some(more.view()) };
+                    conv.forward_added_gpu(on, x.view(), weight.view(), added, y.view()).unwrap();
+                    let gx = part(&old, 24);
+                    conv.backward_data_gpu(on, cot.view(), weight.view(), gx.view(), true).unwrap();
+                    let gw = gpu.upload(&vec![0.5f32; conv.weights()]).unwrap();
+                    conv.backward_weight_gpu(on, x.view(), cot.view(), gw.view()).unwrap();
+                    [read(&y), read(&gx), read(&gw)]
+                };
+                let results = passes(0..16, 2);
+                for (what, actual, expected) in
+                    [("y", &results[0], &y), ("gx", &results[1], &gx), ("gw", &results[2], &gw)]
+                {
+                    assert_close(&format!("{math:?} {what}"), actual, expected, tolerance * 4.0);
+                }
+                let halves = [passes(0..8, 1), passes(8..16, 1)];
+                for what in [0, 1] {
+                    assert!(results[what] == [&halves[0][what][..], &halves[1][what]].concat(), "{math:?} {what}");
+                }
+                let sums = halves[0][2].iter().zip(&halves[1][2]).map(|(a, b)| (a - 0.5) + (b - 0.5) + 0.5);
+                assert_close("gw of halves", &results[2], &sums.collect::<Vec<_>>(), 1e-6);
             }
         }
     }

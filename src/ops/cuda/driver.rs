@@ -9,7 +9,7 @@ use std::{
 
 use bytemuck::Pod;
 
-use super::Source;
+use super::{Matrices, Product, Source};
 use crate::ops::pending::Pending;
 
 /// An error of a GPU.
@@ -26,7 +26,7 @@ pub enum GpuError {
 }
 
 /// Type of the elements of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     U8,
     F16,
@@ -129,6 +129,8 @@ pub struct Traits {
     pub groups: bool,
     /// Number of multiprocessors. A grid with fewer blocks leaves some of the device idle.
     pub multiprocessors: usize,
+    /// Whether a library computes [products](Product).
+    pub library: bool,
 }
 
 /// The backend of a [`Gpu`]. It does work in the order of the calls. Only `download` waits for the work; host memory may be
@@ -190,6 +192,12 @@ pub trait Driver: Debug + Send + Sync {
         grid: [usize; 3],
         args: &[Arg],
     ) -> Result<(), GpuError>;
+
+    /// Computes products with the device's library.
+    ///
+    /// # Safety
+    /// The device must have the elements that the product reads and writes at these addresses, which are multiples of 16.
+    unsafe fn multiply(&self, product: Product, at: Matrices<u64>) -> Result<(), GpuError>;
 }
 
 /// Bytes that are being copied to the host.
@@ -224,6 +232,10 @@ impl Gpu {
     /// A GPU with the backend `driver`.
     pub fn new(driver: impl Driver + 'static) -> Self {
         Gpu(Arc::new(Inner { driver: Box::new(driver), free: Mutex::default(), noted: Mutex::default() }))
+    }
+
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.0.driver
     }
 
     /// Name of the device.
@@ -542,7 +554,6 @@ impl<'a> View<'a> {
     }
 
     /// Address of the first element.
-    #[cfg(feature = "nccl")]
     pub(in crate::ops::cuda) fn address(self) -> u64 {
         self.at
     }

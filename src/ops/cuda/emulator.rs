@@ -9,9 +9,10 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
+use half::{bf16, f16};
 use libloading::Library;
 
-use super::{Arg, Arriving, Driver, Gpu, GpuError, Source, Traits, compiled::kept};
+use super::{Arg, Arriving, Driver, Gpu, GpuError, Kind, Matrices, Product, Source, Traits, compiled::kept};
 
 /// `emulate` of `host.hpp`: kernel, grid, arguments, order of threads. Returns an error text or null.
 type Emulate = unsafe extern "C" fn(*const c_char, *const u32, *const *mut c_void, c_int) -> *const c_char;
@@ -25,11 +26,15 @@ pub enum ThreadOrder {
 }
 
 #[derive(Debug)]
-struct Emulator(ThreadOrder);
+struct Emulator {
+    order: ThreadOrder,
+    /// Whether the device has a library for products.
+    library: bool,
+}
 
-/// An emulated GPU. None if there is no C++ compiler; a warning on stderr then says so.
-pub fn emulated(order: ThreadOrder) -> Option<Gpu> {
-    compiler().map(|_| Gpu::new(Emulator(order)))
+/// An emulated GPU, with or without a library for products. None if there is no C++ compiler; a warning on stderr then says so.
+pub fn emulated(order: ThreadOrder, library: bool) -> Option<Gpu> {
+    compiler().map(|_| Gpu::new(Emulator { order, library }))
 }
 
 /// The C++ compiler's name and version, if there is one.
@@ -123,7 +128,7 @@ impl Driver for Emulator {
 
     fn traits(&self) -> Traits {
         // One order runs without groups, so that tests run both code paths, which must give the same bits.
-        Traits { groups: !matches!(self.0, ThreadOrder::Descending), multiprocessors: 1 }
+        Traits { groups: !matches!(self.order, ThreadOrder::Descending), multiprocessors: 1, library: self.library }
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, GpuError> {
@@ -178,12 +183,48 @@ impl Driver for Emulator {
         let (name, grid) = (CString::new(kernel).expect("no NUL"), grid.map(|n| n as u32));
         let pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
         // SAFETY: the arguments are those of the kernel, as the caller promises.
-        let complaint = unsafe { entry(name.as_ptr(), grid.as_ptr(), pointers.as_ptr(), self.0 as c_int) };
+        let complaint = unsafe { entry(name.as_ptr(), grid.as_ptr(), pointers.as_ptr(), self.order as c_int) };
         if complaint.is_null() {
             return Ok(());
         }
         // SAFETY: the text is a string literal of the emulation.
         let why = unsafe { CStr::from_ptr(complaint) }.to_string_lossy().into_owned();
         Err(GpuError::Failed { what: kernel.into(), why })
+    }
+
+    /// By the definition, element by element.
+    unsafe fn multiply(&self, product: Product, at: Matrices<u64>) -> Result<(), GpuError> {
+        assert!(self.library, "this emulation has a library");
+        let Product { m, n, k, transposed, factors, result, count, .. } = product;
+        // SAFETY: the memory belongs to this process, and has the elements of the product, as the caller promises.
+        let load = |at: u64, kind: Kind, i: usize| unsafe {
+            match kind {
+                Kind::F16 => (at as *const f16).add(i).read().to_f32(),
+                Kind::Bf16 => (at as *const bf16).add(i).read().to_f32(),
+                Kind::F32 => (at as *const f32).add(i).read(),
+                _ => unreachable!("factors and results are floats"),
+            }
+        };
+        // SAFETY: as above.
+        let store = |at: u64, i: usize, value: f32| unsafe {
+            match result {
+                Kind::F16 => (at as *mut f16).add(i).write(f16::from_f32(value)),
+                Kind::Bf16 => (at as *mut bf16).add(i).write(bf16::from_f32(value)),
+                Kind::F32 => (at as *mut f32).add(i).write(value),
+                _ => unreachable!("factors and results are floats"),
+            }
+        };
+        for i in 0..count * n * m {
+            let (which, column, row) = (i / (n * m), i / m % n, i % m);
+            let a = |l: usize| which * m * k + if transposed[0] { row * k + l } else { l * m + row };
+            let b = |l: usize| which * k * n + if transposed[1] { l * n + column } else { column * k + l };
+            let mut sum = 0.0;
+            for l in 0..k {
+                sum += load(at.a, factors, a(l)) * load(at.b, factors, b(l));
+            }
+            let [bias, added] = [(at.bias, row), (at.added, i)].map(|(at, i)| at.map_or(0.0, |at| load(at, result, i)));
+            store(at.d, i, sum + bias + added);
+        }
+        Ok(())
     }
 }

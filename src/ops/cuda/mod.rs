@@ -2,7 +2,7 @@
 //!
 //! A kernel source (`.cu`, next to the CPU code of the same operation) is compiled by NVRTC for the present GPU when it is first
 //! used. Launch code uses a [`Gpu`]. Its backend is the CUDA driver or, in tests, an emulation that compiles the very same
-//! sources as C++ and runs them on the CPU.
+//! sources as C++ and runs them on the CPU. A backend may have a library that computes matrix [products](Product), too.
 
 #[cfg(any(test, feature = "cuda"))]
 mod compiled;
@@ -11,12 +11,14 @@ mod driver;
 pub mod emulator;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
+mod product;
 mod source;
 #[cfg(test)]
 pub mod testing;
 mod wire;
 
 pub use driver::{Arg, Arriving, Buffer, Driver, Element, Gpu, GpuError, Kind, Traits, View};
+pub use product::{Matrices, Product};
 pub use source::{Scalar, Source, joined};
 pub use wire::Wire;
 

@@ -44,22 +44,32 @@ pub fn read(buffer: &Buffer) -> Vec<f32> {
     }
 }
 
+/// GPUs whose library computes products: the emulation with one, and `cuda:0` if there is one and the library is chosen.
+pub fn with_library() -> Vec<Gpu> {
+    let nvidia = nvidia().filter(|gpu| gpu.traits().library);
+    emulation_of(2, true).into_iter().chain(nvidia).collect()
+}
+
 fn emulation(order: usize) -> Option<Gpu> {
+    emulation_of(order, false)
+}
+
+fn emulation_of(order: usize, library: bool) -> Option<Gpu> {
     let is_set = |name: &str| std::env::var_os(name).is_some();
-    let found = if is_set(ONLY_CUDA) { None } else { emulated(order) };
+    let found = if is_set(ONLY_CUDA) { None } else { emulated(order, library) };
     assert!(found.is_some() || is_set(ONLY_CUDA) || !is_set(REQUIRED), "{REQUIRED} is set, but there is no emulation");
     found
 }
 
 #[cfg(target_arch = "x86_64")]
-fn emulated(order: usize) -> Option<Gpu> {
+fn emulated(order: usize, library: bool) -> Option<Gpu> {
     use super::emulator::{ThreadOrder, emulated};
     let order = [ThreadOrder::Ascending, ThreadOrder::Descending, ThreadOrder::Scattered][order];
-    emulated(order)
+    emulated(order, library)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn emulated(_order: usize) -> Option<Gpu> {
+fn emulated(_order: usize, _library: bool) -> Option<Gpu> {
     None
 }
 

@@ -1,6 +1,7 @@
 //! The CUDA driver as a backend, on the stream of a device that dfdx uses, too.
 
 mod failure;
+mod library;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 mod pinned;
@@ -19,9 +20,10 @@ use cudarc::{
 
 use self::{
     failure::{explain, failed},
+    library::Library,
     pinned::Pinned,
 };
-use super::{Arg, Arriving, Driver, GpuError, Source, THREADS, Traits, compiled::kept};
+use super::{Arg, Arriving, Driver, GpuError, Matrices, Product, Source, THREADS, Traits, compiled::kept};
 
 /// A GPU that the driver knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,14 @@ pub fn check(index: usize) -> Result<(), GpuError> {
     Ok(())
 }
 
+/// With this variable set, cuBLASLt computes matrix products.
+const CUBLASLT: &str = "SNCLR_CUBLASLT";
+
+/// Name and version of the library that computes matrix products, e.g. `cuBLASLt 130100` for 13.1.0. None if our kernels do.
+pub fn library() -> Option<String> {
+    std::env::var_os(CUBLASLT).map(|_| format!("cuBLASLt {}", library::version()))
+}
+
 /// A CUDA device as a [`Driver`] of our kernels, with the same context and stream.
 #[derive(Debug)]
 pub struct Nvidia {
@@ -102,6 +112,8 @@ pub struct Nvidia {
     pinned: Arc<Pinned>,
     /// Functions of the sources that are compiled and loaded, by the names of source and kernel.
     loaded: Mutex<HashMap<&'static str, HashMap<&'static str, Function>>>,
+    /// cuBLASLt, where the user has chosen it.
+    library: Option<Library>,
 }
 
 /// A kernel's handle, and the bytes of dynamic shared memory that a launch has to request.
@@ -130,11 +142,12 @@ impl Nvidia {
             _ => ("compute_80", false),
         };
         let name = found.name.clone();
+        let library = if library().is_some() { Some(Library::open(&device)?) } else { None };
         let pinned = Arc::new(Pinned::new(device.clone()));
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = device.attribute(count).map_err(failed("asking for the number of multiprocessors"))?;
-        let traits = Traits { groups, multiprocessors: multiprocessors as usize };
-        Ok(Self { device, name, architecture, traits, pinned, loaded: Mutex::default() })
+        let traits = Traits { groups, multiprocessors: multiprocessors as usize, library: library.is_some() };
+        Ok(Self { device, name, architecture, traits, pinned, loaded: Mutex::default(), library })
     }
 
     fn stream(&self) -> sys::CUstream {
@@ -318,5 +331,14 @@ impl Driver for Nvidia {
         // SAFETY: the arguments are those of the kernel, as the caller promises, and outlive the call, which copies them.
         unsafe { result::launch_kernel(handle, grid, block, memory, self.stream(), &mut pointers) }
             .map_err(failed(kernel))
+    }
+
+    unsafe fn multiply(&self, product: Product, at: Matrices<u64>) -> Result<(), GpuError> {
+        let Some(library) = &self.library else {
+            return Err(GpuError::Failed { what: "a product".into(), why: format!("{CUBLASLT} is not set") });
+        };
+        self.bind()?;
+        // SAFETY: the device has the matrices, as the caller promises.
+        unsafe { library.multiply(product, at, self.stream()) }
     }
 }
