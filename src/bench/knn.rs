@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     ops::normalize::normalize_rows,
-    stage::{KnnConfig, votes::Vote},
+    stage::{KnnConfig, nearest::Bank, votes::Vote},
 };
 
 /// Default number of neighbours: the largest K that a spec uses by default.
@@ -20,8 +20,9 @@ pub(super) fn prepare(options: &Options) -> Workload {
         normalize_rows(&mut task.train.rows, DIM);
         normalize_rows(&mut task.test.rows, DIM);
         let vote = Vote { ks: &[k], temperature: KnnConfig::default().temperature, classes: CLASSES };
-        let predicted = vote.classify(&task.train.rows, &[&task.targets], &task.test.rows, DIM, |_| true);
-        std::hint::black_box(predicted);
+        let bank = Bank::new(None, &task.train.rows, DIM, k)?;
+        let nearest = |queries: &[f32], k| bank.top_k(queries, k);
+        std::hint::black_box(vote.classify(nearest, &[&task.targets], &task.test.rows, DIM, |_| true)?);
         Ok(())
     })
 }

@@ -6,13 +6,15 @@ use super::{
     Cost, Descriptor, KnnConfig, Progress, StageContext, Stopped,
     evaluation::{Evaluation, INPUTS, Scored, predictions_rows},
     features::SplitFeatures,
-    labelled::Task,
+    labelled::{Predictions, Task},
+    nearest::Bank,
     votes::Vote,
 };
 use crate::{
     artifact::{Artifact, ArtifactWriter},
     ops::normalize::normalize_rows,
     tables,
+    train::Device,
 };
 
 /// The descriptor of the stage.
@@ -79,13 +81,17 @@ fn evaluate(
 
     let passes = 2 + u64::from(initial.is_some());
     progress.start(Some(passes * trained.test.ids.len() as u64), "images");
-    let classify = |task: &Task, ks: &[usize], labellings: &[&[usize]]| {
+    let gpu = Device::chosen().gpu()?;
+    let classify = |task: &Task, ks: &[usize], labellings: &[&[usize]]| -> anyhow::Result<Vec<Vec<Predictions>>> {
         let vote = Vote { ks, temperature: config.temperature, classes: task.classes.len() };
-        vote.classify(&task.train.rows, labellings, &task.test.rows, task.dim, |count| {
+        let most = ks.iter().copied().max().unwrap_or(0);
+        let bank = Bank::new(gpu.as_ref(), &task.train.rows, task.dim, most)?;
+        let nearest = |queries: &[f32], k| bank.top_k(queries, k);
+        let predicted = vote.classify(nearest, labellings, &task.test.rows, task.dim, |count| {
             progress.advance(count as u64);
             go_on()
-        })
-        .ok_or(Stopped::InterruptedAt { stage: "knn" })
+        })?;
+        Ok(predicted.ok_or(Stopped::InterruptedAt { stage: "knn" })?)
     };
     let top1 =
         |task: &Task, predicted: &[(usize, f64)]| task.accuracy(|i, label| task.classes[predicted[i].0] == label);

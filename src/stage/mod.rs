@@ -20,6 +20,7 @@ pub mod labelled;
 pub mod linear_probe;
 mod metrics;
 pub mod near;
+pub mod nearest;
 mod online_knn;
 pub mod pretrain;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::votes::Vote;
+use super::{nearest::Bank, votes::Vote};
 use crate::{
     artifact::Artifact,
     dataset::{Split, augment::EvalTransform},
@@ -91,7 +91,10 @@ impl OnlineKnn {
         let ks = [K.min(self.train.samples.len())];
         let vote = Vote { ks: &ks, temperature: TEMPERATURE, classes: labels.max().map_or(0, |most| most + 1) };
         let dim = trainer.model().encoder.feature_dim();
-        let predicted = vote.classify(&train, &[&self.train.labels], &test, dim, |_| true).expect("nothing stops it");
+        // So few that a GPU would save nothing.
+        let bank = Bank::new(None, &train, dim, K)?;
+        let nearest = |queries: &[f32], k| bank.top_k(queries, k);
+        let predicted = vote.classify(nearest, &[&self.train.labels], &test, dim, |_| true)?.expect("nothing stops it");
         let right = predicted[0][0].iter().zip(&self.test.labels).filter(|((class, _), label)| class == *label).count();
         Ok(right as f64 / self.test.labels.len() as f64)
     }

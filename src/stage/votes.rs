@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::labelled::Predictions;
-use crate::ops::{Real, matmul::MatmulPrecision, topk::top_k};
+use crate::ops::{Real, topk::TopK};
 
 /// Queries per search, which bounds the memory.
 const CHUNK: usize = 4096;
@@ -23,22 +23,26 @@ impl Vote<'_> {
     /// Chooses a class for each query, for every labelling of the training samples and every k, from one search. The result is
     /// [labelling][k][query] of (class, its share of the votes). On a draw the lower class wins.
     ///
-    /// `train` [m, dim] and `queries` [n, dim] have rows of unit length. After each chunk of queries, `done` is called with the
-    /// number of queries in it, and returns whether to continue.
+    /// `queries` [n, dim] have rows of unit length. `nearest` finds the training samples that are nearest to each of some queries,
+    /// as many as it is told. After each chunk of queries, `done` is called with the number of queries in it, and returns whether
+    /// to continue.
     ///
     /// Returns None if `done` stops it.
-    pub fn classify<E: Real>(
+    ///
+    /// # Errors
+    /// Those of `nearest`.
+    pub fn classify<E: Real, X>(
         &self,
-        train: &[E],
+        nearest: impl Fn(&[E], usize) -> Result<TopK<E>, X>,
         labellings: &[&[usize]],
         queries: &[E],
         dim: usize,
         mut done: impl FnMut(usize) -> bool,
-    ) -> Option<Vec<Vec<Predictions>>> {
+    ) -> Result<Option<Vec<Vec<Predictions>>>, X> {
         let mut predicted = vec![vec![Vec::with_capacity(queries.len() / dim); self.ks.len()]; labellings.len()];
         let most = self.ks.iter().copied().max().unwrap_or(0);
         for chunk in queries.chunks(CHUNK * dim) {
-            let found = top_k(chunk, train, dim, most, MatmulPrecision::Full, |_, _| false);
+            let found = nearest(chunk, most)?;
             let neighbours = found.scores.par_chunks(found.k.max(1)).zip(found.indices.par_chunks(found.k.max(1)));
             for (labels, predicted) in labellings.iter().zip(&mut predicted) {
                 let votes: Vec<_> =
@@ -48,10 +52,10 @@ impl Vote<'_> {
                 }
             }
             if !done(chunk.len() / dim) {
-                return None;
+                return Ok(None);
             }
         }
-        Some(predicted)
+        Ok(Some(predicted))
     }
 
     /// Votes per class [classes] for each k, from the neighbours of one query, nearest first. All votes are relative to the
@@ -77,11 +81,20 @@ fn winner(votes: &[f64]) -> (usize, f64) {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
     use crate::ops::{
         golden::{Golden, assert_close},
+        matmul::MatmulPrecision,
         normalize::normalize_rows,
+        topk::top_k,
     };
+
+    /// A search on the CPU.
+    fn among<E: Real>(train: &[E], dim: usize) -> impl Fn(&[E], usize) -> Result<TopK<E>, Infallible> {
+        move |queries, k| Ok(top_k(queries, train, dim, k, MatmulPrecision::Full, |_, _| false))
+    }
 
     #[test]
     fn golden_knn_vote() {
@@ -106,7 +119,7 @@ mod tests {
             .collect();
         assert_close("votes", &votes, &golden.get::<f64>("out.scores"), 1e-12);
 
-        let predicted = voting.classify(&train, &[&labels], &test, 8, |_| true).unwrap();
+        let predicted = voting.classify(among(&train, 8), &[&labels], &test, 8, |_| true).unwrap().unwrap();
         let classes: Vec<i64> = predicted[0][0].iter().map(|&(class, _)| class as i64).collect();
         assert_eq!(classes, golden.integers("out.pred"));
     }
@@ -119,7 +132,7 @@ mod tests {
         let (a, b): (Vec<usize>, Vec<usize>) = ((0..40).map(|i| i % 3).collect(), (0..40).map(|i| i / 14).collect());
         let classify = |ks: &[usize], labels: &[&[usize]]| {
             let voting = Vote { ks, temperature: 0.1, classes: 3 };
-            voting.classify(&train, labels, &queries, 2, |_| true).unwrap()
+            voting.classify(among(&train, 2), labels, &queries, 2, |_| true).unwrap().unwrap()
         };
         let all = classify(&[7, 1, 40], &[&a, &b]);
         for (l, labels) in [&a, &b].into_iter().enumerate() {
@@ -136,13 +149,13 @@ mod tests {
     fn a_tiny_temperature_leaves_the_nearest_neighbour_alone() {
         let train = [1.0f32, 0.0, 0.8, 0.6, 0.6, 0.8];
         let voting = Vote { ks: &[3], temperature: 1e-6, classes: 2 };
-        let predicted = voting.classify(&train, &[&[1, 0, 0]], &[1.0, 0.0], 2, |_| true).unwrap();
+        let predicted = voting.classify(among(&train, 2), &[&[1, 0, 0]], &[1.0, 0.0], 2, |_| true).unwrap().unwrap();
         assert_eq!(predicted[0][0], [(1, 1.0)]);
     }
 
     #[test]
     fn stopping_gives_nothing() {
         let voting = Vote { ks: &[1], temperature: 1.0, classes: 1 };
-        assert!(voting.classify(&[1.0f32], &[&[0]], &[1.0], 1, |_| false).is_none());
+        assert_eq!(voting.classify(among(&[1.0f32], 1), &[&[0]], &[1.0], 1, |_| false), Ok(None));
     }
 }

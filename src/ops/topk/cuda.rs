@@ -27,7 +27,7 @@ const SLICE_ROWS: usize = 512;
 /// Warps per block. In the merge each warp has one query.
 const WARPS: usize = THREADS / 32;
 /// Maximum number of rows that a search finds: the capacity of a warp.
-const MOST: usize = 1024;
+pub const MOST: usize = 1024;
 
 /// Number of integers that are stored with each row: its sample, and two more.
 pub const MARKS: usize = 3;
