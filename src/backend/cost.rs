@@ -36,10 +36,14 @@ impl Operations {
     /// the weights. Returns the size of its output.
     pub fn convolution(&mut self, conv: &Conv2d, size: Size, of_input: bool) -> Size {
         let Conv2d { kernel, stride, input, output, .. } = *conv;
-        let stride = if stride == 1 { String::new() } else { format!(" stride {stride}") };
-        let layer = format!("{kernel}x{kernel}{stride}, {input} to {output} channels, {}x{}", size.h, size.w);
+        let strided = if stride == 1 { String::new() } else { format!(" stride {stride}") };
+        let layer = format!("{kernel}x{kernel}{strided}, {input} to {output} channels, {}x{}", size.h, size.w);
         let out = conv.output_size(size);
-        let (x, y, multiply_adds) = (size.pixels() * input, out.pixels() * output, out.pixels() * conv.weights());
+        // A kernel narrower than the stride skips pixels.
+        let seen =
+            |pixels: usize, outputs: usize| pixels.min(outputs * kernel.min(stride) + kernel.saturating_sub(stride));
+        let (x, y) = (size.n * seen(size.h, out.h) * seen(size.w, out.w) * input, out.pixels() * output);
+        let multiply_adds = out.pixels() * conv.weights();
         let elements = x + y + conv.weights();
         self.add(&layer, Pass::Forward, multiply_adds, elements);
         for _ in 0..1 + usize::from(of_input) {
@@ -62,5 +66,25 @@ impl Operations {
     /// All operations.
     pub fn into_vec(self) -> Vec<Operation> {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::matmul::MatmulPrecision;
+
+    /// A 3x3 kernel sees every pixel at stride 2, a 1x1 kernel a quarter of them.
+    #[test]
+    fn pixels_that_a_kernel_skips_are_not_moved() {
+        let elements = |kernel, padding| {
+            let conv = Conv2d { kernel, stride: 2, padding, input: 8, output: 16, matmul: MatmulPrecision::Full };
+            let mut all = Operations::default();
+            assert_eq!(all.convolution(&conv, Size { n: 2, h: 6, w: 8 }, false), Size { n: 2, h: 3, w: 4 });
+            all.into_vec()[0].elements
+        };
+        let output = 2 * 3 * 4 * 16;
+        assert_eq!(elements(3, 1), 2 * 6 * 8 * 8 + output + 9 * 8 * 16);
+        assert_eq!(elements(1, 0), 2 * 3 * 4 * 8 + output + 8 * 16);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The part of a step that an operation belongs to. Each has its own arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// In the precision of the training.
     Encoder,
@@ -46,24 +46,28 @@ impl<B: Backend> Model<B> {
         const VIEWS: usize = 2;
         let (n, size) = (config.batch_size, config.augmentations.size as usize);
         let mut all = Vec::new();
-        let mut add = |part, operations: Vec<Operation>, momentum: bool| {
+        let mut add = |part, operations: &[Operation], momentum: bool| {
             for _ in 0..VIEWS {
                 let passes = operations.iter().filter(|operation| !momentum || operation.pass == Pass::Forward);
                 all.extend(passes.map(|operation| (part, operation.clone())));
             }
         };
-        for momentum in [Some(false), config.method.momentum().map(|_| true)].into_iter().flatten() {
-            add(Part::Encoder, self.encoder.operations(Size { n, h: size, w: size }), momentum);
-            add(Part::Heads, self.projector.operations(n), momentum);
-            if let Some(predictor) = self.predictor.as_ref().filter(|_| !momentum) {
-                add(Part::Heads, predictor.operations(n), momentum);
-            }
+        let (encoder, projector) =
+            (self.encoder.operations(Size { n, h: size, w: size }), self.projector.operations(n));
+        add(Part::Encoder, &encoder, false);
+        add(Part::Heads, &projector, false);
+        if let Some(predictor) = &self.predictor {
+            add(Part::Heads, &predictor.operations(n), false);
+        }
+        if config.method.momentum().is_some() {
+            add(Part::Encoder, &encoder, true);
+            add(Part::Heads, &projector, true);
         }
         for queue in self.method.queues() {
             let [rows, dim] = queue.shape();
             let (layer, multiply_adds) = (format!("search of {rows} rows, width {dim}"), (n * rows * dim) as u64);
             let search = Operation { layer, pass: Pass::Forward, multiply_adds, elements: ((n + rows) * dim) as u64 };
-            add(Part::Queue, vec![search], false);
+            add(Part::Queue, &[search], false);
         }
         // Parameters, gradient and momentum of the optimiser are read, and two of them written; the average is read and written.
         let elements = 7 * self.params.len() as u64;
