@@ -340,6 +340,7 @@ mod tests {
         for (detach_w, flows) in [(Detach::None, 0..224), (Detach::Projection, 96..224), (Detach::All, 0..0)] {
             finite_differences(SnclrConfig { detach_w, ..config(3, 32, 0.1) }, flows);
         }
+        finite_differences(SnclrConfig { threshold: true, ..config(3, 32, 0.1) }, 0..224);
     }
 
     /// The gradients of z1 and those within `flows` agree with finite differences of the loss. All others are 0.
