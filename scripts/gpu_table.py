@@ -20,6 +20,7 @@ PARTS = {
     "doctor": "the doctor finds the device fit",
     "half": "dfdx's operations and training in f16 and AMP as in f32 on the CPU",
     "kernels": "every kernel test of the CPU on the GPU",
+    "library-kernels": "every kernel test of the CPU on the GPU, with cuBLASLt's products",
     "resume": "killed and resumed to the same bits",
     "memcheck": "no kernel test reads or writes where it must not",
     "racecheck": "no kernel test has a race",
