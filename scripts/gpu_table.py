@@ -55,9 +55,9 @@ def is_ours(case):
     return case["version"].startswith("snclr")
 
 
-def key(case, library=""):
-    """Both sides say what they did in the same words. Ours with a library is beside PyTorch's as well."""
-    return case["case"], case["precision"], case["device"].split(":")[0], case["what"], library
+def key(case):
+    """Both sides say what they did in the same words. Only ours may name a library for products."""
+    return case["case"], case["precision"], case["device"].split(":")[0], case["what"], library_of(case)
 
 
 def library_of(case):
@@ -70,7 +70,7 @@ def sides(cases):
     ours, theirs = {}, {}
     for case in cases:
         if is_ours(case):
-            ours.setdefault(key(case, library_of(case)), case)
+            ours.setdefault(key(case), case)
         elif key(case) not in theirs or milliseconds(case) < milliseconds(theirs[key(case)]):
             theirs[key(case)] = case
     return ours, theirs

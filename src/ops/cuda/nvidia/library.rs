@@ -35,8 +35,8 @@ pub struct Library {
     handle: sys::cublasLtHandle_t,
     /// Address of memory for algorithms. All products use it, one after the other in the order of the stream.
     workspace: u64,
-    /// What each kind of product needs: its shape, and whether a bias and a matrix are added.
-    plans: Mutex<HashMap<(Product, [bool; 2]), Plan>>,
+    /// What each kind of product needs, by its shape and whether a bias is added.
+    plans: Mutex<HashMap<(Product, bool), Plan>>,
 }
 
 /// The descriptions that a call takes, and the algorithm.
@@ -87,7 +87,7 @@ impl Library {
         stream: driver::sys::CUstream,
     ) -> Result<(), GpuError> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let Plan { work, a, b, d, algorithm } = match plans.entry((product, [at.bias.is_some(), at.added.is_some()])) {
+        let Plan { work, a, b, d, algorithm } = match plans.entry((product, at.bias.is_some())) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(self.plan(product, at.bias)?),
         };
