@@ -1,8 +1,8 @@
 // Takes the place of `device.cuh` where kernels are compiled for the CPU, so that tests run the very same sources.
 //
 // A block's 256 threads are fibers of one thread of the CPU. A fiber runs until it waits for the others of its block
-// (__syncthreads) or of its warp (mma, warp_sum). The order in which fibers run is a parameter: a kernel that lacks a barrier
-// gives different results in different orders. Blocks run one after the other. What this cannot show: speed, alignment
+// (__syncthreads) or of its warp (mma, warp_sum), and gives way to the next. The order in which fibers run is a parameter: a
+// kernel that lacks a barrier gives different results in different orders. Blocks run one after the other. What this cannot show: speed, alignment
 // faults, memory ordering within a warp, the limits of shared memory and registers, and the GPU's own rounding of mma.
 #include <cmath>
 #include <cstdint>
@@ -34,7 +34,8 @@ static unsigned int running;
 static void *stacks[THREADS];
 static void *contexts[THREADS];
 static void *scheduler;
-static int order;
+static unsigned int sequence[THREADS]; // the threads in the order in which they run
+static unsigned int turn;              // the running thread's place in it
 static const char *failure;
 
 #if defined(__x86_64__)
@@ -75,15 +76,36 @@ static void *fresh_context(void *stack, void (*entry)()) {
 // A thread writes to the same buffer again only after it has waited once more, and by then all have read it.
 static unsigned int waits[THREADS];
 
+// Makes the next thread that is ready in this round the running one and returns its context, or null at the end of the round.
+static void *next_ready() {
+    for (turn++; turn < THREADS; turn++) {
+        running = sequence[turn];
+        if (states[running] == READY) return contexts[running];
+    }
+    return nullptr;
+}
 static void yield(State state) {
     states[running] = state;
-    switch_stack(&contexts[running], scheduler);
+    void **from = &contexts[running];
+    void *next = next_ready();
+    switch_stack(from, next ? next : scheduler);
 }
 static void wait_for_block() { yield(WAITS_FOR_BLOCK); }
 static unsigned int buffer_in_turn() { return waits[running] % 2; }
 static void wait_for_warp() {
     waits[running]++;
     yield(WAITS_FOR_WARP);
+}
+
+// Waits for the warp. Its last thread to arrive does `work` for all of them first.
+static unsigned int arrived[THREADS / 32];
+template <class Work> static void wait_for_warp_and(const Work &work) {
+    unsigned int &count = arrived[running / 32];
+    if (++count == 32) {
+        count = 0;
+        work();
+    }
+    wait_for_warp();
 }
 
 static void (*body)(void **);
@@ -103,7 +125,7 @@ struct Copy {
 static std::vector<Copy> copies[THREADS];
 static unsigned int groups[THREADS];
 
-static unsigned int nth_thread(unsigned int i) {
+static unsigned int nth_thread(unsigned int i, int order) {
     switch (order) {
     case 0: return i;
     case 1: return THREADS - 1 - i;
@@ -120,16 +142,11 @@ static void run_block() {
         groups[t] = 0;
         waits[t] = 0;
     }
+    memset(arrived, 0, sizeof arrived);
     for (;;) {
-        bool any = false;
-        for (unsigned int i = 0; i < THREADS; i++) {
-            running = nth_thread(i);
-            if (states[running] == READY) {
-                any = true;
-                switch_stack(&scheduler, contexts[running]);
-            }
-        }
-        if (any) {
+        turn = -1; // before the first
+        if (void *first = next_ready()) {
+            switch_stack(&scheduler, first);
             // Warps whose threads have all come go on.
             for (unsigned int warp = 0; warp < THREADS; warp += 32) {
                 bool all = true;
@@ -174,7 +191,7 @@ extern "C" const char *emulate(const char *name, const unsigned int *grid, void 
     if (!found->name) return "no such kernel";
     body = found->run;
     arguments = args;
-    order = thread_order;
+    for (unsigned int i = 0; i < THREADS; i++) sequence[i] = nth_thread(i, thread_order);
     failure = nullptr;
     gridDim = {grid[0], grid[1], grid[2]};
     for (unsigned int z = 0; z < grid[2]; z++)
@@ -257,30 +274,40 @@ DEVICE unsigned int to_tf32(float value) {
     return (float_bits(value) + 0x1000u) & ~0x1fffu;
 }
 
-// The factors of a warp's product, laid out as PTX says: a [16, k], and b [k, 8] by columns.
-struct Factors {
-    float a[16][16], b[8][16];
-};
-static Factors given_factors[2][THREADS / 32];
-static Factors &factors() { return given_factors[buffer_in_turn()][running / 32]; }
-
-// d [16, 8] += a b, of which the thread has four values; `DEPTH` is k.
-template <int DEPTH> static void add_product(float (&d)[4], const Factors &given) {
-    wait_for_warp();
-    unsigned int lane = running % 32;
-    const float *above = given.a[lane / 4], *below = given.a[lane / 4 + 8];
-    const float *left = given.b[lane % 4 * 2], *right = given.b[lane % 4 * 2 + 1];
+// d [ROWS, 8] += a [ROWS, k] b [k, 8]; `DEPTH` is k. Each value is summed in the order of k.
+typedef float Eight __attribute__((vector_size(32)));
+template <int ROWS, int DEPTH> static void add_products(float (*d)[8], const float (*a)[16], const float (*b)[8]) {
+    Eight sums[ROWS], line;
+    memcpy(sums, d, sizeof sums);
     for (int k = 0; k < DEPTH; k++) {
-        d[0] += above[k] * left[k], d[1] += above[k] * right[k];
-        d[2] += below[k] * left[k], d[3] += below[k] * right[k];
+        memcpy(&line, b[k], sizeof line);
+        for (int row = 0; row < ROWS; row++) sums[row] += a[row][k] * line;
     }
+    memcpy(d, sums, sizeof sums);
+}
+
+// A warp's product, laid out as PTX says: d [16, 8] += a [16, k] b [k, 8].
+struct WarpProduct {
+    float a[16][16], b[16][8], d[16][8];
+};
+static WarpProduct warp_products[2][THREADS / 32];
+static WarpProduct &warp_product() { return warp_products[buffer_in_turn()][running / 32]; }
+
+// Adds the product of the factors that all threads of the warp have given to d, of which each has four values.
+template <int DEPTH> static void add_product(float (&d)[4], WarpProduct &given) {
+    unsigned int line = running % 32 / 4, column = running % 4 * 2;
+    for (int i = 0; i < 4; i++) given.d[line + i / 2 * 8][column + i % 2] = d[i];
+    wait_for_warp_and([&] {
+        for (int row = 0; row < 16; row += 8) add_products<8, DEPTH>(given.d + row, given.a + row, given.b);
+    });
+    for (int i = 0; i < 4; i++) d[i] = given.d[line + i / 2 * 8][column + i % 2];
 }
 
 static void mma_m16n8k8_tf32(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    Factors &given = factors();
+    WarpProduct &given = warp_product();
     unsigned int line = running % 32 / 4, k = running % 4;
     for (int i = 0; i < 4; i++) given.a[line + i % 2 * 8][k + i / 2 * 4] = bits_float(a[i] & ~0x1fffu);
-    for (int i = 0; i < 2; i++) given.b[line][k + i * 4] = bits_float(b[i] & ~0x1fffu);
+    for (int i = 0; i < 2; i++) given.b[k + i * 4][line] = bits_float(b[i] & ~0x1fffu);
     add_product<8>(d, given);
 }
 
@@ -290,31 +317,45 @@ template <class T> static float part_of(unsigned int word, unsigned int which) {
 }
 
 template <class T> static void mma_m16n8k16(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-    Factors &given = factors();
+    WarpProduct &given = warp_product();
     unsigned int line = running % 32 / 4, k = running % 4 * 2;
     for (int which = 0; which < 2; which++) {
         for (int i = 0; i < 4; i++) given.a[line + i % 2 * 8][k + i / 2 * 8 + which] = part_of<T>(a[i], which);
-        for (int i = 0; i < 2; i++) given.b[line][k + i * 8 + which] = part_of<T>(b[i], which);
+        for (int i = 0; i < 2; i++) given.b[k + i * 8 + which][line] = part_of<T>(b[i], which);
     }
     add_product<16>(d, given);
 }
 #define mma_m16n8k16_f16 mma_m16n8k16<half_t>
 #define mma_m16n8k16_bf16 mma_m16n8k16<bf16_t>
 
-// Each thread gives the address of a row of a matrix. The second wait lets all read before one of them writes there again.
+// Each thread gives the address of a row of a matrix. All are read before one of the threads goes on and may write there.
+template <int WORDS, class Read> static void load_for_warp(unsigned int (&to)[WORDS], const void *line, const Read &read) {
+    static struct {
+        const char *lines[32];
+        unsigned int words[32][WORDS];
+    } given_lines[2][THREADS / 32];
+    auto &given = given_lines[buffer_in_turn()][running / 32];
+    unsigned int own = running % 32;
+    given.lines[own] = (const char *)line;
+    wait_for_warp_and([&] {
+        for (unsigned int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < WORDS; i++) given.words[lane][i] = read(given.lines + i * 8, lane);
+    });
+    memcpy(to, given.words[own], sizeof to);
+}
 template <int WORDS> static void load_matrices(unsigned int (&to)[WORDS], const void *line) {
-    const char *const *lines = exchange((const char *)line) + running / 32 * 32;
-    unsigned int lane = running % 32;
-    for (int i = 0; i < WORDS; i++) memcpy(&to[i], lines[i * 8 + lane / 4] + lane % 4 * 4, 4);
-    wait_for_warp();
+    load_for_warp(to, line, [](const char *const *lines, unsigned int lane) {
+        unsigned int word;
+        memcpy(&word, lines[lane / 4] + lane % 4 * 4, 4);
+        return word;
+    });
 }
 template <int WORDS> static void load_turned_matrices(unsigned int (&to)[WORDS], const void *line) {
-    const char *const *lines = exchange((const char *)line) + running / 32 * 32;
-    unsigned int lane = running % 32;
-    for (int i = 0; i < WORDS; i++)
-        for (int half = 0; half < 2; half++)
-            memcpy((char *)&to[i] + half * 2, lines[i * 8 + lane % 4 * 2 + half] + lane / 4 * 2, 2);
-    wait_for_warp();
+    load_for_warp(to, line, [](const char *const *lines, unsigned int lane) {
+        unsigned short halves[2];
+        for (int half = 0; half < 2; half++) memcpy(&halves[half], lines[lane % 4 * 2 + half] + lane / 4 * 2, 2);
+        return halves[0] | (unsigned int)halves[1] << 16;
+    });
 }
 
 // A copy is made as late as may be: when it is waited for.
@@ -358,17 +399,30 @@ DEVICE void begin_products() {}
 DEVICE void end_of_products() {}
 template <int LAST> static void wait_for_products() {}
 
+// Each warp of a group has 16 rows of the sums. Its last thread to arrive adds the products of all its threads, so that each
+// factor is converted once.
 template <class T, bool A_TURNED, bool B_TURNED, int N> static void group_product(float (&d)[N][4], Described a, Described b) {
-    size_t line = running % 128 / 32 * 16 + running % 32 / 4, column = running % 4 * 2;
-    float left[2][16], right[2][16];
-    for (int h = 0; h < 2; h++)
-        for (int k = 0; k < 16; k++) left[h][k] = to_float(*(const T *)a.element<A_TURNED>(line + h * 8, k));
-    for (int n = 0; n < N; n++) {
-        for (int c = 0; c < 2; c++)
-            for (int k = 0; k < 16; k++) right[c][k] = to_float(*(const T *)b.element<B_TURNED>(n * 8 + column + c, k));
-        for (int k = 0; k < 16; k++)
-            for (int e = 0; e < 4; e++) d[n][e] += left[e / 2][k] * right[e % 2][k];
-    }
+    static float (*given_sums[2][THREADS / 32][32])[4];
+    auto &threads = given_sums[buffer_in_turn()][running / 32];
+    threads[running % 32] = d;
+    wait_for_warp_and([&] {
+        size_t first = running % 128 / 32 * 16;
+        float left[16][16], right[16][8];
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++) left[row][k] = to_float(*(const T *)a.element<A_TURNED>(first + row, k));
+        for (int n = 0; n < N; n++) {
+            for (int c = 0; c < 8; c++)
+                for (int k = 0; k < 16; k++) right[k][c] = to_float(*(const T *)b.element<B_TURNED>(n * 8 + c, k));
+            for (int half = 0; half < 2; half++) {
+                float sums[8][8];
+                for (int row = 0; row < 8; row++)
+                    for (int c = 0; c < 8; c++) sums[row][c] = threads[row * 4 + c / 2][n][half * 2 + c % 2];
+                add_products<8, 16>(sums, left + half * 8, right);
+                for (int row = 0; row < 8; row++)
+                    for (int c = 0; c < 8; c++) threads[row * 4 + c / 2][n][half * 2 + c % 2] = sums[row][c];
+            }
+        }
+    });
 }
 template <bool A_TURNED, bool B_TURNED, int N> static void group_product_f16(float (&d)[N][4], Described a, Described b) {
     group_product<half_t, A_TURNED, B_TURNED>(d, a, b);
