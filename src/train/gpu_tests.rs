@@ -32,13 +32,13 @@ use crate::{
 const N: usize = 16;
 const SIZE: usize = 8;
 
-/// A batch that depends on `step` alone.
-fn batch(step: usize) -> Batch<f32> {
+/// A batch of `n` images that depends on `step` alone.
+fn batch(n: usize, step: usize) -> Batch<f32> {
     let mut random = stream(step as u64, Purpose::Queue, 0, 0, 0);
     let mut crop =
-        || Crop { images: (0..N * SIZE * SIZE * 3).map(|_| random.random::<f32>() - 0.5).collect(), size: SIZE };
+        || Crop { images: (0..n * SIZE * SIZE * 3).map(|_| random.random::<f32>() - 0.5).collect(), size: SIZE };
     let crops = vec![crop(), crop()];
-    Batch { samples: (0..N).map(|i| (i + N * step) as i64).collect(), labels: vec![-1; N], crops }
+    Batch { samples: (0..n).map(|i| (i + n * step) as i64).collect(), labels: vec![-1; n], crops }
 }
 
 /// A GPU whose losses are computed on dfdx's CPU.
@@ -71,7 +71,7 @@ fn every_method_trains_as_on_the_cpu() {
         // In the first step, rounding errors of f32 pass through twenty batch norms. In the second, the loss also depends on
         // the first update, to which it is sensitive.
         for (step, tolerance) in [(0, 1e-4), (1, 1e-2)] {
-            let batch = batch(step);
+            let batch = batch(N, step);
             let expected = cpu.step(&Loaded::new(cpu.on(), batch.clone()).unwrap()).unwrap().expect("a row at once");
             assert!(ours.step(&Loaded::new(&gpu, batch).unwrap()).unwrap().is_none());
             let found = ours.settle().unwrap().expect("the step's row");
@@ -102,7 +102,12 @@ fn every_method_trains_as_on_the_cpu() {
 
 /// Compares a trainer that runs through, with rows one step late, with one that settles after every step and is restored from
 /// its state after every update. Rows and bits agree after two updates.
-fn restored_trainer_continues(mut methods: Vec<Sections>, precision: Precision, gradient_accumulation: usize) {
+fn restored_trainer_continues(
+    n: usize,
+    mut methods: Vec<Sections>,
+    precision: Precision,
+    gradient_accumulation: usize,
+) {
     let Some(gpu) = gpu(precision) else { return };
     let sections = methods.pop().expect("SNCLR is the last");
     let config = PretrainConfig { precision, gradient_accumulation, ..sections.config() };
@@ -111,7 +116,7 @@ fn restored_trainer_continues(mut methods: Vec<Sections>, precision: Precision, 
     let mut broken = trainer(&gpu, &config);
     let mut rows = [Vec::new(), Vec::new()];
     for step in 0..steps {
-        let batch = Loaded::new(&gpu, batch(step)).unwrap();
+        let batch = Loaded::new(&gpu, batch(n, step)).unwrap();
         rows[0].extend(straight.step(&batch).unwrap());
         assert_eq!(rows[0].len(), step);
         rows[1].extend(broken.step(&batch).unwrap());
@@ -143,17 +148,18 @@ fn restored_trainer_continues(mut methods: Vec<Sections>, precision: Precision, 
 
 #[test]
 fn a_restored_trainer_goes_on_to_the_same_bits() {
-    restored_trainer_continues(sweep_of_methods(), Precision::F32, 2);
+    restored_trainer_continues(N, sweep_of_methods(), Precision::F32, 2);
 }
 
 #[test]
 fn a_restored_trainer_in_f16_goes_on_to_the_same_bits() {
-    restored_trainer_continues(sweep_of_methods(), Precision::F16, 1);
+    restored_trainer_continues(N, sweep_of_methods(), Precision::F16, 1);
 }
 
 #[test]
 fn a_restored_transformer_in_bf16_goes_on_to_the_same_bits() {
-    restored_trainer_continues(sweep_of_methods_with_vit(), Precision::Bf16, 1);
+    // Fewer images, since the few tokens of each fill a whole tile of the attention.
+    restored_trainer_continues(N / 4, sweep_of_methods_with_vit(), Precision::Bf16, 1);
 }
 
 #[test]
