@@ -2,8 +2,9 @@
 //
 // A block's 256 threads are fibers of one thread of the CPU. A fiber runs until it waits for the others of its block
 // (__syncthreads) or of its warp (mma, warp_sum), and gives way to the next. The order in which fibers run is a parameter: a
-// kernel that lacks a barrier gives different results in different orders. Blocks run one after the other. What this cannot show: speed, alignment
-// faults, memory ordering within a warp, the limits of shared memory and registers, and the GPU's own rounding of mma.
+// kernel that lacks a barrier gives different results in different orders. Blocks run one after the other. What this cannot
+// show: speed, alignment faults, memory ordering within a warp, the limits of shared memory and registers, and the GPU's own
+// rounding of mma.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -274,14 +275,14 @@ DEVICE unsigned int to_tf32(float value) {
     return (float_bits(value) + 0x1000u) & ~0x1fffu;
 }
 
-// d [ROWS, 8] += a [ROWS, k] b [k, 8]; `DEPTH` is k. Each value is summed in the order of k.
+// d [8, 8] += a [8, k] b [k, 8]; `DEPTH` is k. Each value is summed in the order of k.
 typedef float Eight __attribute__((vector_size(32)));
-template <int ROWS, int DEPTH> static void add_products(float (*d)[8], const float (*a)[16], const float (*b)[8]) {
-    Eight sums[ROWS], line;
+template <int DEPTH> static void add_products(float (*d)[8], const float (*a)[16], const float (*b)[8]) {
+    Eight sums[8], line;
     memcpy(sums, d, sizeof sums);
     for (int k = 0; k < DEPTH; k++) {
         memcpy(&line, b[k], sizeof line);
-        for (int row = 0; row < ROWS; row++) sums[row] += a[row][k] * line;
+        for (int row = 0; row < 8; row++) sums[row] += a[row][k] * line;
     }
     memcpy(d, sums, sizeof sums);
 }
@@ -298,7 +299,7 @@ template <int DEPTH> static void add_product(float (&d)[4], WarpProduct &given) 
     unsigned int line = running % 32 / 4, column = running % 4 * 2;
     for (int i = 0; i < 4; i++) given.d[line + i / 2 * 8][column + i % 2] = d[i];
     wait_for_warp_and([&] {
-        for (int row = 0; row < 16; row += 8) add_products<8, DEPTH>(given.d + row, given.a + row, given.b);
+        for (int row = 0; row < 16; row += 8) add_products<DEPTH>(given.d + row, given.a + row, given.b);
     });
     for (int i = 0; i < 4; i++) d[i] = given.d[line + i / 2 * 8][column + i % 2];
 }
@@ -417,7 +418,7 @@ template <class T, bool A_TURNED, bool B_TURNED, int N> static void group_produc
                 float sums[8][8];
                 for (int row = 0; row < 8; row++)
                     for (int c = 0; c < 8; c++) sums[row][c] = threads[row * 4 + c / 2][n][half * 2 + c % 2];
-                add_products<8, 16>(sums, left + half * 8, right);
+                add_products<16>(sums, left + half * 8, right);
                 for (int row = 0; row < 8; row++)
                     for (int c = 0; c < 8; c++) threads[row * 4 + c / 2][n][half * 2 + c % 2] = sums[row][c];
             }
