@@ -1,7 +1,10 @@
 //! Element-wise passes over rows of channels, on the calling thread.
 //!
 //! The passes go vector by vector. A compiler would turn a plain loop over a row into one that takes several vectors at a time
-//! and the rest element by element. With few channels, that rest is the whole row.
+//! and the rest element by element. With few channels, that rest is the whole row. Where rows are no whole vectors, several rows
+//! are taken as one that is, with the factors of the channels repeated.
+
+use std::borrow::Cow;
 
 use pulp::{Scalar, Simd, WithSimd};
 
@@ -12,6 +15,9 @@ use crate::ops::{
     simd,
     vector::{Vector, lanes},
 };
+
+/// Fewest groups of rows for which factors are repeated.
+const WORTH_IT: usize = 8;
 
 /// A computation of each element of `out` [rows, channels].
 trait Pass<E: Real> {
@@ -45,6 +51,19 @@ fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
     dispatch(channels, Run { pass, channels, out });
 }
 
+/// How many rows of `channels` elements to take as one, and how many elements of `all` to take so. Rows that are whole vectors
+/// are taken one by one, and so are the few rows that such groups leave over.
+fn grouped(channels: usize, all: usize) -> (usize, usize) {
+    let rows = WHOLE_VECTORS >> channels.trailing_zeros().min(WHOLE_VECTORS.trailing_zeros());
+    let group = rows * channels;
+    if rows > 1 && all >= WORTH_IT * group { (rows, all - all % group) } else { (1, all) }
+}
+
+/// The factors of a row's channels, for `rows` rows as one.
+fn repeated<E: Real>(factors: &[E], rows: usize) -> Cow<'_, [E]> {
+    if rows == 1 { Cow::Borrowed(factors) } else { Cow::Owned(factors.repeat(rows)) }
+}
+
 /// Runs `work` on rows of `channels` elements: vector by vector if these are whole vectors, else element by element.
 pub fn dispatch<W: WithSimd>(channels: usize, work: W) -> W::Output {
     if channels.is_multiple_of(WHOLE_VECTORS) { simd::dispatch(work) } else { work.with_simd(Scalar::new()) }
@@ -57,6 +76,14 @@ pub fn at<E: Real, S: Simd>(simd: S, values: &[E], at: usize) -> Vector<E, S> {
 }
 
 impl<E: Real> Affine<E> {
+    /// The map of `rows` rows as one.
+    fn repeated(&self, rows: usize) -> Cow<'_, Self> {
+        match rows {
+            1 => Cow::Borrowed(self),
+            _ => Cow::Owned(Self { scale: self.scale.repeat(rows), shift: self.shift.repeat(rows) }),
+        }
+    }
+
     #[inline(always)]
     fn of<S: Simd>(&self, simd: S, x: Vector<E, S>, column: usize) -> Vector<E, S> {
         x * at(simd, &self.scale, column) + at(simd, &self.shift, column)
@@ -116,12 +143,19 @@ impl<E: Real> Pass<E> for NormaliseBoth<'_, E> {
 
 /// out = x scale + shift + residual, through a ReLU if `relu`. The residual has the same elements as `out`.
 pub fn normalise<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
+    let (rows, most) = grouped(affine.scale.len(), out.len());
+    let ((x, x_rest), (out, rest)) = (x.split_at(most), out.split_at_mut(most));
+    if !rest.is_empty() {
+        normalise(x_rest, affine, residual.part(most..most + rest.len()), relu, rest);
+    }
     let floor = if relu { E::zero() } else { E::neg_infinity() };
+    let affine = &*affine.repeated(rows);
     let (of, channels) = (Normalise { x, affine, floor }, affine.scale.len());
-    match residual {
+    match residual.part(0..most) {
         Residual::None => run(of, channels, out),
         Residual::Plain(residual) => run(NormaliseAndAdd { of, residual }, channels, out),
         Residual::Normalised(x, affine) => {
+            let affine = &*affine.repeated(rows);
             run(NormaliseBoth { of, residual: Normalise { x, affine, floor } }, channels, out);
         }
     }
@@ -170,7 +204,17 @@ impl<E: Real, G: Gate<E>> Pass<E> for Combine<'_, E, G> {
     }
 }
 
-/// x = a g + b x + d with factors [a, b, d] per channel, where g is what passes `gate`.
-pub fn combine<E: Real>(x: &mut [E], g: &[E], gate: impl Gate<E>, factors: [&[E]; 3]) {
-    run(Combine { g, gate, factors }, factors[0].len(), x);
+/// x = a g + b x + d with factors [a, b, d] per channel. With `relu_of`, g counts only where that map of x is positive.
+pub fn combine<E: Real>(x: &mut [E], g: &[E], relu_of: Option<&Affine<E>>, factors: [&[E]; 3]) {
+    let (rows, most) = grouped(factors[0].len(), x.len());
+    let ((x, x_rest), (g, g_rest)) = (x.split_at_mut(most), g.split_at(most));
+    if !x_rest.is_empty() {
+        combine(x_rest, g_rest, relu_of, factors);
+    }
+    let factors = &factors.map(|factors| repeated(factors, rows));
+    let (factors, channels) = (factors.each_ref().map(|factors| &**factors), factors[0].len());
+    match relu_of.map(|affine| affine.repeated(rows)) {
+        Some(affine) => run(Combine { g, gate: &*affine, factors }, channels, x),
+        None => run(Combine { g, gate: Open, factors }, channels, x),
+    }
 }

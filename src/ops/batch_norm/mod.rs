@@ -13,6 +13,8 @@ pub use moments::{AddBranch, Moments, TileMoments, TileSlot};
 
 pub(crate) use elementwise::normalise;
 
+use std::ops::Range;
+
 use elementwise::{Gate, Open, at, combine, dispatch};
 use pulp::Simd;
 use rayon::prelude::*;
@@ -78,17 +80,23 @@ pub enum Residual<'a, E> {
     Normalised(&'a [E], &'a Affine<E>),
 }
 
+impl<E> Residual<'_, E> {
+    /// The part for some elements of the normalised tensor.
+    fn part(&self, elements: Range<usize>) -> Self {
+        match *self {
+            Residual::None => Residual::None,
+            Residual::Plain(x) => Residual::Plain(&x[elements]),
+            Residual::Normalised(x, affine) => Residual::Normalised(&x[elements], affine),
+        }
+    }
+}
+
 /// out = relu(x * scale + shift + residual), or without the ReLU.
 pub fn apply<E: Real>(x: &[E], affine: &Affine<E>, residual: Residual<E>, relu: bool, out: &mut [E]) {
     let chunk = chunk_rows(affine.scale.len()) * affine.scale.len();
     out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).enumerate().for_each(|(i, (out, x))| {
         let part = i * chunk..i * chunk + out.len();
-        let residual = match residual {
-            Residual::None => Residual::None,
-            Residual::Plain(r) => Residual::Plain(&r[part]),
-            Residual::Normalised(r, affine) => Residual::Normalised(&r[part], affine),
-        };
-        normalise(x, affine, residual, relu, out);
+        normalise(x, affine, residual.part(part), relu, out);
     });
 }
 
@@ -223,12 +231,7 @@ pub fn backward_input<E: Real>(
         b[c] = E::zero() - factor * slope;
         d[c] = factor * (slope * mean - sums.g[c] / rows);
     }
+    let relu_of = if let Relu::Of(affine) = relu { Some(affine) } else { None };
     let chunk = chunk_rows(channels) * channels;
-    x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| {
-        let factors = [&a[..], &b, &d];
-        match relu {
-            Relu::Of(affine) => combine(x, g, affine, factors),
-            Relu::None | Relu::Output(_) => combine(x, g, Open, factors),
-        }
-    });
+    x.par_chunks_mut(chunk).zip(g.par_chunks(chunk)).for_each(|(x, g)| combine(x, g, relu_of, [&a, &b, &d]));
 }

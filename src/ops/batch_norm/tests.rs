@@ -118,3 +118,34 @@ fn parts_of_the_batch_are_combined_as_a_tree() {
         }
     }
 }
+
+/// Rows of few channels are taken several at a time, and a last one may be cut short. Values are those of a plain loop.
+#[test]
+fn any_number_of_channels_gives_the_bits_of_a_plain_loop() {
+    for (channels, rows) in [(1, 900), (3, 701), (8, 515), (8, 1), (12, 33), (16, 40), (24, 77)] {
+        let values = |step: f32, len: usize| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
+        let [x, other, g] = [0.7, 1.1, 0.3].map(|step| values(step, rows * channels));
+        let affine = |step: f32| Affine { scale: values(step, channels), shift: values(step + 0.1, channels) };
+        let (own, others) = (affine(0.9), affine(1.7));
+        let of =
+            |affine: &Affine<f32>, x: &[f32], i: usize| x[i] * affine.scale[i % channels] + affine.shift[i % channels];
+        let normalised = |residual, relu| {
+            let mut out = vec![f32::NAN; x.len()];
+            apply(&x, &own, residual, relu, &mut out);
+            out
+        };
+        let each = |value: &dyn Fn(usize) -> f32| (0..x.len()).map(value).collect::<Vec<f32>>();
+        assert_eq!(normalised(Residual::None, true), each(&|i| of(&own, &x, i).max(0.0)), "{channels}");
+        assert_eq!(normalised(Residual::Plain(&other), false), each(&|i| of(&own, &x, i) + other[i]), "{channels}");
+        let both = normalised(Residual::Normalised(&other, &others), true);
+        assert_eq!(both, each(&|i| (of(&own, &x, i) + of(&others, &other, i)).max(0.0)), "{channels}");
+        let [a, b, d] = [0.2, 0.4, 0.6].map(|step| values(step, channels));
+        for relu_of in [None, Some(&own)] {
+            let mut gx = x.clone();
+            combine(&mut gx, &g, relu_of, [&a, &b, &d]);
+            let passes = |i: usize| relu_of.is_none_or(|affine| of(affine, &x, i) > 0.0);
+            let term = |i: usize| if passes(i) { a[i % channels] * g[i] } else { a[i % channels] * 0.0 };
+            assert_eq!(gx, each(&|i| term(i) + b[i % channels] * x[i] + d[i % channels]), "{channels}");
+        }
+    }
+}

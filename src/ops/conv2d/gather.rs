@@ -9,10 +9,48 @@ impl Conv2d {
     /// Gathers the patches of the output pixels `rows` (counted over the whole batch) into `patches`, which has rows of `row`
     /// elements. Each row starts with a patch; elements after it are left as they are. Pixels outside the image are zero.
     pub(super) fn gather<E: Real>(&self, x: Source<E>, size: Size, rows: Range<usize>, row: usize, patches: &mut [E]) {
+        if self.is_pointwise() && row == self.patch() {
+            return x.copy_to(rows.start * row, patches);
+        }
+        let read = self.lines_read(size, &rows);
+        let read = read.start * size.w * self.input..read.end * size.w * self.input;
+        if x.relu_of.is_none() || read.len() > rows.len() * self.patch() {
+            return self.gather_from(&|first, target| x.copy_to(first, target), size, rows, row, patches);
+        }
+        // Patches overlap, so what they read is computed once before they are gathered.
+        E::with_scratch(read.len(), |images| {
+            x.copy_to(read.start, images);
+            let copy =
+                |first: usize, target: &mut [E]| target.copy_from_slice(&images[first - read.start..][..target.len()]);
+            self.gather_from(&copy, size, rows, row, patches);
+        });
+    }
+
+    /// The lines of pixels, counted over the whole batch, that the output pixels `rows` read.
+    fn lines_read(&self, size: Size, rows: &Range<usize>) -> Range<usize> {
+        let out = self.output_size(size);
+        // The line of an output pixel's kernel row `ky`, or the nearest one of its image.
+        let line = |pixel: usize, ky: usize| {
+            let (image, oy) = (pixel / (out.h * out.w), pixel / out.w % out.h);
+            image * size.h + (oy * self.stride + ky).saturating_sub(self.padding).min(size.h - 1)
+        };
+        line(rows.start, 0)..line(rows.end - 1, self.kernel - 1) + 1
+    }
+
+    /// Gathers patches as [`gather`](Self::gather). `copy` copies the elements of the input from a first one on.
+    #[inline(always)]
+    fn gather_from<E: Real>(
+        &self,
+        copy: &impl Fn(usize, &mut [E]),
+        size: Size,
+        rows: Range<usize>,
+        row: usize,
+        patches: &mut [E],
+    ) {
         self.for_each_run(size, rows, |patch, at, source, len| {
             let target = &mut patches[patch * row + at..][..len];
             match source {
-                Some(source) => x.copy_to(source, target),
+                Some(source) => copy(source, target),
                 None => target.fill(E::zero()),
             }
         });
