@@ -7,6 +7,7 @@ Sources and their definitions are read from the `Source { … }` values in src/,
 """
 import concurrent.futures
 import ctypes
+import functools
 import os
 import pathlib
 import re
@@ -30,7 +31,13 @@ def check(nvrtc, result, what):
         sys.exit(f"error: {what}: {nvrtc.nvrtcGetErrorString(result).decode()}")
 
 
-def compile_source(nvrtc, name, text, architecture):
+@functools.cache
+def loaded(library):
+    return ctypes.CDLL(library)
+
+
+def compile_source(library, name, text, architecture):
+    nvrtc = loaded(library)
     program = ctypes.c_void_p()
     check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None), name)
     # As the program does; and not every source uses all of device.cuh.
@@ -50,18 +57,17 @@ def compile_source(nvrtc, name, text, architecture):
 
 def main():
     library, *architectures = sys.argv[1:]
-    nvrtc = ctypes.CDLL(library)
     device = (ROOT / "src/ops/cuda/device.cuh").read_text()
     found = list(sources())
     files = {path for _, _, paths in found for path in paths}
     forgotten = set((ROOT / "src").rglob("*.cu")) - files
     if forgotten or not found:
         sys.exit(f"error: no Source names {sorted(map(str, forgotten)) or 'anything'}")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC may be used by several threads
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:  # NVRTC keeps threads of one process waiting for each other
         jobs = []
         for name, defines, paths in found:
             text = "\n".join([device, defines, *(path.read_text() for path in paths)])
-            jobs.append((name, [pool.submit(compile_source, nvrtc, name, text, a) for a in architectures]))
+            jobs.append((name, [pool.submit(compile_source, library, name, text, a) for a in architectures]))
         for name, of_source in jobs:
             sizes = [job.result() for job in of_source]
             print(f"{name:16} " + "  ".join(f"{a} {size:>8} bytes" for a, size in zip(architectures, sizes)))
