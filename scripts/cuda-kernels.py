@@ -63,7 +63,7 @@ def main():
     forgotten = set((ROOT / "src").rglob("*.cu")) - files
     if forgotten or not found:
         sys.exit(f"error: no Source names {sorted(map(str, forgotten)) or 'anything'}")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:  # NVRTC keeps threads of one process waiting for each other
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:  # NVRTC compiles one source at a time in a process
         jobs = []
         for name, defines, paths in found:
             text = "\n".join([device, defines, *(path.read_text() for path in paths)])

@@ -17,7 +17,7 @@ use crate::ops::{
 };
 
 /// Fewest groups of rows for which factors are repeated.
-const WORTH_IT: usize = 8;
+const LEAST_GROUPS: usize = 8;
 
 /// A computation of each element of `out` [rows, channels].
 trait Pass<E: Real> {
@@ -51,12 +51,12 @@ fn run<E: Real, P: Pass<E>>(pass: P, channels: usize, out: &mut [E]) {
     dispatch(channels, Run { pass, channels, out });
 }
 
-/// How many rows of `channels` elements to take as one, and how many elements of `all` to take so. Rows that are whole vectors
-/// are taken one by one, and so are the few rows that such groups leave over.
+/// How many rows of `channels` elements to take as one so that they are whole vectors, and how many of the `all` elements such
+/// groups hold. The rest is less than a group.
 fn grouped(channels: usize, all: usize) -> (usize, usize) {
     let rows = WHOLE_VECTORS >> channels.trailing_zeros().min(WHOLE_VECTORS.trailing_zeros());
     let group = rows * channels;
-    if rows > 1 && all >= WORTH_IT * group { (rows, all - all % group) } else { (1, all) }
+    if rows > 1 && all >= LEAST_GROUPS * group { (rows, all - all % group) } else { (1, all) }
 }
 
 /// The factors of a row's channels, for `rows` rows as one.

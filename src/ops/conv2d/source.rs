@@ -5,8 +5,8 @@ use crate::ops::{
     batch_norm::{Affine, Residual, normalise},
 };
 
-/// Images [n, h, w, channels] as stored or, with `relu_of`, relu(affine(images)), which is computed on each read and never
-/// stored.
+/// Images [n, h, w, channels] as stored or, with `relu_of`, relu(affine(images)), which is computed on each read. At most
+/// a tile of it is stored.
 #[derive(Clone, Copy)]
 pub struct Source<'a, E> {
     pub images: &'a [E],
