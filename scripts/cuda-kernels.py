@@ -33,6 +33,7 @@ def check(nvrtc, result, what):
 
 @functools.cache
 def loaded(library):
+    """The library of this process: a handle cannot be sent to another one."""
     return ctypes.CDLL(library)
 
 
