@@ -272,6 +272,18 @@ impl<B: Optimize> Trainer<B> {
         let (n, dim) = (batch.samples.len(), model.projector.output());
         let groups = Groups::new(on, n, self.group);
 
+        // Momentum branch: k = g'(f'(x)) of both full views. It comes first, because its working memory is free again before the
+        // online branch keeps the results of all its layers.
+        let mut keys = None;
+        if let Some(target) = &mut self.momentum {
+            let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
+                let (h, _) = groups.encode(&model.encoder, target.in_training(), images, *size, false)?;
+                let (k, _) = groups.head(&model.projector, target.in_training(), on.gather(h)?)?;
+                on.rows(&k, (n, dim))
+            };
+            keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
+        }
+
         // Online branch: features h = f(x), projections y = g(h), predictions z = q(y), each crop with its own statistics. A
         // rank computes the features of its share of the images. Everything after that is the same on all ranks.
         let mut crops: Vec<Online<B>> = Vec::with_capacity(batch.crops.len());
@@ -287,17 +299,6 @@ impl<B: Optimize> Trainer<B> {
                 None => (projected.clone(), None),
             };
             crops.push(Online { encoder: saved, projector, predictor, y: projected, z });
-        }
-
-        // Momentum branch: k = g'(f'(x)) of both full views.
-        let mut keys = None;
-        if let Some(target) = &mut self.momentum {
-            let mut project = |(images, size): &(B::Buffer, Size)| -> anyhow::Result<Rows<B>> {
-                let (h, _) = groups.encode(&model.encoder, target.in_training(), images, *size, false)?;
-                let (k, _) = groups.head(&model.projector, target.in_training(), on.gather(h)?)?;
-                on.rows(&k, (n, dim))
-            };
-            keys = Some([project(&batch.crops[0])?, project(&batch.crops[1])?]);
         }
 
         // The loss, and its gradient with respect to projections, predictions and the method's own parameters.

@@ -86,6 +86,9 @@ pub(super) fn forward<B: Backend>(
     }
     let normed = on.conv_norm(last, branch, inner.last().map_or(Source::Plain(x), Source::Inner), *size)?;
     *size = last.conv.output_size(*size);
+    if !keep {
+        inner.clear();
+    }
     let residual = shortcut.as_ref().map_or(Residual::Plain(x), Residual::Normed);
     let output = on.output(&normed, residual)?;
     Ok((output, keep.then_some(SavedBlock { inner, last: normed, shortcut })))
