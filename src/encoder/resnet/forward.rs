@@ -87,7 +87,7 @@ pub(super) fn forward<B: Backend>(
     let normed = on.conv_norm(last, branch, inner.last().map_or(Source::Plain(x), Source::Inner), *size)?;
     *size = last.conv.output_size(*size);
     if !keep {
-        inner.clear();
+        inner.clear(); // no longer read: the output can take its memory
     }
     let residual = shortcut.as_ref().map_or(Residual::Plain(x), Residual::Normed);
     let output = on.output(&normed, residual)?;
